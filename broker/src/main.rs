@@ -1,0 +1,3 @@
+//! `penstock-broker`: Broker that ingests into shared buffers.
+
+fn main() {}

@@ -1,0 +1,8 @@
+//! Everything that a payload byte passes through, from the wire to the reader.
+//!
+//! Data flows one way: [`tcp`] receives what [`wire`] describes straight into the shared buffer of
+//! [`log`]; [`profile`] says where the time went. `wire` and the protocol logic touch no socket,
+//! no clock and no randomness.
+
+pub mod profile;
+pub mod wire;

@@ -1,0 +1,509 @@
+//! Opening a session: the publisher's [`Hello`] and the broker's [`Welcome`].
+
+use std::fmt;
+use std::str::FromStr;
+
+use thiserror::Error;
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use super::{MAGIC, VERSION};
+
+/// Bytes of a [`Hello`], before the topic's name.
+pub const HELLO_LEN: usize = size_of::<Hello>();
+/// Bytes of a [`Welcome`], before the text of a refusal.
+pub const WELCOME_LEN: usize = size_of::<Welcome>();
+/// Longest topic name, bytes.
+pub const MAX_TOPIC_LEN: usize = 128;
+/// Most streams that a session may have.
+pub const MAX_STREAMS: u32 = 1024;
+/// Longest text of a refusal, bytes.
+pub const MAX_TEXT_LEN: usize = 1024;
+
+/// First bytes of a connection, from publisher to broker; the topic's name follows.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct Hello {
+    magic: [u8; 4],
+    version: U16,
+    topic_len: U16,
+    session: U64,
+    stream: U32,
+    streams: U32,
+    ack_level: u8,
+    order_level: u8,
+    reserved: [u8; 2],
+    max_payload: U32,
+}
+
+/// What a publisher asks for when it opens a stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// The session that this stream belongs to; 0 opens a new one.
+    pub session: u64,
+    /// Number of this stream in its session, from 0.
+    pub stream: u32,
+    /// Streams that the session will have, 1 to [`MAX_STREAMS`].
+    pub streams: u32,
+    /// When the broker acknowledges.
+    pub ack: AckLevel,
+    /// What order is kept.
+    pub order: OrderLevel,
+    /// Largest batch payload that the publisher means to send, bytes.
+    pub max_payload: u32,
+}
+
+/// When a broker acknowledges a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AckLevel {
+    /// 0: never while the stream runs; its end is confirmed.
+    None,
+    /// 1: once the batch is committed in the broker's shared buffer.
+    Committed,
+}
+
+/// What order a broker keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OrderLevel {
+    /// 0: batches of one stream stay in order; streams are independent.
+    PerStream,
+}
+
+/// The level exists in no version that this build speaks.
+#[derive(Debug, Error, PartialEq, Eq, Clone)]
+#[error("{what} level {asked} is not supported; supported: {supported}")]
+pub struct UnsupportedLevel {
+    what: &'static str,
+    asked: String,
+    supported: &'static str,
+}
+
+impl AckLevel {
+    /// The number on the wire and on command lines.
+    #[must_use]
+    pub fn number(self) -> u8 {
+        match self {
+            Self::None => 0,
+            Self::Committed => 1,
+        }
+    }
+}
+
+impl OrderLevel {
+    /// The number on the wire and on command lines.
+    #[must_use]
+    pub fn number(self) -> u8 {
+        match self {
+            Self::PerStream => 0,
+        }
+    }
+}
+
+impl TryFrom<u8> for AckLevel {
+    type Error = UnsupportedLevel;
+
+    fn try_from(level: u8) -> Result<Self, UnsupportedLevel> {
+        level.to_string().parse()
+    }
+}
+
+impl TryFrom<u8> for OrderLevel {
+    type Error = UnsupportedLevel;
+
+    fn try_from(level: u8) -> Result<Self, UnsupportedLevel> {
+        level.to_string().parse()
+    }
+}
+
+impl FromStr for AckLevel {
+    type Err = UnsupportedLevel;
+
+    fn from_str(level: &str) -> Result<Self, UnsupportedLevel> {
+        match level {
+            "0" => Ok(Self::None),
+            "1" => Ok(Self::Committed),
+            _ => Err(UnsupportedLevel {
+                what: "ack",
+                asked: level.to_owned(),
+                supported: "0 (none), 1 (committed in the broker's shared buffer)",
+            }),
+        }
+    }
+}
+
+impl FromStr for OrderLevel {
+    type Err = UnsupportedLevel;
+
+    fn from_str(level: &str) -> Result<Self, UnsupportedLevel> {
+        match level {
+            "0" => Ok(Self::PerStream),
+            _ => Err(UnsupportedLevel {
+                what: "order",
+                asked: level.to_owned(),
+                supported: "0 (per stream)",
+            }),
+        }
+    }
+}
+
+/// Why a broker did not open the stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u16)]
+pub enum Refusal {
+    /// The broker speaks another version of the protocol.
+    Version = 1,
+    /// The ack or order level, or the stream count, is not served.
+    Unsupported = 2,
+    /// The topic's name is not allowed, or the broker serves no more topics.
+    Topic = 3,
+    /// No such session, or its stream is already connected.
+    Session = 4,
+    /// The broker is at its limit of connections, or cannot make the buffer.
+    Resources = 5,
+    /// A batch as large as asked for does not fit.
+    BatchSize = 6,
+}
+
+/// A hello that cannot be served; the text is for the publisher's user.
+#[derive(Debug, Error, PartialEq, Eq, Clone)]
+pub enum HelloError {
+    /// The peer does not speak this protocol at all.
+    #[error("not a Penstock publisher (first bytes {0:02x?})")]
+    Magic([u8; 4]),
+    /// The peer speaks another version.
+    #[error(
+        "protocol version {theirs}; this broker speaks {VERSION}: use a publisher of the same release"
+    )]
+    Version {
+        /// The publisher's version.
+        theirs: u16,
+    },
+    /// The topic's name has a forbidden length.
+    #[error("topic name of {0} bytes; allowed are 1 to {MAX_TOPIC_LEN}")]
+    TopicLen(usize),
+    /// The stream number and count do not fit together.
+    #[error(
+        "stream {stream} of {streams}; a session has 1 to {MAX_STREAMS} streams, numbered from 0"
+    )]
+    Streams {
+        /// Asked stream.
+        stream: u32,
+        /// Asked count.
+        streams: u32,
+    },
+    /// An ack or order level that this build does not have.
+    #[error(transparent)]
+    Level(#[from] UnsupportedLevel),
+}
+
+impl HelloError {
+    /// The code that tells the publisher; none for a peer that would not understand it.
+    #[must_use]
+    pub fn refusal(&self) -> Option<Refusal> {
+        match self {
+            Self::Magic(_) => None,
+            Self::Version { .. } => Some(Refusal::Version),
+            Self::TopicLen(_) => Some(Refusal::Topic),
+            Self::Streams { .. } | Self::Level(_) => Some(Refusal::Unsupported),
+        }
+    }
+}
+
+impl Hello {
+    /// The hello for `request` on a topic whose name has `topic_len` bytes.
+    ///
+    /// # Panics
+    /// If `topic_len` exceeds [`MAX_TOPIC_LEN`]; [`check_topic`] tells beforehand.
+    #[must_use]
+    pub fn new(request: &Request, topic_len: usize) -> Self {
+        assert!(
+            topic_len <= MAX_TOPIC_LEN,
+            "topic names are checked before a hello is made"
+        );
+        Self {
+            magic: MAGIC,
+            version: VERSION.into(),
+            topic_len: (topic_len as u16).into(),
+            session: request.session.into(),
+            stream: request.stream.into(),
+            streams: request.streams.into(),
+            ack_level: request.ack.number(),
+            order_level: request.order.number(),
+            reserved: [0; 2],
+            max_payload: request.max_payload.into(),
+        }
+    }
+
+    /// Whether these first bytes of a connection can still become a hello.
+    #[must_use]
+    pub fn may_start_with(bytes: &[u8]) -> bool {
+        bytes.iter().zip(MAGIC).all(|(byte, magic)| *byte == magic)
+    }
+
+    /// Length of the topic's name, and the request.
+    ///
+    /// # Errors
+    /// [`HelloError`] says what cannot be served.
+    pub fn parse(&self) -> Result<(usize, Request), HelloError> {
+        if self.magic != MAGIC {
+            return Err(HelloError::Magic(self.magic));
+        }
+        if self.version.get() != VERSION {
+            return Err(HelloError::Version {
+                theirs: self.version.get(),
+            });
+        }
+        let topic_len = usize::from(self.topic_len.get());
+        if topic_len == 0 || topic_len > MAX_TOPIC_LEN {
+            return Err(HelloError::TopicLen(topic_len));
+        }
+        let (stream, streams) = (self.stream.get(), self.streams.get());
+        if streams == 0 || streams > MAX_STREAMS || stream >= streams {
+            return Err(HelloError::Streams { stream, streams });
+        }
+        let request = Request {
+            session: self.session.get(),
+            stream,
+            streams,
+            ack: self.ack_level.try_into()?,
+            order: self.order_level.try_into()?,
+            max_payload: self.max_payload.get(),
+        };
+        Ok((topic_len, request))
+    }
+}
+
+/// Why a topic's name is refused.
+#[derive(Debug, Error, PartialEq, Eq, Clone)]
+#[error(
+    "topic name {0:?} is not allowed: use 1 to {MAX_TOPIC_LEN} of A-Z a-z 0-9 . _ - and do not start with a dot"
+)]
+pub struct BadTopic(String);
+
+/// Checks a topic's name; it becomes a file name, so only plain characters are allowed.
+///
+/// # Errors
+/// [`BadTopic`] names the rule.
+pub fn check_topic(name: &[u8]) -> Result<&str, BadTopic> {
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"._-".contains(byte);
+    let allowed = !name.is_empty()
+        && name.len() <= MAX_TOPIC_LEN
+        && name[0] != b'.'
+        && name.iter().all(plain);
+    std::str::from_utf8(name)
+        .ok()
+        .filter(|_| allowed)
+        .ok_or_else(|| BadTopic(String::from_utf8_lossy(name).into_owned()))
+}
+
+/// The broker's answer to a [`Hello`]; the text of a refusal follows.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct Welcome {
+    magic: [u8; 4],
+    version: U16,
+    refusal: U16,
+    session: U64,
+    max_payload: U32,
+    text_len: U32,
+}
+
+/// What a broker offers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Offer {
+    /// Key of the session: later streams of it name this.
+    pub session: u64,
+    /// Largest batch payload that the broker accepts, bytes.
+    pub max_payload: u32,
+}
+
+/// A broker's answer, once parsed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// The stream is open.
+    Accepted(Offer),
+    /// The stream is not open; `text_len` bytes that say why follow.
+    Refused {
+        /// A [`Refusal`] as a number: a newer broker may know more of them.
+        code: u16,
+        /// Bytes of text that follow.
+        text_len: usize,
+    },
+}
+
+/// The peer's answer is not one of this protocol.
+#[derive(Debug, Error, PartialEq, Eq, Clone, Copy)]
+pub enum WelcomeError {
+    /// Other first bytes than [`MAGIC`].
+    #[error("the peer is not a Penstock broker (first bytes {0:02x?}): check the address and port")]
+    Magic([u8; 4]),
+    /// A text longer than [`MAX_TEXT_LEN`].
+    #[error("the broker's answer claims a text of {0} bytes")]
+    TextLen(u32),
+}
+
+impl Welcome {
+    /// Accepts a stream.
+    #[must_use]
+    pub fn accept(offer: Offer) -> Self {
+        Self {
+            magic: MAGIC,
+            version: VERSION.into(),
+            refusal: U16::ZERO,
+            session: offer.session.into(),
+            max_payload: offer.max_payload.into(),
+            text_len: U32::ZERO,
+        }
+    }
+
+    /// Refuses a stream; `text` says what to do. Returns all bytes of the answer.
+    #[must_use]
+    pub fn refuse(refusal: Refusal, text: &str) -> Vec<u8> {
+        let text = super::reply::clip(text, MAX_TEXT_LEN);
+        let welcome = Self {
+            magic: MAGIC,
+            version: VERSION.into(),
+            refusal: (refusal as u16).into(),
+            session: U64::ZERO,
+            max_payload: U32::ZERO,
+            text_len: (text.len() as u32).into(),
+        };
+        [welcome.as_bytes(), text.as_bytes()].concat()
+    }
+
+    /// What the broker answered.
+    ///
+    /// # Errors
+    /// [`WelcomeError`] when the peer is no broker.
+    pub fn parse(&self) -> Result<Answer, WelcomeError> {
+        if self.magic != MAGIC {
+            return Err(WelcomeError::Magic(self.magic));
+        }
+        let text_len = self.text_len.get();
+        if text_len as usize > MAX_TEXT_LEN {
+            return Err(WelcomeError::TextLen(text_len));
+        }
+        Ok(match self.refusal.get() {
+            0 => Answer::Accepted(Offer {
+                session: self.session.get(),
+                max_payload: self.max_payload.get(),
+            }),
+            code => Answer::Refused {
+                code,
+                text_len: text_len as usize,
+            },
+        })
+    }
+}
+
+impl fmt::Display for AckLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.number().fmt(f)
+    }
+}
+
+impl fmt::Display for OrderLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.number().fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn request() -> Request {
+        Request {
+            session: 9,
+            stream: 1,
+            streams: 2,
+            ack: AckLevel::Committed,
+            order: OrderLevel::PerStream,
+            max_payload: 1 << 20,
+        }
+    }
+
+    #[test]
+    fn hello_round_trips() {
+        let hello = Hello::new(&request(), 5);
+        assert_eq!(HELLO_LEN, 32);
+        assert!(Hello::may_start_with(&hello.as_bytes()[..3]));
+        assert_eq!(hello.parse(), Ok((5, request())));
+    }
+
+    #[test]
+    fn each_wrong_field_is_named() {
+        let with = |offset: usize, byte: u8| {
+            let mut bytes: [u8; HELLO_LEN] =
+                Hello::new(&request(), 5).as_bytes().try_into().unwrap();
+            bytes[offset] = byte;
+            Hello::read_from_bytes(&bytes).unwrap().parse().unwrap_err()
+        };
+        assert!(matches!(with(0, b'G'), HelloError::Magic(_)));
+        assert_eq!(with(4, 9), HelloError::Version { theirs: 9 });
+        assert_eq!(with(6, 0), HelloError::TopicLen(0));
+        assert_eq!(
+            with(16, 2),
+            HelloError::Streams {
+                stream: 2,
+                streams: 2
+            }
+        );
+        assert_eq!(with(24, 2).refusal(), Some(Refusal::Unsupported));
+        assert!(
+            with(24, 2).to_string().contains("supported: 0 (none), 1"),
+            "{}",
+            with(24, 2)
+        );
+        assert!(
+            with(25, 1)
+                .to_string()
+                .contains("supported: 0 (per stream)")
+        );
+    }
+
+    #[test]
+    fn welcome_round_trips() {
+        let offer = Offer {
+            session: 77,
+            max_payload: 4096,
+        };
+        assert_eq!(Welcome::accept(offer).parse(), Ok(Answer::Accepted(offer)));
+        let bytes = Welcome::refuse(Refusal::Topic, "no more topics");
+        let (welcome, text) = Welcome::read_from_prefix(&bytes).unwrap();
+        assert_eq!(
+            welcome.parse(),
+            Ok(Answer::Refused {
+                code: 3,
+                text_len: 14
+            })
+        );
+        assert_eq!(text, b"no more topics");
+    }
+
+    #[test]
+    fn topics_cannot_leave_their_directory() {
+        for bad in [
+            &b""[..],
+            b".",
+            b"..",
+            b"a/b",
+            b".hidden",
+            b"a\0",
+            b"\xff",
+            &[b'a'; 129],
+        ] {
+            assert!(check_topic(bad).is_err(), "{bad:?}");
+        }
+        assert_eq!(check_topic(b"trades-2.eu_1"), Ok("trades-2.eu_1"));
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(hello: [u8; HELLO_LEN], welcome: [u8; WELCOME_LEN]) {
+            let _ = Hello::read_from_bytes(&hello).unwrap().parse();
+            let _ = Welcome::read_from_bytes(&welcome).unwrap().parse();
+        }
+    }
+}

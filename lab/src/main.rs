@@ -1,0 +1,3 @@
+//! `penstock-lab`: Runs workloads in network namespaces, measures and reports.
+
+fn main() {}

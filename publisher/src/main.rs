@@ -1,0 +1,3 @@
+//! `penstock-publisher`: Publisher client library and program.
+
+fn main() {}
