@@ -4,5 +4,6 @@
 //! [`log`]; [`profile`] says where the time went. `wire` and the protocol logic touch no socket,
 //! no clock and no randomness.
 
+pub mod log;
 pub mod profile;
 pub mod wire;

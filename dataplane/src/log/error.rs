@@ -1,0 +1,87 @@
+//! Errors of the shared buffer; each says which file and what to do.
+
+use std::io;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use super::layout::HeaderError;
+
+/// A log cannot be created, opened or registered with.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// There is no such file.
+    #[error("{path}: no such log; a broker makes <buffer-dir>/<topic>.log when the topic is first used", path = .0.display())]
+    Missing(PathBuf),
+    /// The geometry asked for is impossible.
+    #[error("{0}")]
+    Geometry(String),
+    /// The file is no log, or of another version, or damaged.
+    #[error("{path}: {reason}; move the file away, or name another --buffer-dir", path = .path.display())]
+    Header {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: HeaderError,
+    },
+    /// The file has another geometry than the one asked for.
+    #[error("{path}: the file has {found}, but {asked} was asked for; use the same sizes, or move the file away", path = .path.display())]
+    OtherGeometry {
+        /// The file.
+        path: PathBuf,
+        /// Geometry in the file.
+        found: String,
+        /// Geometry asked for.
+        asked: String,
+    },
+    /// Another broker holds the log.
+    #[error("{path}: another broker is writing this log; stop it, or name another --buffer-dir", path = .0.display())]
+    Locked(PathBuf),
+    /// The file system has no room for the whole log.
+    #[error("{path}: no room for {bytes} bytes; free some, choose a smaller --ring-size, or another --buffer-dir", path = .path.display())]
+    NoSpace {
+        /// The file.
+        path: PathBuf,
+        /// Size of the log.
+        bytes: u64,
+    },
+    /// All places for readers are taken.
+    #[error("{path}: all {places} reader places are taken; end a reader, or read without registering", path = .path.display())]
+    TooManyReaders {
+        /// The registry file.
+        path: PathBuf,
+        /// Places that there are.
+        places: usize,
+    },
+    /// Any other failure of the operating system.
+    #[error("{path}: cannot {action}: {source}", path = .path.display())]
+    Io {
+        /// What was attempted.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+}
+
+/// A batch could not be read; the reader has moved on, so the next call goes on behind it.
+#[derive(Debug, Error, PartialEq, Eq, Clone, Copy)]
+pub enum ReadError {
+    /// The writer has overwritten batches before they were read.
+    #[error(
+        "lapped by the writer: {batches} batches with {messages} messages were overwritten before they were read"
+    )]
+    Lapped {
+        /// Batches lost.
+        batches: u64,
+        /// Messages lost.
+        messages: u64,
+    },
+    /// The descriptor of a batch does not check out.
+    #[error("the descriptor of batch {index} is damaged; the batch is skipped")]
+    Damaged {
+        /// Position of the batch in the log.
+        index: u64,
+    },
+}

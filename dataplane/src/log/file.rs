@@ -1,0 +1,389 @@
+//! The log as a file: making, mapping, locking and recovering it.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crossbeam_utils::CachePadded;
+use memmap2::{Advice, MmapOptions, MmapRaw};
+
+use super::layout::{self, CONTROL_OFFSET, EPOCH_OFFSET, Geometry, INDEX_OFFSET};
+use super::registry::Registry;
+use super::ring::{Control, NOTHING_OPEN, Ring};
+use super::slot::{Found, Slot};
+use super::writer::Writer;
+use super::{OpenError, lock};
+
+/// What a broker does when a registered reader has not yet read what would be overwritten.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Full {
+    /// Wait for the reader: nothing is lost, publishers feel back-pressure.
+    Block,
+    /// Overwrite; the reader is told how much it lost.
+    Overwrite,
+}
+
+/// How a broker wants its log.
+#[derive(Debug, Clone)]
+pub struct LogOptions {
+    /// Sizes; must match those of an existing file.
+    pub geometry: Geometry,
+    /// What to do when registered readers lag.
+    pub full: Full,
+    /// Writers that may exist at once (one per worker).
+    pub writers: usize,
+}
+
+/// Figures of a log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogInfo {
+    /// Bytes of payload that the ring holds.
+    pub ring_bytes: u64,
+    /// Bytes of a segment.
+    pub segment_bytes: u64,
+    /// Batches that the index holds.
+    pub index_slots: u64,
+    /// Times that a writer has opened the log.
+    pub epoch: u64,
+    /// Batches committed since the log was made; the frontier.
+    pub batches: u64,
+    /// Messages committed since the log was made.
+    pub messages: u64,
+    /// Message bytes committed since the log was made, without framing.
+    pub payload_bytes: u64,
+}
+
+/// A mapped log file; the base of [`Log`] and of a reader.
+#[derive(Debug)]
+pub(super) struct Mapping {
+    pub(super) path: PathBuf,
+    pub(super) geometry: Geometry,
+    file: File,
+    map: MmapRaw,
+}
+
+/// A log that this process writes.
+#[derive(Debug)]
+pub struct Log {
+    mapping: Mapping,
+    registry: Option<Registry>,
+    lows: Vec<CachePadded<AtomicU64>>,
+    taken: Vec<AtomicBool>,
+}
+
+/// Byte of the log file that its writer locks.
+const WRITER_LOCK: u64 = 0;
+
+impl Mapping {
+    /// Maps an existing log for reading.
+    pub(super) fn open_read_only(path: &Path) -> Result<Self, OpenError> {
+        let file = File::open(path).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => OpenError::Missing(path.to_owned()),
+            _ => OpenError::Io {
+                action: "open",
+                path: path.to_owned(),
+                source,
+            },
+        })?;
+        Self::map(path, file, false)
+    }
+
+    fn map(path: &Path, file: File, writable: bool) -> Result<Self, OpenError> {
+        let io = |action| {
+            move |source| OpenError::Io {
+                action,
+                path: path.to_owned(),
+                source,
+            }
+        };
+        let geometry = read_geometry(path, &file)?;
+        let options = {
+            let mut options = MmapOptions::new();
+            options.len(geometry.file_bytes() as usize);
+            options
+        };
+        let map = match writable {
+            true => options.map_raw(&file),
+            false => options.map_raw_read_only(&file),
+        }
+        .map_err(io("map"))?;
+        Ok(Self {
+            path: path.to_owned(),
+            geometry,
+            file,
+            map,
+        })
+    }
+
+    pub(super) fn base(&self) -> *mut u8 {
+        self.map.as_mut_ptr()
+    }
+
+    fn control(&self) -> &Control {
+        // SAFETY: the mapping is page-aligned and longer than the control page; a Control consists
+        // of atomic words, valid for any bit pattern and only accessed atomically. A reader's
+        // mapping is read-only, and readers only load.
+        unsafe { &*self.base().add(CONTROL_OFFSET).cast::<Control>() }
+    }
+
+    fn slots(&self) -> &[Slot] {
+        // SAFETY: the index lies inside the mapping (the file's length was checked against the
+        // geometry), aligned to its slots; otherwise as in `control`.
+        unsafe {
+            let first = self.base().add(INDEX_OFFSET).cast::<Slot>();
+            std::slice::from_raw_parts(first, self.geometry.index_slots() as usize)
+        }
+    }
+
+    pub(super) fn epoch(&self) -> &AtomicU64 {
+        // SAFETY: an aligned word inside the header page; otherwise as in `control`.
+        unsafe { &*self.base().add(EPOCH_OFFSET).cast::<AtomicU64>() }
+    }
+
+    /// View of the algorithm without places and marks, as a reader has it.
+    pub(super) fn ring(&self) -> Ring<'_> {
+        Ring {
+            geometry: self.geometry,
+            control: self.control(),
+            slots: self.slots(),
+            places: &[],
+            lows: &[],
+        }
+    }
+
+    pub(super) fn is_written(&self) -> io::Result<bool> {
+        lock::is_locked(&self.file, WRITER_LOCK)
+    }
+
+    pub(super) fn info(&self) -> LogInfo {
+        let ring = self.ring();
+        // The totals of a slot that is overtaken while they are read belong to a later batch.
+        loop {
+            let batches = ring.frontier();
+            let totals = ring.totals_below(batches);
+            if batches == 0 || ring.slot(batches - 1).holds(batches - 1) {
+                return LogInfo {
+                    ring_bytes: self.geometry.ring_bytes(),
+                    segment_bytes: self.geometry.segment_bytes(),
+                    index_slots: self.geometry.index_slots(),
+                    epoch: self.epoch().load(Ordering::Relaxed),
+                    batches,
+                    messages: totals.messages,
+                    payload_bytes: totals.payload_bytes,
+                };
+            }
+        }
+    }
+}
+
+impl Log {
+    /// Opens the log at `path` for writing, recovering what a dead writer left, or makes it.
+    ///
+    /// The whole file is allocated and touched at once: a full file system shows here, not later
+    /// as a bus error, and no page fault happens on the hot path.
+    ///
+    /// # Errors
+    /// [`OpenError`] says which file and what to do.
+    pub fn open(path: &Path, options: &LogOptions) -> Result<Self, OpenError> {
+        if !path.exists() {
+            make(path, options.geometry)?;
+        }
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(path)
+            .map_err(|source| OpenError::Io {
+                action: "open for writing",
+                path: path.into(),
+                source,
+            })?;
+        // Locked before it is looked into: whoever held it has finished with it.
+        match lock::try_lock(&file, WRITER_LOCK) {
+            Ok(true) => {}
+            Ok(false) => return Err(OpenError::Locked(path.to_owned())),
+            Err(source) => {
+                return Err(OpenError::Io {
+                    action: "lock",
+                    path: path.to_owned(),
+                    source,
+                });
+            }
+        }
+        let mapping = Mapping::map(path, file, true)?;
+        if mapping.geometry != options.geometry {
+            return Err(OpenError::OtherGeometry {
+                path: path.to_owned(),
+                found: mapping.geometry.to_string(),
+                asked: options.geometry.to_string(),
+            });
+        }
+        recover(&mapping);
+        // Best effort: older kernels do not know it, and then pages are touched on first use.
+        let _ = mapping.map.advise(Advice::PopulateWrite);
+        let registry = match options.full {
+            Full::Block => Some(Registry::open(path)?),
+            Full::Overwrite => None,
+        };
+        let lows = std::iter::repeat_with(|| CachePadded::new(AtomicU64::new(NOTHING_OPEN)));
+        Ok(Self {
+            mapping,
+            registry,
+            lows: lows.take(options.writers).collect(),
+            taken: std::iter::repeat_with(AtomicBool::default)
+                .take(options.writers)
+                .collect(),
+        })
+    }
+
+    /// A writer for one thread.
+    ///
+    /// # Panics
+    /// If more writers are alive than [`LogOptions::writers`] said.
+    #[must_use]
+    pub fn writer(self: &Arc<Self>) -> Writer {
+        let free = self
+            .taken
+            .iter()
+            .position(|taken| !taken.swap(true, Ordering::AcqRel));
+        Writer::new(
+            Arc::clone(self),
+            free.expect("one writer per worker, as configured"),
+        )
+    }
+
+    pub(super) fn release_writer(&self, number: usize) {
+        self.lows[number].store(NOTHING_OPEN, Ordering::Release);
+        self.taken[number].store(false, Ordering::Release);
+    }
+
+    /// Sizes of the log.
+    #[must_use]
+    pub fn geometry(&self) -> Geometry {
+        self.mapping.geometry
+    }
+
+    /// The file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.mapping.path
+    }
+
+    /// Figures as of now.
+    #[must_use]
+    pub fn info(&self) -> LogInfo {
+        self.mapping.info()
+    }
+
+    /// Frees the places of registered readers that have died; returns how many.
+    ///
+    /// # Errors
+    /// If the registry cannot be asked for its locks.
+    pub fn sweep_readers(&self) -> io::Result<usize> {
+        self.registry.as_ref().map_or(Ok(0), Registry::sweep)
+    }
+
+    pub(super) fn low(&self, writer: usize) -> &AtomicU64 {
+        &self.lows[writer]
+    }
+
+    pub(super) fn ring(&self) -> Ring<'_> {
+        Ring {
+            places: self.registry.as_ref().map_or(&[], Registry::places),
+            lows: &self.lows,
+            ..self.mapping.ring()
+        }
+    }
+
+    pub(super) fn payload(&self, position: u64) -> *mut u8 {
+        // SAFETY: `offset_of` lies inside the mapping for every position.
+        unsafe {
+            self.mapping
+                .base()
+                .add(self.mapping.geometry.offset_of(position))
+        }
+    }
+}
+
+fn read_geometry(path: &Path, file: &File) -> Result<Geometry, OpenError> {
+    use std::os::unix::fs::FileExt;
+    let io = |source| OpenError::Io {
+        action: "read",
+        path: path.to_owned(),
+        source,
+    };
+    let len = file.metadata().map_err(io)?.len();
+    let mut header = vec![0; layout::HEADER_LEN.min(len as usize)];
+    file.read_exact_at(&mut header, 0).map_err(io)?;
+    Geometry::decode(&header, len).map_err(|reason| OpenError::Header {
+        path: path.to_owned(),
+        reason,
+    })
+}
+
+/// Makes the file under another name and moves it into place, so that no crash leaves half a log.
+fn make(path: &Path, geometry: Geometry) -> Result<(), OpenError> {
+    let temporary = path.with_extension(format!("new-{}", std::process::id()));
+    let made = make_at(&temporary, geometry)
+        .and_then(|()| fs::rename(&temporary, path).map_err(|e| ("rename into place", e)));
+    made.map_err(|(action, source)| {
+        // Best effort: what could not be made need not be there to be removed.
+        let _ = fs::remove_file(&temporary);
+        match source.raw_os_error() {
+            Some(libc::ENOSPC) => OpenError::NoSpace {
+                path: path.to_owned(),
+                bytes: geometry.file_bytes(),
+            },
+            _ => OpenError::Io {
+                action,
+                path: path.to_owned(),
+                source,
+            },
+        }
+    })
+}
+
+fn make_at(path: &Path, geometry: Geometry) -> Result<(), (&'static str, io::Error)> {
+    use std::os::unix::fs::FileExt;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o644)
+        .open(path)
+        .map_err(|e| ("create", e))?;
+    // SAFETY: the descriptor is open; posix_fallocate touches no memory of ours.
+    match unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, geometry.file_bytes() as i64) } {
+        0 => {}
+        error => return Err(("allocate", io::Error::from_raw_os_error(error))),
+    }
+    file.write_all_at(&geometry.encode(), 0)
+        .map_err(|e| ("write", e))
+}
+
+/// Takes over a log, whatever its last writer was doing when it ended.
+///
+/// Batches below the frontier stay, and so do those that are published right behind it. What was
+/// reserved or half received is dropped; it was never acked.
+fn recover(mapping: &Mapping) {
+    let ring = mapping.ring();
+    ring.advance();
+    let frontier = ring.frontier();
+    ring.slots
+        .iter()
+        .for_each(|slot| slot.discard_from(frontier));
+    ring.control.index_tail.store(frontier, Ordering::Release);
+    let kept = frontier.saturating_sub(ring.geometry.index_slots())..frontier;
+    let end = kept.filter_map(|index| match ring.slot(index).read(index) {
+        Found::Published(d, _) => Some(d.position + u64::from(d.payload_len)),
+        Found::NotYet | Found::Overwritten | Found::Damaged => None,
+    });
+    // The tail is at or beyond every batch, unless the file was damaged.
+    let end = end.max().unwrap_or(0).next_multiple_of(layout::ALIGNMENT);
+    ring.control.tail.fetch_max(end, Ordering::AcqRel);
+    ring.control.granted.store(0, Ordering::Release);
+    mapping.epoch().fetch_add(1, Ordering::AcqRel);
+}

@@ -1,0 +1,44 @@
+//! The shared buffer: one memory-mapped file per topic that a broker fills and others read.
+//!
+//! A payload byte's way: [`Writer::reserve`] takes room with one atomic add, the path (tcp, xdp)
+//! places bytes there in any order, [`Writer::commit`] publishes a descriptor in the batch index,
+//! and the **frontier** moves over it. A [`Reader`] in any process follows the frontier.
+//!
+//! - [`layout`] alone knows offsets in the file;
+//! - [`ring`] is the algorithm, free of files, so that a model checker can run it;
+//! - [`slot`] is one entry of the batch index;
+//! - `file` creates, maps, locks and recovers; `registry` holds readers that a broker waits for.
+
+pub mod layout;
+pub mod ring;
+pub mod slot;
+mod sync;
+
+pub use layout::Geometry;
+
+#[cfg(all(test, loom))]
+mod loom_models;
+
+// Under loom only the algorithm is built: its atomics cannot lie in a mapped file.
+#[cfg(not(loom))]
+mod error;
+#[cfg(not(loom))]
+mod file;
+#[cfg(not(loom))]
+mod lock;
+#[cfg(not(loom))]
+mod reader;
+#[cfg(not(loom))]
+mod registry;
+#[cfg(all(test, not(loom)))]
+mod tests;
+#[cfg(not(loom))]
+mod writer;
+
+#[cfg(not(loom))]
+pub use {
+    error::{OpenError, ReadError},
+    file::{Full, Log, LogInfo, LogOptions},
+    reader::{Batch, ChecksumMismatch, Reader, Start},
+    writer::{Commit, Region, Reservation, Writer},
+};

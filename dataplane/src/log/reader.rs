@@ -1,0 +1,305 @@
+//! The reading end: follows the frontier from any process, and never shows a torn byte.
+
+use std::path::Path;
+use std::sync::atomic::Ordering;
+
+use thiserror::Error;
+
+use super::file::{LogInfo, Mapping};
+use super::registry::Registry;
+use super::ring::FREE;
+use super::slot::{Descriptor, Found, Totals};
+use super::{OpenError, ReadError};
+use crate::wire::batch;
+
+/// Where a reader starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// At the oldest batch that is still there.
+    Oldest,
+    /// Behind the newest batch.
+    End,
+}
+
+/// A committed batch, as a reader sees it.
+#[derive(Debug, Clone, Copy)]
+pub struct Batch<'a> {
+    /// Position in the log, rising by one.
+    pub index: u64,
+    /// Session that it came from.
+    pub session: u64,
+    /// Stream inside the session.
+    pub stream: u32,
+    /// Position in the stream.
+    pub batch_seq: u64,
+    /// Messages that the publisher said it holds.
+    pub messages: u32,
+    /// CRC32C that the publisher computed.
+    pub checksum: u32,
+    /// When the broker had the whole batch, nanoseconds since the Unix epoch.
+    pub arrival_unix_ns: u64,
+    /// The messages; see [`crate::wire::message::Messages`].
+    pub payload: &'a [u8],
+}
+
+/// The bytes of a batch are not those that its publisher sent.
+#[derive(Debug, Error, PartialEq, Eq, Clone, Copy)]
+#[error(
+    "batch {index} (stream {stream}, sequence {batch_seq}): CRC32C is {computed:#010x}, its publisher sent {sent:#010x}"
+)]
+pub struct ChecksumMismatch {
+    /// Position in the log.
+    pub index: u64,
+    /// Stream inside the session.
+    pub stream: u32,
+    /// Position in the stream.
+    pub batch_seq: u64,
+    /// Checksum of what is in the log.
+    pub computed: u32,
+    /// Checksum that the publisher sent.
+    pub sent: u32,
+}
+
+impl Batch<'_> {
+    /// Compares the batch with its checksum.
+    ///
+    /// # Errors
+    /// [`ChecksumMismatch`] names the batch.
+    pub fn verify(&self) -> Result<(), ChecksumMismatch> {
+        let computed = batch::checksum(self.batch_seq, self.messages, self.payload);
+        if computed == self.checksum {
+            return Ok(());
+        }
+        let Self {
+            index,
+            stream,
+            batch_seq,
+            checksum: sent,
+            ..
+        } = *self;
+        Err(ChecksumMismatch {
+            index,
+            stream,
+            batch_seq,
+            computed,
+            sent,
+        })
+    }
+}
+
+/// Reads the batches of a log, in the order of their commit.
+#[derive(Debug)]
+pub struct Reader {
+    mapping: Mapping,
+    registered: Option<(Registry, usize)>,
+    /// Index of the next batch.
+    next: u64,
+    /// Messages below `next`, to tell how many were lost when lapped.
+    messages_below: u64,
+    copy: Vec<u8>,
+}
+
+/// Where a batch was found, before its bytes are looked at.
+enum Next {
+    Here(Descriptor, Totals),
+    NotYet,
+    Overwritten,
+    Damaged,
+}
+
+impl Reader {
+    /// Maps the log at `path`, read-only.
+    ///
+    /// # Errors
+    /// [`OpenError`] when there is no such file or it is no log of this version.
+    pub fn open(path: &Path, start: Start) -> Result<Self, OpenError> {
+        let mapping = Mapping::open_read_only(path)?;
+        let mut reader = Self {
+            mapping,
+            registered: None,
+            next: 0,
+            messages_below: 0,
+            copy: Vec::new(),
+        };
+        match start {
+            Start::Oldest => (reader.next, reader.messages_below) = reader.oldest_from(0),
+            Start::End => {
+                let info = reader.mapping.info();
+                (reader.next, reader.messages_below) = (info.batches, info.messages);
+            }
+        }
+        Ok(reader)
+    }
+
+    /// Makes a broker with `--full block` wait for this reader. Needs write permission for the
+    /// `.readers` file beside the log. What is overwritten before the broker notices the
+    /// registration is reported as [`ReadError::Lapped`], as always.
+    ///
+    /// # Errors
+    /// [`OpenError`] when the registry cannot be written or is full.
+    pub fn register(&mut self) -> Result<(), OpenError> {
+        if self.registered.is_none() {
+            let registry = Registry::open(&self.mapping.path)?;
+            let place = registry.register(self.next)?;
+            self.registered = Some((registry, place));
+        }
+        Ok(())
+    }
+
+    /// The next batch, or `None` if there is none yet. Never blocks, and never returns bytes that
+    /// a writer has touched since they were committed: a registered reader of a log with
+    /// `--full block` sees them in place, others get a copy that was validated afterwards.
+    ///
+    /// # Errors
+    /// [`ReadError`] tells what was skipped; the next call goes on behind it.
+    // Named as what it does; an Iterator cannot lend from itself.
+    #[allow(clippy::should_implement_trait)]
+    pub fn next(&mut self) -> Result<Option<Batch<'_>>, ReadError> {
+        if let Some((registry, place)) = &self.registered {
+            registry.places()[*place]
+                .cursor
+                .store(self.next, Ordering::SeqCst);
+        }
+        let index = self.next;
+        let (descriptor, totals) = match self.find(index) {
+            Next::Here(descriptor, totals) => (descriptor, totals),
+            Next::NotYet => return Ok(None),
+            Next::Overwritten => return Err(self.skip_lost()),
+            Next::Damaged => {
+                self.next += 1;
+                return Err(ReadError::Damaged { index });
+            }
+        };
+        let lent = self.registered.is_some() && self.mapping.ring().may_lend(descriptor.position);
+        if !lent && !self.copy_payload(&descriptor) {
+            return Err(self.skip_lost());
+        }
+        self.next += 1;
+        self.messages_below = totals.messages;
+        Ok(Some(self.batch(index, &descriptor, lent)))
+    }
+
+    /// Whether a broker has the log open for writing.
+    #[must_use]
+    pub fn writer_is_alive(&self) -> bool {
+        // A file that cannot be asked is not known to be abandoned.
+        self.mapping.is_written().unwrap_or(true)
+    }
+
+    /// Figures of the log as of now.
+    #[must_use]
+    pub fn info(&self) -> LogInfo {
+        self.mapping.info()
+    }
+
+    fn find(&self, index: u64) -> Next {
+        let ring = self.mapping.ring();
+        if index >= ring.frontier() {
+            return Next::NotYet;
+        }
+        match ring.slot(index).read(index) {
+            Found::Published(d, totals) if self.is_plausible(&d) => Next::Here(d, totals),
+            Found::Published(..) | Found::Damaged => Next::Damaged,
+            // Below the frontier it was there: it is being overwritten at this moment.
+            Found::NotYet | Found::Overwritten => Next::Overwritten,
+        }
+    }
+
+    /// Whether the payload lies where a batch can lie: inside one segment.
+    fn is_plausible(&self, d: &Descriptor) -> bool {
+        let segment = self.mapping.geometry.segment_bytes();
+        let end = d.position.checked_add(u64::from(d.payload_len));
+        d.payload_len > 0 && end.is_some_and(|end| d.position / segment == (end - 1) / segment)
+    }
+
+    fn copy_payload(&mut self, d: &Descriptor) -> bool {
+        let len = d.payload_len as usize;
+        self.copy.clear();
+        self.copy.reserve(len);
+        // SAFETY: a plausible batch lies inside one segment of the mapping, and `copy` has room
+        // for it. A writer may be overwriting the bytes: then the copy is garbage, which
+        // `is_whole` tells, and it is not shown. Any bytes are valid `u8`s.
+        unsafe {
+            self.copy
+                .as_mut_ptr()
+                .copy_from_nonoverlapping(self.payload_at(d.position), len);
+            self.copy.set_len(len);
+        }
+        self.mapping.ring().is_whole(d.position)
+    }
+
+    fn payload_at(&self, position: u64) -> *const u8 {
+        // SAFETY: `offset_of` lies inside the mapping for every position.
+        unsafe {
+            self.mapping
+                .base()
+                .add(self.mapping.geometry.offset_of(position))
+        }
+    }
+
+    fn batch(&self, index: u64, d: &Descriptor, lent: bool) -> Batch<'_> {
+        let payload = match lent {
+            // SAFETY: the batch lies inside one segment of the mapping, which lives as long as
+            // self. `may_lend` said that no writer has been granted this memory, and none will be
+            // before the cursor moves, which takes `&mut self` and so ends this borrow.
+            true => unsafe {
+                std::slice::from_raw_parts(self.payload_at(d.position), d.payload_len as usize)
+            },
+            false => &self.copy[..],
+        };
+        Batch {
+            index,
+            session: d.session,
+            stream: d.stream,
+            batch_seq: d.batch_seq,
+            messages: d.messages,
+            checksum: d.checksum,
+            arrival_unix_ns: d.arrival_unix_ns,
+            payload,
+        }
+    }
+
+    /// Moves to the oldest batch that is still whole, and says what lies between.
+    fn skip_lost(&mut self) -> ReadError {
+        let (next, messages_below) = self.oldest_from(self.next + 1);
+        let lost = ReadError::Lapped {
+            batches: next - self.next,
+            messages: messages_below.saturating_sub(self.messages_below),
+        };
+        (self.next, self.messages_below) = (next, messages_below);
+        lost
+    }
+
+    /// The oldest whole batch from `index` on, and the messages below it.
+    fn oldest_from(&self, index: u64) -> (u64, u64) {
+        let ring = self.mapping.ring();
+        let mut index = index;
+        loop {
+            let frontier = ring.frontier();
+            index = index.max(frontier.saturating_sub(ring.geometry.index_slots()));
+            if index >= frontier {
+                let info = self.mapping.info();
+                if info.batches <= index {
+                    return (info.batches, info.messages);
+                }
+                continue;
+            }
+            if let Next::Here(descriptor, totals) = self.find(index)
+                && ring.is_whole(descriptor.position)
+            {
+                return (index, totals.messages - u64::from(descriptor.messages));
+            }
+            index += 1;
+        }
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        if let Some((registry, place)) = &self.registered {
+            registry.places()[*place]
+                .cursor
+                .store(FREE, Ordering::Release);
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! The algorithm of the shared buffer: reserve, grant, commit, and what a reader may trust.
+//!
+//! Positions count payload bytes from the log's beginning and never wrap (2^64 bytes outlast the
+//! machine); position `p` lies at `p % ring_bytes`. A **reservation** is a range of positions taken
+//! with one atomic add. It is **granted** once no byte that anybody still needs lies one ring below
+//! it: until then the writer waits, and its peer feels back-pressure. The **limit** up to which
+//! positions are granted is worked out about once per round of the ring, not once per batch.
+//!
+//! Three rules keep memory safe between threads and processes, each paired with its counterpart:
+//! - a writer announces a lower bound (`low`) of its open reservations *before* it adds to `tail`,
+//!   so whoever sees the addition sees the bound ([`Ring::open`] / [`Ring::limits`]);
+//! - a committer publishes its descriptor, then looks whether the frontier can move, with a full
+//!   fence between, so of two committers at least one sees both ([`Ring::commit`]);
+//! - a registered reader announces its cursor, then looks at the granted limit; a writer announces
+//!   a limit, then looks at the cursors again ([`Ring::may_lend`] / [`Ring::limits`]).
+
+use crossbeam_utils::CachePadded;
+
+use super::layout::{ALIGNMENT, Geometry};
+use super::slot::{Descriptor, Slot, Totals};
+use super::sync::{AtomicU64, Ordering, fence, yield_now};
+
+/// Cursor of a reader place that nobody uses.
+pub const FREE: u64 = u64::MAX;
+/// Low mark of a writer that has nothing open.
+pub const NOTHING_OPEN: u64 = u64::MAX;
+
+/// Counters that writers and readers share through the file.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Control {
+    /// Next position to be reserved.
+    pub(super) tail: CachePadded<AtomicU64>,
+    /// Next place in the batch index.
+    pub(super) index_tail: CachePadded<AtomicU64>,
+    /// Batches below this are committed and visible.
+    pub(super) frontier: CachePadded<AtomicU64>,
+    /// No writer places payload at or beyond this position.
+    pub(super) granted: CachePadded<AtomicU64>,
+}
+
+impl Default for Control {
+    fn default() -> Self {
+        let zero = || CachePadded::new(AtomicU64::new(0));
+        Self {
+            tail: zero(),
+            index_tail: zero(),
+            frontier: zero(),
+            granted: zero(),
+        }
+    }
+}
+
+/// Where a registered reader stands: the index of the oldest batch that it still needs.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub struct Place {
+    pub(super) cursor: AtomicU64,
+}
+
+impl Default for Place {
+    fn default() -> Self {
+        Self {
+            cursor: AtomicU64::new(FREE),
+        }
+    }
+}
+
+/// How far writers may go before they must look again at what others need.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Limits {
+    /// Positions below this may be written.
+    pub(super) position: u64,
+    /// Batches may be received while the index is below this.
+    pub(super) index: u64,
+}
+
+/// A borrowed view of everything that the algorithm touches.
+#[derive(Debug, Clone, Copy)]
+pub struct Ring<'a> {
+    pub(super) geometry: Geometry,
+    pub(super) control: &'a Control,
+    pub(super) slots: &'a [Slot],
+    /// Readers that writers wait for; empty when the policy is to overwrite.
+    pub(super) places: &'a [Place],
+    /// Lower bounds of open reservations, one per writer of this process; empty in a reader.
+    pub(super) lows: &'a [CachePadded<AtomicU64>],
+}
+
+impl Ring<'_> {
+    pub(super) fn slot(&self, index: u64) -> &Slot {
+        &self.slots[(index & (self.geometry.index_slots() - 1)) as usize]
+    }
+
+    /// Takes room for `len` bytes. `low` is this writer's mark, which must already be a lower bound
+    /// of its open reservations, or is set here when it has none.
+    pub(super) fn open(&self, low: &AtomicU64, len: u32) -> u64 {
+        let len = u64::from(len).next_multiple_of(ALIGNMENT);
+        if low.load(Ordering::Relaxed) == NOTHING_OPEN {
+            low.store(self.control.tail.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        let segment = self.geometry.segment_bytes();
+        loop {
+            // Release: whoever sees this addition sees the low mark stored before it.
+            let position = self.control.tail.fetch_add(len, Ordering::AcqRel);
+            // A batch never straddles segments: the end of a segment that is too short is skipped.
+            if position / segment == (position + len - 1) / segment {
+                // Payload written from now on is seen only by who also sees the new tail.
+                fence(Ordering::Release);
+                return position;
+            }
+        }
+    }
+
+    /// How far writers may go. Kept by the caller until it has gone that far.
+    pub(super) fn limits(&self) -> Limits {
+        let taken = self.control.index_tail.load(Ordering::Acquire);
+        let oldest = self.cursors().fold(taken, u64::min);
+        // Half of the index is kept for batches that are already being received, so that no commit
+        // waits for a reader.
+        let index = oldest + self.geometry.index_slots() / 2;
+
+        let unread = self.lowest_open().min(self.lowest_unread());
+        let position = unread + self.geometry.ring_bytes();
+        self.control.granted.fetch_max(position, Ordering::AcqRel);
+        if self.places.is_empty() {
+            return Limits { position, index };
+        }
+        // A reader that registered meanwhile either sees the granted limit, or is seen here.
+        fence(Ordering::SeqCst);
+        let seen_now = self
+            .lowest_unread()
+            .saturating_add(self.geometry.ring_bytes());
+        Limits {
+            position: position.min(seen_now),
+            index,
+        }
+    }
+
+    /// Whether a reservation that ends at `end` may be written.
+    pub(super) fn grants(&self, limits: Limits, end: u64) -> bool {
+        end <= limits.position && self.control.index_tail.load(Ordering::Relaxed) < limits.index
+    }
+
+    /// Lower bound of all open reservations and all later ones.
+    fn lowest_open(&self) -> u64 {
+        let tail = self.control.tail.load(Ordering::Acquire);
+        self.lows
+            .iter()
+            .map(|low| low.load(Ordering::Acquire))
+            .fold(tail, u64::min)
+    }
+
+    /// Lower bound of what registered readers still need among committed batches. What is not yet
+    /// committed is covered by [`Self::lowest_open`], which must be called before.
+    fn lowest_unread(&self) -> u64 {
+        let needed_by = |cursor| match self.slot(cursor).floor_of(cursor) {
+            Some(floor) => floor,
+            // Not yet committed: nothing is needed.
+            None if cursor >= self.frontier() => NOTHING_OPEN,
+            // The reader registered too late to be seen and its entry is gone from the index, but
+            // it may still be looking at the payload: grant nothing until it has moved on.
+            None => 0,
+        };
+        self.cursors().map(needed_by).min().unwrap_or(NOTHING_OPEN)
+    }
+
+    fn cursors(&self) -> impl Iterator<Item = u64> {
+        self.places
+            .iter()
+            .map(|place| place.cursor.load(Ordering::Acquire))
+            .filter(|cursor| *cursor != FREE)
+    }
+
+    /// Publishes a batch and returns its index. The caller's low mark must still cover it.
+    pub(super) fn commit(&self, mut descriptor: Descriptor) -> u64 {
+        // Looked up before the index is taken: whatever is committed behind this batch is either
+        // still open now, and so marked, or not yet reserved, and so beyond the tail.
+        descriptor.floor = self.lowest_open();
+        let index = self.control.index_tail.fetch_add(1, Ordering::AcqRel);
+        // One slot less than a round: the totals of the batch just below the frontier are the base
+        // of those above it.
+        while index + 1 >= self.frontier() + self.geometry.index_slots() {
+            // Another writer is between taking a place one round ago and publishing it.
+            self.advance();
+            yield_now();
+        }
+        self.slot(index).publish(index, &descriptor);
+        // Of two committers that publish side by side, at least one sees both slots.
+        fence(Ordering::SeqCst);
+        self.advance();
+        index
+    }
+
+    /// Moves the frontier over every published batch that follows it, without a gap.
+    pub(super) fn advance(&self) {
+        loop {
+            let frontier = self.control.frontier.load(Ordering::Acquire);
+            let slot = self.slot(frontier);
+            if !slot.holds(frontier) {
+                return;
+            }
+            slot.complete(frontier, self.totals_below(frontier));
+            // Whoever loses has been overtaken by somebody who did the same.
+            let _ = self.control.frontier.compare_exchange(
+                frontier,
+                frontier + 1,
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            );
+        }
+    }
+
+    pub(super) fn frontier(&self) -> u64 {
+        self.control.frontier.load(Ordering::Acquire)
+    }
+
+    /// Totals of all batches below `frontier`, which must have been the frontier at some time.
+    pub(super) fn totals_below(&self, frontier: u64) -> Totals {
+        match frontier.checked_sub(1) {
+            Some(last) => self.slot(last).totals(),
+            None => Totals::default(),
+        }
+    }
+
+    /// Whether payload that was read from `position` was still whole when its last byte was read.
+    pub(super) fn is_whole(&self, position: u64) -> bool {
+        // Pairs with the fence in `open`: new bytes are seen only together with the new tail.
+        fence(Ordering::Acquire);
+        self.control.tail.load(Ordering::Relaxed) <= position + self.geometry.ring_bytes()
+    }
+
+    /// Whether a reader whose cursor is stored in its place may read `position` in place for as
+    /// long as the cursor stays: no writer has been granted what lies one ring above it.
+    pub(super) fn may_lend(&self, position: u64) -> bool {
+        fence(Ordering::SeqCst);
+        self.control.granted.load(Ordering::Acquire) <= position + self.geometry.ring_bytes()
+    }
+}

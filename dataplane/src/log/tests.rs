@@ -1,0 +1,494 @@
+//! The shared buffer against a plain reference, across threads, and after crashes of its writer.
+
+use std::collections::HashMap;
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use super::*;
+use crate::wire::batch::checksum;
+
+const SEGMENT: u64 = 4096;
+
+fn options(segments: u64, slots: u64, full: Full) -> LogOptions {
+    let geometry = Geometry::new(segments * SEGMENT, SEGMENT, slots).unwrap();
+    LogOptions {
+        geometry,
+        full,
+        writers: 4,
+    }
+}
+
+fn log_in(dir: &TempDir, options: &LogOptions) -> (PathBuf, Arc<Log>) {
+    let path = dir.path().join("topic.log");
+    let log = Arc::new(Log::open(&path, options).unwrap());
+    (path, log)
+}
+
+fn payload(stream: u32, seq: u64, len: usize) -> Vec<u8> {
+    (0..len)
+        .map(|n| (n as u64 * 31 + seq * 7 + u64::from(stream) * 13) as u8)
+        .collect()
+}
+
+fn commit_for(stream: u32, batch_seq: u64, messages: u32, payload: &[u8]) -> Commit {
+    Commit {
+        session: 0xabc,
+        stream,
+        batch_seq,
+        messages,
+        checksum: checksum(batch_seq, messages, payload),
+        arrival_unix_ns: 1,
+    }
+}
+
+/// Writes one batch, waiting for its grant.
+fn write(writer: &mut Writer, stream: u32, seq: u64, bytes: &[u8]) -> u64 {
+    let reservation = writer.reserve(bytes.len() as u32);
+    while !writer.is_granted(&reservation) {
+        thread::yield_now();
+    }
+    writer.place(&reservation, 0, bytes);
+    writer.commit(reservation, &commit_for(stream, seq, 1, bytes))
+}
+
+fn drain(reader: &mut Reader) -> Vec<(u32, u64, Vec<u8>)> {
+    let mut read = Vec::new();
+    while let Some(batch) = reader.next().unwrap() {
+        batch.verify().unwrap();
+        read.push((batch.stream, batch.batch_seq, batch.payload.to_vec()));
+    }
+    read
+}
+
+#[test]
+fn what_is_committed_is_read_back_and_what_is_aborted_is_not() {
+    let dir = TempDir::new().unwrap();
+    let (path, log) = log_in(&dir, &options(4, 16, Full::Block));
+    let mut writer = log.writer();
+    let mut reader = Reader::open(&path, Start::Oldest).unwrap();
+    assert_eq!(reader.next(), Ok(None));
+    let aborted = writer.reserve(100);
+    let late = writer.reserve(50);
+    write(&mut writer, 0, 0, b"first to be committed");
+    assert!(writer.is_granted(&late));
+    writer.place(&late, 0, &[7; 50]);
+    writer.abort(aborted);
+    writer.commit(late, &commit_for(1, 0, 1, &[7; 50]));
+    let read = drain(&mut reader);
+    assert_eq!(
+        read,
+        [
+            (0, 0, b"first to be committed".to_vec()),
+            (1, 0, vec![7; 50])
+        ]
+    );
+    let info = log.info();
+    assert_eq!((info.batches, info.messages), (2, 2));
+    assert_eq!(
+        info.payload_bytes,
+        21 - 4 + 50 - 4,
+        "framing is not counted"
+    );
+}
+
+impl PartialEq for Batch<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        (self.index, self.payload) == (other.index, other.payload)
+    }
+}
+
+#[test]
+fn a_lapped_reader_is_told_exactly_what_it_lost() {
+    let dir = TempDir::new().unwrap();
+    let (path, log) = log_in(&dir, &options(2, 16, Full::Overwrite));
+    let mut writer = log.writer();
+    let mut reader = Reader::open(&path, Start::Oldest).unwrap();
+    let total = 20;
+    for seq in 0..total {
+        write(&mut writer, 0, seq, &payload(0, seq, 2048));
+    }
+    let Err(ReadError::Lapped { batches, messages }) = reader.next() else {
+        panic!("twenty batches do not fit in a ring of four");
+    };
+    assert_eq!(batches, messages, "one message a batch");
+    let rest = drain(&mut reader);
+    assert_eq!(batches + rest.len() as u64, total);
+    assert_eq!(rest.len(), 4);
+    for (n, (_, seq, bytes)) in rest.into_iter().enumerate() {
+        assert_eq!(seq, batches + n as u64);
+        assert_eq!(bytes, payload(0, seq, 2048));
+    }
+}
+
+#[test]
+fn a_registered_reader_blocks_the_writer_until_it_reads_or_dies() {
+    let dir = TempDir::new().unwrap();
+    let (path, log) = log_in(&dir, &options(2, 16, Full::Block));
+    let mut writer = log.writer();
+    let mut reader = Reader::open(&path, Start::Oldest).unwrap();
+    reader.register().unwrap();
+    for seq in 0..4 {
+        write(&mut writer, 0, seq, &payload(0, seq, 2048));
+    }
+    let fifth = writer.reserve(2048);
+    assert!(
+        !writer.is_granted(&fifth),
+        "the ring is full of unread batches"
+    );
+    assert_eq!(log.sweep_readers().unwrap(), 0, "the reader lives");
+    assert_eq!(reader.next().unwrap().unwrap().batch_seq, 0);
+    assert!(!writer.is_granted(&fifth), "the first batch is still lent");
+    assert_eq!(reader.next().unwrap().unwrap().batch_seq, 1);
+    assert!(writer.is_granted(&fifth));
+    writer.place(&fifth, 0, &payload(0, 4, 2048));
+    writer.commit(fifth, &commit_for(0, 4, 1, &payload(0, 4, 2048)));
+    let sixth = writer.reserve(2048);
+    assert!(!writer.is_granted(&sixth));
+    drop(reader);
+    assert!(writer.is_granted(&sixth), "nobody is left to wait for");
+}
+
+#[test]
+fn a_full_index_blocks_as_a_full_ring_does() {
+    let dir = TempDir::new().unwrap();
+    let (path, log) = log_in(&dir, &options(16, 4, Full::Block));
+    let mut writer = log.writer();
+    let mut reader = Reader::open(&path, Start::Oldest).unwrap();
+    reader.register().unwrap();
+    let mut seq = 0;
+    let waiting = loop {
+        let reservation = writer.reserve(2048);
+        if !writer.is_granted(&reservation) {
+            break reservation;
+        }
+        writer.place(&reservation, 0, &payload(0, seq, 2048));
+        writer.commit(reservation, &commit_for(0, seq, 1, &payload(0, seq, 2048)));
+        seq += 1;
+    };
+    assert!(
+        seq < 32,
+        "the index has four slots, and the reader has read nothing"
+    );
+    assert_eq!(
+        drain(&mut reader).len() as u64,
+        seq,
+        "nothing unread was overwritten"
+    );
+    assert!(writer.is_granted(&waiting));
+    writer.abort(waiting);
+}
+
+#[test]
+fn an_open_reservation_is_never_overwritten() {
+    let dir = TempDir::new().unwrap();
+    let (path, log) = log_in(&dir, &options(2, 64, Full::Overwrite));
+    let (mut slow, mut fast) = (log.writer(), log.writer());
+    let held = slow.reserve(2048);
+    assert!(slow.is_granted(&held));
+    slow.place(&held, 0, &payload(9, 0, 2048));
+    for seq in 0..3 {
+        write(&mut fast, 0, seq, &payload(0, seq, 2048));
+    }
+    let blocked = fast.reserve(2048);
+    assert!(!fast.is_granted(&blocked));
+    assert_eq!(slow.age(&held), 2 * SEGMENT + 2048);
+    assert_eq!(slow.oldest_open_age(), slow.age(&held));
+    slow.commit(held, &commit_for(9, 0, 1, &payload(9, 0, 2048)));
+    assert!(fast.is_granted(&blocked));
+    // What the waiting reservation will overwrite counts as lost from now on; the rest is whole.
+    let mut reader = Reader::open(&path, Start::Oldest).unwrap();
+    for seq in 0..3 {
+        assert_eq!(
+            reader.next().unwrap().unwrap().payload,
+            payload(0, seq, 2048)
+        );
+    }
+    assert_eq!(
+        reader.next(),
+        Err(ReadError::Lapped {
+            batches: 1,
+            messages: 1
+        })
+    );
+    fast.abort(blocked);
+}
+
+/// Writers on several threads, readers of both kinds: per-stream order, every byte, exact totals.
+#[test]
+fn many_writers_and_readers() {
+    const EACH: u64 = 3000;
+    let dir = TempDir::new().unwrap();
+    let (path, log) = log_in(&dir, &options(8, 64, Full::Block));
+    let done = Arc::new(AtomicBool::new(false));
+    let mut registered = Reader::open(&path, Start::Oldest).unwrap();
+    registered.register().unwrap();
+    let copying = Reader::open(&path, Start::Oldest).unwrap();
+    let consume = |mut reader: Reader, done: Arc<AtomicBool>| {
+        thread::spawn(move || {
+            let (mut next, mut batches, mut lost) = (HashMap::new(), 0, 0);
+            loop {
+                let finished = done.load(Ordering::Acquire);
+                match reader.next() {
+                    Ok(Some(batch)) => {
+                        batch.verify().unwrap();
+                        let len = batch.payload.len();
+                        assert_eq!(batch.payload, payload(batch.stream, batch.batch_seq, len));
+                        let expected = next.entry(batch.stream).or_insert(0);
+                        assert!(batch.batch_seq >= *expected, "order inside a stream");
+                        *expected = batch.batch_seq + 1;
+                        batches += 1;
+                    }
+                    Ok(None) if finished => return (batches, lost),
+                    Ok(None) => thread::yield_now(),
+                    Err(ReadError::Lapped { batches, messages }) => {
+                        assert_eq!(batches, messages);
+                        lost += batches;
+                    }
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        })
+    };
+    let registered = consume(registered, Arc::clone(&done));
+    let copying = consume(copying, Arc::clone(&done));
+    let writers: Vec<_> = (0..3)
+        .map(|stream| {
+            let mut writer = log.writer();
+            thread::spawn(move || {
+                for seq in 0..EACH {
+                    let len = 4 + (seq as usize * 131 + stream as usize * 977) % 2000;
+                    write(&mut writer, stream, seq, &payload(stream, seq, len));
+                }
+            })
+        })
+        .collect();
+    writers
+        .into_iter()
+        .for_each(|writer| writer.join().unwrap());
+    done.store(true, Ordering::Release);
+    assert_eq!(
+        registered.join().unwrap(),
+        (3 * EACH, 0),
+        "nothing lost by the registered reader"
+    );
+    let (read, lost) = copying.join().unwrap();
+    assert_eq!(
+        read + lost,
+        3 * EACH,
+        "every batch was read, or reported lost"
+    );
+    assert_eq!(log.info().messages, 3 * EACH);
+}
+
+#[test]
+fn a_log_outlives_its_writer_and_open_batches_are_dropped() {
+    let dir = TempDir::new().unwrap();
+    let wanted = options(4, 16, Full::Block);
+    let (path, log) = log_in(&dir, &wanted);
+    let mut writer = log.writer();
+    write(&mut writer, 0, 0, b"kept by the log");
+    let lost = writer.reserve(64);
+    assert!(writer.is_granted(&lost));
+    writer.place(&lost, 0, &[1; 64]);
+    // As a crash would: neither committed nor aborted.
+    std::mem::forget(lost);
+    drop((writer, log));
+    let log = Arc::new(Log::open(&path, &wanted).unwrap());
+    assert_eq!(log.info().epoch, 2);
+    write(&mut log.writer(), 0, 1, b"written by the second one");
+    let read = drain(&mut Reader::open(&path, Start::Oldest).unwrap());
+    let kept = [
+        (0, 0, b"kept by the log".to_vec()),
+        (0, 1, b"written by the second one".to_vec()),
+    ];
+    assert_eq!(read, kept);
+    assert_eq!(log.info().messages, 2);
+}
+
+#[test]
+fn a_slot_published_behind_a_gap_is_dropped_on_recovery() {
+    let dir = TempDir::new().unwrap();
+    let wanted = options(4, 16, Full::Overwrite);
+    let (path, log) = log_in(&dir, &wanted);
+    write(&mut log.writer(), 0, 0, b"below the frontier");
+    // A writer that died between taking place 1 and publishing it, while another published 2.
+    let ring = log.ring();
+    ring.control.index_tail.store(3, Ordering::SeqCst);
+    ring.slot(2).publish(2, &super::slot::Descriptor::default());
+    drop(log);
+    let log = Arc::new(Log::open(&path, &wanted).unwrap());
+    for seq in 1..3 {
+        write(&mut log.writer(), 0, seq, b"after recovery");
+    }
+    let sequences: Vec<_> = drain(&mut Reader::open(&path, Start::Oldest).unwrap())
+        .iter()
+        .map(|b| b.1)
+        .collect();
+    assert_eq!(sequences, [0, 1, 2]);
+}
+
+#[test]
+fn only_one_process_writes() {
+    let dir = TempDir::new().unwrap();
+    let wanted = options(4, 16, Full::Block);
+    let (path, log) = log_in(&dir, &wanted);
+    let reader = Reader::open(&path, Start::End).unwrap();
+    assert!(reader.writer_is_alive());
+    assert!(matches!(
+        Log::open(&path, &wanted),
+        Err(OpenError::Locked(_))
+    ));
+    drop(log);
+    assert!(!reader.writer_is_alive());
+}
+
+#[test]
+fn other_files_are_refused_with_the_reason() {
+    let dir = TempDir::new().unwrap();
+    let wanted = options(4, 16, Full::Block);
+    let refused = |path: &Path| Log::open(path, &wanted).unwrap_err().to_string();
+    let path = dir.path().join("text.log");
+    fs::write(
+        &path,
+        "just some text, longer than a header would be, but no log",
+    )
+    .unwrap();
+    assert!(refused(&path).contains("not a Penstock log"));
+    let reading = Reader::open(&path, Start::Oldest).unwrap_err().to_string();
+    assert!(reading.contains("not a Penstock log"));
+    let missing = Reader::open(&dir.path().join("none.log"), Start::Oldest).unwrap_err();
+    assert!(missing.to_string().contains("no such log"));
+    let (path, log) = log_in(&dir, &options(8, 16, Full::Block));
+    drop(log);
+    assert!(
+        refused(&path).contains("ring of 32768 bytes"),
+        "{}",
+        refused(&path)
+    );
+    let file = OpenOptions::new().write(true).open(&path).unwrap();
+    file.write_all_at(&9u64.to_le_bytes(), 8).unwrap();
+    assert!(refused(&path).contains("version 9"));
+    let nowhere = dir.path().join("missing-directory/topic.log");
+    assert!(refused(&nowhere).contains("cannot create"));
+}
+
+#[test]
+fn damage_in_the_file_is_reported_never_served() {
+    let dir = TempDir::new().unwrap();
+    let (path, log) = log_in(&dir, &options(4, 16, Full::Overwrite));
+    for seq in 0..3 {
+        write(&mut log.writer(), 0, seq, &payload(0, seq, 100));
+    }
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(&path)
+        .unwrap();
+    let flip = |offset: u64| {
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, offset).unwrap();
+        file.write_all_at(&[byte[0] ^ 4], offset).unwrap();
+    };
+    flip(layout::INDEX_OFFSET as u64 + super::slot::SLOT_BYTES as u64 + 24);
+    flip(log.geometry().offset_of(128) as u64);
+    let mut reader = Reader::open(&path, Start::Oldest).unwrap();
+    reader.next().unwrap().unwrap().verify().unwrap();
+    assert_eq!(reader.next(), Err(ReadError::Damaged { index: 1 }));
+    let last = reader.next().unwrap().unwrap();
+    assert_eq!(last.batch_seq, 2);
+    last.verify().unwrap();
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Reserve(u32),
+    Commit(prop::sample::Index),
+    Abort(prop::sample::Index),
+    Read,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        3 => (4u32..=2048).prop_map(Step::Reserve),
+        3 => any::<prop::sample::Index>().prop_map(Step::Commit),
+        1 => any::<prop::sample::Index>().prop_map(Step::Abort),
+        2 => Just(Step::Read),
+    ];
+    prop::collection::vec(step, 1..200)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// A plain list is the reference: what was committed, in that order, is what is read; gaps only
+    /// where the reader was told so, and never when it is registered with a blocking log.
+    #[test]
+    fn behaves_as_a_list(steps in steps(), block: bool) {
+        let dir = TempDir::new().unwrap();
+        let full = if block { Full::Block } else { Full::Overwrite };
+        let (path, log) = log_in(&dir, &options(4, 8, full));
+        let mut writer = log.writer();
+        let mut reader = Reader::open(&path, Start::Oldest).unwrap();
+        if block {
+            reader.register().unwrap();
+        }
+        let mut open: Vec<(Reservation, bool)> = Vec::new();
+        let mut committed: Vec<Vec<u8>> = Vec::new();
+        let mut read = 0;
+        let mut read_one = |committed: &[Vec<u8>]| -> Result<bool, TestCaseError> {
+            match reader.next() {
+                Ok(Some(batch)) => {
+                    prop_assert_eq!(batch.payload, &committed[read][..]);
+                    prop_assert_eq!(batch.index, read as u64);
+                    read += 1;
+                }
+                Ok(None) => {
+                    prop_assert_eq!(read, committed.len());
+                    return Ok(false);
+                }
+                Err(ReadError::Lapped { batches, .. }) => {
+                    prop_assert!(!block, "a registered reader loses nothing");
+                    prop_assert!(batches > 0);
+                    read += batches as usize;
+                }
+                Err(error) => return Err(TestCaseError::fail(error.to_string())),
+            }
+            Ok(true)
+        };
+        for step in steps {
+            match step {
+                Step::Reserve(len) if open.len() < 4 => open.push((writer.reserve(len), false)),
+                Step::Commit(which) if !open.is_empty() => {
+                    let (reservation, _) = open.swap_remove(which.index(open.len()));
+                    if writer.is_granted(&reservation) {
+                        let seq = committed.len() as u64;
+                        let bytes = payload(0, seq, reservation.len() as usize);
+                        writer.place(&reservation, 0, &bytes);
+                        writer.commit(reservation, &commit_for(0, seq, 1, &bytes));
+                        committed.push(bytes);
+                    } else {
+                        writer.abort(reservation);
+                    }
+                }
+                Step::Abort(which) if !open.is_empty() => {
+                    let (reservation, _) = open.swap_remove(which.index(open.len()));
+                    writer.abort(reservation);
+                }
+                Step::Read => {
+                    read_one(&committed)?;
+                }
+                Step::Reserve(_) | Step::Commit(_) | Step::Abort(_) => {}
+            }
+        }
+        while read_one(&committed)? {}
+        prop_assert_eq!(log.info().batches, committed.len() as u64);
+        open.into_iter().for_each(|(reservation, _)| writer.abort(reservation));
+    }
+}
