@@ -1,3 +1,30 @@
-//! `penstock-broker`: Broker that ingests into shared buffers.
+//! `penstock-broker`: takes batches from publishers into shared buffers.
 
-fn main() {}
+mod cli;
+mod machine;
+mod report;
+mod server;
+mod topics;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    match cli.check().and_then(|config| server::run(&config)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("penstock-broker: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -6,4 +6,6 @@
 
 pub mod log;
 pub mod profile;
+#[cfg(not(loom))]
+pub mod tcp;
 pub mod wire;

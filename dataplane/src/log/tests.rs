@@ -297,8 +297,7 @@ fn a_log_outlives_its_writer_and_open_batches_are_dropped() {
     let lost = writer.reserve(64);
     assert!(writer.is_granted(&lost));
     writer.place(&lost, 0, &[1; 64]);
-    // As a crash would: neither committed nor aborted.
-    std::mem::forget(lost);
+    // As after a crash: neither committed nor aborted.
     drop((writer, log));
     let log = Arc::new(Log::open(&path, &wanted).unwrap());
     assert_eq!(log.info().epoch, 2);

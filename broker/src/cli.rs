@@ -1,0 +1,261 @@
+//! Command line of the broker, and what it means.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use bytesize::ByteSize;
+use clap::{Parser, ValueEnum};
+use penstock_dataplane::log::{Full, Geometry, LogOptions};
+use penstock_dataplane::tcp::buffers::{RcvbufOn, Wanted};
+use penstock_dataplane::tcp::{Limits, WorkerConfig};
+use penstock_dataplane::wire::handshake::check_topic;
+
+use crate::machine::parse_cpus;
+
+const EXAMPLES: &str = "\
+Examples:
+  Serve publishers on port 1214, logs in /dev/shm/penstock:
+    penstock-broker
+
+  Two workers on cores 2 and 3, a 1 GiB ring, receive buffers beyond rmem_max:
+    sudo penstock-broker --workers 2 --cpus 2,3 --ring-size 1GiB --rcvbuf-force
+
+  Window scale from the listener's buffer as well, and a report at the end:
+    penstock-broker --rcvbuf-on both --report broker.json
+
+A topic's log is <buffer-dir>/<topic>.log; read it with penstock-subscriber --path.
+Logs go to stderr (RUST_LOG sets the level). SIGINT and SIGTERM end the broker; its logs stay.
+Exit codes: 0 ended by a signal, 1 failed, 2 wrong flags.";
+
+/// Takes batches from publishers into shared buffers that other processes read in place.
+#[derive(Debug, Parser)]
+#[command(name = "penstock-broker", version, after_help = EXAMPLES)]
+pub struct Cli {
+    /// Path that payload takes: tcp (xdp and auto are not in this release).
+    #[arg(long, default_value = "tcp")]
+    mode: String,
+    /// Address and port to listen on.
+    #[arg(long, default_value = "0.0.0.0:1214")]
+    listen: SocketAddr,
+    /// Directory of the logs; on tmpfs by default.
+    #[arg(long, default_value = "/dev/shm/penstock")]
+    buffer_dir: PathBuf,
+    /// Payload bytes that a topic's ring holds: a multiple of the segment size.
+    #[arg(long, default_value = "256MiB")]
+    ring_size: ByteSize,
+    /// Size of a segment, a power of two from 4KiB; a batch is at most half of one.
+    #[arg(long, default_value = "16MiB")]
+    segment_size: ByteSize,
+    /// Batches that a topic's index holds, a power of two.
+    #[arg(long, default_value_t = 65536)]
+    index_slots: u64,
+    /// When a registered reader lags: wait for it, or overwrite.
+    #[arg(long, value_enum, default_value_t = FullPolicy::Block)]
+    full: FullPolicy,
+    /// Topic to make at the start; may be given several times. Others are made when first used.
+    #[arg(long = "topic", value_name = "NAME")]
+    topics: Vec<String>,
+    /// Most topics; each takes a ring's memory.
+    #[arg(long, default_value_t = 16)]
+    max_topics: usize,
+    /// Most open streams.
+    #[arg(long, default_value_t = 4096)]
+    max_connections: usize,
+    /// Most connections that have not finished their handshake; the oldest goes first.
+    #[arg(long, default_value_t = 4096)]
+    max_handshakes: usize,
+    /// Seconds for a handshake.
+    #[arg(long, default_value_t = 5.0, value_parser = parse_seconds)]
+    handshake_timeout: f64,
+    /// Seconds that a publisher may stall inside a batch.
+    #[arg(long, default_value_t = 30.0, value_parser = parse_seconds)]
+    stall_timeout: f64,
+    /// SO_RCVBUF of payload sockets; the kernel caps it at net.core.rmem_max, then doubles it.
+    #[arg(long, default_value = "32MiB")]
+    rcvbuf: ByteSize,
+    /// SO_SNDBUF of payload sockets; capped at net.core.wmem_max.
+    #[arg(long, default_value = "32MiB")]
+    sndbuf: ByteSize,
+    /// Sockets that get --rcvbuf: none leaves the kernel's autotuning on; the listener's buffer
+    /// also raises window scale and first window.
+    #[arg(
+        long,
+        default_value = "accepted",
+        value_name = "none|listener|accepted|both"
+    )]
+    rcvbuf_on: RcvbufOn,
+    /// Use SO_RCVBUFFORCE, which is not capped; needs CAP_NET_ADMIN.
+    #[arg(long)]
+    rcvbuf_force: bool,
+    /// Worker threads.
+    #[arg(long, default_value_t = 1)]
+    workers: usize,
+    /// Cores that workers are pinned to, in turn, such as 0,2-3.
+    #[arg(long, value_name = "LIST")]
+    cpus: Option<String>,
+    /// Compare each batch with its CRC32C before it is committed (readers can always do so).
+    #[arg(long)]
+    verify_on_receive: bool,
+    /// File that gets the report as JSON at the end.
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+}
+
+/// Policy when a registered reader lags.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum FullPolicy {
+    /// Wait: nothing is lost, publishers feel back-pressure.
+    Block,
+    /// Overwrite: the reader is told how much it lost.
+    Overwrite,
+}
+
+/// A checked command line.
+#[derive(Debug)]
+pub struct Config {
+    pub listen: SocketAddr,
+    pub buffer_dir: PathBuf,
+    pub log: LogOptions,
+    pub topics: Vec<String>,
+    pub max_topics: usize,
+    pub buffers: Wanted,
+    pub limits: Limits,
+    pub worker: WorkerConfig,
+    pub cpus: Vec<usize>,
+    pub report: Option<PathBuf>,
+}
+
+impl Cli {
+    /// Checks what clap cannot.
+    pub fn check(self) -> Result<Config> {
+        match self.mode.as_str() {
+            "tcp" => {}
+            "xdp" | "auto" => bail!(
+                "--mode {} is not in this release; use --mode tcp",
+                self.mode
+            ),
+            other => bail!("--mode {other} is unknown; this release has: tcp"),
+        }
+        let geometry = Geometry::new(
+            self.ring_size.as_u64(),
+            self.segment_size.as_u64(),
+            self.index_slots,
+        )
+        .map_err(|e| anyhow!("{e}; see --ring-size, --segment-size, --index-slots"))?;
+        if self.workers == 0 || self.workers > 256 {
+            bail!("--workers {} is not from 1 to 256", self.workers);
+        }
+        // Half of the index is kept for batches that are being received.
+        if self.max_connections as u64 > self.index_slots / 2 {
+            bail!(
+                "--max-connections {} needs --index-slots of at least {}",
+                self.max_connections,
+                (2 * self.max_connections as u64).next_power_of_two()
+            );
+        }
+        for topic in &self.topics {
+            check_topic(topic.as_bytes())?;
+        }
+        if self.topics.len() > self.max_topics {
+            bail!(
+                "{} topics are more than --max-topics {}",
+                self.topics.len(),
+                self.max_topics
+            );
+        }
+        let cpus = self
+            .cpus
+            .as_deref()
+            .map(parse_cpus)
+            .transpose()?
+            .unwrap_or_default();
+        let full = match self.full {
+            FullPolicy::Block => Full::Block,
+            FullPolicy::Overwrite => Full::Overwrite,
+        };
+        Ok(Config {
+            listen: self.listen,
+            buffer_dir: self.buffer_dir,
+            log: LogOptions {
+                geometry,
+                full,
+                writers: self.workers,
+            },
+            topics: self.topics,
+            max_topics: self.max_topics,
+            buffers: Wanted {
+                rcvbuf: socket_buffer("--rcvbuf", self.rcvbuf)?,
+                sndbuf: socket_buffer("--sndbuf", self.sndbuf)?,
+                rcvbuf_on: self.rcvbuf_on,
+                force: self.rcvbuf_force,
+            },
+            limits: Limits {
+                max_connections: self.max_connections,
+                max_handshakes: self.max_handshakes.max(1),
+                handshake_timeout: Duration::from_secs_f64(self.handshake_timeout),
+            },
+            worker: WorkerConfig {
+                verify_on_receive: self.verify_on_receive,
+                stall_timeout: Duration::from_secs_f64(self.stall_timeout),
+                ..WorkerConfig::default()
+            },
+            cpus,
+            report: self.report,
+        })
+    }
+}
+
+fn socket_buffer(flag: &str, size: ByteSize) -> Result<u32> {
+    // The kernel's option is an int, which it doubles.
+    let max = u64::from(u32::MAX / 4);
+    u32::try_from(size.as_u64())
+        .ok()
+        .filter(|bytes| (1..=max).contains(&u64::from(*bytes)))
+        .with_context(|| format!("{flag} {size} is not from 1 to {max} bytes"))
+}
+
+fn parse_seconds(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(seconds) if (0.001..=86_400.0).contains(&seconds) => Ok(seconds),
+        _ => Err("not a number of seconds from 0.001 to 86400".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(flags: &[&str]) -> Result<Config> {
+        let words = ["penstock-broker"].iter().chain(flags);
+        Cli::try_parse_from(words)?.check()
+    }
+
+    #[test]
+    fn defaults_are_valid() {
+        let config = check(&[]).unwrap();
+        assert_eq!(config.listen.port(), 1214);
+        assert_eq!(config.buffers.rcvbuf, 32 << 20);
+    }
+
+    #[test]
+    fn wrong_flags_say_what_to_do() {
+        for (flags, words) in [
+            (&["--mode", "xdp"][..], "use --mode tcp"),
+            (&["--mode", "udp"], "this release has: tcp"),
+            (&["--ring-size", "17MiB"], "--ring-size"),
+            (&["--segment-size", "3MiB"], "power of two"),
+            (&["--workers", "0"], "from 1 to 256"),
+            (&["--topic", "../etc"], "is not allowed"),
+            (&["--rcvbuf", "8GiB"], "--rcvbuf 8.0 GiB is not"),
+            (&["--rcvbuf-on", "some"], "none, listener, accepted, both"),
+            (&["--cpus", "1-x"], "1-x"),
+            (&["--index-slots", "64"], "--index-slots of at least 8192"),
+            (&["--stall-timeout=-1"], "not a number of seconds"),
+        ] {
+            let error = format!("{:#}", check(flags).unwrap_err());
+            assert!(error.contains(words), "{flags:?}: {error}");
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! The broker's report: what it carried, where the time went, what its sockets got.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use penstock_dataplane::log::Log;
+use penstock_dataplane::profile::{ProcessUsage, StageReport};
+use penstock_dataplane::tcp::{ConnectionReport, Counters, Shared, WorkerStats};
+use serde::Serialize;
+
+/// The report as `--report` writes it; field names are stable.
+#[derive(Debug, Serialize)]
+pub struct Report<'a> {
+    kind: &'static str,
+    mode: &'static str,
+    listen: SocketAddr,
+    workers: usize,
+    uptime_seconds: f64,
+    /// First frame to last commit, summed over workers: what percentages refer to.
+    active_seconds: f64,
+    #[serde(flatten)]
+    usage: ProcessUsage,
+    topics: Vec<TopicReport>,
+    stages: Vec<StageReport>,
+    batches: u64,
+    recv_calls: u64,
+    recv_bytes: u64,
+    recv_calls_per_batch: f64,
+    bytes_per_recv: f64,
+    eagain: u64,
+    connections: Vec<ConnectionReport>,
+    counters: &'a Counters,
+}
+
+#[derive(Debug, Serialize)]
+struct TopicReport {
+    topic: String,
+    path: String,
+    ring_bytes: u64,
+    messages: u64,
+    batches: u64,
+    payload_bytes: u64,
+}
+
+impl<'a> Report<'a> {
+    /// Sums up.
+    pub fn new(
+        listen: SocketAddr,
+        workers: usize,
+        uptime: Duration,
+        stats: &WorkerStats,
+        topics: Vec<(String, Arc<Log>)>,
+        shared: &'a Shared,
+    ) -> Result<Self> {
+        let ratio = |a: u64, b: u64| a as f64 / b.max(1) as f64;
+        Ok(Self {
+            kind: "broker",
+            mode: "tcp",
+            listen,
+            workers,
+            uptime_seconds: uptime.as_secs_f64(),
+            active_seconds: stats.active_ns as f64 * 1e-9,
+            usage: ProcessUsage::now().context("cannot read this process's usage")?,
+            topics: topics.into_iter().map(TopicReport::new).collect(),
+            stages: stages_and_wait(stats),
+            batches: stats.batches,
+            recv_calls: stats.recv_calls,
+            recv_bytes: stats.recv_bytes,
+            recv_calls_per_batch: ratio(stats.recv_calls, stats.batches),
+            bytes_per_recv: ratio(stats.recv_bytes, stats.recv_calls),
+            eagain: stats.eagain,
+            connections: shared.connections(),
+            counters: &shared.counters,
+        })
+    }
+
+    /// Writes the report as JSON.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let json = serde_json::to_vec_pretty(self).context("cannot put the report into JSON")?;
+        std::fs::write(path, json)
+            .with_context(|| format!("cannot write the report to {}", path.display()))
+    }
+}
+
+impl TopicReport {
+    fn new((topic, log): (String, Arc<Log>)) -> Self {
+        let info = log.info();
+        Self {
+            topic,
+            path: log.path().display().to_string(),
+            ring_bytes: info.ring_bytes,
+            messages: info.messages,
+            batches: info.batches,
+            payload_bytes: info.payload_bytes,
+        }
+    }
+}
+
+/// The stages, and what is left of the workers' time: waiting for sockets, with the loop around it.
+fn stages_and_wait(stats: &WorkerStats) -> Vec<StageReport> {
+    let mut stages = stats.stages.report(stats.active_ns, stats.batches);
+    let staged: u64 = stages.iter().map(|stage| stage.total_ns).sum();
+    let wait = stats.active_ns.saturating_sub(staged);
+    stages.push(StageReport {
+        name: "WaitForData".to_owned(),
+        percent: 100.0 * wait as f64 / stats.active_ns.max(1) as f64,
+        ns_per_batch: wait as f64 / stats.batches.max(1) as f64,
+        calls: stats.polls,
+        total_ns: wait,
+    });
+    stages
+}

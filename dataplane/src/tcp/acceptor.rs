@@ -1,0 +1,460 @@
+//! The accept loop: sizes socket buffers, speaks the handshake, queues connections to workers.
+//!
+//! Silent and slow peers stay here, where they cost one small entry each; a worker only ever sees
+//! a connection that has been admitted.
+
+use std::collections::VecDeque;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use polling::{Event, Events, PollMode, Poller};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use thiserror::Error;
+use tracing::{debug, info, warn};
+use zerocopy::IntoBytes;
+
+use super::buffers::{Effective, Wanted, rmem_max};
+use super::connection::Opened;
+use super::greeting::Greeting;
+use super::stats::{Counters, Shared};
+use super::worker::WorkerHandle;
+use crate::log::Log;
+use crate::wire::handshake::{AckLevel, Offer, Refusal, Request, Welcome};
+
+/// Key of the listener in the poller.
+const LISTENER: usize = usize::MAX - 1;
+/// Connections that the kernel queues before accept; it caps this at `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+/// How long accept rests after it failed for lack of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Bounds on what peers may take.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Open streams, all workers together.
+    pub max_connections: usize,
+    /// Connections that have not finished their handshake; the oldest goes first.
+    pub max_handshakes: usize,
+    /// Time for a handshake.
+    pub handshake_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_connections: 4096,
+            max_handshakes: 4096,
+            handshake_timeout: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Decides who may publish what; implemented by the broker.
+pub trait Admit: Send {
+    /// Opens a stream of `request` on `topic`.
+    ///
+    /// # Errors
+    /// The refusal, with a text that says what to do.
+    fn admit(&mut self, topic: &str, request: &Request) -> Result<Admission, Refused>;
+}
+
+/// A stream that may publish.
+#[derive(Debug)]
+pub struct Admission {
+    /// Where it writes.
+    pub log: Arc<Log>,
+    /// Topic.
+    pub topic: String,
+    /// Session key.
+    pub session: u64,
+    /// Stream inside the session.
+    pub stream: u32,
+    /// When batches are acknowledged.
+    pub ack: AckLevel,
+    /// Largest batch payload, bytes.
+    pub max_payload: u32,
+    /// Dropped when the stream ends; tells the broker that the stream's number is free.
+    pub lease: Arc<()>,
+}
+
+/// A stream that may not.
+#[derive(Debug, Error)]
+#[error("{text}")]
+pub struct Refused {
+    /// Code for the publisher.
+    pub refusal: Refusal,
+    /// Text for the publisher's user.
+    pub text: String,
+}
+
+/// Opens a listening socket with its buffer already sized.
+///
+/// # Errors
+/// The kernel's answer: the address is in use, or not one of this host's.
+pub fn listen(address: SocketAddr, wanted: &Wanted) -> io::Result<TcpListener> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    socket.set_reuse_address(true)?;
+    wanted.apply_to_listener(&socket)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+/// A connection that has not finished its handshake.
+#[derive(Debug)]
+struct Newcomer {
+    socket: TcpStream,
+    peer: SocketAddr,
+    buffers: Effective,
+    greeting: Greeting,
+    deadline: Instant,
+    /// Distinguishes it from a later one with the same key.
+    number: u64,
+}
+
+/// The accept loop.
+pub struct Acceptor<A> {
+    listener: TcpListener,
+    wanted: Wanted,
+    limits: Limits,
+    admit: A,
+    workers: Vec<WorkerHandle>,
+    shared: Arc<Shared>,
+    poller: Arc<Poller>,
+    newcomers: Vec<Option<Newcomer>>,
+    free: Vec<usize>,
+    /// Newcomers by age: key and number.
+    by_age: VecDeque<(usize, u64)>,
+    next_number: u64,
+    paused_until: Option<Instant>,
+}
+
+impl<A: Admit> Acceptor<A> {
+    /// An accept loop on `listener`, which came from [`listen`].
+    ///
+    /// # Errors
+    /// If the kernel gives no epoll instance.
+    pub fn new(
+        listener: TcpListener,
+        wanted: Wanted,
+        limits: Limits,
+        admit: A,
+        workers: Vec<WorkerHandle>,
+        shared: Arc<Shared>,
+    ) -> io::Result<Self> {
+        let poller = Arc::new(Poller::new()?);
+        // SAFETY: the listener is deleted from the poller before it is dropped, in `run`.
+        unsafe { poller.add_with_mode(&listener, Event::readable(LISTENER), PollMode::Level)? };
+        Ok(Self {
+            listener,
+            wanted,
+            limits,
+            admit,
+            workers,
+            shared,
+            poller,
+            newcomers: Vec::new(),
+            free: Vec::new(),
+            by_age: VecDeque::new(),
+            next_number: 0,
+            paused_until: None,
+        })
+    }
+
+    /// Wakes the loop, so that it looks at its stop flag.
+    #[must_use]
+    pub fn poller(&self) -> Arc<Poller> {
+        Arc::clone(&self.poller)
+    }
+
+    /// Accepts until `stop` is set; then the workers are woken to stop as well.
+    ///
+    /// # Errors
+    /// If the poller fails, which no peer can cause.
+    pub fn run(mut self, stop: &AtomicBool) -> io::Result<()> {
+        let mut events = Events::new();
+        while !stop.load(Ordering::Relaxed) {
+            events.clear();
+            self.poller.wait(&mut events, Some(self.patience()))?;
+            for event in events.iter() {
+                match event.key {
+                    LISTENER => self.accept_all()?,
+                    key => self.hear(key),
+                }
+            }
+            self.expire(Instant::now())?;
+        }
+        self.poller.delete(&self.listener)?;
+        (0..self.newcomers.len()).for_each(|key| self.dismiss(key));
+        Ok(())
+    }
+
+    fn patience(&self) -> Duration {
+        let now = Instant::now();
+        let oldest = self.by_age.iter().find_map(|(key, number)| {
+            let newcomer = self.newcomers[*key].as_ref()?;
+            (newcomer.number == *number).then_some(newcomer.deadline)
+        });
+        let until = [oldest, self.paused_until].into_iter().flatten().min();
+        until.map_or(Duration::from_secs(1), |until| {
+            until.saturating_duration_since(now)
+        })
+    }
+
+    fn accept_all(&mut self) -> io::Result<()> {
+        loop {
+            match self.listener.accept() {
+                Ok((socket, peer)) => {
+                    Counters::count(&self.shared.counters.accepted);
+                    if let Err(error) = self.welcome(socket, peer) {
+                        warn!(%peer, %error, "cannot prepare an accepted socket; it is dropped");
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                // The peer was gone before it was accepted (accept(2), ECONNABORTED).
+                Err(error) if is_about_the_peer(&error) => {}
+                Err(error) => {
+                    Counters::count(&self.shared.counters.accept_failures);
+                    warn!(%error, "cannot accept; raise the limit of open files (ulimit -n) or lower the number of publishers");
+                    self.paused_until = Some(Instant::now() + ACCEPT_PAUSE);
+                    return self.poller.modify_with_mode(
+                        &self.listener,
+                        Event::none(LISTENER),
+                        PollMode::Level,
+                    );
+                }
+            }
+        }
+    }
+
+    /// Sizes the socket's buffers before anything else, then waits for its hello.
+    fn welcome(&mut self, socket: TcpStream, peer: SocketAddr) -> io::Result<()> {
+        let buffers = self.wanted.apply_to_accepted(&socket)?;
+        socket.set_nonblocking(true)?;
+        socket.set_nodelay(true)?;
+        let keepalive = TcpKeepalive::new()
+            .with_time(Duration::from_secs(30))
+            .with_interval(Duration::from_secs(10));
+        SockRef::from(&socket).set_tcp_keepalive(&keepalive)?;
+        if self.newcomers.len() - self.free.len() >= self.limits.max_handshakes {
+            self.evict_oldest();
+        }
+        let key = self.free.pop().unwrap_or_else(|| {
+            self.newcomers.push(None);
+            self.newcomers.len() - 1
+        });
+        // SAFETY: the socket is deleted from the poller in `take`, before it is dropped or moves.
+        let added = unsafe {
+            self.poller
+                .add_with_mode(&socket, Event::readable(key), PollMode::Level)
+        };
+        if let Err(error) = added {
+            self.free.push(key);
+            return Err(error);
+        }
+        let number = self.next_number;
+        self.next_number += 1;
+        let deadline = Instant::now() + self.limits.handshake_timeout;
+        let greeting = Greeting::new();
+        self.newcomers[key] = Some(Newcomer {
+            socket,
+            peer,
+            buffers,
+            greeting,
+            deadline,
+            number,
+        });
+        self.by_age.push_back((key, number));
+        Ok(())
+    }
+
+    fn hear(&mut self, key: usize) {
+        let Some(newcomer) = self.newcomers[key].as_mut() else {
+            return;
+        };
+        let peer = newcomer.peer;
+        loop {
+            let got = match (&newcomer.socket).read(newcomer.greeting.wanted()) {
+                Ok(0) => {
+                    Counters::count(&self.shared.counters.handshake_closed);
+                    debug!(%peer, "closed before its hello was complete");
+                    return self.dismiss(key);
+                }
+                Ok(got) => got,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => {
+                    Counters::count(&self.shared.counters.handshake_closed);
+                    debug!(%peer, %error, "lost before its hello was complete");
+                    return self.dismiss(key);
+                }
+            };
+            match newcomer.greeting.received(got) {
+                Ok(None) => {}
+                Ok(Some((request, topic))) => {
+                    let topic = topic.to_owned();
+                    return self.admit(key, &topic, &request);
+                }
+                Err(error) => {
+                    let refusal = error.refusal();
+                    let text = error.to_string();
+                    return self.turn_away(key, refusal, &text);
+                }
+            }
+        }
+    }
+
+    fn admit(&mut self, key: usize, topic: &str, request: &Request) {
+        let open: usize = self.workers.iter().map(WorkerHandle::load).sum();
+        let admitted = if open >= self.limits.max_connections {
+            let text = format!(
+                "this broker serves at most {open} streams at once; try later, or raise --max-connections"
+            );
+            Err(Refused {
+                refusal: Refusal::Resources,
+                text,
+            })
+        } else {
+            self.admit.admit(topic, request)
+        };
+        match admitted {
+            Ok(admission) => self.hand_over(key, admission),
+            Err(refused) => self.turn_away(key, Some(refused.refusal), &refused.text),
+        }
+    }
+
+    fn hand_over(&mut self, key: usize, admission: Admission) {
+        let Some(Newcomer {
+            socket,
+            peer,
+            buffers,
+            ..
+        }) = self.take(key)
+        else {
+            return;
+        };
+        let offer = Offer {
+            session: admission.session,
+            max_payload: admission.max_payload,
+        };
+        let welcome = Welcome::accept(offer);
+        // A new socket has room for these few bytes; one that has not is not worth keeping.
+        if !matches!((&socket).write(welcome.as_bytes()), Ok(n) if n == welcome.as_bytes().len()) {
+            Counters::count(&self.shared.counters.handshake_closed);
+            return;
+        }
+        Counters::count(&self.shared.counters.streams_opened);
+        log_socket(peer, &admission, &buffers);
+        let least = self.workers.iter().min_by_key(|worker| worker.load());
+        let worker = least.expect("a broker has at least one worker");
+        if let Err(error) = worker.send(Opened {
+            socket,
+            peer,
+            buffers,
+            admission,
+        }) {
+            warn!(%peer, %error, "cannot queue a connection");
+        }
+    }
+
+    fn turn_away(&mut self, key: usize, refusal: Option<Refusal>, text: &str) {
+        let Some(newcomer) = self.take(key) else {
+            return;
+        };
+        let counters = &self.shared.counters;
+        match refusal {
+            Some(refusal) => {
+                Counters::count(&counters.streams_refused);
+                info!(peer = %newcomer.peer, "stream refused: {text}");
+                // Best effort: a peer that does not read its refusal sees the connection close.
+                let _ = (&newcomer.socket).write(&Welcome::refuse(refusal, text));
+            }
+            None => {
+                Counters::count(&counters.garbage);
+                debug!(peer = %newcomer.peer, "dropped: {text}");
+            }
+        }
+    }
+
+    fn expire(&mut self, now: Instant) -> io::Result<()> {
+        while let Some((key, number)) = self.by_age.front().copied() {
+            match &self.newcomers[key] {
+                Some(newcomer) if newcomer.number == number => {
+                    if now < newcomer.deadline {
+                        break;
+                    }
+                    Counters::count(&self.shared.counters.handshake_timeouts);
+                    debug!(peer = %newcomer.peer, "said no hello in time");
+                    self.dismiss(key);
+                }
+                _ => {}
+            }
+            self.by_age.pop_front();
+        }
+        if self.paused_until.is_some_and(|until| now >= until) {
+            self.paused_until = None;
+            let event = Event::readable(LISTENER);
+            self.poller
+                .modify_with_mode(&self.listener, event, PollMode::Level)?;
+        }
+        Ok(())
+    }
+
+    fn evict_oldest(&mut self) {
+        while let Some((key, number)) = self.by_age.pop_front() {
+            if self.newcomers[key]
+                .as_ref()
+                .is_some_and(|newcomer| newcomer.number == number)
+            {
+                Counters::count(&self.shared.counters.handshake_evictions);
+                return self.dismiss(key);
+            }
+        }
+    }
+
+    fn dismiss(&mut self, key: usize) {
+        drop(self.take(key));
+    }
+
+    fn take(&mut self, key: usize) -> Option<Newcomer> {
+        let newcomer = self.newcomers[key].take()?;
+        // A descriptor that is not watched any more is what is wanted.
+        let _ = self.poller.delete(&newcomer.socket);
+        self.free.push(key);
+        Some(newcomer)
+    }
+}
+
+/// The line per payload socket that tells what its buffers really are.
+fn log_socket(peer: SocketAddr, admission: &Admission, buffers: &Effective) {
+    info!(
+        %peer,
+        topic = admission.topic,
+        stream = admission.stream,
+        rcvbuf_requested = buffers.rcvbuf_requested,
+        rcvbuf_effective = buffers.rcvbuf_effective,
+        rcvbuf_capped_by_rmem_max = buffers.rcvbuf_capped.then(rmem_max).flatten(),
+        sndbuf_requested = buffers.sndbuf_requested,
+        sndbuf_effective = buffers.sndbuf_effective,
+        window_scale = buffers.window_scale,
+        "payload socket"
+    );
+}
+
+fn is_about_the_peer(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted
+    ) || matches!(
+        error.raw_os_error(),
+        Some(libc::EPROTO | libc::ENETDOWN | libc::EHOSTUNREACH)
+    )
+}

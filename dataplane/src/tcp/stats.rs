@@ -1,0 +1,151 @@
+//! What the tcp path counts: per process, per worker, per connection.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::Serialize;
+
+use super::buffers::Effective;
+use super::connection::PathStage;
+use crate::profile::StageTimer;
+
+/// Ended connections that are remembered for the report.
+const REMEMBERED: usize = 4096;
+
+/// Events over the life of the process, counted where they happen and read by the report.
+#[derive(Debug, Default, Serialize)]
+pub struct Counters {
+    /// Connections accepted.
+    pub accepted: AtomicU64,
+    /// Streams opened.
+    pub streams_opened: AtomicU64,
+    /// Streams refused, for any reason that the peer was told.
+    pub streams_refused: AtomicU64,
+    /// Connections dropped because their first bytes were not this protocol's.
+    pub garbage: AtomicU64,
+    /// Connections that said nothing, or half a hello, for too long.
+    pub handshake_timeouts: AtomicU64,
+    /// Silent connections dropped to make room for newer ones.
+    pub handshake_evictions: AtomicU64,
+    /// Connections that ended before their hello was complete.
+    pub handshake_closed: AtomicU64,
+    /// Times that accept failed for lack of descriptors or memory.
+    pub accept_failures: AtomicU64,
+    /// Streams that ended as they should.
+    pub streams_completed: AtomicU64,
+    /// Streams whose connection ended inside a batch or without an end frame.
+    pub streams_cut: AtomicU64,
+    /// Streams ended for breaking the protocol.
+    pub protocol_errors: AtomicU64,
+    /// Streams ended for a wrong checksum.
+    pub checksum_errors: AtomicU64,
+    /// Streams ended for stalling inside a batch.
+    pub stalled: AtomicU64,
+    /// Batches moved out of the ring because their publisher was a round of the ring behind.
+    pub evacuated_batches: AtomicU64,
+    /// Times that a batch had to wait for room in the shared buffer.
+    pub waits_for_space: AtomicU64,
+    /// Registered readers that died without leaving.
+    pub readers_lost: AtomicU64,
+    /// Bytes held outside the ring for publishers that stall inside a batch, now.
+    pub evacuated_bytes: AtomicU64,
+}
+
+impl Counters {
+    /// Adds one.
+    pub fn count(counter: &AtomicU64) {
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// One connection, for the report.
+#[derive(Debug, Clone, Serialize)]
+pub struct ConnectionReport {
+    /// Publisher's address.
+    pub peer: SocketAddr,
+    /// Topic.
+    pub topic: String,
+    /// Session key; it names the session in the log.
+    pub session: String,
+    /// Stream inside the session.
+    pub stream: u32,
+    /// Socket buffers.
+    #[serde(flatten)]
+    pub buffers: Effective,
+    /// Batches committed.
+    pub batches: u64,
+    /// Message bytes committed, without framing.
+    pub payload_bytes: u64,
+    /// How it ended.
+    pub ended: String,
+}
+
+/// What all threads of the path share.
+#[derive(Debug, Default)]
+pub struct Shared {
+    /// Counters.
+    pub counters: Counters,
+    connections: Mutex<VecDeque<ConnectionReport>>,
+}
+
+impl Shared {
+    /// Remembers an ended connection; the oldest is forgotten when there are too many.
+    pub(super) fn remember(&self, connection: ConnectionReport) {
+        let mut list = self
+            .connections
+            .lock()
+            .expect("no holder of this lock panics");
+        if list.len() == REMEMBERED {
+            list.pop_front();
+        }
+        list.push_back(connection);
+    }
+
+    /// Connections that have ended, oldest first.
+    ///
+    /// # Panics
+    /// Never: no thread panics while it holds the list.
+    #[must_use]
+    pub fn connections(&self) -> Vec<ConnectionReport> {
+        self.connections
+            .lock()
+            .expect("no holder of this lock panics")
+            .iter()
+            .cloned()
+            .collect()
+    }
+}
+
+/// What one worker did.
+#[derive(Debug, Clone, Default)]
+pub struct WorkerStats {
+    /// Time per stage.
+    pub stages: StageTimer<PathStage>,
+    /// Nanoseconds from the first frame to the last commit.
+    pub active_ns: u64,
+    /// Batches committed.
+    pub batches: u64,
+    /// Successful receive calls.
+    pub recv_calls: u64,
+    /// Bytes received.
+    pub recv_bytes: u64,
+    /// Receive calls that found nothing.
+    pub eagain: u64,
+    /// Times that the worker waited for sockets.
+    pub polls: u64,
+}
+
+impl WorkerStats {
+    /// Adds another worker's figures; active times add up, so percentages are of thread time.
+    pub fn merge(&mut self, other: &Self) {
+        self.stages.merge(&other.stages);
+        self.active_ns += other.active_ns;
+        self.batches += other.batches;
+        self.recv_calls += other.recv_calls;
+        self.recv_bytes += other.recv_bytes;
+        self.eagain += other.eagain;
+        self.polls += other.polls;
+    }
+}

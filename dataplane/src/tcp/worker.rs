@@ -1,0 +1,355 @@
+//! A worker: one thread, its own poller, its own writers, many connections.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender};
+use polling::{Event, Events, PollMode, Poller};
+use tracing::{debug, info, warn};
+
+use super::connection::{Connection, Context, Ending, Need, Opened};
+use super::stats::{Counters, Shared, WorkerStats};
+use crate::log::{Log, Writer};
+use crate::profile::Tick;
+
+/// How often time is looked after.
+const TICK: Duration = Duration::from_millis(100);
+/// How long a worker sleeps when a connection waits for room in the ring.
+const SPACE_POLL: Duration = Duration::from_millis(1);
+
+/// Settings of a worker.
+#[derive(Debug, Clone)]
+pub struct WorkerConfig {
+    /// Compare each batch with its checksum before it is committed.
+    pub verify_on_receive: bool,
+    /// A publisher that sends no byte of a begun batch for so long is dropped.
+    pub stall_timeout: Duration,
+    /// How often a publisher that waits for room is told that the broker lives.
+    pub heartbeat: Duration,
+    /// Bytes that may be held outside the ring for slow publishers, all workers together.
+    pub max_evacuated: u64,
+}
+
+impl Default for WorkerConfig {
+    fn default() -> Self {
+        Self {
+            verify_on_receive: false,
+            stall_timeout: Duration::from_secs(30),
+            heartbeat: Duration::from_secs(1),
+            max_evacuated: 32 << 20,
+        }
+    }
+}
+
+/// The way to a running worker.
+#[derive(Debug, Clone)]
+pub struct WorkerHandle {
+    inbox: Sender<Opened>,
+    poller: Arc<Poller>,
+    load: Arc<AtomicUsize>,
+}
+
+/// A worker, before it runs.
+#[derive(Debug)]
+pub struct Worker {
+    config: WorkerConfig,
+    shared: Arc<Shared>,
+    stop: Arc<AtomicBool>,
+    inbox: Receiver<Opened>,
+    poller: Arc<Poller>,
+    load: Arc<AtomicUsize>,
+    writers: Vec<Writer>,
+    connections: Vec<Option<Entry>>,
+    free: Vec<usize>,
+    /// Connections that need another look without an event.
+    again: Vec<usize>,
+    stats: WorkerStats,
+    first_frame: Option<Tick>,
+    last_commit: Option<Tick>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    connection: Connection,
+    writer: usize,
+    need: Need,
+    watched: Event,
+    queued: bool,
+}
+
+impl WorkerHandle {
+    /// Connections that the worker has or is about to get.
+    pub(super) fn load(&self) -> usize {
+        self.load.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn send(&self, opened: Opened) -> io::Result<()> {
+        self.load.fetch_add(1, Ordering::Relaxed);
+        if self.inbox.send(opened).is_err() {
+            return Err(io::Error::other("the worker has ended"));
+        }
+        self.poller.notify()
+    }
+
+    /// Makes the worker look at its stop flag.
+    ///
+    /// # Errors
+    /// If the poller cannot be notified.
+    pub fn wake(&self) -> io::Result<()> {
+        self.poller.notify()
+    }
+}
+
+impl Worker {
+    /// A worker that runs until `stop` is set.
+    ///
+    /// # Errors
+    /// If the kernel gives no epoll instance.
+    pub fn new(
+        config: WorkerConfig,
+        shared: Arc<Shared>,
+        stop: Arc<AtomicBool>,
+    ) -> io::Result<(Self, WorkerHandle)> {
+        let (sender, inbox) = crossbeam_channel::unbounded();
+        let poller = Arc::new(Poller::new()?);
+        let load = Arc::new(AtomicUsize::new(0));
+        let handle = WorkerHandle {
+            inbox: sender,
+            poller: Arc::clone(&poller),
+            load: Arc::clone(&load),
+        };
+        let worker = Self {
+            config,
+            shared,
+            stop,
+            inbox,
+            poller,
+            load,
+            writers: Vec::new(),
+            connections: Vec::new(),
+            free: Vec::new(),
+            again: Vec::new(),
+            stats: WorkerStats::default(),
+            first_frame: None,
+            last_commit: None,
+        };
+        Ok((worker, handle))
+    }
+
+    /// Serves connections until told to stop; returns what it did.
+    ///
+    /// # Errors
+    /// If the poller fails, which no peer can cause.
+    pub fn run(mut self) -> io::Result<WorkerStats> {
+        let mut events = Events::new();
+        let mut next_tick = Instant::now() + TICK;
+        while !self.stop.load(Ordering::Relaxed) {
+            events.clear();
+            self.poller
+                .wait(&mut events, Some(self.patience(next_tick)))?;
+            self.stats.polls += 1;
+            let now = Instant::now();
+            while let Ok(opened) = self.inbox.try_recv() {
+                self.adopt(opened, now);
+            }
+            for event in events.iter() {
+                self.drive(event.key, now);
+            }
+            self.drive_queued(now);
+            if now >= next_tick {
+                self.tick(now);
+                next_tick = now + TICK;
+            }
+        }
+        self.shut_down();
+        if let (Some(first), Some(last)) = (self.first_frame, self.last_commit) {
+            self.stats.active_ns = self.stats.stages.nanos_between(first, last);
+        }
+        Ok(self.stats)
+    }
+
+    fn patience(&self, next_tick: Instant) -> Duration {
+        let need = |key: &usize| self.connections[*key].as_ref().map(|entry| entry.need);
+        match self
+            .again
+            .iter()
+            .filter_map(need)
+            .min_by_key(|need| *need != Need::Turn)
+        {
+            Some(Need::Turn) => Duration::ZERO,
+            Some(_) => SPACE_POLL,
+            None => next_tick.saturating_duration_since(Instant::now()),
+        }
+    }
+
+    fn adopt(&mut self, opened: Opened, now: Instant) {
+        let connection = Connection::new(opened, now);
+        let writer = self.writer_for(connection.log());
+        let key = self.free.pop().unwrap_or_else(|| {
+            self.connections.push(None);
+            self.connections.len() - 1
+        });
+        let watched = Event::readable(key);
+        // SAFETY: the socket is deleted from the poller in `remove`, before it is closed.
+        let added = unsafe {
+            self.poller
+                .add_with_mode(&connection.socket, watched, PollMode::Level)
+        };
+        if let Err(error) = added {
+            warn!(%error, "cannot watch a connection; it is dropped");
+            self.free.push(key);
+            self.load.fetch_sub(1, Ordering::Relaxed);
+            return;
+        }
+        let need = Need::Readable;
+        self.connections[key] = Some(Entry {
+            connection,
+            writer,
+            need,
+            watched,
+            queued: false,
+        });
+    }
+
+    fn writer_for(&mut self, log: &Arc<Log>) -> usize {
+        let known = self
+            .writers
+            .iter()
+            .position(|writer| Arc::ptr_eq(writer.log(), log));
+        known.unwrap_or_else(|| {
+            self.writers.push(log.writer());
+            self.writers.len() - 1
+        })
+    }
+
+    /// Runs `action` on a connection with all that it needs from this worker.
+    fn with<R>(
+        &mut self,
+        key: usize,
+        now: Instant,
+        action: impl FnOnce(&mut Connection, &mut Context<'_>) -> R,
+    ) -> Option<R> {
+        let entry = self.connections.get_mut(key)?.as_mut()?;
+        let mut context = Context {
+            writer: &mut self.writers[entry.writer],
+            stats: &mut self.stats,
+            first_frame: &mut self.first_frame,
+            last_commit: &mut self.last_commit,
+            shared: &self.shared,
+            config: &self.config,
+            now,
+        };
+        Some(action(&mut entry.connection, &mut context))
+    }
+
+    fn drive(&mut self, key: usize, now: Instant) {
+        match self.with(key, now, Connection::drive) {
+            None => {}
+            Some(Ok(need)) => self.rearm(key, need),
+            Some(Err(ending)) => self.remove(key, now, &ending),
+        }
+    }
+
+    fn drive_queued(&mut self, now: Instant) {
+        // Those that still need it queue themselves again, behind the present end.
+        for _ in 0..self.again.len() {
+            let key = self.again.swap_remove(0);
+            if let Some(entry) = &mut self.connections[key] {
+                entry.queued = false;
+                self.drive(key, now);
+            }
+        }
+    }
+
+    /// Watches the socket for what the connection needs: one that waits for room is not read.
+    fn rearm(&mut self, key: usize, need: Need) {
+        let Some(entry) = &mut self.connections[key] else {
+            return;
+        };
+        entry.need = need;
+        let readable = matches!(need, Need::Readable | Need::Turn);
+        let wanted = Event::new(key, readable, entry.connection.wants_to_write());
+        if wanted != entry.watched {
+            entry.watched = wanted;
+            let socket = &entry.connection.socket;
+            if let Err(error) = self
+                .poller
+                .modify_with_mode(socket, wanted, PollMode::Level)
+            {
+                warn!(%error, "cannot watch a connection; it is dropped");
+                return self.remove(key, Instant::now(), &Ending::Io(error));
+            }
+        }
+        if matches!(need, Need::Turn | Need::Space) && !entry.queued {
+            entry.queued = true;
+            self.again.push(key);
+        }
+    }
+
+    fn remove(&mut self, key: usize, now: Instant, ending: &Ending) {
+        let Some(entry) = self.connections[key].take() else {
+            return;
+        };
+        // A descriptor that is not watched any more is what is wanted.
+        let _ = self.poller.delete(&entry.connection.socket);
+        let mut context = Context {
+            writer: &mut self.writers[entry.writer],
+            stats: &mut self.stats,
+            first_frame: &mut self.first_frame,
+            last_commit: &mut self.last_commit,
+            shared: &self.shared,
+            config: &self.config,
+            now,
+        };
+        let report = entry.connection.finish(&mut context, ending);
+        match ending {
+            Ending::Completed => debug!(peer = %report.peer, stream = report.stream, "completed"),
+            _ => info!(
+                peer = %report.peer,
+                stream = report.stream,
+                batches = report.batches,
+                "stream ended: {}",
+                report.ended
+            ),
+        }
+        self.shared.remember(report);
+        self.load.fetch_sub(1, Ordering::Relaxed);
+        self.free.push(key);
+    }
+
+    fn tick(&mut self, now: Instant) {
+        for key in 0..self.connections.len() {
+            match self.with(key, now, Connection::tick) {
+                None | Some(Ok(())) => {}
+                Some(Err(ending)) => self.remove(key, now, &ending),
+            }
+        }
+        if !self.again.is_empty() {
+            self.free_places_of_dead_readers();
+        }
+    }
+
+    fn free_places_of_dead_readers(&self) {
+        for writer in &self.writers {
+            match writer.log().sweep_readers() {
+                Ok(0) => {}
+                Ok(gone) => {
+                    warn!(gone, log = %writer.log().path().display(), "readers died without leaving");
+                    let counter = &self.shared.counters.readers_lost;
+                    (0..gone).for_each(|_| Counters::count(counter));
+                }
+                Err(error) => warn!(%error, "cannot tell whether readers live"),
+            }
+        }
+    }
+
+    fn shut_down(&mut self) {
+        let now = Instant::now();
+        for key in 0..self.connections.len() {
+            self.with(key, now, Connection::shut_down);
+            self.remove(key, now, &Ending::Closed);
+        }
+    }
+}
