@@ -1,3 +1,61 @@
-//! `penstock-lab`: Runs workloads in network namespaces, measures and reports.
+//! `penstock-lab`: runs workloads in network namespaces, measures and reports.
 
-fn main() {}
+mod baseline;
+mod cli;
+mod cluster;
+mod command;
+mod environment;
+mod interrupt;
+mod iperf;
+mod netns;
+mod outputs;
+mod process;
+mod progress;
+mod render;
+mod report;
+mod results;
+mod spread;
+mod testbed;
+mod throughput;
+mod verify;
+mod workload;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use crate::cli::{Cli, Command};
+use crate::interrupt::{Interrupt, Interrupted};
+
+/// Exit code of a program that a signal asked to stop, as shells report it for SIGINT.
+const EXIT_INTERRUPTED: u8 = 130;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            EnvFilter::try_from_env("PENSTOCK_LOG").unwrap_or_else(|_| EnvFilter::new("info")),
+        )
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .init();
+    let outcome = Interrupt::install().and_then(|interrupt| match &cli.command {
+        Command::Throughput(options) => throughput::run(options, &interrupt),
+        Command::Baseline(options) => baseline::run(options, &interrupt),
+    });
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) if error.is::<Interrupted>() => {
+            eprintln!("penstock-lab: {error}");
+            ExitCode::from(EXIT_INTERRUPTED)
+        }
+        Err(error) => {
+            eprintln!("penstock-lab: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,3 +1,191 @@
-//! `penstock-publisher`: Publisher client library and program.
+//! `penstock-publisher`: publishes synthetic load or real input.
 
-fn main() {}
+mod cli;
+mod input;
+mod pace;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use indicatif::{ProgressBar, ProgressStyle};
+use penstock_dataplane::profile::ProcessUsage;
+use penstock_publisher::{Config, Publisher, Summary};
+use serde::Serialize;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use tracing_subscriber::EnvFilter;
+
+use cli::{Cli, Format, Job, Plan};
+use pace::Pace;
+
+/// Exit code after Ctrl-C, as shells have it: 128 + SIGINT.
+const INTERRUPTED: u8 = 130;
+/// Messages between two looks at the progress bar.
+const REDRAW: u64 = 4096;
+
+/// What `--format json` prints; field names are stable.
+#[derive(Debug, Serialize)]
+struct Output<'a> {
+    kind: &'static str,
+    mode: &'static str,
+    topic: &'a str,
+    ack: u8,
+    order: u8,
+    #[serde(flatten)]
+    summary: &'a Summary,
+    #[serde(flatten)]
+    usage: ProcessUsage,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    match cli.plan().and_then(|plan| run(&plan)) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("penstock-publisher: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(plan: &Plan) -> Result<ExitCode> {
+    let stop = watch_signals()?;
+    let mut publisher = Publisher::connect(plan.config.clone())?;
+    let progress = publisher.progress();
+    let published = publish(plan, &mut publisher, &stop);
+    let interrupted = stop.load(Ordering::Relaxed);
+    let closed = published.and_then(|()| Ok(publisher.close()?));
+    let summary = closed.with_context(|| {
+        format!(
+            "failed; {} messages had been acknowledged before",
+            progress.messages_acked()
+        )
+    })?;
+    print(plan, &summary)?;
+    let complete = summary.messages_acked == summary.messages_sent;
+    Ok(match (interrupted, complete) {
+        (true, _) => ExitCode::from(INTERRUPTED),
+        (false, true) => ExitCode::SUCCESS,
+        (false, false) => ExitCode::FAILURE,
+    })
+}
+
+/// A flag that the first SIGINT or SIGTERM sets; the second ends the process at once.
+fn watch_signals() -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register_conditional_default(signal, Arc::clone(&stop))
+            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&stop)))
+            .context("cannot watch signals")?;
+    }
+    Ok(stop)
+}
+
+fn publish(plan: &Plan, publisher: &mut Publisher, stop: &AtomicBool) -> Result<()> {
+    let mut pace = plan.rate.map(Pace::new);
+    let bar = progress_bar(plan);
+    let mut count = 0u64;
+    let mut bytes = 0u64;
+    let mut one = |message: &[u8]| -> Result<bool> {
+        publisher.publish(message)?;
+        bytes += message.len() as u64;
+        count += 1;
+        if let Some(pace) = &mut pace {
+            pace.wait_after(message.len(), stop);
+        }
+        if count.is_multiple_of(REDRAW) {
+            bar.set_position(bytes);
+        }
+        Ok(!stop.load(Ordering::Relaxed))
+    };
+    match &plan.job {
+        Job::Synthetic {
+            message_size,
+            messages,
+        } => {
+            input::synthetic(*message_size, *messages, &mut one)?;
+        }
+        Job::Input { source, split } => input::read(source, *split, stop, &mut one)?,
+    }
+    bar.finish_and_clear();
+    Ok(())
+}
+
+fn progress_bar(plan: &Plan) -> ProgressBar {
+    // indicatif draws nothing when stderr is no terminal.
+    let bar = match plan.total_bytes() {
+        Some(total) => ProgressBar::new(total),
+        None => ProgressBar::no_length(),
+    };
+    let template = "{elapsed_precise} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} eta {eta}";
+    let style = ProgressStyle::with_template(template);
+    bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+fn print(plan: &Plan, summary: &Summary) -> Result<()> {
+    let Config {
+        topic, ack, order, ..
+    } = &plan.config;
+    let usage = ProcessUsage::now().context("cannot read this process's usage")?;
+    match plan.format {
+        Format::Json => {
+            let output = Output {
+                kind: "publisher",
+                mode: "tcp",
+                topic,
+                ack: ack.number(),
+                order: order.number(),
+                summary,
+                usage,
+            };
+            println!("{}", serde_json::to_string_pretty(&output)?);
+        }
+        Format::Text => print_text(summary, &usage),
+    }
+    Ok(())
+}
+
+fn print_text(summary: &Summary, usage: &ProcessUsage) {
+    println!(
+        "{} of {} messages acknowledged, {} bytes in {:.3} s: {:.2} MB/s, {:.2} CPU s",
+        summary.messages_acked,
+        summary.messages_sent,
+        summary.payload_bytes,
+        summary.seconds,
+        summary.bandwidth_mb_per_s,
+        usage.cpu_seconds
+    );
+    println!("{:<14} {:>8} {:>14}", "stage", "%", "ns per batch");
+    for stage in &summary.stages {
+        println!(
+            "{:<14} {:>8.2} {:>14.0}",
+            stage.name, stage.percent, stage.ns_per_batch
+        );
+    }
+    for broker in &summary.brokers {
+        for stream in &broker.streams {
+            print!(
+                "{} session {} stream {}: {} of {} messages, {} batches",
+                broker.address,
+                broker.session,
+                stream.stream,
+                stream.messages_acked,
+                stream.messages,
+                stream.batches
+            );
+            match &stream.sha256 {
+                Some(sha256) => println!(", sha256 {sha256}"),
+                None => println!(),
+            }
+        }
+    }
+}

@@ -24,6 +24,14 @@ pub trait Stage: Copy + 'static {
 #[derive(Debug, Clone, Copy)]
 pub struct Tick(u64);
 
+impl Tick {
+    /// Clock ticks since `start`, for [`StageTimer::credit`].
+    #[must_use]
+    pub fn ticks_since(self, start: Self) -> u64 {
+        self.0.saturating_sub(start.0)
+    }
+}
+
 /// Accumulates time per stage for one thread; threads are merged for the report.
 #[derive(Clone)]
 pub struct StageTimer<S> {
@@ -73,6 +81,12 @@ impl<S: Stage> StageTimer<S> {
         self.raw[stage.index()] += end.saturating_sub(start.0);
         self.calls[stage.index()] += 1;
         Tick(end)
+    }
+
+    /// Counts time that was measured on a sample: `ticks` for `calls` entries of `stage`.
+    pub fn credit(&mut self, stage: S, ticks: u64, calls: u64) {
+        self.raw[stage.index()] += ticks;
+        self.calls[stage.index()] += calls;
     }
 
     /// Nanoseconds from `start` to `end`.

@@ -1,0 +1,165 @@
+//! `penstock-lab baseline`: one broker against iperf3, alternating on the same links.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use jiff::Timestamp;
+use tracing::info;
+
+use crate::cli::{self, Format, Profile};
+use crate::cluster::Cluster;
+use crate::environment::Environment;
+use crate::interrupt::Interrupt;
+use crate::netns::{self, Net};
+use crate::progress::Progress;
+use crate::report::{Baseline, BaselineRow};
+use crate::testbed::{Binaries, BufferDir};
+use crate::workload::{Publish, Source};
+use crate::{iperf, render, results};
+
+/// Everything that stays the same over the runs of one profile.
+struct Bench<'a> {
+    options: &'a cli::Baseline,
+    binaries: &'a Binaries,
+    net: &'a Net,
+    folder: &'a Path,
+    interrupt: &'a Interrupt,
+}
+
+/// Runs it; errors aside, always a success: the ratio is for the reader to judge.
+pub fn run(options: &cli::Baseline, interrupt: &Interrupt) -> Result<bool> {
+    let started = Timestamp::now();
+    let iperf3_version = iperf::version()?;
+    let binaries = Binaries::find(options.output.bin_dir.as_deref())?;
+    let folder = results::create_folder(&options.output.results, started)?;
+    let report = measure_all(options, &binaries, &folder, started, interrupt);
+    let printed = report.and_then(|(rows, environment)| {
+        let report = Baseline {
+            kind: "baseline".to_owned(),
+            mode: options.workload.mode.clone(),
+            message_size: options.workload.message_size.as_u64(),
+            size_bytes: options.size.as_u64(),
+            iperf3_version,
+            rows,
+            environment,
+        };
+        results::write(&folder, &report, &render::baseline(&report))?;
+        match options.output.format {
+            Format::Text => println!("{}", render::baseline_table(&report)),
+            Format::Json => println!("{}", serde_json::to_string_pretty(&report)?),
+        }
+        Ok(true)
+    });
+    println!("{}", folder.display());
+    printed
+}
+
+fn measure_all(
+    options: &cli::Baseline,
+    binaries: &Binaries,
+    folder: &Path,
+    started: Timestamp,
+    interrupt: &Interrupt,
+) -> Result<(Vec<BaselineRow>, Environment)> {
+    let profiles = match options.profile {
+        Some(profile) => vec![profile],
+        None => vec![Profile::Wire, Profile::Offload],
+    };
+    let mut rows = Vec::new();
+    let mut environment = None;
+    for profile in profiles {
+        let net = Net::create(1, profile, options.mtu)?;
+        environment.get_or_insert(Environment::read(net.publisher(), started)?);
+        let bench = Bench {
+            options,
+            binaries,
+            net: &net,
+            folder,
+            interrupt,
+        };
+        for &connections in &options.connections {
+            rows.push(bench.row(profile, connections)?);
+        }
+    }
+    Ok((rows, environment.context("no profile was measured")?))
+}
+
+impl Bench<'_> {
+    fn row(&self, profile: Profile, connections: u32) -> Result<BaselineRow> {
+        let mut runs = Vec::new();
+        for number in 0..self.options.runs {
+            let case = format!("{}-{connections}-{}", profile.name(), number + 1);
+            let folder = self.folder.join(case);
+            fs::create_dir(&folder)
+                .with_context(|| format!("cannot create {}", folder.display()))?;
+            // Neither program always has the other's leftovers in the caches.
+            let (ours, theirs) = if number % 2 == 0 {
+                let ours = self.penstock(connections, &folder)?;
+                (ours, self.iperf3(connections, &folder)?)
+            } else {
+                let theirs = self.iperf3(connections, &folder)?;
+                (self.penstock(connections, &folder)?, theirs)
+            };
+            info!(
+                "{} MTU {} connections {connections} run {}/{}: penstock {ours:.0} MB/s, \
+                 iperf3 {theirs:.0} MB/s, ratio {:.3}",
+                profile.name(),
+                self.options.mtu,
+                number + 1,
+                self.options.runs,
+                ours / theirs
+            );
+            runs.push((ours, theirs));
+        }
+        Ok(BaselineRow::of(
+            profile,
+            self.options.mtu,
+            connections,
+            &runs,
+        ))
+    }
+
+    fn penstock(&self, connections: u32, folder: &Path) -> Result<f64> {
+        let mut workload = self.options.workload.clone();
+        workload.threads_per_broker = connections;
+        let buffers = BufferDir::create()?;
+        let (net, interrupt) = (self.net, self.interrupt);
+        let mut cluster = Cluster::start(
+            1,
+            net,
+            &buffers,
+            self.binaries,
+            &workload,
+            folder,
+            interrupt,
+        )?;
+        let publish = Publish {
+            program: &self.binaries.publisher,
+            namespace: net.publisher(),
+            workload: &workload,
+            source: &Source::Synthetic(self.options.size),
+            digest: false,
+            folder,
+        };
+        let (report, succeeded) = publish.run(&mut cluster, &mut Progress::hidden(), interrupt)?;
+        cluster.stop()?;
+        if !succeeded || report.messages_acked != report.messages_sent {
+            let log: PathBuf = folder.join("publisher.log");
+            bail!("not every message was acked; see {}", log.display());
+        }
+        Ok(report.bandwidth_mb_per_s)
+    }
+
+    fn iperf3(&self, connections: u32, folder: &Path) -> Result<f64> {
+        iperf::measure(
+            self.net.broker(0),
+            self.net.publisher(),
+            netns::broker_address(0),
+            connections,
+            self.options.size,
+            folder,
+            self.interrupt,
+        )
+    }
+}

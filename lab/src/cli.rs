@@ -1,0 +1,210 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use bytesize::ByteSize;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use penstock_dataplane::wire::handshake::{AckLevel, OrderLevel};
+use serde::{Deserialize, Serialize};
+
+const EXAMPLES: &str = "\
+Examples:
+  # the standard workload: 10 GiB in 1 KiB messages to four brokers
+  sudo penstock-lab throughput --total-size 10GiB
+
+  # a real file by lines, read back and compared with what was sent
+  sudo penstock-lab throughput --input access.log --verify
+
+  # one broker against iperf3 on the same links
+  sudo penstock-lab baseline --runs 5
+
+The last line on stdout is the result folder. Exit codes: 0 all acked and in the logs, 1 not so,
+2 wrong usage, 130 interrupted.";
+
+/// Runs Penstock workloads in network namespaces, measures them and writes reports.
+#[derive(Debug, Parser)]
+#[command(name = "penstock-lab", version, after_help = EXAMPLES)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Publishes one workload to brokers in namespaces of their own and reports what happened.
+    #[command(after_help = EXAMPLES)]
+    Throughput(Throughput),
+    /// Alternates Penstock with iperf3 on the same links and reports the ratio.
+    #[command(after_help = EXAMPLES)]
+    Baseline(Baseline),
+}
+
+#[derive(Debug, Args)]
+pub struct Throughput {
+    #[command(flatten)]
+    pub workload: Workload,
+    /// `wire`: segmentation offloads off on both ends, every packet costs what it would on a wire;
+    /// `offload`: left on.
+    #[arg(long, value_enum, default_value_t = Profile::Wire)]
+    pub profile: Profile,
+    /// MTU of every link, bytes.
+    #[arg(long, default_value_t = 1500, value_parser = clap::value_parser!(u32).range(576..=65535))]
+    pub mtu: u32,
+    /// Brokers, each in a namespace of its own.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=200))]
+    pub brokers: u32,
+    /// Bytes of messages to publish in all.
+    #[arg(long, default_value = "10GiB", conflicts_with = "input")]
+    pub total_size: ByteSize,
+    /// Publish the lines of FILE (`-`: stdin) instead of synthetic messages.
+    #[arg(long, value_name = "FILE")]
+    pub input: Option<PathBuf>,
+    /// Read every log back afterwards and compare counts and SHA-256 of each stream with what the
+    /// publisher sent; sizes the ring to hold everything unless --ring-size is given.
+    #[arg(long)]
+    pub verify: bool,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Debug, Args)]
+pub struct Baseline {
+    #[command(flatten)]
+    pub workload: Workload,
+    /// Runs of each program per case.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub runs: u32,
+    /// Payload per run.
+    #[arg(long, default_value = "2GiB")]
+    pub size: ByteSize,
+    /// MTU of the link, bytes.
+    #[arg(long, default_value_t = 1500, value_parser = clap::value_parser!(u32).range(576..=65535))]
+    pub mtu: u32,
+    /// Only this profile; default both.
+    #[arg(long, value_enum)]
+    pub profile: Option<Profile>,
+    /// Connection counts to compare.
+    #[arg(long, value_delimiter = ',', default_value = "1,4",
+          value_parser = clap::value_parser!(u32).range(1..=128))]
+    pub connections: Vec<u32>,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// What both subcommands hand on to publisher and brokers; what is not given is left to their
+/// own defaults.
+#[derive(Debug, Clone, Args)]
+pub struct Workload {
+    /// Path of the payload: tcp.
+    #[arg(long, default_value = "tcp", value_parser = mode)]
+    pub mode: String,
+    /// Bytes per synthetic message.
+    #[arg(long, default_value = "1KiB")]
+    pub message_size: ByteSize,
+    /// 0: none while running; 1: once committed in the broker's shared buffer.
+    #[arg(long, default_value = "1")]
+    pub ack: AckLevel,
+    /// 0: per stream.
+    #[arg(long, default_value = "0")]
+    pub order: OrderLevel,
+    /// Streams, each with a connection, that the publisher opens to each broker.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub threads_per_broker: u32,
+    /// Payload per batch.
+    #[arg(long)]
+    pub batch_size: Option<ByteSize>,
+    /// Threads that receive, per broker.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub workers: Option<u32>,
+    /// Payload ring of each broker's log.
+    #[arg(long)]
+    pub ring_size: Option<ByteSize>,
+    /// When a registered reader lags: `block` or `overwrite`.
+    #[arg(long, value_parser = ["block", "overwrite"])]
+    pub full: Option<String>,
+    /// SO_RCVBUF that brokers ask for.
+    #[arg(long)]
+    pub rcvbuf: Option<ByteSize>,
+    /// SO_SNDBUF that brokers ask for.
+    #[arg(long)]
+    pub sndbuf: Option<ByteSize>,
+    /// Where brokers set it.
+    #[arg(long, value_parser = ["none", "listener", "accepted", "both"])]
+    pub rcvbuf_on: Option<String>,
+    /// Use SO_RCVBUFFORCE, which net.core.rmem_max does not cap.
+    #[arg(long)]
+    pub rcvbuf_force: bool,
+    /// Topic to publish to.
+    #[arg(long, default_value = "penstock")]
+    pub topic: String,
+}
+
+#[derive(Debug, Args)]
+pub struct Output {
+    /// Where result folders are created.
+    #[arg(long, value_name = "DIR", default_value = "results")]
+    pub results: PathBuf,
+    /// How the result is printed, before the line with the folder.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+    /// Where penstock-broker and its companions are; default: beside this program.
+    #[arg(long, value_name = "DIR")]
+    pub bin_dir: Option<PathBuf>,
+}
+
+/// What the links of a testbed offload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Profile {
+    Wire,
+    Offload,
+}
+
+impl Profile {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Wire => "wire",
+            Self::Offload => "offload",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    Text,
+    Json,
+}
+
+fn mode(text: &str) -> Result<String, String> {
+    match text {
+        "tcp" => Ok(text.to_owned()),
+        "xdp" | "auto" => Err("this version has no xdp path yet; supported: tcp".to_owned()),
+        _ => Err("unknown mode; supported: tcp".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_does_not_exist_is_refused_with_what_does() {
+        for (option, value, supported) in [
+            ("--mode", "xdp", "supported: tcp"),
+            ("--mode", "udp", "supported: tcp"),
+            ("--ack", "2", "supported: 0"),
+            ("--order", "1", "supported: 0"),
+            ("--mtu", "100", "576"),
+        ] {
+            let error = Cli::try_parse_from(["penstock-lab", "throughput", option, value]);
+            let text = error.unwrap_err().to_string();
+            assert!(text.contains(supported), "{option} {value}: {text}");
+        }
+    }
+}

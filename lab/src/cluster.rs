@@ -1,0 +1,144 @@
+//! The brokers of one run: started in their namespaces, watched, stopped, their reports collected.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::cli::Workload;
+use crate::interrupt::Interrupt;
+use crate::netns::{self, Net};
+use crate::outputs;
+use crate::process::{Running, inside};
+use crate::testbed::{Binaries, BufferDir};
+
+/// The port of Penstock; each broker has its namespace to itself.
+const PORT: u16 = 1214;
+/// What a broker prints once it accepts connections.
+const READY: &str = "penstock-broker ready on";
+/// Time to map and touch a large ring on a busy machine.
+const READY_LIMIT: Duration = Duration::from_secs(30);
+/// Time to finish open connections and write the report.
+const STOP_LIMIT: Duration = Duration::from_secs(30);
+
+/// Running brokers; killed when dropped.
+#[derive(Debug)]
+pub struct Cluster {
+    members: Vec<Member>,
+}
+
+#[derive(Debug)]
+struct Member {
+    process: Running,
+    report: PathBuf,
+    log_path: PathBuf,
+}
+
+impl Cluster {
+    /// Starts `count` brokers; logs and reports go to `folder` as `broker-<index>.log` and `.json`.
+    pub fn start(
+        count: usize,
+        net: &Net,
+        buffers: &BufferDir,
+        binaries: &Binaries,
+        workload: &Workload,
+        folder: &Path,
+        interrupt: &Interrupt,
+    ) -> Result<Self> {
+        let mut cluster = Self {
+            members: Vec::with_capacity(count),
+        };
+        for index in 0..count {
+            let report = folder.join(format!("broker-{index}.json"));
+            let log = folder.join(format!("broker-{index}.log"));
+            let buffer_dir = buffers.of_broker(index);
+            let mut command = inside(net.broker(index), &binaries.broker);
+            command
+                .stdin(Stdio::null())
+                .arg("--listen")
+                .arg(address(index));
+            command.arg("--buffer-dir").arg(&buffer_dir);
+            command.arg("--report").arg(&report);
+            add_broker_options(&mut command, workload);
+            let process = Running::start(&format!("broker {index}"), &mut command, None, &log)?;
+            cluster.members.push(Member {
+                process,
+                report,
+                log_path: buffer_dir.join(format!("{}.log", workload.topic)),
+            });
+        }
+        for member in &mut cluster.members {
+            member
+                .process
+                .wait_for_line(READY, READY_LIMIT, interrupt)?;
+        }
+        Ok(cluster)
+    }
+
+    /// The address list for a publisher.
+    pub fn addresses(&self) -> String {
+        let addresses: Vec<_> = (0..self.members.len()).map(address).collect();
+        addresses.join(",")
+    }
+
+    /// The shared buffer of each broker.
+    pub fn log_paths(&self) -> Vec<&Path> {
+        self.members.iter().map(|m| m.log_path.as_path()).collect()
+    }
+
+    /// Fails when a broker has ended.
+    pub fn check(&mut self) -> Result<()> {
+        for member in &mut self.members {
+            if let Some(status) = member.process.ended()? {
+                return Err(member
+                    .process
+                    .failure(&format!("ended during the run ({status})")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops every broker and returns their reports, in order.
+    pub fn stop(mut self) -> Result<Vec<outputs::Broker>> {
+        let mut reports = Vec::with_capacity(self.members.len());
+        for (index, member) in self.members.iter_mut().enumerate() {
+            member.process.stop(STOP_LIMIT)?;
+            let name = format!("broker {index}");
+            reports.push(outputs::parse_file(&name, &member.report).context("a broker's report")?);
+        }
+        Ok(reports)
+    }
+}
+
+/// Address and port of broker `index`.
+pub fn address(index: usize) -> String {
+    format!("{}:{PORT}", netns::broker_address(index))
+}
+
+fn add_broker_options(command: &mut Command, workload: &Workload) {
+    command.args(["--mode", &workload.mode, "--topic", &workload.topic]);
+    let sizes = [
+        ("--ring-size", workload.ring_size),
+        ("--rcvbuf", workload.rcvbuf),
+        ("--sndbuf", workload.sndbuf),
+    ];
+    for (option, size) in sizes {
+        if let Some(size) = size {
+            command.arg(option).arg(size.as_u64().to_string());
+        }
+    }
+    let texts = [
+        ("--workers", workload.workers.map(|n| n.to_string())),
+        ("--full", workload.full.clone()),
+        ("--rcvbuf-on", workload.rcvbuf_on.clone()),
+    ];
+    for (option, text) in texts {
+        if let Some(text) = text {
+            command.arg(option).arg(text);
+        }
+    }
+    if workload.rcvbuf_force {
+        command.arg("--rcvbuf-force");
+    }
+}

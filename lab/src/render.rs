@@ -1,0 +1,322 @@
+//! Reports for people: the Markdown files and the tables on the terminal.
+
+use std::fmt::Write;
+
+use bytesize::ByteSize;
+use penstock_dataplane::profile::StageReport;
+
+use crate::environment::Environment;
+use crate::report::{Baseline, BaselineRow, Broker, Throughput};
+use crate::spread::Spread;
+
+/// `report.md` of a throughput run.
+pub fn throughput(report: &Throughput) -> String {
+    [
+        "# Penstock throughput".to_owned(),
+        headline(report),
+        stages("Publisher", &report.publisher.stages),
+        brokers(&report.brokers),
+        connections(&report.brokers),
+        verification(report),
+        environment(&report.environment),
+        reproduce(&report.environment),
+    ]
+    .join("\n\n")
+        + "\n"
+}
+
+/// What is printed on the terminal after a throughput run.
+pub fn throughput_summary(report: &Throughput) -> String {
+    let parts = [
+        headline(report),
+        stages("Publisher", &report.publisher.stages),
+        report
+            .brokers
+            .first()
+            .map_or_else(String::new, |b| stages("Broker 0", &b.stages)),
+        broker_table(&report.brokers),
+    ];
+    parts.join("\n\n")
+}
+
+fn headline(report: &Throughput) -> String {
+    let verdict = if report.problems.is_empty() {
+        "Every message was acked and is in the brokers' logs.".to_owned()
+    } else {
+        let lines: String = report.problems.iter().map(|p| format!("\n- {p}")).collect();
+        format!("**Not a success:**\n{lines}")
+    };
+    let payload = ByteSize(report.payload_bytes);
+    let message = report.message_size.map_or_else(
+        || format!("lines of {}", report.input.as_deref().unwrap_or("a file")),
+        |size| format!("{size} bytes"),
+    );
+    let rows = [
+        [
+            "bandwidth".to_owned(),
+            format!("**{:.1} MB/s**", report.bandwidth_mb_per_s),
+        ],
+        [
+            "payload".to_owned(),
+            format!("{} bytes ({payload})", report.payload_bytes),
+        ],
+        ["seconds".to_owned(), format!("{:.3}", report.seconds)],
+        [
+            "messages sent / acked / in logs".to_owned(),
+            format!(
+                "{} / {} / {}",
+                report.messages_sent, report.messages_acked, report.messages_in_logs
+            ),
+        ],
+        ["messages".to_owned(), message],
+        [
+            "brokers, streams to each".to_owned(),
+            format!("{}, {}", report.num_brokers, report.threads_per_broker),
+        ],
+        [
+            "mode, profile, MTU".to_owned(),
+            format!("{}, {}, {}", report.mode, report.profile.name(), report.mtu),
+        ],
+        [
+            "ack, order".to_owned(),
+            format!("{}, {}", report.ack, report.order),
+        ],
+        [
+            "publisher CPU s/GB, peak RSS".to_owned(),
+            format!(
+                "{:.3}, {}",
+                report.publisher.cpu_seconds_per_gb,
+                ByteSize(report.publisher.peak_rss_bytes)
+            ),
+        ],
+    ];
+    format!("{verdict}\n\n{}", table(["what", "value"], &rows))
+}
+
+fn stages(whose: &str, stages: &[StageReport]) -> String {
+    let rows: Vec<_> = stages
+        .iter()
+        .map(|s| {
+            [
+                s.name.clone(),
+                format!("{:.2}", s.percent),
+                format!("{:.0}", s.ns_per_batch),
+            ]
+        })
+        .collect();
+    let table = table(["stage", "% of thread time", "ns per batch"], &rows);
+    format!("## {whose}: where the time went\n\n{table}")
+}
+
+fn brokers(brokers: &[Broker]) -> String {
+    let mut text = format!("## Brokers\n\n{}", broker_table(brokers));
+    for broker in brokers {
+        let whose = format!("Broker {}", broker.index);
+        let _ = write!(text, "\n\n{}", stages(&whose, &broker.stages));
+        let counted = broker.counters.iter().filter(|(_, count)| **count > 0);
+        let rows: Vec<_> = counted
+            .map(|(name, count)| [name.clone(), count.to_string()])
+            .collect();
+        if !rows.is_empty() {
+            let _ = write!(text, "\n\n{}", table(["counter", "count"], &rows));
+        }
+    }
+    text
+}
+
+fn broker_table(brokers: &[Broker]) -> String {
+    let rows: Vec<_> = brokers
+        .iter()
+        .map(|b| {
+            [
+                b.index.to_string(),
+                b.messages_in_log.to_string(),
+                format!("{:.3}", b.cpu_seconds_per_gb),
+                format!("{:.1}", b.recv_calls_per_batch),
+                format!("{:.0}", b.bytes_per_recv),
+                b.eagain.to_string(),
+                ByteSize(b.ring_bytes).to_string(),
+                ByteSize(b.peak_rss_bytes).to_string(),
+                beyond_ring(b),
+            ]
+        })
+        .collect();
+    #[rustfmt::skip]
+    let head = ["broker", "messages in log", "CPU s/GB", "recv calls per batch", "bytes per recv",
+        "EAGAIN", "ring", "peak RSS", "RSS beyond ring"];
+    table(head, &rows)
+}
+
+/// Resident memory that is not the ring itself; the ring counts once touched.
+fn beyond_ring(broker: &Broker) -> String {
+    match broker.peak_rss_bytes.checked_sub(broker.ring_bytes) {
+        Some(beyond) => ByteSize(beyond).to_string(),
+        None => "below (ring not full)".to_owned(),
+    }
+}
+
+fn connections(brokers: &[Broker]) -> String {
+    let number = |n: Option<u64>| n.map_or_else(|| "not set".to_owned(), |n| n.to_string());
+    let of_broker = |b: &Broker| {
+        let index = b.index;
+        let row = move |c: &crate::outputs::Connection| {
+            [
+                index.to_string(),
+                c.peer.clone(),
+                c.stream.to_string(),
+                number(c.rcvbuf_requested),
+                c.rcvbuf_effective.to_string(),
+                if c.rcvbuf_capped { "by rmem_max" } else { "no" }.to_owned(),
+                number(c.sndbuf_requested),
+                c.sndbuf_effective.to_string(),
+                c.window_scale
+                    .map_or_else(|| "off".to_owned(), |scale| scale.to_string()),
+                c.ended.clone(),
+            ]
+        };
+        b.connections.iter().map(row).collect::<Vec<_>>()
+    };
+    let rows: Vec<_> = brokers.iter().flat_map(of_broker).collect();
+    #[rustfmt::skip]
+    let head = ["broker", "peer", "stream", "rcvbuf requested", "rcvbuf effective", "capped",
+        "sndbuf requested", "sndbuf effective", "window scale", "ended"];
+    format!(
+        "## Socket buffers per connection\n\n\
+         Effective is what the kernel reports: twice what it granted, its own bookkeeping included. \
+         The window scale is fixed by the SYN exchange.\n\n{}",
+        table(head, &rows)
+    )
+}
+
+fn verification(report: &Throughput) -> String {
+    let title = "## Verification of contents";
+    let Some(checks) = &report.verification else {
+        return format!(
+            "{title}\n\nNot asked for (`--verify`): messages were counted, not compared."
+        );
+    };
+    let rows: Vec<_> = checks
+        .iter()
+        .map(|c| {
+            let verdict = match c.differences.as_slice() {
+                [] => "equal".to_owned(),
+                differences => differences.join("; "),
+            };
+            let sha256 = c.sha256.clone().unwrap_or_default();
+            let (broker, stream) = (c.broker.to_string(), c.stream.to_string());
+            [broker, stream, c.messages.to_string(), sha256, verdict]
+        })
+        .collect();
+    let table = table(
+        ["broker", "stream", "messages", "SHA-256 as sent", "log"],
+        &rows,
+    );
+    format!("{title}\n\nEvery checksum was computed again from the logs.\n\n{table}")
+}
+
+/// `report.md` of a baseline run.
+pub fn baseline(report: &Baseline) -> String {
+    let method = format!(
+        "One broker; Penstock ({}, {} byte messages) and {} alternate in the same namespaces, {} of \
+         payload per run, payload MB/s (10^6 bytes) at the receiver's side. The ratio is the median \
+         over pairs of neighbouring runs.",
+        report.mode,
+        report.message_size,
+        report.iperf3_version,
+        ByteSize(report.size_bytes)
+    );
+    [
+        "# Penstock against iperf3".to_owned(),
+        method,
+        baseline_table(report),
+        environment(&report.environment),
+        reproduce(&report.environment),
+    ]
+    .join("\n\n")
+        + "\n"
+}
+
+/// The table of a baseline run.
+pub fn baseline_table(report: &Baseline) -> String {
+    let row = |r: &BaselineRow| {
+        [
+            r.profile.name().to_owned(),
+            r.mtu.to_string(),
+            r.connections.to_string(),
+            spread(&r.penstock),
+            spread(&r.iperf3),
+            format!(
+                "**{:.3}** ({:.3}..{:.3})",
+                r.ratio, r.ratio_min, r.ratio_max
+            ),
+            format!("{:.3}", r.ratio_of_medians),
+            r.penstock.runs.len().to_string(),
+        ]
+    };
+    let rows: Vec<_> = report.rows.iter().map(row).collect();
+    #[rustfmt::skip]
+    let head = ["profile", "MTU", "connections", "penstock MB/s", "iperf3 MB/s",
+        "ratio penstock/iperf3", "ratio of medians", "runs"];
+    table(head, &rows)
+}
+
+fn spread(spread: &Spread) -> String {
+    format!(
+        "{:.0} ({:.0}..{:.0})",
+        spread.median, spread.min, spread.max
+    )
+}
+
+fn environment(e: &Environment) -> String {
+    let rows = [
+        ("date", &e.date),
+        ("penstock", &e.version),
+        ("kernel", &e.kernel),
+        ("CPU", &format!("{} × {}", e.cpus, e.cpu_model)),
+        ("net.core.rmem_max", &e.rmem_max),
+        ("net.core.wmem_max", &e.wmem_max),
+        ("net.ipv4.tcp_rmem", &e.tcp_rmem),
+        ("net.ipv4.tcp_wmem", &e.tcp_wmem),
+        ("congestion control", &e.congestion_control),
+    ]
+    .map(|(what, value)| [what.to_owned(), value.clone()]);
+    format!("## Environment\n\n{}", table(["what", "value"], &rows))
+}
+
+fn reproduce(environment: &Environment) -> String {
+    format!(
+        "## How to reproduce\n\n```sh\n{}\n```",
+        environment.command_line
+    )
+}
+
+/// A Markdown table whose columns also line up as plain text.
+fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> String {
+    let width = |column: usize| {
+        let cells = rows.iter().map(|row| row[column].chars().count());
+        cells
+            .chain([head[column].chars().count()])
+            .max()
+            .unwrap_or(0)
+    };
+    let widths: [usize; N] = std::array::from_fn(width);
+    let line = |cells: [&str; N]| {
+        let padded = cells
+            .iter()
+            .zip(widths)
+            .map(|(cell, width)| format!(" {cell:width$} |"));
+        format!("|{}", padded.collect::<String>())
+    };
+    let rule = widths
+        .map(|width| format!("{:-<1$}|", "", width + 2))
+        .concat();
+    let mut lines = vec![line(head), format!("|{rule}")];
+    lines.extend(
+        rows.iter()
+            .map(|row| line(std::array::from_fn(|i| row[i].as_str()))),
+    );
+    lines.join("\n")
+}
+
+#[cfg(test)]
+pub mod tests;

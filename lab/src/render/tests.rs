@@ -1,0 +1,239 @@
+//! Tests of the reports, and the example report that other tests share.
+
+use super::*;
+use crate::cli::Profile;
+use crate::outputs::Connection;
+use crate::report::Publisher;
+use crate::verify::StreamCheck;
+
+fn stage(name: &str) -> StageReport {
+    StageReport {
+        name: name.to_owned(),
+        percent: 12.345,
+        ns_per_batch: 678.9,
+        calls: 4,
+        total_ns: 2716,
+    }
+}
+
+fn example_environment() -> Environment {
+    Environment {
+        date: "2026-01-02T03:04:05Z".to_owned(),
+        command_line: "penstock-lab throughput --brokers 1".to_owned(),
+        version: "0.1.0".to_owned(),
+        kernel: "6.18".to_owned(),
+        cpu_model: "some CPU".to_owned(),
+        cpus: 2,
+        rmem_max: "4194304".to_owned(),
+        wmem_max: "4194304".to_owned(),
+        tcp_rmem: "4096 131072 33554432".to_owned(),
+        tcp_wmem: "4096 16384 4194304".to_owned(),
+        congestion_control: "cubic".to_owned(),
+    }
+}
+
+fn example_connection() -> Connection {
+    Connection {
+        peer: "10.214.0.1:40000".to_owned(),
+        topic: "penstock".to_owned(),
+        session: "0123456789abcdef".to_owned(),
+        stream: 0,
+        rcvbuf_requested: Some(33_554_432),
+        rcvbuf_effective: 8_388_608,
+        rcvbuf_capped: true,
+        sndbuf_requested: None,
+        sndbuf_effective: 87_040,
+        window_scale: Some(10),
+        batches: 4,
+        payload_bytes: 4096,
+        ended: "end of stream".to_owned(),
+    }
+}
+
+fn example_broker() -> Broker {
+    Broker {
+        index: 0,
+        address: "10.214.0.2:1214".to_owned(),
+        messages_in_log: 4,
+        payload_bytes: 4096,
+        batches: 4,
+        ring_bytes: 256 << 20,
+        peak_rss_bytes: 260 << 20,
+        active_seconds: 0.5,
+        cpu_seconds: 0.25,
+        cpu_seconds_per_gb: 0.75,
+        recv_calls: 10,
+        recv_calls_per_batch: 2.5,
+        bytes_per_recv: 409.6,
+        eagain: 3,
+        stages: vec![stage("DrainHeader")],
+        connections: vec![example_connection()],
+        counters: [("refused".to_owned(), 7), ("timed out".to_owned(), 0)].into(),
+    }
+}
+
+/// A successful run of one broker.
+pub fn example() -> Throughput {
+    Throughput {
+        kind: "throughput".to_owned(),
+        mode: "tcp".to_owned(),
+        profile: Profile::Wire,
+        mtu: 1500,
+        num_brokers: 1,
+        message_size: Some(1024),
+        ack: 1,
+        order: 0,
+        threads_per_broker: 1,
+        input: None,
+        messages_sent: 4,
+        messages_acked: 4,
+        messages_in_logs: 4,
+        payload_bytes: 4096,
+        seconds: 0.5,
+        bandwidth_mb_per_s: 884.53,
+        problems: Vec::new(),
+        publisher: Publisher {
+            batches: 4,
+            cpu_seconds: 0.25,
+            cpu_seconds_per_gb: 0.5,
+            peak_rss_bytes: 10 << 20,
+            stages: vec![stage("SendPayload")],
+            sessions: Vec::new(),
+        },
+        brokers: vec![example_broker()],
+        verification: None,
+        environment: example_environment(),
+    }
+}
+
+#[test]
+fn the_report_shows_what_a_reader_looks_for() {
+    let text = throughput(&example());
+    for wanted in [
+        "884.5 MB/s",
+        "SendPayload",
+        "DrainHeader",
+        "12.35",
+        "33554432",
+        "8388608",
+        "by rmem_max",
+        "not set",
+        "256.0 MiB",
+        "4.0 MiB",
+        "refused",
+        "penstock-lab throughput --brokers 1",
+    ] {
+        assert!(text.contains(wanted), "{wanted} is missing from:\n{text}");
+    }
+    assert!(
+        !text.contains("timed out"),
+        "counters at zero are noise:\n{text}"
+    );
+}
+
+#[test]
+fn problems_stand_at_the_top() {
+    let mut report = example();
+    report.problems.push("4 messages sent, 3 acked".to_owned());
+    let text = throughput(&report);
+    let head = text.split("| what").next().unwrap();
+    assert!(
+        head.contains("Not a success") && head.contains("3 acked"),
+        "{head}"
+    );
+}
+
+#[test]
+fn differences_of_a_stream_are_shown() {
+    let mut report = example();
+    let check = |differences: Vec<String>| StreamCheck {
+        broker: 0,
+        session: "00".to_owned(),
+        stream: 1,
+        messages: 4,
+        sha256: Some("abcd".to_owned()),
+        differences,
+    };
+    report.verification = Some(vec![
+        check(Vec::new()),
+        check(vec!["SHA-256 differs".to_owned()]),
+    ]);
+    let text = verification(&report);
+    assert!(
+        text.contains("equal") && text.contains("SHA-256 differs"),
+        "{text}"
+    );
+}
+
+#[test]
+fn json_has_the_names_that_others_rely_on() {
+    let json = serde_json::to_value(example()).unwrap();
+    for name in [
+        "/kind",
+        "/mode",
+        "/profile",
+        "/mtu",
+        "/num_brokers",
+        "/message_size",
+        "/messages_sent",
+        "/messages_acked",
+        "/messages_in_logs",
+        "/payload_bytes",
+        "/seconds",
+        "/bandwidth_mb_per_s",
+        "/publisher/stages/0/name",
+        "/publisher/stages/0/percent",
+        "/publisher/stages/0/ns_per_batch",
+        "/brokers/0/stages/0/percent",
+        "/brokers/0/recv_calls_per_batch",
+        "/brokers/0/bytes_per_recv",
+        "/brokers/0/cpu_seconds",
+        "/brokers/0/cpu_seconds_per_gb",
+        "/brokers/0/peak_rss_bytes",
+        "/brokers/0/connections/0/peer",
+        "/brokers/0/connections/0/rcvbuf_requested",
+        "/brokers/0/connections/0/rcvbuf_effective",
+        "/brokers/0/connections/0/window_scale",
+    ] {
+        assert!(json.pointer(name).is_some_and(|v| !v.is_null()), "{name}");
+    }
+    assert_eq!(json["profile"], "wire");
+}
+
+#[test]
+fn tables_line_up() {
+    let rows = [
+        ["a".to_owned(), "1".to_owned()],
+        ["much longer".to_owned(), "22".to_owned()],
+    ];
+    let text = table(["x", "yy"], &rows);
+    let widths: Vec<_> = text.lines().map(|line| line.chars().count()).collect();
+    assert_eq!(widths, [widths[0]; 4], "{text}");
+}
+
+#[test]
+fn the_baseline_table_shows_medians_spread_and_both_ratios() {
+    let report = Baseline {
+        kind: "baseline".to_owned(),
+        mode: "tcp".to_owned(),
+        message_size: 1024,
+        size_bytes: 2 << 30,
+        iperf3_version: "iperf 3.12".to_owned(),
+        rows: vec![BaselineRow::of(
+            Profile::Offload,
+            1500,
+            4,
+            &[(900.0, 1000.0), (800.0, 1000.0)],
+        )],
+        environment: example_environment(),
+    };
+    let text = baseline(&report);
+    for wanted in [
+        "offload",
+        "850 (800..900)",
+        "1000 (1000..1000)",
+        "**0.850** (0.800..0.900)",
+    ] {
+        assert!(text.contains(wanted), "{wanted} is missing from:\n{text}");
+    }
+}

@@ -1,0 +1,61 @@
+//! The folder of one run under the results directory.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use jiff::Timestamp;
+use serde::Serialize;
+
+/// Creates `<results>/<UTC time>`; runs that start in the same second get a number behind it.
+pub fn create_folder(results: &Path, now: Timestamp) -> Result<PathBuf> {
+    fs::create_dir_all(results)
+        .with_context(|| format!("cannot create the results directory {}", results.display()))?;
+    let results = results
+        .canonicalize()
+        .with_context(|| format!("cannot resolve {}", results.display()))?;
+    let time = now.strftime("%Y-%m-%dT%H-%M-%SZ").to_string();
+    for number in 1u32.. {
+        let name = if number == 1 {
+            time.clone()
+        } else {
+            format!("{time}-{number}")
+        };
+        let folder = results.join(name);
+        match fs::create_dir(&folder) {
+            Ok(()) => return Ok(folder),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot create {}", folder.display()));
+            }
+        }
+    }
+    unreachable!("some number is free")
+}
+
+/// Writes `report.json` and `report.md`.
+pub fn write(folder: &Path, report: &impl Serialize, markdown: &str) -> Result<()> {
+    let json = serde_json::to_string_pretty(report).context("cannot serialise the report")?;
+    for (name, text) in [("report.json", json.as_str()), ("report.md", markdown)] {
+        let path = folder.join(name);
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_runs_in_one_second_do_not_share_a_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let results = dir.path().join("results");
+        let time = Timestamp::UNIX_EPOCH;
+        let first = create_folder(&results, time).unwrap();
+        let second = create_folder(&results, time).unwrap();
+        assert!(first.ends_with("1970-01-01T00-00-00Z"));
+        assert!(second.ends_with("1970-01-01T00-00-00Z-2"));
+    }
+}

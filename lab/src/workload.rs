@@ -1,0 +1,122 @@
+//! One publisher run against running brokers.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use anyhow::{Context, Result};
+use bytesize::ByteSize;
+
+use crate::cli::Workload;
+use crate::cluster::Cluster;
+use crate::interrupt::Interrupt;
+use crate::outputs;
+use crate::process::{Running, inside};
+use crate::progress::Progress;
+
+/// What is published.
+#[derive(Debug, Clone)]
+pub enum Source {
+    /// Synthetic messages of this size in all.
+    Synthetic(ByteSize),
+    /// The lines of a file, or of stdin when it is `-`.
+    Lines(PathBuf),
+}
+
+impl Source {
+    /// Bytes to expect, where that can be known before.
+    pub fn expected_bytes(&self) -> Option<u64> {
+        match self {
+            Self::Synthetic(total) => Some(total.as_u64()),
+            Self::Lines(path) => {
+                let metadata = path.metadata().ok()?;
+                metadata.is_file().then_some(metadata.len())
+            }
+        }
+    }
+}
+
+/// Everything that a publisher run needs to know.
+#[derive(Debug)]
+pub struct Publish<'a> {
+    pub program: &'a Path,
+    pub namespace: &'a str,
+    pub workload: &'a Workload,
+    pub source: &'a Source,
+    pub digest: bool,
+    pub folder: &'a Path,
+}
+
+impl Publish<'_> {
+    /// Publishes to `cluster`; writes `publisher.log` and `publisher.json` into the folder.
+    ///
+    /// Returns the publisher's report and whether it exited with success.
+    pub fn run(
+        &self,
+        cluster: &mut Cluster,
+        progress: &mut Progress,
+        interrupt: &Interrupt,
+    ) -> Result<(outputs::Publisher, bool)> {
+        let report = self.folder.join("publisher.json");
+        let mut publisher = self.start(cluster, &report)?;
+        let status = loop {
+            if let Some(status) = publisher.ended()? {
+                break status;
+            }
+            cluster.check()?;
+            progress.update();
+            interrupt.pause()?;
+        };
+        progress.finish();
+        outputs::parse_file("publisher", &report)
+            .map(|parsed| (parsed, status.success()))
+            .map_err(|error| error.context(publisher.failure(&format!("ended ({status})"))))
+    }
+
+    fn start(&self, cluster: &Cluster, report: &Path) -> Result<Running> {
+        let workload = self.workload;
+        let mut command = inside(self.namespace, self.program);
+        command.args([
+            "--brokers",
+            &cluster.addresses(),
+            "--topic",
+            &workload.topic,
+        ]);
+        command.args(["--mode", &workload.mode, "--format", "json"]);
+        command.args(["--ack", &workload.ack.number().to_string()]);
+        command.args(["--order", &workload.order.number().to_string()]);
+        command.args([
+            "--threads-per-broker",
+            &workload.threads_per_broker.to_string(),
+        ]);
+        if let Some(size) = workload.batch_size {
+            command.args(["--batch-size", &size.as_u64().to_string()]);
+        }
+        if self.digest {
+            command.arg("--digest");
+        }
+        match self.source {
+            Source::Synthetic(total) => {
+                command.args(["--total-size", &total.as_u64().to_string()]);
+                command.args([
+                    "--message-size",
+                    &workload.message_size.as_u64().to_string(),
+                ]);
+                command.stdin(Stdio::null());
+            }
+            Source::Lines(path) => {
+                command.arg("--input").arg(path).args(["--split", "lines"]);
+                let from_stdin = path.as_os_str() == "-";
+                command.stdin(if from_stdin {
+                    Stdio::inherit()
+                } else {
+                    Stdio::null()
+                });
+            }
+        }
+        let stdout =
+            File::create(report).with_context(|| format!("cannot create {}", report.display()))?;
+        let log = self.folder.join("publisher.log");
+        Running::start("publisher", &mut command, Some(stdout), &log)
+    }
+}

@@ -1,0 +1,51 @@
+//! What a publisher is told: where to, and how.
+
+use std::time::Duration;
+
+use penstock_dataplane::wire::handshake::{AckLevel, OrderLevel};
+
+/// Settings of a [`crate::Publisher`]; [`Config::new`] gives sensible ones.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Brokers, each `host:port`.
+    pub brokers: Vec<String>,
+    /// Topic; the same at every broker.
+    pub topic: String,
+    /// When a message counts as delivered.
+    pub ack: AckLevel,
+    /// Order kept between batches.
+    pub order: OrderLevel,
+    /// Streams, each a thread and a connection, to each broker; 1 to 1024.
+    pub threads_per_broker: u32,
+    /// Bytes of a batch, framing included, at which it is sent.
+    pub batch_size: usize,
+    /// Time after which a batch that is not full is sent.
+    pub linger: Duration,
+    /// Batches of one stream that may be unacknowledged.
+    pub in_flight: usize,
+    /// Time for connecting, and time without a sign of life after which a broker is given up.
+    pub timeout: Duration,
+    /// `SO_SNDBUF`, bytes; none leaves the kernel's autotuning on.
+    pub sndbuf: Option<usize>,
+    /// Compute the SHA-256 of each stream.
+    pub digest: bool,
+}
+
+impl Config {
+    /// Settings for publishing to `topic` at `brokers`, acknowledged once committed.
+    pub fn new(brokers: impl IntoIterator<Item = String>, topic: &str) -> Self {
+        Self {
+            brokers: brokers.into_iter().collect(),
+            topic: topic.to_owned(),
+            ack: AckLevel::Committed,
+            order: OrderLevel::PerStream,
+            threads_per_broker: 1,
+            batch_size: 256 << 10,
+            linger: Duration::from_millis(5),
+            in_flight: 8,
+            timeout: Duration::from_secs(30),
+            sndbuf: None,
+            digest: false,
+        }
+    }
+}

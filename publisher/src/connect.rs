@@ -1,0 +1,116 @@
+//! Opening one stream: the connection and the handshake.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::time::Duration;
+
+use penstock_dataplane::wire::handshake::{
+    Answer, Hello, Offer, Request, WELCOME_LEN, Welcome, check_topic,
+};
+use socket2::SockRef;
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::{Config, Error};
+
+/// Looks a broker's address up.
+pub(crate) fn resolve(broker: &str) -> Result<Vec<SocketAddr>, Error> {
+    let bad = |reason: String| Error::Address {
+        broker: broker.to_owned(),
+        reason,
+    };
+    let addresses: Vec<_> = broker
+        .to_socket_addrs()
+        .map_err(|e| bad(e.to_string()))?
+        .collect();
+    if addresses.is_empty() {
+        Err(bad("no address".to_owned()))
+    } else {
+        Ok(addresses)
+    }
+}
+
+/// Connects and opens stream `stream` of `session` (0: a new one).
+pub(crate) fn open_stream(
+    config: &Config,
+    broker: &str,
+    session: u64,
+    stream: u32,
+) -> Result<(TcpStream, Offer), Error> {
+    check_topic(config.topic.as_bytes())?;
+    let request = Request {
+        session,
+        stream,
+        streams: config.threads_per_broker,
+        ack: config.ack,
+        order: config.order,
+        max_payload: u32::try_from(config.batch_size).unwrap_or(u32::MAX),
+    };
+    let connect = |source| Error::Connect {
+        broker: broker.to_owned(),
+        source,
+    };
+    let socket = connect_any(&resolve(broker)?, config.timeout).map_err(connect)?;
+    prepare(&socket, config).map_err(connect)?;
+    let mut hello = Hello::new(&request, config.topic.len()).as_bytes().to_vec();
+    hello.extend_from_slice(config.topic.as_bytes());
+    (&socket).write_all(&hello).map_err(connect)?;
+    let mut bytes = [0; WELCOME_LEN];
+    (&socket)
+        .read_exact(&mut bytes)
+        .map_err(|e| connect(explain_silence(e)))?;
+    let welcome = Welcome::read_from_bytes(&bytes).expect("a welcome is plain bytes");
+    let answer = welcome.parse().map_err(|source| Error::NotABroker {
+        broker: broker.to_owned(),
+        source,
+    })?;
+    match answer {
+        Answer::Accepted(offer) => {
+            socket.set_nonblocking(true).map_err(connect)?;
+            Ok((socket, offer))
+        }
+        Answer::Refused { text_len, .. } => {
+            let mut text = vec![0; text_len];
+            (&socket).read_exact(&mut text).map_err(connect)?;
+            let text = String::from_utf8_lossy(&text).into_owned();
+            Err(Error::Refused {
+                broker: broker.to_owned(),
+                text,
+            })
+        }
+    }
+}
+
+fn connect_any(addresses: &[SocketAddr], timeout: Duration) -> io::Result<TcpStream> {
+    let mut last = io::Error::other("no address");
+    for address in addresses {
+        match TcpStream::connect_timeout(address, timeout) {
+            Ok(socket) => return Ok(socket),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+fn prepare(socket: &TcpStream, config: &Config) -> io::Result<()> {
+    socket.set_nodelay(true)?;
+    socket.set_read_timeout(Some(config.timeout))?;
+    socket.set_write_timeout(Some(config.timeout))?;
+    match config.sndbuf {
+        Some(bytes) => SockRef::from(socket).set_send_buffer_size(bytes),
+        None => Ok(()),
+    }
+}
+
+fn explain_silence(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::WouldBlock => io::Error::new(
+            io::ErrorKind::TimedOut,
+            "the connection opened, but no answer to the handshake came",
+        ),
+        io::ErrorKind::UnexpectedEof => io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            "the peer closed the connection without an answer; it may be no Penstock broker",
+        ),
+        _ => error,
+    }
+}

@@ -1,0 +1,121 @@
+//! What can go wrong, at which broker, and what to do about it.
+
+use std::io;
+use std::time::Duration;
+
+use penstock_dataplane::wire::handshake::{BadTopic, WelcomeError};
+use penstock_dataplane::wire::reply::InvalidReply;
+use thiserror::Error;
+
+use crate::window::AckError;
+
+/// A failure of a publisher. Messages that were acked before it are in the brokers' logs.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// A setting is impossible.
+    #[error("{0}")]
+    Config(String),
+    /// The topic's name is not allowed.
+    #[error(transparent)]
+    Topic(#[from] BadTopic),
+    /// The address is none, or does not resolve.
+    #[error("broker {broker}: {reason}; give host:port")]
+    Address {
+        /// The broker.
+        broker: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// No connection came about.
+    #[error(
+        "broker {broker}: cannot connect: {source}; is penstock-broker running there, and the port right?"
+    )]
+    Connect {
+        /// The broker.
+        broker: String,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The broker said no; the text says what to do.
+    #[error("broker {broker} refuses the stream: {text}")]
+    Refused {
+        /// The broker.
+        broker: String,
+        /// The broker's words.
+        text: String,
+    },
+    /// Something else listens there.
+    #[error("broker {broker}: {source}")]
+    NotABroker {
+        /// The broker.
+        broker: String,
+        /// What it said.
+        source: WelcomeError,
+    },
+    /// The broker's replies make no sense.
+    #[error("broker {broker}: {source}; use a publisher and a broker of the same release")]
+    BadReply {
+        /// The broker.
+        broker: String,
+        /// What it said.
+        source: InvalidReply,
+    },
+    /// The broker acknowledged what was never sent.
+    #[error("broker {broker}: {source}")]
+    BadAck {
+        /// The broker.
+        broker: String,
+        /// What it said.
+        source: AckError,
+    },
+    /// The message fits in no batch that every broker accepts.
+    #[error(
+        "message of {len} bytes: a batch holds at most {max}; split the message, or raise --segment-size of the brokers"
+    )]
+    MessageTooLarge {
+        /// Bytes of the message.
+        len: usize,
+        /// Bytes of the largest message that fits.
+        max: usize,
+    },
+    /// The broker shows no sign of life.
+    #[error(
+        "broker {broker}: no sign of life for {timeout:.0?} with {unacked} messages unacknowledged; is it stopped, or the network down?"
+    )]
+    Silent {
+        /// The broker.
+        broker: String,
+        /// How long it was waited for.
+        timeout: Duration,
+        /// Messages of the stream that were sent and not acked.
+        unacked: u64,
+    },
+    /// The connection broke.
+    #[error(
+        "broker {broker}: connection lost with {unacked} messages unacknowledged: {source}; they may or may not be in its log"
+    )]
+    Lost {
+        /// The broker.
+        broker: String,
+        /// Messages of the stream that were sent and not acked.
+        unacked: u64,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The broker gave up on the stream.
+    #[error("broker {broker} ended the stream with {unacked} messages unacknowledged: {text}")]
+    Ended {
+        /// The broker.
+        broker: String,
+        /// Messages of the stream that were sent and not acked.
+        unacked: u64,
+        /// The broker's words.
+        text: String,
+    },
+    /// A thread could not be started or did not end well.
+    #[error("cannot run a publisher thread: {0}")]
+    Thread(String),
+    /// The publisher failed before; the error was returned then.
+    #[error("the publisher has failed before")]
+    Failed,
+}

@@ -1,0 +1,31 @@
+//! Publishes messages to brokers: batches them, spreads batches over brokers and streams, and
+//! counts a message as delivered only when its acknowledgement came.
+//!
+//! ```no_run
+//! use penstock_publisher::{Config, Publisher};
+//!
+//! # fn main() -> Result<(), penstock_publisher::Error> {
+//! let config = Config::new(["10.0.0.1:1214".to_owned(), "10.0.0.2:1214".to_owned()], "trades");
+//! let mut publisher = Publisher::connect(config)?;
+//! publisher.publish(b"a message")?;
+//! let summary = publisher.close()?;
+//! assert_eq!(summary.messages_acked, 1);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The caller's thread fills batches ([`Publisher::publish`]); each stream has a thread and a
+//! connection of its own that sends them (`stream`), and `window` keeps account of what is acked.
+
+mod config;
+mod connect;
+mod error;
+mod publisher;
+mod stream;
+mod summary;
+mod window;
+
+pub use config::Config;
+pub use error::Error;
+pub use publisher::{Progress, Publisher};
+pub use summary::{BrokerSummary, StreamSummary, Summary};

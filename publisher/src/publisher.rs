@@ -1,0 +1,513 @@
+//! The publisher that callers hold: fills batches and hands them to streams.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Select, Sender, TrySendError};
+use penstock_dataplane::profile::{StageReport, StageTimer};
+use penstock_dataplane::wire::handshake::MAX_STREAMS;
+use penstock_dataplane::wire::message::{self, OVERHEAD};
+use polling::Poller;
+
+use crate::connect::open_stream;
+use crate::stream::{Filled, Job, Shared, Stream};
+use crate::summary::{BrokerSummary, PublishStage, StreamSummary, Summary};
+use crate::{Config, Error};
+
+/// Batches that wait in front of each stream, beside those on their way.
+const QUEUE: usize = 2;
+/// One message in so many is timed; a power of two.
+const SAMPLE: u32 = 16;
+/// How often a blocked publisher looks whether a stream has failed.
+const LOOK: Duration = Duration::from_millis(50);
+
+type StreamThread = JoinHandle<Result<(StreamSummary, StageTimer<PublishStage>), Error>>;
+
+/// Publishes messages; see the crate's documentation.
+///
+/// Closing it ([`Publisher::close`]) is the only way to know that everything arrived; dropping it
+/// gives up at once.
+pub struct Publisher {
+    open: Arc<Mutex<Front>>,
+    shared: Arc<Shared>,
+    failure: Arc<Failure>,
+    threads: Vec<StreamThread>,
+    pollers: Vec<Arc<Poller>>,
+    linger: Option<Linger>,
+    brokers: Vec<(String, u64)>,
+    threads_per_broker: usize,
+}
+
+/// The first failure of any stream.
+#[derive(Debug, Default)]
+struct Failure {
+    happened: AtomicBool,
+    error: Mutex<Option<Error>>,
+}
+
+/// Figures of a publisher that runs.
+#[derive(Debug, Clone)]
+pub struct Progress {
+    shared: Arc<Shared>,
+}
+
+impl Progress {
+    /// Messages acked so far.
+    #[must_use]
+    pub fn messages_acked(&self) -> u64 {
+        self.shared.acked_messages.load(Ordering::Relaxed)
+    }
+}
+
+/// The batch that is being filled, and the way out.
+struct Front {
+    payload: Vec<u8>,
+    messages: u32,
+    sampled: u32,
+    sampled_ticks: u64,
+    /// Rises with each batch, so that the linger thread knows one that it has seen before.
+    generation: u64,
+    batch_size: usize,
+    max_message: usize,
+    next_stream: usize,
+    streams: Vec<(Sender<Job>, Arc<Poller>)>,
+    free: Receiver<Vec<u8>>,
+    failure: Arc<Failure>,
+    total_messages: u64,
+    first: Option<Instant>,
+    stages: StageTimer<PublishStage>,
+}
+
+struct Linger {
+    stop: Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl Publisher {
+    /// Connects to every broker and opens every stream.
+    ///
+    /// # Errors
+    /// The first broker that cannot be reached or says no, and what to do.
+    pub fn connect(config: Config) -> Result<Self, Error> {
+        check(&config)?;
+        let streams = config.brokers.len() * config.threads_per_broker as usize;
+        let buffers = streams * (config.in_flight + QUEUE) + 1;
+        let (free_sender, free) = crossbeam_channel::bounded(buffers);
+        for _ in 0..buffers {
+            // There is room: the channel was made for so many.
+            let _ = free_sender.try_send(Vec::with_capacity(config.batch_size));
+        }
+        let shared = Arc::new(Shared {
+            free: free_sender,
+            acked_messages: AtomicU64::new(0),
+            abandoned: AtomicBool::new(false),
+        });
+        let failure = Arc::new(Failure::default());
+        let mut opened = Vec::with_capacity(streams);
+        let mut brokers = Vec::with_capacity(config.brokers.len());
+        let mut max_payload = u32::MAX;
+        for broker in &config.brokers {
+            let mut session = 0;
+            for number in 0..config.threads_per_broker {
+                let (socket, offer) = open_stream(&config, broker, session, number)?;
+                session = offer.session;
+                max_payload = max_payload.min(offer.max_payload);
+                let (sender, jobs) = crossbeam_channel::bounded(QUEUE);
+                let stream =
+                    Stream::new(&config, broker, number, socket, jobs, Arc::clone(&shared))
+                        .map_err(|e| Error::Thread(e.to_string()))?;
+                opened.push((sender, stream));
+            }
+            brokers.push((broker.clone(), session));
+        }
+        let max_payload = max_payload as usize;
+        let senders = opened
+            .iter()
+            .map(|(s, stream)| (s.clone(), Arc::clone(&stream.poller)));
+        let front = Front {
+            payload: Vec::with_capacity(config.batch_size),
+            messages: 0,
+            sampled: 0,
+            sampled_ticks: 0,
+            generation: 0,
+            batch_size: config.batch_size.min(max_payload),
+            max_message: max_payload.saturating_sub(OVERHEAD),
+            next_stream: 0,
+            streams: senders.collect(),
+            free,
+            failure: Arc::clone(&failure),
+            total_messages: 0,
+            first: None,
+            stages: StageTimer::default(),
+        };
+        let mut publisher = Self {
+            open: Arc::new(Mutex::new(front)),
+            shared,
+            failure,
+            threads: Vec::with_capacity(streams),
+            pollers: opened
+                .iter()
+                .map(|(_, stream)| Arc::clone(&stream.poller))
+                .collect(),
+            linger: None,
+            brokers,
+            threads_per_broker: config.threads_per_broker as usize,
+        };
+        for (_, stream) in opened {
+            let thread = spawn_stream(stream, Arc::clone(&publisher.failure))?;
+            publisher.threads.push(thread);
+        }
+        publisher.linger = Some(Linger::start(config.linger, Arc::clone(&publisher.open))?);
+        Ok(publisher)
+    }
+
+    /// Adds a message to the open batch; sends the batch when it is full. Waits while every stream
+    /// has all that it may take: that is the brokers' back-pressure.
+    ///
+    /// # Errors
+    /// [`Error::MessageTooLarge`] leaves everything as it was; any other error is a stream's, after
+    /// which the publisher accepts nothing more.
+    pub fn publish(&mut self, message: &[u8]) -> Result<(), Error> {
+        self.front().publish(message)
+    }
+
+    /// Sends the open batch and waits until everything published so far is acked (at ack level 0:
+    /// written to the sockets).
+    ///
+    /// # Errors
+    /// The failure of a stream.
+    pub fn flush(&mut self) -> Result<(), Error> {
+        let mut front = self.front();
+        front.seal()?;
+        let (done, waiting) = crossbeam_channel::unbounded();
+        for number in 0..front.streams.len() {
+            front.hand_over_to(number, Job::Flush(done.clone()))?;
+        }
+        drop((done, front));
+        for _ in 0..self.threads.len() {
+            loop {
+                match waiting.recv_timeout(LOOK) {
+                    Ok(()) => break,
+                    Err(_) => self.failure.check()?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends what is left, ends every stream and waits until all is acked.
+    ///
+    /// # Errors
+    /// The failure of a stream; what was acked before it is in [`Publisher::progress`].
+    pub fn close(mut self) -> Result<Summary, Error> {
+        self.stop_linger();
+        let mut front = self.front();
+        front.seal()?;
+        // Without senders the streams see that no more comes.
+        front.streams.clear();
+        let (first, total_messages) = (front.first, front.total_messages);
+        let mut stages = front.stages.clone();
+        drop(front);
+        self.wake_all();
+        let mut results = Vec::with_capacity(self.threads.len());
+        for thread in self.threads.drain(..) {
+            let joined = thread
+                .join()
+                .map_err(|_| Error::Thread("it panicked".to_owned()))?;
+            match joined {
+                Ok((summary, times)) => {
+                    stages.merge(&times);
+                    results.push(summary);
+                }
+                Err(Error::Failed) => return Err(self.failure.take()),
+                Err(error) => return Err(error),
+            }
+        }
+        let elapsed = first.map_or(Duration::ZERO, |first| first.elapsed());
+        Ok(self.sum_up(total_messages, elapsed, &stages, results))
+    }
+
+    /// Figures that can be looked at from another thread.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        Progress {
+            shared: Arc::clone(&self.shared),
+        }
+    }
+
+    fn front(&self) -> MutexGuard<'_, Front> {
+        self.open.lock().expect("no holder of this lock panics")
+    }
+
+    fn sum_up(
+        &self,
+        messages_sent: u64,
+        elapsed: Duration,
+        stages: &StageTimer<PublishStage>,
+        results: Vec<StreamSummary>,
+    ) -> Summary {
+        let batches = results.iter().map(|stream| stream.batches).sum();
+        let payload_bytes: u64 = results.iter().map(|stream| stream.payload_bytes).sum();
+        let seconds = elapsed.as_secs_f64();
+        let mut results = results.into_iter();
+        let brokers = self.brokers.iter().map(|(address, session)| BrokerSummary {
+            address: address.clone(),
+            session: format!("{session:016x}"),
+            streams: results.by_ref().take(self.threads_per_broker).collect(),
+        });
+        Summary {
+            messages_sent,
+            messages_acked: self.progress().messages_acked(),
+            batches,
+            payload_bytes,
+            seconds,
+            bandwidth_mb_per_s: if seconds > 0.0 {
+                payload_bytes as f64 / seconds / 1e6
+            } else {
+                0.0
+            },
+            stages: pipeline_shares(stages, batches),
+            brokers: brokers.collect(),
+        }
+    }
+
+    fn stop_linger(&mut self) {
+        if let Some(Linger { stop, thread }) = self.linger.take() {
+            drop(stop);
+            // It only ever fails by panicking, which a stream's failure tells better.
+            let _ = thread.join();
+        }
+    }
+
+    fn wake_all(&self) {
+        for poller in &self.pollers {
+            // A stream that cannot be woken looks around by itself, a little later.
+            let _ = poller.notify();
+        }
+    }
+}
+
+impl Drop for Publisher {
+    fn drop(&mut self) {
+        self.shared.abandoned.store(true, Ordering::Release);
+        self.failure.happened.store(true, Ordering::Release);
+        self.stop_linger();
+        if let Ok(mut front) = self.open.lock() {
+            front.streams.clear();
+        }
+        self.wake_all();
+        for thread in self.threads.drain(..) {
+            // Nobody asks for the result of an abandoned stream.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Front {
+    fn publish(&mut self, message: &[u8]) -> Result<(), Error> {
+        if message.len() > self.max_message {
+            return Err(Error::MessageTooLarge {
+                len: message.len(),
+                max: self.max_message,
+            });
+        }
+        let len = message::encoded_len(message.len());
+        if self.payload.len() + len > self.batch_size && self.messages > 0 {
+            self.seal()?;
+        }
+        if self.first.is_none() {
+            self.first = Some(Instant::now());
+        }
+        // Reading the clock costs as much as copying a small message: sample.
+        if self.messages.is_multiple_of(SAMPLE) {
+            let start = self.stages.now();
+            message::append(&mut self.payload, message);
+            self.sampled_ticks += self.stages.now().ticks_since(start);
+            self.sampled += 1;
+        } else {
+            message::append(&mut self.payload, message);
+        }
+        self.messages += 1;
+        self.total_messages += 1;
+        if self.payload.len() >= self.batch_size {
+            self.seal()
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Hands the open batch to a stream and begins another.
+    fn seal(&mut self) -> Result<(), Error> {
+        if self.messages == 0 {
+            return self.failure.check();
+        }
+        let ticks = self.sampled_ticks * u64::from(self.messages) / u64::from(self.sampled);
+        self.stages
+            .credit(PublishStage::BufferWrite, ticks, u64::from(self.messages));
+        let next = self.take_free()?;
+        let payload = std::mem::replace(&mut self.payload, next);
+        let filled = Filled {
+            payload,
+            messages: self.messages,
+        };
+        (self.messages, self.sampled, self.sampled_ticks) = (0, 0, 0);
+        self.generation += 1;
+        self.hand_over(Job::Batch(filled))
+    }
+
+    fn take_free(&self) -> Result<Vec<u8>, Error> {
+        loop {
+            if let Ok(mut buffer) = self.free.recv_timeout(LOOK) {
+                buffer.clear();
+                // One that has carried an oversized message gives its memory back.
+                buffer.shrink_to(self.batch_size);
+                return Ok(buffer);
+            }
+            self.failure.check()?;
+        }
+    }
+
+    /// Gives the batch to the next stream in turn that can take it at once; if none can, to the
+    /// first that can.
+    fn hand_over(&mut self, job: Job) -> Result<(), Error> {
+        let mut job = job;
+        let count = self.streams.len();
+        for offset in 0..count {
+            let number = (self.next_stream + offset) % count;
+            match self.streams[number].0.try_send(job) {
+                Ok(()) => return self.sent_to(number),
+                Err(TrySendError::Full(back)) => job = back,
+                Err(TrySendError::Disconnected(_)) => return Err(self.failure.take()),
+            }
+        }
+        let mut select = Select::new();
+        for (sender, _) in &self.streams {
+            select.send(sender);
+        }
+        let operation = select.select();
+        let number = operation.index();
+        let sent = operation.send(&self.streams[number].0, job);
+        drop(select);
+        sent.map_err(|_| self.failure.take())?;
+        self.sent_to(number)
+    }
+
+    fn hand_over_to(&mut self, number: usize, job: Job) -> Result<(), Error> {
+        self.streams[number]
+            .0
+            .send(job)
+            .map_err(|_| self.failure.take())?;
+        self.sent_to(number)
+    }
+
+    fn sent_to(&mut self, number: usize) -> Result<(), Error> {
+        self.next_stream = (number + 1) % self.streams.len();
+        let woken = self.streams[number].1.notify();
+        woken.map_err(|e| Error::Thread(e.to_string()))
+    }
+}
+
+impl Failure {
+    fn note(&self, error: Error) {
+        self.error
+            .lock()
+            .expect("no holder of this lock panics")
+            .get_or_insert(error);
+        self.happened.store(true, Ordering::Release);
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        if self.happened.load(Ordering::Acquire) {
+            Err(self.take())
+        } else {
+            Ok(())
+        }
+    }
+
+    /// The first failure, to whoever asks first.
+    fn take(&self) -> Error {
+        self.error
+            .lock()
+            .expect("no holder of this lock panics")
+            .take()
+            .unwrap_or(Error::Failed)
+    }
+}
+
+impl Linger {
+    /// Looks twice in the time that a batch may linger, and sends one that it has seen before.
+    fn start(linger: Duration, front: Arc<Mutex<Front>>) -> Result<Self, Error> {
+        let (stop, stopped) = crossbeam_channel::bounded::<()>(0);
+        let interval = (linger / 2).max(Duration::from_micros(50));
+        let body = move || {
+            let mut seen = None;
+            while stopped
+                .recv_timeout(interval)
+                .is_err_and(|e| e.is_timeout())
+            {
+                let Ok(mut front) = front.lock() else { return };
+                let generation = (front.messages > 0).then_some(front.generation);
+                // A failure is told to whoever publishes next.
+                if generation.is_some() && generation == seen && front.seal().is_err() {
+                    front.failure.happened.store(true, Ordering::Release);
+                }
+                seen = generation;
+            }
+        };
+        let thread = thread::Builder::new()
+            .name("linger".to_owned())
+            .spawn(body)
+            .map_err(|e| Error::Thread(e.to_string()))?;
+        Ok(Self { stop, thread })
+    }
+}
+
+fn spawn_stream(stream: Stream, failure: Arc<Failure>) -> Result<StreamThread, Error> {
+    thread::Builder::new()
+        .name("stream".to_owned())
+        .spawn(move || {
+            stream.run().map_err(|error| {
+                failure.note(error);
+                Error::Failed
+            })
+        })
+        .map_err(|e| Error::Thread(e.to_string()))
+}
+
+/// The profile with percentages of the time that all stages took together.
+fn pipeline_shares(stages: &StageTimer<PublishStage>, batches: u64) -> Vec<StageReport> {
+    let total: u64 = stages
+        .report(1, batches)
+        .iter()
+        .map(|stage| stage.total_ns)
+        .sum();
+    stages.report(total, batches)
+}
+
+fn check(config: &Config) -> Result<(), Error> {
+    let wrong = |text: String| Err(Error::Config(text));
+    if config.brokers.is_empty() {
+        return wrong("no broker is named; give at least one host:port".to_owned());
+    }
+    if !(1..=MAX_STREAMS).contains(&config.threads_per_broker) {
+        return wrong(format!(
+            "{} threads per broker are not from 1 to {MAX_STREAMS}",
+            config.threads_per_broker
+        ));
+    }
+    if !(64..=1 << 30).contains(&config.batch_size) {
+        return wrong(format!(
+            "batch size {} is not from 64 B to 1 GiB",
+            config.batch_size
+        ));
+    }
+    if config.in_flight == 0 || config.in_flight > 65_536 {
+        return wrong(format!(
+            "{} batches in flight are not from 1 to 65536",
+            config.in_flight
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,80 @@
+//! What a publisher did; the shape of `penstock-publisher --format json`.
+
+use penstock_dataplane::profile::{Stage, StageReport};
+use serde::Serialize;
+
+/// Stages of a batch in the publisher.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PublishStage {
+    /// Copying messages into the batch, and its checksum. Measured on every 16th message.
+    BufferWrite,
+    /// Handing the batch to the kernel, and waiting until it takes it.
+    SendPayload,
+    /// Waiting for acks, with the window full or the stream at its end.
+    WaitAck,
+}
+
+impl Stage for PublishStage {
+    const ALL: &'static [Self] = &[Self::BufferWrite, Self::SendPayload, Self::WaitAck];
+
+    fn index(self) -> usize {
+        self as usize
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::BufferWrite => "BufferWrite",
+            Self::SendPayload => "SendPayload",
+            Self::WaitAck => "WaitAck",
+        }
+    }
+}
+
+/// What a whole publisher did.
+#[derive(Debug, Clone, Serialize)]
+pub struct Summary {
+    /// Messages handed to [`crate::Publisher::publish`].
+    pub messages_sent: u64,
+    /// Messages whose ack came; at ack level 0, those confirmed at the end of their stream.
+    pub messages_acked: u64,
+    /// Batches sent.
+    pub batches: u64,
+    /// Message bytes sent, without framing.
+    pub payload_bytes: u64,
+    /// First message to last ack, seconds.
+    pub seconds: f64,
+    /// Message bytes per second, in units of 10^6.
+    pub bandwidth_mb_per_s: f64,
+    /// Time per stage; percentages are of the time that all stages took.
+    pub stages: Vec<StageReport>,
+    /// Each broker.
+    pub brokers: Vec<BrokerSummary>,
+}
+
+/// What went to one broker.
+#[derive(Debug, Clone, Serialize)]
+pub struct BrokerSummary {
+    /// The broker, as it was given.
+    pub address: String,
+    /// Session key, hexadecimal; it names the session in the broker's log.
+    pub session: String,
+    /// Each stream.
+    pub streams: Vec<StreamSummary>,
+}
+
+/// What went through one stream.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct StreamSummary {
+    /// Number of the stream in its session.
+    pub stream: u32,
+    /// Messages sent.
+    pub messages: u64,
+    /// Messages acked.
+    pub messages_acked: u64,
+    /// Batches sent.
+    pub batches: u64,
+    /// Message bytes, without framing.
+    pub payload_bytes: u64,
+    /// SHA-256 over every message followed by one newline, in order, if asked for.
+    pub sha256: Option<String>,
+}

@@ -1,0 +1,87 @@
+#!/usr/bin/env bash
+# What the lab leaves behind when it is interrupted or killed: nothing that runs, nothing that stays.
+set -euo pipefail
+# shellcheck source=scripts/e2e/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+# Starts a run too long to end by itself; sets $lab once the publisher is at work.
+start_long_run() {
+  "$BIN/penstock-lab" throughput --brokers 2 --total-size 1TB --results "$T/results" >"$T/stdout" 2>&1 &
+  lab=$!
+  for _ in {1..200}; do
+    [ "$(ip netns pids "penstock-$lab-pub" 2>/dev/null | wc -l)" -gt 0 ] && sleep 0.5 && return 0
+    kill -0 "$lab" 2>/dev/null || break
+    sleep 0.1
+  done
+  cat "$T/stdout"
+  fail "the run did not start"
+}
+
+namespaces_left() { ip netns list | grep "^penstock-$lab-" || true; }
+# All processes whose network namespace is one of the lab's.
+processes_left() { for n in $(namespaces_left | awk '{ print $1 }'); do ip netns pids "$n"; done; }
+
+# gone_after SIGNAL WANTED_CODE
+gone_after() {
+  start_long_run
+  local code=0 children
+  children=$(processes_left)
+  kill "-$1" "$lab"
+  wait "$lab" || code=$?
+  expect "exit code after SIG$1" "$code" 130
+  expect "namespaces left" "$(namespaces_left)" ""
+  [ ! -e "/dev/shm/penstock-$lab-shm" ] || fail "buffers are left in /dev/shm"
+  for pid in $children; do
+    ! kill -0 "$pid" 2>/dev/null || fail "process $pid is left"
+  done
+}
+
+interrupt() { gone_after INT; }
+terminate() { gone_after TERM; }
+
+kill_lab() {
+  start_long_run
+  [ "$(processes_left | wc -l)" -ge 3 ] || fail "a publisher and two brokers should run"
+  kill -KILL "$lab"
+  wait "$lab" || true
+  for _ in {1..100}; do
+    [ -n "$(processes_left)" ] || break
+    sleep 0.1
+  done
+  expect "processes left" "$(processes_left)" ""
+  local dead=$lab
+  lab throughput --brokers 1 --total-size 8MiB --results "$T/results" >"$T/next" 2>&1
+  expect "namespaces after the next start" "$(ip netns list | grep "^penstock-$dead-" || true)" ""
+  [ ! -e "/dev/shm/penstock-$dead-shm" ] || fail "buffers are left in /dev/shm"
+}
+
+broker_dies() {
+  start_long_run
+  local code=0
+  # shellcheck disable=SC2046 # one number
+  kill -KILL $(ip netns pids "penstock-$lab-b1")
+  wait "$lab" || code=$?
+  expect "exit code" "$code" 1
+  grep -q 'broker 1' "$T/stdout" || fail "the message does not name the broker"
+  expect "namespaces left" "$(namespaces_left)" ""
+}
+
+tuning() {
+  local saved=/run/penstock-sysctl.saved before tune=$ROOT/scripts/tune_kernel_buffers.sh
+  [ ! -e "$saved" ] || skip "the limits of this host are tuned already ($saved)"
+  [ -w /proc/sys/net/core/rmem_max ] || skip "net.core.rmem_max cannot be set here"
+  before=$(cat /proc/sys/net/core/rmem_max)
+  "$tune" set --size 48MiB
+  "$tune" set --size 40MiB
+  expect rmem_max "$(cat /proc/sys/net/core/rmem_max)" $((40 << 20))
+  "$tune" restore
+  expect "rmem_max after restore" "$(cat /proc/sys/net/core/rmem_max)" "$before"
+  [ ! -e "$saved" ] || fail "$saved is left"
+}
+
+run_test "Ctrl-C leaves nothing behind" interrupt
+run_test "SIGTERM leaves nothing behind" terminate
+run_test "kill -9 leaves no process, and the next start sweeps the rest" kill_lab
+run_test "a broker that dies is named, and all is taken down" broker_dies
+run_test "tune_kernel_buffers.sh sets and restores" tuning
+finish

@@ -1,0 +1,78 @@
+#!/usr/bin/env bash
+# From a fresh clone to a measured result: install, build, run, show.
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+help() {
+  cat <<'TEXT'
+Installs what is missing, builds the release, publishes 2 GiB to four brokers in network namespaces
+in both profiles, compares one broker with iperf3, and shows the results.
+
+Usage: scripts/quickstart.sh
+
+Under three minutes once built. Needs root for the namespaces (uses sudo if there is one);
+everything that it makes outside results/ and target/ is taken down again.
+
+Example:
+  scripts/quickstart.sh
+TEXT
+}
+
+case ${1:-} in
+  '') ;;
+  -h | --help)
+    help
+    exit 0
+    ;;
+  *) usage_error "unknown option '$1'" ;;
+esac
+
+# lab ARGUMENTS...: runs it, and keeps the last line it prints, the result folder, in $folder.
+lab() {
+  local out
+  out=$(mktemp)
+  as_root "$BIN_DIR/penstock-lab" "$@" --results "$ROOT/results" | tee "$out" || {
+    rm -f "$out"
+    die "penstock-lab $1 failed; what it says is above, the logs are in the folder named last"
+  }
+  folder=$(tail -n 1 "$out")
+  rm -f "$out"
+}
+
+say "== installing what is missing"
+install_deps
+say "== building"
+build_release
+
+folders=()
+for profile in wire offload; do
+  say "== 2 GiB in 1 KiB messages to four brokers, profile $profile"
+  lab throughput --profile "$profile" --brokers 4 --total-size 2GiB --message-size 1KiB
+  folders+=("$folder")
+done
+say "== one broker against iperf3"
+lab baseline --runs 3 --size 512MiB
+baseline=$folder
+
+figures() { # FOLDER
+  jq -r '[.profile, "\(.mtu)", "\(.bandwidth_mb_per_s * 10 | round / 10)", "\(.seconds * 100 | round / 100)",
+    "\(.messages_acked) of \(.messages_sent)", "\(.messages_in_logs)",
+    "\([.brokers[].cpu_seconds_per_gb] | add / length * 1000 | round / 1000)"] | @tsv' "$1/report.json"
+}
+
+printf '\nPublish to four brokers (1 MB = 10^6 bytes of messages):\n\n'
+{
+  printf 'profile\tMTU\tMB/s\tseconds\tacked\tin the logs\tbroker CPU s/GB\n'
+  for folder in "${folders[@]}"; do
+    figures "$folder"
+  done
+} | column -t -s $'\t'
+printf '\nOne broker against iperf3 on the same link (medians):\n\n'
+{
+  printf 'profile\tconnections\tpenstock MB/s\tiperf3 MB/s\tratio\n'
+  jq -r '.rows[] | [.profile, "\(.connections)", "\(.penstock.median | round)",
+    "\(.iperf3.median | round)", "\(.ratio * 1000 | round / 1000)"] | @tsv' "$baseline/report.json"
+} | column -t -s $'\t'
+printf '\nReports:\n'
+printf '  %s/report.md\n' "${folders[@]}" "$baseline"

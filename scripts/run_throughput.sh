@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# Runs the throughput workload in network namespaces, steered by the variables of the original.
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+help() {
+  cat <<'TEXT'
+Publishes one workload to brokers in network namespaces and writes results/<UTC time>/.
+
+Usage: [VARIABLE=value ...] scripts/run_throughput.sh [options of penstock-lab throughput]
+
+Variables, with their defaults:
+  ORDER=0                          order level: 0 (per stream)
+  ACK=1                            ack level: 0 (none), 1 (committed in the broker's shared buffer)
+  TEST_TYPE=5                      workload: 5 (publish only)
+  TOTAL_MESSAGE_SIZE=10737418240   bytes of messages in all
+  MESSAGE_SIZE=1024                bytes per message
+  NUM_BROKERS=4                    brokers, each in a namespace of its own
+  MODE=tcp                         path of the payload: tcp
+  PROFILE=wire                     wire (segmentation offloads off), offload (left on)
+  MTU=1500                         MTU of the links
+
+Needs root (uses sudo if there is one). The last line printed is the result folder.
+Exit codes: 0 all acked and in the logs, 1 not so, 2 wrong usage.
+
+Examples:
+  scripts/run_throughput.sh
+  TOTAL_MESSAGE_SIZE=1073741824 NUM_BROKERS=2 PROFILE=offload scripts/run_throughput.sh
+  scripts/run_throughput.sh --verify --ring-size 4GiB
+TEXT
+}
+
+for argument in "$@"; do
+  case $argument in -h | --help)
+    help
+    exit 0
+    ;;
+  esac
+done
+
+: "${ORDER:=0}" "${ACK:=1}" "${TEST_TYPE:=5}" "${TOTAL_MESSAGE_SIZE:=10737418240}"
+: "${MESSAGE_SIZE:=1024}" "${NUM_BROKERS:=4}" "${MODE:=tcp}" "${PROFILE:=wire}" "${MTU:=1500}"
+
+# supported NAME VALUE CHOICE...: refuses a value that does not exist (yet).
+supported() {
+  local name=$1 value=$2 choice
+  shift 2
+  for choice in "$@"; do
+    [ "$value" = "$choice" ] && return 0
+  done
+  usage_error "$name=$value is not supported; supported: $*"
+}
+
+# positive NAME VALUE: refuses what is not a whole number above 0.
+positive() {
+  [[ $2 =~ ^0*[1-9][0-9]*$ ]] || usage_error "$1=$2 is not a whole number above 0"
+}
+
+[ "$TEST_TYPE" = 5 ] ||
+  usage_error "TEST_TYPE=$TEST_TYPE is not supported; supported: 5 (publish only)"
+supported ORDER "$ORDER" 0
+supported ACK "$ACK" 0 1
+supported MODE "$MODE" tcp
+supported PROFILE "$PROFILE" wire offload
+positive TOTAL_MESSAGE_SIZE "$TOTAL_MESSAGE_SIZE"
+positive MESSAGE_SIZE "$MESSAGE_SIZE"
+positive NUM_BROKERS "$NUM_BROKERS"
+positive MTU "$MTU"
+
+build_release
+as_root "$BIN_DIR/penstock-lab" throughput \
+  --mode "$MODE" --profile "$PROFILE" --mtu "$MTU" --brokers "$NUM_BROKERS" \
+  --total-size "$TOTAL_MESSAGE_SIZE" --message-size "$MESSAGE_SIZE" \
+  --ack "$ACK" --order "$ORDER" --results "$ROOT/results" "$@"

@@ -1,0 +1,128 @@
+#!/usr/bin/env bash
+# Every check of the repository: format, lints, unit tests, concurrency models, end to end.
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+help() {
+  cat <<'TEXT'
+Runs every check and ends with a line: N passed, N failed, N skipped.
+
+Usage: scripts/test.sh [--quick]
+
+  --quick  leaves out what takes long (the 10 GiB run); under five minutes on two cores.
+
+Installs what is missing (Debian packages, Rust). The end-to-end tests run in network namespaces
+and need root; without it they are run through sudo, or skipped when there is none.
+Exit code: 0 when nothing failed.
+
+Examples:
+  scripts/test.sh --quick
+  scripts/test.sh
+TEXT
+}
+
+quick=0
+for argument in "$@"; do
+  case $argument in
+    -h | --help)
+      help
+      exit 0
+      ;;
+    --quick) quick=1 ;;
+    *) usage_error "unknown option '$argument'" ;;
+  esac
+done
+
+cd "$ROOT"
+passed=0 failed=0 skipped=()
+out=$(mktemp)
+trap 'rm -f "$out"' EXIT
+
+heading() { printf '\n== %s\n' "$*"; }
+
+# step NAME COMMAND...: one check that passes or fails as a whole.
+step() {
+  local name=$1
+  shift
+  heading "$name"
+  if "$@"; then
+    echo "PASS $name"
+    passed=$((passed + 1))
+  else
+    echo "FAIL $name"
+    failed=$((failed + 1))
+  fi
+}
+
+skip() {
+  echo "SKIP $1: $2"
+  skipped+=("$1: $2")
+}
+
+# cargo_tests NAME COMMAND...: counts each test that the command runs; none at all is a failure.
+cargo_tests() {
+  local name=$1 code=0 ok bad ignored
+  shift
+  heading "$name"
+  "$@" 2>&1 | tee "$out" || code=$?
+  read -r ok bad ignored < <(awk '/^test result:/ { ok += $4; bad += $6; ignored += $8 }
+    END { print ok + 0, bad + 0, ignored + 0 }' "$out")
+  passed=$((passed + ok))
+  failed=$((failed + bad))
+  [ "$ignored" -eq 0 ] || skipped+=("$name: $ignored marked as ignored in the source")
+  if [ "$bad" -eq 0 ] && { [ "$code" -ne 0 ] || [ "$ok" -eq 0 ]; }; then
+    echo "FAIL $name: it did not run to its end, or ran no test"
+    failed=$((failed + 1))
+  fi
+}
+
+# end_to_end SCRIPT: counts the verdicts that it prints; a script that breaks off is a failure.
+end_to_end() {
+  local code=0 bad
+  heading "end to end: $(basename "$1" .sh)"
+  as_root env PENSTOCK_QUICK="$quick" PENSTOCK_BIN="$BIN_DIR" "$1" 2>&1 | tee "$out" || code=$?
+  passed=$((passed + $(grep -c '^PASS ' "$out" || true)))
+  bad=$(grep -c '^FAIL ' "$out" || true)
+  failed=$((failed + bad))
+  local line
+  while IFS= read -r line; do
+    skipped+=("${line#SKIP }")
+  done < <(grep '^SKIP ' "$out" || true)
+  if [ "$code" -ne 0 ] && [ "$bad" -eq 0 ]; then
+    echo "FAIL $1: it broke off with $code"
+    failed=$((failed + 1))
+  fi
+}
+
+# In a directory of its own, for the flag rebuilds everything; optimised, but not for long.
+loom() {
+  RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR="$TARGET_DIR/loom" \
+    CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_DEBUG=false \
+    cargo test --locked --release -p penstock-dataplane --lib loom
+}
+
+install_deps
+install_packages shellcheck python3
+
+step "rustfmt" cargo fmt --all -- --check
+step "clippy" cargo clippy --locked --workspace --all-targets -- -D warnings
+step "shellcheck" shellcheck -x scripts/*.sh scripts/e2e/*.sh .ci/run
+cargo_tests "unit tests" cargo test --locked --workspace
+cargo_tests "concurrency models (loom)" loom
+step "release build" build_release
+
+if [ "$(id -u)" -ne 0 ] && ! command -v sudo >/dev/null; then
+  skip "end to end" "network namespaces need root, and there is no sudo"
+else
+  for script in scripts/e2e/[0-9]*.sh; do
+    end_to_end "$script"
+  done
+fi
+
+if [ "${#skipped[@]}" -gt 0 ]; then
+  printf '\nSkipped:\n'
+  printf '  %s\n' "${skipped[@]}"
+fi
+printf '\n%d passed, %d failed, %d skipped\n' "$passed" "$failed" "${#skipped[@]}"
+[ "$failed" -eq 0 ]
