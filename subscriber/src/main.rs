@@ -1,3 +1,189 @@
-//! `penstock-subscriber`: Local reader of a shared buffer: library and program.
+//! `penstock-subscriber`: prints, counts and checks what is in a topic's log.
 
-fn main() {}
+mod cli;
+mod output;
+
+use std::io::{self, IsTerminal};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use penstock_subscriber::{Account, Event, Received, Subscriber, Trouble};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use tracing::warn;
+use tracing_subscriber::EnvFilter;
+
+use cli::Cli;
+use output::Printer;
+
+/// Exit code when something was wrong with a batch.
+const BAD: u8 = 1;
+/// Exit code when batches were overwritten before they were read.
+const LOST: u8 = 3;
+/// Troubles that are told one by one; the rest is counted.
+const TOLD: u64 = 10;
+/// How long nothing comes before it is asked whether the broker still lives.
+const GONE_CHECK: Duration = Duration::from_millis(100);
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .init();
+    match Run::start(&cli).and_then(|run| run.finish()) {
+        Ok(code) => code,
+        // Whoever read our output has had enough, as in `… | head`.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("penstock-subscriber: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// One reading of a log.
+struct Run<'a> {
+    cli: &'a Cli,
+    subscriber: Subscriber,
+    sink: Sink<'a>,
+    stop: Arc<AtomicBool>,
+}
+
+/// Where batches go; apart from the subscriber, which lends them.
+struct Sink<'a> {
+    cli: &'a Cli,
+    account: Account,
+    printer: Printer,
+    /// Messages shown, or counted where none are shown.
+    taken: u64,
+    troubles: u64,
+}
+
+impl<'a> Run<'a> {
+    fn start(cli: &'a Cli) -> Result<Self> {
+        let mut subscriber = Subscriber::open(&cli.path, cli.start())?;
+        if cli.register {
+            subscriber.register()?;
+        }
+        let stop = Arc::new(AtomicBool::new(false));
+        for signal in [SIGINT, SIGTERM] {
+            signal_hook::flag::register(signal, Arc::clone(&stop))
+                .context("cannot watch signals")?;
+        }
+        let sink = Sink {
+            cli,
+            account: Account::new(cli.verify, cli.stat),
+            printer: Printer::new(cli.output()),
+            taken: 0,
+            troubles: 0,
+        };
+        Ok(Self {
+            cli,
+            subscriber,
+            sink,
+            stop,
+        })
+    }
+
+    fn finish(mut self) -> Result<ExitCode> {
+        self.read()?;
+        self.sink.printer.flush()?;
+        if self.cli.stat {
+            output::print_stat(self.cli, &self.subscriber.info(), &self.sink.account)?;
+        }
+        if self.sink.troubles > TOLD {
+            warn!(
+                "{} more batches have something wrong",
+                self.sink.troubles - TOLD
+            );
+        }
+        Ok(
+            match (self.sink.troubles, self.sink.account.lost_batches()) {
+                (0, 0) => ExitCode::SUCCESS,
+                (0, _) if self.cli.allow_loss => ExitCode::SUCCESS,
+                (0, _) => ExitCode::from(LOST),
+                _ => ExitCode::from(BAD),
+            },
+        )
+    }
+
+    fn read(&mut self) -> Result<()> {
+        let mut idle_since = None;
+        while !self.stop.load(Ordering::Relaxed) && !self.sink.is_full() {
+            match self.subscriber.next() {
+                Event::Batch(batch) => {
+                    idle_since = None;
+                    self.sink.take(&batch)?;
+                }
+                Event::Lost { batches, messages } => {
+                    warn!(batches, messages, "overwritten before they were read");
+                    self.sink.account.add_lost(batches, messages);
+                }
+                Event::Damaged { index } => self.sink.complain(&format!(
+                    "the index entry of batch {index} is damaged; the batch is skipped"
+                )),
+                Event::Idle => {
+                    let since = *idle_since.get_or_insert_with(Instant::now);
+                    if self.is_over(since.elapsed()) {
+                        break;
+                    }
+                    self.sink.printer.flush()?;
+                    self.subscriber.rest();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether nothing more is to be waited for.
+    fn is_over(&self, idle: Duration) -> bool {
+        !self.cli.follow
+            || self.cli.until_idle.is_some_and(|seconds| idle >= Duration::from_secs(seconds))
+            // What a broker wrote just before it ended has been seen: it was idle for a while.
+            || (idle > GONE_CHECK && !self.subscriber.writer_is_alive())
+    }
+}
+
+impl Sink<'_> {
+    fn is_full(&self) -> bool {
+        self.cli.count.is_some_and(|count| self.taken >= count)
+    }
+
+    fn take(&mut self, batch: &Received<'_>) -> Result<()> {
+        if !self.cli.selects(batch.session, batch.stream) {
+            return Ok(());
+        }
+        if let Err(trouble) = self.account.add(batch) {
+            // Without --verify only what cannot be printed counts.
+            if self.cli.verify || matches!(trouble, Trouble::Malformed { .. }) {
+                self.complain(&trouble.to_string());
+            }
+        }
+        for message in batch.messages().map_while(Result::ok) {
+            if self.is_full() {
+                break;
+            }
+            self.printer.print(message)?;
+            self.taken += 1;
+        }
+        Ok(())
+    }
+
+    fn complain(&mut self, what: &str) {
+        self.troubles += 1;
+        if self.troubles <= TOLD {
+            warn!("{what}");
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let io = error.downcast_ref::<io::Error>();
+    io.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}

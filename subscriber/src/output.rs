@@ -1,0 +1,138 @@
+//! What goes to the terminal or the next program: messages, and the sums.
+
+use std::io::{self, BufWriter, Stdout, Write};
+
+use anyhow::Result;
+use penstock_dataplane::log::LogInfo;
+use penstock_subscriber::{Account, StreamAccount};
+use serde::Serialize;
+
+use crate::cli::{Cli, Format, Output};
+
+const BUFFER: usize = 256 << 10;
+
+/// Prints messages to stdout.
+pub struct Printer {
+    output: Output,
+    stdout: BufWriter<Stdout>,
+}
+
+impl Printer {
+    pub fn new(output: Output) -> Self {
+        Self {
+            output,
+            stdout: BufWriter::with_capacity(BUFFER, io::stdout()),
+        }
+    }
+
+    pub fn print(&mut self, message: &[u8]) -> io::Result<()> {
+        match self.output {
+            Output::None => Ok(()),
+            Output::Raw => self.stdout.write_all(message),
+            Output::Lines => {
+                self.stdout.write_all(message)?;
+                self.stdout.write_all(b"\n")
+            }
+            Output::LengthPrefixed => {
+                // A batch, and so a message, is smaller than 4 GiB.
+                self.stdout
+                    .write_all(&(message.len() as u32).to_le_bytes())?;
+                self.stdout.write_all(message)
+            }
+        }
+    }
+
+    pub fn flush(&mut self) -> io::Result<()> {
+        self.stdout.flush()
+    }
+}
+
+/// The sums as `--stat --format json` prints them; field names are stable.
+#[derive(Debug, Serialize)]
+struct Stat<'a> {
+    kind: &'static str,
+    path: &'a std::path::Path,
+    messages: u64,
+    batches: u64,
+    payload_bytes: u64,
+    lost_batches: u64,
+    lost_messages: u64,
+    log: LogStat,
+    streams: Vec<StreamAccount>,
+}
+
+/// What the log itself counts, from its beginning, whether it was read or not.
+#[derive(Debug, Serialize)]
+struct LogStat {
+    epoch: u64,
+    ring_bytes: u64,
+    messages: u64,
+    batches: u64,
+    payload_bytes: u64,
+}
+
+/// Prints the sums, where they do not mix with messages.
+pub fn print_stat(cli: &Cli, info: &LogInfo, account: &Account) -> Result<()> {
+    let streams = account.streams();
+    let sum = |of: fn(&StreamAccount) -> u64| streams.iter().map(of).sum();
+    let stat = Stat {
+        kind: "subscriber",
+        path: &cli.path,
+        messages: sum(|stream| stream.messages),
+        batches: sum(|stream| stream.batches),
+        payload_bytes: sum(|stream| stream.payload_bytes),
+        lost_batches: account.lost_batches(),
+        lost_messages: account.lost_messages(),
+        log: LogStat {
+            epoch: info.epoch,
+            ring_bytes: info.ring_bytes,
+            messages: info.messages,
+            batches: info.batches,
+            payload_bytes: info.payload_bytes,
+        },
+        streams,
+    };
+    let text = match cli.format {
+        Format::Json => serde_json::to_string_pretty(&stat)?,
+        Format::Text => table(&stat),
+    };
+    match cli.output() {
+        Output::None => writeln!(io::stdout(), "{text}")?,
+        _ => writeln!(io::stderr(), "{text}")?,
+    }
+    Ok(())
+}
+
+fn table(stat: &Stat<'_>) -> String {
+    let mut lines = vec![
+        format!(
+            "read {} messages, {} batches, {} bytes; lost {} messages in {} batches",
+            stat.messages, stat.batches, stat.payload_bytes, stat.lost_messages, stat.lost_batches
+        ),
+        format!(
+            "log  {} messages, {} batches, {} bytes since it was made; ring of {} bytes, epoch {}",
+            stat.log.messages,
+            stat.log.batches,
+            stat.log.payload_bytes,
+            stat.log.ring_bytes,
+            stat.log.epoch
+        ),
+        format!(
+            "{:<16} {:>6} {:>12} {:>10} {:>15} {:>8} {}",
+            "session", "stream", "messages", "batches", "bytes", "missing", "sha256"
+        ),
+    ];
+    lines.extend(stat.streams.iter().map(|stream| {
+        format!(
+            "{:<16} {:>6} {:>12} {:>10} {:>15} {:>8} {}",
+            stream.session,
+            stream.stream,
+            stream.messages,
+            stream.batches,
+            stream.payload_bytes,
+            stream.missing_batches,
+            stream.sha256.as_deref().unwrap_or("-")
+        )
+    }));
+    lines.join("\n")
+}
