@@ -63,6 +63,8 @@ pub(crate) struct Stream {
     flushes: Vec<(u64, Sender<()>)>,
     reply: [u8; REPLY_LEN],
     reply_filled: usize,
+    /// The end frame is sent.
+    ended: bool,
     last_life: Instant,
     stages: StageTimer<PublishStage>,
     summary: StreamSummary,
@@ -94,6 +96,7 @@ impl Stream {
             flushes: Vec::new(),
             reply: [0; REPLY_LEN],
             reply_filled: 0,
+            ended: false,
             last_life: Instant::now(),
             stages: StageTimer::default(),
             summary: StreamSummary {
@@ -202,6 +205,7 @@ impl Stream {
                 Err(error) => return Err(self.explain_loss(error)),
             }
         }
+        self.ended = true;
         self.take_replies()?;
         while self.window.acked() < self.window.next_seq() {
             self.wait(false)?;
@@ -322,7 +326,11 @@ impl Stream {
         String::from_utf8_lossy(&text[..filled]).into_owned()
     }
 
+    /// The broker closes when it has acked the end of the stream; before that it is a loss.
     fn closed_by_broker(&mut self) -> Result<(), Error> {
+        if self.ended && self.window.acked() == self.window.next_seq() {
+            return Ok(());
+        }
         let kind = io::ErrorKind::UnexpectedEof;
         Err(self.lost(io::Error::new(kind, "the broker closed the connection")))
     }
