@@ -49,13 +49,13 @@ pub struct Cli {
     #[arg(long, default_value_t = 1)]
     threads_per_broker: u32,
     /// Bytes at which a batch is sent; a larger message travels in a batch of its own.
-    #[arg(long, default_value = "256KiB")]
+    #[arg(long, default_value = "64KiB")]
     batch_size: ByteSize,
     /// Milliseconds after which a batch that is not full is sent.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=60_000))]
     linger: u64,
     /// Batches of a stream that may be unacknowledged.
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 64)]
     in_flight: usize,
     /// Size of a synthetic message.
     #[arg(long, default_value = "1KiB")]

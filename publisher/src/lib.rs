@@ -20,6 +20,7 @@
 mod config;
 mod connect;
 mod error;
+mod pool;
 mod publisher;
 mod stream;
 mod summary;

@@ -5,13 +5,14 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Select, Sender, TrySendError};
+use crossbeam_channel::{Select, Sender, TrySendError};
 use penstock_dataplane::profile::{StageReport, StageTimer};
 use penstock_dataplane::wire::handshake::MAX_STREAMS;
 use penstock_dataplane::wire::message::{self, OVERHEAD};
 use polling::Poller;
 
 use crate::connect::open_stream;
+use crate::pool::Pool;
 use crate::stream::{Filled, Job, Shared, Stream};
 use crate::summary::{BrokerSummary, PublishStage, StreamSummary, Summary};
 use crate::{Config, Error};
@@ -73,7 +74,7 @@ struct Front {
     max_message: usize,
     next_stream: usize,
     streams: Vec<(Sender<Job>, Arc<Poller>)>,
-    free: Receiver<Vec<u8>>,
+    shared: Arc<Shared>,
     failure: Arc<Failure>,
     total_messages: u64,
     first: Option<Instant>,
@@ -93,14 +94,10 @@ impl Publisher {
     pub fn connect(config: Config) -> Result<Self, Error> {
         check(&config)?;
         let streams = config.brokers.len() * config.threads_per_broker as usize;
-        let buffers = streams * (config.in_flight + QUEUE) + 1;
-        let (free_sender, free) = crossbeam_channel::bounded(buffers);
-        for _ in 0..buffers {
-            // There is room: the channel was made for so many.
-            let _ = free_sender.try_send(Vec::with_capacity(config.batch_size));
-        }
+        // One being sent and some queued for each stream, and the next to be filled.
+        let buffers = streams * (1 + QUEUE) + 1;
         let shared = Arc::new(Shared {
-            free: free_sender,
+            pool: Pool::new(buffers, config.batch_size),
             acked_messages: AtomicU64::new(0),
             abandoned: AtomicBool::new(false),
         });
@@ -136,7 +133,7 @@ impl Publisher {
             max_message: max_payload.saturating_sub(OVERHEAD),
             next_stream: 0,
             streams: senders.collect(),
-            free,
+            shared: Arc::clone(&shared),
             failure: Arc::clone(&failure),
             total_messages: 0,
             first: None,
@@ -359,10 +356,7 @@ impl Front {
 
     fn take_free(&self) -> Result<Vec<u8>, Error> {
         loop {
-            if let Ok(mut buffer) = self.free.recv_timeout(LOOK) {
-                buffer.clear();
-                // One that has carried an oversized message gives its memory back.
-                buffer.shrink_to(self.batch_size);
+            if let Some(buffer) = self.shared.pool.take(LOOK) {
                 return Ok(buffer);
             }
             self.failure.check()?;

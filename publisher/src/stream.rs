@@ -16,6 +16,7 @@ use polling::{Event, Events, PollMode, Poller};
 use sha2::{Digest, Sha256};
 use zerocopy::{FromBytes, IntoBytes};
 
+use crate::pool::Pool;
 use crate::summary::{PublishStage, StreamSummary};
 use crate::window::Window;
 use crate::{Config, Error};
@@ -43,8 +44,8 @@ pub(crate) enum Job {
 /// What a stream shares with the publisher.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    /// Buffers that are free again.
-    pub(crate) free: Sender<Vec<u8>>,
+    /// Where buffers go once they are acked.
+    pub(crate) pool: Pool,
     pub(crate) acked_messages: AtomicU64,
     /// The publisher is dropped: stop at once.
     pub(crate) abandoned: AtomicBool,
@@ -59,7 +60,7 @@ pub(crate) struct Stream {
     pub(crate) shared: Arc<Shared>,
     ack: AckLevel,
     timeout: Duration,
-    window: Window<Vec<u8>>,
+    window: Window,
     flushes: Vec<(u64, Sender<()>)>,
     reply: [u8; REPLY_LEN],
     reply_filled: usize,
@@ -92,7 +93,7 @@ impl Stream {
             shared,
             ack: config.ack,
             timeout: config.timeout,
-            window: Window::new(config.in_flight),
+            window: Window::new((config.ack == AckLevel::Committed).then_some(config.in_flight)),
             flushes: Vec::new(),
             reply: [0; REPLY_LEN],
             reply_filled: 0,
@@ -142,37 +143,29 @@ impl Stream {
         self.summary.batches += 1;
         self.summary.messages += u64::from(messages);
         self.summary.payload_bytes += (payload.len() - messages as usize * OVERHEAD) as u64;
-        self.window.push(messages, payload);
+        self.window.push(messages);
         self.last_life = Instant::now();
-        self.write_frame(&header)?;
+        self.write_all(header.as_bytes(), &payload)?;
+        // The kernel has it; what the cache still holds of the buffer is used for the next batch.
+        self.shared.pool.give_back(payload);
         let mut start = self.stages.lap(PublishStage::SendPayload, start);
-        while self.ack == AckLevel::Committed && self.window.is_full() {
+        while self.window.is_full() {
             self.wait(false)?;
             self.take_replies()?;
             start = self.stages.lap(PublishStage::WaitAck, start);
         }
-        if self.ack == AckLevel::None {
-            // What is written is out of our hands; only its count is kept, for the end.
-            self.window
-                .forget(|payload| give_back(&self.shared, payload));
-        }
         Ok(())
     }
 
-    /// Writes a header and the newest batch's payload, waiting as often as the kernel asks for it.
-    fn write_frame(&mut self, header: &Header) -> Result<(), Error> {
-        let header = header.as_bytes();
-        let len = header.len() + self.window.newest().map_or(0, Vec::len);
+    /// Writes a frame, waiting as often as the kernel asks for it.
+    fn write_all(&mut self, header: &[u8], payload: &[u8]) -> Result<(), Error> {
         let mut sent = 0;
-        while sent < len {
-            let payload = self.window.newest().map_or(&[][..], Vec::as_slice);
-            let result = match header.get(sent..) {
-                Some(rest) if !rest.is_empty() => {
-                    (&self.socket).write_vectored(&[IoSlice::new(rest), IoSlice::new(payload)])
-                }
-                _ => (&self.socket).write(&payload[sent - header.len()..]),
+        while sent < header.len() + payload.len() {
+            let (header, payload) = match sent.checked_sub(header.len()) {
+                None => (&header[sent..], payload),
+                Some(sent) => (&[][..], &payload[sent..]),
             };
-            match result {
+            match (&self.socket).write_vectored(&[IoSlice::new(header), IoSlice::new(payload)]) {
                 Ok(more) => {
                     sent += more;
                     self.last_life = Instant::now();
@@ -192,19 +185,7 @@ impl Stream {
     fn end(&mut self) -> Result<(), Error> {
         let start = self.stages.now();
         let header = Header::for_end(self.window.next_seq());
-        let mut rest = header.as_bytes();
-        self.last_life = Instant::now();
-        while !rest.is_empty() {
-            match (&self.socket).write(rest) {
-                Ok(more) => rest = &rest[more..],
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.take_replies()?;
-                    self.wait(true)?;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(self.explain_loss(error)),
-            }
-        }
+        self.write_all(header.as_bytes(), &[])?;
         self.ended = true;
         self.take_replies()?;
         while self.window.acked() < self.window.next_seq() {
@@ -233,7 +214,7 @@ impl Stream {
                 .modify_with_mode(&self.socket, readable, PollMode::Level)
                 .map_err(io)?;
         }
-        let owed = for_room || (self.ack == AckLevel::Committed && !self.window.is_empty());
+        let owed = for_room || self.ended || self.window.is_owed();
         if owed && self.last_life.elapsed() > self.timeout {
             return Err(Error::Silent {
                 broker: self.broker.clone(),
@@ -292,13 +273,10 @@ impl Stream {
     }
 
     fn account(&mut self, committed: u64) -> Result<(), Error> {
-        let messages = self
-            .window
-            .ack(committed, |payload| give_back(&self.shared, payload))
-            .map_err(|source| Error::BadAck {
-                broker: self.broker.clone(),
-                source,
-            })?;
+        let messages = self.window.ack(committed).map_err(|source| Error::BadAck {
+            broker: self.broker.clone(),
+            source,
+        })?;
         self.summary.messages_acked += messages;
         self.shared
             .acked_messages
@@ -376,11 +354,6 @@ impl Drop for Stream {
         // A socket that is not watched any more is what is wanted.
         let _ = self.poller.delete(&self.socket);
     }
-}
-
-fn give_back(shared: &Shared, payload: Vec<u8>) {
-    // The pool has room for every buffer that came from it; larger ones are let go.
-    let _ = shared.free.try_send(payload);
 }
 
 fn hex(bytes: &[u8]) -> String {

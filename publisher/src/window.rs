@@ -13,21 +13,22 @@ pub struct AckError {
     sent: u64,
 }
 
-/// Batches on their way, each with what its sender wants back (`T`, its buffer).
+/// Batches on their way.
 #[derive(Debug)]
-pub(crate) struct Window<T> {
+pub(crate) struct Window {
     limit: usize,
     sent: u64,
     acked: u64,
     unacked_messages: u64,
-    batches: VecDeque<(u32, T)>,
-    /// Batches are not kept until their ack.
-    forgotten: bool,
+    /// Messages of each unacked batch, oldest first; not kept when there is no limit.
+    batches: VecDeque<u32>,
 }
 
-impl<T> Window<T> {
-    /// At most `limit` batches on their way.
-    pub(crate) fn new(limit: usize) -> Self {
+impl Window {
+    /// At most `limit` batches on their way; `None` where nothing but the end is acked, and then
+    /// only an ack of everything counts.
+    pub(crate) fn new(limit: Option<usize>) -> Self {
+        let limit = limit.unwrap_or(0);
         let batches = VecDeque::with_capacity(limit);
         Self {
             limit,
@@ -35,7 +36,6 @@ impl<T> Window<T> {
             acked: 0,
             unacked_messages: 0,
             batches,
-            forgotten: false,
         }
     }
 
@@ -53,37 +53,25 @@ impl<T> Window<T> {
     }
 
     pub(crate) fn is_full(&self) -> bool {
-        self.batches.len() >= self.limit
+        self.limit > 0 && self.batches.len() >= self.limit
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.batches.is_empty()
+    /// Whether an ack is due.
+    pub(crate) fn is_owed(&self) -> bool {
+        !self.batches.is_empty()
     }
 
-    /// Takes note of a batch that is about to be sent.
-    pub(crate) fn push(&mut self, messages: u32, held: T) {
+    /// Takes note of a batch that is being sent.
+    pub(crate) fn push(&mut self, messages: u32) {
         self.sent += 1;
         self.unacked_messages += u64::from(messages);
-        self.batches.push_back((messages, held));
+        if self.limit > 0 {
+            self.batches.push_back(messages);
+        }
     }
 
-    /// What the newest batch holds.
-    pub(crate) fn newest(&self) -> Option<&T> {
-        self.batches.back().map(|(_, held)| held)
-    }
-
-    /// Gives back what all batches hold; from now on only an ack of everything counts.
-    pub(crate) fn forget(&mut self, mut release: impl FnMut(T)) {
-        self.forgotten = true;
-        self.batches.drain(..).for_each(|(_, held)| release(held));
-    }
-
-    /// Takes a cumulative ack; gives back what the acked batches held, and returns their messages.
-    pub(crate) fn ack(
-        &mut self,
-        committed: u64,
-        mut release: impl FnMut(T),
-    ) -> Result<u64, AckError> {
+    /// Takes a cumulative ack; returns the messages that it covers for the first time.
+    pub(crate) fn ack(&mut self, committed: u64) -> Result<u64, AckError> {
         if committed < self.acked || committed > self.sent {
             return Err(AckError {
                 committed,
@@ -91,23 +79,15 @@ impl<T> Window<T> {
                 sent: self.sent,
             });
         }
-        if self.forgotten {
-            // Which batch held how many messages is not known any more, only their sum.
-            if committed < self.sent {
-                return Ok(0);
-            }
-            self.acked = committed;
-            return Ok(std::mem::take(&mut self.unacked_messages));
-        }
-        let mut messages = 0;
-        for _ in self.acked..committed {
-            let (count, held) = self
-                .batches
-                .pop_front()
-                .expect("one entry per unacked batch");
-            messages += u64::from(count);
-            release(held);
-        }
+        let messages = if committed == self.sent {
+            self.batches.clear();
+            self.unacked_messages
+        } else if self.limit > 0 {
+            let count = (committed - self.acked) as usize;
+            self.batches.drain(..count).map(u64::from).sum()
+        } else {
+            return Ok(0);
+        };
         self.acked = committed;
         self.unacked_messages -= messages;
         Ok(messages)
@@ -120,23 +100,18 @@ mod tests {
 
     #[test]
     fn acks_are_cumulative_and_checked() {
-        let mut window = Window::new(3);
+        let mut window = Window::new(Some(3));
         for n in 0..3 {
             assert!(!window.is_full());
             assert_eq!(window.next_seq(), u64::from(n));
-            window.push(10 + n, n);
+            window.push(10 + n);
         }
         assert!(window.is_full());
-        assert_eq!(window.newest(), Some(&2));
-        let mut released = Vec::new();
-        assert_eq!(window.ack(0, |held| released.push(held)), Ok(0));
-        assert_eq!(window.ack(2, |held| released.push(held)), Ok(21));
-        assert_eq!(released, [0, 1]);
+        assert_eq!(window.ack(0), Ok(0));
+        assert_eq!(window.ack(2), Ok(21));
         assert_eq!((window.acked(), window.unacked_messages()), (2, 12));
         for lie in [1, 4, u64::MAX] {
-            let error = window
-                .ack(lie, |_| panic!("nothing is released"))
-                .unwrap_err();
+            let error = window.ack(lie).unwrap_err();
             assert_eq!(
                 error,
                 AckError {
@@ -146,20 +121,20 @@ mod tests {
                 }
             );
         }
-        assert_eq!(window.ack(3, drop), Ok(12));
-        assert!(window.is_empty());
+        assert!(window.is_owed());
+        assert_eq!(window.ack(3), Ok(12));
+        assert!(!window.is_owed());
     }
 
     #[test]
-    fn forgotten_batches_count_once_all_are_acked() {
-        let mut window = Window::new(1);
-        for n in 0..3 {
-            window.push(10, n);
-            window.forget(drop);
-            assert!(!window.is_full());
+    fn without_acks_only_the_whole_counts() {
+        let mut window = Window::new(None);
+        for _ in 0..3 {
+            window.push(10);
+            assert!(!window.is_full() && !window.is_owed());
         }
-        assert_eq!(window.ack(2, |_| panic!("nothing is held")), Ok(0));
-        assert_eq!(window.ack(3, |_| panic!("nothing is held")), Ok(30));
-        assert!(window.ack(4, drop).is_err());
+        assert_eq!(window.ack(2), Ok(0));
+        assert_eq!(window.ack(3), Ok(30));
+        assert!(window.ack(4).is_err());
     }
 }

@@ -27,6 +27,9 @@ use crate::wire::reply::Fault;
 const TURN_BYTES: usize = 4 << 20;
 /// Receive calls that one connection may make before others get their turn.
 const TURN_CALLS: usize = 64;
+/// Bytes after which an ack is sent even though more is coming in. An ack costs a packet's way
+/// through both stacks, as much as receiving some 50 kB.
+const ACK_EVERY: u64 = 512 << 10;
 
 /// Stages of a batch in the broker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -153,6 +156,8 @@ pub(super) enum Need {
     Turn,
     /// Room in the ring, or the frontier: ask again soon.
     Space,
+    /// To acknowledge, unless more bytes come first.
+    Ack,
     /// Nothing: it is over.
     Nothing,
 }
@@ -173,6 +178,8 @@ pub(super) struct Connection {
     unseen: Option<u64>,
     /// What the last ack said.
     acked: u64,
+    /// Payload bytes committed since.
+    unacked_bytes: u64,
     outbox: Outbox,
     outbox_empty: bool,
     last_progress: Instant,
@@ -200,6 +207,7 @@ impl Connection {
             next_seq: 0,
             unseen: None,
             acked: 0,
+            unacked_bytes: 0,
             outbox: Outbox::default(),
             outbox_empty: true,
             last_progress: now,
@@ -218,19 +226,39 @@ impl Connection {
             }
             other => other,
         };
+        match need {
+            Ok(Need::Turn) if self.may_ack_later() => return Ok(Need::Turn),
+            Ok(Need::Readable) if self.may_ack_later() => return Ok(Need::Ack),
+            _ => {}
+        }
         // What was committed before the peer went away is still acked, if it can be.
-        let replied = self.reply(cx);
-        let need = need?;
-        replied?;
+        let acknowledged = self.acknowledge(cx);
+        match (need?, acknowledged?) {
+            (need, Need::Readable) => Ok(need),
+            (_, other) => Ok(other),
+        }
+    }
+
+    /// Whether an ack is owed, and little enough, with nothing else to send.
+    fn may_ack_later(&self) -> bool {
+        self.acked < self.next_seq
+            && self.admission.ack == AckLevel::Committed
+            && self.unacked_bytes < ACK_EVERY
+            && self.outbox_empty
+            && !matches!(self.state, State::Failed { .. })
+    }
+
+    /// Acks what has become visible; says what is needed besides more bytes.
+    pub(super) fn acknowledge(&mut self, cx: &mut Context<'_>) -> Result<Need, Ending> {
+        self.reply(cx)?;
         match self.state {
             State::Ended if self.outbox_empty && self.acked == self.next_seq => {
                 Err(Ending::Completed)
             }
-            _ => Ok(if self.unseen.is_some() {
-                Need::Space
-            } else {
-                need
-            }),
+            State::Ended if self.unseen.is_none() => Ok(Need::Nothing),
+            State::Waiting { .. } | State::Returning { .. } => Ok(Need::Space),
+            _ if self.unseen.is_some() => Ok(Need::Space),
+            _ => Ok(Need::Readable),
         }
     }
 
@@ -468,6 +496,7 @@ impl Connection {
             },
         );
         self.next_seq += 1;
+        self.unacked_bytes += u64::from(received);
         self.unseen = Some(index);
         self.payload_bytes +=
             u64::from(batch.payload_len) - u64::from(batch.messages) * message::OVERHEAD as u64;
@@ -491,6 +520,7 @@ impl Connection {
         if wanted && news && self.unseen.is_none() && !matches!(self.state, State::Failed { .. }) {
             let start = cx.stats.stages.now();
             self.acked = self.next_seq;
+            self.unacked_bytes = 0;
             self.outbox.ack(self.acked, false);
             self.flush()?;
             cx.stats.stages.lap(PathStage::SendAck, start);

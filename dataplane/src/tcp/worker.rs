@@ -65,6 +65,10 @@ pub struct Worker {
     free: Vec<usize>,
     /// Connections that need another look without an event.
     again: Vec<usize>,
+    /// Those of the last round, while they get it.
+    due: Vec<usize>,
+    /// Rounds of the loop.
+    round: u64,
     stats: WorkerStats,
     first_frame: Option<Tick>,
     last_commit: Option<Tick>,
@@ -77,6 +81,8 @@ struct Entry {
     need: Need,
     watched: Event,
     queued: bool,
+    /// Round of the loop in which it was last driven.
+    round: u64,
 }
 
 impl WorkerHandle {
@@ -131,6 +137,8 @@ impl Worker {
             connections: Vec::new(),
             free: Vec::new(),
             again: Vec::new(),
+            due: Vec::new(),
+            round: 0,
             stats: WorkerStats::default(),
             first_frame: None,
             last_commit: None,
@@ -150,6 +158,8 @@ impl Worker {
             self.poller
                 .wait(&mut events, Some(self.patience(next_tick)))?;
             self.stats.polls += 1;
+            self.round += 1;
+            std::mem::swap(&mut self.again, &mut self.due);
             let now = Instant::now();
             while let Ok(opened) = self.inbox.try_recv() {
                 self.adopt(opened, now);
@@ -172,13 +182,14 @@ impl Worker {
 
     fn patience(&self, next_tick: Instant) -> Duration {
         let need = |key: &usize| self.connections[*key].as_ref().map(|entry| entry.need);
+        let at_once = |need: &Need| matches!(need, Need::Turn | Need::Ack);
         match self
             .again
             .iter()
             .filter_map(need)
-            .min_by_key(|need| *need != Need::Turn)
+            .min_by_key(|need| !at_once(need))
         {
-            Some(Need::Turn) => Duration::ZERO,
+            Some(need) if at_once(&need) => Duration::ZERO,
             Some(_) => SPACE_POLL,
             None => next_tick.saturating_duration_since(Instant::now()),
         }
@@ -210,6 +221,7 @@ impl Worker {
             need,
             watched,
             queued: false,
+            round: 0,
         });
     }
 
@@ -245,22 +257,38 @@ impl Worker {
     }
 
     fn drive(&mut self, key: usize, now: Instant) {
-        match self.with(key, now, Connection::drive) {
+        let need = self.with(key, now, Connection::drive);
+        self.go_on(key, now, need);
+    }
+
+    fn go_on(&mut self, key: usize, now: Instant, need: Option<Result<Need, Ending>>) {
+        match need {
             None => {}
             Some(Ok(need)) => self.rearm(key, need),
             Some(Err(ending)) => self.remove(key, now, &ending),
         }
     }
 
+    /// Looks again after those that asked for it in the last round.
     fn drive_queued(&mut self, now: Instant) {
-        // Those that still need it queue themselves again, behind the present end.
-        for _ in 0..self.again.len() {
-            let key = self.again.swap_remove(0);
-            if let Some(entry) = &mut self.connections[key] {
-                entry.queued = false;
-                self.drive(key, now);
+        let mut due = std::mem::take(&mut self.due);
+        for key in due.drain(..) {
+            let Some(entry) = &mut self.connections[key] else {
+                continue;
+            };
+            entry.queued = false;
+            match entry.need {
+                // It has just received more: the ack waits on.
+                Need::Ack if entry.round == self.round => self.rearm(key, Need::Ack),
+                Need::Ack => {
+                    let need = self.with(key, now, Connection::acknowledge);
+                    self.go_on(key, now, need);
+                }
+                Need::Turn | Need::Space => self.drive(key, now),
+                Need::Readable | Need::Nothing => {}
             }
         }
+        self.due = due;
     }
 
     /// Watches the socket for what the connection needs: one that waits for room is not read.
@@ -269,7 +297,8 @@ impl Worker {
             return;
         };
         entry.need = need;
-        let readable = matches!(need, Need::Readable | Need::Turn);
+        entry.round = self.round;
+        let readable = matches!(need, Need::Readable | Need::Turn | Need::Ack);
         let wanted = Event::new(key, readable, entry.connection.wants_to_write());
         if wanted != entry.watched {
             entry.watched = wanted;
@@ -282,7 +311,7 @@ impl Worker {
                 return self.remove(key, Instant::now(), &Ending::Io(error));
             }
         }
-        if matches!(need, Need::Turn | Need::Space) && !entry.queued {
+        if matches!(need, Need::Turn | Need::Space | Need::Ack) && !entry.queued {
             entry.queued = true;
             self.again.push(key);
         }
