@@ -130,13 +130,8 @@ pub struct Config {
 impl Cli {
     /// Checks what clap cannot.
     pub fn check(self) -> Result<Config> {
-        match self.mode.as_str() {
-            "tcp" => {}
-            "xdp" | "auto" => bail!(
-                "--mode {} is not in this release; use --mode tcp",
-                self.mode
-            ),
-            other => bail!("--mode {other} is unknown; this release has: tcp"),
+        if self.mode != "tcp" {
+            bail!("--mode {} is not supported; supported: tcp", self.mode);
         }
         let geometry = Geometry::new(
             self.ring_size.as_u64(),
@@ -242,8 +237,8 @@ mod tests {
     #[test]
     fn wrong_flags_say_what_to_do() {
         for (flags, words) in [
-            (&["--mode", "xdp"][..], "use --mode tcp"),
-            (&["--mode", "udp"], "this release has: tcp"),
+            (&["--mode", "xdp"][..], "supported: tcp"),
+            (&["--mode", "udp"], "supported: tcp"),
             (&["--ring-size", "17MiB"], "--ring-size"),
             (&["--segment-size", "3MiB"], "power of two"),
             (&["--workers", "0"], "from 1 to 256"),

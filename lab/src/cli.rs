@@ -32,10 +32,10 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Publishes one workload to brokers in namespaces of their own and reports what happened.
-    #[command(after_help = EXAMPLES)]
+    #[command(after_help = EXAMPLES, args_override_self = true)]
     Throughput(Throughput),
     /// Alternates Penstock with iperf3 on the same links and reports the ratio.
-    #[command(after_help = EXAMPLES)]
+    #[command(after_help = EXAMPLES, args_override_self = true)]
     Baseline(Baseline),
 }
 

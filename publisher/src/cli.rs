@@ -137,13 +137,8 @@ impl Plan {
 impl Cli {
     /// Checks what clap cannot.
     pub fn plan(self) -> Result<Plan> {
-        match self.mode.as_str() {
-            "tcp" => {}
-            "xdp" | "auto" => bail!(
-                "--mode {} is not in this release; use --mode tcp",
-                self.mode
-            ),
-            other => bail!("--mode {other} is unknown; this release has: tcp"),
+        if self.mode != "tcp" {
+            bail!("--mode {} is not supported; supported: tcp", self.mode);
         }
         check_topic(self.topic.as_bytes())?;
         let job = match self.input {
@@ -227,7 +222,7 @@ mod tests {
     #[test]
     fn wrong_flags_say_what_to_do() {
         for (flags, words) in [
-            (&["--mode", "xdp"][..], "use --mode tcp"),
+            (&["--mode", "xdp"][..], "supported: tcp"),
             (&["--ack", "2"], "supported: 0 (none), 1"),
             (&["--order", "4"], "supported: 0 (per stream)"),
             (&["--topic", "a/b"], "not allowed"),

@@ -34,11 +34,11 @@ counted() {
 }
 
 unknown_mode() {
-  refuses '(supported|has).*tcp' broker --mode udp --buffer-dir "$BUFFERS/x"
-  refuses '(supported|has).*tcp' broker --mode xdp --buffer-dir "$BUFFERS/x"
-  refuses '(supported|has).*tcp' publisher --mode xdp --brokers "$(at 0)" --total-size 1MiB
-  refuses 'supported|has:' publisher --ack 2 --brokers "$(at 0)" --total-size 1MiB
-  refuses 'supported|has:' publisher --order 3 --brokers "$(at 0)" --total-size 1MiB
+  refuses 'supported: tcp' broker --mode udp --buffer-dir "$BUFFERS/x"
+  refuses 'supported: tcp' broker --mode xdp --buffer-dir "$BUFFERS/x"
+  refuses 'supported: tcp' publisher --mode xdp --brokers "$(at 0)" --total-size 1MiB
+  refuses 'supported: 0' publisher --ack 2 --brokers "$(at 0)" --total-size 1MiB
+  refuses 'supported: 0' publisher --order 3 --brokers "$(at 0)" --total-size 1MiB
   refuses 'supported.*tcp' lab throughput --mode xdp
 }
 
