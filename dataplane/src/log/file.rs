@@ -13,7 +13,7 @@ use memmap2::{Advice, MmapOptions, MmapRaw};
 
 use super::layout::{self, CONTROL_OFFSET, EPOCH_OFFSET, Geometry, INDEX_OFFSET};
 use super::registry::Registry;
-use super::ring::{Control, NOTHING_OPEN, Ring};
+use super::ring::{Control, Mark, NOTHING_OPEN, Ring};
 use super::slot::{Found, Slot};
 use super::writer::Writer;
 use super::{OpenError, lock};
@@ -71,7 +71,7 @@ pub(super) struct Mapping {
 pub struct Log {
     mapping: Mapping,
     registry: Option<Registry>,
-    lows: Vec<CachePadded<AtomicU64>>,
+    marks: Vec<CachePadded<Mark>>,
     taken: Vec<AtomicBool>,
 }
 
@@ -151,7 +151,7 @@ impl Mapping {
             control: self.control(),
             slots: self.slots(),
             places: &[],
-            lows: &[],
+            marks: &[],
         }
     }
 
@@ -228,11 +228,11 @@ impl Log {
             Full::Block => Some(Registry::open(path)?),
             Full::Overwrite => None,
         };
-        let lows = std::iter::repeat_with(|| CachePadded::new(AtomicU64::new(NOTHING_OPEN)));
+        let marks = std::iter::repeat_with(CachePadded::<Mark>::default);
         Ok(Self {
             mapping,
             registry,
-            lows: lows.take(options.writers).collect(),
+            marks: marks.take(options.writers).collect(),
             taken: std::iter::repeat_with(AtomicBool::default)
                 .take(options.writers)
                 .collect(),
@@ -256,7 +256,9 @@ impl Log {
     }
 
     pub(super) fn release_writer(&self, number: usize) {
-        self.lows[number].store(NOTHING_OPEN, Ordering::Release);
+        self.marks[number]
+            .open
+            .store(NOTHING_OPEN, Ordering::Release);
         self.taken[number].store(false, Ordering::Release);
     }
 
@@ -286,14 +288,14 @@ impl Log {
         self.registry.as_ref().map_or(Ok(0), Registry::sweep)
     }
 
-    pub(super) fn low(&self, writer: usize) -> &AtomicU64 {
-        &self.lows[writer]
+    pub(super) fn mark(&self, writer: usize) -> &Mark {
+        &self.marks[writer]
     }
 
     pub(super) fn ring(&self) -> Ring<'_> {
         Ring {
             places: self.registry.as_ref().map_or(&[], Registry::places),
-            lows: &self.lows,
+            marks: &self.marks,
             ..self.mapping.ring()
         }
     }

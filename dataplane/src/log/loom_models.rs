@@ -10,7 +10,7 @@ use loom::sync::atomic::{AtomicU64, Ordering};
 use loom::thread;
 
 use super::layout::Geometry;
-use super::ring::{Control, NOTHING_OPEN, Place, Ring};
+use super::ring::{Control, Mark, NOTHING_OPEN, Place, Ring};
 use super::slot::{Descriptor, Found, Slot};
 
 const SEGMENT: u64 = 4096;
@@ -19,7 +19,7 @@ struct Model {
     control: Control,
     slots: Vec<Slot>,
     places: Vec<Place>,
-    lows: Vec<CachePadded<AtomicU64>>,
+    marks: Vec<CachePadded<Mark>>,
     /// Payload that is only ever touched by who may: loom reports a race.
     exclusive: Vec<UnsafeCell<u64>>,
     /// Payload that a reader may copy while it is overwritten.
@@ -28,13 +28,15 @@ struct Model {
 
 impl Model {
     fn new(writers: usize, places: usize) -> Arc<Self> {
+        Self::with_slots(2, writers, places)
+    }
+
+    fn with_slots(slots: usize, writers: usize, places: usize) -> Arc<Self> {
         Arc::new(Self {
             control: Control::default(),
-            slots: (0..2).map(|_| Slot::default()).collect(),
+            slots: (0..slots).map(|_| Slot::default()).collect(),
             places: (0..places).map(|_| Place::default()).collect(),
-            lows: (0..writers)
-                .map(|_| CachePadded::new(AtomicU64::new(NOTHING_OPEN)))
-                .collect(),
+            marks: (0..writers).map(|_| CachePadded::default()).collect(),
             exclusive: (0..2).map(|_| UnsafeCell::new(0)).collect(),
             shared: (0..2).map(|_| AtomicU64::new(0)).collect(),
         })
@@ -42,35 +44,46 @@ impl Model {
 
     fn ring(&self) -> Ring<'_> {
         Ring {
-            geometry: Geometry::new(2 * SEGMENT, SEGMENT, 2).unwrap(),
+            geometry: Geometry::new(2 * SEGMENT, SEGMENT, self.slots.len() as u64).unwrap(),
             control: &self.control,
             slots: &self.slots,
             places: &self.places,
-            lows: &self.lows,
+            marks: &self.marks,
         }
     }
 
     /// Reserves a segment, waits for the grant, writes, commits.
     fn write(&self, writer: usize, value: u64) {
+        let position = self.open(writer);
         let ring = self.ring();
-        let low = &self.lows[writer];
-        let position = ring.open(low, SEGMENT as u32);
-        low.store(position, Ordering::Release);
-        while position + SEGMENT > ring.limits().position {
+        while !ring.grants(ring.limits(), position + SEGMENT) {
             thread::yield_now();
         }
         let cell = (position / SEGMENT % 2) as usize;
         // SAFETY: that nobody else touches the cell now is what the model checks.
         self.exclusive[cell].with_mut(|payload| unsafe { *payload = value });
         self.shared[cell].store(value, Ordering::Relaxed);
-        ring.commit(Descriptor {
+        self.commit(writer, position, value);
+    }
+
+    fn open(&self, writer: usize) -> u64 {
+        let mark = &self.marks[writer];
+        let position = self.ring().open(mark, SEGMENT as u32);
+        mark.open.store(position, Ordering::Release);
+        position
+    }
+
+    fn commit(&self, writer: usize, position: u64, value: u64) {
+        let mark = &self.marks[writer];
+        let descriptor = Descriptor {
             position,
             payload_len: SEGMENT as u32,
             messages: 1,
             batch_seq: value,
             ..Descriptor::default()
-        });
-        low.store(NOTHING_OPEN, Ordering::Release);
+        };
+        self.ring().commit(mark, descriptor);
+        mark.open.store(NOTHING_OPEN, Ordering::Release);
     }
 }
 
@@ -147,10 +160,8 @@ fn loom_nothing_is_written_under_a_registered_reader() {
         let thread = thread::spawn(move || {
             // Not waiting for the reader: a blocked writer would only spin in the model.
             let ring = writer.ring();
-            let low = &writer.lows[0];
-            let position = ring.open(low, SEGMENT as u32);
-            low.store(position, Ordering::Release);
-            let second = ring.open(low, SEGMENT as u32);
+            writer.open(0);
+            let second = ring.open(&writer.marks[0], SEGMENT as u32);
             if second + SEGMENT <= ring.limits().position {
                 // SAFETY: that nobody else touches the cell now is what the model checks.
                 writer.exclusive[0].with_mut(|payload| unsafe { *payload = 102 });
@@ -164,6 +175,23 @@ fn loom_nothing_is_written_under_a_registered_reader() {
             // SAFETY: that nobody writes the cell now is what the model checks.
             model.exclusive[0].with(|payload| assert_eq!(unsafe { *payload }, 100));
         }
+        thread.join().unwrap();
+    });
+}
+
+#[test]
+fn loom_a_batch_above_the_frontier_is_kept_for_a_registered_reader() {
+    bounded(2).check(|| {
+        let model = Model::with_slots(4, 2, 1);
+        model.places[0].cursor.store(0, Ordering::SeqCst);
+        let (first, second) = (model.open(0), model.open(1));
+        let other = Arc::clone(&model);
+        // If this one takes index 0 and is held up, the other's batch is published above the
+        // frontier: no longer open, and not yet what the reader waits for.
+        let thread = thread::spawn(move || other.commit(1, second, 11));
+        model.commit(0, first, 10);
+        let granted = model.ring().limits().position;
+        assert!(granted <= first + 2 * SEGMENT, "unread payload was granted");
         thread.join().unwrap();
     });
 }

@@ -7,8 +7,8 @@
 //! positions are granted is worked out about once per round of the ring, not once per batch.
 //!
 //! Three rules keep memory safe between threads and processes, each paired with its counterpart:
-//! - a writer announces a lower bound (`low`) of its open reservations *before* it adds to `tail`,
-//!   so whoever sees the addition sees the bound ([`Ring::open`] / [`Ring::limits`]);
+//! - a writer announces a lower bound of its open reservations *before* it adds to `tail`, so
+//!   whoever sees the addition sees the bound ([`Ring::open`] / [`Ring::limits`]);
 //! - a committer publishes its descriptor, then looks whether the frontier can move, with a full
 //!   fence between, so of two committers at least one sees both ([`Ring::commit`]);
 //! - a registered reader announces its cursor, then looks at the granted limit; a writer announces
@@ -22,8 +22,27 @@ use super::sync::{AtomicU64, Ordering, fence, yield_now};
 
 /// Cursor of a reader place that nobody uses.
 pub const FREE: u64 = u64::MAX;
-/// Low mark of a writer that has nothing open.
+/// Mark of a writer that has nothing open.
 pub const NOTHING_OPEN: u64 = u64::MAX;
+
+/// Positions that one writer of this process keeps others away from.
+#[derive(Debug)]
+pub struct Mark {
+    /// Lower bound of its open reservations.
+    pub(super) open: AtomicU64,
+    /// While it commits: lower bound of what other writers commit behind it. A batch that is
+    /// published before its predecessor is no longer open and not yet what any reader waits for.
+    committing: AtomicU64,
+}
+
+impl Default for Mark {
+    fn default() -> Self {
+        Self {
+            open: AtomicU64::new(NOTHING_OPEN),
+            committing: AtomicU64::new(NOTHING_OPEN),
+        }
+    }
+}
 
 /// Counters that writers and readers share through the file.
 #[derive(Debug)]
@@ -83,8 +102,8 @@ pub struct Ring<'a> {
     pub(super) slots: &'a [Slot],
     /// Readers that writers wait for; empty when the policy is to overwrite.
     pub(super) places: &'a [Place],
-    /// Lower bounds of open reservations, one per writer of this process; empty in a reader.
-    pub(super) lows: &'a [CachePadded<AtomicU64>],
+    /// One per writer of this process; empty in a reader.
+    pub(super) marks: &'a [CachePadded<Mark>],
 }
 
 impl Ring<'_> {
@@ -92,16 +111,17 @@ impl Ring<'_> {
         &self.slots[(index & (self.geometry.index_slots() - 1)) as usize]
     }
 
-    /// Takes room for `len` bytes. `low` is this writer's mark, which must already be a lower bound
-    /// of its open reservations, or is set here when it has none.
-    pub(super) fn open(&self, low: &AtomicU64, len: u32) -> u64 {
+    /// Takes room for `len` bytes. The writer's mark must already be a lower bound of its open
+    /// reservations, or is set here when it has none.
+    pub(super) fn open(&self, mark: &Mark, len: u32) -> u64 {
         let len = u64::from(len).next_multiple_of(ALIGNMENT);
-        if low.load(Ordering::Relaxed) == NOTHING_OPEN {
-            low.store(self.control.tail.load(Ordering::Relaxed), Ordering::Relaxed);
+        if mark.open.load(Ordering::Relaxed) == NOTHING_OPEN {
+            let tail = self.control.tail.load(Ordering::Relaxed);
+            mark.open.store(tail, Ordering::Relaxed);
         }
         let segment = self.geometry.segment_bytes();
         loop {
-            // Release: whoever sees this addition sees the low mark stored before it.
+            // Release: whoever sees this addition sees the mark stored before it.
             let position = self.control.tail.fetch_add(len, Ordering::AcqRel);
             // A batch never straddles segments: the end of a segment that is too short is skipped.
             if position / segment == (position + len - 1) / segment {
@@ -120,7 +140,10 @@ impl Ring<'_> {
         // waits for a reader.
         let index = oldest + self.geometry.index_slots() / 2;
 
-        let unread = self.lowest_open().min(self.lowest_unread());
+        // In this order: a batch goes from one bound to the next.
+        let open = self.lowest_open();
+        let committing = self.lowest_committing();
+        let unread = open.min(committing).min(self.lowest_unread());
         let position = unread + self.geometry.ring_bytes();
         self.control.granted.fetch_max(position, Ordering::AcqRel);
         if self.places.is_empty() {
@@ -145,14 +168,23 @@ impl Ring<'_> {
     /// Lower bound of all open reservations and all later ones.
     fn lowest_open(&self) -> u64 {
         let tail = self.control.tail.load(Ordering::Acquire);
-        self.lows
+        self.marks
             .iter()
-            .map(|low| low.load(Ordering::Acquire))
+            .map(|mark| mark.open.load(Ordering::Acquire))
             .fold(tail, u64::min)
     }
 
-    /// Lower bound of what registered readers still need among committed batches. What is not yet
-    /// committed is covered by [`Self::lowest_open`], which must be called before.
+    /// Lower bound of batches that are published above the frontier because a writer is between
+    /// taking a place in the index and publishing it.
+    fn lowest_committing(&self) -> u64 {
+        self.marks
+            .iter()
+            .map(|mark| mark.committing.load(Ordering::Acquire))
+            .fold(NOTHING_OPEN, u64::min)
+    }
+
+    /// Lower bound of what registered readers still need among committed batches. The others are
+    /// covered by [`Self::lowest_open`] and [`Self::lowest_committing`], called before.
     fn lowest_unread(&self) -> u64 {
         let needed_by = |cursor| match self.slot(cursor).floor_of(cursor) {
             Some(floor) => floor,
@@ -172,11 +204,13 @@ impl Ring<'_> {
             .filter(|cursor| *cursor != FREE)
     }
 
-    /// Publishes a batch and returns its index. The caller's low mark must still cover it.
-    pub(super) fn commit(&self, mut descriptor: Descriptor) -> u64 {
+    /// Publishes a batch and returns its index. The writer's mark must still cover it as open.
+    pub(super) fn commit(&self, mark: &Mark, mut descriptor: Descriptor) -> u64 {
         // Looked up before the index is taken: whatever is committed behind this batch is either
         // still open now, and so marked, or not yet reserved, and so beyond the tail.
         descriptor.floor = self.lowest_open();
+        mark.committing.store(descriptor.floor, Ordering::Relaxed);
+        // Whoever takes a later place, or learns that it was taken, sees the mark.
         let index = self.control.index_tail.fetch_add(1, Ordering::AcqRel);
         // One slot less than a round: the totals of the batch just below the frontier are the base
         // of those above it.
@@ -186,6 +220,7 @@ impl Ring<'_> {
             yield_now();
         }
         self.slot(index).publish(index, &descriptor);
+        mark.committing.store(NOTHING_OPEN, Ordering::Release);
         // Of two committers that publish side by side, at least one sees both slots.
         fence(Ordering::SeqCst);
         self.advance();

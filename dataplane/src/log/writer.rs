@@ -103,10 +103,10 @@ impl Writer {
             len <= self.log.geometry().max_payload(),
             "batch of {len} bytes"
         );
-        let low = self.log.low(self.number);
-        let position = self.log.ring().open(low, len);
+        let mark = self.log.mark(self.number);
+        let position = self.log.ring().open(mark, len);
         if self.open.is_empty() {
-            low.store(position, Ordering::Release);
+            mark.open.store(position, Ordering::Release);
         }
         self.open.push_back(Some(position));
         Reservation {
@@ -208,7 +208,7 @@ impl Writer {
     /// Publishes the batch; returns its index. It is visible, and may be acked, once
     /// [`Self::frontier`] exceeds the index, which is nearly always at once.
     pub fn commit(&mut self, reservation: Reservation, commit: &Commit) -> u64 {
-        let index = self.log.ring().commit(Descriptor {
+        let descriptor = Descriptor {
             position: reservation.position,
             payload_len: reservation.len,
             messages: commit.messages,
@@ -218,7 +218,9 @@ impl Writer {
             checksum: commit.checksum,
             arrival_unix_ns: commit.arrival_unix_ns,
             floor: 0,
-        });
+        };
+        let mark = self.log.mark(self.number);
+        let index = self.log.ring().commit(mark, descriptor);
         self.close(reservation);
         index
     }
@@ -244,7 +246,10 @@ impl Writer {
             Some(position) => position.expect("closed ones were taken from the front"),
             None => NOTHING_OPEN,
         };
-        self.log.low(self.number).store(low, Ordering::Release);
+        self.log
+            .mark(self.number)
+            .open
+            .store(low, Ordering::Release);
     }
 }
 
