@@ -113,6 +113,12 @@ pub struct Workload {
     /// Payload per batch.
     #[arg(long)]
     pub batch_size: Option<ByteSize>,
+    /// Batches of a stream that may be unacknowledged.
+    #[arg(long)]
+    pub in_flight: Option<u32>,
+    /// SO_SNDBUF that publishers ask for; without it the kernel tunes it.
+    #[arg(long)]
+    pub publisher_sndbuf: Option<ByteSize>,
     /// Threads that receive, per broker.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub workers: Option<u32>,

@@ -92,6 +92,12 @@ impl Publish<'_> {
         if let Some(size) = workload.batch_size {
             command.args(["--batch-size", &size.as_u64().to_string()]);
         }
+        if let Some(batches) = workload.in_flight {
+            command.args(["--in-flight", &batches.to_string()]);
+        }
+        if let Some(size) = workload.publisher_sndbuf {
+            command.args(["--sndbuf", &size.as_u64().to_string()]);
+        }
         if self.digest {
             command.arg("--digest");
         }

@@ -12,6 +12,11 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::{Config, Error};
 
+/// `TCP_NOTSENT_LOWAT`, bytes: what waits in the kernel beyond what the window lets go. Autotuning
+/// would let megabytes queue there, which the receiver then finds fallen out of the CPU's cache;
+/// window and bandwidth-delay product are not limited by it.
+const UNSENT: u32 = 16 << 10;
+
 /// Looks a broker's address up.
 pub(crate) fn resolve(broker: &str) -> Result<Vec<SocketAddr>, Error> {
     let bad = |reason: String| Error::Address {
@@ -93,6 +98,7 @@ fn connect_any(addresses: &[SocketAddr], timeout: Duration) -> io::Result<TcpStr
 
 fn prepare(socket: &TcpStream, config: &Config) -> io::Result<()> {
     socket.set_nodelay(true)?;
+    SockRef::from(socket).set_tcp_notsent_lowat(UNSENT)?;
     socket.set_read_timeout(Some(config.timeout))?;
     socket.set_write_timeout(Some(config.timeout))?;
     match config.sndbuf {

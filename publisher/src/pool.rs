@@ -9,18 +9,22 @@ use std::time::Duration;
 pub(crate) struct Pool {
     free: Mutex<Vec<Vec<u8>>>,
     given_back: Condvar,
+    /// So many must be free before a waiting publisher is woken: one wake-up, several batches.
+    wake_at: usize,
     batch_size: usize,
 }
 
 impl Pool {
-    /// `count` buffers for batches of `batch_size` bytes.
-    pub(crate) fn new(count: usize, batch_size: usize) -> Self {
+    /// `count` buffers for batches of `batch_size` bytes; `wake_at` must not exceed what a single
+    /// stream may hold, so that one live stream is enough to go on.
+    pub(crate) fn new(count: usize, batch_size: usize, wake_at: usize) -> Self {
         let free = std::iter::repeat_with(|| Vec::with_capacity(batch_size))
             .take(count)
             .collect();
         Self {
             free: Mutex::new(free),
             given_back: Condvar::new(),
+            wake_at,
             batch_size,
         }
     }
@@ -40,11 +44,13 @@ impl Pool {
     pub(crate) fn give_back(&self, mut buffer: Vec<u8>) {
         buffer.clear();
         buffer.shrink_to(self.batch_size);
-        self.free
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(buffer);
-        self.given_back.notify_one();
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        free.push(buffer);
+        let enough = free.len() >= self.wake_at;
+        drop(free);
+        if enough {
+            self.given_back.notify_one();
+        }
     }
 }
 
@@ -54,7 +60,7 @@ mod tests {
 
     #[test]
     fn the_last_one_back_is_the_first_one_out() {
-        let pool = Pool::new(2, 100);
+        let pool = Pool::new(2, 100, 1);
         let mut first = pool.take(Duration::ZERO).unwrap();
         let second = pool.take(Duration::ZERO).unwrap();
         assert!(pool.take(Duration::ZERO).is_none());
@@ -62,7 +68,8 @@ mod tests {
         let hot = second.as_ptr();
         pool.give_back(first);
         pool.give_back(second);
-        assert_eq!(pool.take(Duration::ZERO).unwrap().as_ptr(), hot);
+        let newest = pool.take(Duration::ZERO).unwrap();
+        assert_eq!(newest.as_ptr(), hot);
         let shrunk = pool.take(Duration::ZERO).unwrap();
         assert!(shrunk.is_empty() && shrunk.capacity() < 5000);
     }

@@ -9,16 +9,15 @@ use crossbeam_channel::{Select, Sender, TrySendError};
 use penstock_dataplane::profile::{StageReport, StageTimer};
 use penstock_dataplane::wire::handshake::MAX_STREAMS;
 use penstock_dataplane::wire::message::{self, OVERHEAD};
-use polling::Poller;
 
 use crate::connect::open_stream;
 use crate::pool::Pool;
-use crate::stream::{Filled, Job, Shared, Stream};
+use crate::stream::{Filled, Job, Shared, Stream, Waker};
 use crate::summary::{BrokerSummary, PublishStage, StreamSummary, Summary};
 use crate::{Config, Error};
 
 /// Batches that wait in front of each stream, beside those on their way.
-const QUEUE: usize = 2;
+const QUEUE: usize = 4;
 /// One message in so many is timed; a power of two.
 const SAMPLE: u32 = 16;
 /// How often a blocked publisher looks whether a stream has failed.
@@ -35,7 +34,7 @@ pub struct Publisher {
     shared: Arc<Shared>,
     failure: Arc<Failure>,
     threads: Vec<StreamThread>,
-    pollers: Vec<Arc<Poller>>,
+    wakers: Vec<Arc<Waker>>,
     linger: Option<Linger>,
     brokers: Vec<(String, u64)>,
     threads_per_broker: usize,
@@ -73,7 +72,9 @@ struct Front {
     batch_size: usize,
     max_message: usize,
     next_stream: usize,
-    streams: Vec<(Sender<Job>, Arc<Poller>)>,
+    /// Batches that `next_stream` got without a break.
+    in_a_row: usize,
+    streams: Vec<(Sender<Job>, Arc<Waker>)>,
     shared: Arc<Shared>,
     failure: Arc<Failure>,
     total_messages: u64,
@@ -97,7 +98,7 @@ impl Publisher {
         // One being sent and some queued for each stream, and the next to be filled.
         let buffers = streams * (1 + QUEUE) + 1;
         let shared = Arc::new(Shared {
-            pool: Pool::new(buffers, config.batch_size),
+            pool: Pool::new(buffers, config.batch_size, QUEUE),
             acked_messages: AtomicU64::new(0),
             abandoned: AtomicBool::new(false),
         });
@@ -122,7 +123,7 @@ impl Publisher {
         let max_payload = max_payload as usize;
         let senders = opened
             .iter()
-            .map(|(s, stream)| (s.clone(), Arc::clone(&stream.poller)));
+            .map(|(s, stream)| (s.clone(), Arc::clone(&stream.waker)));
         let front = Front {
             payload: Vec::with_capacity(config.batch_size),
             messages: 0,
@@ -132,6 +133,7 @@ impl Publisher {
             batch_size: config.batch_size.min(max_payload),
             max_message: max_payload.saturating_sub(OVERHEAD),
             next_stream: 0,
+            in_a_row: 0,
             streams: senders.collect(),
             shared: Arc::clone(&shared),
             failure: Arc::clone(&failure),
@@ -144,9 +146,9 @@ impl Publisher {
             shared,
             failure,
             threads: Vec::with_capacity(streams),
-            pollers: opened
+            wakers: opened
                 .iter()
-                .map(|(_, stream)| Arc::clone(&stream.poller))
+                .map(|(_, stream)| Arc::clone(&stream.waker))
                 .collect(),
             linger: None,
             brokers,
@@ -279,9 +281,9 @@ impl Publisher {
     }
 
     fn wake_all(&self) {
-        for poller in &self.pollers {
+        for waker in &self.wakers {
             // A stream that cannot be woken looks around by itself, a little later.
-            let _ = poller.notify();
+            let _ = waker.wake();
         }
     }
 }
@@ -397,8 +399,18 @@ impl Front {
     }
 
     fn sent_to(&mut self, number: usize) -> Result<(), Error> {
-        self.next_stream = (number + 1) % self.streams.len();
-        let woken = self.streams[number].1.notify();
+        // A few batches in a row to one stream: it is woken once for all of them.
+        self.in_a_row = if number == self.next_stream {
+            self.in_a_row + 1
+        } else {
+            1
+        };
+        self.next_stream = number;
+        if self.in_a_row >= QUEUE {
+            self.next_stream = (number + 1) % self.streams.len();
+            self.in_a_row = 0;
+        }
+        let woken = self.streams[number].1.job_queued();
         woken.map_err(|e| Error::Thread(e.to_string()))
     }
 }

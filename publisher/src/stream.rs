@@ -3,7 +3,7 @@
 use std::io::{self, IoSlice, Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
@@ -41,6 +41,32 @@ pub(crate) enum Job {
     Flush(Sender<()>),
 }
 
+/// Wakes a stream that sleeps because it has no job; costs nothing while it is busy.
+#[derive(Debug)]
+pub(crate) struct Waker {
+    poller: Poller,
+    sleeping: AtomicBool,
+}
+
+impl Waker {
+    /// Tells of a job that was queued before.
+    pub(crate) fn job_queued(&self) -> io::Result<()> {
+        // Pairs with the fence in `Stream::wait_for_jobs`: either this sees that the stream sleeps,
+        // or the stream sees the job.
+        fence(Ordering::SeqCst);
+        if self.sleeping.load(Ordering::Relaxed) {
+            self.wake()
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Wakes the stream in any case.
+    pub(crate) fn wake(&self) -> io::Result<()> {
+        self.poller.notify()
+    }
+}
+
 /// What a stream shares with the publisher.
 #[derive(Debug)]
 pub(crate) struct Shared {
@@ -55,7 +81,7 @@ pub(crate) struct Shared {
 pub(crate) struct Stream {
     pub(crate) broker: String,
     pub(crate) socket: TcpStream,
-    pub(crate) poller: Arc<Poller>,
+    pub(crate) waker: Arc<Waker>,
     pub(crate) jobs: Receiver<Job>,
     pub(crate) shared: Arc<Shared>,
     ack: AckLevel,
@@ -82,13 +108,20 @@ impl Stream {
         jobs: Receiver<Job>,
         shared: Arc<Shared>,
     ) -> io::Result<Self> {
-        let poller = Arc::new(Poller::new()?);
+        let waker = Arc::new(Waker {
+            poller: Poller::new()?,
+            sleeping: AtomicBool::new(false),
+        });
         // SAFETY: the socket is deleted from the poller in `drop`, before it is closed.
-        unsafe { poller.add_with_mode(&socket, Event::readable(SOCKET), PollMode::Level)? };
+        unsafe {
+            waker
+                .poller
+                .add_with_mode(&socket, Event::readable(SOCKET), PollMode::Level)?
+        };
         Ok(Self {
             broker: broker.to_owned(),
             socket,
-            poller,
+            waker,
             jobs,
             shared,
             ack: config.ack,
@@ -116,7 +149,7 @@ impl Stream {
                 Ok(Job::Batch(batch)) => self.send(batch)?,
                 Ok(Job::Flush(done)) => self.flushes.push((self.window.next_seq(), done)),
                 Err(TryRecvError::Disconnected) => break,
-                Err(TryRecvError::Empty) => self.wait(false)?,
+                Err(TryRecvError::Empty) => self.wait_for_jobs()?,
             }
             self.take_replies()?;
             self.answer_flushes();
@@ -197,20 +230,37 @@ impl Stream {
         Ok(())
     }
 
+    fn wait_for_jobs(&mut self) -> Result<(), Error> {
+        self.waker.sleeping.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        let waited = if self.jobs.is_empty() {
+            self.wait(false)
+        } else {
+            Ok(())
+        };
+        self.waker.sleeping.store(false, Ordering::Relaxed);
+        waited
+    }
+
     /// Sleeps until the socket or the publisher has something, or it is time to look around.
     fn wait(&mut self, for_room: bool) -> Result<(), Error> {
         let io = |error: io::Error| Error::Thread(error.to_string());
         if for_room {
             let both = Event::all(SOCKET);
-            self.poller
+            self.waker
+                .poller
                 .modify_with_mode(&self.socket, both, PollMode::Level)
                 .map_err(io)?;
         }
         self.events.clear();
-        self.poller.wait(&mut self.events, Some(LOOK)).map_err(io)?;
+        self.waker
+            .poller
+            .wait(&mut self.events, Some(LOOK))
+            .map_err(io)?;
         if for_room {
             let readable = Event::readable(SOCKET);
-            self.poller
+            self.waker
+                .poller
                 .modify_with_mode(&self.socket, readable, PollMode::Level)
                 .map_err(io)?;
         }
@@ -352,7 +402,7 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         // A socket that is not watched any more is what is wanted.
-        let _ = self.poller.delete(&self.socket);
+        let _ = self.waker.poller.delete(&self.socket);
     }
 }
 
