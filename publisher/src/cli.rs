@@ -55,7 +55,7 @@ pub struct Cli {
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=60_000))]
     linger: u64,
     /// Batches of a stream that may be unacknowledged.
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, default_value_t = 32)]
     in_flight: usize,
     /// Size of a synthetic message.
     #[arg(long, default_value = "1KiB")]

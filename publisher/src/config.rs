@@ -42,7 +42,7 @@ impl Config {
             threads_per_broker: 1,
             batch_size: 64 << 10,
             linger: Duration::from_millis(5),
-            in_flight: 64,
+            in_flight: 32,
             timeout: Duration::from_secs(30),
             sndbuf: None,
             digest: false,

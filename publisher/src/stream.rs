@@ -116,7 +116,7 @@ impl Stream {
         unsafe {
             waker
                 .poller
-                .add_with_mode(&socket, Event::readable(SOCKET), PollMode::Level)?
+                .add_with_mode(&socket, Event::all(SOCKET), PollMode::Edge)?
         };
         Ok(Self {
             broker: broker.to_owned(),
@@ -181,11 +181,14 @@ impl Stream {
         self.write_all(header.as_bytes(), &payload)?;
         // The kernel has it; what the cache still holds of the buffer is used for the next batch.
         self.shared.pool.give_back(payload);
-        let mut start = self.stages.lap(PublishStage::SendPayload, start);
-        while self.window.is_full() {
-            self.wait(false)?;
+        let start = self.stages.lap(PublishStage::SendPayload, start);
+        if self.window.is_full() {
             self.take_replies()?;
-            start = self.stages.lap(PublishStage::WaitAck, start);
+            while self.window.is_full() {
+                self.wait(false)?;
+                self.take_replies()?;
+            }
+            self.stages.lap(PublishStage::WaitAck, start);
         }
         Ok(())
     }
@@ -242,28 +245,16 @@ impl Stream {
         waited
     }
 
-    /// Sleeps until the socket or the publisher has something, or it is time to look around.
+    /// Sleeps until the socket or the publisher has something new, or it is time to look around.
+    /// The socket is watched for edges, so the caller has read until nothing was left, or written
+    /// until there was no room.
     fn wait(&mut self, for_room: bool) -> Result<(), Error> {
         let io = |error: io::Error| Error::Thread(error.to_string());
-        if for_room {
-            let both = Event::all(SOCKET);
-            self.waker
-                .poller
-                .modify_with_mode(&self.socket, both, PollMode::Level)
-                .map_err(io)?;
-        }
         self.events.clear();
         self.waker
             .poller
             .wait(&mut self.events, Some(LOOK))
             .map_err(io)?;
-        if for_room {
-            let readable = Event::readable(SOCKET);
-            self.waker
-                .poller
-                .modify_with_mode(&self.socket, readable, PollMode::Level)
-                .map_err(io)?;
-        }
         let owed = for_room || self.ended || self.window.is_owed();
         if owed && self.last_life.elapsed() > self.timeout {
             return Err(Error::Silent {

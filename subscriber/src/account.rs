@@ -100,6 +100,14 @@ impl Account {
     /// # Errors
     /// The first [`Trouble`] with it; the batch is counted all the same, as far as it goes.
     pub fn add(&mut self, batch: &Batch<'_>) -> Result<(), Trouble> {
+        self.add_first(batch, u64::MAX)
+    }
+
+    /// As [`Self::add`], but only the first `limit` messages of the batch are counted.
+    ///
+    /// # Errors
+    /// As [`Self::add`].
+    pub fn add_first(&mut self, batch: &Batch<'_>, limit: u64) -> Result<(), Trouble> {
         let index = batch.index;
         let checked = if self.verify { batch.verify() } else { Ok(()) };
         let key = (batch.session, batch.stream);
@@ -113,6 +121,7 @@ impl Account {
         let mut malformed = None;
         for message in Messages::new(batch.payload) {
             match message {
+                Ok(_) if found >= limit => found += 1,
                 Ok(message) => {
                     found += 1;
                     open.payload_bytes += message.len() as u64;
@@ -124,7 +133,7 @@ impl Account {
                 Err(reason) => malformed = Some(Trouble::Malformed { index, reason }),
             }
         }
-        open.messages += found;
+        open.messages += found.min(limit);
         let in_order = batch.batch_seq >= expected;
         if in_order {
             open.missing_batches += batch.batch_seq - expected;
@@ -237,6 +246,14 @@ mod tests {
             .add(&batch(0, 0, 2, &payload(&[b"one", b""])))
             .unwrap();
         account.add(&batch(1, 1, 1, &payload(&[b"two"]))).unwrap();
+        let three = payload(&[b"left out", b"so", b"too"]);
+        let mut cut = Account::new(true, true);
+        cut.add(&batch(0, 0, 2, &payload(&[b"one", b""]))).unwrap();
+        let longer = payload(&[b"two", b"left out", b"too"]);
+        cut.add_first(&batch(1, 1, 3, &longer), 1).unwrap();
+        assert_eq!(cut.streams(), account.streams());
+        cut.add_first(&batch(2, 2, 3, &three), 0).unwrap();
+        assert_eq!(cut.streams()[0].messages, 3);
         let [stream] = &account.streams()[..] else {
             panic!("one stream")
         };

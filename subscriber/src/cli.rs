@@ -19,7 +19,8 @@ Examples:
   One stream only, as raw bytes:
     penstock-subscriber --path trades.log --session 00c0ffee00c0ffee --stream 2 --output raw
 
-Following ends with Ctrl-C, or when no broker has the log open and all of it is read.
+Following ends with Ctrl-C (sums are printed; a second one ends at once), or when no broker has the
+log open and all of it is read.
 Exit codes: 0 all read, 1 failed or a batch is damaged, 2 wrong flags, 3 some batches were
 overwritten before they were read.";
 
@@ -59,7 +60,8 @@ pub struct Cli {
     /// messages are printed too. The SHA-256 is over every message followed by a newline.
     #[arg(long)]
     pub stat: bool,
-    /// Compare every batch with its CRC32C, its message count and its stream's order.
+    /// Compare every batch with its CRC32C, its message count and its stream's order; without it
+    /// only a batch whose messages cannot be told apart is a failure.
     #[arg(long)]
     pub verify: bool,
     /// Overwritten batches are no failure.

@@ -73,7 +73,9 @@ impl<'a> Run<'a> {
         }
         let stop = Arc::new(AtomicBool::new(false));
         for signal in [SIGINT, SIGTERM] {
-            signal_hook::flag::register(signal, Arc::clone(&stop))
+            // The first ends the reading, the second the process.
+            signal_hook::flag::register_conditional_default(signal, Arc::clone(&stop))
+                .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&stop)))
                 .context("cannot watch signals")?;
         }
         let sink = Sink {
@@ -115,6 +117,7 @@ impl<'a> Run<'a> {
 
     fn read(&mut self) -> Result<()> {
         let mut idle_since = None;
+        let mut abandoned = false;
         while !self.stop.load(Ordering::Relaxed) && !self.sink.is_full() {
             match self.subscriber.next() {
                 Event::Batch(batch) => {
@@ -129,11 +132,13 @@ impl<'a> Run<'a> {
                     "the index entry of batch {index} is damaged; the batch is skipped"
                 )),
                 Event::Idle => {
-                    let since = *idle_since.get_or_insert_with(Instant::now);
-                    if self.is_over(since.elapsed()) {
+                    let idle = idle_since.get_or_insert_with(Instant::now).elapsed();
+                    if abandoned || self.is_over(idle) {
                         break;
                     }
                     self.sink.printer.flush()?;
+                    // Looks once more then: the broker may have written until it ended.
+                    abandoned = idle > GONE_CHECK && !self.subscriber.writer_is_alive();
                     self.subscriber.rest();
                 }
             }
@@ -144,9 +149,10 @@ impl<'a> Run<'a> {
     /// Whether nothing more is to be waited for.
     fn is_over(&self, idle: Duration) -> bool {
         !self.cli.follow
-            || self.cli.until_idle.is_some_and(|seconds| idle >= Duration::from_secs(seconds))
-            // What a broker wrote just before it ended has been seen: it was idle for a while.
-            || (idle > GONE_CHECK && !self.subscriber.writer_is_alive())
+            || self
+                .cli
+                .until_idle
+                .is_some_and(|seconds| idle >= Duration::from_secs(seconds))
     }
 }
 
@@ -159,7 +165,8 @@ impl Sink<'_> {
         if !self.cli.selects(batch.session, batch.stream) {
             return Ok(());
         }
-        if let Err(trouble) = self.account.add(batch) {
+        let wanted = self.cli.count.map_or(u64::MAX, |count| count - self.taken);
+        if let Err(trouble) = self.account.add_first(batch, wanted) {
             // Without --verify only what cannot be printed counts.
             if self.cli.verify || matches!(trouble, Trouble::Malformed { .. }) {
                 self.complain(&trouble.to_string());
