@@ -8,7 +8,8 @@ TARGET_DIR=${CARGO_TARGET_DIR:-$ROOT/target}
 BIN_DIR=$TARGET_DIR/release
 
 # What building, running and comparing needs from Debian's archive.
-PACKAGES=(bsdextrautils build-essential ethtool iperf3 iproute2 jq procps)
+PACKAGES=(bsdextrautils build-essential clang ethtool iperf3 iproute2 jq libelf-dev llvm m4
+  pkg-config procps zlib1g-dev)
 # Debian's newer Rust; its programs land in /usr/bin under their usual names.
 RUST_PACKAGES=(cargo-web rustc-web rustfmt-web rust-web-clippy)
 

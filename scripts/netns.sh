@@ -30,7 +30,7 @@ TEXT
 }
 
 # Offloads that the wire profile switches off, so that each packet costs what it would on a wire.
-WIRE=(tso off gso off gro off)
+WIRE=(tso off gso off gro off tx-udp-segmentation off)
 
 namespaces() { ip netns list | awk '{ print $1 }'; }
 

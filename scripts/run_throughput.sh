@@ -17,7 +17,7 @@ Variables, with their defaults:
   TOTAL_MESSAGE_SIZE=10737418240   bytes of messages in all
   MESSAGE_SIZE=1024                bytes per message
   NUM_BROKERS=4                    brokers, each in a namespace of its own
-  MODE=tcp                         path of the payload: tcp
+  MODE=tcp                         path of the payload: tcp, xdp, auto (xdp, or tcp where it cannot be had)
   PROFILE=wire                     wire (segmentation offloads off), offload (left on)
   MTU=1500                         MTU of the links
 
@@ -61,7 +61,7 @@ positive() {
   usage_error "TEST_TYPE=$TEST_TYPE is not supported; supported: 5 (publish only)"
 supported ORDER "$ORDER" 0
 supported ACK "$ACK" 0 1
-supported MODE "$MODE" tcp
+supported MODE "$MODE" tcp xdp auto
 supported PROFILE "$PROFILE" wire offload
 positive TOTAL_MESSAGE_SIZE "$TOTAL_MESSAGE_SIZE"
 positive MESSAGE_SIZE "$MESSAGE_SIZE"

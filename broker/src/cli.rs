@@ -11,13 +11,18 @@ use penstock_dataplane::log::{Full, Geometry, LogOptions};
 use penstock_dataplane::tcp::buffers::{RcvbufOn, Wanted};
 use penstock_dataplane::tcp::{Limits, WorkerConfig};
 use penstock_dataplane::wire::handshake::check_topic;
+use penstock_dataplane::xdp::Polling;
 
 use crate::machine::parse_cpus;
+use crate::xdp;
 
 const EXAMPLES: &str = "\
 Examples:
   Serve publishers on port 1214, logs in /dev/shm/penstock:
     penstock-broker
+
+  Take payload past the kernel's network stack, from interface eth1:
+    sudo penstock-broker --mode xdp --iface eth1
 
   Two workers on cores 2 and 3, a 1 GiB ring, receive buffers beyond rmem_max:
     sudo penstock-broker --workers 2 --cpus 2,3 --ring-size 1GiB --rcvbuf-force
@@ -33,9 +38,34 @@ Exit codes: 0 ended by a signal, 1 failed, 2 wrong flags.";
 #[derive(Debug, Parser)]
 #[command(name = "penstock-broker", version, after_help = EXAMPLES)]
 pub struct Cli {
-    /// Path that payload takes: tcp (xdp and auto are not in this release).
-    #[arg(long, default_value = "tcp")]
-    mode: String,
+    /// Paths that payload may take. With xdp, publishers that ask for tcp are served as well; auto
+    /// is xdp where it can be had.
+    #[arg(long, value_enum, default_value_t = Mode::Tcp)]
+    mode: Mode,
+    /// Interface whose packets the xdp path takes.
+    #[arg(long, value_name = "NAME")]
+    iface: Option<String>,
+    /// Receive queues of the interface, such as 0,2-3; all of them if not given.
+    #[arg(long, value_name = "LIST")]
+    queues: Option<String>,
+    /// How the interface runs the XDP program.
+    #[arg(long, value_enum, default_value_t = XdpMode::Auto)]
+    xdp_mode: XdpMode,
+    /// Copy mode, even where the driver can do without.
+    #[arg(long)]
+    xdp_copy: bool,
+    /// Replace another XDP program of the interface.
+    #[arg(long)]
+    force: bool,
+    /// Packets that a receive queue's rings hold, a power of two.
+    #[arg(long, default_value_t = 4096)]
+    xdp_ring: u32,
+    /// What xdp workers do while no packet comes: busy owns its core, adaptive sleeps after a moment.
+    #[arg(long, value_enum, default_value_t = Poll::Adaptive)]
+    poll: Poll,
+    /// Drive the interface's queue from the worker, so many packets a call (SO_PREFER_BUSY_POLL).
+    #[arg(long, value_name = "PACKETS", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    busy_poll: Option<u16>,
     /// Address and port to listen on.
     #[arg(long, default_value = "0.0.0.0:1214")]
     listen: SocketAddr,
@@ -103,6 +133,37 @@ pub struct Cli {
     report: Option<PathBuf>,
 }
 
+/// Paths that payload may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Mode {
+    /// Accepted sockets.
+    Tcp,
+    /// AF_XDP sockets.
+    Xdp,
+    /// AF_XDP sockets if they can be had, accepted sockets in any case.
+    Auto,
+}
+
+/// How an interface runs the XDP program.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum XdpMode {
+    /// Native where the driver has it.
+    Auto,
+    /// In the driver.
+    Native,
+    /// In the network stack.
+    Generic,
+}
+
+/// What workers do while no packet comes.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Poll {
+    /// Look again at once.
+    Busy,
+    /// Sleep after a moment.
+    Adaptive,
+}
+
 /// Policy when a registered reader lags.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum FullPolicy {
@@ -123,6 +184,10 @@ pub struct Config {
     pub buffers: Wanted,
     pub limits: Limits,
     pub worker: WorkerConfig,
+    pub tcp_workers: usize,
+    pub xdp: Option<xdp::Config>,
+    /// Serve over tcp alone if the xdp path cannot be had.
+    pub xdp_may_fail: bool,
     pub cpus: Vec<usize>,
     pub report: Option<PathBuf>,
 }
@@ -130,9 +195,6 @@ pub struct Config {
 impl Cli {
     /// Checks what clap cannot.
     pub fn check(self) -> Result<Config> {
-        if self.mode != "tcp" {
-            bail!("--mode {} is not supported; supported: tcp", self.mode);
-        }
         let geometry = Geometry::new(
             self.ring_size.as_u64(),
             self.segment_size.as_u64(),
@@ -150,6 +212,10 @@ impl Cli {
                 (2 * self.max_connections as u64).next_power_of_two()
             );
         }
+        let xdp = self.xdp()?;
+        // Beside xdp workers, one serves whoever comes over tcp.
+        let tcp_workers = if xdp.is_some() { 1 } else { self.workers };
+        let xdp_workers = xdp.as_ref().map_or(0, |xdp| xdp.workers);
         for topic in &self.topics {
             check_topic(topic.as_bytes())?;
         }
@@ -176,7 +242,7 @@ impl Cli {
             log: LogOptions {
                 geometry,
                 full,
-                writers: self.workers,
+                writers: tcp_workers + xdp_workers,
             },
             topics: self.topics,
             max_topics: self.max_topics,
@@ -196,9 +262,56 @@ impl Cli {
                 stall_timeout: Duration::from_secs_f64(self.stall_timeout),
                 ..WorkerConfig::default()
             },
+            tcp_workers,
+            xdp,
+            xdp_may_fail: self.mode == Mode::Auto,
             cpus,
             report: self.report,
         })
+    }
+}
+
+impl Cli {
+    /// The xdp path, if it is asked for.
+    fn xdp(&self) -> Result<Option<xdp::Config>> {
+        let interface = match (self.mode, &self.iface) {
+            (Mode::Tcp, None) => return Ok(None),
+            (Mode::Tcp, Some(_)) => bail!("--iface is for --mode xdp or auto"),
+            (Mode::Xdp, None) => {
+                bail!("--mode xdp needs --iface, the interface that publishers' packets come in on")
+            }
+            (Mode::Auto, None) => return Ok(None),
+            (_, Some(interface)) => interface.clone(),
+        };
+        if !self.xdp_ring.is_power_of_two() || !(64..=1 << 16).contains(&self.xdp_ring) {
+            bail!(
+                "--xdp-ring {} is not a power of two from 64 to 65536",
+                self.xdp_ring
+            );
+        }
+        let queues = self.queues.as_deref().map(|list| {
+            parse_cpus(list)
+                .map_err(|_| anyhow!("--queues: {list:?} is no list of queues such as 0,2-3"))
+        });
+        Ok(Some(xdp::Config {
+            interface,
+            queues: queues.transpose()?,
+            workers: self.workers,
+            mode: match self.xdp_mode {
+                XdpMode::Auto => penstock_ebpf::Mode::Auto,
+                XdpMode::Native => penstock_ebpf::Mode::Native,
+                XdpMode::Generic => penstock_ebpf::Mode::Generic,
+            },
+            force: self.force,
+            copy: self.xdp_copy,
+            ring: self.xdp_ring,
+            polling: match self.poll {
+                Poll::Busy => Polling::Busy,
+                Poll::Adaptive => Polling::Adaptive,
+            },
+            busy_poll: self.busy_poll,
+            verify_on_receive: self.verify_on_receive,
+        }))
     }
 }
 
@@ -237,8 +350,17 @@ mod tests {
     #[test]
     fn wrong_flags_say_what_to_do() {
         for (flags, words) in [
-            (&["--mode", "xdp"][..], "supported: tcp"),
-            (&["--mode", "udp"], "supported: tcp"),
+            (&["--mode", "xdp"][..], "--iface"),
+            (&["--mode", "udp"], "possible values: tcp, xdp, auto"),
+            (&["--iface", "eth1"], "--mode xdp or auto"),
+            (
+                &["--mode", "xdp", "--iface", "eth1", "--xdp-ring", "1000"],
+                "--xdp-ring",
+            ),
+            (
+                &["--mode", "xdp", "--iface", "eth1", "--queues", "a"],
+                "--queues",
+            ),
             (&["--ring-size", "17MiB"], "--ring-size"),
             (&["--segment-size", "3MiB"], "power of two"),
             (&["--workers", "0"], "from 1 to 256"),

@@ -5,6 +5,7 @@ mod machine;
 mod report;
 mod server;
 mod topics;
+mod xdp;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;

@@ -11,6 +11,8 @@ use penstock_dataplane::profile::{ProcessUsage, StageReport};
 use penstock_dataplane::tcp::{ConnectionReport, Counters, Shared, WorkerStats};
 use serde::Serialize;
 
+use crate::xdp::XdpReport;
+
 /// The report as `--report` writes it; field names are stable.
 #[derive(Debug, Serialize)]
 pub struct Report<'a> {
@@ -33,6 +35,9 @@ pub struct Report<'a> {
     eagain: u64,
     connections: Vec<ConnectionReport>,
     counters: &'a Counters,
+    /// The xdp path, if it was open.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    xdp: Option<XdpReport>,
 }
 
 #[derive(Debug, Serialize)]
@@ -52,13 +57,14 @@ impl<'a> Report<'a> {
         workers: usize,
         uptime: Duration,
         stats: &WorkerStats,
+        xdp: Option<XdpReport>,
         topics: Vec<(String, Arc<Log>)>,
         shared: &'a Shared,
     ) -> Result<Self> {
         let ratio = |a: u64, b: u64| a as f64 / b.max(1) as f64;
         Ok(Self {
             kind: "broker",
-            mode: "tcp",
+            mode: if xdp.is_some() { "xdp" } else { "tcp" },
             listen,
             workers,
             uptime_seconds: uptime.as_secs_f64(),
@@ -74,6 +80,7 @@ impl<'a> Report<'a> {
             eagain: stats.eagain,
             connections: shared.connections(),
             counters: &shared.counters,
+            xdp,
         })
     }
 

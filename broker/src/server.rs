@@ -1,7 +1,7 @@
 //! Puts the broker together: logs, listener, workers; runs until a signal comes.
 
 use std::io::Write;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -12,6 +12,7 @@ use crossbeam_channel::{Receiver, Sender};
 use penstock_dataplane::tcp::{
     Acceptor, Shared, Worker, WorkerHandle, WorkerStats, buffers::RcvbufOn, listen,
 };
+use penstock_dataplane::xdp::XdpStats;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tracing::{info, warn};
@@ -20,6 +21,7 @@ use crate::cli::Config;
 use crate::machine;
 use crate::report::Report;
 use crate::topics::{Sessions, Topics};
+use crate::xdp::Xdp;
 
 /// Runs the broker; returns when a signal ends it, or a thread fails.
 pub fn run(config: &Config) -> Result<()> {
@@ -44,6 +46,7 @@ pub fn run(config: &Config) -> Result<()> {
     let (ending, ended) = crossbeam_channel::unbounded();
     watch_signals(ending.clone())?;
     let (workers, handles) = start_workers(config, &shared, &stop, &ending)?;
+    let xdp = open_xdp(config, address, &shared, &stop, &ending)?;
     let sessions = Sessions::new(Arc::clone(&topics));
     let acceptor = Acceptor::new(
         listener,
@@ -51,6 +54,7 @@ pub fn run(config: &Config) -> Result<()> {
         config.limits.clone(),
         sessions,
         handles.clone(),
+        xdp.as_ref().map(|(xdp, _)| xdp.offer()),
         Arc::clone(&shared),
     )
     .context("cannot start the accept loop")?;
@@ -70,12 +74,23 @@ pub fn run(config: &Config) -> Result<()> {
     stop.store(true, Ordering::Release);
     waker.notify().context("cannot wake the accept loop")?;
     join(accepting)?.context("the accept loop failed")?;
-    let stats = stop_workers(workers, &handles)?;
+    let mut stats = stop_workers(workers, &handles)?;
+    let mut worker_count = handles.len();
+    let xdp = match xdp {
+        None => None,
+        Some((xdp, workers)) => {
+            worker_count += workers.len();
+            let (all, packets) = crate::xdp::sum(stop_xdp_workers(workers)?);
+            stats.merge(&all);
+            Some(xdp.report(packets)?)
+        }
+    };
     let report = Report::new(
         address,
-        handles.len(),
+        worker_count,
         started.elapsed(),
         &stats,
+        xdp,
         topics.list(),
         &shared,
     )?;
@@ -158,8 +173,56 @@ fn start_workers(
         check_pinned(cpu, &pinning)?;
         Ok((thread, handle))
     };
-    let started: Result<Vec<_>> = (0..config.log.writers).map(start).collect();
+    let started: Result<Vec<_>> = (0..config.tcp_workers).map(start).collect();
     Ok(started?.into_iter().unzip())
+}
+
+type XdpThread = JoinHandle<std::io::Result<(WorkerStats, XdpStats)>>;
+type XdpWorkers = Vec<(XdpThread, penstock_dataplane::xdp::WorkerHandle)>;
+
+/// Opens the xdp path, if it is asked for and can be had.
+fn open_xdp(
+    config: &Config,
+    address: SocketAddr,
+    shared: &Arc<Shared>,
+    stop: &Arc<AtomicBool>,
+    ending: &Sender<String>,
+) -> Result<Option<(Xdp, XdpWorkers)>> {
+    let Some(wanted) = &config.xdp else {
+        return Ok(None);
+    };
+    let (xdp, workers) = match Xdp::open(wanted, address, shared, stop) {
+        Ok(open) => open,
+        Err(error) if config.xdp_may_fail => {
+            warn!("serving over tcp alone: {error:#}");
+            return Ok(None);
+        }
+        Err(error) => return Err(error.context("the xdp path cannot be opened")),
+    };
+    let start = |(number, (worker, handle)): (usize, (penstock_dataplane::xdp::Worker, _))| {
+        let cpu = config.cpus.get(number % config.cpus.len().max(1)).copied();
+        let (pinned, pinning) = crossbeam_channel::bounded(1);
+        let thread = spawn(&format!("xdp-{number}"), ending.clone(), move || {
+            let result = cpu.map_or(Ok(()), machine::pin_to);
+            // The other end waits for this before it goes on.
+            let _ = pinned.send(result);
+            worker.run()
+        })?;
+        check_pinned(cpu, &pinning)?;
+        Ok((thread, handle))
+    };
+    let threads = workers.into_iter().enumerate().map(start);
+    Ok(Some((xdp, threads.collect::<Result<_>>()?)))
+}
+
+fn stop_xdp_workers(workers: XdpWorkers) -> Result<Vec<(WorkerStats, XdpStats)>> {
+    for (_, handle) in &workers {
+        handle.wake().context("cannot wake a worker")?;
+    }
+    let results = workers
+        .into_iter()
+        .map(|(thread, _)| join(thread)?.context("an xdp worker failed; is its interface gone?"));
+    results.collect()
 }
 
 fn check_pinned(cpu: Option<usize>, pinning: &Receiver<std::io::Result<()>>) -> Result<()> {

@@ -2,12 +2,12 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use penstock_dataplane::admission::{Admission, Admit, Lease, Refused, StreamState};
 use penstock_dataplane::log::{Log, LogOptions};
-use penstock_dataplane::tcp::{Admission, Admit, Refused};
 use penstock_dataplane::wire::handshake::{Refusal, Request};
 use tracing::info;
 
@@ -21,7 +21,15 @@ pub struct Topics {
     directory: PathBuf,
     options: LogOptions,
     max: usize,
-    logs: Mutex<HashMap<String, Arc<Log>>>,
+    logs: Mutex<HashMap<String, Topic>>,
+}
+
+/// A topic that is open.
+#[derive(Debug, Clone)]
+struct Topic {
+    log: Arc<Log>,
+    /// How far streams had come when the log was opened, after an earlier broker.
+    earlier: Arc<HashMap<(u64, u32), u64>>,
 }
 
 impl Topics {
@@ -43,9 +51,13 @@ impl Topics {
 
     /// The log of a topic, opened or made when first asked for.
     pub fn open(&self, topic: &str) -> Result<Arc<Log>, Refused> {
+        self.topic(topic).map(|topic| topic.log)
+    }
+
+    fn topic(&self, topic: &str) -> Result<Topic, Refused> {
         let mut logs = self.logs.lock().expect("no holder of this lock panics");
-        if let Some(log) = logs.get(topic) {
-            return Ok(Arc::clone(log));
+        if let Some(open) = logs.get(topic) {
+            return Ok(open.clone());
         }
         if logs.len() >= self.max {
             let text = format!(
@@ -71,9 +83,12 @@ impl Topics {
             batches = found.batches,
             "log open"
         );
-        let log = Arc::new(log);
-        logs.insert(topic.to_owned(), Arc::clone(&log));
-        Ok(log)
+        let open = Topic {
+            earlier: Arc::new(log.streams()),
+            log: Arc::new(log),
+        };
+        logs.insert(topic.to_owned(), open.clone());
+        Ok(open)
     }
 
     /// Open logs by topic, sorted.
@@ -81,7 +96,7 @@ impl Topics {
         let logs = self.logs.lock().expect("no holder of this lock panics");
         let mut list: Vec<_> = logs
             .iter()
-            .map(|(t, log)| (t.clone(), Arc::clone(log)))
+            .map(|(name, topic)| (name.clone(), Arc::clone(&topic.log)))
             .collect();
         list.sort_by(|a, b| a.0.cmp(&b.0));
         list
@@ -93,9 +108,9 @@ impl Topics {
 struct Session {
     topic: String,
     streams: u32,
-    /// Streams that have been opened; a number is never used twice, so that (session, stream,
-    /// batch) names one batch only.
-    leases: HashMap<u32, Weak<()>>,
+    /// Streams that have been opened. A number never begins anew, so that (session, stream, batch)
+    /// names one batch only.
+    opened_streams: HashMap<u32, Arc<StreamState>>,
     opened: Instant,
 }
 
@@ -114,36 +129,75 @@ impl Sessions {
         }
     }
 
-    fn join(&mut self, topic: &str, request: &Request) -> Result<(u64, Arc<()>), Refused> {
-        let refuse = |text: String| {
-            Err(Refused {
-                refusal: Refusal::Session,
-                text,
-            })
-        };
+    /// The session's key, and the stream's place in it.
+    fn join(
+        &mut self,
+        name: &str,
+        topic: &Topic,
+        request: &Request,
+    ) -> Result<(u64, Lease), Refused> {
         let key = match request.session {
-            0 => self.open(topic, request.streams)?,
+            0 => self.open(name, request.streams)?,
             key => key,
         };
+        if let Some(acked) = request.resume_from {
+            self.revive(key, name, topic, request, acked);
+        }
         let Some(session) = self.sessions.get_mut(&key) else {
             return refuse(format!("no session {key:016x} here; connect anew"));
         };
-        if session.topic != topic || session.streams != request.streams {
+        if session.topic != name || session.streams != request.streams {
             return refuse(format!(
                 "session {key:016x} is for another topic or stream count"
             ));
         }
-        if session.leases.contains_key(&request.stream) {
+        let number = request.stream;
+        let stream = match (session.opened_streams.get(&number), request.resume_from) {
+            (Some(_), None) => {
+                return refuse(format!(
+                    "stream {number} of session {key:016x} has been opened before"
+                ));
+            }
+            (Some(stream), Some(_)) => Arc::clone(stream),
+            (None, _) => {
+                let stream = Arc::new(StreamState::new(0));
+                session.opened_streams.insert(number, Arc::clone(&stream));
+                stream
+            }
+        };
+        let Some(lease) = stream.lease() else {
+            return Err(Refused {
+                refusal: Refusal::Busy,
+                text: format!("stream {number} of session {key:016x} has not ended yet; ask again"),
+            });
+        };
+        let (committed, acked) = (lease.committed(), request.resume_from.unwrap_or(0));
+        if acked > committed {
             return refuse(format!(
-                "stream {} of session {key:016x} has been opened before",
-                request.stream
+                "stream {number} of session {key:016x} has {committed} batches here, not {acked}; connect anew"
             ));
         }
-        let lease = Arc::new(());
-        session
-            .leases
-            .insert(request.stream, Arc::downgrade(&lease));
         Ok((key, lease))
+    }
+
+    /// A stream of an earlier broker goes on: it left what the log's index tells, and at least
+    /// what its publisher got acks for.
+    fn revive(&mut self, key: u64, name: &str, topic: &Topic, request: &Request, acked: u64) {
+        let session = self.sessions.entry(key).or_insert_with(|| Session {
+            topic: name.to_owned(),
+            streams: request.streams,
+            opened_streams: HashMap::new(),
+            opened: Instant::now(),
+        });
+        session
+            .opened_streams
+            .entry(request.stream)
+            .or_insert_with(|| {
+                let found = topic.earlier.get(&(key, request.stream));
+                Arc::new(StreamState::new(
+                    found.map_or(acked, |next| acked.max(*next)),
+                ))
+            });
     }
 
     fn open(&mut self, topic: &str, streams: u32) -> Result<u64, Refused> {
@@ -151,23 +205,20 @@ impl Sessions {
         self.sessions.retain(|_, session| {
             now - session.opened < SESSION_GRACE
                 || session
-                    .leases
+                    .opened_streams
                     .values()
-                    .any(|lease| lease.strong_count() > 0)
+                    .any(|stream| stream.is_leased())
         });
         let key = loop {
-            let key = getrandom::u64().map_err(|e| Refused {
-                refusal: Refusal::Resources,
-                text: format!("the broker's host gives no random numbers: {e}"),
-            })?;
-            if key != 0 && !self.sessions.contains_key(&key) {
+            let key = random()?;
+            if !self.sessions.contains_key(&key) {
                 break key;
             }
         };
         let session = Session {
             topic: topic.to_owned(),
             streams,
-            leases: HashMap::new(),
+            opened_streams: HashMap::new(),
             opened: now,
         };
         self.sessions.insert(key, session);
@@ -177,25 +228,44 @@ impl Sessions {
 
 impl Admit for Sessions {
     fn admit(&mut self, topic: &str, request: &Request) -> Result<Admission, Refused> {
-        let log = self.topics.open(topic)?;
-        let (session, lease) = self.join(topic, request)?;
+        let open = self.topics.topic(topic)?;
+        let (session, lease) = self.join(topic, &open, request)?;
         Ok(Admission {
-            max_payload: log.geometry().max_payload(),
-            log,
+            max_payload: open.log.geometry().max_payload(),
+            log: open.log,
             topic: topic.to_owned(),
             session,
             stream: request.stream,
             ack: request.ack,
+            path: request.path,
+            max_datagram: request.max_datagram,
+            key: random()?,
             lease,
         })
     }
+}
+
+/// A key that nobody can guess; never 0.
+fn random() -> Result<u64, Refused> {
+    let key = getrandom::u64().map_err(|e| Refused {
+        refusal: Refusal::Resources,
+        text: format!("the broker's host gives no random numbers: {e}"),
+    })?;
+    Ok(key.max(1))
+}
+
+fn refuse<T>(text: String) -> Result<T, Refused> {
+    Err(Refused {
+        refusal: Refusal::Session,
+        text,
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use penstock_dataplane::log::{Full, Geometry};
-    use penstock_dataplane::wire::handshake::{AckLevel, OrderLevel};
+    use penstock_dataplane::wire::handshake::{AckLevel, OrderLevel, Path};
 
     fn sessions(dir: &tempfile::TempDir) -> Sessions {
         let geometry = Geometry::new(1 << 16, 1 << 12, 16).unwrap();
@@ -217,6 +287,9 @@ mod tests {
             ack: AckLevel::Committed,
             order: OrderLevel::PerStream,
             max_payload: 1024,
+            path: Path::Tcp,
+            resume_from: None,
+            max_datagram: 0,
         }
     }
 
@@ -236,5 +309,37 @@ mod tests {
         assert!(refused("b", request(first.session, 1)).contains("another topic"));
         assert!(refused("a", request(first.session ^ 1, 1)).contains("connect anew"));
         assert!(refused("c", request(0, 0)).contains("--max-topics 2"));
+    }
+
+    #[test]
+    fn a_stream_goes_on_over_another_connection() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut sessions = sessions(&dir);
+        let first = sessions.admit("a", &request(0, 0)).unwrap();
+        first.lease.set_committed(5);
+        let resume = |acked| Request {
+            resume_from: Some(acked),
+            ..request(first.session, 0)
+        };
+        let busy = sessions.admit("a", &resume(3)).unwrap_err();
+        assert_eq!(busy.refusal, Refusal::Busy);
+        assert!(first.lease.is_wanted());
+        drop(first.lease);
+        let lie = sessions.admit("a", &resume(6)).unwrap_err();
+        assert!(lie.text.contains("not 6"), "{lie}");
+        let second = sessions.admit("a", &resume(3)).unwrap();
+        assert_eq!(second.lease.committed(), 5);
+    }
+
+    #[test]
+    fn a_stream_of_an_earlier_broker_goes_on_where_its_publisher_left_off() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut sessions = sessions(&dir);
+        let resume = Request {
+            resume_from: Some(9),
+            ..request(77, 1)
+        };
+        let admission = sessions.admit("a", &resume).unwrap();
+        assert_eq!((admission.session, admission.lease.committed()), (77, 9));
     }
 }

@@ -4,8 +4,14 @@
 //! [`log`]; [`profile`] says where the time went. `wire` and the protocol logic touch no socket,
 //! no clock and no randomness.
 
+#[cfg(not(loom))]
+pub mod admission;
 pub mod log;
 pub mod profile;
 #[cfg(not(loom))]
 pub mod tcp;
+#[cfg(not(loom))]
+pub mod transport;
 pub mod wire;
+#[cfg(not(loom))]
+pub mod xdp;

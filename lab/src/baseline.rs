@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use jiff::Timestamp;
 use tracing::info;
 
+use crate::chart::{Chart, Panel};
 use crate::cli::{self, Format, Profile};
 use crate::cluster::Cluster;
 use crate::environment::Environment;
@@ -17,6 +18,9 @@ use crate::report::{Baseline, BaselineRow};
 use crate::testbed::{Binaries, BufferDir};
 use crate::workload::{Publish, Source};
 use crate::{iperf, render, results};
+
+/// The picture's name in the result folder.
+const PICTURE: &str = "baseline.svg";
 
 /// Everything that stays the same over the runs of one profile.
 struct Bench<'a> {
@@ -37,7 +41,7 @@ pub fn run(options: &cli::Baseline, interrupt: &Interrupt) -> Result<bool> {
     let printed = report.and_then(|(rows, environment)| {
         let report = Baseline {
             kind: "baseline".to_owned(),
-            mode: options.workload.mode.clone(),
+            mode: options.workload.mode.name().to_owned(),
             message_size: options.workload.message_size.as_u64(),
             size_bytes: options.size.as_u64(),
             iperf3_version,
@@ -45,6 +49,7 @@ pub fn run(options: &cli::Baseline, interrupt: &Interrupt) -> Result<bool> {
             environment,
         };
         results::write(&folder, &report, &render::baseline(&report))?;
+        picture(&report, &folder)?;
         match options.output.format {
             Format::Text => println!("{}", render::baseline_table(&report)),
             Format::Json => println!("{}", serde_json::to_string_pretty(&report)?),
@@ -53,6 +58,32 @@ pub fn run(options: &cli::Baseline, interrupt: &Interrupt) -> Result<bool> {
     });
     println!("{}", folder.display());
     printed
+}
+
+/// The medians as bars, a panel for each profile.
+fn picture(report: &Baseline, folder: &Path) -> Result<()> {
+    let panels = report.rows.chunk_by(|a, b| a.profile == b.profile);
+    let panels = panels.map(|rows| Panel {
+        title: format!("{}, MTU {}", rows[0].profile.name(), rows[0].mtu),
+        groups: rows
+            .iter()
+            .map(|row| {
+                let streams = if row.connections == 1 { "" } else { "s" };
+                let label = format!(
+                    "{} stream{streams}: {:.2} of iperf3",
+                    row.connections, row.ratio
+                );
+                (label, vec![&row.penstock, &row.iperf3])
+            })
+            .collect(),
+    });
+    Chart {
+        title: "Payload received, median and range of the runs",
+        unit: "MB/s",
+        series: &[&format!("penstock, {}", report.mode), "iperf3"],
+        panels: panels.collect(),
+    }
+    .write(&folder.join(PICTURE))
 }
 
 fn measure_all(

@@ -95,9 +95,18 @@ pub struct Baseline {
 /// own defaults.
 #[derive(Debug, Clone, Args)]
 pub struct Workload {
-    /// Path of the payload: tcp.
-    #[arg(long, default_value = "tcp", value_parser = mode)]
-    pub mode: String,
+    /// Path of the payload.
+    #[arg(long, value_enum, default_value_t = Mode::Tcp)]
+    pub mode: Mode,
+    /// How the brokers' interfaces run the XDP program: `auto`, `native` or `generic`.
+    #[arg(long, value_parser = ["auto", "native", "generic"])]
+    pub xdp_mode: Option<String>,
+    /// What xdp workers do while no packet comes: `busy` or `adaptive`.
+    #[arg(long, value_parser = ["busy", "adaptive"])]
+    pub poll: Option<String>,
+    /// Packets a call that workers drive the interface's queue by.
+    #[arg(long)]
+    pub busy_poll: Option<u16>,
     /// Bytes per synthetic message.
     #[arg(long, default_value = "1KiB")]
     pub message_size: ByteSize,
@@ -116,9 +125,6 @@ pub struct Workload {
     /// Batches of a stream that may be unacknowledged.
     #[arg(long)]
     pub in_flight: Option<u32>,
-    /// SO_SNDBUF that publishers ask for; without it the kernel tunes it.
-    #[arg(long)]
-    pub publisher_sndbuf: Option<ByteSize>,
     /// Threads that receive, per broker.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub workers: Option<u32>,
@@ -181,11 +187,21 @@ pub enum Format {
     Json,
 }
 
-fn mode(text: &str) -> Result<String, String> {
-    match text {
-        "tcp" => Ok(text.to_owned()),
-        "xdp" | "auto" => Err("this version has no xdp path yet; supported: tcp".to_owned()),
-        _ => Err("unknown mode; supported: tcp".to_owned()),
+/// Path that payload takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    Tcp,
+    Xdp,
+    Auto,
+}
+
+impl Mode {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Xdp => "xdp",
+            Self::Auto => "auto",
+        }
     }
 }
 
@@ -202,8 +218,8 @@ mod tests {
     #[test]
     fn what_does_not_exist_is_refused_with_what_does() {
         for (option, value, supported) in [
-            ("--mode", "xdp", "supported: tcp"),
-            ("--mode", "udp", "supported: tcp"),
+            ("--mode", "udp", "tcp, xdp, auto"),
+            ("--poll", "often", "busy, adaptive"),
             ("--ack", "2", "supported: 0"),
             ("--order", "1", "supported: 0"),
             ("--mtu", "100", "576"),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::cli::Workload;
+use crate::cli::{Mode, Workload};
 use crate::interrupt::Interrupt;
 use crate::netns::{self, Net};
 use crate::outputs;
@@ -117,7 +117,10 @@ pub fn address(index: usize) -> String {
 }
 
 fn add_broker_options(command: &mut Command, workload: &Workload) {
-    command.args(["--mode", &workload.mode, "--topic", &workload.topic]);
+    command.args(["--mode", workload.mode.name(), "--topic", &workload.topic]);
+    if workload.mode != Mode::Tcp {
+        command.args(["--iface", netns::BROKER_END]);
+    }
     let sizes = [
         ("--ring-size", workload.ring_size),
         ("--rcvbuf", workload.rcvbuf),
@@ -131,6 +134,9 @@ fn add_broker_options(command: &mut Command, workload: &Workload) {
     let texts = [
         ("--workers", workload.workers.map(|n| n.to_string())),
         ("--full", workload.full.clone()),
+        ("--xdp-mode", workload.xdp_mode.clone()),
+        ("--poll", workload.poll.clone()),
+        ("--busy-poll", workload.busy_poll.map(|n| n.to_string())),
         ("--rcvbuf-on", workload.rcvbuf_on.clone()),
     ];
     for (option, text) in texts {

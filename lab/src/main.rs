@@ -1,6 +1,7 @@
 //! `penstock-lab`: runs workloads in network namespaces, measures and reports.
 
 mod baseline;
+mod chart;
 mod cli;
 mod cluster;
 mod command;

@@ -14,7 +14,7 @@ use crate::cli::Profile;
 use crate::command::run;
 
 /// Name of every broker's end of its veth pair.
-const BROKER_END: &str = "eth0";
+pub const BROKER_END: &str = "eth0";
 /// Longest wait for a link to come up.
 const CARRIER_LIMIT: Duration = Duration::from_secs(5);
 /// Where `ip netns` keeps its handles.
@@ -110,7 +110,8 @@ fn bring_up(
     if profile == Profile::Wire {
         #[rustfmt::skip]
         run(&["ip", "netns", "exec", namespace,
-              "ethtool", "-K", device, "tso", "off", "gso", "off", "gro", "off"])?;
+              "ethtool", "-K", device, "tso", "off", "gso", "off", "gro", "off",
+              "tx-udp-segmentation", "off"])?;
     }
     run(&[
         "ip", "-n", namespace, "link", "set", "dev", device, "mtu", &mtu, "up",

@@ -24,6 +24,8 @@ pub struct Broker {
     pub eagain: u64,
     pub connections: Vec<Connection>,
     pub counters: BTreeMap<String, u64>,
+    /// The xdp path, if it was open.
+    pub xdp: Option<BTreeMap<String, serde_json::Value>>,
 }
 
 /// One log of a broker.
@@ -41,6 +43,7 @@ pub struct Topic {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Connection {
     pub peer: String,
+    pub path: String,
     pub topic: String,
     pub session: String,
     pub stream: u32,
@@ -87,6 +90,9 @@ pub struct SentStream {
     pub batches: u64,
     pub payload_bytes: u64,
     pub sha256: Option<String>,
+    pub path: String,
+    pub moves: u64,
+    pub transport: Option<BTreeMap<String, f64>>,
 }
 
 /// `penstock-subscriber --stat --format json`.

@@ -1,28 +1,32 @@
 //! Reports for people: the Markdown files and the tables on the terminal.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use bytesize::ByteSize;
 use penstock_dataplane::profile::StageReport;
+use serde_json::Value;
 
 use crate::environment::Environment;
+use crate::outputs::Session;
 use crate::report::{Baseline, BaselineRow, Broker, Throughput};
 use crate::spread::Spread;
 
 /// `report.md` of a throughput run.
 pub fn throughput(report: &Throughput) -> String {
-    [
-        "# Penstock throughput".to_owned(),
-        headline(report),
-        stages("Publisher", &report.publisher.stages),
-        brokers(&report.brokers),
-        connections(&report.brokers),
-        verification(report),
-        environment(&report.environment),
-        reproduce(&report.environment),
-    ]
-    .join("\n\n")
-        + "\n"
+    let parts = [
+        Some("# Penstock throughput".to_owned()),
+        Some(headline(report)),
+        Some(stages("Publisher", &report.publisher.stages)),
+        transport(&report.publisher.sessions),
+        Some(brokers(&report.brokers)),
+        Some(connections(&report.brokers)),
+        Some(verification(report)),
+        Some(environment(&report.environment)),
+        Some(reproduce(&report.environment)),
+    ];
+    let parts: Vec<_> = parts.into_iter().flatten().collect();
+    parts.join("\n\n") + "\n"
 }
 
 /// What is printed on the terminal after a throughput run.
@@ -120,8 +124,62 @@ fn brokers(brokers: &[Broker]) -> String {
         if !rows.is_empty() {
             let _ = write!(text, "\n\n{}", table(["counter", "count"], &rows));
         }
+        if let Some(xdp) = &broker.xdp {
+            let _ = write!(text, "\n\n{}", xdp_table(xdp));
+        }
     }
     text
+}
+
+/// What the xdp path is, and what it counted; what did not happen is left out.
+fn xdp_table(xdp: &BTreeMap<String, Value>) -> String {
+    let mut rows = Vec::new();
+    for (name, value) in xdp {
+        match value {
+            Value::Object(parts) => {
+                for (part, value) in parts {
+                    rows.push([format!("{name}: {part}"), value.to_string()]);
+                }
+            }
+            Value::String(text) => rows.push([name.clone(), text.clone()]),
+            other => rows.push([name.clone(), other.to_string()]),
+        }
+    }
+    rows.retain(|[_, value]| value != "0");
+    table(["xdp path", "value"], &rows)
+}
+
+/// What each stream's packets did, over xdp.
+fn transport(sessions: &[Session]) -> Option<String> {
+    let streams = sessions.iter().flat_map(|session| {
+        session
+            .streams
+            .iter()
+            .map(|stream| (&session.address, stream))
+    });
+    let rows: Vec<_> = streams
+        .filter_map(|(address, stream)| {
+            let transport = stream.transport.as_ref()?;
+            let figure = |name| format!("{:.0}", transport.get(name).copied().unwrap_or(0.0));
+            Some([
+                address.clone(),
+                stream.stream.to_string(),
+                stream.path.clone(),
+                stream.moves.to_string(),
+                figure("packets"),
+                figure("lost"),
+                figure("retransmits"),
+                figure("probe_timeouts"),
+                figure("credit_stalls"),
+                figure("rtt_us"),
+                figure("datagram"),
+            ])
+        })
+        .collect();
+    #[rustfmt::skip]
+    let head = ["broker", "stream", "path", "moves", "packets", "lost", "sent again",
+        "probe timeouts", "credit stalls", "RTT µs", "payload per packet"];
+    (!rows.is_empty()).then(|| format!("## Packets of each stream\n\n{}", table(head, &rows)))
 }
 
 fn broker_table(brokers: &[Broker]) -> String {
@@ -164,6 +222,7 @@ fn connections(brokers: &[Broker]) -> String {
                 index.to_string(),
                 c.peer.clone(),
                 c.stream.to_string(),
+                c.path.clone(),
                 number(c.rcvbuf_requested),
                 c.rcvbuf_effective.to_string(),
                 if c.rcvbuf_capped { "by rmem_max" } else { "no" }.to_owned(),
@@ -178,7 +237,7 @@ fn connections(brokers: &[Broker]) -> String {
     };
     let rows: Vec<_> = brokers.iter().flat_map(of_broker).collect();
     #[rustfmt::skip]
-    let head = ["broker", "peer", "stream", "rcvbuf requested", "rcvbuf effective", "capped",
+    let head = ["broker", "peer", "stream", "path", "rcvbuf requested", "rcvbuf effective", "capped",
         "sndbuf requested", "sndbuf effective", "window scale", "ended"];
     format!(
         "## Socket buffers per connection\n\n\
@@ -228,6 +287,7 @@ pub fn baseline(report: &Baseline) -> String {
     [
         "# Penstock against iperf3".to_owned(),
         method,
+        "![Medians and ranges](baseline.svg)".to_owned(),
         baseline_table(report),
         environment(&report.environment),
         reproduce(&report.environment),

@@ -75,6 +75,8 @@ pub struct Broker {
     pub stages: Vec<StageReport>,
     pub connections: Vec<Connection>,
     pub counters: BTreeMap<String, u64>,
+    /// The xdp path, if it was open.
+    pub xdp: Option<BTreeMap<String, serde_json::Value>>,
 }
 
 impl Publisher {
@@ -121,6 +123,7 @@ impl Broker {
             stages: output.stages,
             connections: output.connections,
             counters: output.counters,
+            xdp: output.xdp,
         }
     }
 }

@@ -187,7 +187,7 @@ fn report(
         .collect();
     let mut report = Throughput {
         kind: "throughput".to_owned(),
-        mode: workload.mode.clone(),
+        mode: workload.mode.name().to_owned(),
         profile: options.profile,
         mtu: options.mtu,
         num_brokers: options.brokers,

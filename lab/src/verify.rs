@@ -118,6 +118,9 @@ mod tests {
             batches: 1,
             payload_bytes: 30,
             sha256: Some(sha256.to_owned()),
+            path: "tcp".to_owned(),
+            moves: 0,
+            transport: None,
         }
     }
 

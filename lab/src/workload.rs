@@ -82,7 +82,7 @@ impl Publish<'_> {
             "--topic",
             &workload.topic,
         ]);
-        command.args(["--mode", &workload.mode, "--format", "json"]);
+        command.args(["--mode", workload.mode.name(), "--format", "json"]);
         command.args(["--ack", &workload.ack.number().to_string()]);
         command.args(["--order", &workload.order.number().to_string()]);
         command.args([
@@ -94,9 +94,6 @@ impl Publish<'_> {
         }
         if let Some(batches) = workload.in_flight {
             command.args(["--in-flight", &batches.to_string()]);
-        }
-        if let Some(size) = workload.publisher_sndbuf {
-            command.args(["--sndbuf", &size.as_u64().to_string()]);
         }
         if self.digest {
             command.arg("--digest");

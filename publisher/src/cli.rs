@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use bytesize::ByteSize;
 use clap::{Parser, ValueEnum};
 use penstock_dataplane::wire::handshake::{AckLevel, OrderLevel, check_topic};
-use penstock_publisher::Config;
+use penstock_publisher::{Config, Mode};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -36,9 +36,9 @@ pub struct Cli {
     /// Topic; each broker keeps its own log of it.
     #[arg(long, default_value = "penstock")]
     topic: String,
-    /// Path that payload takes: tcp (xdp and auto are not in this release).
-    #[arg(long, default_value = "tcp")]
-    mode: String,
+    /// Path that payload takes.
+    #[arg(long, value_enum, default_value_t = PathMode::Tcp)]
+    mode: PathMode,
     /// Acknowledged: 0 at the end of the stream only, 1 once committed in the broker's buffer.
     #[arg(long, default_value_t = AckLevel::Committed)]
     ack: AckLevel,
@@ -85,6 +85,17 @@ pub struct Cli {
     /// Form of the summary.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
+}
+
+/// Path that payload takes.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum PathMode {
+    /// The connections themselves.
+    Tcp,
+    /// Datagrams to brokers with --mode xdp; no privilege needed.
+    Xdp,
+    /// Datagrams where they are answered within a second, otherwise tcp.
+    Auto,
 }
 
 /// Form of the summary.
@@ -137,9 +148,6 @@ impl Plan {
 impl Cli {
     /// Checks what clap cannot.
     pub fn plan(self) -> Result<Plan> {
-        if self.mode != "tcp" {
-            bail!("--mode {} is not supported; supported: tcp", self.mode);
-        }
         check_topic(self.topic.as_bytes())?;
         let job = match self.input {
             Some(source) => Job::Input {
@@ -152,6 +160,11 @@ impl Cli {
             bail!("--rate 0 would never end; leave it out for full speed");
         }
         let config = Config {
+            mode: match self.mode {
+                PathMode::Tcp => Mode::Tcp,
+                PathMode::Xdp => Mode::Xdp,
+                PathMode::Auto => Mode::Auto,
+            },
             topic: self.topic.clone(),
             ack: self.ack,
             order: self.order,
@@ -222,7 +235,7 @@ mod tests {
     #[test]
     fn wrong_flags_say_what_to_do() {
         for (flags, words) in [
-            (&["--mode", "xdp"][..], "supported: tcp"),
+            (&["--mode", "udp"][..], "possible values: tcp, xdp, auto"),
             (&["--ack", "2"], "supported: 0 (none), 1"),
             (&["--order", "4"], "supported: 0 (per stream)"),
             (&["--topic", "a/b"], "not allowed"),

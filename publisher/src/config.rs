@@ -4,6 +4,30 @@ use std::time::Duration;
 
 use penstock_dataplane::wire::handshake::{AckLevel, OrderLevel};
 
+/// Path that payload takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// The connection itself.
+    Tcp,
+    /// Datagrams that the broker receives with AF_XDP sockets; an error where that is not to be had.
+    Xdp,
+    /// Datagrams where they are answered within a second, otherwise, and should they fail later,
+    /// the connection.
+    Auto,
+}
+
+impl Mode {
+    /// The name on command lines and in reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Xdp => "xdp",
+            Self::Auto => "auto",
+        }
+    }
+}
+
 /// Settings of a [`crate::Publisher`]; [`Config::new`] gives sensible ones.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -11,6 +35,8 @@ pub struct Config {
     pub brokers: Vec<String>,
     /// Topic; the same at every broker.
     pub topic: String,
+    /// Path that payload takes.
+    pub mode: Mode,
     /// When a message counts as delivered.
     pub ack: AckLevel,
     /// Order kept between batches.
@@ -37,6 +63,7 @@ impl Config {
         Self {
             brokers: brokers.into_iter().collect(),
             topic: topic.to_owned(),
+            mode: Mode::Tcp,
             ack: AckLevel::Committed,
             order: OrderLevel::PerStream,
             threads_per_broker: 1,

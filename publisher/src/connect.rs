@@ -4,12 +4,15 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
+use penstock_dataplane::wire::MAGIC;
 use penstock_dataplane::wire::handshake::{
-    Answer, Hello, Offer, Request, WELCOME_LEN, Welcome, check_topic,
+    Answer, Hello, Offer, Path, Request, WELCOME_LEN, Welcome, check_topic,
 };
 use socket2::SockRef;
 use zerocopy::{FromBytes, IntoBytes};
 
+use crate::link::Target;
+use crate::udp::Datagrams;
 use crate::{Config, Error};
 
 /// `TCP_NOTSENT_LOWAT`, bytes: what waits in the kernel beyond what the window lets go. Autotuning
@@ -34,51 +37,86 @@ pub(crate) fn resolve(broker: &str) -> Result<Vec<SocketAddr>, Error> {
     }
 }
 
-/// Connects and opens stream `stream` of `session` (0: a new one).
+/// A stream that the broker has opened.
+pub(crate) struct Opened {
+    pub(crate) socket: TcpStream,
+    pub(crate) offer: Offer,
+    /// For the payload, over xdp.
+    pub(crate) datagrams: Option<Datagrams>,
+}
+
+/// Connects and opens a stream, or goes on with one of which so many batches were acked.
 pub(crate) fn open_stream(
     config: &Config,
-    broker: &str,
-    session: u64,
-    stream: u32,
-) -> Result<(TcpStream, Offer), Error> {
+    target: &Target,
+    resume_from: Option<u64>,
+    path: Path,
+) -> Result<Opened, Error> {
     check_topic(config.topic.as_bytes())?;
-    let request = Request {
-        session,
-        stream,
-        streams: config.threads_per_broker,
-        ack: config.ack,
-        order: config.order,
-        max_payload: u32::try_from(config.batch_size).unwrap_or(u32::MAX),
-    };
+    let broker = &target.broker;
     let connect = |source| Error::Connect {
         broker: broker.to_owned(),
         source,
     };
     let socket = connect_any(&resolve(broker)?, config.timeout).map_err(connect)?;
     prepare(&socket, config).map_err(connect)?;
+    let datagrams = match path {
+        Path::Tcp => None,
+        Path::Xdp => {
+            let address = socket.peer_addr().map_err(connect)?;
+            Some(Datagrams::connect(address).map_err(connect)?)
+        }
+    };
+    let max_datagram = match &datagrams {
+        None => 0,
+        Some(datagrams) => datagrams.max_datagram().map_err(connect)?,
+    };
+    let request = Request {
+        session: target.session,
+        stream: target.number,
+        streams: config.threads_per_broker,
+        ack: config.ack,
+        order: config.order,
+        max_payload: u32::try_from(config.batch_size).unwrap_or(u32::MAX),
+        path,
+        resume_from,
+        max_datagram,
+    };
     let mut hello = Hello::new(&request, config.topic.len()).as_bytes().to_vec();
     hello.extend_from_slice(config.topic.as_bytes());
     (&socket).write_all(&hello).map_err(connect)?;
-    let mut bytes = [0; WELCOME_LEN];
-    (&socket)
-        .read_exact(&mut bytes)
-        .map_err(|e| connect(explain_silence(e)))?;
-    let welcome = Welcome::read_from_bytes(&bytes).expect("a welcome is plain bytes");
-    let answer = welcome.parse().map_err(|source| Error::NotABroker {
+    let stranger = |source| Error::NotABroker {
         broker: broker.to_owned(),
         source,
-    })?;
+    };
+    let mut bytes = [0; WELCOME_LEN];
+    // The first bytes tell a stranger, who may not say as much as a broker does.
+    let (first, rest) = bytes.split_at_mut(MAGIC.len());
+    let read = |part: &mut [u8]| {
+        let read = (&socket).read_exact(part);
+        read.map_err(|e| connect(explain_silence(e)))
+    };
+    read(first)?;
+    Welcome::check_magic(first).map_err(stranger)?;
+    read(rest)?;
+    let welcome = Welcome::read_from_bytes(&bytes).expect("a welcome is plain bytes");
+    let answer = welcome.parse().map_err(stranger)?;
     match answer {
         Answer::Accepted(offer) => {
             socket.set_nonblocking(true).map_err(connect)?;
-            Ok((socket, offer))
+            Ok(Opened {
+                socket,
+                offer,
+                datagrams,
+            })
         }
-        Answer::Refused { text_len, .. } => {
+        Answer::Refused { code, text_len } => {
             let mut text = vec![0; text_len];
             (&socket).read_exact(&mut text).map_err(connect)?;
             let text = String::from_utf8_lossy(&text).into_owned();
             Err(Error::Refused {
                 broker: broker.to_owned(),
+                code,
                 text,
             })
         }

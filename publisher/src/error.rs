@@ -3,7 +3,8 @@
 use std::io;
 use std::time::Duration;
 
-use penstock_dataplane::wire::handshake::{BadTopic, WelcomeError};
+use penstock_dataplane::transport::AckFault;
+use penstock_dataplane::wire::handshake::{BadTopic, Refusal, WelcomeError};
 use penstock_dataplane::wire::reply::InvalidReply;
 use thiserror::Error;
 
@@ -41,8 +42,26 @@ pub enum Error {
     Refused {
         /// The broker.
         broker: String,
+        /// A [`penstock_dataplane::wire::handshake::Refusal`] as a number.
+        code: u16,
         /// The broker's words.
         text: String,
+    },
+    /// The broker is not to be reached with datagrams.
+    #[error("broker {broker}: the xdp path fails: {reason}; --mode auto goes over tcp then")]
+    PathDead {
+        /// The broker.
+        broker: String,
+        /// What was seen.
+        reason: String,
+    },
+    /// The broker acknowledged packets that were never sent.
+    #[error("broker {broker}: {source}")]
+    BadFeedback {
+        /// The broker.
+        broker: String,
+        /// What it said.
+        source: AckFault,
     },
     /// Something else listens there.
     #[error("broker {broker}: {source}")]
@@ -118,4 +137,15 @@ pub enum Error {
     /// The publisher failed before; the error was returned then.
     #[error("the publisher has failed before")]
     Failed,
+}
+
+impl Error {
+    /// Whether the same attempt may succeed a little later.
+    pub(crate) fn may_pass(&self) -> bool {
+        match self {
+            Self::Refused { code, .. } => *code == Refusal::Busy as u16,
+            Self::Connect { .. } | Self::PathDead { .. } | Self::Lost { .. } => true,
+            _ => false,
+        }
+    }
 }

@@ -17,16 +17,20 @@
 //! The caller's thread fills batches ([`Publisher::publish`]); each stream has a thread and a
 //! connection of its own that sends them (`stream`), and `window` keeps account of what is acked.
 
+mod account;
 mod config;
 mod connect;
+mod datagram;
 mod error;
+mod link;
 mod pool;
 mod publisher;
 mod stream;
 mod summary;
+mod udp;
 mod window;
 
-pub use config::Config;
+pub use config::{Config, Mode};
 pub use error::Error;
 pub use publisher::{Progress, Publisher};
-pub use summary::{BrokerSummary, StreamSummary, Summary};
+pub use summary::{BrokerSummary, StreamSummary, Summary, TransportSummary};

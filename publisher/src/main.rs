@@ -140,7 +140,7 @@ fn print(plan: &Plan, summary: &Summary) -> Result<()> {
         Format::Json => {
             let output = Output {
                 kind: "publisher",
-                mode: "tcp",
+                mode: plan.config.mode.name(),
                 topic,
                 ack: ack.number(),
                 order: order.number(),

@@ -10,9 +10,10 @@ use penstock_dataplane::profile::{StageReport, StageTimer};
 use penstock_dataplane::wire::handshake::MAX_STREAMS;
 use penstock_dataplane::wire::message::{self, OVERHEAD};
 
-use crate::connect::open_stream;
+use crate::config::Mode;
+use crate::link::{Ends, Link, Target};
 use crate::pool::Pool;
-use crate::stream::{Filled, Job, Shared, Stream, Waker};
+use crate::stream::{Filled, Job, Shared, Waker};
 use crate::summary::{BrokerSummary, PublishStage, StreamSummary, Summary};
 use crate::{Config, Error};
 
@@ -23,7 +24,8 @@ const SAMPLE: u32 = 16;
 /// How often a blocked publisher looks whether a stream has failed.
 const LOOK: Duration = Duration::from_millis(50);
 
-type StreamThread = JoinHandle<Result<(StreamSummary, StageTimer<PublishStage>), Error>>;
+type StreamResult = Result<(StreamSummary, StageTimer<PublishStage>), Error>;
+type StreamThread = JoinHandle<StreamResult>;
 
 /// Publishes messages; see the crate's documentation.
 ///
@@ -95,8 +97,13 @@ impl Publisher {
     pub fn connect(config: Config) -> Result<Self, Error> {
         check(&config)?;
         let streams = config.brokers.len() * config.threads_per_broker as usize;
-        // One being sent and some queued for each stream, and the next to be filled.
-        let buffers = streams * (1 + QUEUE) + 1;
+        // Some queued for each stream, and what it holds until it is written, or acked.
+        let held = match config.mode {
+            Mode::Tcp => 1,
+            Mode::Xdp | Mode::Auto => config.in_flight,
+        };
+        // And the next to be filled.
+        let buffers = streams * (held + QUEUE) + 1;
         let shared = Arc::new(Shared {
             pool: Pool::new(buffers, config.batch_size, QUEUE),
             acked_messages: AtomicU64::new(0),
@@ -107,23 +114,31 @@ impl Publisher {
         let mut brokers = Vec::with_capacity(config.brokers.len());
         let mut max_payload = u32::MAX;
         for broker in &config.brokers {
-            let mut session = 0;
+            let mut target = Target {
+                broker: broker.clone(),
+                session: 0,
+                number: 0,
+            };
             for number in 0..config.threads_per_broker {
-                let (socket, offer) = open_stream(&config, broker, session, number)?;
-                session = offer.session;
-                max_payload = max_payload.min(offer.max_payload);
+                target.number = number;
                 let (sender, jobs) = crossbeam_channel::bounded(QUEUE);
-                let stream =
-                    Stream::new(&config, broker, number, socket, jobs, Arc::clone(&shared))
-                        .map_err(|e| Error::Thread(e.to_string()))?;
-                opened.push((sender, stream));
+                let ends = Ends {
+                    jobs,
+                    waker: Arc::new(Waker::new()?),
+                    shared: Arc::clone(&shared),
+                };
+                let (link, session, max) = Link::open(&config, &target, &ends)?;
+                target.session = session;
+                max_payload = max_payload.min(max);
+                let waker = Arc::clone(&ends.waker);
+                opened.push((sender, waker, (link, target.clone(), ends)));
             }
-            brokers.push((broker.clone(), session));
+            brokers.push((broker.clone(), target.session));
         }
         let max_payload = max_payload as usize;
         let senders = opened
             .iter()
-            .map(|(s, stream)| (s.clone(), Arc::clone(&stream.waker)));
+            .map(|(sender, waker, _)| (sender.clone(), Arc::clone(waker)));
         let front = Front {
             payload: Vec::with_capacity(config.batch_size),
             messages: 0,
@@ -148,14 +163,15 @@ impl Publisher {
             threads: Vec::with_capacity(streams),
             wakers: opened
                 .iter()
-                .map(|(_, stream)| Arc::clone(&stream.waker))
+                .map(|(_, waker, _)| Arc::clone(waker))
                 .collect(),
             linger: None,
             brokers,
             threads_per_broker: config.threads_per_broker as usize,
         };
-        for (_, stream) in opened {
-            let thread = spawn_stream(stream, Arc::clone(&publisher.failure))?;
+        for (_, _, (link, target, ends)) in opened {
+            let config = config.clone();
+            let thread = spawn_stream(link, config, target, ends, Arc::clone(&publisher.failure))?;
             publisher.threads.push(thread);
         }
         publisher.linger = Some(Linger::start(config.linger, Arc::clone(&publisher.open))?);
@@ -395,7 +411,7 @@ impl Front {
             .0
             .send(job)
             .map_err(|_| self.failure.take())?;
-        self.sent_to(number)
+        self.wake(number)
     }
 
     fn sent_to(&mut self, number: usize) -> Result<(), Error> {
@@ -410,6 +426,10 @@ impl Front {
             self.next_stream = (number + 1) % self.streams.len();
             self.in_a_row = 0;
         }
+        self.wake(number)
+    }
+
+    fn wake(&self, number: usize) -> Result<(), Error> {
         let woken = self.streams[number].1.job_queued();
         woken.map_err(|e| Error::Thread(e.to_string()))
     }
@@ -455,9 +475,12 @@ impl Linger {
             {
                 let Ok(mut front) = front.lock() else { return };
                 let generation = (front.messages > 0).then_some(front.generation);
-                // A failure is told to whoever publishes next.
-                if generation.is_some() && generation == seen && front.seal().is_err() {
-                    front.failure.happened.store(true, Ordering::Release);
+                if generation.is_some()
+                    && generation == seen
+                    && let Err(error) = front.seal()
+                {
+                    // To be told to whoever publishes next.
+                    front.failure.note(error);
                 }
                 seen = generation;
             }
@@ -470,11 +493,18 @@ impl Linger {
     }
 }
 
-fn spawn_stream(stream: Stream, failure: Arc<Failure>) -> Result<StreamThread, Error> {
+fn spawn_stream(
+    link: Link,
+    config: Config,
+    target: Target,
+    ends: Ends,
+    failure: Arc<Failure>,
+) -> Result<StreamThread, Error> {
     thread::Builder::new()
         .name("stream".to_owned())
         .spawn(move || {
-            stream.run().map_err(|error| {
+            // Noted before the stream's queue goes, so that whoever finds it gone finds the reason.
+            link.run(&config, &target, &ends).map_err(|error| {
                 failure.note(error);
                 Error::Failed
             })

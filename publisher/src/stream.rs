@@ -1,21 +1,23 @@
 //! One stream: a thread that sends batches over its connection and takes the acks.
 
+use std::collections::VecDeque;
 use std::io::{self, IoSlice, Read, Write};
 use std::net::TcpStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError};
+use crossbeam_channel::{Sender, TryRecvError};
 use penstock_dataplane::profile::StageTimer;
 use penstock_dataplane::wire::batch::Header;
-use penstock_dataplane::wire::handshake::AckLevel;
-use penstock_dataplane::wire::message::{Messages, OVERHEAD};
+use penstock_dataplane::wire::handshake::{AckLevel, Path};
 use penstock_dataplane::wire::reply::{Parsed, REPLY_LEN, Reply};
-use polling::{Event, Events, PollMode, Poller};
-use sha2::{Digest, Sha256};
+use polling::{AsRawSource, AsSource, Event, Events, PollMode, Poller};
 use zerocopy::{FromBytes, IntoBytes};
 
+use crate::account::Account;
+use crate::connect::Opened;
+use crate::datagram::Leftover;
+use crate::link::{Ends, Target};
 use crate::pool::Pool;
 use crate::summary::{PublishStage, StreamSummary};
 use crate::window::Window;
@@ -41,17 +43,52 @@ pub(crate) enum Job {
     Flush(Sender<()>),
 }
 
-/// Wakes a stream that sleeps because it has no job; costs nothing while it is busy.
+/// What a stream sleeps on; wakes one that sleeps because it has no job, and costs nothing while it
+/// is busy.
 #[derive(Debug)]
 pub(crate) struct Waker {
-    poller: Poller,
+    pub(crate) poller: Poller,
     sleeping: AtomicBool,
 }
 
 impl Waker {
+    pub(crate) fn new() -> Result<Self, Error> {
+        Ok(Self {
+            poller: Poller::new().map_err(|e| Error::Thread(e.to_string()))?,
+            sleeping: AtomicBool::new(false),
+        })
+    }
+
+    /// Watches a socket, until [`Self::forget`] is told of it, which must be before it is closed.
+    pub(crate) fn watch(
+        &self,
+        socket: impl AsRawSource,
+        event: Event,
+        mode: PollMode,
+    ) -> Result<(), Error> {
+        // SAFETY: the caller sees to it that the socket is forgotten before it is closed.
+        let added = unsafe { self.poller.add_with_mode(socket, event, mode) };
+        added.map_err(|e| Error::Thread(e.to_string()))
+    }
+
+    pub(crate) fn forget(&self, socket: impl AsSource) {
+        // A socket that is not watched any more is what is wanted.
+        let _ = self.poller.delete(socket);
+    }
+
+    /// The stream is about to sleep; it must look for jobs once more before it does.
+    pub(crate) fn going_to_sleep(&self) {
+        self.sleeping.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+    }
+
+    pub(crate) fn awake(&self) {
+        self.sleeping.store(false, Ordering::Relaxed);
+    }
+
     /// Tells of a job that was queued before.
     pub(crate) fn job_queued(&self) -> io::Result<()> {
-        // Pairs with the fence in `Stream::wait_for_jobs`: either this sees that the stream sleeps,
+        // Pairs with the fence in `going_to_sleep`: either this sees that the stream sleeps,
         // or the stream sees the job.
         fence(Ordering::SeqCst);
         if self.sleeping.load(Ordering::Relaxed) {
@@ -79,116 +116,102 @@ pub(crate) struct Shared {
 
 /// One stream, run by its own thread.
 pub(crate) struct Stream {
-    pub(crate) broker: String,
-    pub(crate) socket: TcpStream,
-    pub(crate) waker: Arc<Waker>,
-    pub(crate) jobs: Receiver<Job>,
-    pub(crate) shared: Arc<Shared>,
+    broker: String,
+    socket: TcpStream,
+    ends: Ends,
     ack: AckLevel,
     timeout: Duration,
     window: Window,
-    flushes: Vec<(u64, Sender<()>)>,
+    /// What another connection left; sent first.
+    leftover: VecDeque<Filled>,
     reply: [u8; REPLY_LEN],
     reply_filled: usize,
     /// The end frame is sent.
     ended: bool,
     last_life: Instant,
-    stages: StageTimer<PublishStage>,
-    summary: StreamSummary,
-    digest: Option<Sha256>,
+    account: Account,
     events: Events,
 }
 
 impl Stream {
     pub(crate) fn new(
         config: &Config,
-        broker: &str,
-        number: u32,
-        socket: TcpStream,
-        jobs: Receiver<Job>,
-        shared: Arc<Shared>,
-    ) -> io::Result<Self> {
-        let waker = Arc::new(Waker {
-            poller: Poller::new()?,
-            sleeping: AtomicBool::new(false),
-        });
-        // SAFETY: the socket is deleted from the poller in `drop`, before it is closed.
-        unsafe {
-            waker
-                .poller
-                .add_with_mode(&socket, Event::all(SOCKET), PollMode::Edge)?
-        };
+        target: &Target,
+        opened: Opened,
+        ends: &Ends,
+    ) -> Result<Self, Error> {
+        let Opened { socket, offer, .. } = opened;
+        ends.waker
+            .watch(&socket, Event::all(SOCKET), PollMode::Edge)?;
+        let limit = (config.ack == AckLevel::Committed).then_some(config.in_flight);
+        let mut account = Account::new(config, target.number);
+        account.summary.path = Path::Tcp.name();
         Ok(Self {
-            broker: broker.to_owned(),
+            broker: target.broker.clone(),
             socket,
-            waker,
-            jobs,
-            shared,
+            ends: ends.clone(),
             ack: config.ack,
             timeout: config.timeout,
-            window: Window::new((config.ack == AckLevel::Committed).then_some(config.in_flight)),
-            flushes: Vec::new(),
+            window: Window::new(limit, offer.committed),
+            leftover: VecDeque::new(),
             reply: [0; REPLY_LEN],
             reply_filled: 0,
             ended: false,
             last_life: Instant::now(),
-            stages: StageTimer::default(),
-            summary: StreamSummary {
-                stream: number,
-                ..StreamSummary::default()
-            },
-            digest: config.digest.then(Sha256::new),
+            account,
             events: Events::new(),
         })
     }
 
+    /// Goes on with what another connection left.
+    pub(crate) fn take_over(&mut self, left: &mut Leftover) {
+        self.account = std::mem::take(&mut left.account);
+        self.account.summary.path = Path::Tcp.name();
+        self.leftover = std::mem::take(&mut left.unacked);
+    }
+
     /// Sends until the publisher closes; returns what was done, and the time per stage.
-    pub(crate) fn run(mut self) -> Result<(StreamSummary, StageTimer<PublishStage>), Error> {
+    pub(crate) fn run(&mut self) -> Result<(StreamSummary, StageTimer<PublishStage>), Error> {
+        while let Some(batch) = self.leftover.pop_front() {
+            self.send(batch)?;
+        }
         loop {
-            match self.jobs.try_recv() {
-                Ok(Job::Batch(batch)) => self.send(batch)?,
-                Ok(Job::Flush(done)) => self.flushes.push((self.window.next_seq(), done)),
+            match self.ends.jobs.try_recv() {
+                Ok(Job::Batch(batch)) => {
+                    self.account.sent(&batch);
+                    self.send(batch)?;
+                }
+                Ok(Job::Flush(done)) => self.account.flush(self.window.next_seq(), done),
                 Err(TryRecvError::Disconnected) => break,
                 Err(TryRecvError::Empty) => self.wait_for_jobs()?,
             }
             self.take_replies()?;
             self.answer_flushes();
         }
-        if !self.shared.abandoned.load(Ordering::Relaxed) {
+        if !self.ends.shared.abandoned.load(Ordering::Relaxed) {
             self.end()?;
         }
-        let digest = self.digest.take();
-        self.summary.sha256 = digest.map(|digest| hex(&digest.finalize()));
-        Ok((std::mem::take(&mut self.summary), self.stages.clone()))
+        Ok(std::mem::take(&mut self.account).close())
     }
 
     fn send(&mut self, batch: Filled) -> Result<(), Error> {
-        let start = self.stages.now();
+        let start = self.account.stages.now();
         let Filled { payload, messages } = batch;
         let header = Header::for_batch(self.window.next_seq(), messages, &payload);
-        let start = self.stages.lap(PublishStage::BufferWrite, start);
-        if let Some(digest) = &mut self.digest {
-            for message in Messages::new(&payload).filter_map(Result::ok) {
-                digest.update(message);
-                digest.update(b"\n");
-            }
-        }
-        self.summary.batches += 1;
-        self.summary.messages += u64::from(messages);
-        self.summary.payload_bytes += (payload.len() - messages as usize * OVERHEAD) as u64;
+        let start = self.account.stages.lap(PublishStage::BufferWrite, start);
         self.window.push(messages);
         self.last_life = Instant::now();
         self.write_all(header.as_bytes(), &payload)?;
         // The kernel has it; what the cache still holds of the buffer is used for the next batch.
-        self.shared.pool.give_back(payload);
-        let start = self.stages.lap(PublishStage::SendPayload, start);
+        self.ends.shared.pool.give_back(payload);
+        let start = self.account.stages.lap(PublishStage::SendPayload, start);
         if self.window.is_full() {
             self.take_replies()?;
             while self.window.is_full() {
                 self.wait(false)?;
                 self.take_replies()?;
             }
-            self.stages.lap(PublishStage::WaitAck, start);
+            self.account.stages.lap(PublishStage::WaitAck, start);
         }
         Ok(())
     }
@@ -219,7 +242,7 @@ impl Stream {
 
     /// Tells the broker that the stream is complete, and waits until all of it is acked.
     fn end(&mut self) -> Result<(), Error> {
-        let start = self.stages.now();
+        let start = self.account.stages.now();
         let header = Header::for_end(self.window.next_seq());
         self.write_all(header.as_bytes(), &[])?;
         self.ended = true;
@@ -228,20 +251,19 @@ impl Stream {
             self.wait(false)?;
             self.take_replies()?;
         }
-        self.stages.lap(PublishStage::WaitAck, start);
+        self.account.stages.lap(PublishStage::WaitAck, start);
         self.answer_flushes();
         Ok(())
     }
 
     fn wait_for_jobs(&mut self) -> Result<(), Error> {
-        self.waker.sleeping.store(true, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
-        let waited = if self.jobs.is_empty() {
+        self.ends.waker.going_to_sleep();
+        let waited = if self.ends.jobs.is_empty() {
             self.wait(false)
         } else {
             Ok(())
         };
-        self.waker.sleeping.store(false, Ordering::Relaxed);
+        self.ends.waker.awake();
         waited
     }
 
@@ -251,7 +273,8 @@ impl Stream {
     fn wait(&mut self, for_room: bool) -> Result<(), Error> {
         let io = |error: io::Error| Error::Thread(error.to_string());
         self.events.clear();
-        self.waker
+        self.ends
+            .waker
             .poller
             .wait(&mut self.events, Some(LOOK))
             .map_err(io)?;
@@ -263,7 +286,7 @@ impl Stream {
                 unacked: self.window.unacked_messages(),
             });
         }
-        if self.shared.abandoned.load(Ordering::Relaxed) {
+        if self.ends.shared.abandoned.load(Ordering::Relaxed) {
             return Err(Error::Failed);
         }
         Ok(())
@@ -318,10 +341,7 @@ impl Stream {
             broker: self.broker.clone(),
             source,
         })?;
-        self.summary.messages_acked += messages;
-        self.shared
-            .acked_messages
-            .fetch_add(messages, Ordering::Relaxed);
+        self.account.acked(messages, &self.ends.shared);
         Ok(())
     }
 
@@ -372,35 +392,16 @@ impl Stream {
     }
 
     fn answer_flushes(&mut self) {
-        if self.flushes.is_empty() {
-            return;
-        }
         let done = match self.ack {
             AckLevel::Committed => self.window.acked(),
             AckLevel::None => self.window.next_seq(),
         };
-        self.flushes.retain(|(seq, waiter)| {
-            let waits = *seq > done;
-            if !waits {
-                // Nobody may be listening any more, which is as well.
-                let _ = waiter.send(());
-            }
-            waits
-        });
+        self.account.answer_flushes(done);
     }
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        // A socket that is not watched any more is what is wanted.
-        let _ = self.waker.poller.delete(&self.socket);
+        self.ends.waker.forget(&self.socket);
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("writing to a string");
-        text
-    })
 }

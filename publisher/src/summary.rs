@@ -77,4 +77,34 @@ pub struct StreamSummary {
     pub payload_bytes: u64,
     /// SHA-256 over every message followed by one newline, in order, if asked for.
     pub sha256: Option<String>,
+    /// Path at the end: tcp or xdp.
+    pub path: &'static str,
+    /// Times that the stream went on over another connection.
+    pub moves: u64,
+    /// What it took over xdp.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub transport: Option<TransportSummary>,
+}
+
+/// What a stream's packets did, over xdp.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct TransportSummary {
+    /// Packets sent.
+    pub packets: u64,
+    /// Packets that carried again what was declared lost, or probed a silent path.
+    pub retransmits: u64,
+    /// Packets declared lost.
+    pub lost: u64,
+    /// Of these, packets that came after all.
+    pub spurious: u64,
+    /// Times that nothing came for a whole probe timeout.
+    pub probe_timeouts: u64,
+    /// Times that the broker's credit was all that held the stream back.
+    pub credit_stalls: u64,
+    /// Times that full packets had to become smaller.
+    pub black_holes: u64,
+    /// Smoothed round-trip time at the end, microseconds.
+    pub rtt_us: f64,
+    /// Payload bytes of a full packet at the end.
+    pub datagram: u64,
 }

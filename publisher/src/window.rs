@@ -27,13 +27,14 @@ pub(crate) struct Window {
 impl Window {
     /// At most `limit` batches on their way; `None` where nothing but the end is acked, and then
     /// only an ack of everything counts.
-    pub(crate) fn new(limit: Option<usize>) -> Self {
+    /// Batches before `first` are acked already.
+    pub(crate) fn new(limit: Option<usize>, first: u64) -> Self {
         let limit = limit.unwrap_or(0);
         let batches = VecDeque::with_capacity(limit);
         Self {
             limit,
-            sent: 0,
-            acked: 0,
+            sent: first,
+            acked: first,
             unacked_messages: 0,
             batches,
         }
@@ -100,7 +101,7 @@ mod tests {
 
     #[test]
     fn acks_are_cumulative_and_checked() {
-        let mut window = Window::new(Some(3));
+        let mut window = Window::new(Some(3), 0);
         for n in 0..3 {
             assert!(!window.is_full());
             assert_eq!(window.next_seq(), u64::from(n));
@@ -128,7 +129,7 @@ mod tests {
 
     #[test]
     fn without_acks_only_the_whole_counts() {
-        let mut window = Window::new(None);
+        let mut window = Window::new(None, 0);
         for _ in 0..3 {
             window.push(10);
             assert!(!window.is_full() && !window.is_owed());

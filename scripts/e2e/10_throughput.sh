@@ -60,7 +60,7 @@ variables() {
 
 wrong_variables() {
   local variable code
-  for variable in TEST_TYPE=1 ORDER=9 ACK=2 MODE=xdp MODE=x PROFILE=x MESSAGE_SIZE=x NUM_BROKERS=0; do
+  for variable in TEST_TYPE=1 ORDER=9 ACK=2 MODE=x PROFILE=x MESSAGE_SIZE=x NUM_BROKERS=0; do
     code=0
     env "$variable" "$ROOT/scripts/run_throughput.sh" >"$T/stdout" 2>&1 || code=$?
     expect "exit code for $variable" "$code" 2

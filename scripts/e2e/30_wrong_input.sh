@@ -34,12 +34,13 @@ counted() {
 }
 
 unknown_mode() {
-  refuses 'supported: tcp' broker --mode udp --buffer-dir "$BUFFERS/x"
-  refuses 'supported: tcp' broker --mode xdp --buffer-dir "$BUFFERS/x"
-  refuses 'supported: tcp' publisher --mode xdp --brokers "$(at 0)" --total-size 1MiB
+  refuses 'possible values: tcp, xdp, auto' broker --mode udp --buffer-dir "$BUFFERS/x"
+  refuses '--iface' broker --mode xdp --buffer-dir "$BUFFERS/x"
+  refuses 'no interface eth7' broker --mode xdp --iface eth7 --buffer-dir "$BUFFERS/x"
+  refuses 'possible values: tcp, xdp, auto' publisher --mode udp --brokers "$(at 0)" --total-size 1MiB
   refuses 'supported: 0' publisher --ack 2 --brokers "$(at 0)" --total-size 1MiB
   refuses 'supported: 0' publisher --order 3 --brokers "$(at 0)" --total-size 1MiB
-  refuses 'supported.*tcp' lab throughput --mode xdp
+  refuses 'tcp, xdp, auto' lab throughput --mode udp
 }
 
 port_in_use() {

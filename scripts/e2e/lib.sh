@@ -146,5 +146,5 @@ refuses() {
   no_crash "$T/refused"
   [ "$code" -ne 0 ] || fail "succeeded, but must be refused: $*"
   [ "$code" -lt 124 ] || fail "ended with $code (124: took longer than 30 s): $*"
-  grep -Eiq "$regex" "$T/refused" || fail "the message says nothing like '$regex': $*"
+  grep -Eiq -- "$regex" "$T/refused" || fail "the message says nothing like '$regex': $*"
 }

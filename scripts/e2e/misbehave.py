@@ -21,9 +21,12 @@ def connect(address):
 
 
 def hello(topic=TOPIC, version=1):
-    """Hello: magic, version, topic length, session, stream, streams, ack, order, room, payload."""
-    fixed = struct.pack("<4sHHQIIBB2xI", b"PNSK", version, len(topic), 0, 0, 1, 1, 0, PAYLOAD)
-    assert len(fixed) == 32
+    """Hello: magic, version, topic length, session, stream, streams, ack, order, path, payload,
+    resume from, datagram."""
+    fixed = struct.pack(
+        "<4sHHQIIBBBxIQI4x", b"PNSK", version, len(topic), 0, 0, 1, 1, 0, 0, PAYLOAD, 0, 0
+    )
+    assert len(fixed) == 48
     return fixed + topic
 
 
@@ -37,8 +40,8 @@ def open_stream(address):
     sock = connect(address)
     sock.sendall(hello())
     answer = b""
-    while len(answer) < 24:
-        part = sock.recv(24 - len(answer))
+    while len(answer) < 56:
+        part = sock.recv(56 - len(answer))
         assert part, "the broker closed instead of a Welcome"
         answer += part
     return sock
@@ -52,7 +55,7 @@ def reset(sock):
 
 def half_hello(address, number):
     sock = connect(address)
-    sock.sendall(hello()[: 1 + number % 31])
+    sock.sendall(hello()[: 1 + number % 47])
     sock.close()
 
 

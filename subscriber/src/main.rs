@@ -172,10 +172,8 @@ impl Sink<'_> {
                 self.complain(&trouble.to_string());
             }
         }
-        for message in batch.messages().map_while(Result::ok) {
-            if self.is_full() {
-                break;
-            }
+        let whole = batch.messages().map_while(Result::ok);
+        for message in whole.take(usize::try_from(wanted).unwrap_or(usize::MAX)) {
             self.printer.print(message)?;
             self.taken += 1;
         }

@@ -1,5 +1,6 @@
 //! The log as a file: making, mapping, locking and recovering it.
 
+use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
@@ -278,6 +279,22 @@ impl Log {
     #[must_use]
     pub fn info(&self) -> LogInfo {
         self.mapping.info()
+    }
+
+    /// How far each stream has come, by session and stream: the sequence number behind its newest
+    /// batch in the index. Streams whose batches have all left the index are not known.
+    #[must_use]
+    pub fn streams(&self) -> HashMap<(u64, u32), u64> {
+        let ring = self.ring();
+        let frontier = ring.frontier();
+        let mut streams = HashMap::new();
+        for index in frontier.saturating_sub(self.mapping.geometry.index_slots())..frontier {
+            if let Found::Published(d, _) = ring.slot(index).read(index) {
+                let next = streams.entry((d.session, d.stream)).or_insert(0);
+                *next = d.batch_seq.saturating_add(1).max(*next);
+            }
+        }
+        streams
     }
 
     /// Frees the places of registered readers that have died; returns how many.

@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 
 use polling::{Event, Events, PollMode, Poller};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
-use thiserror::Error;
 use tracing::{debug, info, warn};
 use zerocopy::IntoBytes;
 
@@ -21,8 +20,10 @@ use super::connection::Opened;
 use super::greeting::Greeting;
 use super::stats::{Counters, Shared};
 use super::worker::WorkerHandle;
-use crate::log::Log;
-use crate::wire::handshake::{AckLevel, Offer, Refusal, Request, Welcome};
+use crate::admission::{Admission, Admit, Refused};
+use crate::wire::handshake::{DatagramOffer, Offer, Path, Refusal, Request, Welcome};
+use crate::wire::packet::StreamKey;
+use crate::xdp::{FIRST_CREDIT, Registry};
 
 /// Key of the listener in the poller.
 const LISTENER: usize = usize::MAX - 1;
@@ -52,42 +53,13 @@ impl Default for Limits {
     }
 }
 
-/// Decides who may publish what; implemented by the broker.
-pub trait Admit: Send {
-    /// Opens a stream of `request` on `topic`.
-    ///
-    /// # Errors
-    /// The refusal, with a text that says what to do.
-    fn admit(&mut self, topic: &str, request: &Request) -> Result<Admission, Refused>;
-}
-
-/// A stream that may publish.
-#[derive(Debug)]
-pub struct Admission {
-    /// Where it writes.
-    pub log: Arc<Log>,
-    /// Topic.
-    pub topic: String,
-    /// Session key.
-    pub session: u64,
-    /// Stream inside the session.
-    pub stream: u32,
-    /// When batches are acknowledged.
-    pub ack: AckLevel,
-    /// Largest batch payload, bytes.
-    pub max_payload: u32,
-    /// Dropped when the stream ends; tells the broker that the stream's number is free.
-    pub lease: Arc<()>,
-}
-
-/// A stream that may not.
-#[derive(Debug, Error)]
-#[error("{text}")]
-pub struct Refused {
-    /// Code for the publisher.
-    pub refusal: Refusal,
-    /// Text for the publisher's user.
-    pub text: String,
+/// The path for payload as datagrams, if the broker has it.
+#[derive(Debug, Clone)]
+pub struct DatagramPath {
+    /// Where opened streams wait for their first packet.
+    pub registry: Arc<Registry>,
+    /// Largest UDP payload that the interface takes, bytes.
+    pub max_datagram: u32,
 }
 
 /// Opens a listening socket with its buffer already sized.
@@ -127,6 +99,7 @@ pub struct Acceptor<A> {
     limits: Limits,
     admit: A,
     workers: Vec<WorkerHandle>,
+    datagrams: Option<DatagramPath>,
     shared: Arc<Shared>,
     poller: Arc<Poller>,
     newcomers: Vec<Option<Newcomer>>,
@@ -148,6 +121,7 @@ impl<A: Admit> Acceptor<A> {
         limits: Limits,
         admit: A,
         workers: Vec<WorkerHandle>,
+        datagrams: Option<DatagramPath>,
         shared: Arc<Shared>,
     ) -> io::Result<Self> {
         let poller = Arc::new(Poller::new()?);
@@ -159,6 +133,7 @@ impl<A: Admit> Acceptor<A> {
             limits,
             admit,
             workers,
+            datagrams,
             shared,
             poller,
             newcomers: Vec::new(),
@@ -313,13 +288,24 @@ impl<A: Admit> Acceptor<A> {
     }
 
     fn admit(&mut self, key: usize, topic: &str, request: &Request) {
-        let open: usize = self.workers.iter().map(WorkerHandle::load).sum();
+        let over_tcp: usize = self.workers.iter().map(WorkerHandle::load).sum();
+        let over_xdp = self
+            .datagrams
+            .as_ref()
+            .map_or(0, |path| path.registry.load());
+        let open = over_tcp + over_xdp;
         let admitted = if open >= self.limits.max_connections {
             let text = format!(
                 "this broker serves at most {open} streams at once; try later, or raise --max-connections"
             );
             Err(Refused {
                 refusal: Refusal::Resources,
+                text,
+            })
+        } else if request.path == Path::Xdp && self.datagrams.is_none() {
+            let text = "this broker takes payload over tcp only: use --mode tcp or auto, or start it with --mode xdp".to_owned();
+            Err(Refused {
+                refusal: Refusal::Path,
                 text,
             })
         } else {
@@ -341,9 +327,17 @@ impl<A: Admit> Acceptor<A> {
         else {
             return;
         };
+        let path = self.datagrams.as_ref();
+        let path = path.filter(|_| admission.path == Path::Xdp);
         let offer = Offer {
             session: admission.session,
             max_payload: admission.max_payload,
+            committed: admission.lease.committed(),
+            datagrams: path.map(|path| DatagramOffer {
+                key: admission.key,
+                credit: FIRST_CREDIT,
+                max_datagram: admission.max_datagram.min(path.max_datagram),
+            }),
         };
         let welcome = Welcome::accept(offer);
         // A new socket has room for these few bytes; one that has not is not worth keeping.
@@ -353,14 +347,22 @@ impl<A: Admit> Acceptor<A> {
         }
         Counters::count(&self.shared.counters.streams_opened);
         log_socket(peer, &admission, &buffers);
-        let least = self.workers.iter().min_by_key(|worker| worker.load());
-        let worker = least.expect("a broker has at least one worker");
-        if let Err(error) = worker.send(Opened {
+        let opened = Opened {
             socket,
             peer,
             buffers,
             admission,
-        }) {
+        };
+        if let Some(path) = path {
+            let key = StreamKey {
+                key: opened.admission.key,
+                stream: opened.admission.stream as u16,
+            };
+            return path.registry.leave(key, opened);
+        }
+        let least = self.workers.iter().min_by_key(|worker| worker.load());
+        let worker = least.expect("a broker has at least one worker");
+        if let Err(error) = worker.send(opened) {
             warn!(%peer, %error, "cannot queue a connection");
         }
     }
@@ -438,6 +440,7 @@ fn log_socket(peer: SocketAddr, admission: &Admission, buffers: &Effective) {
     info!(
         %peer,
         topic = admission.topic,
+        path = admission.path.name(),
         stream = admission.stream,
         rcvbuf_requested = buffers.rcvbuf_requested,
         rcvbuf_effective = buffers.rcvbuf_effective,

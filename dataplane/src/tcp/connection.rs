@@ -11,15 +11,15 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use zerocopy::FromBytes;
 
-use super::acceptor::Admission;
 use super::buffers::Effective;
 use super::outbox::Outbox;
-use super::stats::{ConnectionReport, Counters, Shared, WorkerStats};
+use super::stats::{ConnectionReport, Counters, PathStage, Shared, WorkerStats};
 use super::{LINGER, worker::WorkerConfig};
+use crate::admission::Admission;
 use crate::log::{Commit, Reservation, Writer};
-use crate::profile::{Stage, Tick};
+use crate::profile::Tick;
 use crate::wire::batch::{self, Batch, Frame, HEADER_LEN, Header};
-use crate::wire::handshake::AckLevel;
+use crate::wire::handshake::{AckLevel, Path};
 use crate::wire::message;
 use crate::wire::reply::Fault;
 
@@ -30,45 +30,6 @@ const TURN_CALLS: usize = 64;
 /// Bytes after which an ack is sent even though more is coming in. An ack costs a packet's way
 /// through both stacks, as much as receiving some 50 kB.
 const ACK_EVERY: u64 = 512 << 10;
-
-/// Stages of a batch in the broker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PathStage {
-    /// Receiving and checking a batch header that did not come along with a payload.
-    DrainHeader,
-    /// Taking room in the shared buffer.
-    ReserveLogSpace,
-    /// Receiving payload into its final place.
-    DrainPayloadToBuffer,
-    /// Verifying, if asked for, and publishing.
-    Commit,
-    /// Sending acks.
-    SendAck,
-}
-
-impl Stage for PathStage {
-    const ALL: &'static [Self] = &[
-        Self::DrainHeader,
-        Self::ReserveLogSpace,
-        Self::DrainPayloadToBuffer,
-        Self::Commit,
-        Self::SendAck,
-    ];
-
-    fn index(self) -> usize {
-        self as usize
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::DrainHeader => "DrainHeader",
-            Self::ReserveLogSpace => "ReserveLogSpace",
-            Self::DrainPayloadToBuffer => "DrainPayloadToBuffer",
-            Self::Commit => "Commit",
-            Self::SendAck => "SendAck",
-        }
-    }
-}
 
 /// What a worker lends to the connection that it drives.
 pub(super) struct Context<'a> {
@@ -83,11 +44,11 @@ pub(super) struct Context<'a> {
 
 /// A handshaken connection on its way to a worker.
 #[derive(Debug)]
-pub(super) struct Opened {
-    pub(super) socket: TcpStream,
-    pub(super) peer: SocketAddr,
-    pub(super) buffers: Effective,
-    pub(super) admission: Admission,
+pub(crate) struct Opened {
+    pub(crate) socket: TcpStream,
+    pub(crate) peer: SocketAddr,
+    pub(crate) buffers: Effective,
+    pub(crate) admission: Admission,
 }
 
 /// Where the next bytes belong.
@@ -125,7 +86,12 @@ enum State {
 pub(super) enum Ending {
     Completed,
     Closed,
-    CutInBatch { received: usize, len: u32 },
+    /// The publisher opened another connection for the stream.
+    Superseded,
+    CutInBatch {
+        received: usize,
+        len: u32,
+    },
     Fault(Fault, String),
     Io(io::Error),
 }
@@ -135,6 +101,7 @@ impl fmt::Display for Ending {
         match self {
             Self::Completed => f.write_str("completed"),
             Self::Closed => f.write_str("closed by the publisher without an end frame"),
+            Self::Superseded => f.write_str("the publisher goes on over another connection"),
             Self::CutInBatch { received, len } => {
                 write!(
                     f,
@@ -184,6 +151,8 @@ pub(super) struct Connection {
     outbox_empty: bool,
     last_progress: Instant,
     last_heartbeat: Instant,
+    /// Batches committed over this connection, and their message bytes.
+    batches: u64,
     payload_bytes: u64,
     failure: Option<String>,
 }
@@ -196,6 +165,7 @@ impl Connection {
             buffers,
             admission,
         } = opened;
+        let first_batch = admission.lease.committed();
         Self {
             socket,
             peer,
@@ -204,14 +174,15 @@ impl Connection {
             state: State::Header,
             header: [0; HEADER_LEN],
             header_filled: 0,
-            next_seq: 0,
+            next_seq: first_batch,
             unseen: None,
-            acked: 0,
+            acked: first_batch,
             unacked_bytes: 0,
             outbox: Outbox::default(),
             outbox_empty: true,
             last_progress: now,
             last_heartbeat: now,
+            batches: 0,
             payload_bytes: 0,
             failure: None,
         }
@@ -496,10 +467,12 @@ impl Connection {
             },
         );
         self.next_seq += 1;
+        self.admission.lease.set_committed(self.next_seq);
         self.unacked_bytes += u64::from(received);
         self.unseen = Some(index);
         self.payload_bytes +=
             u64::from(batch.payload_len) - u64::from(batch.messages) * message::OVERHEAD as u64;
+        self.batches += 1;
         cx.stats.batches += 1;
         *cx.last_commit = Some(cx.stats.stages.lap(PathStage::Commit, start));
         Ok(())
@@ -548,6 +521,9 @@ impl Connection {
 
     /// Looks after time: heartbeats, stalls, the ring's needs. Called a few times a second.
     pub(super) fn tick(&mut self, cx: &mut Context<'_>) -> Result<(), Ending> {
+        if self.admission.lease.is_wanted() {
+            return Err(Ending::Superseded);
+        }
         let silent_for = cx.now - self.last_progress;
         match &self.state {
             State::Waiting { .. } | State::Returning { .. }
@@ -696,11 +672,12 @@ impl Connection {
         }
         ConnectionReport {
             peer: self.peer,
+            path: Path::Tcp.name(),
             topic: self.admission.topic.clone(),
             session: format!("{:016x}", self.admission.session),
             stream: self.admission.stream,
             buffers: self.buffers,
-            batches: self.next_seq,
+            batches: self.batches,
             payload_bytes: self.payload_bytes,
             ended: self.failure.take().unwrap_or_else(|| ending.to_string()),
         }

@@ -86,7 +86,7 @@ impl Greeting {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::handshake::{AckLevel, OrderLevel};
+    use crate::wire::handshake::{AckLevel, OrderLevel, Path};
     use proptest::prelude::*;
     use zerocopy::IntoBytes;
 
@@ -98,6 +98,9 @@ mod tests {
             ack: AckLevel::Committed,
             order: OrderLevel::PerStream,
             max_payload: 4096,
+            path: Path::Tcp,
+            resume_from: None,
+            max_datagram: 0,
         }
     }
 

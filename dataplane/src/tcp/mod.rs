@@ -13,9 +13,11 @@ mod outbox;
 mod stats;
 mod worker;
 
-pub use acceptor::{Acceptor, Admission, Admit, Limits, Refused, listen};
-pub use connection::PathStage;
-pub use stats::{ConnectionReport, Counters, Shared, WorkerStats};
+pub use acceptor::{Acceptor, DatagramPath, Limits, listen};
+pub use buffers::Effective;
+pub(crate) use connection::Opened;
+pub(crate) use outbox::Outbox;
+pub use stats::{ConnectionReport, Counters, PathStage, Shared, WorkerStats};
 pub use worker::{Worker, WorkerConfig, WorkerHandle};
 
 use std::time::Duration;

@@ -9,7 +9,7 @@ use crate::wire::reply::{Fault, Reply};
 
 /// Replies of one connection. Bounded: one frame in flight, one ack or error behind it.
 #[derive(Debug, Default)]
-pub(super) struct Outbox {
+pub(crate) struct Outbox {
     /// The frame that is being sent, from `at` on.
     frame: Vec<u8>,
     at: usize,
@@ -19,18 +19,18 @@ pub(super) struct Outbox {
 
 impl Outbox {
     /// Queues an ack, in place of one that waits.
-    pub(super) fn ack(&mut self, committed: u64, blocked: bool) {
+    pub(crate) fn ack(&mut self, committed: u64, blocked: bool) {
         self.ack = Some((committed, blocked));
     }
 
     /// Queues the last frame; acks before it are implied by its own figure.
-    pub(super) fn error(&mut self, fault: Fault, committed: u64, text: &str) {
+    pub(crate) fn error(&mut self, fault: Fault, committed: u64, text: &str) {
         self.ack = None;
         self.error = Some(Reply::error(fault, committed, text));
     }
 
     /// Sends what can be sent without waiting; `true` when nothing is left.
-    pub(super) fn flush(&mut self, mut socket: impl Write) -> io::Result<bool> {
+    pub(crate) fn flush(&mut self, mut socket: impl Write) -> io::Result<bool> {
         loop {
             while self.at < self.frame.len() {
                 match socket.write(&self.frame[self.at..]) {

@@ -8,11 +8,49 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::Serialize;
 
 use super::buffers::Effective;
-use super::connection::PathStage;
-use crate::profile::StageTimer;
+use crate::profile::{Stage, StageTimer};
 
 /// Ended connections that are remembered for the report.
 const REMEMBERED: usize = 4096;
+
+/// Stages of a batch in the broker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PathStage {
+    /// Receiving and checking a batch header that did not come along with a payload.
+    DrainHeader,
+    /// Taking room in the shared buffer.
+    ReserveLogSpace,
+    /// Receiving payload into its final place.
+    DrainPayloadToBuffer,
+    /// Verifying, if asked for, and publishing.
+    Commit,
+    /// Sending acks.
+    SendAck,
+}
+
+impl Stage for PathStage {
+    const ALL: &'static [Self] = &[
+        Self::DrainHeader,
+        Self::ReserveLogSpace,
+        Self::DrainPayloadToBuffer,
+        Self::Commit,
+        Self::SendAck,
+    ];
+
+    fn index(self) -> usize {
+        self as usize
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::DrainHeader => "DrainHeader",
+            Self::ReserveLogSpace => "ReserveLogSpace",
+            Self::DrainPayloadToBuffer => "DrainPayloadToBuffer",
+            Self::Commit => "Commit",
+            Self::SendAck => "SendAck",
+        }
+    }
+}
 
 /// Events over the life of the process, counted where they happen and read by the report.
 #[derive(Debug, Default, Serialize)]
@@ -65,6 +103,8 @@ impl Counters {
 pub struct ConnectionReport {
     /// Publisher's address.
     pub peer: SocketAddr,
+    /// Path of its payload: tcp or xdp.
+    pub path: &'static str,
     /// Topic.
     pub topic: String,
     /// Session key; it names the session in the log.
@@ -92,7 +132,7 @@ pub struct Shared {
 
 impl Shared {
     /// Remembers an ended connection; the oldest is forgotten when there are too many.
-    pub(super) fn remember(&self, connection: ConnectionReport) {
+    pub(crate) fn remember(&self, connection: ConnectionReport) {
         let mut list = self
             .connections
             .lock()

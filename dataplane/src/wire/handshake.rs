@@ -32,8 +32,12 @@ pub struct Hello {
     streams: U32,
     ack_level: u8,
     order_level: u8,
-    reserved: [u8; 2],
+    path: u8,
+    reserved: u8,
     max_payload: U32,
+    resume_from: U64,
+    max_datagram: U32,
+    reserved_too: [u8; 4],
 }
 
 /// What a publisher asks for when it opens a stream.
@@ -51,6 +55,49 @@ pub struct Request {
     pub order: OrderLevel,
     /// Largest batch payload that the publisher means to send, bytes.
     pub max_payload: u32,
+    /// Path that payload is to take.
+    pub path: Path,
+    /// The stream goes on after an earlier connection, over which so many batches were
+    /// acknowledged; none begins it.
+    pub resume_from: Option<u64>,
+    /// Largest UDP payload that the publisher's interface takes, bytes; 0 over tcp.
+    pub max_datagram: u32,
+}
+
+/// Path that payload takes from publisher to broker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Path {
+    /// 0: over the connection itself.
+    Tcp,
+    /// 1: as datagrams to the same port, which the broker receives with AF_XDP sockets.
+    Xdp,
+}
+
+impl Path {
+    /// The name on command lines and in reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Xdp => "xdp",
+        }
+    }
+}
+
+impl TryFrom<u8> for Path {
+    type Error = UnsupportedLevel;
+
+    fn try_from(path: u8) -> Result<Self, UnsupportedLevel> {
+        match path {
+            0 => Ok(Self::Tcp),
+            1 => Ok(Self::Xdp),
+            _ => Err(UnsupportedLevel {
+                what: "path",
+                asked: path.to_string(),
+                supported: "0 (tcp), 1 (xdp)",
+            }),
+        }
+    }
 }
 
 /// When a broker acknowledges a batch.
@@ -71,7 +118,7 @@ pub enum OrderLevel {
 
 /// The level exists in no version that this build speaks.
 #[derive(Debug, Error, PartialEq, Eq, Clone)]
-#[error("{what} level {asked} is not supported; supported: {supported}")]
+#[error("{what} {asked} is not supported; supported: {supported}")]
 pub struct UnsupportedLevel {
     what: &'static str,
     asked: String,
@@ -123,7 +170,7 @@ impl FromStr for AckLevel {
             "0" => Ok(Self::None),
             "1" => Ok(Self::Committed),
             _ => Err(UnsupportedLevel {
-                what: "ack",
+                what: "ack level",
                 asked: level.to_owned(),
                 supported: "0 (none), 1 (committed in the broker's shared buffer)",
             }),
@@ -138,7 +185,7 @@ impl FromStr for OrderLevel {
         match level {
             "0" => Ok(Self::PerStream),
             _ => Err(UnsupportedLevel {
-                what: "order",
+                what: "order level",
                 asked: level.to_owned(),
                 supported: "0 (per stream)",
             }),
@@ -162,6 +209,10 @@ pub enum Refusal {
     Resources = 5,
     /// A batch as large as asked for does not fit.
     BatchSize = 6,
+    /// The path is not offered.
+    Path = 7,
+    /// The stream's earlier connection has not ended yet; ask again soon.
+    Busy = 8,
 }
 
 /// A hello that cannot be served; the text is for the publisher's user.
@@ -229,8 +280,12 @@ impl Hello {
             streams: request.streams.into(),
             ack_level: request.ack.number(),
             order_level: request.order.number(),
-            reserved: [0; 2],
+            path: request.path as u8,
+            reserved: 0,
             max_payload: request.max_payload.into(),
+            resume_from: request.resume_from.map_or(0, |acked| acked + 1).into(),
+            max_datagram: request.max_datagram.into(),
+            reserved_too: [0; 4],
         }
     }
 
@@ -268,6 +323,9 @@ impl Hello {
             ack: self.ack_level.try_into()?,
             order: self.order_level.try_into()?,
             max_payload: self.max_payload.get(),
+            path: self.path.try_into()?,
+            resume_from: self.resume_from.get().checked_sub(1),
+            max_datagram: self.max_datagram.get(),
         };
         Ok((topic_len, request))
     }
@@ -306,6 +364,11 @@ pub struct Welcome {
     session: U64,
     max_payload: U32,
     text_len: U32,
+    committed: U64,
+    key: U64,
+    credit: U64,
+    max_datagram: U32,
+    reserved: [u8; 4],
 }
 
 /// What a broker offers.
@@ -315,6 +378,21 @@ pub struct Offer {
     pub session: u64,
     /// Largest batch payload that the broker accepts, bytes.
     pub max_payload: u32,
+    /// Batches of the stream that are committed: the next to be sent.
+    pub committed: u64,
+    /// What datagrams are to carry, over xdp.
+    pub datagrams: Option<DatagramOffer>,
+}
+
+/// What a stream over xdp needs to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DatagramOffer {
+    /// Names the stream in its packets; never 0.
+    pub key: u64,
+    /// Bytes of batches that may be sent before the first ACK packet.
+    pub credit: u64,
+    /// Largest UDP payload that both interfaces take, bytes.
+    pub max_datagram: u32,
 }
 
 /// A broker's answer, once parsed.
@@ -353,6 +431,11 @@ impl Welcome {
             session: offer.session.into(),
             max_payload: offer.max_payload.into(),
             text_len: U32::ZERO,
+            committed: offer.committed.into(),
+            key: offer.datagrams.map_or(0, |d| d.key).into(),
+            credit: offer.datagrams.map_or(0, |d| d.credit).into(),
+            max_datagram: offer.datagrams.map_or(0, |d| d.max_datagram).into(),
+            reserved: [0; 4],
         }
     }
 
@@ -367,8 +450,24 @@ impl Welcome {
             session: U64::ZERO,
             max_payload: U32::ZERO,
             text_len: (text.len() as u32).into(),
+            committed: U64::ZERO,
+            key: U64::ZERO,
+            credit: U64::ZERO,
+            max_datagram: U32::ZERO,
+            reserved: [0; 4],
         };
         [welcome.as_bytes(), text.as_bytes()].concat()
+    }
+
+    /// Whether an answer that begins with these four bytes may be a broker's.
+    ///
+    /// # Errors
+    /// [`WelcomeError::Magic`] when it is not.
+    pub fn check_magic(first: &[u8]) -> Result<(), WelcomeError> {
+        match <[u8; 4]>::try_from(first) {
+            Ok(MAGIC) => Ok(()),
+            other => Err(WelcomeError::Magic(other.unwrap_or_default())),
+        }
     }
 
     /// What the broker answered.
@@ -376,9 +475,7 @@ impl Welcome {
     /// # Errors
     /// [`WelcomeError`] when the peer is no broker.
     pub fn parse(&self) -> Result<Answer, WelcomeError> {
-        if self.magic != MAGIC {
-            return Err(WelcomeError::Magic(self.magic));
-        }
+        Self::check_magic(&self.magic)?;
         let text_len = self.text_len.get();
         if text_len as usize > MAX_TEXT_LEN {
             return Err(WelcomeError::TextLen(text_len));
@@ -387,6 +484,12 @@ impl Welcome {
             0 => Answer::Accepted(Offer {
                 session: self.session.get(),
                 max_payload: self.max_payload.get(),
+                committed: self.committed.get(),
+                datagrams: (self.key.get() != 0).then(|| DatagramOffer {
+                    key: self.key.get(),
+                    credit: self.credit.get(),
+                    max_datagram: self.max_datagram.get(),
+                }),
             }),
             code => Answer::Refused {
                 code,
@@ -421,13 +524,16 @@ mod tests {
             ack: AckLevel::Committed,
             order: OrderLevel::PerStream,
             max_payload: 1 << 20,
+            path: Path::Xdp,
+            resume_from: Some(0),
+            max_datagram: 8972,
         }
     }
 
     #[test]
     fn hello_round_trips() {
         let hello = Hello::new(&request(), 5);
-        assert_eq!(HELLO_LEN, 32);
+        assert_eq!((HELLO_LEN, WELCOME_LEN), (48, 56));
         assert!(Hello::may_start_with(&hello.as_bytes()[..3]));
         assert_eq!(hello.parse(), Ok((5, request())));
     }
@@ -461,6 +567,7 @@ mod tests {
                 .to_string()
                 .contains("supported: 0 (per stream)")
         );
+        assert!(with(26, 2).to_string().contains("supported: 0 (tcp), 1"));
     }
 
     #[test]
@@ -468,6 +575,17 @@ mod tests {
         let offer = Offer {
             session: 77,
             max_payload: 4096,
+            committed: 3,
+            datagrams: None,
+        };
+        assert_eq!(Welcome::accept(offer).parse(), Ok(Answer::Accepted(offer)));
+        let offer = Offer {
+            datagrams: Some(DatagramOffer {
+                key: 5,
+                credit: 1 << 33,
+                max_datagram: 1472,
+            }),
+            ..offer
         };
         assert_eq!(Welcome::accept(offer).parse(), Ok(Answer::Accepted(offer)));
         let bytes = Welcome::refuse(Refusal::Topic, "no more topics");

@@ -7,6 +7,7 @@
 pub mod batch;
 pub mod handshake;
 pub mod message;
+pub mod packet;
 pub mod reply;
 
 /// First four bytes of a [`handshake::Hello`] and a [`handshake::Welcome`]: "PNSK".

@@ -35,6 +35,7 @@ fn example_environment() -> Environment {
 fn example_connection() -> Connection {
     Connection {
         peer: "10.214.0.1:40000".to_owned(),
+        path: "tcp".to_owned(),
         topic: "penstock".to_owned(),
         session: "0123456789abcdef".to_owned(),
         stream: 0,
@@ -69,6 +70,13 @@ fn example_broker() -> Broker {
         stages: vec![stage("DrainHeader")],
         connections: vec![example_connection()],
         counters: [("refused".to_owned(), 7), ("timed out".to_owned(), 0)].into(),
+        xdp: Some(
+            [
+                ("acks".to_owned(), 17.into()),
+                ("refused".to_owned(), 0.into()),
+            ]
+            .into(),
+        ),
     }
 }
 

@@ -1,0 +1,255 @@
+//! Sets the xdp path up: a socket for each receive queue, the program on the interface, workers.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::{Context, Result, bail};
+use nix::ifaddrs::getifaddrs;
+use penstock_dataplane::tcp::{DatagramPath, Shared, WorkerStats};
+use penstock_dataplane::wire::packet::DATA_MAGIC;
+use penstock_dataplane::xdp::{
+    Polling, Port, PortConfig, Registry, Worker, WorkerConfig, WorkerHandle, XdpStats,
+};
+use penstock_ebpf::{Attached, Mode, Outcomes, Steering};
+use serde::Serialize;
+use tracing::info;
+
+/// Headers of IPv4 and UDP.
+const IP_UDP: u32 = 28;
+/// What a frame of packet memory loses to the kernel (`XDP_PACKET_HEADROOM`).
+const HEADROOM: u32 = 256;
+/// An Ethernet header with two VLAN tags.
+const ETHERNET: u32 = 22;
+const SMALL_FRAME: u32 = 2048;
+const LARGE_FRAME: u32 = 4096;
+
+/// What the user asks for.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub interface: String,
+    /// Receive queues; none is all of them.
+    pub queues: Option<Vec<usize>>,
+    pub workers: usize,
+    pub mode: Mode,
+    pub force: bool,
+    pub copy: bool,
+    pub ring: u32,
+    pub polling: Polling,
+    pub busy_poll: Option<u16>,
+    pub verify_on_receive: bool,
+}
+
+/// The path, set up; dropping it takes the program off the interface.
+pub struct Xdp {
+    steering: Steering,
+    attached: Attached,
+    interface: String,
+    queues: Vec<usize>,
+    zero_copy: bool,
+    max_datagram: u32,
+    registry: Arc<Registry>,
+}
+
+/// The path's part of the report.
+#[derive(Debug, Serialize)]
+pub struct XdpReport {
+    interface: String,
+    /// How the interface runs the program: native or generic.
+    xdp_mode: String,
+    zero_copy: bool,
+    queues: Vec<usize>,
+    /// What became of the interface's packets: program outcomes.
+    #[serde(serialize_with = "as_map")]
+    outcomes: Outcomes,
+    #[serde(flatten)]
+    stats: XdpStats,
+}
+
+impl Xdp {
+    /// Opens the sockets, attaches the program, makes the workers.
+    pub fn open(
+        config: &Config,
+        listen: SocketAddr,
+        shared: &Arc<Shared>,
+        stop: &Arc<AtomicBool>,
+    ) -> Result<(Self, Vec<(Worker, WorkerHandle)>)> {
+        let interface = &config.interface;
+        let mtu = mtu_of(interface)?;
+        if !config.force {
+            // Before the sockets, which would only say that the queue is busy.
+            penstock_ebpf::check_free(interface)?;
+        }
+        let queues = match &config.queues {
+            Some(queues) => queues.clone(),
+            None => queues_of(interface)?,
+        };
+        if config.workers > queues.len() {
+            bail!(
+                "--workers {} is more than the {} receive queues of {interface}; ethtool -L {interface} combined {} makes more, if the driver can",
+                config.workers,
+                queues.len(),
+                config.workers
+            );
+        }
+        let frame_size = if mtu + ETHERNET + HEADROOM <= SMALL_FRAME {
+            SMALL_FRAME
+        } else {
+            LARGE_FRAME
+        };
+        let steering = Steering::load(&penstock_ebpf::Config {
+            addresses: addresses_of(interface, listen.ip())?,
+            port: listen.port(),
+            magic: DATA_MAGIC,
+            sockets_per_queue: 1,
+        })?;
+        let mut ports: Vec<Vec<Port>> = (0..config.workers).map(|_| Vec::new()).collect();
+        let mut zero_copy = true;
+        for (number, &queue) in queues.iter().enumerate() {
+            let port = Port::open(&PortConfig {
+                interface: interface.clone(),
+                queue: queue as u32,
+                ring: config.ring,
+                frame_size,
+                copy: config.copy,
+                busy_poll: config.busy_poll,
+            })?;
+            zero_copy &= port.is_zero_copy();
+            steering.insert(queue as u32, 0, port.fd())?;
+            ports[number % config.workers].push(port);
+        }
+        let registry = Arc::new(Registry::default());
+        let per_queue =
+            u64::from(config.ring) * u64::from((mtu - IP_UDP).min(frame_size - HEADROOM));
+        let workers = ports.into_iter().map(|ports| {
+            let worker = WorkerConfig {
+                verify_on_receive: config.verify_on_receive,
+                polling: config.polling,
+                // A quarter stays for what is sent twice.
+                capacity: per_queue * ports.len() as u64 * 3 / 4,
+            };
+            let (registry, shared) = (Arc::clone(&registry), Arc::clone(shared));
+            Worker::new(worker, ports, registry, shared, Arc::clone(stop))
+                .context("cannot start a worker")
+        });
+        let workers = workers.collect::<Result<Vec<_>>>()?;
+        let mut steering = steering;
+        let attached = steering.attach(interface, config.mode, config.force)?;
+        let max_datagram = match attached.mode {
+            // Linux 6.18 loses parts of a packet that takes several buffers here, if the sender's
+            // kernel had it in fragments: each must fit into one.
+            Mode::Generic => mtu.min(frame_size - HEADROOM - ETHERNET) - IP_UDP,
+            _ => mtu - IP_UDP,
+        };
+        info!(
+            interface,
+            mode = %attached.mode,
+            zero_copy,
+            queues = ?queues,
+            workers = config.workers,
+            mtu,
+            frame_size,
+            program = attached.id,
+            "xdp path open"
+        );
+        let xdp = Self {
+            steering,
+            attached,
+            interface: interface.clone(),
+            queues,
+            zero_copy,
+            max_datagram,
+            registry,
+        };
+        Ok((xdp, workers))
+    }
+
+    /// What the accept loop needs to offer the path.
+    pub fn offer(&self) -> DatagramPath {
+        DatagramPath {
+            registry: Arc::clone(&self.registry),
+            max_datagram: self.max_datagram,
+        }
+    }
+
+    /// The path's part of the report.
+    pub fn report(&self, stats: XdpStats) -> Result<XdpReport> {
+        Ok(XdpReport {
+            interface: self.interface.clone(),
+            xdp_mode: self.attached.mode.to_string(),
+            zero_copy: self.zero_copy,
+            queues: self.queues.clone(),
+            outcomes: self.steering.outcomes()?,
+            stats,
+        })
+    }
+}
+
+/// Adds up what workers return.
+pub fn sum(results: Vec<(WorkerStats, XdpStats)>) -> (WorkerStats, XdpStats) {
+    let mut sum = (WorkerStats::default(), XdpStats::default());
+    for (stats, xdp) in &results {
+        sum.0.merge(stats);
+        sum.1.merge(xdp);
+    }
+    sum
+}
+
+/// The broker's addresses on the interface: all of them, or the one that it listens on.
+fn addresses_of(interface: &str, listen: IpAddr) -> Result<Vec<IpAddr>> {
+    let all = getifaddrs().context("cannot list the addresses of this host")?;
+    let on_interface = all.filter(|entry| entry.interface_name == interface);
+    let addresses = on_interface.filter_map(|entry| {
+        let address = entry.address?;
+        let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+    });
+    let addresses: BTreeSet<_> = addresses.collect();
+    if listen.is_unspecified() {
+        if addresses.is_empty() {
+            bail!("{interface} has no address (ip addr show {interface})");
+        }
+        return Ok(addresses.into_iter().collect());
+    }
+    if !addresses.contains(&listen) {
+        bail!(
+            "{interface} does not have the address {listen} that --listen names (ip addr shows which has)"
+        );
+    }
+    Ok(vec![listen])
+}
+
+fn queues_of(interface: &str) -> Result<Vec<usize>> {
+    let folder = format!("/sys/class/net/{interface}/queues");
+    let entries = fs::read_dir(&folder).with_context(|| {
+        format!("cannot see the queues of {interface} in {folder}; ip link shows the interfaces")
+    })?;
+    let mut queues: Vec<usize> = entries
+        .filter_map(|entry| {
+            entry
+                .ok()?
+                .file_name()
+                .to_str()?
+                .strip_prefix("rx-")?
+                .parse()
+                .ok()
+        })
+        .collect();
+    queues.sort_unstable();
+    Ok(queues)
+}
+
+fn mtu_of(interface: &str) -> Result<u32> {
+    let file = format!("/sys/class/net/{interface}/mtu");
+    let text = fs::read_to_string(&file)
+        .with_context(|| format!("no interface {interface} here ({file}); ip link shows them"))?;
+    text.trim()
+        .parse()
+        .with_context(|| format!("{file} says {text:?}"))
+}
+
+fn as_map<S: serde::Serializer>(outcomes: &Outcomes, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(outcomes.named())
+}

@@ -1,0 +1,253 @@
+//! How much may be on its way: CUBIC (RFC 9438) with a delay-based end of slow start (RFC 9406).
+//!
+//! A loss while the round-trip time shows no queue is more likely noise, or a burst that a short
+//! ring did not hold, than a congested path: the window gives way less then.
+
+use super::rtt::Rtt;
+
+/// Window growth of CUBIC, segments per second cubed.
+const C: f64 = 0.4;
+/// What is left of the window after a loss on a path with a queue.
+const BETA: f64 = 0.7;
+/// What is left of it when there was no sign of a queue.
+const BETA_NOISE: f64 = 0.9;
+/// Segments gained per round trip that keep pace with Reno: 3 (1 − β) / (1 + β).
+const RENO: f64 = 3.0 * (1.0 - BETA) / (1.0 + BETA);
+/// RFC 6928.
+const INITIAL_SEGMENTS: u64 = 10;
+const MIN_SEGMENTS: u64 = 4;
+/// Pacing goes this much faster than the window per round trip, as the window must be filled.
+const GAIN: f64 = 1.25;
+const GAIN_SLOW_START: f64 = 2.0;
+/// Bounds of the rise of the round-trip time that ends slow start (RFC 9406).
+const MIN_RISE: u64 = 4_000_000;
+const MAX_RISE: u64 = 16_000_000;
+
+/// The congestion window of one stream.
+#[derive(Debug, Clone)]
+pub struct Congestion {
+    /// Bytes of a full packet.
+    segment: u64,
+    /// Bytes.
+    window: f64,
+    /// Slow start goes up to here, bytes.
+    threshold: f64,
+    /// Packets sent before belong to the last loss, which has been answered.
+    answered: Option<u64>,
+    epoch: Option<Epoch>,
+}
+
+/// Growth since the last loss.
+#[derive(Debug, Clone, Copy)]
+struct Epoch {
+    start: u64,
+    /// Window at which the last loss came, segments.
+    plateau: f64,
+    /// Seconds until the plateau is reached again.
+    until_plateau: f64,
+    /// What Reno would have by now, bytes.
+    reno: f64,
+}
+
+impl Congestion {
+    /// A fresh window for packets of `segment` bytes.
+    #[must_use]
+    pub fn new(segment: u64) -> Self {
+        Self {
+            segment,
+            window: (INITIAL_SEGMENTS * segment) as f64,
+            threshold: f64::INFINITY,
+            answered: None,
+            epoch: None,
+        }
+    }
+
+    /// Full packets have another size from now on.
+    pub fn set_segment(&mut self, segment: u64) {
+        self.segment = segment;
+        self.window = self.window.max(self.least());
+    }
+
+    /// Bytes that may be on their way.
+    #[must_use]
+    pub fn window(&self) -> u64 {
+        self.window as u64
+    }
+
+    /// Nanoseconds in which `bytes` may be sent.
+    #[must_use]
+    pub fn pace(&self, bytes: u64, rtt: &Rtt) -> u64 {
+        let gain = if self.in_slow_start() {
+            GAIN_SLOW_START
+        } else {
+            GAIN
+        };
+        (bytes as f64 * rtt.smoothed() as f64 / (gain * self.window)) as u64
+    }
+
+    /// `bytes`, sent at `sent_at`, arrived. `used` says whether the window was full meanwhile;
+    /// a window that nobody needs does not grow.
+    pub fn on_ack(&mut self, now: u64, sent_at: u64, bytes: u64, rtt: &Rtt, used: bool) {
+        if !used || self.answered.is_some_and(|answered| sent_at <= answered) {
+            return;
+        }
+        if self.in_slow_start() {
+            let rise = (rtt.min() / 8).clamp(MIN_RISE, MAX_RISE);
+            if rtt.smoothed() > rtt.min() + rise {
+                self.threshold = self.window;
+            } else {
+                self.window += bytes as f64;
+            }
+            return;
+        }
+        let segment = self.segment as f64;
+        let segments = self.window / segment;
+        let epoch = self.epoch.get_or_insert(Epoch {
+            start: now,
+            plateau: segments,
+            until_plateau: 0.0,
+            reno: self.window,
+        });
+        let ahead = (now - epoch.start + rtt.smoothed()) as f64 * 1e-9 - epoch.until_plateau;
+        let target = (C * ahead.powi(3) + epoch.plateau).clamp(segments, 1.5 * segments);
+        epoch.reno += RENO * segment * bytes as f64 / self.window;
+        let grown = self.window + (target - segments) / segments * bytes as f64;
+        self.window = grown.max(epoch.reno);
+    }
+
+    /// A packet that was sent at `sent_at` is lost. Returns whether the window gave way: it does
+    /// so once for all packets that were on their way together.
+    pub fn on_loss(&mut self, now: u64, sent_at: u64, rtt: &Rtt) -> bool {
+        if self.answered.is_some_and(|answered| sent_at <= answered) {
+            return false;
+        }
+        self.answered = Some(now);
+        let queue = rtt.smoothed() > rtt.min() + rtt.min() / 4;
+        let beta = if queue { BETA } else { BETA_NOISE };
+        let segments = self.window / self.segment as f64;
+        // A window smaller than at the last loss: others have come, leave them room.
+        let shrinking = self.epoch.is_some_and(|epoch| segments < epoch.plateau);
+        let plateau = if shrinking {
+            segments * (1.0 + beta) / 2.0
+        } else {
+            segments
+        };
+        self.window = (self.window * beta).max(self.least());
+        self.threshold = self.window;
+        let left = self.window / self.segment as f64;
+        self.epoch = Some(Epoch {
+            start: now,
+            plateau,
+            until_plateau: ((plateau - left).max(0.0) / C).cbrt(),
+            reno: self.window,
+        });
+        true
+    }
+
+    /// Nothing gets through any more: begin anew, carefully.
+    pub fn on_collapse(&mut self, now: u64) {
+        self.threshold = (self.window / 2.0).max(self.least());
+        self.window = self.least();
+        self.answered = Some(now);
+        self.epoch = None;
+    }
+
+    fn in_slow_start(&self) -> bool {
+        self.window < self.threshold
+    }
+
+    fn least(&self) -> f64 {
+        (MIN_SEGMENTS * self.segment) as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+
+    fn rtt(smoothed_ms: u64) -> Rtt {
+        let mut rtt = Rtt::default();
+        rtt.sample(10 * MS, 0);
+        for _ in 0..100 {
+            rtt.sample(smoothed_ms * MS, 0);
+        }
+        rtt
+    }
+
+    /// Acks a whole window each round trip of 10 ms, from `start` on.
+    fn rounds(congestion: &mut Congestion, start: u64, count: u64) -> u64 {
+        let rtt = rtt(10);
+        for round in 0..count {
+            let now = start + (round + 1) * 10 * MS;
+            congestion.on_ack(now, now - 10 * MS + 1, congestion.window(), &rtt, true);
+        }
+        start + count * 10 * MS
+    }
+
+    #[test]
+    fn slow_start_doubles_until_a_loss_or_a_queue() {
+        let mut congestion = Congestion::new(1000);
+        rounds(&mut congestion, 0, 3);
+        assert_eq!(congestion.window(), 80_000);
+        assert!(congestion.on_loss(40 * MS, 31 * MS, &rtt(20)));
+        assert_eq!(congestion.window(), 56_000);
+        assert!(
+            !congestion.on_loss(41 * MS, 39 * MS, &rtt(20)),
+            "the same event"
+        );
+        let mut queueing = Congestion::new(1000);
+        queueing.on_ack(MS, 0, 10_000, &rtt(30), true);
+        queueing.on_ack(2 * MS, 0, 10_000, &rtt(30), true);
+        assert!(queueing.window() < 20_000);
+    }
+
+    #[test]
+    fn a_loss_without_a_queue_costs_less() {
+        let mut congestion = Congestion::new(1000);
+        let now = rounds(&mut congestion, 0, 3);
+        congestion.on_loss(now, now, &rtt(10));
+        assert_eq!(congestion.window(), 72_000);
+    }
+
+    #[test]
+    fn it_comes_back_to_the_plateau_and_goes_beyond() {
+        let mut congestion = Congestion::new(1000);
+        let now = rounds(&mut congestion, 0, 4);
+        congestion.on_loss(now, now, &rtt(20));
+        let after_loss = congestion.window();
+        let later = rounds(&mut congestion, now + MS, 100);
+        assert!(congestion.window() > after_loss);
+        rounds(&mut congestion, later, 1000);
+        assert!(congestion.window() > 160_000);
+    }
+
+    #[test]
+    fn a_window_that_nobody_fills_does_not_grow() {
+        let mut congestion = Congestion::new(1000);
+        congestion.on_ack(MS, 0, 10_000, &rtt(10), false);
+        assert_eq!(congestion.window(), 10_000);
+    }
+
+    #[test]
+    fn it_never_falls_below_a_few_packets() {
+        let mut congestion = Congestion::new(1000);
+        for now in 1..100 {
+            congestion.on_loss(now * MS, now * MS, &rtt(20));
+        }
+        assert_eq!(congestion.window(), 4000);
+        congestion.on_collapse(200 * MS);
+        assert_eq!(congestion.window(), 4000);
+        congestion.set_segment(9000);
+        assert_eq!(congestion.window(), 36_000);
+    }
+
+    #[test]
+    fn pacing_sends_a_window_in_less_than_a_round_trip() {
+        let mut congestion = Congestion::new(1000);
+        congestion.on_loss(0, 0, &rtt(10));
+        let whole = congestion.pace(congestion.window(), &rtt(10));
+        assert!(whole < 10 * MS && whole > 7 * MS, "{whole}");
+    }
+}

@@ -1,0 +1,23 @@
+//! Reliable delivery of batches over datagrams: the state machines of both ends, without I/O.
+//!
+//! Neither end touches a socket, a clock or a source of randomness: packets and times (nanoseconds
+//! since any fixed moment) are arguments, so a simulation can drive hours of a lossy network in a
+//! second. [`Sender`] runs in the publisher, [`Receiver`] in the broker's worker; `docs/protocol.md`
+//! has the packets and the timers. Loss detection follows RFC 9002: a packet number is used once,
+//! a retransmission has a new one.
+
+mod congestion;
+mod mtu;
+mod ranges;
+mod receiver;
+mod rtt;
+mod sender;
+#[cfg(test)]
+mod simulation;
+
+pub use mtu::BASE as BASE_DATAGRAM;
+pub use receiver::{Limits, Receiver, Refusal};
+pub use sender::{AckFault, Outgoing, Sender, SenderConfig, SenderStats, Transmit};
+
+/// Most batches of a stream that may be uncommitted; both ends keep to it.
+pub const MAX_OPEN_BATCHES: usize = 1024;

@@ -1,0 +1,182 @@
+//! How large a datagram gets through: DPLPMTUD (RFC 8899), sizes being bytes of UDP payload.
+
+/// Gets through wherever this is used at all (RFC 9000 section 14).
+pub const BASE: u32 = 1200;
+/// A probe this close to what works is not worth its while.
+const CLOSE: u32 = 32;
+/// A probe is sent so often before its size counts as too large.
+const TRIES: u8 = 3;
+/// After this time, a path that took less may take more (RFC 8899's PMTU_RAISE_TIMER).
+const RAISE: u64 = 600_000_000_000;
+/// After a black hole the path is left alone for this time.
+const REST: u64 = 1_000_000_000;
+
+/// The search for the largest datagram that arrives.
+#[derive(Debug, Clone)]
+pub struct PathMtu {
+    current: u32,
+    /// What both ends' interfaces allow.
+    ceiling: u32,
+    /// Less than this is still to be tried.
+    too_large: u32,
+    tries: u8,
+    /// Size of the probe that is on its way.
+    probing: Option<u32>,
+    next_at: u64,
+}
+
+impl PathMtu {
+    /// Starts with what surely works, and looks for up to `ceiling`.
+    #[must_use]
+    pub fn new(ceiling: u32) -> Self {
+        Self {
+            current: BASE.min(ceiling),
+            ceiling,
+            too_large: ceiling + 1,
+            tries: 0,
+            probing: None,
+            next_at: 0,
+        }
+    }
+
+    /// Size of a full datagram.
+    #[must_use]
+    pub fn current(&self) -> u32 {
+        self.current
+    }
+
+    /// Size of the probe that is to be sent now.
+    #[must_use]
+    pub fn due(&self, now: u64) -> Option<u32> {
+        let idle = self.probing.is_none() && now >= self.next_at;
+        if !idle || self.current >= self.ceiling {
+            return None;
+        }
+        // Most often the whole is possible: that is tried first.
+        let candidate = if self.too_large > self.ceiling {
+            self.ceiling
+        } else {
+            u32::midpoint(self.current, self.too_large)
+        };
+        Some(candidate)
+    }
+
+    /// When [`Self::due`] may have something, if ever.
+    #[must_use]
+    pub fn next_at(&self) -> Option<u64> {
+        (self.probing.is_none() && self.current < self.ceiling).then_some(self.next_at)
+    }
+
+    /// A probe of this size was sent.
+    pub fn on_sent(&mut self, size: u32) {
+        self.probing = Some(size);
+    }
+
+    /// A probe arrived.
+    pub fn on_arrived(&mut self, now: u64, size: u32) {
+        self.probing = None;
+        self.tries = 0;
+        if size > self.current && size <= self.ceiling {
+            self.current = size;
+            self.rest_if_close(now);
+        }
+    }
+
+    /// A probe is lost, or could not be sent at all (`surely`).
+    pub fn on_lost(&mut self, now: u64, size: u32, surely: bool) {
+        self.probing = None;
+        self.tries += 1;
+        if surely || self.tries >= TRIES {
+            self.tries = 0;
+            self.too_large = self.too_large.min(size);
+            self.rest_if_close(now);
+        }
+    }
+
+    /// Full datagrams get through no more. Returns whether they become smaller by that.
+    pub fn on_black_hole(&mut self, now: u64) -> bool {
+        let smaller = self.current > BASE;
+        self.current = self.current.min(BASE);
+        self.too_large = self.ceiling + 1;
+        self.probing = None;
+        self.tries = 0;
+        self.next_at = now + REST;
+        smaller
+    }
+
+    /// Ends the search for some time once it can gain little.
+    fn rest_if_close(&mut self, now: u64) {
+        if self.current + CLOSE >= self.too_large {
+            self.too_large = self.ceiling + 1;
+            self.next_at = now + RAISE;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Probes until the search rests; returns how many probes it took.
+    fn search(mtu: &mut PathMtu, fits: u32) -> u32 {
+        let mut probes = 0;
+        while let Some(size) = mtu.due(0) {
+            probes += 1;
+            assert!(probes < 100, "the search does not end");
+            mtu.on_sent(size);
+            assert_eq!(mtu.due(0), None, "one at a time");
+            if size <= fits {
+                mtu.on_arrived(0, size);
+            } else {
+                mtu.on_lost(0, size, false);
+            }
+        }
+        probes
+    }
+
+    #[test]
+    fn the_ceiling_is_tried_first() {
+        let mut mtu = PathMtu::new(8972);
+        assert_eq!(mtu.current(), BASE);
+        assert_eq!(search(&mut mtu, 9000), 1);
+        assert_eq!(mtu.current(), 8972);
+        assert_eq!(mtu.next_at(), None);
+    }
+
+    #[test]
+    fn a_smaller_path_is_found_by_halves() {
+        for fits in [1200, 1201, 1472, 4000, 8900] {
+            let mut mtu = PathMtu::new(8972);
+            search(&mut mtu, fits);
+            assert!(
+                mtu.current() <= fits && mtu.current() + CLOSE >= fits,
+                "{fits}"
+            );
+            assert_eq!(mtu.next_at(), Some(RAISE));
+        }
+    }
+
+    #[test]
+    fn a_black_hole_leads_back_to_what_surely_works() {
+        let mut mtu = PathMtu::new(8972);
+        search(&mut mtu, 9000);
+        assert!(mtu.on_black_hole(5));
+        assert_eq!((mtu.current(), mtu.due(5)), (BASE, None));
+        assert!(!mtu.on_black_hole(5));
+        assert_eq!(mtu.due(5 + REST), Some(8972));
+    }
+
+    #[test]
+    fn a_path_that_takes_less_than_usual_is_served() {
+        let mtu = PathMtu::new(1000);
+        assert_eq!((mtu.current(), mtu.due(0)), (1000, None));
+    }
+
+    #[test]
+    fn what_the_interface_refuses_is_not_tried_again() {
+        let mut mtu = PathMtu::new(8972);
+        mtu.on_sent(8972);
+        mtu.on_lost(0, 8972, true);
+        assert!(mtu.due(0).is_some_and(|size| size < 8972));
+    }
+}

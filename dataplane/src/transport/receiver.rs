@@ -1,0 +1,437 @@
+//! The broker's end of a stream: which bytes are there, what to commit next, what to tell.
+
+use std::collections::VecDeque;
+
+use thiserror::Error;
+
+use super::MAX_OPEN_BATCHES;
+use super::ranges::Ranges;
+use crate::wire::packet::{BatchInfo, Chunk, Feedback, MAX_GAPS, StreamKey};
+
+/// Parts of one batch that may have arrived with gaps between them.
+const MAX_PARTS: usize = 64;
+
+/// What a stream may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Largest batch, bytes.
+    pub max_payload: u32,
+    /// Bytes that may arrive ahead of the first that is missing.
+    pub window: u64,
+}
+
+/// Why a packet is not placed.
+#[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// All of it came before; the sender is told again.
+    #[error("it came before")]
+    Duplicate,
+    /// It belongs to a batch further ahead than is allowed.
+    #[error("too many batches ahead")]
+    TooFar,
+    /// The batch is larger than was offered.
+    #[error("a batch larger than was offered")]
+    TooLarge,
+    /// More bytes than the credit allows.
+    #[error("beyond the credit")]
+    OverCredit,
+    /// It says another thing of its batch than an earlier packet.
+    #[error("contradicts an earlier packet")]
+    Contradiction,
+    /// The batch is in more pieces than are kept account of; a retransmission fills the gaps.
+    #[error("in too many pieces")]
+    Scattered,
+}
+
+/// A batch of which something arrived. `R` is its place, in whatever form the caller needs.
+#[derive(Debug)]
+struct Assembly<R> {
+    info: BatchInfo,
+    parts: Ranges,
+    room: R,
+}
+
+/// One stream's receiving end.
+#[derive(Debug)]
+pub struct Receiver<R> {
+    stream: StreamKey,
+    limits: Limits,
+    /// Packet numbers that came.
+    packets: Ranges,
+    largest_at: u64,
+    /// Sequence number of the first entry of `open`: all before are committed.
+    committed: u64,
+    open: VecDeque<Option<Assembly<R>>>,
+    /// Position in the stream where the first open batch starts.
+    position: u64,
+    /// Bytes there of open batches.
+    placed: u64,
+    /// Bytes that open batches will have.
+    opened: u64,
+    credit: u64,
+    spare: Vec<Ranges>,
+    heard_at: u64,
+    owes_ack: bool,
+}
+
+impl<R> Receiver<R> {
+    /// A stream whose next batch is `first_batch`.
+    #[must_use]
+    pub fn new(stream: StreamKey, first_batch: u64, limits: Limits, now: u64) -> Self {
+        Self {
+            stream,
+            limits,
+            packets: Ranges::new(MAX_GAPS + 1),
+            largest_at: now,
+            committed: first_batch,
+            open: VecDeque::with_capacity(64),
+            position: 0,
+            placed: 0,
+            opened: 0,
+            credit: limits.window,
+            spare: Vec::new(),
+            heard_at: now,
+            owes_ack: false,
+        }
+    }
+
+    /// Whether the packet is to be placed: `Some(None)` if its batch has no room yet. Nothing is
+    /// changed but what [`Self::feedback`] tells.
+    ///
+    /// # Errors
+    /// [`Refusal`] when the packet is to be dropped.
+    pub fn offer(
+        &mut self,
+        packet: u64,
+        chunk: &Chunk,
+        len: u32,
+    ) -> Result<Option<&mut R>, Refusal> {
+        self.owes_ack = true;
+        let BatchInfo { seq, .. } = chunk.batch;
+        if seq < self.committed || self.packets.contains(packet) {
+            self.packets.insert(packet, packet);
+            return Err(Refusal::Duplicate);
+        }
+        let index = seq - self.committed;
+        if index >= MAX_OPEN_BATCHES as u64 {
+            return Err(Refusal::TooFar);
+        }
+        if chunk.batch.len > self.limits.max_payload {
+            return Err(Refusal::TooLarge);
+        }
+        let (low, high) = span(chunk, len);
+        let (used, credit) = (self.position + self.placed, self.credit);
+        let Some(Some(batch)) = self.open.get_mut(index as usize) else {
+            let opened = self.opened + u64::from(chunk.batch.len);
+            let most = self.limits.window + 2 * u64::from(self.limits.max_payload);
+            if used + u64::from(len) > credit || opened > most {
+                return Err(Refusal::OverCredit);
+            }
+            return Ok(None);
+        };
+        if batch.info != chunk.batch {
+            return Err(Refusal::Contradiction);
+        }
+        let missing = batch.parts.missing(low, high);
+        if missing == 0 {
+            self.packets.insert(packet, packet);
+            return Err(Refusal::Duplicate);
+        }
+        if batch.parts.is_full() {
+            return Err(Refusal::Scattered);
+        }
+        if used + missing > credit {
+            return Err(Refusal::OverCredit);
+        }
+        Ok(Some(&mut batch.room))
+    }
+
+    /// Gives the batch of an offered packet its room.
+    ///
+    /// # Panics
+    /// If the batch is not one that was just offered without room.
+    pub fn give_room(&mut self, batch: &BatchInfo, room: R) {
+        let index = (batch.seq - self.committed) as usize;
+        while self.open.len() <= index {
+            self.open.push_back(None);
+        }
+        self.opened += u64::from(batch.len);
+        let parts = self.spare.pop().unwrap_or_else(|| Ranges::new(MAX_PARTS));
+        let before = self.open[index].replace(Assembly {
+            info: *batch,
+            parts,
+            room,
+        });
+        assert!(before.is_none(), "the batch had room");
+    }
+
+    /// The room of a batch that has been given one.
+    ///
+    /// # Panics
+    /// If the batch has no room.
+    pub fn room(&mut self, batch: &BatchInfo) -> &mut R {
+        let index = (batch.seq - self.committed) as usize;
+        &mut self.open[index].as_mut().expect("the batch has room").room
+    }
+
+    /// The payload of an offered packet lies in its place. Returns whether the packet came out of
+    /// turn: the publisher is to hear of that soon.
+    ///
+    /// # Panics
+    /// If the batch has no room.
+    pub fn placed(&mut self, now: u64, packet: u64, chunk: &Chunk, len: u32) -> bool {
+        let index = (chunk.batch.seq - self.committed) as usize;
+        let batch = self.open[index].as_mut().expect("the batch has room");
+        let (low, high) = span(chunk, len);
+        self.placed += batch.parts.missing(low, high);
+        batch.parts.insert(low, high);
+        self.arrived(now, packet)
+    }
+
+    /// A packet without payload arrived. Returns whether it came out of turn.
+    pub fn arrived(&mut self, now: u64, packet: u64) -> bool {
+        let largest = self.packets.ranges().last().map(|&(_, high)| high);
+        if largest.is_none_or(|largest| largest < packet) {
+            self.largest_at = now;
+        }
+        self.packets.insert(packet, packet);
+        self.heard_at = now;
+        self.owes_ack = true;
+        largest.is_some_and(|largest| packet != largest + 1)
+    }
+
+    /// The next batch in the stream, if it is complete: to be committed.
+    pub fn next_complete(&mut self) -> Option<(BatchInfo, R)> {
+        let front = self.open.front()?.as_ref()?;
+        if front.parts.prefix() < u64::from(front.info.len) {
+            return None;
+        }
+        let Assembly {
+            info,
+            mut parts,
+            room,
+        } = self.open.pop_front().flatten().expect("looked at above");
+        parts.clear();
+        self.spare.push(parts);
+        self.committed += 1;
+        self.position += u64::from(info.len);
+        self.placed -= u64::from(info.len);
+        self.opened -= u64::from(info.len);
+        self.owes_ack = true;
+        Some((info, room))
+    }
+
+    /// Ends the stream; returns the room of every batch that is not complete.
+    pub fn into_rooms(self) -> impl Iterator<Item = R> {
+        self.open.into_iter().flatten().map(|batch| batch.room)
+    }
+
+    /// Rooms of batches that are not committed yet, to look after.
+    pub fn rooms_mut(&mut self) -> impl Iterator<Item = &mut R> {
+        self.open.iter_mut().flatten().map(|batch| &mut batch.room)
+    }
+
+    /// How many bytes may arrive ahead of the first that is missing, from now on. Credit that was
+    /// given stays.
+    pub fn set_window(&mut self, window: u64) {
+        self.limits.window = window;
+    }
+
+    /// Batches committed.
+    #[must_use]
+    pub fn committed(&self) -> u64 {
+        self.committed
+    }
+
+    /// When the last packet came.
+    #[must_use]
+    pub fn heard_at(&self) -> u64 {
+        self.heard_at
+    }
+
+    /// Whether something came, or was committed, since [`Self::feedback`].
+    #[must_use]
+    pub fn owes_ack(&self) -> bool {
+        self.owes_ack
+    }
+
+    /// What the publisher is to be told now. While the broker is `blocked` it gives no more credit.
+    pub fn feedback(&mut self, now: u64, blocked: bool, feedback: &mut Feedback) {
+        if !blocked {
+            let reach = self.position + self.prefix_of_open() + self.limits.window;
+            self.credit = self.credit.max(reach);
+        }
+        feedback.stream = self.stream;
+        feedback.received.clear();
+        feedback.received.extend(self.packets.ranges().iter().rev());
+        let waited = (now - self.largest_at) / 1000;
+        feedback.delay_us = u32::try_from(waited).unwrap_or(u32::MAX);
+        feedback.committed = self.committed;
+        feedback.credit = self.credit;
+        feedback.blocked = blocked;
+        self.owes_ack = false;
+    }
+
+    /// Bytes of open batches before the first that is missing.
+    fn prefix_of_open(&self) -> u64 {
+        let mut prefix = 0;
+        for batch in &self.open {
+            let Some(batch) = batch else { break };
+            let there = batch.parts.prefix();
+            prefix += there;
+            if there < u64::from(batch.info.len) {
+                break;
+            }
+        }
+        prefix
+    }
+}
+
+/// First and last byte of the batch that a packet fills.
+fn span(chunk: &Chunk, len: u32) -> (u64, u64) {
+    let low = u64::from(chunk.offset);
+    (low, low + u64::from(len) - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STREAM: StreamKey = StreamKey { key: 1, stream: 2 };
+
+    fn receiver() -> Receiver<()> {
+        let limits = Limits {
+            max_payload: 1000,
+            window: 1500,
+        };
+        Receiver::new(STREAM, 10, limits, 0)
+    }
+
+    fn chunk(seq: u64, len: u32, offset: u32) -> Chunk {
+        let batch = BatchInfo {
+            seq,
+            len,
+            messages: 1,
+            checksum: 0,
+        };
+        Chunk { batch, offset }
+    }
+
+    /// Takes a packet as a worker does.
+    fn take(
+        receiver: &mut Receiver<()>,
+        packet: u64,
+        chunk: Chunk,
+        len: u32,
+    ) -> Result<(), Refusal> {
+        if receiver.offer(packet, &chunk, len)?.is_none() {
+            receiver.give_room(&chunk.batch, ());
+        }
+        receiver.placed(5000, packet, &chunk, len);
+        Ok(())
+    }
+
+    #[test]
+    fn parts_in_any_order_make_batches_in_stream_order() {
+        let mut r = receiver();
+        take(&mut r, 3, chunk(11, 100, 50), 50).unwrap();
+        take(&mut r, 1, chunk(10, 100, 0), 60).unwrap();
+        take(&mut r, 2, chunk(11, 100, 0), 50).unwrap();
+        assert!(r.next_complete().is_none());
+        take(&mut r, 9, chunk(10, 100, 50), 50).unwrap();
+        let complete: Vec<_> = std::iter::from_fn(|| r.next_complete())
+            .map(|(b, ())| b.seq)
+            .collect();
+        assert_eq!(complete, [10, 11]);
+        let mut told = Feedback::new(STREAM);
+        r.feedback(9000, false, &mut told);
+        assert_eq!(told.received, [(9, 9), (1, 3)]);
+        assert_eq!((told.committed, told.credit, told.delay_us), (12, 1700, 4));
+        assert!(!r.owes_ack());
+        take(&mut r, 10, chunk(12, 100, 0), 100).unwrap();
+        r.feedback(9000, true, &mut told);
+        assert_eq!((told.credit, told.blocked), (1700, true));
+    }
+
+    #[test]
+    fn what_came_before_is_told_again_and_not_placed() {
+        let mut r = receiver();
+        take(&mut r, 0, chunk(10, 100, 0), 50).unwrap();
+        assert_eq!(
+            take(&mut r, 0, chunk(10, 100, 0), 50),
+            Err(Refusal::Duplicate)
+        );
+        assert_eq!(
+            take(&mut r, 1, chunk(10, 100, 10), 40),
+            Err(Refusal::Duplicate)
+        );
+        assert_eq!(
+            take(&mut r, 2, chunk(9, 100, 10), 40),
+            Err(Refusal::Duplicate)
+        );
+        let mut told = Feedback::new(STREAM);
+        r.feedback(9000, false, &mut told);
+        assert_eq!(told.received, [(0, 2)]);
+    }
+
+    #[test]
+    fn a_publisher_that_ignores_the_limits_is_not_served() {
+        let mut r = receiver();
+        let far = 10 + MAX_OPEN_BATCHES as u64;
+        assert_eq!(take(&mut r, 0, chunk(far, 10, 0), 10), Err(Refusal::TooFar));
+        assert_eq!(
+            take(&mut r, 1, chunk(10, 1001, 0), 10),
+            Err(Refusal::TooLarge)
+        );
+        take(&mut r, 2, chunk(10, 1000, 0), 900).unwrap();
+        assert_eq!(
+            take(&mut r, 3, chunk(10, 999, 900), 90),
+            Err(Refusal::Contradiction)
+        );
+        assert_eq!(
+            take(&mut r, 4, chunk(11, 1000, 0), 601),
+            Err(Refusal::OverCredit)
+        );
+        take(&mut r, 5, chunk(11, 1000, 0), 600).unwrap();
+        assert_eq!(
+            take(&mut r, 6, chunk(11, 1000, 600), 1),
+            Err(Refusal::OverCredit)
+        );
+        // Room for batches is limited, too, whatever of them arrives.
+        let mut r = receiver();
+        for seq in 10..13 {
+            take(&mut r, seq, chunk(seq, 1000, 0), 1).unwrap();
+        }
+        assert_eq!(
+            take(&mut r, 13, chunk(13, 1000, 0), 1),
+            Err(Refusal::OverCredit)
+        );
+        assert_eq!(r.into_rooms().count(), 3);
+    }
+
+    #[test]
+    fn a_batch_in_too_many_pieces_waits_for_its_gaps() {
+        let mut r = receiver();
+        for part in 0..MAX_PARTS as u32 {
+            take(&mut r, part.into(), chunk(10, 1000, 2 * part), 1).unwrap();
+        }
+        let more = chunk(10, 1000, 999);
+        assert_eq!(take(&mut r, 500, more, 1), Err(Refusal::Scattered));
+        assert!(!r.packets.contains(500), "it is not acked");
+    }
+
+    #[test]
+    fn credit_that_was_given_stays() {
+        let mut r = receiver();
+        let mut told = Feedback::new(STREAM);
+        r.feedback(9000, false, &mut told);
+        assert_eq!(told.credit, 1500);
+        r.set_window(100);
+        r.feedback(9000, false, &mut told);
+        assert_eq!(told.credit, 1500);
+        take(&mut r, 0, chunk(10, 1000, 0), 1000).unwrap();
+        take(&mut r, 1, chunk(11, 450, 0), 450).unwrap();
+        r.feedback(9000, false, &mut told);
+        assert_eq!(told.credit, 1550);
+    }
+}

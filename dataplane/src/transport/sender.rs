@@ -1,0 +1,898 @@
+//! The publisher's end of a stream: what to send next, when, and what has arrived.
+
+use std::collections::VecDeque;
+
+use thiserror::Error;
+
+use super::MAX_OPEN_BATCHES;
+use super::congestion::Congestion;
+use super::mtu::{BASE, PathMtu};
+use super::rtt::Rtt;
+use crate::wire::packet::{BatchInfo, Chunk, DATA_LEN, Feedback};
+
+/// A packet is lost once so many later ones arrived (RFC 9002 section 6.1.1); more where the
+/// network is seen to reorder.
+const PACKET_THRESHOLD: u64 = 3;
+const MAX_PACKET_THRESHOLD: u64 = 512;
+/// Longest time that the broker waits before it acks, nanoseconds.
+const MAX_ACK_DELAY: u64 = 1_000_000;
+/// Longest time between probes of a path from which nothing comes.
+const MAX_PROBE_TIMEOUT: u64 = 1_000_000_000;
+/// A stream that has nothing to send shows in this time that it lives.
+const KEEP_ALIVE: u64 = 1_000_000_000;
+/// Bytes that may go out back to back.
+const BURST: u64 = 64 << 10;
+/// Shortest probe timeout: a machine that is busy elsewhere may be silent for so long.
+const MIN_PROBE_TIMEOUT: u64 = 5_000_000;
+/// Probe timeouts in a row after which the window begins anew (RFC 9002 section 7.6).
+const COLLAPSE: u32 = 3;
+/// Probe timeouts in a row that mean that nothing so large gets through.
+const TOO_LARGE: u32 = 5;
+/// Large packets lost in a row, none of them arriving, that mean that the path takes only smaller
+/// ones (RFC 8899 section 4.3).
+const BLACK_HOLE: u32 = 8;
+/// Packets that are remembered after they count as lost, in case they come late.
+const REMEMBERED: u64 = 1024;
+
+/// What a stream starts with.
+#[derive(Debug, Clone, Copy)]
+pub struct SenderConfig {
+    /// Sequence number of the first batch: those before are committed.
+    pub first_batch: u64,
+    /// Bytes that may be sent before the first ACK.
+    pub credit: u64,
+    /// Largest UDP payload that both ends' interfaces take, bytes.
+    pub max_datagram: u32,
+}
+
+/// A packet to be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Transmit {
+    /// Its number.
+    pub packet: u64,
+    /// What it carries.
+    pub what: Outgoing,
+}
+
+/// What a packet is to carry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outgoing {
+    /// So many bytes of a batch.
+    Payload {
+        /// Batch, and offset in it.
+        chunk: Chunk,
+        /// Bytes.
+        len: u32,
+    },
+    /// A ping with so many bytes of padding.
+    Ping {
+        /// Bytes.
+        padding: u32,
+    },
+}
+
+/// Feedback that no honest broker gives.
+#[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
+pub enum AckFault {
+    /// It acknowledges a packet that was never sent.
+    #[error("acknowledges packet {told}, but only {sent} were sent")]
+    Packet {
+        /// The packet.
+        told: u64,
+        /// Packets sent.
+        sent: u64,
+    },
+    /// It commits a batch that was never sent.
+    #[error("commits batches up to {told}, but only {sent} were sent")]
+    Batch {
+        /// Batches committed, as it says.
+        told: u64,
+        /// Batches that were sent, at least in part.
+        sent: u64,
+    },
+}
+
+/// What a stream did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SenderStats {
+    /// Packets sent.
+    pub packets: u64,
+    /// Packets that carried again what was declared lost, or probed a silent path.
+    pub retransmits: u64,
+    /// Packets declared lost.
+    pub lost: u64,
+    /// Of these, packets that came after all.
+    pub spurious: u64,
+    /// Times that nothing came for a whole probe timeout.
+    pub probe_timeouts: u64,
+    /// Times that the broker's credit was all that held the stream back.
+    pub credit_stalls: u64,
+    /// Times that full packets had to become smaller.
+    pub black_holes: u64,
+}
+
+/// A batch that is not committed.
+#[derive(Debug, Clone, Copy)]
+struct Pending {
+    info: BatchInfo,
+    /// Position in the stream where it starts.
+    position: u64,
+}
+
+/// A part of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Span {
+    seq: u64,
+    offset: u32,
+    len: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cargo {
+    Payload(Span),
+    Ping,
+    /// A ping that finds out whether so large a datagram gets through.
+    MtuProbe,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Unknown,
+    Arrived,
+    Lost,
+}
+
+/// A packet that was sent.
+#[derive(Debug, Clone, Copy)]
+struct Sent {
+    cargo: Cargo,
+    at: u64,
+    size: u32,
+    fate: Fate,
+}
+
+/// One stream's sending end. The caller keeps the payload of batches until they are committed.
+#[derive(Debug)]
+pub struct Sender {
+    pending: VecDeque<Pending>,
+    committed: u64,
+    /// What has never been sent: batch, and offset in it.
+    next: (u64, u32),
+    /// Position in the stream behind the last batch.
+    end: u64,
+    credit: u64,
+    sent: VecDeque<Sent>,
+    /// Number of the first entry of `sent`.
+    first_sent: u64,
+    largest_arrived: Option<u64>,
+    lost: VecDeque<Span>,
+    in_flight: u64,
+    /// Packets on their way.
+    flying: u64,
+    congestion: Congestion,
+    /// The window was full since the last ACK.
+    window_used: bool,
+    stalled: bool,
+    rtt: Rtt,
+    mtu: PathMtu,
+    threshold: u64,
+    /// Eighths of a round trip that reordering may take beyond a whole one.
+    patience: u64,
+    loss_at: Option<u64>,
+    /// Probe timeouts in a row.
+    timeouts: u32,
+    /// Pings in a row while nothing was on its way and nothing changed.
+    quiet: u32,
+    /// Packets larger than surely get through that were lost in a row.
+    large_lost: u32,
+    /// Packets that go out whatever the window says.
+    probes: u8,
+    last_sent: u64,
+    heard_at: u64,
+    /// When payload last arrived, or went on its way after all before had arrived.
+    undelivered_since: Option<u64>,
+    /// Pacing: the moment at which the next packet is due.
+    due: u64,
+    blocked: bool,
+    stats: SenderStats,
+}
+
+impl Sender {
+    /// A stream that has sent nothing.
+    #[must_use]
+    pub fn new(config: &SenderConfig, now: u64) -> Self {
+        let mtu = PathMtu::new(config.max_datagram);
+        Self {
+            pending: VecDeque::with_capacity(64),
+            committed: config.first_batch,
+            next: (config.first_batch, 0),
+            end: 0,
+            credit: config.credit,
+            sent: VecDeque::with_capacity(4096),
+            first_sent: 0,
+            largest_arrived: None,
+            lost: VecDeque::with_capacity(64),
+            in_flight: 0,
+            flying: 0,
+            congestion: Congestion::new(u64::from(mtu.current())),
+            window_used: false,
+            stalled: false,
+            rtt: Rtt::default(),
+            mtu,
+            threshold: PACKET_THRESHOLD,
+            patience: 1,
+            loss_at: None,
+            timeouts: 0,
+            quiet: 0,
+            large_lost: 0,
+            probes: 0,
+            last_sent: now,
+            heard_at: now,
+            undelivered_since: None,
+            due: now,
+            blocked: false,
+            stats: SenderStats::default(),
+        }
+    }
+
+    /// Whether one more batch may be pushed.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.pending.len() < MAX_OPEN_BATCHES
+    }
+
+    /// Adds a batch of `len` bytes with so many messages and this checksum; returns its number.
+    ///
+    /// # Panics
+    /// If there is no room for it, or it is empty.
+    pub fn push(&mut self, len: u32, messages: u32, checksum: u32) -> u64 {
+        assert!(self.has_room() && len > 0);
+        let seq = self.committed + self.pending.len() as u64;
+        let info = BatchInfo {
+            seq,
+            len,
+            messages,
+            checksum,
+        };
+        self.pending.push_back(Pending {
+            info,
+            position: self.end,
+        });
+        self.end += u64::from(len);
+        seq
+    }
+
+    /// The next packet, if one may go out now.
+    pub fn poll_transmit(&mut self, now: u64) -> Option<Transmit> {
+        if self.probes > 0 {
+            self.probes -= 1;
+            let cargo = self.probe_cargo();
+            return Some(self.send(now, cargo));
+        }
+        if let Some(size) = self.mtu.due(now).filter(|_| self.rtt.is_known()) {
+            self.mtu.on_sent(size);
+            return Some(self.send_sized(now, Cargo::MtuProbe, size));
+        }
+        let full = u64::from(self.mtu.current());
+        if self.in_flight + full > self.congestion.window() {
+            self.window_used |= !self.lost.is_empty() || self.has_unsent();
+            return None;
+        }
+        if self.due > now {
+            self.window_used |= self.has_unsent();
+            return None;
+        }
+        if let Some(span) = self.next_lost() {
+            self.stats.retransmits += 1;
+            return Some(self.send(now, Cargo::Payload(span)));
+        }
+        let span = self.next_unsent()?;
+        Some(self.send(now, Cargo::Payload(span)))
+    }
+
+    /// Takes the broker's feedback of this stream.
+    ///
+    /// # Errors
+    /// [`AckFault`] when it tells of what never was; nothing is changed then.
+    pub fn on_feedback(&mut self, now: u64, feedback: &Feedback) -> Result<(), AckFault> {
+        let (told, sent) = (feedback.committed, self.next.0 + u64::from(self.next.1 > 0));
+        if told > sent {
+            return Err(AckFault::Batch { told, sent });
+        }
+        let (largest, sent) = (feedback.received.first(), self.next_packet());
+        if let Some(&(_, told)) = largest.filter(|&&(_, high)| high >= sent) {
+            return Err(AckFault::Packet { told, sent });
+        }
+        self.heard_at = now;
+        if feedback.credit > self.credit || feedback.committed > self.committed {
+            self.quiet = 0;
+        }
+        self.credit = self.credit.max(feedback.credit);
+        self.blocked = feedback.blocked;
+        while self.committed < feedback.committed {
+            self.pending.pop_front();
+            self.committed += 1;
+        }
+        let mut news = false;
+        for &(low, high) in &feedback.received {
+            if high < self.first_sent {
+                break;
+            }
+            news |= self.on_arrived(now, low.max(self.first_sent), high, feedback);
+        }
+        if news {
+            self.timeouts = 0;
+            self.find_lost(now);
+            if self.in_flight + u64::from(self.mtu.current()) <= self.congestion.window() {
+                self.window_used = false;
+            }
+        }
+        if self.flying == 0 && self.lost.is_empty() {
+            self.undelivered_since = None;
+        }
+        self.forget(now);
+        Ok(())
+    }
+
+    /// When [`Self::on_timeout`] is to be called, at the latest.
+    #[must_use]
+    pub fn next_timeout(&self) -> u64 {
+        let mut next = self.probe_at();
+        if let Some(at) = self.loss_at {
+            next = next.min(at);
+        }
+        if let Some(at) = self.mtu.next_at().filter(|_| self.rtt.is_known()) {
+            next = next.min(at);
+        }
+        if self.has_something() && self.window_is_open() {
+            next = next.min(self.due);
+        }
+        next
+    }
+
+    /// Time has passed; [`Self::poll_transmit`] may have something afterwards.
+    pub fn on_timeout(&mut self, now: u64) {
+        if self.loss_at.is_some_and(|at| at <= now) {
+            self.find_lost(now);
+            return;
+        }
+        if self.probe_at() > now {
+            return;
+        }
+        if self.flying == 0 {
+            // Nothing is on its way: ask whether anything has changed, or just show life.
+            self.quiet = (self.quiet + 1).min(32);
+            self.probes = 1;
+            return;
+        }
+        self.stats.probe_timeouts += 1;
+        self.timeouts = (self.timeouts + 1).min(32);
+        self.probes = 2;
+        if self.timeouts == COLLAPSE {
+            self.congestion.on_collapse(now);
+        }
+        if self.timeouts == TOO_LARGE {
+            self.become_smaller(now);
+        }
+    }
+
+    /// The kernel says that a datagram of this packet's size cannot be sent.
+    pub fn on_too_large(&mut self, now: u64, packet: u64) {
+        let Some(sent) = self.entry(packet).copied() else {
+            return;
+        };
+        match sent.cargo {
+            Cargo::MtuProbe => {
+                self.mtu.on_lost(now, sent.size, true);
+            }
+            Cargo::Payload(_) | Cargo::Ping => self.become_smaller(now),
+        }
+        if sent.fate == Fate::Unknown {
+            self.lose(packet);
+        }
+    }
+
+    /// Sends a packet in any case, to hear whether the broker is there.
+    pub fn probe(&mut self) {
+        self.probes = 1;
+    }
+
+    /// Batches committed.
+    #[must_use]
+    pub fn committed(&self) -> u64 {
+        self.committed
+    }
+
+    /// Batches that are pushed and not committed.
+    #[must_use]
+    pub fn uncommitted(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// When the broker was last heard, or the stream began.
+    #[must_use]
+    pub fn heard_at(&self) -> u64 {
+        self.heard_at
+    }
+
+    /// Since when payload is on its way without any arriving; none while there is nothing to wait
+    /// for. A path may answer pings and yet take no payload.
+    #[must_use]
+    pub fn undelivered_since(&self) -> Option<u64> {
+        self.undelivered_since
+    }
+
+    /// Whether the broker said last that it waits for room in the shared buffer.
+    #[must_use]
+    pub fn is_blocked(&self) -> bool {
+        self.blocked
+    }
+
+    /// Payload bytes of a full packet.
+    #[must_use]
+    pub fn segment(&self) -> u32 {
+        self.mtu.current() - DATA_LEN as u32
+    }
+
+    /// Round-trip time.
+    #[must_use]
+    pub fn rtt(&self) -> &Rtt {
+        &self.rtt
+    }
+
+    /// Bytes that may be on their way, by congestion control.
+    #[must_use]
+    pub fn window(&self) -> u64 {
+        self.congestion.window()
+    }
+
+    /// What the stream did.
+    #[must_use]
+    pub fn stats(&self) -> SenderStats {
+        self.stats
+    }
+
+    /// Entries that are kept of all kinds.
+    #[cfg(test)]
+    pub(super) fn memory(&self) -> usize {
+        self.sent.len() + self.lost.len() + self.pending.len()
+    }
+
+    fn next_packet(&self) -> u64 {
+        self.first_sent + self.sent.len() as u64
+    }
+
+    fn entry(&mut self, packet: u64) -> Option<&mut Sent> {
+        let index = packet.checked_sub(self.first_sent)?;
+        self.sent.get_mut(usize::try_from(index).ok()?)
+    }
+
+    fn pending(&self, seq: u64) -> Option<&Pending> {
+        let index = seq.checked_sub(self.committed)?;
+        self.pending.get(usize::try_from(index).ok()?)
+    }
+
+    fn has_unsent(&self) -> bool {
+        self.pending(self.next.0).is_some()
+    }
+
+    fn has_something(&self) -> bool {
+        !self.lost.is_empty() || (self.has_unsent() && !self.stalled)
+    }
+
+    fn window_is_open(&self) -> bool {
+        self.in_flight + u64::from(self.mtu.current()) <= self.congestion.window()
+    }
+
+    /// When a silent path is probed, or an idle stream shows life.
+    fn probe_at(&self) -> u64 {
+        let timeout = self.rtt.probe_timeout(MAX_ACK_DELAY).max(MIN_PROBE_TIMEOUT);
+        let backed_off = |times: u32| (timeout << times.min(20)).min(MAX_PROBE_TIMEOUT);
+        let timeout = if self.flying > 0 {
+            backed_off(self.timeouts)
+        } else if self.pending.is_empty() {
+            KEEP_ALIVE
+        } else {
+            backed_off(self.quiet)
+        };
+        self.last_sent.max(self.heard_at) + timeout
+    }
+
+    /// The next span to be sent again; what is committed meanwhile is not.
+    fn next_lost(&mut self) -> Option<Span> {
+        let segment = self.segment();
+        loop {
+            let span = self.lost.front_mut()?;
+            if span.seq < self.committed {
+                self.lost.pop_front();
+                continue;
+            }
+            // Packets may have become smaller since.
+            let first = Span {
+                len: span.len.min(segment),
+                ..*span
+            };
+            span.offset += first.len;
+            span.len -= first.len;
+            if span.len == 0 {
+                self.lost.pop_front();
+            }
+            return Some(first);
+        }
+    }
+
+    fn next_unsent(&mut self) -> Option<Span> {
+        let (seq, offset) = self.next;
+        let Some(&Pending { info, position }) = self.pending(seq) else {
+            self.stalled = false;
+            return None;
+        };
+        let len = (info.len - offset).min(self.segment());
+        if position + u64::from(offset + len) > self.credit {
+            self.stats.credit_stalls += u64::from(!self.stalled);
+            self.stalled = true;
+            return None;
+        }
+        self.stalled = false;
+        self.next = if offset + len == info.len {
+            (seq + 1, 0)
+        } else {
+            (seq, offset + len)
+        };
+        Some(Span { seq, offset, len })
+    }
+
+    /// What wakes a silent broker best: the oldest packet that is not acked, new data, or a ping.
+    fn probe_cargo(&mut self) -> Cargo {
+        if let Some(span) = self.next_lost() {
+            self.stats.retransmits += 1;
+            return Cargo::Payload(span);
+        }
+        let segment = self.segment();
+        let committed = self.committed;
+        // The first probe carries the oldest, the second the newest: either end of a gap.
+        let oldest = self.probes == 1;
+        let wanted = |sent: &&Sent| {
+            sent.fate == Fate::Unknown
+                && matches!(sent.cargo, Cargo::Payload(span) if span.seq >= committed)
+        };
+        let found = if oldest {
+            self.sent.iter().find(wanted)
+        } else {
+            self.sent.iter().rev().find(wanted)
+        };
+        match found.map(|sent| sent.cargo) {
+            Some(Cargo::Payload(span)) => {
+                self.stats.retransmits += 1;
+                Cargo::Payload(Span {
+                    len: span.len.min(segment),
+                    ..span
+                })
+            }
+            _ => self.next_unsent().map_or(Cargo::Ping, Cargo::Payload),
+        }
+    }
+
+    fn send(&mut self, now: u64, cargo: Cargo) -> Transmit {
+        let payload = match cargo {
+            Cargo::Payload(span) => span.len,
+            Cargo::Ping | Cargo::MtuProbe => 0,
+        };
+        self.send_sized(now, cargo, payload + DATA_LEN as u32)
+    }
+
+    fn send_sized(&mut self, now: u64, cargo: Cargo, size: u32) -> Transmit {
+        let packet = self.next_packet();
+        self.sent.push_back(Sent {
+            cargo,
+            at: now,
+            size,
+            fate: Fate::Unknown,
+        });
+        if let Cargo::Payload(_) = cargo {
+            self.undelivered_since.get_or_insert(now);
+        }
+        self.in_flight += u64::from(size);
+        self.flying += 1;
+        self.stats.packets += 1;
+        self.last_sent = now;
+        let allowed_late = self.congestion.pace(BURST, &self.rtt);
+        let time = self.congestion.pace(u64::from(size), &self.rtt);
+        self.due = self.due.max(now.saturating_sub(allowed_late)) + time;
+        let what = match cargo {
+            Cargo::Payload(Span { seq, offset, len }) => {
+                let batch = self
+                    .pending(seq)
+                    .expect("only what is uncommitted is sent")
+                    .info;
+                Outgoing::Payload {
+                    chunk: Chunk { batch, offset },
+                    len,
+                }
+            }
+            Cargo::Ping | Cargo::MtuProbe => Outgoing::Ping {
+                padding: size - DATA_LEN as u32,
+            },
+        };
+        Transmit { packet, what }
+    }
+
+    /// Packets `low` to `high` arrived. Returns whether that was not known of any of them.
+    fn on_arrived(&mut self, now: u64, low: u64, high: u64, feedback: &Feedback) -> bool {
+        let mut news = false;
+        for packet in low..=high {
+            let Some(entry) = self.entry(packet) else {
+                break;
+            };
+            let sent = *entry;
+            if sent.fate == Fate::Arrived {
+                continue;
+            }
+            entry.fate = Fate::Arrived;
+            news = true;
+            match sent.fate {
+                Fate::Lost => self.on_late(packet),
+                _ => {
+                    self.in_flight -= u64::from(sent.size);
+                    self.flying -= 1;
+                }
+            }
+            let newest = self.largest_arrived.is_none_or(|largest| packet > largest);
+            // The delay is that of the largest packet told of.
+            if newest && packet == feedback.received[0].1 {
+                let delay = u64::from(feedback.delay_us) * 1000;
+                self.rtt.sample(now - sent.at, delay);
+            }
+            if newest {
+                self.largest_arrived = Some(packet);
+            }
+            if sent.size > BASE {
+                self.large_lost = 0;
+            }
+            if let Cargo::Payload(_) = sent.cargo {
+                self.undelivered_since = Some(now);
+            }
+            if sent.cargo == Cargo::MtuProbe {
+                self.mtu.on_arrived(now, sent.size);
+                self.congestion.set_segment(u64::from(self.mtu.current()));
+            }
+            let size = u64::from(sent.size);
+            self.congestion
+                .on_ack(now, sent.at, size, &self.rtt, self.window_used);
+        }
+        news
+    }
+
+    /// A packet that was declared lost came late: be more patient with the next.
+    fn on_late(&mut self, packet: u64) {
+        self.stats.spurious += 1;
+        let largest = self.largest_arrived.unwrap_or(packet);
+        let behind = largest.saturating_sub(packet) + 1;
+        self.threshold = self.threshold.max(behind).min(MAX_PACKET_THRESHOLD);
+        self.patience = (self.patience + 1).min(16);
+    }
+
+    /// Declares packets lost that later ones have overtaken by too much.
+    fn find_lost(&mut self, now: u64) {
+        self.loss_at = None;
+        let Some(largest) = self.largest_arrived else {
+            return;
+        };
+        let delay = self.rtt.loss_delay() / 9 * (8 + self.patience);
+        for packet in self.first_sent..largest {
+            let sent = self.sent[(packet - self.first_sent) as usize];
+            if sent.fate != Fate::Unknown {
+                continue;
+            }
+            let overtaken = largest - packet >= self.threshold;
+            if overtaken || sent.at + delay <= now {
+                self.lose(packet);
+                self.stats.lost += 1;
+                match sent.cargo {
+                    Cargo::MtuProbe => self.mtu.on_lost(now, sent.size, false),
+                    _ => {
+                        self.congestion.on_loss(now, sent.at, &self.rtt);
+                        self.large_lost += u32::from(sent.size > BASE);
+                    }
+                }
+            } else {
+                let at = sent.at + delay;
+                self.loss_at = Some(self.loss_at.map_or(at, |earlier| earlier.min(at)));
+            }
+        }
+        if self.large_lost >= BLACK_HOLE {
+            self.become_smaller(now);
+        }
+    }
+
+    /// Full packets do not get through: goes back to a size that surely does.
+    fn become_smaller(&mut self, now: u64) {
+        self.large_lost = 0;
+        if self.mtu.on_black_hole(now) {
+            self.stats.black_holes += 1;
+            self.congestion.set_segment(u64::from(self.mtu.current()));
+        }
+    }
+
+    /// A packet does not count as being on its way any more; what it carried goes out again.
+    fn lose(&mut self, packet: u64) {
+        let committed = self.committed;
+        let Some(entry) = self.entry(packet) else {
+            return;
+        };
+        entry.fate = Fate::Lost;
+        let sent = *entry;
+        self.in_flight -= u64::from(sent.size);
+        self.flying -= 1;
+        if let Cargo::Payload(span) = sent.cargo
+            && span.seq >= committed
+        {
+            self.lost.push_back(span);
+        }
+    }
+
+    /// Forgets packets whose fate matters no more.
+    fn forget(&mut self, now: u64) {
+        let late = 3 * self.rtt.smoothed();
+        while let Some(front) = self.sent.front() {
+            let done = match front.fate {
+                Fate::Unknown => false,
+                Fate::Arrived => true,
+                Fate::Lost => now - front.at > late || self.sent.len() as u64 > REMEMBERED,
+            };
+            if !done {
+                return;
+            }
+            self.sent.pop_front();
+            self.first_sent += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::packet::StreamKey;
+
+    const MS: u64 = 1_000_000;
+
+    fn sender() -> Sender {
+        let config = SenderConfig {
+            first_batch: 5,
+            credit: 10_000,
+            max_datagram: 1452,
+        };
+        Sender::new(&config, 0)
+    }
+
+    fn feedback(received: &[(u64, u64)], committed: u64) -> Feedback {
+        Feedback {
+            received: received.to_vec(),
+            committed,
+            credit: 10_000,
+            ..Feedback::new(StreamKey { key: 0, stream: 0 })
+        }
+    }
+
+    fn transmit_all(sender: &mut Sender, now: u64) -> Vec<Transmit> {
+        std::iter::from_fn(|| sender.poll_transmit(now)).collect()
+    }
+
+    #[test]
+    fn lies_change_nothing() {
+        let mut s = sender();
+        s.push(500, 1, 0);
+        assert_eq!(s.push(500, 1, 0), 6);
+        s.poll_transmit(0).unwrap();
+        let packet = AckFault::Packet { told: 1, sent: 1 };
+        assert_eq!(s.on_feedback(MS, &feedback(&[(0, 1)], 5)), Err(packet));
+        let batch = AckFault::Batch { told: 7, sent: 6 };
+        assert_eq!(s.on_feedback(MS, &feedback(&[(0, 0)], 7)), Err(batch));
+        assert_eq!((s.committed(), s.heard_at()), (5, 0));
+        s.on_feedback(MS, &feedback(&[(0, 0)], 6)).unwrap();
+        assert_eq!((s.committed(), s.uncommitted()), (6, 1));
+    }
+
+    #[test]
+    fn no_more_than_the_credit_is_sent() {
+        let mut s = sender();
+        for _ in 0..20 {
+            s.push(1000, 1, 0);
+        }
+        let mut now = 0;
+        let mut sent = 0;
+        for _ in 0..100 {
+            now += MS;
+            let last = transmit_all(&mut s, now).last().map(|t| t.packet);
+            sent = last.unwrap_or(sent);
+            // Arrives, but is not committed: the credit stays.
+            s.on_feedback(now, &feedback(&[(0, sent)], 5)).unwrap();
+        }
+        assert_eq!(s.next, (15, 0));
+        assert_eq!(s.stats().credit_stalls, 1);
+        let more = Feedback {
+            credit: 12_500,
+            ..feedback(&[(0, sent)], 5)
+        };
+        s.on_feedback(now, &more).unwrap();
+        transmit_all(&mut s, now + MS);
+        assert_eq!(s.next, (17, 0), "half a batch is not worth a packet");
+    }
+
+    #[test]
+    fn a_lost_packet_goes_out_again_with_a_new_number() {
+        let mut s = sender();
+        for _ in 0..6 {
+            s.push(1000, 1, 0);
+        }
+        let sent = transmit_all(&mut s, 100 * MS);
+        assert!(sent.len() >= 5);
+        s.on_feedback(101 * MS, &feedback(&[(1, 4)], 5)).unwrap();
+        let again = transmit_all(&mut s, 101 * MS);
+        assert!(again.iter().any(|t| t.what == sent[0].what && t.packet > 4));
+        assert_eq!((s.stats().lost, s.stats().retransmits), (1, 1));
+        // It comes late: the next one is waited for longer.
+        s.on_feedback(102 * MS, &feedback(&[(0, 4)], 5)).unwrap();
+        assert_eq!(s.stats().spurious, 1);
+        assert!(s.threshold > PACKET_THRESHOLD);
+    }
+
+    #[test]
+    fn a_silent_broker_is_probed_less_and_less_often() {
+        let mut s = sender();
+        s.push(1000, 1, 0);
+        let mut now = 0;
+        transmit_all(&mut s, now);
+        let mut waits = Vec::new();
+        for _ in 0..12 {
+            let at = s.next_timeout();
+            waits.push(at - now);
+            now = at;
+            s.on_timeout(now);
+            assert!(!transmit_all(&mut s, now).is_empty(), "a probe");
+        }
+        assert!(waits.is_sorted());
+        assert_eq!(*waits.last().unwrap(), MAX_PROBE_TIMEOUT);
+        assert!(waits[1] >= 2 * waits[0]);
+    }
+
+    #[test]
+    fn an_idle_stream_shows_that_it_lives() {
+        let mut s = sender();
+        assert_eq!(s.next_timeout(), KEEP_ALIVE);
+        s.on_timeout(KEEP_ALIVE);
+        let sent = transmit_all(&mut s, KEEP_ALIVE);
+        assert_eq!(sent.len(), 1);
+        assert_eq!(sent[0].what, Outgoing::Ping { padding: 0 });
+    }
+
+    #[test]
+    fn what_the_kernel_cannot_send_is_sent_in_smaller_packets() {
+        let config = SenderConfig {
+            first_batch: 0,
+            credit: 100_000,
+            max_datagram: 8972,
+        };
+        let mut s = Sender::new(&config, 0);
+        s.push(50_000, 1, 0);
+        s.poll_transmit(0).unwrap();
+        s.on_feedback(MS, &feedback(&[(0, 0)], 0)).unwrap();
+        let probe = s.poll_transmit(MS).unwrap();
+        assert_eq!(
+            probe.what,
+            Outgoing::Ping {
+                padding: 8972 - DATA_LEN as u32
+            }
+        );
+        s.on_too_large(MS, probe.packet);
+        assert!(s.mtu.due(MS).is_some_and(|size| size < 8972));
+        let largest = transmit_all(&mut s, 2 * MS)
+            .iter()
+            .filter_map(|t| match t.what {
+                Outgoing::Payload { len, .. } => Some(len),
+                Outgoing::Ping { .. } => None,
+            })
+            .max();
+        assert_eq!(largest, Some(BASE - DATA_LEN as u32));
+    }
+}

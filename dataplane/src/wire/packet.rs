@@ -1,0 +1,579 @@
+//! Packets of the xdp path: DATA from publisher to broker, ACK back. Each is one UDP datagram.
+
+use crc_fast::{CrcAlgorithm, Digest};
+use thiserror::Error;
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use super::message;
+
+/// First four bytes of a DATA packet: what the XDP program looks for.
+pub const DATA_MAGIC: [u8; 4] = *b"PNSD";
+/// First four bytes of an ACK packet.
+pub const ACK_MAGIC: [u8; 4] = *b"PNSA";
+/// Bytes of a [`Data`] header.
+pub const DATA_LEN: usize = size_of::<Data>();
+/// Bytes of an [`Ack`] header, before its gaps.
+pub const ACK_LEN: usize = size_of::<Ack>();
+/// Most gaps that an ACK tells of.
+pub const MAX_GAPS: usize = 31;
+/// Bytes of the largest ACK.
+pub const MAX_ACK_LEN: usize = ACK_LEN + MAX_GAPS * size_of::<Gap>();
+
+/// Packet numbers stay below this; at 100 million packets a second it takes a thousand years.
+pub const MAX_PACKET: u64 = 1 << 62;
+
+const KIND_DATA: u8 = 1;
+const KIND_PING: u8 = 2;
+const FLAG_BLOCKED: u8 = 1;
+/// The checksum covers what lies behind it.
+const COVERED: usize = 8;
+
+/// Header of a packet from publisher to broker, as it lies on the wire; payload follows.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct Data {
+    magic: [u8; 4],
+    checksum: U32,
+    key: U64,
+    stream: U16,
+    kind: u8,
+    reserved: u8,
+    packet: U64,
+    batch_seq: U64,
+    batch_len: U32,
+    offset: U32,
+    messages: U32,
+    batch_checksum: U32,
+}
+
+/// What a DATA packet says of the batch that it carries a part of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BatchInfo {
+    /// Position of the batch in its stream; rises by one.
+    pub seq: u64,
+    /// Bytes of the whole batch.
+    pub len: u32,
+    /// Messages in it.
+    pub messages: u32,
+    /// CRC32C of the whole batch, see [`super::batch::checksum`].
+    pub checksum: u32,
+}
+
+/// A part of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Chunk {
+    /// The batch.
+    pub batch: BatchInfo,
+    /// Where the payload lies in the batch.
+    pub offset: u32,
+}
+
+/// Which stream a packet belongs to: answered by the broker in its Welcome.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct StreamKey {
+    /// Random, new for each connection of a stream, so that no stray packet of an earlier one fits.
+    pub key: u64,
+    /// Number of the stream in its session.
+    pub stream: u16,
+}
+
+/// What a packet from a publisher carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Content {
+    /// Payload of a batch.
+    Payload(Chunk),
+    /// Nothing but the wish for an ACK; padding may follow, to find out what fits.
+    Ping,
+}
+
+/// A checked packet from a publisher.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Received {
+    /// The stream.
+    pub stream: StreamKey,
+    /// Number of the packet; a retransmission has a new one.
+    pub packet: u64,
+    /// What it carries.
+    pub content: Content,
+}
+
+/// A packet that cannot be served.
+#[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
+pub enum Invalid {
+    /// Fewer bytes than its header.
+    #[error("packet of {0} bytes is shorter than its header")]
+    Short(usize),
+    /// Other first bytes.
+    #[error("not a packet of this protocol")]
+    Magic,
+    /// Damaged on the way, or by whoever made it.
+    #[error("checksum {computed:#010x} is not the packet's {sent:#010x}")]
+    Checksum {
+        /// Of the bytes that arrived.
+        computed: u32,
+        /// In the packet.
+        sent: u32,
+    },
+    /// Fields that contradict each other.
+    #[error("a packet of kind {kind} claims {what}")]
+    Claim {
+        /// Kind of the packet.
+        kind: u8,
+        /// What cannot be.
+        what: &'static str,
+    },
+}
+
+impl Data {
+    /// Header of a packet with `payload`, a part of a batch.
+    #[must_use]
+    pub fn payload(stream: StreamKey, packet: u64, chunk: &Chunk, payload: &[u8]) -> Self {
+        let header = Self {
+            batch_seq: chunk.batch.seq.into(),
+            batch_len: chunk.batch.len.into(),
+            offset: chunk.offset.into(),
+            messages: chunk.batch.messages.into(),
+            batch_checksum: chunk.batch.checksum.into(),
+            ..Self::empty(stream, packet, KIND_DATA)
+        };
+        header.with_checksum(payload)
+    }
+
+    /// Header of a packet that only asks for an ACK, with `padding` behind it.
+    #[must_use]
+    pub fn ping(stream: StreamKey, packet: u64, padding: &[u8]) -> Self {
+        Self::empty(stream, packet, KIND_PING).with_checksum(padding)
+    }
+
+    /// The stream that the packet says it belongs to, before anything is checked.
+    #[must_use]
+    pub fn stream(&self) -> StreamKey {
+        StreamKey {
+            key: self.key.get(),
+            stream: self.stream.get(),
+        }
+    }
+
+    /// Checks the header against itself and, with the checksum, against what follows it: `rest`,
+    /// in as many parts as it lies in.
+    ///
+    /// # Errors
+    /// [`Invalid`] when it is damaged or claims what cannot be.
+    pub fn parse(&self, rest: &[&[u8]]) -> Result<Received, Invalid> {
+        if self.magic != DATA_MAGIC {
+            return Err(Invalid::Magic);
+        }
+        let rest_len = rest.iter().map(|part| part.len()).sum::<usize>();
+        let (computed, sent) = (self.checksum_with(rest), self.checksum.get());
+        if computed != sent {
+            return Err(Invalid::Checksum { computed, sent });
+        }
+        let kind = self.kind;
+        let claim = |what| Err(Invalid::Claim { kind, what });
+        let content = match kind {
+            _ if self.reserved != 0 => return claim("reserved bits"),
+            _ if self.packet.get() >= MAX_PACKET => return claim("too large a number"),
+            KIND_PING => Content::Ping,
+            KIND_DATA => {
+                let chunk = self.chunk();
+                let BatchInfo { len, messages, .. } = chunk.batch;
+                let end = u64::from(chunk.offset) + rest_len as u64;
+                if rest_len == 0 || end > u64::from(len) {
+                    return claim("bytes outside of its batch");
+                }
+                if messages == 0 || messages as usize > len as usize / message::OVERHEAD {
+                    return claim("more messages than fit, or none");
+                }
+                Content::Payload(chunk)
+            }
+            _ => return claim("a kind of its own"),
+        };
+        Ok(Received {
+            stream: self.stream(),
+            packet: self.packet.get(),
+            content,
+        })
+    }
+
+    fn chunk(&self) -> Chunk {
+        Chunk {
+            batch: BatchInfo {
+                seq: self.batch_seq.get(),
+                len: self.batch_len.get(),
+                messages: self.messages.get(),
+                checksum: self.batch_checksum.get(),
+            },
+            offset: self.offset.get(),
+        }
+    }
+
+    fn empty(stream: StreamKey, packet: u64, kind: u8) -> Self {
+        Self {
+            magic: DATA_MAGIC,
+            checksum: U32::ZERO,
+            key: stream.key.into(),
+            stream: stream.stream.into(),
+            kind,
+            reserved: 0,
+            packet: packet.into(),
+            batch_seq: U64::ZERO,
+            batch_len: U32::ZERO,
+            offset: U32::ZERO,
+            messages: U32::ZERO,
+            batch_checksum: U32::ZERO,
+        }
+    }
+
+    fn with_checksum(mut self, rest: &[u8]) -> Self {
+        self.checksum = self.checksum_with(&[rest]).into();
+        self
+    }
+
+    fn checksum_with(&self, rest: &[&[u8]]) -> u32 {
+        crc(&self.as_bytes()[COVERED..], rest)
+    }
+}
+
+/// Splits a datagram from a publisher.
+///
+/// # Errors
+/// [`Invalid::Short`] when it is no whole header.
+pub fn split(datagram: &[u8]) -> Result<(&Data, &[u8]), Invalid> {
+    Data::ref_from_prefix(datagram).map_err(|_| Invalid::Short(datagram.len()))
+}
+
+/// Header of a packet from broker to publisher, as it lies on the wire; gaps follow.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct Ack {
+    magic: [u8; 4],
+    checksum: U32,
+    key: U64,
+    stream: U16,
+    gaps: u8,
+    flags: u8,
+    largest: U64,
+    delay_us: U32,
+    first: U32,
+    committed: U64,
+    credit: U64,
+}
+
+/// Packets that did not come, and the packets below them that did.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct Gap {
+    missing: U32,
+    received: U32,
+}
+
+/// What a broker tells a publisher about a stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Feedback {
+    /// The stream.
+    pub stream: StreamKey,
+    /// Packet numbers that came, as inclusive ranges, highest first; at most [`MAX_GAPS`] + 1.
+    pub received: Vec<(u64, u64)>,
+    /// Time that the largest packet number waited for this ACK, microseconds.
+    pub delay_us: u32,
+    /// Batches committed: all below this sequence number.
+    pub committed: u64,
+    /// Position in the stream, bytes of batches counted from its start, that may be sent up to.
+    pub credit: u64,
+    /// The broker waits for room in the shared buffer.
+    pub blocked: bool,
+}
+
+impl Feedback {
+    /// Nothing received yet; has room for as much as any ACK tells.
+    #[must_use]
+    pub fn new(stream: StreamKey) -> Self {
+        Self {
+            stream,
+            received: Vec::with_capacity(MAX_GAPS + 1),
+            delay_us: 0,
+            committed: 0,
+            credit: 0,
+            blocked: false,
+        }
+    }
+
+    /// Writes the packet; returns its length. What does not fit of `received` is left out.
+    ///
+    /// # Panics
+    /// If `out` is shorter than [`MAX_ACK_LEN`].
+    pub fn write(&self, out: &mut [u8]) -> usize {
+        let mut len = ACK_LEN;
+        let (largest, first) = match self.received.first() {
+            Some(&(low, high)) => (high, clip(high - low + 1)),
+            None => (0, 0),
+        };
+        let mut gaps = 0;
+        // A range too long for its field is told in part; what lies below it must wait, then.
+        let mut below = largest.wrapping_add(1).wrapping_sub(u64::from(first));
+        for &(low, high) in self.received.iter().skip(1).take(MAX_GAPS) {
+            let Ok(missing) = u32::try_from(below - high - 1) else {
+                break;
+            };
+            let received = clip(high - low + 1);
+            let gap = Gap {
+                missing: missing.into(),
+                received: received.into(),
+            };
+            out[len..len + size_of::<Gap>()].copy_from_slice(gap.as_bytes());
+            len += size_of::<Gap>();
+            gaps += 1;
+            below = high + 1 - u64::from(received);
+        }
+        let header = Ack {
+            magic: ACK_MAGIC,
+            checksum: U32::ZERO,
+            key: self.stream.key.into(),
+            stream: self.stream.stream.into(),
+            gaps,
+            flags: if self.blocked { FLAG_BLOCKED } else { 0 },
+            largest: largest.into(),
+            delay_us: self.delay_us.into(),
+            first: first.into(),
+            committed: self.committed.into(),
+            credit: self.credit.into(),
+        };
+        out[..ACK_LEN].copy_from_slice(header.as_bytes());
+        let checksum = crc(&out[COVERED..len], &[]);
+        out[4..COVERED].copy_from_slice(&checksum.to_le_bytes());
+        len
+    }
+
+    /// Reads a packet into this, which keeps its memory.
+    ///
+    /// # Errors
+    /// [`Invalid`] when it is damaged or claims what cannot be; this is undefined then.
+    pub fn read(&mut self, datagram: &[u8]) -> Result<(), Invalid> {
+        let (ack, rest) =
+            Ack::ref_from_prefix(datagram).map_err(|_| Invalid::Short(datagram.len()))?;
+        if ack.magic != ACK_MAGIC {
+            return Err(Invalid::Magic);
+        }
+        let (computed, sent) = (crc(&datagram[COVERED..], &[]), ack.checksum.get());
+        if computed != sent {
+            return Err(Invalid::Checksum { computed, sent });
+        }
+        let claim = |what| Invalid::Claim {
+            kind: ack.gaps,
+            what,
+        };
+        let gaps = <[Gap]>::ref_from_bytes(rest).map_err(|_| claim("half a gap"))?;
+        if gaps.len() != usize::from(ack.gaps) || gaps.len() > MAX_GAPS {
+            return Err(claim("another number of gaps than it has"));
+        }
+        self.received.clear();
+        let mut high = ack.largest.get();
+        let first = u64::from(ack.first.get());
+        if first > 0 {
+            let end = high.checked_add(1).ok_or(claim("too large a number"))?;
+            let low = end.checked_sub(first).ok_or(claim("packets below 0"))?;
+            self.received.push((low, high));
+            high = low;
+        } else if !gaps.is_empty() {
+            return Err(claim("gaps below nothing"));
+        }
+        for gap in gaps {
+            let (missing, received) = (gap.missing.get().into(), u64::from(gap.received.get()));
+            let below = high.checked_sub(missing).filter(|_| received > 0);
+            let low = below.and_then(|end| end.checked_sub(received));
+            let (Some(below), Some(low)) = (below, low) else {
+                return Err(claim("packets below 0"));
+            };
+            self.received.push((low, below - 1));
+            high = low;
+        }
+        self.stream = StreamKey {
+            key: ack.key.get(),
+            stream: ack.stream.get(),
+        };
+        self.delay_us = ack.delay_us.get();
+        self.committed = ack.committed.get();
+        self.credit = ack.credit.get();
+        self.blocked = ack.flags & FLAG_BLOCKED != 0;
+        Ok(())
+    }
+}
+
+fn clip(count: u64) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+fn crc(header: &[u8], rest: &[&[u8]]) -> u32 {
+    let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
+    digest.update(header);
+    rest.iter().for_each(|part| digest.update(part));
+    digest.finalize() as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    const STREAM: StreamKey = StreamKey {
+        key: 0x0123_4567_89ab_cdef,
+        stream: 7,
+    };
+
+    fn chunk(len: u32, offset: u32) -> Chunk {
+        Chunk {
+            batch: BatchInfo {
+                seq: 5,
+                len,
+                messages: 1,
+                checksum: 9,
+            },
+            offset,
+        }
+    }
+
+    fn datagram(chunk: &Chunk, payload: &[u8]) -> Vec<u8> {
+        let header = Data::payload(STREAM, 11, chunk, payload);
+        [header.as_bytes(), payload].concat()
+    }
+
+    fn parsed(datagram: &[u8]) -> Result<Received, Invalid> {
+        split(datagram).and_then(|(header, rest)| header.parse(&[rest]))
+    }
+
+    #[test]
+    fn packets_round_trip_and_the_xdp_program_finds_its_fields() {
+        assert_eq!((DATA_LEN, ACK_LEN), (52, 52));
+        let chunk = chunk(100, 90);
+        let bytes = datagram(&chunk, &[1; 10]);
+        let wanted = Received {
+            stream: STREAM,
+            packet: 11,
+            content: Content::Payload(chunk),
+        };
+        assert_eq!(parsed(&bytes), Ok(wanted));
+        assert_eq!(bytes[..4], DATA_MAGIC);
+        assert_eq!(bytes[8..16], STREAM.key.to_le_bytes());
+        assert_eq!(bytes[16..18], STREAM.stream.to_le_bytes());
+        let ping = [Data::ping(STREAM, 3, &[0; 50]).as_bytes(), &[0; 50]].concat();
+        assert_eq!(parsed(&ping).unwrap().content, Content::Ping);
+    }
+
+    #[test]
+    fn a_payload_may_lie_in_parts() {
+        let bytes = datagram(&chunk(100, 0), &[3; 60]);
+        let (header, rest) = split(&bytes).unwrap();
+        let (one, two) = rest.split_at(17);
+        assert_eq!(header.parse(&[one, two]), header.parse(&[rest]));
+        assert!(header.parse(&[two, one, one]).is_err());
+    }
+
+    #[test]
+    fn every_flipped_bit_is_noticed() {
+        let bytes = datagram(&chunk(100, 0), &[3; 60]);
+        for bit in 0..bytes.len() * 8 {
+            let mut flipped = bytes.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(parsed(&flipped).is_err(), "bit {bit}");
+        }
+        for len in 0..bytes.len() {
+            assert!(parsed(&bytes[..len]).is_err(), "{len} bytes");
+        }
+    }
+
+    #[test]
+    fn claims_that_cannot_be_are_refused() {
+        let refused = |chunk: &Chunk, payload: &[u8]| {
+            matches!(
+                parsed(&datagram(chunk, payload)),
+                Err(Invalid::Claim { .. })
+            )
+        };
+        assert!(refused(&chunk(100, 91), &[1; 10]));
+        assert!(refused(&chunk(100, u32::MAX), &[1; 10]));
+        assert!(refused(&chunk(100, 0), &[]));
+        let mut feedback = Feedback::new(STREAM);
+        feedback.received = vec![(u64::MAX - 1, u64::MAX - 1)];
+        let mut out = [0; MAX_ACK_LEN];
+        let len = feedback.write(&mut out);
+        out[20..28].fill(0xff);
+        let checksum = crc(&out[COVERED..len], &[]);
+        out[4..8].copy_from_slice(&checksum.to_le_bytes());
+        assert!(matches!(
+            feedback.read(&out[..len]),
+            Err(Invalid::Claim { .. })
+        ));
+        for messages in [0, 26] {
+            let mut chunk = chunk(100, 0);
+            chunk.batch.messages = messages;
+            assert!(refused(&chunk, &[1; 10]));
+        }
+    }
+
+    #[test]
+    fn ranges_too_long_for_their_field_are_told_in_part() {
+        let mut feedback = Feedback::new(STREAM);
+        feedback.received = vec![(5, u64::MAX - 1)];
+        let mut out = [0; MAX_ACK_LEN];
+        let len = feedback.write(&mut out);
+        let mut read = Feedback::new(STREAM);
+        read.read(&out[..len]).unwrap();
+        assert_eq!(
+            read.received,
+            [(u64::MAX - u64::from(u32::MAX), u64::MAX - 1)]
+        );
+    }
+
+    prop_compose! {
+        /// Descending, disjoint, not adjacent ranges.
+        fn ranges()(steps in vec((2u64..1000, 0u64..1000), 0..40)) -> Vec<(u64, u64)> {
+            let mut ranges = Vec::new();
+            let mut at = 0;
+            for (gap, len) in steps {
+                let low = at + gap;
+                ranges.insert(0, (low, low + len));
+                at = low + len;
+            }
+            ranges
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn acks_round_trip(received in ranges(), delay_us: u32, committed: u64, credit: u64, blocked: bool) {
+            let feedback = Feedback { stream: STREAM, received, delay_us, committed, credit, blocked };
+            let mut out = [0; MAX_ACK_LEN];
+            let len = feedback.write(&mut out);
+            let mut read = Feedback::new(StreamKey { key: 0, stream: 0 });
+            read.read(&out[..len]).unwrap();
+            let told = feedback.received.len().min(MAX_GAPS + 1);
+            prop_assert_eq!(&read.received, &feedback.received[..told]);
+            prop_assert_eq!((read.stream, read.delay_us), (feedback.stream, feedback.delay_us));
+            prop_assert_eq!(
+                (read.committed, read.credit, read.blocked), (committed, credit, blocked));
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in vec(any::<u8>(), 0..400)) {
+            let _ = parsed(&bytes);
+            let _ = Feedback::new(STREAM).read(&bytes);
+        }
+
+        /// With a checksum that fits, so that the fields are looked at.
+        #[test]
+        fn arbitrary_acks_never_panic(mut bytes in vec(any::<u8>(), ACK_LEN..MAX_ACK_LEN), gaps in 0..40u8) {
+            bytes[..4].copy_from_slice(&ACK_MAGIC);
+            bytes[18] = gaps;
+            bytes.truncate(ACK_LEN + usize::from(gaps) * 8);
+            let checksum = crc(&bytes[COVERED..], &[]);
+            bytes[4..8].copy_from_slice(&checksum.to_le_bytes());
+            let mut feedback = Feedback::new(STREAM);
+            if feedback.read(&bytes).is_ok() {
+                prop_assert!(feedback.received.iter().all(|(low, high)| low <= high));
+                prop_assert!(feedback.received.is_sorted_by(|a, b| a.0 > b.1));
+            }
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! What can go wrong with AF_XDP sockets, and what to do about it.
+
+use std::io;
+
+use thiserror::Error;
+
+/// An AF_XDP socket could not be set up or used.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// The memory of the rings' frames was not given.
+    #[error("cannot make {bytes} bytes of packet memory (UMEM): {source}{hint}")]
+    Umem {
+        /// Bytes asked for.
+        bytes: u64,
+        /// The kernel's answer.
+        source: io::Error,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// The socket was not made or not bound.
+    #[error("cannot open an AF_XDP socket on {interface} queue {queue}: {source}{hint}")]
+    Socket {
+        /// The interface.
+        interface: String,
+        /// The receive queue.
+        queue: u32,
+        /// The kernel's answer.
+        source: io::Error,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// The name is none that an interface can have.
+    #[error("{interface:?} is no name of an interface")]
+    Interface {
+        /// The name.
+        interface: String,
+    },
+    /// A setting that the kernel does not take.
+    #[error("{what}: {source}")]
+    Option {
+        /// What was to be set.
+        what: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}
+
+/// What most often stands behind an error of bind(2) or socket(2).
+pub(super) fn hint(source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
+        Some(libc::EBUSY) => {
+            "; another AF_XDP socket has the queue: stop what holds it (ss --xdp shows it)"
+        }
+        Some(libc::EPERM | libc::EACCES) => {
+            "; it needs CAP_NET_RAW, and CAP_NET_ADMIN for the program: run with sudo"
+        }
+        Some(libc::ENOBUFS | libc::ENOMEM) => {
+            "; the limit of locked memory is too low: ulimit -l unlimited, or CAP_IPC_LOCK"
+        }
+        Some(libc::EOPNOTSUPP | libc::EPROTONOSUPPORT) => {
+            "; the driver, or the kernel's configuration (CONFIG_XDP_SOCKETS), does not do it: try --xdp-copy, or --mode tcp"
+        }
+        Some(libc::EINVAL) => {
+            "; the interface has no such queue (ethtool -l shows them), or its MTU does not fit"
+        }
+        Some(libc::ENODEV) => "; no such interface (ip link shows them)",
+        _ => "",
+    }
+}

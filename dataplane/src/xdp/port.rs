@@ -1,0 +1,401 @@
+//! One receive queue of an interface: packet memory, rings, and the rules that keep them turning.
+//!
+//! A frame of the packet memory is at any time in exactly one place: the fill ring (the kernel may
+//! receive into it), the receive ring (a packet waits for us), in our hands, the transmit ring, the
+//! completion ring, or the list of free ones. What was received goes back to the fill ring at once,
+//! so that it never runs dry; answers have frames of their own, which no flood can take.
+
+use std::ffi::c_int;
+use std::io::{self, Write};
+use std::num::NonZeroU32;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use xsk_rs::config::{
+    BindFlags, FrameSize, Interface, LibxdpFlags, QueueSize, SocketConfig, UmemConfig,
+};
+use xsk_rs::umem::frame::FrameDesc;
+use xsk_rs::{CompQueue, FillQueue, RxQueue, Socket, TxQueue, Umem};
+
+use super::error::{Error, hint};
+
+/// Packets taken from the receive ring at a time.
+const BURST: usize = 64;
+/// Frames for answers.
+const ANSWERS: u32 = 256;
+/// Most buffers of one packet: 9,000 bytes in frames of 2 KiB, and some more.
+const MAX_BUFFERS: usize = 8;
+/// An earlier socket of the same queue may still be on its way out.
+const BUSY_PATIENCE: Duration = Duration::from_secs(3);
+
+/// Settings of a port.
+#[derive(Debug, Clone)]
+pub struct PortConfig {
+    /// Interface.
+    pub interface: String,
+    /// Receive queue.
+    pub queue: u32,
+    /// Entries of fill and receive ring, a power of two.
+    pub ring: u32,
+    /// Bytes of a frame, 2048 or 4096.
+    pub frame_size: u32,
+    /// Copy mode, even if the driver could do without.
+    pub copy: bool,
+    /// Packets that a call may drive the interface's queue by (`SO_PREFER_BUSY_POLL`); none leaves
+    /// that to interrupts.
+    pub busy_poll: Option<u16>,
+}
+
+/// What the kernel counts of a socket (`XDP_STATISTICS`), and what we do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct PortStats {
+    /// Packets received.
+    pub packets: u64,
+    /// Bytes received, with all headers.
+    pub bytes: u64,
+    /// Packets in more than one buffer.
+    pub multi_buffer: u64,
+    /// Packets sent.
+    pub sent: u64,
+    /// Answers for which there was no free frame.
+    pub no_frame: u64,
+    /// System calls that drove the rings.
+    pub kicks: u64,
+    /// Dropped by the kernel for other reasons.
+    pub rx_dropped: u64,
+    /// Dropped because the receive ring was full: the worker is too slow.
+    pub rx_ring_full: u64,
+    /// Dropped because the fill ring was empty.
+    pub rx_fill_ring_empty: u64,
+    /// Descriptors that the kernel refused.
+    pub invalid: u64,
+}
+
+/// A receive queue's socket.
+#[derive(Debug)]
+pub struct Port {
+    umem: Umem,
+    rx: RxQueue,
+    tx: TxQueue,
+    fill: FillQueue,
+    completed: CompQueue,
+    received: [FrameDesc; BURST],
+    /// Buffers of a packet whose rest has not come yet.
+    open: Vec<FrameDesc>,
+    /// On their way back to the fill ring.
+    returning: Vec<FrameDesc>,
+    free: Vec<FrameDesc>,
+    done: [FrameDesc; BURST],
+    unsent: bool,
+    busy_poll: bool,
+    zero_copy: bool,
+    stats: PortStats,
+}
+
+impl Port {
+    /// Opens the socket; the queue's packets come once an XDP program sends them here.
+    ///
+    /// # Errors
+    /// [`Error`] says what the kernel did not give.
+    ///
+    /// # Panics
+    /// If a size in the configuration is not a power of two in its range.
+    pub fn open(config: &PortConfig) -> Result<Self, Error> {
+        let (umem, frames) = memory(config)?;
+        let (tx, rx, rings) = bind(config, &umem)?;
+        let (fill, completed) = rings.expect("the first socket of its memory has the rings");
+        let mut frames = frames;
+        let free = frames.split_off(config.ring as usize);
+        let mut port = Self {
+            umem,
+            rx,
+            tx,
+            fill,
+            completed,
+            received: [FrameDesc::default(); BURST],
+            open: Vec::with_capacity(MAX_BUFFERS),
+            returning: frames,
+            free,
+            done: [FrameDesc::default(); BURST],
+            unsent: false,
+            busy_poll: config.busy_poll.is_some(),
+            zero_copy: false,
+            stats: PortStats::default(),
+        };
+        if let Some(budget) = config.busy_poll {
+            prefer_busy_poll(port.fd(), budget)?;
+        }
+        port.zero_copy = is_zero_copy(port.fd())?;
+        port.give_back();
+        Ok(port)
+    }
+
+    /// The socket, for the XDP program's map.
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the socket lives as long as its rings, which this owns.
+        unsafe { BorrowedFd::borrow_raw(self.rx.fd().as_raw_fd()) }
+    }
+
+    /// Whether the driver writes packets straight to the packet memory.
+    #[must_use]
+    pub fn is_zero_copy(&self) -> bool {
+        self.zero_copy
+    }
+
+    /// Hands up to [`BURST`] buffers of packets to `take`, each packet as its buffers in order;
+    /// returns how many packets there were.
+    pub fn receive(&mut self, mut take: impl FnMut(&[&[u8]])) -> usize {
+        // SAFETY: the rings were made with this packet memory.
+        let count = unsafe { self.rx.consume(&mut self.received) };
+        let mut packets = 0;
+        for index in 0..count {
+            let buffer = self.received[index];
+            self.open.push(buffer);
+            if buffer.has_more_frames() {
+                continue;
+            }
+            self.stats.multi_buffer += u64::from(self.open.len() > 1);
+            let mut parts: [&[u8]; MAX_BUFFERS] = [&[]; MAX_BUFFERS];
+            // A packet in more buffers than any interface's MTU needs is dropped.
+            if self.open.len() <= MAX_BUFFERS {
+                for (part, buffer) in parts.iter_mut().zip(&self.open) {
+                    // SAFETY: the descriptor came from the receive ring of this memory and has not
+                    // gone back yet, so the kernel does not write to its frame.
+                    *part = unsafe { self.umem.data(buffer) }.contents();
+                }
+                let parts = &parts[..self.open.len()];
+                self.stats.bytes += parts.iter().map(|part| part.len() as u64).sum::<u64>();
+                take(parts);
+                packets += 1;
+            }
+            self.returning.append(&mut self.open);
+        }
+        self.stats.packets += packets as u64;
+        if count > 0 {
+            self.give_back();
+        }
+        packets
+    }
+
+    /// Sends one packet of at most a frame. Returns whether there was a frame for it; it leaves with
+    /// [`Self::flush`] at the latest.
+    ///
+    /// # Panics
+    /// If the packet is larger than a frame.
+    pub fn send(&mut self, packet: &[u8]) -> bool {
+        if self.free.is_empty() {
+            self.collect_completed();
+        }
+        let Some(mut frame) = self.free.pop() else {
+            self.stats.no_frame += 1;
+            return false;
+        };
+        // SAFETY: a free frame is ours alone; the descriptor is of this memory.
+        let mut data = unsafe { self.umem.data_mut(&mut frame) };
+        let mut cursor = data.cursor();
+        cursor.set_pos(0);
+        cursor.write_all(packet).expect("a packet fits in a frame");
+        // SAFETY: the descriptor is of this memory, and nothing touches its frame until it comes
+        // back through the completion ring.
+        if unsafe { self.tx.produce_one(&frame) } == 0 {
+            self.free.push(frame);
+            self.stats.no_frame += 1;
+            return false;
+        }
+        self.stats.sent += 1;
+        self.unsent = true;
+        true
+    }
+
+    /// Lets the kernel send what waits in the transmit ring: one system call, if it needs one.
+    ///
+    /// # Errors
+    /// The kernel's answer, such as that the interface is gone.
+    pub fn flush(&mut self) -> io::Result<()> {
+        if self.unsent {
+            self.unsent = false;
+            if self.tx.needs_wakeup() {
+                self.stats.kicks += 1;
+                self.tx.wakeup()?;
+            }
+            self.collect_completed();
+        }
+        Ok(())
+    }
+
+    /// Lets the kernel work on the queue on this core, where it waits for that: one system call.
+    pub fn drive(&mut self) {
+        if self.busy_poll || self.fill.needs_wakeup() {
+            self.stats.kicks += 1;
+            // SAFETY: a receive of no bytes has no buffer.
+            unsafe {
+                libc::recvfrom(
+                    self.rx.fd().as_raw_fd(),
+                    std::ptr::null_mut(),
+                    0,
+                    libc::MSG_DONTWAIT,
+                    std::ptr::null_mut(),
+                    std::ptr::null_mut(),
+                );
+            }
+        }
+    }
+
+    /// What was counted so far.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn stats(&self) -> io::Result<PortStats> {
+        let kernel = self.rx.fd().xdp_statistics()?;
+        Ok(PortStats {
+            rx_dropped: kernel.rx_dropped(),
+            rx_ring_full: kernel.rx_ring_full(),
+            rx_fill_ring_empty: kernel.rx_fill_ring_empty_descs(),
+            invalid: kernel.rx_invalid_descs() + kernel.tx_invalid_descs(),
+            ..self.stats
+        })
+    }
+
+    /// Puts what was received back into the fill ring, which has room for all frames.
+    fn give_back(&mut self) {
+        // SAFETY: the frames are of this memory, and nobody looks at them any more.
+        let taken = unsafe { self.fill.produce(&self.returning) };
+        // All or none; none only if the kernel is about to take some.
+        self.returning.drain(..taken);
+    }
+
+    fn collect_completed(&mut self) {
+        loop {
+            // SAFETY: the ring is that of this memory.
+            let count = unsafe { self.completed.consume(&mut self.done) };
+            self.free.extend_from_slice(&self.done[..count]);
+            if count < BURST {
+                return;
+            }
+        }
+    }
+}
+
+/// Packet memory for one port: its fill ring full, and frames for answers.
+fn memory(config: &PortConfig) -> Result<(Umem, Vec<FrameDesc>), Error> {
+    let size = |value| QueueSize::new(value).expect("a ring's size is a power of two");
+    let umem = UmemConfig::builder()
+        .frame_size(FrameSize::new(config.frame_size).expect("a frame is 2048 bytes or more"))
+        .fill_queue_size(size(config.ring))
+        .comp_queue_size(size(ANSWERS))
+        .build()
+        .expect("a frame has room for its headroom");
+    let count = NonZeroU32::new(config.ring + ANSWERS).expect("a ring has entries");
+    let bytes = u64::from(count.get()) * u64::from(config.frame_size);
+    // Huge pages where the host has set some aside.
+    Umem::new(umem, count, true)
+        .or_else(|_| Umem::new(umem, count, false))
+        .map_err(|error| {
+            let source = cause(&error);
+            let hint = hint(&source);
+            Error::Umem {
+                bytes,
+                source,
+                hint,
+            }
+        })
+}
+
+type Bound = (TxQueue, RxQueue, Option<(FillQueue, CompQueue)>);
+
+fn bind(config: &PortConfig, umem: &Umem) -> Result<Bound, Error> {
+    let interface: Interface = config.interface.parse().map_err(|_| Error::Interface {
+        interface: config.interface.clone(),
+    })?;
+    let mut flags = BindFlags::XDP_USE_NEED_WAKEUP | BindFlags::XDP_USE_SG;
+    flags.set(BindFlags::XDP_COPY, config.copy);
+    let socket = SocketConfig::builder()
+        .rx_queue_size(QueueSize::new(config.ring).expect("a ring's size is a power of two"))
+        .tx_queue_size(QueueSize::new(ANSWERS).expect("a power of two"))
+        .libxdp_flags(LibxdpFlags::XSK_LIBXDP_FLAGS_INHIBIT_PROG_LOAD)
+        .bind_flags(flags)
+        .build();
+    let start = Instant::now();
+    loop {
+        // SAFETY: the memory has no other socket, so no ring of it is shared.
+        match unsafe { Socket::new(socket, umem, &interface, config.queue) } {
+            Ok(rings) => return Ok(rings),
+            Err(error) => {
+                let source = cause(&error);
+                let busy = source.raw_os_error() == Some(libc::EBUSY);
+                if !busy || start.elapsed() > BUSY_PATIENCE {
+                    return Err(Error::Socket {
+                        interface: config.interface.clone(),
+                        queue: config.queue,
+                        hint: hint(&source),
+                        source,
+                    });
+                }
+                thread::sleep(Duration::from_millis(50));
+            }
+        }
+    }
+}
+
+/// The kernel's answer below an error of xsk-rs.
+fn cause(error: &(dyn std::error::Error + 'static)) -> io::Error {
+    let io = error.source().and_then(|e| e.downcast_ref::<io::Error>());
+    match io.and_then(io::Error::raw_os_error) {
+        Some(code) => io::Error::from_raw_os_error(code),
+        None => io::Error::other(error.to_string()),
+    }
+}
+
+/// Lets system calls of this socket drive the queue instead of interrupts, so many packets a call.
+fn prefer_busy_poll(socket: BorrowedFd<'_>, budget: u16) -> Result<(), Error> {
+    let wait_us = 20;
+    for (name, value) in [
+        (libc::SO_PREFER_BUSY_POLL, 1),
+        (libc::SO_BUSY_POLL, wait_us),
+        (libc::SO_BUSY_POLL_BUDGET, c_int::from(budget)),
+    ] {
+        // SAFETY: the option's value is an int, whose address and size are given.
+        let code = unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                name,
+                (&raw const value).cast(),
+                size_of::<c_int>() as libc::socklen_t,
+            )
+        };
+        if code != 0 {
+            return Err(Error::Option {
+                what: "cannot switch busy polling on (it needs CAP_NET_ADMIN, and Linux 5.11)",
+                source: io::Error::last_os_error(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// `XDP_OPTIONS` tells in which mode the socket was bound.
+fn is_zero_copy(socket: BorrowedFd<'_>) -> Result<bool, Error> {
+    let mut options = libc::xdp_options { flags: 0 };
+    let mut len = size_of::<libc::xdp_options>() as libc::socklen_t;
+    // SAFETY: the value is the option's struct, whose address and size are given.
+    let code = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_XDP,
+            libc::XDP_OPTIONS,
+            (&raw mut options).cast(),
+            &raw mut len,
+        )
+    };
+    if code != 0 {
+        return Err(Error::Option {
+            what: "cannot ask whether the driver copies",
+            source: io::Error::last_os_error(),
+        });
+    }
+    Ok(options.flags & libc::XDP_OPTIONS_ZEROCOPY != 0)
+}

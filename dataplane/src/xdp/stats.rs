@@ -1,0 +1,68 @@
+//! What the xdp path counts: packets by what became of them.
+
+use serde::Serialize;
+
+use super::port::PortStats;
+
+/// Figures of one worker, or of all together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct XdpStats {
+    /// Packets whose payload was placed.
+    pub placed: u64,
+    /// Packets that only ask for an ACK.
+    pub pings: u64,
+    /// Packets that were not taken apart: no UDP, too short, or not this protocol.
+    pub malformed: u64,
+    /// Packets with a wrong checksum.
+    pub corrupt: u64,
+    /// Packets of streams that this worker does not have.
+    pub unknown_stream: u64,
+    /// Packets all of which came before.
+    pub duplicates: u64,
+    /// Packets refused because they ignore a limit or contradict others.
+    pub refused: u64,
+    /// ACK packets sent.
+    pub acks: u64,
+    /// Batches that were received outside the ring because it had no room.
+    pub aside: u64,
+    /// Times that the worker looked and found no packet.
+    pub empty_polls: u64,
+    /// Times that the worker slept.
+    pub sleeps: u64,
+    /// What the sockets count.
+    #[serde(flatten)]
+    pub port: PortStats,
+}
+
+impl XdpStats {
+    /// Adds another worker's figures.
+    pub fn merge(&mut self, other: &Self) {
+        self.placed += other.placed;
+        self.pings += other.pings;
+        self.malformed += other.malformed;
+        self.corrupt += other.corrupt;
+        self.unknown_stream += other.unknown_stream;
+        self.duplicates += other.duplicates;
+        self.refused += other.refused;
+        self.acks += other.acks;
+        self.aside += other.aside;
+        self.empty_polls += other.empty_polls;
+        self.sleeps += other.sleeps;
+        self.add_port(&other.port);
+    }
+
+    /// Adds a port's figures.
+    pub fn add_port(&mut self, other: &PortStats) {
+        let port = &mut self.port;
+        port.packets += other.packets;
+        port.bytes += other.bytes;
+        port.multi_buffer += other.multi_buffer;
+        port.sent += other.sent;
+        port.no_frame += other.no_frame;
+        port.kicks += other.kicks;
+        port.rx_dropped += other.rx_dropped;
+        port.rx_ring_full += other.rx_ring_full;
+        port.rx_fill_ring_empty += other.rx_fill_ring_empty;
+        port.invalid += other.invalid;
+    }
+}

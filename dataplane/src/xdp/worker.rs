@@ -1,0 +1,534 @@
+//! A worker: one thread that drives its ports, its streams and their control connections.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use polling::{Event, Events, PollMode, Poller};
+use quanta::Clock;
+use tracing::{debug, info, warn};
+
+use super::FIRST_CREDIT;
+use super::frame::{self, ReturnPath};
+use super::port::Port;
+use super::registry::Registry;
+use super::stats::XdpStats;
+use super::stream::{Context, Ending, Stream};
+use crate::log::{Log, Writer};
+use crate::profile::Tick;
+use crate::tcp::{Counters, Opened, PathStage, Shared, WorkerStats};
+use crate::wire::packet::{Content, Data, Feedback, MAX_ACK_LEN, StreamKey};
+use crate::wire::reply::Fault;
+
+/// How often time is looked after, nanoseconds.
+const TICK: u64 = 1_000_000;
+/// How long an adaptive worker looks for packets before it sleeps, nanoseconds.
+const SPIN: u64 = 50_000;
+/// Longest sleep, milliseconds.
+const SLEEP: i32 = 50;
+/// One packet in so many is timed; a power of two.
+const SAMPLE: u64 = 16;
+/// Bytes of batches that a stream may have on their way, at least and at most.
+const MIN_WINDOW: u64 = FIRST_CREDIT;
+const MAX_WINDOW: u64 = 4 << 20;
+
+/// What a worker does while no packet comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Polling {
+    /// Looks again at once: owns its core, answers fastest.
+    Busy,
+    /// Looks for a moment, then sleeps until the kernel has something.
+    Adaptive,
+}
+
+/// Settings of a worker.
+#[derive(Debug, Clone)]
+pub struct WorkerConfig {
+    /// Compare each batch with its checksum before it is committed. Packets are always compared
+    /// with theirs.
+    pub verify_on_receive: bool,
+    /// What to do while no packet comes.
+    pub polling: Polling,
+    /// Bytes of batches that may be on their way to this worker, all streams together: what its
+    /// receive rings hold.
+    pub capacity: u64,
+}
+
+/// The way to a running worker.
+#[derive(Debug, Clone)]
+pub struct WorkerHandle {
+    poller: Arc<Poller>,
+}
+
+impl WorkerHandle {
+    /// Makes the worker look at its stop flag.
+    ///
+    /// # Errors
+    /// If the poller cannot be notified.
+    pub fn wake(&self) -> io::Result<()> {
+        self.poller.notify()
+    }
+}
+
+/// A worker, before it runs.
+#[derive(Debug)]
+pub struct Worker {
+    ports: Vec<Port>,
+    state: State,
+    stop: Arc<AtomicBool>,
+    events: Events,
+}
+
+/// All but the ports: what a packet changes.
+#[derive(Debug)]
+struct State {
+    config: WorkerConfig,
+    registry: Arc<Registry>,
+    shared: Arc<Shared>,
+    poller: Arc<Poller>,
+    clock: Clock,
+    start: u64,
+    writers: Vec<Writer>,
+    streams: Vec<Option<Entry>>,
+    free: Vec<usize>,
+    by_key: HashMap<StreamKey, usize>,
+    /// Streams that got a packet in this round.
+    touched: Vec<usize>,
+    feedback: Feedback,
+    frame: Vec<u8>,
+    stats: WorkerStats,
+    xdp: XdpStats,
+    first_packet: Option<Tick>,
+    last_commit: Option<Tick>,
+    seen: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    stream: Stream,
+    writer: usize,
+    touched: bool,
+}
+
+impl Worker {
+    /// A worker that runs until `stop` is set, with streams of `registry`.
+    ///
+    /// # Errors
+    /// If the kernel gives no epoll instance.
+    pub fn new(
+        config: WorkerConfig,
+        ports: Vec<Port>,
+        registry: Arc<Registry>,
+        shared: Arc<Shared>,
+        stop: Arc<AtomicBool>,
+    ) -> io::Result<(Self, WorkerHandle)> {
+        let poller = Arc::new(Poller::new()?);
+        let handle = WorkerHandle {
+            poller: Arc::clone(&poller),
+        };
+        let clock = Clock::new();
+        let state = State {
+            config,
+            registry,
+            shared,
+            poller,
+            start: clock.raw(),
+            clock,
+            writers: Vec::new(),
+            streams: Vec::new(),
+            free: Vec::new(),
+            by_key: HashMap::new(),
+            touched: Vec::with_capacity(64),
+            feedback: Feedback::new(StreamKey { key: 0, stream: 0 }),
+            frame: vec![0; 128 + MAX_ACK_LEN],
+            stats: WorkerStats::default(),
+            xdp: XdpStats::default(),
+            first_packet: None,
+            last_commit: None,
+            seen: 0,
+        };
+        let worker = Self {
+            ports,
+            state,
+            stop,
+            events: Events::new(),
+        };
+        Ok((worker, handle))
+    }
+
+    /// Serves streams until told to stop; returns what it did.
+    ///
+    /// # Errors
+    /// If the kernel does not answer for a port, as when the interface is gone.
+    pub fn run(mut self) -> io::Result<(WorkerStats, XdpStats)> {
+        let mut next_tick = 0;
+        let mut busy_until = 0;
+        while !self.stop.load(Ordering::Relaxed) {
+            let mut packets = 0;
+            for (number, port) in self.ports.iter_mut().enumerate() {
+                port.drive();
+                let now = self.state.now();
+                packets += port.receive(|parts| self.state.packet(number, parts, now));
+            }
+            let now = self.state.now();
+            if packets > 0 {
+                self.state.commit_touched(now);
+                busy_until = now + SPIN;
+            } else {
+                self.state.xdp.empty_polls += 1;
+            }
+            self.send_acks(now)?;
+            if now >= next_tick {
+                self.tick(now)?;
+                next_tick = now + TICK;
+            }
+            if packets == 0 && self.state.config.polling == Polling::Adaptive && now > busy_until {
+                self.sleep(now)?;
+                busy_until = self.state.now() + SPIN;
+                next_tick = next_tick.min(busy_until);
+            }
+        }
+        self.shut_down()
+    }
+
+    /// Sends the ACKs that are due, one system call for all of a port.
+    fn send_acks(&mut self, now: u64) -> io::Result<()> {
+        let start = self.state.stats.stages.now();
+        let mut sent = false;
+        let State {
+            touched,
+            streams,
+            feedback,
+            frame,
+            xdp,
+            ..
+        } = &mut self.state;
+        touched.retain(|&number| {
+            let Some(entry) = &mut streams[number] else {
+                return false;
+            };
+            if let Some(len) = entry.stream.ack(now, feedback, frame) {
+                // An ACK for which there is no frame is like one that got lost.
+                self.ports[entry.stream.port].send(&frame[..len]);
+                xdp.acks += 1;
+                sent = true;
+            }
+            entry.touched = entry.stream.ack_due().is_some();
+            entry.touched
+        });
+        if sent {
+            for port in &mut self.ports {
+                port.flush()?;
+            }
+            self.state.stats.stages.lap(PathStage::SendAck, start);
+        }
+        Ok(())
+    }
+
+    fn tick(&mut self, now: u64) -> io::Result<()> {
+        self.events.clear();
+        self.state
+            .poller
+            .wait(&mut self.events, Some(Duration::ZERO))?;
+        for number in 0..self.state.streams.len() {
+            self.state.with(number, now, Stream::tick);
+        }
+        self.state.registry.expire();
+        Ok(())
+    }
+
+    /// Until a packet comes, somebody says something over a control connection, or an ACK is due.
+    fn sleep(&mut self, now: u64) -> io::Result<()> {
+        let streams = self.state.streams.iter().flatten();
+        if streams
+            .clone()
+            .any(|entry| entry.stream.ack_due().is_some_and(|due| due > now))
+        {
+            // Sooner than any sleep would end.
+            return Ok(());
+        }
+        let blocked = streams.clone().any(|entry| entry.stream.is_blocked());
+        let timeout = if blocked { 1 } else { SLEEP };
+        let readable = |fd: RawFd| libc::pollfd {
+            fd,
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        let mut all: Vec<_> = self
+            .ports
+            .iter()
+            .map(|port| readable(port.fd().as_raw_fd()))
+            .collect();
+        all.push(readable(self.state.poller.as_raw_fd()));
+        self.state.xdp.sleeps += 1;
+        // SAFETY: the array outlives the call, and its length is given.
+        let code = unsafe { libc::poll(all.as_mut_ptr(), all.len() as libc::nfds_t, timeout) };
+        let error = io::Error::last_os_error();
+        if code < 0 && error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    fn shut_down(mut self) -> io::Result<(WorkerStats, XdpStats)> {
+        let text = "the broker is shutting down".to_owned();
+        for number in 0..self.state.streams.len() {
+            let ending = Ending::Fault(Fault::Shutdown, text.clone());
+            self.state.remove(number, &ending);
+        }
+        let State {
+            mut stats,
+            mut xdp,
+            first_packet,
+            last_commit,
+            ..
+        } = self.state;
+        if let (Some(first), Some(last)) = (first_packet, last_commit) {
+            stats.active_ns = stats.stages.nanos_between(first, last);
+        }
+        for port in &self.ports {
+            xdp.add_port(&port.stats()?);
+        }
+        stats.polls = xdp.sleeps;
+        stats.recv_calls = xdp.port.kicks;
+        stats.recv_bytes = xdp.port.bytes;
+        Ok((stats, xdp))
+    }
+}
+
+impl State {
+    /// Nanoseconds since the worker was made.
+    fn now(&self) -> u64 {
+        self.clock.delta_as_nanos(self.start, self.clock.raw())
+    }
+
+    /// A packet came to a port.
+    fn packet(&mut self, port: usize, parts: &[&[u8]], now: u64) {
+        let timed = self.seen.is_multiple_of(SAMPLE);
+        self.seen += 1;
+        let start = timed.then(|| self.stats.stages.now());
+        let total = parts.iter().map(|part| part.len()).sum();
+        let Some(datagram) = frame::parse(parts[0], total) else {
+            self.xdp.malformed += 1;
+            return;
+        };
+        let mut rest: [&[u8]; 8] = [&[]; 8];
+        let Some((header, len)) = split(parts, &datagram, &mut rest) else {
+            self.xdp.malformed += 1;
+            return;
+        };
+        let rest = &rest[..parts.len()];
+        let Ok(received) = header.parse(rest) else {
+            self.xdp.corrupt += 1;
+            return;
+        };
+        let number = match self.by_key.get(&received.stream) {
+            Some(&number) => number,
+            None => match self.registry.take(received.stream) {
+                Some(opened) => {
+                    let back = ReturnPath::of(parts[0], &datagram);
+                    match self.adopt(opened, received.stream, back, port, now) {
+                        Some(number) => number,
+                        None => return,
+                    }
+                }
+                None => {
+                    self.xdp.unknown_stream += 1;
+                    return;
+                }
+            },
+        };
+        if let Some(start) = start {
+            let parsed = self.stats.stages.now();
+            self.first_packet.get_or_insert(start);
+            let ticks = parsed.ticks_since(start) * SAMPLE;
+            self.stats
+                .stages
+                .credit(PathStage::DrainHeader, ticks, SAMPLE);
+            self.place(number, received.packet, &received.content, rest, len, now);
+            let ticks = self.stats.stages.now().ticks_since(parsed) * SAMPLE;
+            self.stats
+                .stages
+                .credit(PathStage::DrainPayloadToBuffer, ticks, SAMPLE);
+        } else {
+            self.place(number, received.packet, &received.content, rest, len, now);
+        }
+        let entry = self.streams[number].as_mut().expect("it was just found");
+        // A publisher may come from another port or queue, after a router in between forgot it.
+        if !entry.stream.back.leads_back(parts[0], &datagram) {
+            entry.stream.back = ReturnPath::of(parts[0], &datagram);
+        }
+        entry.stream.port = port;
+    }
+
+    fn place(
+        &mut self,
+        number: usize,
+        packet: u64,
+        content: &Content,
+        rest: &[&[u8]],
+        len: u32,
+        now: u64,
+    ) {
+        let entry = self.streams[number].as_mut().expect("it was just found");
+        let mut cx = Context {
+            writer: &mut self.writers[entry.writer],
+            stats: &mut self.stats,
+            xdp: &mut self.xdp,
+            verify: self.config.verify_on_receive,
+            now,
+        };
+        match content {
+            Content::Ping => entry.stream.ping(&mut cx, packet),
+            Content::Payload(chunk) => entry.stream.payload(&mut cx, packet, chunk, rest, len),
+        }
+        if !entry.touched {
+            entry.touched = true;
+            self.touched.push(number);
+        }
+    }
+
+    fn commit_touched(&mut self, now: u64) {
+        for index in 0..self.touched.len() {
+            let before = self.stats.batches;
+            self.with(self.touched[index], now, Stream::commit);
+            if self.stats.batches > before {
+                self.last_commit = Some(self.stats.stages.now());
+            }
+        }
+    }
+
+    fn adopt(
+        &mut self,
+        opened: Opened,
+        key: StreamKey,
+        back: ReturnPath,
+        port: usize,
+        now: u64,
+    ) -> Option<usize> {
+        let writer = self.writer_for(&opened.admission.log);
+        let number = self.free.pop().unwrap_or_else(|| {
+            self.streams.push(None);
+            self.streams.len() - 1
+        });
+        debug!(from = %back.peer(), "first packet of a stream");
+        let stream = Stream::new(opened, key, back, port, MIN_WINDOW, now);
+        // SAFETY: the socket is deleted from the poller in `remove`, before it is closed.
+        let added = unsafe {
+            self.poller
+                .add_with_mode(&stream.control, Event::readable(number), PollMode::Edge)
+        };
+        if let Err(error) = added {
+            warn!(%error, "cannot watch a control connection; the stream is dropped");
+            self.free.push(number);
+            self.registry.ended();
+            return None;
+        }
+        self.by_key.insert(key, number);
+        self.streams[number] = Some(Entry {
+            stream,
+            writer,
+            touched: false,
+        });
+        self.share_out();
+        Some(number)
+    }
+
+    /// Each stream gets its part of what the rings hold.
+    fn share_out(&mut self) {
+        let count = self.by_key.len().max(1) as u64;
+        let window = (self.config.capacity / count).clamp(MIN_WINDOW, MAX_WINDOW);
+        for entry in self.streams.iter_mut().flatten() {
+            entry.stream.set_window(window);
+        }
+    }
+
+    fn writer_for(&mut self, log: &Arc<Log>) -> usize {
+        let known = self
+            .writers
+            .iter()
+            .position(|writer| Arc::ptr_eq(writer.log(), log));
+        known.unwrap_or_else(|| {
+            self.writers.push(log.writer());
+            self.writers.len() - 1
+        })
+    }
+
+    /// Runs `action` on a stream with all that it needs; ends the stream if that says so.
+    fn with(
+        &mut self,
+        number: usize,
+        now: u64,
+        action: impl FnOnce(&mut Stream, &mut Context<'_>) -> Result<(), Ending>,
+    ) {
+        let Some(entry) = self.streams[number].as_mut() else {
+            return;
+        };
+        let mut cx = Context {
+            writer: &mut self.writers[entry.writer],
+            stats: &mut self.stats,
+            xdp: &mut self.xdp,
+            verify: self.config.verify_on_receive,
+            now,
+        };
+        if let Err(ending) = action(&mut entry.stream, &mut cx) {
+            self.remove(number, &ending);
+        } else if entry.stream.ack_due().is_some() && !entry.touched {
+            entry.touched = true;
+            self.touched.push(number);
+        }
+    }
+
+    fn remove(&mut self, number: usize, ending: &Ending) {
+        let Some(entry) = self.streams[number].take() else {
+            return;
+        };
+        // A descriptor that is not watched any more is what is wanted.
+        let _ = self.poller.delete(&entry.stream.control);
+        self.by_key.remove(&entry.stream.key);
+        let counters = &self.shared.counters;
+        Counters::count(match ending {
+            Ending::Completed => &counters.streams_completed,
+            Ending::Fault(Fault::Checksum, _) => &counters.checksum_errors,
+            Ending::Fault(Fault::Protocol, _) => &counters.protocol_errors,
+            _ => &counters.streams_cut,
+        });
+        let report = entry.stream.finish(&mut self.writers[entry.writer], ending);
+        match ending {
+            Ending::Completed => debug!(peer = %report.peer, stream = report.stream, "completed"),
+            _ => info!(
+                peer = %report.peer,
+                stream = report.stream,
+                batches = report.batches,
+                "stream ended: {}",
+                report.ended
+            ),
+        }
+        self.shared.remember(report);
+        self.registry.ended();
+        self.free.push(number);
+        self.share_out();
+    }
+}
+
+/// Header of a packet, and its payload in parts: as many as the frame has.
+fn split<'a>(
+    parts: &[&'a [u8]],
+    datagram: &frame::Datagram,
+    rest: &mut [&'a [u8]; 8],
+) -> Option<(&'a Data, u32)> {
+    let first = &parts[0][datagram.start..];
+    let first = &first[..first.len().min(datagram.len)];
+    let (header, payload) = crate::wire::packet::split(first).ok()?;
+    let mut missing = datagram.len - first.len();
+    rest[0] = payload;
+    for (rest, part) in rest[1..].iter_mut().zip(&parts[1..]) {
+        *rest = &part[..part.len().min(missing)];
+        missing -= rest.len();
+    }
+    let len = datagram.len - size_of::<Data>();
+    Some((header, len as u32))
+}

@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+/*
+ * Steers a broker's payload packets to its AF_XDP sockets; everything else goes on to the kernel.
+ *
+ * A packet is the broker's when it is a whole UDP datagram over IPv4 or IPv6, with at most two VLAN
+ * tags, to one of the broker's addresses and its port, and begins with the magic of a payload
+ * packet. Its socket is the entry of the receive queue and of the worker that the stream belongs to.
+ */
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/udp.h>
+#include <stddef.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#define MAX_SOCKETS 1024
+#define MAX_ADDRESSES 64
+#define MAX_VLAN_TAGS 2
+#define IP_FRAGMENT 0x3fff /* more fragments, or an offset */
+
+/* What became of a packet; the loader knows the same list. */
+enum outcome {
+	STEERED,
+	NO_SOCKET,
+	NOT_IP,
+	NOT_UDP,
+	FRAGMENT,
+	OTHER_PORT,
+	OTHER_ADDRESS,
+	NOT_PAYLOAD,
+	MALFORMED,
+	OUTCOMES,
+};
+
+/* What the program looks at of a payload packet; docs/protocol.md has the whole. */
+struct payload {
+	__u32 magic;
+	__u32 checksum;
+	__u64 session;
+	__u16 stream;
+} __attribute__((packed));
+
+struct vlan {
+	__be16 tag;
+	__be16 protocol;
+};
+
+struct address {
+	__u8 bytes[16]; /* IPv4 as ::ffff:a.b.c.d */
+};
+
+/* Set by the loader before the program is loaded. */
+const volatile __u16 port;	       /* network byte order */
+const volatile __u32 magic;	       /* as its four bytes lie in the packet */
+const volatile __u32 sockets_per_queue = 1;
+
+struct {
+	__uint(type, BPF_MAP_TYPE_XSKMAP);
+	__uint(max_entries, MAX_SOCKETS);
+	__type(key, __u32);
+	__type(value, __u32);
+} sockets SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_ADDRESSES);
+	__type(key, struct address);
+	__type(value, __u8);
+} addresses SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, OUTCOMES);
+	__type(key, __u32);
+	__type(value, __u64);
+} outcomes SEC(".maps");
+
+static __always_inline int count(enum outcome outcome, int action)
+{
+	__u32 key = outcome;
+	__u64 *counter = bpf_map_lookup_elem(&outcomes, &key);
+
+	if (counter)
+		*counter += 1;
+	return action;
+}
+
+/* The worker of a stream among those that share a queue; the broker works it out the same way. */
+static __always_inline __u32 worker_of(__u64 session, __u16 stream)
+{
+	__u64 mixed = (session ^ stream) * 0x9e3779b97f4a7c15ULL;
+
+	return (__u32)(mixed >> 32) % sockets_per_queue;
+}
+
+static __always_inline int steer(struct xdp_md *ctx, const struct udphdr *udp, const void *end)
+{
+	const struct payload *payload = (const void *)(udp + 1);
+	__u32 socket;
+	int action;
+
+	if ((const void *)(payload + 1) > end || payload->magic != magic)
+		return count(NOT_PAYLOAD, XDP_PASS);
+	socket = ctx->rx_queue_index * sockets_per_queue +
+		 worker_of(payload->session, payload->stream);
+	action = bpf_redirect_map(&sockets, socket, XDP_PASS);
+	return count(action == XDP_REDIRECT ? STEERED : NO_SOCKET, action);
+}
+
+SEC("xdp.frags")
+int penstock_steer(struct xdp_md *ctx)
+{
+	const void *end = (const void *)(long)ctx->data_end;
+	const void *at = (const void *)(long)ctx->data;
+	const struct ethhdr *eth = at;
+	struct address to = {};
+	const struct udphdr *udp;
+	__be16 protocol;
+
+	if ((const void *)(eth + 1) > end)
+		return count(MALFORMED, XDP_PASS);
+	protocol = eth->h_proto;
+	at = eth + 1;
+	for (int tag = 0; tag < MAX_VLAN_TAGS; tag++) {
+		const struct vlan *vlan = at;
+
+		if (protocol != bpf_htons(ETH_P_8021Q) && protocol != bpf_htons(ETH_P_8021AD))
+			break;
+		if ((const void *)(vlan + 1) > end)
+			return count(MALFORMED, XDP_PASS);
+		protocol = vlan->protocol;
+		at = vlan + 1;
+	}
+
+	if (protocol == bpf_htons(ETH_P_IP)) {
+		const struct iphdr *ip = at;
+
+		if ((const void *)(ip + 1) > end || ip->version != 4 || ip->ihl < 5)
+			return count(MALFORMED, XDP_PASS);
+		if (ip->protocol != IPPROTO_UDP)
+			return count(NOT_UDP, XDP_PASS);
+		if (ip->frag_off & bpf_htons(IP_FRAGMENT))
+			return count(FRAGMENT, XDP_PASS);
+		to.bytes[10] = 0xff;
+		to.bytes[11] = 0xff;
+		__builtin_memcpy(&to.bytes[12], &ip->daddr, sizeof(ip->daddr));
+		udp = at + ip->ihl * 4;
+	} else if (protocol == bpf_htons(ETH_P_IPV6)) {
+		const struct ipv6hdr *ip = at;
+
+		if ((const void *)(ip + 1) > end || ip->version != 6)
+			return count(MALFORMED, XDP_PASS);
+		if (ip->nexthdr == IPPROTO_FRAGMENT)
+			return count(FRAGMENT, XDP_PASS);
+		if (ip->nexthdr != IPPROTO_UDP)
+			return count(NOT_UDP, XDP_PASS);
+		__builtin_memcpy(to.bytes, &ip->daddr, sizeof(to.bytes));
+		udp = (const void *)(ip + 1);
+	} else {
+		return count(NOT_IP, XDP_PASS);
+	}
+
+	if ((const void *)(udp + 1) > end)
+		return count(MALFORMED, XDP_PASS);
+	if (udp->dest != port)
+		return count(OTHER_PORT, XDP_PASS);
+	if (!bpf_map_lookup_elem(&addresses, &to))
+		return count(OTHER_ADDRESS, XDP_PASS);
+	return steer(ctx, udp, end);
+}
+
+/* Only what needs no GPL helper; the kernel wants a licence named. */
+char LICENSE[] SEC("license") = "Dual MIT/GPL";

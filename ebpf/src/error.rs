@@ -1,0 +1,85 @@
+//! What can go wrong between the program and an interface, and what to do about it.
+
+use std::io;
+
+use thiserror::Error;
+
+use crate::Mode;
+
+/// A failure to load, attach or fill the program.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// The kernel did not take the program.
+    #[error(
+        "cannot load the XDP program: {source}; it needs CAP_BPF and CAP_NET_ADMIN (run with sudo), and Linux 5.18 or newer"
+    )]
+    Load {
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// Another broker steers packets of this interface.
+    #[error(
+        "another penstock-broker serves {interface} (XDP program {id}); stop it, or give this one another interface"
+    )]
+    OtherBroker {
+        /// The interface.
+        interface: String,
+        /// The kernel's number of its program.
+        id: u32,
+    },
+    /// Another XDP program is there.
+    #[error(
+        "{interface} has another XDP program (number {id}, {name:?}; bpftool net shows it); remove it (ip link set dev {interface} xdp off), or replace it with --force"
+    )]
+    Occupied {
+        /// The interface.
+        interface: String,
+        /// The kernel's number of the program.
+        id: u32,
+        /// The program's name.
+        name: String,
+    },
+    /// The interface does not take the program in this mode.
+    #[error("cannot attach the XDP program to {interface} in {mode} mode: {source}{hint}")]
+    Attach {
+        /// The interface.
+        interface: String,
+        /// The mode asked for.
+        mode: Mode,
+        /// The kernel's answer.
+        source: io::Error,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// A program that was to be replaced would not go.
+    #[error("cannot remove XDP program {id} from {interface}: {source}")]
+    Replace {
+        /// The interface.
+        interface: String,
+        /// The kernel's number of the program.
+        id: u32,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// There is no such interface in this network namespace.
+    #[error("no interface {interface}: {source}; ip link shows them")]
+    NoInterface {
+        /// The interface.
+        interface: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// A limit of the program's maps, or the kernel's refusal to fill them.
+    #[error("{what}: {source}")]
+    Map {
+        /// What was to be done.
+        what: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}
+
+/// libbpf's error with the kernel's below it.
+pub(crate) fn io(error: libbpf_rs::Error) -> io::Error {
+    io::Error::other(format!("{error:#}"))
+}

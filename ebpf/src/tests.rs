@@ -1,0 +1,429 @@
+//! The program in the kernel, on packets made here and on interfaces of a namespace of its own.
+//!
+//! All of it needs root; `scripts/test.sh` runs it where it may.
+
+use std::ffi::CStr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::process::Command;
+use std::{io, thread};
+
+use crate::attached::{check, index_of};
+use crate::{Attached, Config, Error, Mode, Outcomes, Steering, attached, worker_of};
+
+const PASS: u32 = 2;
+const REDIRECT: u32 = 4;
+const MAGIC: [u8; 4] = *b"PNSD";
+const PORT: u16 = 1214;
+const V4: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
+const V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2);
+const SESSION: u64 = 0x0123_4567_89ab_cdef;
+
+fn config(sockets_per_queue: u32) -> Config {
+    Config {
+        addresses: vec![V4.into(), V6.into()],
+        port: PORT,
+        magic: MAGIC,
+        sockets_per_queue,
+    }
+}
+
+/// An AF_XDP socket that is bound to nothing: enough for the map.
+fn socket() -> OwnedFd {
+    // SAFETY: takes numbers only.
+    let fd = unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+    assert!(fd >= 0, "AF_XDP: {}", io::Error::last_os_error());
+    // SAFETY: the descriptor is new, and nobody else's.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// What the program says to a packet that comes in on queue 0 of the loopback interface.
+fn verdict(steering: &Steering, packet: &[u8]) -> u32 {
+    let mut options = libbpf_sys::bpf_test_run_opts {
+        sz: size_of::<libbpf_sys::bpf_test_run_opts>() as libbpf_sys::size_t,
+        data_in: packet.as_ptr().cast(),
+        data_size_in: packet.len() as u32,
+        ..Default::default()
+    };
+    // SAFETY: the options point to the packet, which outlives the call, and say its size.
+    let code = unsafe {
+        libbpf_sys::bpf_prog_test_run_opts(steering.program().as_raw_fd(), &raw mut options)
+    };
+    check(code).expect("the kernel runs the program");
+    options.retval
+}
+
+/// A packet, part by part.
+#[derive(Clone)]
+struct Packet {
+    tags: Vec<[u8; 2]>,
+    to: IpAddr,
+    ip_options: usize,
+    next_header: u8,
+    fragment: [u8; 2],
+    port: u16,
+    payload: Vec<u8>,
+}
+
+impl Packet {
+    fn payload_to(to: IpAddr) -> Self {
+        let payload = [&MAGIC[..], &[0; 4], &SESSION.to_le_bytes(), &[0; 80]].concat();
+        Self {
+            tags: Vec::new(),
+            to,
+            ip_options: 0,
+            next_header: 17,
+            fragment: [0x40, 0],
+            port: PORT,
+            payload,
+        }
+    }
+
+    /// Bytes of the packet before the UDP payload.
+    fn headers(&self) -> usize {
+        self.bytes().len() - self.payload.len()
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        let mut bytes = vec![2; 12];
+        for tag in &self.tags {
+            bytes.extend([tag[0], tag[1], 0, 7]);
+        }
+        match self.to {
+            IpAddr::V4(to) => {
+                bytes.extend([0x08, 0x00, 0x45 + self.ip_options as u8, 0]);
+                let len = 28 + 4 * self.ip_options + self.payload.len();
+                bytes.extend((len as u16).to_be_bytes());
+                bytes.extend([
+                    0,
+                    1,
+                    self.fragment[0],
+                    self.fragment[1],
+                    64,
+                    self.next_header,
+                ]);
+                bytes.extend([0, 0, 10, 0, 0, 1]);
+                bytes.extend(to.octets());
+                bytes.extend(vec![1; 4 * self.ip_options]);
+            }
+            IpAddr::V6(to) => {
+                bytes.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
+                bytes.extend((8 + self.payload.len() as u16).to_be_bytes());
+                bytes.extend([self.next_header, 64]);
+                bytes.extend(Ipv6Addr::LOCALHOST.octets());
+                bytes.extend(to.octets());
+            }
+        }
+        bytes.extend([0x30, 0x39]);
+        bytes.extend(self.port.to_be_bytes());
+        bytes.extend((8 + self.payload.len() as u16).to_be_bytes());
+        bytes.extend([0, 0]);
+        bytes.extend(&self.payload);
+        bytes
+    }
+}
+
+fn loaded() -> (Steering, OwnedFd) {
+    let steering = Steering::load(&config(1)).expect("the program loads");
+    let socket = socket();
+    steering.insert(0, 0, socket.as_fd()).unwrap();
+    (steering, socket)
+}
+
+/// The verdict, and the one outcome that was counted for it.
+fn judged(steering: &Steering, packet: &[u8]) -> (u32, Outcomes) {
+    let before = steering.outcomes().unwrap();
+    let verdict = verdict(steering, packet);
+    let after = steering.outcomes().unwrap();
+    let since = |count: fn(&Outcomes) -> u64| count(&after) - count(&before);
+    let counted = Outcomes {
+        steered: since(|o| o.steered),
+        no_socket: since(|o| o.no_socket),
+        not_ip: since(|o| o.not_ip),
+        not_udp: since(|o| o.not_udp),
+        fragment: since(|o| o.fragment),
+        other_port: since(|o| o.other_port),
+        other_address: since(|o| o.other_address),
+        not_payload: since(|o| o.not_payload),
+        malformed: since(|o| o.malformed),
+    };
+    (verdict, counted)
+}
+
+macro_rules! assert_judged {
+    ($steering:expr, $packet:expr, $verdict:expr, $outcome:ident) => {
+        let wanted = Outcomes {
+            $outcome: 1,
+            ..Outcomes::default()
+        };
+        assert_eq!(judged($steering, &$packet), ($verdict, wanted));
+    };
+}
+
+#[test]
+#[ignore = "needs root"]
+fn payload_of_every_encapsulation_is_steered() {
+    let (steering, _socket) = loaded();
+    for to in [V4.into(), V6.into()] {
+        for tags in [vec![], vec![[0x81, 0]], vec![[0x88, 0xa8], [0x81, 0]]] {
+            for ip_options in [0, 1, 10] {
+                let packet = Packet {
+                    tags: tags.clone(),
+                    ip_options: if to == IpAddr::V6(V6) { 0 } else { ip_options },
+                    ..Packet::payload_to(to)
+                };
+                assert_judged!(&steering, packet.bytes(), REDIRECT, steered);
+            }
+        }
+    }
+    // Larger than a page: it comes in several buffers.
+    let mut jumbo = Packet::payload_to(V4.into());
+    jumbo.payload.resize(8900, 0);
+    assert_judged!(&steering, jumbo.bytes(), REDIRECT, steered);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn everything_else_goes_on_to_the_kernel_and_is_counted() {
+    let (steering, _socket) = loaded();
+    let v4 = Packet::payload_to(V4.into());
+    let v6 = Packet::payload_to(V6.into());
+    let mut arp = v4.bytes();
+    arp[12..14].copy_from_slice(&[0x08, 0x06]);
+    assert_judged!(&steering, arp, PASS, not_ip);
+    let three_tags = Packet {
+        tags: vec![[0x81, 0]; 3],
+        ..v4.clone()
+    };
+    assert_judged!(&steering, three_tags.bytes(), PASS, not_ip);
+    for ip in [&v4, &v6] {
+        for next_header in [6, 1, 58, 0] {
+            let packet = Packet {
+                next_header,
+                ..ip.clone()
+            };
+            assert_judged!(&steering, packet.bytes(), PASS, not_udp);
+        }
+        let elsewhere = Packet {
+            port: PORT + 1,
+            ..ip.clone()
+        };
+        assert_judged!(&steering, elsewhere.bytes(), PASS, other_port);
+        let mut strange = ip.clone();
+        strange.payload[0] ^= 1;
+        assert_judged!(&steering, strange.bytes(), PASS, not_payload);
+        let mut version = ip.bytes();
+        version[14] = (version[14] & 0x0f) | 0x50;
+        assert_judged!(&steering, version, PASS, malformed);
+    }
+    let mut short_header = v4.bytes();
+    short_header[14] = 0x44;
+    assert_judged!(&steering, short_header, PASS, malformed);
+    // The first, a middle and the last fragment.
+    for fragment in [[0x20, 0], [0x20, 100], [0, 200]] {
+        let packet = Packet {
+            fragment,
+            ..v4.clone()
+        };
+        assert_judged!(&steering, packet.bytes(), PASS, fragment);
+    }
+    let packet = Packet {
+        next_header: 44,
+        ..v6
+    };
+    assert_judged!(&steering, packet.bytes(), PASS, fragment);
+    for to in [
+        IpAddr::V4(Ipv4Addr::new(10, 0, 0, 3)),
+        Ipv6Addr::LOCALHOST.into(),
+    ] {
+        assert_judged!(
+            &steering,
+            Packet::payload_to(to).bytes(),
+            PASS,
+            other_address
+        );
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_packet_that_is_cut_short_anywhere_goes_on_to_the_kernel() {
+    let (steering, _socket) = loaded();
+    // What the program looks at of the UDP payload.
+    const LOOKED_AT: usize = 18;
+    for to in [V4.into(), V6.into()] {
+        for tags in [vec![], vec![[0x81, 0]], vec![[0x88, 0xa8], [0x81, 0]]] {
+            let packet = Packet {
+                tags,
+                ..Packet::payload_to(to)
+            };
+            let bytes = packet.bytes();
+            let needed = packet.headers() + LOOKED_AT;
+            // The kernel takes no shorter packet than an Ethernet header.
+            for len in 14..=bytes.len() {
+                let wanted = if len < needed { PASS } else { REDIRECT };
+                assert_eq!(verdict(&steering, &bytes[..len]), wanted, "{len} bytes");
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn streams_are_shared_out_over_the_sockets_of_a_queue() {
+    const WORKERS: u32 = 3;
+    let socket = socket();
+    // With one socket only, just its streams are redirected.
+    for worker in 0..WORKERS {
+        let steering = Steering::load(&config(WORKERS)).unwrap();
+        steering.insert(0, worker, socket.as_fd()).unwrap();
+        let mut mine = 0;
+        for stream in 0..200u16 {
+            let mut packet = Packet::payload_to(V4.into());
+            packet.payload[16..18].copy_from_slice(&stream.to_le_bytes());
+            let wanted = worker_of(SESSION, stream, WORKERS) == worker;
+            mine += u32::from(wanted);
+            let (verdict, counted) = judged(&steering, &packet.bytes());
+            assert_eq!(verdict, if wanted { REDIRECT } else { PASS });
+            assert_eq!(counted.no_socket, u64::from(!wanted));
+        }
+        assert!(
+            (30..=110).contains(&mine),
+            "worker {worker} has {mine} of 200"
+        );
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn limits_are_told() {
+    let addresses = (0..=crate::MAX_ADDRESSES as u8).map(|n| IpAddr::V4([10, 1, 1, n].into()));
+    let too_many = Config {
+        addresses: addresses.collect(),
+        ..config(1)
+    };
+    assert!(matches!(Steering::load(&too_many), Err(Error::Map { .. })));
+    let (steering, _socket) = loaded();
+    let queue = crate::MAX_SOCKETS;
+    assert!(matches!(
+        steering.insert(queue, 0, socket().as_fd()),
+        Err(Error::Map { .. })
+    ));
+}
+
+/// Runs in a network namespace with a pair of interfaces, a0 and a1, which goes with the thread.
+fn with_pair(test: impl FnOnce() + Send + 'static) {
+    let inside = move || {
+        // SAFETY: takes a number only; concerns this thread alone.
+        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0);
+        let made = Command::new("ip")
+            .args("link add a0 type veth peer name a1".split(' '))
+            .status();
+        assert!(made.unwrap().success());
+        test();
+    };
+    thread::spawn(inside).join().unwrap();
+}
+
+/// A program of somebody else.
+fn foreign() -> OwnedFd {
+    let instruction = |code, imm| libbpf_sys::bpf_insn {
+        code,
+        imm,
+        ..Default::default()
+    };
+    // r0 = XDP_PASS; exit
+    let instructions = [instruction(0xb7, PASS as i32), instruction(0x95, 0)];
+    let (name, licence): (&CStr, &CStr) = (c"foreign", c"GPL");
+    // SAFETY: all pointers are to what outlives the call; the count is that of the instructions.
+    let fd = unsafe {
+        libbpf_sys::bpf_prog_load(
+            libbpf_sys::BPF_PROG_TYPE_XDP,
+            name.as_ptr(),
+            licence.as_ptr(),
+            instructions.as_ptr(),
+            instructions.len() as libbpf_sys::size_t,
+            std::ptr::null_mut(),
+        )
+    };
+    check(fd).unwrap();
+    // SAFETY: the descriptor is new, and nobody else's.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+fn attach_by_netlink(program: &OwnedFd, interface: &str) {
+    let index = index_of(interface).unwrap();
+    // SAFETY: the descriptor is open; no options are given.
+    let code =
+        unsafe { libbpf_sys::bpf_xdp_attach(index, program.as_raw_fd(), 0, std::ptr::null()) };
+    check(code).unwrap();
+}
+
+fn load() -> Steering {
+    Steering::load(&config(1)).unwrap()
+}
+
+#[test]
+#[ignore = "needs root"]
+fn the_program_comes_in_each_mode_and_goes_with_its_owner() {
+    with_pair(|| {
+        for (asked, got) in [
+            (Mode::Auto, Mode::Native),
+            (Mode::Native, Mode::Native),
+            (Mode::Generic, Mode::Generic),
+        ] {
+            let mut steering = load();
+            let told = steering.attach("a0", asked, false).unwrap();
+            assert_eq!(told.mode, got);
+            assert_eq!(told.name, "penstock_steer");
+            assert_eq!(attached("a0").unwrap(), Some(told));
+            drop(steering);
+            assert_eq!(attached("a0").unwrap(), None);
+        }
+        let error = load().attach("nowhere", Mode::Auto, false).unwrap_err();
+        assert!(matches!(error, Error::NoInterface { .. }), "{error}");
+        // The loopback interface has no native XDP.
+        let error = load().attach("lo", Mode::Native, false).unwrap_err();
+        assert!(error.to_string().contains("--xdp-mode generic"), "{error}");
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_second_broker_is_told_of_the_first() {
+    with_pair(|| {
+        let mut first = load();
+        let Attached { id, .. } = first.attach("a0", Mode::Auto, false).unwrap();
+        let error = load().attach("a0", Mode::Auto, false).unwrap_err();
+        assert!(
+            matches!(&error, Error::OtherBroker { id: told, .. } if *told == id),
+            "{error}"
+        );
+        // Neither harmed the first.
+        assert_eq!(attached("a0").unwrap().unwrap().id, id);
+        let mut second = load();
+        second.attach("a0", Mode::Auto, true).unwrap();
+        assert_ne!(attached("a0").unwrap().unwrap().id, id);
+        // The first's link is empty by now: its end takes nothing off.
+        drop(first);
+        assert!(attached("a0").unwrap().is_some());
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_foreign_program_stays_unless_forced() {
+    with_pair(|| {
+        let program = foreign();
+        attach_by_netlink(&program, "a0");
+        let found = attached("a0").unwrap().unwrap();
+        assert_eq!(found.name, "foreign");
+        let mut steering = load();
+        let error = steering.attach("a0", Mode::Auto, false).unwrap_err();
+        assert!(matches!(&error, Error::Occupied { .. }), "{error}");
+        assert!(error.to_string().contains("--force"), "{error}");
+        assert_eq!(attached("a0").unwrap(), Some(found));
+        let ours = steering.attach("a0", Mode::Auto, true).unwrap();
+        assert_eq!(ours.name, "penstock_steer");
+    });
+}

@@ -1,0 +1,223 @@
+//! Pictures of measured figures: bars of medians with the range of their runs, as SVG.
+
+use std::fmt::Display;
+use std::path::Path;
+
+use anyhow::{Result, anyhow};
+use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
+
+use crate::spread::Spread;
+
+const WIDTH: u32 = 900;
+const HEIGHT: u32 = 360;
+/// One colour for each series; told apart by whoever sees no red or green, too.
+const COLOURS: [RGBColor; 2] = [RGBColor(0, 90, 156), RGBColor(221, 132, 36)];
+const INK: RGBColor = RGBColor(40, 40, 40);
+/// Part of a group's width that its bars take.
+const FILLED: f64 = 0.7;
+
+/// Figures that share a scale.
+pub struct Panel<'a> {
+    pub title: String,
+    /// Label, and one figure for each series.
+    pub groups: Vec<(String, Vec<&'a Spread>)>,
+}
+
+/// A picture.
+pub struct Chart<'a> {
+    pub title: &'a str,
+    pub unit: &'a str,
+    /// What is compared: as many as each group has figures, at most two.
+    pub series: &'a [&'a str],
+    pub panels: Vec<Panel<'a>>,
+}
+
+impl Chart<'_> {
+    /// Writes the picture.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        self.draw(path)
+            .map_err(|text| anyhow!("cannot draw {}: {text}", path.display()))
+    }
+
+    fn draw(&self, path: &Path) -> Result<(), String> {
+        let root = SVGBackend::new(path, (WIDTH, HEIGHT)).into_drawing_area();
+        root.fill(&WHITE).map_err(text)?;
+        let root = root
+            .titled(self.title, ("sans-serif", 18).into_font().color(&INK))
+            .map_err(text)?;
+        let areas = root.split_evenly((1, self.panels.len().max(1)));
+        for (number, (panel, area)) in self.panels.iter().zip(&areas).enumerate() {
+            self.draw_panel(panel, area, number == 0)?;
+        }
+        root.present().map_err(text)
+    }
+
+    fn draw_panel<DB: DrawingBackend>(
+        &self,
+        panel: &Panel<'_>,
+        area: &DrawingArea<DB, plotters::coord::Shift>,
+        legend: bool,
+    ) -> Result<(), String> {
+        let figures = panel.groups.iter().flat_map(|(_, figures)| figures);
+        let top = figures.map(|spread| spread.max).fold(0.0, f64::max) * 1.12;
+        let count = panel.groups.len();
+        let mut chart = ChartBuilder::on(area)
+            .caption(&panel.title, ("sans-serif", 15, &INK))
+            .margin(8)
+            .x_label_area_size(28)
+            .y_label_area_size(58)
+            .build_cartesian_2d(0.0..count as f64, 0.0..top.max(f64::MIN_POSITIVE))
+            .map_err(text)?;
+        chart
+            .configure_mesh()
+            .disable_x_mesh()
+            .disable_x_axis()
+            .light_line_style(WHITE)
+            .bold_line_style(RGBColor(225, 225, 225))
+            .axis_style(RGBColor(160, 160, 160))
+            .label_style(("sans-serif", 12, &INK))
+            .y_desc(self.unit)
+            .y_labels(6)
+            .y_label_formatter(&|value| value.to_string())
+            .draw()
+            .map_err(text)?;
+        for (series, name) in self.series.iter().enumerate() {
+            let bars = panel.groups.iter().enumerate();
+            let bars =
+                bars.filter_map(|(group, (_, figures))| Some((group, *figures.get(series)?)));
+            let drawn = chart
+                .draw_series(bars.clone().map(|(group, spread)| {
+                    let (left, right) = self.edges(group, series);
+                    let colour = COLOURS[series % COLOURS.len()];
+                    Rectangle::new([(left, 0.0), (right, spread.median)], colour.filled())
+                }))
+                .map_err(text)?;
+            if legend {
+                let colour = COLOURS[series % COLOURS.len()];
+                drawn.label(*name).legend(move |(x, y)| {
+                    Rectangle::new([(x, y - 5), (x + 12, y + 5)], colour.filled())
+                });
+            }
+            chart
+                .draw_series(bars.clone().flat_map(|(group, spread)| {
+                    let (left, right) = self.edges(group, series);
+                    whisker(left, right, spread)
+                }))
+                .map_err(text)?;
+            let style = ("sans-serif", 11, &WHITE)
+                .into_text_style(area)
+                .pos(Pos::new(HPos::Center, VPos::Bottom));
+            chart
+                .draw_series(bars.map(|(group, spread)| {
+                    let (left, right) = self.edges(group, series);
+                    let at = (f64::midpoint(left, right), top * 0.015);
+                    Text::new(figure(spread.median), at, style.clone())
+                }))
+                .map_err(text)?;
+        }
+        let below = ("sans-serif", 13, &INK)
+            .into_text_style(area)
+            .pos(Pos::new(HPos::Center, VPos::Top));
+        for (group, (label, _)) in panel.groups.iter().enumerate() {
+            let (x, y) = chart.backend_coord(&(group as f64 + 0.5, 0.0));
+            let (left, up) = area.get_base_pixel();
+            area.draw(&Text::new(
+                label.as_str(),
+                (x - left, y - up + 8),
+                below.clone(),
+            ))
+            .map_err(text)?;
+        }
+        if legend {
+            chart
+                .configure_series_labels()
+                .position(SeriesLabelPosition::UpperLeft)
+                .label_font(("sans-serif", 12, &INK))
+                .background_style(WHITE)
+                .draw()
+                .map_err(text)?;
+        }
+        Ok(())
+    }
+
+    /// Left and right edge of a bar.
+    fn edges(&self, group: usize, series: usize) -> (f64, f64) {
+        let width = FILLED / self.series.len() as f64;
+        let left = group as f64 + (1.0 - FILLED) / 2.0 + series as f64 * width;
+        (left + 0.01, left + width - 0.01)
+    }
+}
+
+/// The range of a bar's runs.
+fn whisker(left: f64, right: f64, spread: &Spread) -> Vec<PathElement<(f64, f64)>> {
+    let middle = f64::midpoint(left, right);
+    let reach = (right - left) / 8.0;
+    let line = |from, to| PathElement::new(vec![from, to], INK.stroke_width(1));
+    let tick = |y| line((middle - reach, y), (middle + reach, y));
+    vec![
+        line((middle, spread.min), (middle, spread.max)),
+        tick(spread.min),
+        tick(spread.max),
+    ]
+}
+
+/// Three significant digits, or all before the point.
+fn figure(value: f64) -> String {
+    let digits = match value.abs() {
+        v if v >= 100.0 => 0,
+        v if v >= 10.0 => 1,
+        _ => 2,
+    };
+    format!("{value:.digits$}")
+}
+
+fn text(error: impl Display) -> String {
+    error.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_figure_and_label_is_in_the_picture() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("chart.svg");
+        let (a, b) = (
+            Spread::of(vec![120.0, 100.0, 140.0]),
+            Spread::of(vec![7.25]),
+        );
+        let chart = Chart {
+            title: "a title",
+            unit: "MB/s",
+            series: &["ours", "theirs"],
+            panels: vec![Panel {
+                title: "a panel".to_owned(),
+                groups: vec![
+                    ("first".to_owned(), vec![&a, &b]),
+                    ("second".to_owned(), vec![&b]),
+                ],
+            }],
+        };
+        chart.write(&path).unwrap();
+        let svg = std::fs::read_to_string(path).unwrap();
+        for wanted in [
+            "a title", "a panel", "MB/s", "ours", "theirs", "first", "second", "120", "7.25",
+        ] {
+            assert!(svg.contains(wanted), "{wanted} is missing");
+        }
+    }
+
+    #[test]
+    fn no_panel_and_a_place_that_is_none() {
+        let chart = Chart {
+            title: "",
+            unit: "",
+            series: &[],
+            panels: vec![],
+        };
+        let error = chart.write(Path::new("/nowhere/chart.svg")).unwrap_err();
+        assert!(error.to_string().contains("/nowhere/chart.svg"));
+    }
+}

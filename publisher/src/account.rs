@@ -1,0 +1,108 @@
+//! What one stream has done so far, over all its connections.
+
+use std::sync::atomic::Ordering;
+
+use crossbeam_channel::Sender;
+use penstock_dataplane::profile::StageTimer;
+use penstock_dataplane::transport;
+use penstock_dataplane::wire::message::{Messages, OVERHEAD};
+use sha2::{Digest, Sha256};
+
+use crate::Config;
+use crate::stream::{Filled, Shared};
+use crate::summary::{PublishStage, StreamSummary, TransportSummary};
+
+/// Figures of a stream, and who waits for them.
+#[derive(Default)]
+pub(crate) struct Account {
+    pub(crate) summary: StreamSummary,
+    pub(crate) stages: StageTimer<PublishStage>,
+    digest: Option<Sha256>,
+    /// Those who wait until so many batches are done.
+    flushes: Vec<(u64, Sender<()>)>,
+}
+
+impl Account {
+    pub(crate) fn new(config: &Config, stream: u32) -> Self {
+        Self {
+            summary: StreamSummary {
+                stream,
+                ..StreamSummary::default()
+            },
+            digest: config.digest.then(Sha256::new),
+            ..Self::default()
+        }
+    }
+
+    /// A batch is on its way for the first time.
+    pub(crate) fn sent(&mut self, batch: &Filled) {
+        if let Some(digest) = &mut self.digest {
+            for message in Messages::new(&batch.payload).filter_map(Result::ok) {
+                digest.update(message);
+                digest.update(b"\n");
+            }
+        }
+        self.summary.batches += 1;
+        self.summary.messages += u64::from(batch.messages);
+        self.summary.payload_bytes +=
+            (batch.payload.len() - batch.messages as usize * OVERHEAD) as u64;
+    }
+
+    /// So many messages more are acked.
+    pub(crate) fn acked(&mut self, messages: u64, shared: &Shared) {
+        self.summary.messages_acked += messages;
+        shared.acked_messages.fetch_add(messages, Ordering::Relaxed);
+    }
+
+    /// Tells `waiter` once all batches below `seq` are done.
+    pub(crate) fn flush(&mut self, seq: u64, waiter: Sender<()>) {
+        self.flushes.push((seq, waiter));
+    }
+
+    /// So many batches are done.
+    pub(crate) fn answer_flushes(&mut self, done: u64) {
+        if self.flushes.is_empty() {
+            return;
+        }
+        self.flushes.retain(|(seq, waiter)| {
+            let waits = *seq > done;
+            if !waits {
+                // Nobody may be listening any more, which is as well.
+                let _ = waiter.send(());
+            }
+            waits
+        });
+    }
+
+    /// Adds what a connection over xdp did.
+    pub(crate) fn add_transport(&mut self, sender: &transport::Sender) {
+        let stats = sender.stats();
+        let sum = self
+            .summary
+            .transport
+            .get_or_insert(TransportSummary::default());
+        sum.packets += stats.packets;
+        sum.retransmits += stats.retransmits;
+        sum.lost += stats.lost;
+        sum.spurious += stats.spurious;
+        sum.probe_timeouts += stats.probe_timeouts;
+        sum.credit_stalls += stats.credit_stalls;
+        sum.black_holes += stats.black_holes;
+        sum.rtt_us = sender.rtt().smoothed() as f64 / 1e3;
+        sum.datagram = u64::from(sender.segment());
+    }
+
+    /// The stream is over.
+    pub(crate) fn close(mut self) -> (StreamSummary, StageTimer<PublishStage>) {
+        self.summary.sha256 = self.digest.take().map(|digest| hex(&digest.finalize()));
+        (self.summary, self.stages)
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("writing to a string");
+        text
+    })
+}

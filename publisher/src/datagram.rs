@@ -1,0 +1,573 @@
+//! One stream over xdp: a thread that sends batches as datagrams and takes the broker's ACKs.
+//!
+//! What is reliable about it is in `penstock_dataplane::transport`; this is sockets and time. The
+//! tcp connection that opened the stream stays, for its end and for what the broker has to say.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice, Read, Write};
+use std::net::TcpStream;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::TryRecvError;
+use penstock_dataplane::transport::{Outgoing, Sender, SenderConfig, Transmit};
+use penstock_dataplane::wire::batch::{self, Header};
+use penstock_dataplane::wire::handshake::Path;
+use penstock_dataplane::wire::packet::{DATA_LEN, Data, Feedback, StreamKey};
+use penstock_dataplane::wire::reply::{Parsed, REPLY_LEN, Reply};
+use polling::{Event, Events, PollMode};
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::account::Account;
+use crate::connect::Opened;
+use crate::link::{Ends, Target};
+use crate::stream::{Filled, Job, Shared};
+use crate::summary::PublishStage;
+use crate::udp::{Datagrams, MAX_BYTES, MAX_SEGMENTS};
+use crate::{Config, Error};
+
+const DATAGRAMS: usize = 0;
+const CONTROL: usize = 1;
+/// How often a waiting stream looks around.
+const LOOK: Duration = Duration::from_millis(100);
+/// Waits shorter than this are not worth a system call.
+const SPIN: u64 = 20_000;
+/// How long the first packets of a stream may stay unanswered before it goes over tcp.
+const TRIAL: Duration = Duration::from_millis(800);
+/// A stream that has packets on their way and hears nothing for so long goes over tcp.
+const DEAD: u64 = 3_000_000_000;
+
+/// How a stream over xdp ended.
+pub(crate) enum Outcome {
+    /// All is acked.
+    Ended(Box<Account>),
+    /// The path is dead, or the broker went away: the stream is to go on over another connection.
+    Moves(Box<Leftover>),
+}
+
+/// What another connection needs to go on.
+pub(crate) struct Leftover {
+    pub(crate) reason: String,
+    /// The connection ended as well: the broker may have been restarted.
+    pub(crate) broker_lost: bool,
+    pub(crate) account: Account,
+    /// Batches that are not acked, oldest first; the first has the number `first`.
+    pub(crate) unacked: VecDeque<Filled>,
+    pub(crate) first: u64,
+}
+
+impl Leftover {
+    /// Batches that turned out to be committed are done.
+    pub(crate) fn drop_committed(&mut self, committed: u64, shared: &Shared) {
+        while self.first < committed {
+            let Some(batch) = self.unacked.pop_front() else {
+                return;
+            };
+            self.first += 1;
+            self.account.acked(batch.messages.into(), shared);
+            shared.pool.give_back(batch.payload);
+        }
+    }
+}
+
+/// One stream, run by its own thread.
+pub(crate) struct DatagramStream {
+    broker: String,
+    control: TcpStream,
+    datagrams: Datagrams,
+    key: StreamKey,
+    sender: Sender,
+    start: Instant,
+    in_flight: usize,
+    ends: Ends,
+    /// Payload of batches that are not acked, oldest first.
+    kept: VecDeque<Filled>,
+    /// Headers of the packets of one call, and what they carry.
+    headers: Vec<Data>,
+    group: Vec<Transmit>,
+    /// A packet that did not fit into the last call.
+    carried: Option<Transmit>,
+    feedback: Feedback,
+    reply: [u8; REPLY_LEN],
+    reply_filled: usize,
+    account: Account,
+    events: Events,
+    refused: bool,
+    broker_lost: bool,
+}
+
+impl DatagramStream {
+    /// Tries the path: the first packets are answered soon, or it is not there.
+    pub(crate) fn open(
+        config: &Config,
+        target: &Target,
+        opened: Opened,
+        ends: &Ends,
+    ) -> Result<Self, Error> {
+        let Opened {
+            socket: control,
+            offer,
+            datagrams,
+        } = opened;
+        let (Some(offered), Some(datagrams)) = (offer.datagrams, datagrams) else {
+            return Err(Error::PathDead {
+                broker: target.broker.clone(),
+                reason: "the broker does not offer it".to_owned(),
+            });
+        };
+        ends.waker.watch(
+            datagrams.socket(),
+            Event::readable(DATAGRAMS),
+            PollMode::Level,
+        )?;
+        if let Err(error) = ends
+            .waker
+            .watch(&control, Event::readable(CONTROL), PollMode::Level)
+        {
+            ends.waker.forget(datagrams.socket());
+            return Err(error);
+        }
+        let key = StreamKey {
+            key: offered.key,
+            stream: target.number as u16,
+        };
+        let settings = SenderConfig {
+            first_batch: offer.committed,
+            credit: offered.credit,
+            max_datagram: offered.max_datagram,
+        };
+        let mut stream = Self {
+            broker: target.broker.clone(),
+            control,
+            datagrams,
+            key,
+            sender: Sender::new(&settings, 0),
+            start: Instant::now(),
+            in_flight: config.in_flight,
+            ends: ends.clone(),
+            kept: VecDeque::with_capacity(config.in_flight),
+            headers: Vec::with_capacity(MAX_SEGMENTS),
+            group: Vec::with_capacity(MAX_SEGMENTS),
+            carried: None,
+            feedback: Feedback::new(key),
+            reply: [0; REPLY_LEN],
+            reply_filled: 0,
+            account: Account::new(config, target.number),
+            events: Events::new(),
+            refused: false,
+            broker_lost: false,
+        };
+        stream.account.summary.path = Path::Xdp.name();
+        stream.try_path()?;
+        Ok(stream)
+    }
+
+    fn try_path(&mut self) -> Result<(), Error> {
+        while !self.sender.rtt().is_known() {
+            if self.start.elapsed() > TRIAL || self.refused {
+                let why = if self.refused {
+                    "the broker's host answers that nobody takes them"
+                } else {
+                    "no answer comes"
+                };
+                return Err(Error::PathDead {
+                    broker: self.broker.clone(),
+                    reason: format!(
+                        "datagrams to its port were sent, but {why}; a firewall, or another interface than --iface, may take them"
+                    ),
+                });
+            }
+            self.sender.probe();
+            self.transmit()?;
+            self.wait(Duration::from_millis(50))?;
+            self.take_acks()?;
+        }
+        Ok(())
+    }
+
+    /// Sends until the publisher closes.
+    pub(crate) fn run(&mut self) -> Result<Outcome, Error> {
+        match self.serve() {
+            Ok(()) => Ok(Outcome::Ended(Box::new(self.take_account()))),
+            Err(Error::PathDead { reason, .. }) => Ok(Outcome::Moves(Box::new(self.leave(reason)))),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Goes on with what another connection left.
+    pub(crate) fn take_over(&mut self, left: &mut Leftover) {
+        self.account = std::mem::take(&mut left.account);
+        self.account.summary.path = Path::Xdp.name();
+        for batch in std::mem::take(&mut left.unacked) {
+            self.enqueue(batch);
+        }
+    }
+
+    fn serve(&mut self) -> Result<(), Error> {
+        loop {
+            let open = self.take_jobs();
+            self.take_acks()?;
+            let now = self.now();
+            if self.sender.next_timeout() <= now {
+                self.sender.on_timeout(now);
+            }
+            let sent = self.transmit()?;
+            self.account.answer_flushes(self.sender.committed());
+            if !open && self.kept.is_empty() {
+                return self.end();
+            }
+            if self.ends.shared.abandoned.load(Ordering::Relaxed) {
+                return Err(Error::Failed);
+            }
+            if !sent {
+                self.rest()?;
+            }
+        }
+    }
+
+    /// Takes batches as far as the window allows; says whether more may come.
+    fn take_jobs(&mut self) -> bool {
+        while self.kept.len() < self.in_flight && self.sender.has_room() {
+            match self.ends.jobs.try_recv() {
+                Ok(Job::Batch(batch)) => self.push(batch),
+                Ok(Job::Flush(done)) => {
+                    let next = self.sender.committed() + self.kept.len() as u64;
+                    self.account.flush(next, done);
+                }
+                Err(TryRecvError::Empty) => return true,
+                Err(TryRecvError::Disconnected) => return false,
+            }
+        }
+        true
+    }
+
+    fn push(&mut self, batch: Filled) {
+        self.account.sent(&batch);
+        self.enqueue(batch);
+    }
+
+    fn enqueue(&mut self, batch: Filled) {
+        let start = self.account.stages.now();
+        let seq = self.sender.committed() + self.kept.len() as u64;
+        let checksum = batch::checksum(seq, batch.messages, &batch.payload);
+        self.account.stages.lap(PublishStage::BufferWrite, start);
+        self.sender
+            .push(batch.payload.len() as u32, batch.messages, checksum);
+        self.kept.push_back(batch);
+    }
+
+    /// Sends what may go out now, many packets a call; says whether anything was sent.
+    fn transmit(&mut self) -> Result<bool, Error> {
+        let start = self.account.stages.now();
+        let mut sent = false;
+        while self.gather() {
+            sent = true;
+            self.send_group()?;
+        }
+        if sent {
+            self.account.stages.lap(PublishStage::SendPayload, start);
+        }
+        Ok(sent)
+    }
+
+    /// Collects packets for one call: all of one size, but for the last.
+    fn gather(&mut self) -> bool {
+        let now = self.now();
+        self.group.clear();
+        let most = if self.datagrams.has_segments() {
+            MAX_SEGMENTS
+        } else {
+            1
+        };
+        let (mut segment, mut total) = (0, 0);
+        while self.group.len() < most {
+            let next = self
+                .carried
+                .take()
+                .or_else(|| self.sender.poll_transmit(now));
+            let Some(transmit) = next else { break };
+            let size = size_of_packet(&transmit);
+            if !self.group.is_empty() && (size > segment || total + size > MAX_BYTES) {
+                self.carried = Some(transmit);
+                break;
+            }
+            if self.group.is_empty() {
+                segment = size;
+            }
+            total += size;
+            self.group.push(transmit);
+            if size < segment {
+                break;
+            }
+        }
+        !self.group.is_empty()
+    }
+
+    fn send_group(&mut self) -> Result<(), Error> {
+        static PADDING: [u8; MAX_BYTES] = [0; MAX_BYTES];
+        let Self {
+            group,
+            headers,
+            kept,
+            sender,
+            key,
+            datagrams,
+            ..
+        } = self;
+        let first = sender.committed();
+        let payload = |transmit: &Transmit| match transmit.what {
+            Outgoing::Payload { chunk, len } => {
+                let batch: &Filled = &kept[(chunk.batch.seq - first) as usize];
+                &batch.payload[chunk.offset as usize..][..len as usize]
+            }
+            Outgoing::Ping { padding } => &PADDING[..padding as usize],
+        };
+        headers.clear();
+        headers.extend(group.iter().map(|transmit| match &transmit.what {
+            Outgoing::Payload { chunk, .. } => {
+                Data::payload(*key, transmit.packet, chunk, payload(transmit))
+            }
+            Outgoing::Ping { .. } => Data::ping(*key, transmit.packet, payload(transmit)),
+        }));
+        let mut parts = [IoSlice::new(&[]); 2 * MAX_SEGMENTS];
+        let mut total = 0;
+        for (index, (header, transmit)) in headers.iter().zip(group.iter()).enumerate() {
+            let payload = payload(transmit);
+            parts[2 * index] = IoSlice::new(header.as_bytes());
+            parts[2 * index + 1] = IoSlice::new(payload);
+            total += DATA_LEN + payload.len();
+        }
+        let segment = size_of_packet(&group[0]);
+        let result = datagrams.send(&parts[..2 * group.len()], segment, total);
+        match result {
+            Ok(()) => Ok(()),
+            Err(error) => self.explain(&error),
+        }
+    }
+
+    /// What a failed call means. Packets that did not leave are like packets that got lost.
+    fn explain(&mut self, error: &io::Error) -> Result<(), Error> {
+        match error.raw_os_error() {
+            _ if error.kind() == io::ErrorKind::Unsupported => Ok(()),
+            Some(libc::EMSGSIZE) => {
+                let now = self.now();
+                for transmit in &self.group {
+                    self.sender.on_too_large(now, transmit.packet);
+                }
+                Ok(())
+            }
+            // An earlier packet was answered by ICMP: nobody takes them at the other end.
+            Some(libc::ECONNREFUSED) => {
+                self.refused = true;
+                Ok(())
+            }
+            Some(
+                libc::ENOBUFS
+                | libc::EAGAIN
+                | libc::EPERM
+                | libc::ENETUNREACH
+                | libc::EHOSTUNREACH
+                | libc::ENETDOWN,
+            ) => Ok(()),
+            _ => Err(self.path_dead(format!("cannot send datagrams: {error}"))),
+        }
+    }
+
+    /// Takes every ACK that has come.
+    fn take_acks(&mut self) -> Result<(), Error> {
+        loop {
+            let count = match self.datagrams.receive() {
+                Ok(count) => count,
+                Err(error) => return self.explain(&error),
+            };
+            for index in 0..count {
+                // What is no ACK of this stream is a stranger's.
+                let read = self.feedback.read(self.datagrams.ack(index));
+                if read.is_err() || self.feedback.stream != self.key {
+                    continue;
+                }
+                self.refused = false;
+                let now = self.now();
+                let told = self.sender.on_feedback(now, &self.feedback);
+                told.map_err(|source| Error::BadFeedback {
+                    broker: self.broker.clone(),
+                    source,
+                })?;
+                self.release();
+            }
+            if count < Datagrams::BATCH {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Gives the buffers of acked batches back.
+    fn release(&mut self) {
+        while self.kept.len() > self.sender.uncommitted() {
+            let Some(batch) = self.kept.pop_front() else {
+                return;
+            };
+            self.account.acked(batch.messages.into(), &self.ends.shared);
+            self.ends.shared.pool.give_back(batch.payload);
+        }
+    }
+
+    /// Sleeps until something is to be done, unless that is very soon.
+    fn rest(&mut self) -> Result<(), Error> {
+        let now = self.now();
+        let outstanding = !self.kept.is_empty();
+        if outstanding && now - self.sender.heard_at() > DEAD {
+            return Err(self.path_dead("nothing has been heard for 3 s".to_owned()));
+        }
+        let since = self.sender.undelivered_since();
+        if since.is_some_and(|since| now - since > DEAD) {
+            let reason = "the broker answers, but no payload arrives intact";
+            return Err(self.path_dead(reason.to_owned()));
+        }
+        let due = self.sender.next_timeout().saturating_sub(now);
+        if due < SPIN {
+            return Ok(());
+        }
+        let start = self.account.stages.now();
+        self.ends.waker.going_to_sleep();
+        let full = self.kept.len() >= self.in_flight;
+        let waited = if full || self.ends.jobs.is_empty() {
+            self.wait(Duration::from_nanos(due).min(LOOK))
+        } else {
+            Ok(())
+        };
+        self.ends.waker.awake();
+        if outstanding {
+            self.account.stages.lap(PublishStage::WaitAck, start);
+        }
+        waited
+    }
+
+    fn wait(&mut self, patience: Duration) -> Result<(), Error> {
+        self.events.clear();
+        self.ends
+            .waker
+            .poller
+            .wait(&mut self.events, Some(patience))
+            .map_err(|e| Error::Thread(e.to_string()))?;
+        if self.events.iter().any(|event| event.key == CONTROL) {
+            self.take_replies()?;
+        }
+        Ok(())
+    }
+
+    /// What the broker says over the control connection: the end is confirmed, or why it ends.
+    /// Returns the batches that it confirms.
+    fn take_replies(&mut self) -> Result<Option<u64>, Error> {
+        loop {
+            match (&self.control).read(&mut self.reply[self.reply_filled..]) {
+                Ok(0) => return Err(self.control_lost("the broker closed the connection")),
+                Ok(got) => self.reply_filled += got,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(self.control_lost(&error.to_string())),
+            }
+            if self.reply_filled < REPLY_LEN {
+                continue;
+            }
+            self.reply_filled = 0;
+            let reply = Reply::read_from_bytes(&self.reply).expect("a reply is plain bytes");
+            let parsed = reply.parse().map_err(|source| Error::BadReply {
+                broker: self.broker.clone(),
+                source,
+            })?;
+            match parsed {
+                Parsed::Ack { committed, .. } => return Ok(Some(committed)),
+                Parsed::Error { text_len, .. } => {
+                    let mut text = vec![0; text_len];
+                    // Best effort: it comes with the reply, or not at all.
+                    let got = (&self.control).read(&mut text).unwrap_or(0);
+                    return Err(Error::Ended {
+                        broker: self.broker.clone(),
+                        unacked: self.unacked_messages(),
+                        text: String::from_utf8_lossy(&text[..got]).into_owned(),
+                    });
+                }
+            }
+        }
+    }
+
+    /// Tells the broker that the stream is complete; it confirms.
+    fn end(&mut self) -> Result<(), Error> {
+        let batches = self.sender.committed();
+        let header = Header::for_end(batches);
+        let written = (&self.control).write_all(header.as_bytes());
+        written.map_err(|e| self.control_lost(&e.to_string()))?;
+        let start = Instant::now();
+        loop {
+            if self.take_replies()? == Some(batches) {
+                return Ok(());
+            }
+            if start.elapsed() > Duration::from_nanos(DEAD) {
+                return Err(self.path_dead("the end of the stream is not confirmed".to_owned()));
+            }
+            self.wait_for_control()?;
+        }
+    }
+
+    fn wait_for_control(&mut self) -> Result<(), Error> {
+        self.events.clear();
+        let waited = self.ends.waker.poller.wait(&mut self.events, Some(LOOK));
+        waited.map_err(|e| Error::Thread(e.to_string()))?;
+        // Late packets are of no interest any more, but keep the poller awake.
+        self.take_acks()
+    }
+
+    fn take_account(&mut self) -> Account {
+        self.account.add_transport(&self.sender);
+        std::mem::take(&mut self.account)
+    }
+
+    fn leave(&mut self, reason: String) -> Leftover {
+        Leftover {
+            reason,
+            broker_lost: self.broker_lost,
+            account: self.take_account(),
+            first: self.sender.committed(),
+            unacked: std::mem::take(&mut self.kept),
+        }
+    }
+
+    fn unacked_messages(&self) -> u64 {
+        self.kept
+            .iter()
+            .map(|batch| u64::from(batch.messages))
+            .sum()
+    }
+
+    fn path_dead(&self, reason: String) -> Error {
+        Error::PathDead {
+            broker: self.broker.clone(),
+            reason,
+        }
+    }
+
+    fn control_lost(&mut self, reason: &str) -> Error {
+        self.broker_lost = true;
+        self.path_dead(reason.to_owned())
+    }
+
+    fn now(&self) -> u64 {
+        self.start.elapsed().as_nanos() as u64
+    }
+}
+
+impl Drop for DatagramStream {
+    fn drop(&mut self) {
+        self.ends.waker.forget(self.datagrams.socket());
+        self.ends.waker.forget(&self.control);
+    }
+}
+
+fn size_of_packet(transmit: &Transmit) -> usize {
+    DATA_LEN
+        + match transmit.what {
+            Outgoing::Payload { len, .. } => len as usize,
+            Outgoing::Ping { padding } => padding as usize,
+        }
+}

@@ -1,0 +1,180 @@
+//! A stream over whichever path it takes, and the change from one connection to another.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Receiver;
+use penstock_dataplane::profile::StageTimer;
+use penstock_dataplane::wire::handshake::{Path, Refusal};
+use tracing::warn;
+
+use crate::config::Mode;
+use crate::connect;
+use crate::datagram::{DatagramStream, Leftover, Outcome};
+use crate::stream::{Job, Shared, Stream, Waker};
+use crate::summary::{PublishStage, StreamSummary};
+use crate::{Config, Error};
+
+/// Pause between attempts to open a stream again.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// A stream, over tcp or xdp.
+pub(crate) enum Link {
+    Tcp(Box<Stream>),
+    Xdp(Box<DatagramStream>),
+}
+
+/// Which stream of which broker.
+#[derive(Debug, Clone)]
+pub(crate) struct Target {
+    pub(crate) broker: String,
+    /// 0 opens a session.
+    pub(crate) session: u64,
+    pub(crate) number: u32,
+}
+
+/// What a stream needs from the publisher.
+#[derive(Clone)]
+pub(crate) struct Ends {
+    pub(crate) jobs: Receiver<Job>,
+    pub(crate) waker: Arc<Waker>,
+    pub(crate) shared: Arc<Shared>,
+}
+
+impl Link {
+    /// Opens a stream over the path that the settings ask for; returns its session's key and the
+    /// largest batch that the broker takes as well.
+    pub(crate) fn open(
+        config: &Config,
+        target: &Target,
+        ends: &Ends,
+    ) -> Result<(Self, u64, u32), Error> {
+        let mut target = target.clone();
+        let mut acked = None;
+        if config.mode != Mode::Tcp {
+            let reason = match connect::open_stream(config, &target, None, Path::Xdp) {
+                Ok(opened) => {
+                    let (session, max) = (opened.offer.session, opened.offer.max_payload);
+                    match DatagramStream::open(config, &target, opened, ends) {
+                        Ok(stream) => return Ok((Self::Xdp(Box::new(stream)), session, max)),
+                        Err(error) => {
+                            // The stream exists by now: it goes on.
+                            (target.session, acked) = (session, Some(0));
+                            error
+                        }
+                    }
+                }
+                Err(error) => error,
+            };
+            let may_fall_back = matches!(&reason, Error::PathDead { .. })
+                || matches!(&reason, Error::Refused { code, .. } if *code == Refusal::Path as u16);
+            if config.mode == Mode::Xdp || !may_fall_back {
+                return Err(reason);
+            }
+            warn!(
+                broker = target.broker,
+                stream = target.number,
+                "payload goes over tcp: {reason}"
+            );
+        }
+        let opened = patiently(config, || {
+            connect::open_stream(config, &target, acked, Path::Tcp)
+        })?;
+        let (session, max) = (opened.offer.session, opened.offer.max_payload);
+        let stream = Stream::new(config, &target, opened, ends)?;
+        Ok((Self::Tcp(Box::new(stream)), session, max))
+    }
+
+    /// Sends until the publisher closes; returns what was done, and the time per stage.
+    pub(crate) fn run(
+        self,
+        config: &Config,
+        target: &Target,
+        ends: &Ends,
+    ) -> Result<(StreamSummary, StageTimer<PublishStage>), Error> {
+        let mut link = self;
+        loop {
+            let leftover = match link {
+                Self::Tcp(mut stream) => return stream.run(),
+                // The old connection is closed before another is asked for.
+                Self::Xdp(mut stream) => match stream.run()? {
+                    Outcome::Ended(account) => return Ok(account.close()),
+                    Outcome::Moves(leftover) => *leftover,
+                },
+            };
+            link = Self::again(config, target, ends, leftover)?;
+        }
+    }
+
+    /// Opens another connection for a stream, and hands it what is not acked.
+    fn again(
+        config: &Config,
+        target: &Target,
+        ends: &Ends,
+        mut left: Leftover,
+    ) -> Result<Self, Error> {
+        warn!(
+            broker = target.broker,
+            stream = target.number,
+            "the stream goes on over another connection: {}",
+            left.reason
+        );
+        left.account.summary.moves += 1;
+        // A path that died may come back, but not for this stream; a broker that went away may
+        // be there again with its path.
+        let paths: &[Path] = match (config.mode, left.broker_lost) {
+            (Mode::Xdp, _) => &[Path::Xdp],
+            (_, true) => &[Path::Xdp, Path::Tcp],
+            (_, false) => &[Path::Tcp],
+        };
+        let acked = Some(left.first);
+        patiently(config, move || {
+            let mut last = Error::Failed;
+            for &path in paths {
+                let opened = match connect::open_stream(config, target, acked, path) {
+                    Ok(opened) => opened,
+                    Err(error) => {
+                        last = error;
+                        continue;
+                    }
+                };
+                let committed = opened.offer.committed;
+                let stream = match path {
+                    Path::Tcp => Stream::new(config, target, opened, ends)
+                        .map(|stream| Self::Tcp(Box::new(stream))),
+                    Path::Xdp => DatagramStream::open(config, target, opened, ends)
+                        .map(|stream| Self::Xdp(Box::new(stream))),
+                };
+                match stream {
+                    Ok(mut stream) => {
+                        left.drop_committed(committed, &ends.shared);
+                        match &mut stream {
+                            Self::Tcp(stream) => stream.take_over(&mut left),
+                            Self::Xdp(stream) => stream.take_over(&mut left),
+                        }
+                        return Ok(stream);
+                    }
+                    Err(error) => last = error,
+                }
+            }
+            Err(last)
+        })
+    }
+}
+
+/// Tries again what may succeed a little later, for as long as the settings say.
+fn patiently<T>(
+    config: &Config,
+    mut attempt: impl FnMut() -> Result<T, Error>,
+) -> Result<T, Error> {
+    let start = Instant::now();
+    loop {
+        match attempt() {
+            Err(error) if error.may_pass() && start.elapsed() < config.timeout => {
+                thread::sleep(PAUSE)
+            }
+            other => return other,
+        }
+    }
+}

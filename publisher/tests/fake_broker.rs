@@ -1,0 +1,566 @@
+//! The library against brokers that this file plays: good ones, slow ones, dying and lying ones.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::mpsc::channel;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use penstock_dataplane::wire::batch::{Batch, Frame, HEADER_LEN, Header};
+use penstock_dataplane::wire::handshake::{
+    AckLevel, HELLO_LEN, Hello, Offer, Refusal, Request, Welcome,
+};
+use penstock_dataplane::wire::message::Messages;
+use penstock_dataplane::wire::reply::{Fault, Reply};
+use penstock_publisher::{Config, Error, Publisher};
+use zerocopy::{FromBytes, IntoBytes};
+
+const MAX_PAYLOAD: u32 = 1 << 20;
+const SESSION: u64 = 0x5e55;
+/// Longer than anything here takes; a test that waits for it has failed anyhow.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The broker's end of one stream, after the Hello.
+struct Peer {
+    socket: TcpStream,
+    topic: String,
+    request: Request,
+}
+
+impl Peer {
+    fn accept(listener: &TcpListener) -> Self {
+        let (mut socket, _) = listener.accept().unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut hello = [0; HELLO_LEN];
+        socket.read_exact(&mut hello).unwrap();
+        let (topic_len, request) = Hello::read_from_bytes(&hello).unwrap().parse().unwrap();
+        let mut topic = vec![0; topic_len];
+        socket.read_exact(&mut topic).unwrap();
+        let topic = String::from_utf8(topic).unwrap();
+        Self {
+            socket,
+            topic,
+            request,
+        }
+    }
+
+    fn welcome(&mut self) {
+        let offer = Offer {
+            session: SESSION,
+            max_payload: MAX_PAYLOAD,
+            committed: 0,
+            datagrams: None,
+        };
+        self.say(Welcome::accept(offer).as_bytes());
+    }
+
+    fn say(&mut self, bytes: &[u8]) {
+        self.socket.write_all(bytes).unwrap();
+    }
+
+    fn ack(&mut self, committed: u64) {
+        self.say(Reply::ack(committed, false).as_bytes());
+    }
+
+    fn frame(&mut self) -> Frame {
+        let mut header = [0; HEADER_LEN];
+        self.socket.read_exact(&mut header).unwrap();
+        let header = Header::read_from_bytes(&header).unwrap();
+        header.parse(MAX_PAYLOAD).unwrap()
+    }
+
+    fn messages(&mut self, batch: &Batch) -> Vec<Vec<u8>> {
+        let mut payload = vec![0; batch.payload_len as usize];
+        self.socket.read_exact(&mut payload).unwrap();
+        let messages: Vec<_> = Messages::new(&payload)
+            .map(|message| message.unwrap().to_vec())
+            .collect();
+        assert_eq!(messages.len(), batch.messages as usize);
+        messages
+    }
+
+    /// The messages of the next frame, which must be a batch.
+    fn batch(&mut self) -> Vec<Vec<u8>> {
+        match self.frame() {
+            Frame::Batch(batch) => self.messages(&batch),
+            Frame::End { .. } => panic!("the stream ended"),
+        }
+    }
+
+    /// Takes and acks everything up to the end of the stream; returns the messages by batch.
+    fn serve(mut self) -> Vec<Vec<Vec<u8>>> {
+        self.welcome();
+        let mut batches = Vec::new();
+        loop {
+            match self.frame() {
+                Frame::Batch(batch) => {
+                    assert_eq!(batch.batch_seq, batches.len() as u64);
+                    batches.push(self.messages(&batch));
+                    if self.request.ack == AckLevel::Committed {
+                        self.ack(batches.len() as u64);
+                    }
+                }
+                Frame::End { batches: sent } => {
+                    assert_eq!(sent, batches.len() as u64);
+                    self.ack(sent);
+                    return batches;
+                }
+            }
+        }
+    }
+
+    /// Reads until the publisher closes.
+    fn drain(mut self) {
+        let mut buffer = [0; 65536];
+        loop {
+            match self.socket.read(&mut buffer) {
+                Ok(0) => return,
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => return,
+                Err(error) => panic!("the publisher did not close: {error}"),
+            }
+        }
+    }
+}
+
+/// Plays a broker of one stream; returns its address.
+fn broker<T: Send + 'static>(
+    play: impl FnOnce(Peer) -> T + Send + 'static,
+) -> (String, JoinHandle<T>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    (
+        address,
+        thread::spawn(move || play(Peer::accept(&listener))),
+    )
+}
+
+/// One stream as a good broker saw it.
+struct Served {
+    topic: String,
+    request: Request,
+    batches: Vec<Vec<Vec<u8>>>,
+}
+
+/// Plays a good broker of so many streams.
+fn good_broker(streams: usize) -> (String, JoinHandle<Vec<Served>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let serve = move || {
+        // The next stream comes once the one before is welcome.
+        let peers: Vec<_> = (0..streams)
+            .map(|_| {
+                let peer = Peer::accept(&listener);
+                let (topic, request) = (peer.topic.clone(), peer.request.clone());
+                (topic, request, thread::spawn(|| peer.serve()))
+            })
+            .collect();
+        let served = peers.into_iter().map(|(topic, request, thread)| Served {
+            topic,
+            request,
+            batches: thread.join().unwrap(),
+        });
+        served.collect()
+    };
+    (address, thread::spawn(serve))
+}
+
+/// Batches are sent when they are full or asked for, unless a test says otherwise.
+fn config(brokers: &[&String]) -> Config {
+    Config {
+        batch_size: 1000,
+        linger: Duration::from_secs(3600),
+        timeout: PATIENCE,
+        ..Config::new(brokers.iter().map(|b| (*b).clone()), "t")
+    }
+}
+
+fn numbered(count: usize) -> Vec<Vec<u8>> {
+    (0..count).map(|n| n.to_string().into_bytes()).collect()
+}
+
+fn publish_all(publisher: &mut Publisher, messages: &[Vec<u8>]) {
+    for message in messages {
+        publisher.publish(message).unwrap();
+    }
+}
+
+/// Publishes until the publisher fails, and returns how.
+fn failure_of(publisher: &mut Publisher) -> Error {
+    loop {
+        if let Err(error) = publisher.publish(&[0; 100]) {
+            return error;
+        }
+    }
+}
+
+fn refusal_of(config: Config) -> Error {
+    Publisher::connect(config).err().expect("no connection")
+}
+
+#[test]
+fn messages_are_spread_over_brokers_and_streams_and_arrive_once_in_order() {
+    const COUNT: usize = 20_000;
+    let (addresses, brokers): (Vec<_>, Vec<_>) = (0..2).map(|_| good_broker(2)).unzip();
+    let mut publisher = Publisher::connect(Config {
+        threads_per_broker: 2,
+        ..config(&addresses.iter().collect::<Vec<_>>())
+    })
+    .unwrap();
+    publish_all(&mut publisher, &numbered(COUNT));
+    let summary = publisher.close().unwrap();
+    assert_eq!(summary.messages_sent, COUNT as u64);
+    assert_eq!(summary.messages_acked, COUNT as u64);
+    let mut arrived = Vec::new();
+    for broker in brokers {
+        for (number, served) in broker.join().unwrap().into_iter().enumerate() {
+            assert_eq!(served.topic, "t");
+            assert_eq!(served.request.stream as usize, number);
+            assert_eq!(served.request.streams, 2);
+            assert_eq!(
+                served.request.session,
+                if number == 0 { 0 } else { SESSION }
+            );
+            let numbers: Vec<usize> = served
+                .batches
+                .concat()
+                .iter()
+                .map(|message| str::from_utf8(message).unwrap().parse().unwrap())
+                .collect();
+            assert!(!numbers.is_empty(), "a stream got nothing");
+            assert!(numbers.is_sorted(), "a stream is out of order");
+            arrived.extend(numbers);
+        }
+    }
+    arrived.sort_unstable();
+    assert_eq!(arrived, (0..COUNT).collect::<Vec<_>>());
+}
+
+#[test]
+fn no_more_than_the_window_is_sent_before_an_ack() {
+    let (seen, taken) = channel();
+    let (go, may_ack) = channel::<()>();
+    let (address, play) = broker(move |mut peer| {
+        peer.welcome();
+        for _ in 0..3 {
+            peer.batch();
+        }
+        let quiet = Duration::from_millis(300);
+        peer.socket.set_read_timeout(Some(quiet)).unwrap();
+        let error = peer.socket.read(&mut [0]).expect_err("beyond the window");
+        seen.send(error.kind()).unwrap();
+        may_ack.recv().unwrap();
+        peer.socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut committed = 3;
+        peer.ack(committed);
+        while let Frame::Batch(batch) = peer.frame() {
+            peer.messages(&batch);
+            committed += 1;
+            peer.ack(committed);
+        }
+        peer.ack(committed);
+    });
+    let mut publisher = Publisher::connect(Config {
+        in_flight: 3,
+        ..config(&[&address])
+    })
+    .unwrap();
+    let progress = publisher.progress();
+    // Each fills a batch; more of them than window and queue hold, so this waits.
+    let publishing = thread::spawn(move || {
+        publish_all(&mut publisher, &vec![vec![7; 990]; 50]);
+        publisher.close()
+    });
+    assert_eq!(taken.recv_timeout(PATIENCE).unwrap(), ErrorKind::WouldBlock);
+    assert!(!publishing.is_finished());
+    assert_eq!(progress.messages_acked(), 0);
+    go.send(()).unwrap();
+    assert_eq!(publishing.join().unwrap().unwrap().messages_acked, 50);
+    play.join().unwrap();
+}
+
+#[test]
+fn a_broker_that_dies_is_named_and_what_was_acked_stays_counted() {
+    let (address, play) = broker(|mut peer| {
+        peer.welcome();
+        let first = peer.batch().len();
+        peer.ack(1);
+        peer.batch();
+        first as u64
+    });
+    let mut publisher = Publisher::connect(config(&[&address])).unwrap();
+    let progress = publisher.progress();
+    let error = failure_of(&mut publisher);
+    assert!(
+        matches!(&error, Error::Lost { broker, unacked, .. } if *broker == address && *unacked > 0),
+        "{error}"
+    );
+    assert_eq!(progress.messages_acked(), play.join().unwrap());
+    assert!(publisher.flush().is_err());
+    assert!(publisher.close().is_err());
+}
+
+#[test]
+fn one_of_two_brokers_dying_fails_the_publisher() {
+    let (good, serve) = broker(|mut peer| {
+        peer.welcome();
+        peer.drain();
+    });
+    let (bad, play) = broker(|mut peer| peer.welcome());
+    let mut publisher = Publisher::connect(config(&[&good, &bad])).unwrap();
+    play.join().unwrap();
+    let error = failure_of(&mut publisher);
+    assert!(
+        matches!(&error, Error::Lost { broker, .. } if *broker == bad),
+        "{error}"
+    );
+    drop(publisher);
+    serve.join().unwrap();
+}
+
+#[test]
+fn refusals_and_strangers_are_told_apart() {
+    let (address, play) = broker(|mut peer| {
+        peer.say(&Welcome::refuse(Refusal::Version, "use another release"));
+    });
+    let error = refusal_of(config(&[&address]));
+    assert!(
+        matches!(&error, Error::Refused { text, .. } if text == "use another release"),
+        "{error}"
+    );
+    play.join().unwrap();
+
+    let (address, play) = broker(|mut peer| peer.say(b"HTTP/1.1 400 Bad Request\r\n\r\n"));
+    let error = refusal_of(config(&[&address]));
+    assert!(matches!(&error, Error::NotABroker { .. }), "{error}");
+    assert!(error.to_string().contains("check the address"), "{error}");
+    play.join().unwrap();
+
+    let (address, play) = broker(|_| ());
+    let error = refusal_of(config(&[&address]));
+    assert!(matches!(&error, Error::Connect { .. }), "{error}");
+    play.join().unwrap();
+
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    drop(listener);
+    let error = refusal_of(config(&[&address]));
+    assert!(matches!(&error, Error::Connect { .. }), "{error}");
+    assert!(error.to_string().contains(&address), "{error}");
+}
+
+#[test]
+fn a_broker_that_says_why_it_ends_is_quoted() {
+    let (address, play) = broker(|mut peer| {
+        peer.welcome();
+        peer.batch();
+        peer.say(&Reply::error(Fault::Shutdown, 1, "down for an upgrade"));
+        // Not closed yet, or the text could be lost to a reset.
+        peer.drain();
+    });
+    let mut publisher = Publisher::connect(config(&[&address])).unwrap();
+    let error = failure_of(&mut publisher);
+    assert!(
+        matches!(&error, Error::Ended { text, .. } if text == "down for an upgrade"),
+        "{error}"
+    );
+    drop(publisher);
+    play.join().unwrap();
+}
+
+/// The failure of a publisher whose broker takes one batch and then does this.
+fn failure_after(act: fn(&mut Peer)) -> Error {
+    let (address, play) = broker(move |mut peer| {
+        peer.welcome();
+        peer.batch();
+        act(&mut peer);
+        peer.drain();
+    });
+    let mut publisher = Publisher::connect(config(&[&address])).unwrap();
+    let error = failure_of(&mut publisher);
+    drop(publisher);
+    play.join().unwrap();
+    error
+}
+
+#[test]
+fn lies_are_not_believed() {
+    let garbage = failure_after(|peer| peer.say(&[0xff; 16]));
+    assert!(matches!(garbage, Error::BadReply { .. }), "{garbage}");
+    let future = failure_after(|peer| peer.ack(1_000_000));
+    assert!(matches!(future, Error::BadAck { .. }), "{future}");
+    let taken_back = failure_after(|peer| {
+        peer.ack(1);
+        peer.ack(0);
+    });
+    assert!(matches!(taken_back, Error::BadAck { .. }), "{taken_back}");
+}
+
+#[test]
+fn a_silent_broker_is_given_up_but_one_that_asks_for_patience_is_not() {
+    let timeout = Duration::from_secs(1);
+    let (address, play) = broker(|mut peer| {
+        peer.welcome();
+        // Signs of life for longer than the timeout, then none.
+        for _ in 0..8 {
+            peer.say(Reply::ack(0, true).as_bytes());
+            thread::sleep(Duration::from_millis(250));
+        }
+        peer.drain();
+    });
+    let mut publisher = Publisher::connect(Config {
+        timeout,
+        ..config(&[&address])
+    })
+    .unwrap();
+    let start = Instant::now();
+    let error = failure_of(&mut publisher);
+    assert!(matches!(&error, Error::Silent { .. }), "{error}");
+    assert!(
+        start.elapsed() >= 2 * timeout,
+        "given up on a broker that lived"
+    );
+    drop(publisher);
+    play.join().unwrap();
+}
+
+#[test]
+fn a_message_that_fits_in_no_batch_changes_nothing() {
+    let (address, play) = broker(Peer::serve);
+    let mut publisher = Publisher::connect(config(&[&address])).unwrap();
+    publisher.publish(b"before").unwrap();
+    let error = publisher
+        .publish(&vec![0; MAX_PAYLOAD as usize])
+        .unwrap_err();
+    assert!(matches!(error, Error::MessageTooLarge { .. }), "{error}");
+    // Larger than a batch usually is, but the broker takes it: a batch of its own.
+    let large = vec![1; 100_000];
+    publisher.publish(&large).unwrap();
+    publisher.publish(b"").unwrap();
+    let summary = publisher.close().unwrap();
+    assert_eq!(summary.messages_acked, 3);
+    assert_eq!(summary.payload_bytes, 6 + 100_000);
+    let batches = play.join().unwrap();
+    assert_eq!(
+        batches,
+        [vec![b"before".to_vec()], vec![large], vec![vec![]]]
+    );
+}
+
+#[test]
+fn a_batch_that_is_not_full_goes_after_the_linger_time() {
+    let (told, arrived) = channel();
+    let (address, play) = broker(move |mut peer| {
+        peer.welcome();
+        told.send(peer.batch()).unwrap();
+        peer.drain();
+    });
+    let mut publisher = Publisher::connect(Config {
+        linger: Duration::from_millis(5),
+        ..config(&[&address])
+    })
+    .unwrap();
+    publisher.publish(b"lonely").unwrap();
+    assert_eq!(arrived.recv_timeout(PATIENCE).unwrap(), [b"lonely"]);
+    drop(publisher);
+    play.join().unwrap();
+}
+
+#[test]
+fn flush_returns_once_all_is_acked_and_the_publisher_goes_on() {
+    let (address, play) = broker(Peer::serve);
+    let mut publisher = Publisher::connect(config(&[&address])).unwrap();
+    let progress = publisher.progress();
+    for round in 1..=20 {
+        publish_all(&mut publisher, &numbered(10));
+        publisher.flush().unwrap();
+        assert_eq!(progress.messages_acked(), 10 * round);
+    }
+    publisher.flush().unwrap();
+    publisher.close().unwrap();
+    assert_eq!(play.join().unwrap().concat().len(), 200);
+}
+
+#[test]
+fn at_ack_level_0_no_window_holds_up_and_the_end_is_confirmed() {
+    let (address, play) = broker(Peer::serve);
+    let mut publisher = Publisher::connect(Config {
+        ack: AckLevel::None,
+        in_flight: 1,
+        ..config(&[&address])
+    })
+    .unwrap();
+    let messages = numbered(5000);
+    publish_all(&mut publisher, &messages);
+    publisher.flush().unwrap();
+    let summary = publisher.close().unwrap();
+    assert_eq!(
+        (summary.messages_sent, summary.messages_acked),
+        (5000, 5000)
+    );
+    assert_eq!(play.join().unwrap().concat(), messages);
+}
+
+#[test]
+fn a_dropped_publisher_gives_up_at_once() {
+    let (address, play) = broker(|mut peer| {
+        peer.welcome();
+        // Never acks; sees the connection go.
+        peer.drain();
+    });
+    let mut publisher = Publisher::connect(config(&[&address])).unwrap();
+    publish_all(&mut publisher, &numbered(1000));
+    drop(publisher);
+    play.join().unwrap();
+}
+
+#[test]
+fn impossible_settings_are_refused_before_any_connection() {
+    let nobody = "127.0.0.1:1".to_owned();
+    let good = config(&[&nobody]);
+    let broken = [
+        Config {
+            batch_size: 0,
+            ..good.clone()
+        },
+        Config {
+            threads_per_broker: 0,
+            ..good.clone()
+        },
+        Config {
+            in_flight: 0,
+            ..good.clone()
+        },
+        config(&[]),
+    ];
+    for config in broken {
+        let error = refusal_of(config);
+        assert!(matches!(error, Error::Config(_)), "{error}");
+    }
+    let error = refusal_of(Config {
+        topic: "../etc".to_owned(),
+        ..good
+    });
+    assert!(matches!(error, Error::Topic(_)), "{error}");
+    let error = refusal_of(config(&[&"nonsense".to_owned()]));
+    assert!(matches!(error, Error::Address { .. }), "{error}");
+}
+
+#[test]
+fn a_failure_that_the_linger_time_brings_up_is_told_to_the_next_caller() {
+    let (address, play) = broker(|mut peer| peer.welcome());
+    let mut publisher = Publisher::connect(Config {
+        linger: Duration::from_millis(1),
+        ..config(&[&address])
+    })
+    .unwrap();
+    play.join().unwrap();
+    let error = loop {
+        // Time for the batch to be sent without anybody asking.
+        thread::sleep(Duration::from_millis(10));
+        if let Err(error) = publisher.publish(b"lonely") {
+            break error;
+        }
+    };
+    assert!(matches!(error, Error::Lost { .. }), "{error}");
+}

@@ -1,0 +1,139 @@
+#!/usr/bin/env bash
+# The xdp path: the workload verified, real files, fallback to tcp, death and restart of a broker.
+set -euo pipefail
+# shellcheck source=scripts/e2e/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+testbed 1
+XDP=(--mode xdp --iface eth0)
+
+# lab_run ARGUMENTS...: a verified run of the lab; sets $report.
+lab_run() {
+  lab throughput "$@" --verify --results "$T/results" >"$T/stdout"
+  report=$(tail -n 1 "$T/stdout")/report.json
+}
+
+# all_over PATH STREAMS: everything is verified, and every stream took that path.
+all_over() {
+  expect "messages in logs" "$(jq .messages_in_logs "$report")" "$(jq .messages_sent "$report")"
+  expect "streams verified" "$(jq '[.verification[] | select(.differences == [])] | length' "$report")" "$2"
+  expect "paths" "$(jq -r '[.publisher.sessions[].streams[].path] | unique | join(" ")' "$report")" "$1"
+}
+
+workload() {
+  lab_run --mode xdp --brokers 4 --total-size 512MiB "$@"
+  all_over xdp 4
+  expect "brokers that placed packets" "$(jq '[.brokers[] | select(.xdp.placed > 0)] | length' "$report")" 4
+}
+
+wire() { workload --profile wire; }
+jumbo() { workload --profile wire --mtu 9000; }
+offload() { workload --profile offload; }
+generic() { workload --profile wire --xdp-mode generic; }
+busy() { workload --profile wire --poll busy; }
+driven() { workload --profile wire --busy-poll 64; }
+
+many_streams() {
+  lab_run --mode xdp --brokers 2 --threads-per-broker 3 --total-size 256MiB
+  all_over xdp 6
+}
+
+small_messages() {
+  lab_run --mode xdp --brokers 1 --ack 0 --total-size 32MiB --message-size 10 --batch-size 1KiB
+  all_over xdp 1
+}
+
+real_file() {
+  head -c 30000000 "$BIN/penstock-lab" | base64 >"$T/input"
+  printf '\n\n' >>"$T/input"
+  lab_run --mode xdp --brokers 2 --input "$T/input"
+  all_over xdp 2
+  expect "lines" "$(jq .messages_in_logs "$report")" "$(wc -l <"$T/input")"
+}
+
+tcp_only_broker() {
+  start_broker 0
+  refuses 'tcp only' publisher --mode xdp --brokers "$(at 0)" --total-size 1MiB
+  publisher --mode auto --brokers "$(at 0)" --total-size 8MiB --format json >"$T/sent.json" 2>"$T/said"
+  expect path "$(jq -r '.brokers[0].streams[0].path' "$T/sent.json")" tcp
+  grep -q 'tcp only' "$T/said" || fail "the log does not say why"
+  stop_broker 0
+}
+
+# The packets come in on another interface than the broker looks at.
+silent_path() {
+  start_broker 0 --mode xdp --iface lo --listen 0.0.0.0:1214
+  refuses 'xdp path fails' publisher --mode xdp --brokers "$(at 0)" --total-size 1MiB --timeout 5
+  publisher --mode auto --brokers "$(at 0)" --total-size 8MiB --format json >"$T/sent.json"
+  expect path "$(jq -r '.brokers[0].streams[0].path' "$T/sent.json")" tcp
+  expect acked "$(jq .messages_acked "$T/sent.json")" 8192
+  stop_broker 0
+}
+
+# A generic program gets packets that the sender's kernel has not cut apart: pings come through,
+# payload does not.
+path_dies() {
+  lab_run --mode auto --brokers 1 --profile offload --xdp-mode generic --total-size 64MiB
+  all_over tcp 1
+  expect moves "$(jq '.publisher.sessions[0].streams[0].moves' "$report")" 1
+}
+
+both_at_once() {
+  start_broker 0 "${XDP[@]}" --ring-size 1GiB
+  publisher --brokers "$(at 0)" --mode tcp --total-size 128MiB --format json >"$T/tcp.json" &
+  local tcp=$!
+  publisher --brokers "$(at 0)" --mode xdp --total-size 128MiB --format json >"$T/xdp.json"
+  wait "$tcp"
+  stop_broker 0
+  expect "messages in the log" "$(jq '.topics[0].messages' "$T/broker-0.json")" 262144
+  expect "paths" "$(jq -r '[.connections[].path] | sort | join(" ")' "$T/broker-0.json")" "tcp xdp"
+  subscriber --path "$BUFFERS/b0/penstock.log" --from start --verify --output none --stat --format json >"$T/read.json"
+  expect "messages read" "$(jq .messages "$T/read.json")" 262144
+}
+
+attached() { ip -n "$NET-b0" -d link show eth0 | grep -c penstock_steer || true; }
+
+second_broker() {
+  start_broker 0 "${XDP[@]}"
+  refuses 'another penstock-broker serves eth0' broker "${XDP[@]}" --listen 0.0.0.0:1300 --buffer-dir "$BUFFERS/other"
+  expect "programs attached" "$(attached)" 1
+  stop_broker 0
+  expect "programs attached after the end" "$(attached)" 0
+}
+
+# Numbers its lines, so that what is lost or doubled shows.
+kill_and_restart() {
+  seq 400000 >"$T/input"
+  start_broker 0 "${XDP[@]}" --topic penstock
+  publisher --mode auto --brokers "$(at 0)" --input "$T/input" --rate 1MB --batch-size 2KiB \
+    --format json >"$T/sent.json" 2>"$T/said" &
+  local sending=$! killed=${brokers_running[0]}
+  sleep 1
+  kill -KILL "$(ip netns pids "$NET-b0" | head -n 1)"
+  wait "$killed" || true
+  expect "programs attached after kill -9" "$(attached)" 0
+  start_broker 0 "${XDP[@]}" --topic penstock
+  wait "$sending" || fail "the publisher did not go on: $(tail -n 2 "$T/said")"
+  expect "acked" "$(jq .messages_acked "$T/sent.json")" 400000
+  expect "moves" "$(jq '.brokers[0].streams[0].moves' "$T/sent.json")" 1
+  stop_broker 0
+  subscriber --path "$BUFFERS/b0/penstock.log" --from start --verify --output lines >"$T/back"
+  cmp "$T/input" "$T/back" || fail "lines are lost, doubled or out of order"
+}
+
+run_test "xdp: four brokers, wire, contents verified" wire
+run_test "xdp: four brokers, MTU 9000" jumbo
+run_test "xdp: four brokers, offload profile" offload
+run_test "xdp: generic mode" generic
+run_test "xdp: busy polling" busy
+run_test "xdp: the worker drives the queue" driven
+run_test "xdp: several streams to each broker" many_streams
+run_test "xdp: small messages without acks" small_messages
+run_test "xdp: a real file, verified" real_file
+run_test "a broker without xdp: refused, or over tcp and said why" tcp_only_broker
+run_test "packets that nobody answers: an error, or over tcp" silent_path
+run_test "a path that dies in mid-stream: over tcp, nothing lost or doubled" path_dies
+run_test "tcp and xdp publishers at once into one log" both_at_once
+run_test "a second broker on the interface is refused" second_broker
+run_test "kill -9 and restart of the broker: the publisher goes on, nothing lost or doubled" kill_and_restart
+finish
