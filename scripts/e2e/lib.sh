@@ -122,6 +122,8 @@ stop_brokers() {
   local pid
   for pid in "${brokers_running[@]}"; do
     kill -KILL "$pid" 2>/dev/null || true
+    # Its port and interface are free only once it is gone.
+    wait "$pid" 2>/dev/null || true
   done
 }
 
