@@ -9,6 +9,8 @@ pub mod admission;
 pub mod log;
 pub mod profile;
 #[cfg(not(loom))]
+pub mod sleep;
+#[cfg(not(loom))]
 pub mod tcp;
 #[cfg(not(loom))]
 pub mod transport;

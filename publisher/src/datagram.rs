@@ -6,10 +6,13 @@
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, Read, Write};
 use std::net::TcpStream;
+use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::TryRecvError;
+use nix::poll::{PollFd, PollFlags};
+use penstock_dataplane::sleep;
 use penstock_dataplane::transport::{Outgoing, Sender, SenderConfig, Transmit};
 use penstock_dataplane::wire::batch::{self, Header};
 use penstock_dataplane::wire::handshake::Path;
@@ -26,8 +29,9 @@ use crate::summary::PublishStage;
 use crate::udp::{Datagrams, MAX_BYTES, MAX_SEGMENTS};
 use crate::{Config, Error};
 
-const DATAGRAMS: usize = 0;
-const CONTROL: usize = 1;
+/// Key of the control connection in the poller. The socket of the datagrams is not there: the kernel
+/// would look for somebody to wake with each packet that it is done with.
+const CONTROL: usize = 0;
 /// How often a waiting stream looks around.
 const LOOK: Duration = Duration::from_millis(100);
 /// Waits shorter than this are not worth a system call.
@@ -115,18 +119,8 @@ impl DatagramStream {
                 reason: "the broker does not offer it".to_owned(),
             });
         };
-        ends.waker.watch(
-            datagrams.socket(),
-            Event::readable(DATAGRAMS),
-            PollMode::Level,
-        )?;
-        if let Err(error) = ends
-            .waker
-            .watch(&control, Event::readable(CONTROL), PollMode::Level)
-        {
-            ends.waker.forget(datagrams.socket());
-            return Err(error);
-        }
+        ends.waker
+            .watch(&control, Event::readable(CONTROL), PollMode::Level)?;
         let key = StreamKey {
             key: offered.key,
             stream: target.number as u16,
@@ -187,6 +181,7 @@ impl DatagramStream {
 
     /// Sends until the publisher closes.
     pub(crate) fn run(&mut self) -> Result<Outcome, Error> {
+        sleep::be_punctual().map_err(|e| Error::Thread(e.to_string()))?;
         match self.serve() {
             Ok(()) => Ok(Outcome::Ended(Box::new(self.take_account()))),
             Err(Error::PathDead { reason, .. }) => Ok(Outcome::Moves(Box::new(self.leave(reason)))),
@@ -444,16 +439,30 @@ impl DatagramStream {
     }
 
     fn wait(&mut self, patience: Duration) -> Result<(), Error> {
-        self.events.clear();
-        self.ends
-            .waker
-            .poller
-            .wait(&mut self.events, Some(patience))
-            .map_err(|e| Error::Thread(e.to_string()))?;
-        if self.events.iter().any(|event| event.key == CONTROL) {
+        if self.sleep(patience)? {
             self.take_replies()?;
         }
         Ok(())
+    }
+
+    /// Sleeps until a datagram comes, the publisher calls, or the control connection has something:
+    /// whether it does.
+    fn sleep(&mut self, patience: Duration) -> Result<bool, Error> {
+        let failed = |e: io::Error| Error::Thread(e.to_string());
+        let poller = &self.ends.waker.poller;
+        let mut watched = [
+            PollFd::new(self.datagrams.socket().as_fd(), PollFlags::POLLIN),
+            PollFd::new(poller.as_fd(), PollFlags::POLLIN),
+        ];
+        sleep::until_ready(&mut watched, patience).map_err(failed)?;
+        if !sleep::is_ready(&watched[1]) {
+            return Ok(false);
+        }
+        self.events.clear();
+        poller
+            .wait(&mut self.events, Some(Duration::ZERO))
+            .map_err(failed)?;
+        Ok(self.events.iter().any(|event| event.key == CONTROL))
     }
 
     /// What the broker says over the control connection: the end is confirmed, or why it ends.
@@ -511,10 +520,8 @@ impl DatagramStream {
     }
 
     fn wait_for_control(&mut self) -> Result<(), Error> {
-        self.events.clear();
-        let waited = self.ends.waker.poller.wait(&mut self.events, Some(LOOK));
-        waited.map_err(|e| Error::Thread(e.to_string()))?;
-        // Late packets are of no interest any more, but keep the poller awake.
+        self.sleep(LOOK)?;
+        // Late packets are of no interest any more, but keep this awake.
         self.take_acks()
     }
 
@@ -559,7 +566,6 @@ impl DatagramStream {
 
 impl Drop for DatagramStream {
     fn drop(&mut self) {
-        self.ends.waker.forget(self.datagrams.socket());
         self.ends.waker.forget(&self.control);
     }
 }

@@ -7,11 +7,18 @@ use std::time::Duration;
 /// A fixed number of buffers, taken by the publisher and given back by streams.
 #[derive(Debug)]
 pub(crate) struct Pool {
-    free: Mutex<Vec<Vec<u8>>>,
+    state: Mutex<State>,
     given_back: Condvar,
     /// So many must be free before a waiting publisher is woken: one wake-up, several batches.
     wake_at: usize,
     batch_size: usize,
+}
+
+#[derive(Debug)]
+struct State {
+    free: Vec<Vec<u8>>,
+    /// Somebody waits: telling costs a system call, also when nobody listens.
+    wanted: bool,
 }
 
 impl Pool {
@@ -21,8 +28,9 @@ impl Pool {
         let free = std::iter::repeat_with(|| Vec::with_capacity(batch_size))
             .take(count)
             .collect();
+        let wanted = false;
         Self {
-            free: Mutex::new(free),
+            state: Mutex::new(State { free, wanted }),
             given_back: Condvar::new(),
             wake_at,
             batch_size,
@@ -32,23 +40,28 @@ impl Pool {
     /// An empty buffer; none if none came back in time.
     pub(crate) fn take(&self, patience: Duration) -> Option<Vec<u8>> {
         // A list of buffers is whole at every moment, so a panic elsewhere does not spoil it.
-        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = self
-            .given_back
-            .wait_timeout_while(free, patience, |free| free.is_empty());
-        let (mut free, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        free.pop()
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.free.is_empty() {
+            state.wanted = true;
+            let waited = self
+                .given_back
+                .wait_timeout_while(state, patience, |state| state.wanted);
+            (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            state.wanted = false;
+        }
+        state.free.pop()
     }
 
     /// Takes a buffer back. One that carried an oversized message gives its memory back.
     pub(crate) fn give_back(&self, mut buffer: Vec<u8>) {
         buffer.clear();
         buffer.shrink_to(self.batch_size);
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        free.push(buffer);
-        let enough = free.len() >= self.wake_at;
-        drop(free);
-        if enough {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.free.push(buffer);
+        let tell = state.wanted && state.free.len() >= self.wake_at;
+        if tell {
+            state.wanted = false;
+            drop(state);
             self.given_back.notify_one();
         }
     }

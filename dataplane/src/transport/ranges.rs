@@ -38,6 +38,9 @@ impl Ranges {
     /// Whether the number is there.
     #[must_use]
     pub fn contains(&self, number: u64) -> bool {
+        if self.ranges.last().is_none_or(|&(_, high)| high < number) {
+            return false;
+        }
         let at = self.ranges.partition_point(|&(_, high)| high < number);
         self.ranges.get(at).is_some_and(|&(low, _)| low <= number)
     }
@@ -66,6 +69,13 @@ impl Ranges {
     /// forgotten.
     pub fn insert(&mut self, low: u64, high: u64) {
         debug_assert!(low <= high && high < u64::MAX);
+        // Nearly always what comes is the next.
+        if let Some((_, end)) = self.ranges.last_mut()
+            && *end + 1 == low
+        {
+            *end = high;
+            return;
+        }
         // Ranges that touch the new one are joined with it.
         let first = self.ranges.partition_point(|&(_, to)| to + 1 < low);
         let behind = self.ranges.partition_point(|&(from, _)| from <= high + 1);

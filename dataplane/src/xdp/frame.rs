@@ -81,7 +81,7 @@ impl ReturnPath {
         headers[..6].copy_from_slice(&frame[6..12]);
         headers[6..12].copy_from_slice(&frame[..6]);
         headers[12..ip].copy_from_slice(&frame[12..ip]);
-        let (source, destination, width) = if v6 { (8, 24, 16) } else { (12, 16, 4) };
+        let (source, destination, width) = addresses(v6);
         let out = &mut headers[ip..];
         let from = &frame[ip..];
         out[source..source + width].copy_from_slice(&from[destination..destination + width]);
@@ -124,9 +124,23 @@ impl ReturnPath {
         SocketAddr::new(address, port)
     }
 
-    /// Whether a datagram came from where this leads.
+    /// Whether a datagram came from where this leads. Looked at for every packet: nothing is built.
     pub(super) fn leads_back(&self, frame: &[u8], datagram: &Datagram) -> bool {
-        *self == Self::of(frame, datagram)
+        let Datagram { ip, v6, start, .. } = *datagram;
+        if (ip, v6) != (self.ip, self.v6) {
+            return false;
+        }
+        let (source, destination, width) = addresses(v6);
+        let (back, back_udp, udp) = (&self.headers, self.len - UDP, start - UDP);
+        let swapped =
+            |from: usize, to: usize, len: usize| frame[from..from + len] == back[to..to + len];
+        swapped(udp, back_udp + 2, 2)
+            && swapped(udp + 2, back_udp, 2)
+            && swapped(ip + source, ip + destination, width)
+            && swapped(ip + destination, ip + source, width)
+            && swapped(6, 0, 6)
+            && swapped(0, 6, 6)
+            && swapped(12, 12, ip - 12)
     }
 
     /// Puts the headers before a payload that lies in `frame` behind [`Self::len`] bytes.
@@ -161,6 +175,11 @@ impl ReturnPath {
         };
         frame[udp + 6..udp + 8].copy_from_slice(&checksum.to_be_bytes());
     }
+}
+
+/// Offsets of source and destination address in an IP header, and their width.
+fn addresses(v6: bool) -> (usize, usize, usize) {
+    if v6 { (8, 24, 16) } else { (12, 16, 4) }
 }
 
 /// One's complement sum of 16-bit words (RFC 1071).
@@ -213,6 +232,14 @@ mod tests {
         frame
     }
 
+    /// Whether the byte belongs to an IP address or a port.
+    fn is_address(at: usize, datagram: &Datagram) -> bool {
+        let (source, destination, width) = addresses(datagram.v6);
+        let first = datagram.ip + source;
+        (first..datagram.ip + destination + width).contains(&at)
+            || (datagram.start - UDP..datagram.start - 4).contains(&at)
+    }
+
     #[test]
     fn an_answer_goes_back_to_where_the_datagram_came_from() {
         for (tags, v6) in [(0, false), (1, false), (2, true), (0, true)] {
@@ -222,6 +249,14 @@ mod tests {
             let path = ReturnPath::of(&frame, &datagram);
             assert_eq!(path.peer().port(), 40_000);
             assert!(path.leads_back(&frame, &datagram));
+            // Whatever of the addresses is another: it leads elsewhere.
+            for at in (0..datagram.start - 4).filter(|at| *at < 14 || is_address(*at, &datagram)) {
+                let mut other = frame.clone();
+                other[at] ^= 1;
+                let same = path.leads_back(&other, &datagram);
+                assert_eq!(same, path == ReturnPath::of(&other, &datagram), "byte {at}");
+                assert!(!same, "byte {at}");
+            }
             let mut answer = vec![0; path.len()];
             answer.extend(b"answer!");
             path.write(&mut answer, 7);

@@ -2,11 +2,13 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags};
 use polling::{Event, Events, PollMode, Poller};
 use quanta::Clock;
 use tracing::{debug, info, warn};
@@ -19,16 +21,22 @@ use super::stats::XdpStats;
 use super::stream::{Context, Ending, Stream};
 use crate::log::{Log, Writer};
 use crate::profile::Tick;
+use crate::sleep;
 use crate::tcp::{Counters, Opened, PathStage, Shared, WorkerStats};
 use crate::wire::packet::{Content, Data, Feedback, MAX_ACK_LEN, StreamKey};
 use crate::wire::reply::Fault;
 
 /// How often time is looked after, nanoseconds.
 const TICK: u64 = 1_000_000;
-/// How long an adaptive worker looks for packets before it sleeps, nanoseconds.
-const SPIN: u64 = 50_000;
-/// Longest sleep, milliseconds.
-const SLEEP: i32 = 50;
+/// Longest sleep.
+const SLEEP: Duration = Duration::from_millis(50);
+/// A worker with so many packets since its last pause need not be woken for the next: it lets some
+/// gather, which costs the sender's core no wake-up and leaves this one to others. The rings hold
+/// what comes meanwhile many times over.
+const LOAD: u64 = 16;
+const NAP: Duration = Duration::from_micros(50);
+/// How often one that waits for room in the ring looks for it.
+const BLOCKED: Duration = Duration::from_millis(1);
 /// One packet in so many is timed; a power of two.
 const SAMPLE: u64 = 16;
 /// Bytes of batches that a stream may have on their way, at least and at most.
@@ -164,8 +172,9 @@ impl Worker {
     /// # Errors
     /// If the kernel does not answer for a port, as when the interface is gone.
     pub fn run(mut self) -> io::Result<(WorkerStats, XdpStats)> {
+        sleep::be_punctual()?;
         let mut next_tick = 0;
-        let mut busy_until = 0;
+        let mut since_pause = 0;
         while !self.stop.load(Ordering::Relaxed) {
             let mut packets = 0;
             for (number, port) in self.ports.iter_mut().enumerate() {
@@ -174,9 +183,9 @@ impl Worker {
                 packets += port.receive(|parts| self.state.packet(number, parts, now));
             }
             let now = self.state.now();
+            since_pause += packets as u64;
             if packets > 0 {
                 self.state.commit_touched(now);
-                busy_until = now + SPIN;
             } else {
                 self.state.xdp.empty_polls += 1;
             }
@@ -185,10 +194,14 @@ impl Worker {
                 self.tick(now)?;
                 next_tick = now + TICK;
             }
-            if packets == 0 && self.state.config.polling == Polling::Adaptive && now > busy_until {
-                self.sleep(now)?;
-                busy_until = self.state.now() + SPIN;
-                next_tick = next_tick.min(busy_until);
+            if packets == 0 && self.state.config.polling == Polling::Adaptive {
+                if since_pause >= LOAD || self.owes_ack() {
+                    thread::sleep(NAP);
+                } else {
+                    self.sleep()?;
+                    next_tick = 0;
+                }
+                since_pause = 0;
             }
         }
         self.shut_down()
@@ -240,37 +253,22 @@ impl Worker {
         Ok(())
     }
 
-    /// Until a packet comes, somebody says something over a control connection, or an ACK is due.
-    fn sleep(&mut self, now: u64) -> io::Result<()> {
-        let streams = self.state.streams.iter().flatten();
-        if streams
-            .clone()
-            .any(|entry| entry.stream.ack_due().is_some_and(|due| due > now))
-        {
-            // Sooner than any sleep would end.
-            return Ok(());
-        }
-        let blocked = streams.clone().any(|entry| entry.stream.is_blocked());
-        let timeout = if blocked { 1 } else { SLEEP };
-        let readable = |fd: RawFd| libc::pollfd {
-            fd,
-            events: libc::POLLIN,
-            revents: 0,
-        };
-        let mut all: Vec<_> = self
-            .ports
-            .iter()
-            .map(|port| readable(port.fd().as_raw_fd()))
-            .collect();
-        all.push(readable(self.state.poller.as_raw_fd()));
+    /// Whether an ACK is due, soon: before any sleep would end.
+    fn owes_ack(&self) -> bool {
+        let mut streams = self.state.streams.iter().flatten();
+        streams.any(|entry| entry.stream.ack_due().is_some())
+    }
+
+    /// Until a packet comes, or somebody says something over a control connection.
+    fn sleep(&mut self) -> io::Result<()> {
+        let mut streams = self.state.streams.iter().flatten();
+        let blocked = streams.any(|entry| entry.stream.is_blocked());
+        let longest = if blocked { BLOCKED } else { SLEEP };
+        let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
+        let mut watched: Vec<_> = self.ports.iter().map(|port| readable(port.fd())).collect();
+        watched.push(readable(self.state.poller.as_fd()));
         self.state.xdp.sleeps += 1;
-        // SAFETY: the array outlives the call, and its length is given.
-        let code = unsafe { libc::poll(all.as_mut_ptr(), all.len() as libc::nfds_t, timeout) };
-        let error = io::Error::last_os_error();
-        if code < 0 && error.kind() != io::ErrorKind::Interrupted {
-            return Err(error);
-        }
-        Ok(())
+        sleep::until_ready(&mut watched, longest)
     }
 
     fn shut_down(mut self) -> io::Result<(WorkerStats, XdpStats)> {
