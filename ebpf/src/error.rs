@@ -17,6 +17,12 @@ pub enum Error {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// The interface has more addresses than the program compares with.
+    #[error("cannot serve {count} addresses (at most 64); name one with --listen")]
+    Addresses {
+        /// Addresses asked for.
+        count: usize,
+    },
     /// Another broker steers packets of this interface.
     #[error(
         "another penstock-broker serves {interface} (XDP program {id}); stop it, or give this one another interface"

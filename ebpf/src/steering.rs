@@ -56,7 +56,7 @@ impl Steering {
     /// Loads the program; it sees nothing before [`Self::attach`].
     ///
     /// # Errors
-    /// [`Error::Load`] when the kernel refuses it, [`Error::Map`] when there are too many addresses.
+    /// [`Error::Load`] when the kernel refuses it, [`Error::Addresses`] when there are too many.
     ///
     /// # Panics
     /// If `sockets_per_queue` is not from 1 to [`MAX_SOCKETS`].
@@ -77,27 +77,26 @@ impl Steering {
         constants.port = config.port.to_be();
         constants.magic = u32::from_ne_bytes(config.magic);
         constants.sockets_per_queue = config.sockets_per_queue;
+        if config.addresses.len() > MAX_ADDRESSES {
+            return Err(Error::Addresses {
+                count: config.addresses.len(),
+            });
+        }
+        constants.address_count = config.addresses.len() as u32;
+        for (slot, address) in constants.addresses.iter_mut().zip(&config.addresses) {
+            let (high, low) = key_of(*address);
+            (slot.high, slot.low) = (high, low);
+        }
         let loaded = open.load().map_err(load)?;
         let program = loaded.progs.penstock_steer.as_fd().try_clone_to_owned();
         let program = program.map_err(|source| Error::Load { source })?;
-        let steering = Self {
+        Ok(Self {
             program,
             sockets: MapHandle::try_from(&loaded.maps.sockets).map_err(load)?,
             outcomes: MapHandle::try_from(&loaded.maps.outcomes).map_err(load)?,
             sockets_per_queue: config.sockets_per_queue,
             link: None,
-        };
-        for address in &config.addresses {
-            loaded
-                .maps
-                .addresses
-                .update(&key_of(*address), &[1], MapFlags::ANY)
-                .map_err(|e| Error::Map {
-                    what: "cannot serve so many addresses (at most 64); name one with --listen",
-                    source: error::io(e),
-                })?;
-        }
-        Ok(steering)
+        })
     }
 
     /// Sends the packets of a receive queue's streams to this AF_XDP socket.
@@ -227,11 +226,13 @@ fn explain(interface: &str, mode: Mode, source: io::Error) -> Error {
     }
 }
 
-/// IPv4 addresses are kept as IPv6 ones.
-fn key_of(address: IpAddr) -> [u8; 16] {
-    match address {
+/// The halves of an address as they lie in a packet; IPv4 addresses are kept as IPv6 ones.
+fn key_of(address: IpAddr) -> (u64, u64) {
+    let octets = match address {
         IpAddr::V4(v4) => v4.to_ipv6_mapped(),
         IpAddr::V6(v6) => v6,
     }
-    .octets()
+    .octets();
+    let (halves, _) = octets.as_chunks::<8>();
+    (u64::from_ne_bytes(halves[0]), u64::from_ne_bytes(halves[1]))
 }

@@ -302,7 +302,10 @@ fn limits_are_told() {
         addresses: addresses.collect(),
         ..config(1)
     };
-    assert!(matches!(Steering::load(&too_many), Err(Error::Map { .. })));
+    assert!(matches!(
+        Steering::load(&too_many),
+        Err(Error::Addresses { count: 65 })
+    ));
     let (steering, _socket) = loaded();
     let queue = crate::MAX_SOCKETS;
     assert!(matches!(

@@ -146,6 +146,13 @@ pub struct Workload {
     /// Use SO_RCVBUFFORCE, which net.core.rmem_max does not cap.
     #[arg(long)]
     pub rcvbuf_force: bool,
+    /// Further flag of the brokers, such as --broker-option=--xdp-ring=2048; may be given several
+    /// times.
+    #[arg(long, value_name = "FLAG", allow_hyphen_values = true)]
+    pub broker_option: Vec<String>,
+    /// Further flag of the publisher, likewise.
+    #[arg(long, value_name = "FLAG", allow_hyphen_values = true)]
+    pub publisher_option: Vec<String>,
     /// Topic to publish to.
     #[arg(long, default_value = "penstock")]
     pub topic: String,

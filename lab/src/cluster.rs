@@ -147,4 +147,5 @@ fn add_broker_options(command: &mut Command, workload: &Workload) {
     if workload.rcvbuf_force {
         command.arg("--rcvbuf-force");
     }
+    command.args(&workload.broker_option);
 }

@@ -95,6 +95,7 @@ impl Publish<'_> {
         if let Some(batches) = workload.in_flight {
             command.args(["--in-flight", &batches.to_string()]);
         }
+        command.args(&workload.publisher_option);
         if self.digest {
             command.arg("--digest");
         }

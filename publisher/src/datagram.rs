@@ -32,6 +32,11 @@ use crate::{Config, Error};
 /// Key of the control connection in the poller. The socket of the datagrams is not there: the kernel
 /// would look for somebody to wake with each packet that it is done with.
 const CONTROL: usize = 0;
+/// A stream takes batches from the publisher when it has less than this left to send for the first
+/// time, bytes, and then as many as make this much: what it does not take stays a few warm buffers
+/// that go round quickly, and the publisher is woken once for several.
+const FEW: u64 = 64 << 10;
+const MANY: u64 = 512 << 10;
 /// How often a waiting stream looks around.
 const LOOK: Duration = Duration::from_millis(100);
 /// Waits shorter than this are not worth a system call.
@@ -222,7 +227,10 @@ impl DatagramStream {
 
     /// Takes batches as far as the window allows; says whether more may come.
     fn take_jobs(&mut self) -> bool {
-        while self.kept.len() < self.in_flight && self.sender.has_room() {
+        if !self.wants_jobs() {
+            return true;
+        }
+        while self.may_take() && self.sender.unsent() < MANY {
             match self.ends.jobs.try_recv() {
                 Ok(Job::Batch(batch)) => self.push(batch),
                 Ok(Job::Flush(done)) => {
@@ -234,6 +242,14 @@ impl DatagramStream {
             }
         }
         true
+    }
+
+    fn may_take(&self) -> bool {
+        self.kept.len() < self.in_flight && self.sender.has_room()
+    }
+
+    fn wants_jobs(&self) -> bool {
+        self.may_take() && self.sender.unsent() < FEW
     }
 
     fn push(&mut self, batch: Filled) {
@@ -424,14 +440,19 @@ impl DatagramStream {
             return Ok(());
         }
         let start = self.account.stages.now();
-        self.ends.waker.going_to_sleep();
-        let full = self.kept.len() >= self.in_flight;
-        let waited = if full || self.ends.jobs.is_empty() {
-            self.wait(Duration::from_nanos(due).min(LOOK))
+        let patience = Duration::from_nanos(due).min(LOOK);
+        let waited = if !self.wants_jobs() {
+            self.wait(patience)
         } else {
-            Ok(())
+            self.ends.waker.going_to_sleep();
+            let waited = if self.ends.jobs.is_empty() {
+                self.wait(patience)
+            } else {
+                Ok(())
+            };
+            self.ends.waker.awake();
+            waited
         };
-        self.ends.waker.awake();
         if outstanding {
             self.account.stages.lap(PublishStage::WaitAck, start);
         }

@@ -28,9 +28,10 @@ const MIN_PROBE_TIMEOUT: u64 = 5_000_000;
 const COLLAPSE: u32 = 3;
 /// Probe timeouts in a row that mean that nothing so large gets through.
 const TOO_LARGE: u32 = 5;
-/// Large packets lost in a row, none of them arriving, that mean that the path takes only smaller
-/// ones (RFC 8899 section 4.3).
+/// Large packets lost in a row, none of them arriving for so many probe timeouts, that mean that the
+/// path takes only smaller ones (RFC 8899 section 4.3): a full queue can lose as many at a time.
 const BLACK_HOLE: u32 = 8;
+const BLACK_HOLE_TIMEOUTS: u64 = 2;
 /// Packets that are remembered after they count as lost, in case they come late.
 const REMEMBERED: u64 = 1024;
 
@@ -183,8 +184,10 @@ pub struct Sender {
     timeouts: u32,
     /// Pings in a row while nothing was on its way and nothing changed.
     quiet: u32,
-    /// Packets larger than surely get through that were lost in a row.
+    /// Packets larger than surely get through that were lost in a row, and when the first of them
+    /// was declared so.
     large_lost: u32,
+    large_lost_since: u64,
     /// Packets that go out whatever the window says.
     probes: u8,
     last_sent: u64,
@@ -225,6 +228,7 @@ impl Sender {
             timeouts: 0,
             quiet: 0,
             large_lost: 0,
+            large_lost_since: now,
             probes: 0,
             last_sent: now,
             heard_at: now,
@@ -409,6 +413,14 @@ impl Sender {
         self.pending.len()
     }
 
+    /// Bytes of batches that have never been sent.
+    #[must_use]
+    pub fn unsent(&self) -> u64 {
+        let (seq, offset) = self.next;
+        self.pending(seq)
+            .map_or(0, |next| self.end - next.position - u64::from(offset))
+    }
+
     /// When the broker was last heard, or the stream began.
     #[must_use]
     pub fn heard_at(&self) -> u64 {
@@ -484,9 +496,13 @@ impl Sender {
         self.in_flight + u64::from(self.mtu.current()) <= self.congestion.window()
     }
 
+    fn probe_timeout(&self) -> u64 {
+        self.rtt.probe_timeout(MAX_ACK_DELAY).max(MIN_PROBE_TIMEOUT)
+    }
+
     /// When a silent path is probed, or an idle stream shows life.
     fn probe_at(&self) -> u64 {
-        let timeout = self.rtt.probe_timeout(MAX_ACK_DELAY).max(MIN_PROBE_TIMEOUT);
+        let timeout = self.probe_timeout();
         let backed_off = |times: u32| (timeout << times.min(20)).min(MAX_PROBE_TIMEOUT);
         let timeout = if self.flying > 0 {
             backed_off(self.timeouts)
@@ -692,7 +708,12 @@ impl Sender {
                     Cargo::MtuProbe => self.mtu.on_lost(now, sent.size, false),
                     _ => {
                         self.congestion.on_loss(now, sent.at, &self.rtt);
-                        self.large_lost += u32::from(sent.size > BASE);
+                        if sent.size > BASE {
+                            if self.large_lost == 0 {
+                                self.large_lost_since = now;
+                            }
+                            self.large_lost += 1;
+                        }
                     }
                 }
             } else {
@@ -700,7 +721,8 @@ impl Sender {
                 self.loss_at = Some(self.loss_at.map_or(at, |earlier| earlier.min(at)));
             }
         }
-        if self.large_lost >= BLACK_HOLE {
+        let patience = BLACK_HOLE_TIMEOUTS * self.probe_timeout();
+        if self.large_lost >= BLACK_HOLE && now - self.large_lost_since >= patience {
             self.become_smaller(now);
         }
     }
@@ -808,7 +830,7 @@ mod tests {
             // Arrives, but is not committed: the credit stays.
             s.on_feedback(now, &feedback(&[(0, sent)], 5)).unwrap();
         }
-        assert_eq!(s.next, (15, 0));
+        assert_eq!((s.next, s.unsent()), ((15, 0), 10_000));
         assert_eq!(s.stats().credit_stalls, 1);
         let more = Feedback {
             credit: 12_500,

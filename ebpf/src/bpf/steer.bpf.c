@@ -48,14 +48,18 @@ struct vlan {
 	__be16 protocol;
 };
 
+/* IPv4 as ::ffff:a.b.c.d */
 struct address {
-	__u8 bytes[16]; /* IPv4 as ::ffff:a.b.c.d */
+	__u64 high;
+	__u64 low;
 };
 
 /* Set by the loader before the program is loaded. */
 const volatile __u16 port;	       /* network byte order */
 const volatile __u32 magic;	       /* as its four bytes lie in the packet */
 const volatile __u32 sockets_per_queue = 1;
+const volatile __u32 address_count;
+const volatile struct address addresses[MAX_ADDRESSES];
 
 struct {
 	__uint(type, BPF_MAP_TYPE_XSKMAP);
@@ -63,13 +67,6 @@ struct {
 	__type(key, __u32);
 	__type(value, __u32);
 } sockets SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, MAX_ADDRESSES);
-	__type(key, struct address);
-	__type(value, __u8);
-} addresses SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -86,6 +83,15 @@ static __always_inline int count(enum outcome outcome, int action)
 	if (counter)
 		*counter += 1;
 	return action;
+}
+
+/* A broker has few addresses, nearly always one: comparing is cheaper than a hash. */
+static __always_inline int is_ours(const struct address *to)
+{
+	for (__u32 i = 0; i < address_count && i < MAX_ADDRESSES; i++)
+		if (addresses[i].high == to->high && addresses[i].low == to->low)
+			return 1;
+	return 0;
 }
 
 /* The worker of a stream among those that share a queue; the broker works it out the same way. */
@@ -144,9 +150,7 @@ int penstock_steer(struct xdp_md *ctx)
 			return count(NOT_UDP, XDP_PASS);
 		if (ip->frag_off & bpf_htons(IP_FRAGMENT))
 			return count(FRAGMENT, XDP_PASS);
-		to.bytes[10] = 0xff;
-		to.bytes[11] = 0xff;
-		__builtin_memcpy(&to.bytes[12], &ip->daddr, sizeof(ip->daddr));
+		to.low = bpf_cpu_to_be64(0xffff00000000ULL | bpf_ntohl(ip->daddr));
 		udp = at + ip->ihl * 4;
 	} else if (protocol == bpf_htons(ETH_P_IPV6)) {
 		const struct ipv6hdr *ip = at;
@@ -157,7 +161,7 @@ int penstock_steer(struct xdp_md *ctx)
 			return count(FRAGMENT, XDP_PASS);
 		if (ip->nexthdr != IPPROTO_UDP)
 			return count(NOT_UDP, XDP_PASS);
-		__builtin_memcpy(to.bytes, &ip->daddr, sizeof(to.bytes));
+		__builtin_memcpy(&to, &ip->daddr, sizeof(to));
 		udp = (const void *)(ip + 1);
 	} else {
 		return count(NOT_IP, XDP_PASS);
@@ -167,7 +171,7 @@ int penstock_steer(struct xdp_md *ctx)
 		return count(MALFORMED, XDP_PASS);
 	if (udp->dest != port)
 		return count(OTHER_PORT, XDP_PASS);
-	if (!bpf_map_lookup_elem(&addresses, &to))
+	if (!is_ours(&to))
 		return count(OTHER_ADDRESS, XDP_PASS);
 	return steer(ctx, udp, end);
 }
