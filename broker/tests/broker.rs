@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use penstock_dataplane::log::{Reader, Start};
-use penstock_dataplane::wire::batch::Header;
+use penstock_dataplane::wire::batch::{Header, payload_checksum};
 use penstock_dataplane::wire::handshake::{
     AckLevel, Answer, Hello, OrderLevel, Path, Refusal, Request, WELCOME_LEN, Welcome,
 };
@@ -176,7 +176,12 @@ struct Peer {
 fn frame(seq: u64, messages: &[&[u8]]) -> Vec<u8> {
     let mut payload = Vec::new();
     messages.iter().for_each(|m| append(&mut payload, m));
-    let header = Header::for_batch(seq, messages.len() as u32, &payload);
+    let header = Header::for_batch(
+        seq,
+        messages.len() as u32,
+        payload.len() as u32,
+        payload_checksum(&payload),
+    );
     [header.as_bytes(), &payload].concat()
 }
 
@@ -309,7 +314,7 @@ fn broken_batches_end_their_stream_with_a_reason_and_stay_out_of_the_log() {
     let mut flipped = frame(0, &[b"damaged on the way"]);
     *flipped.last_mut().unwrap() ^= 1;
     let out_of_order = frame(7, &[b"the eighth"]);
-    let oversized = Header::for_batch(0, 1, &vec![0; 40 << 10]);
+    let oversized = Header::for_batch(0, 1, 40 << 10, 0);
     let cases: [(&[u8], Fault); 4] = [
         (&flipped, Fault::Checksum),
         (&out_of_order, Fault::Protocol),

@@ -14,7 +14,7 @@ use crossbeam_channel::TryRecvError;
 use nix::poll::{PollFd, PollFlags};
 use penstock_dataplane::sleep;
 use penstock_dataplane::transport::{Outgoing, Sender, SenderConfig, Transmit};
-use penstock_dataplane::wire::batch::{self, Header};
+use penstock_dataplane::wire::batch::Header;
 use penstock_dataplane::wire::handshake::Path;
 use penstock_dataplane::wire::packet::{DATA_LEN, Data, Feedback, StreamKey};
 use penstock_dataplane::wire::reply::{Parsed, REPLY_LEN, Reply};
@@ -32,11 +32,6 @@ use crate::{Config, Error};
 /// Key of the control connection in the poller. The socket of the datagrams is not there: the kernel
 /// would look for somebody to wake with each packet that it is done with.
 const CONTROL: usize = 0;
-/// A stream takes batches from the publisher when it has less than this left to send for the first
-/// time, bytes, and then as many as make this much: what it does not take stays a few warm buffers
-/// that go round quickly, and the publisher is woken once for several.
-const FEW: u64 = 64 << 10;
-const MANY: u64 = 512 << 10;
 /// How often a waiting stream looks around.
 const LOOK: Duration = Duration::from_millis(100);
 /// Waits shorter than this are not worth a system call.
@@ -227,10 +222,7 @@ impl DatagramStream {
 
     /// Takes batches as far as the window allows; says whether more may come.
     fn take_jobs(&mut self) -> bool {
-        if !self.wants_jobs() {
-            return true;
-        }
-        while self.may_take() && self.sender.unsent() < MANY {
+        while self.may_take() {
             match self.ends.jobs.try_recv() {
                 Ok(Job::Batch(batch)) => self.push(batch),
                 Ok(Job::Flush(done)) => {
@@ -248,20 +240,14 @@ impl DatagramStream {
         self.kept.len() < self.in_flight && self.sender.has_room()
     }
 
-    fn wants_jobs(&self) -> bool {
-        self.may_take() && self.sender.unsent() < FEW
-    }
-
     fn push(&mut self, batch: Filled) {
         self.account.sent(&batch);
         self.enqueue(batch);
     }
 
     fn enqueue(&mut self, batch: Filled) {
-        let start = self.account.stages.now();
         let seq = self.sender.committed() + self.kept.len() as u64;
-        let checksum = batch::checksum(seq, batch.messages, &batch.payload);
-        self.account.stages.lap(PublishStage::BufferWrite, start);
+        let checksum = batch.header(seq).checksum();
         self.sender
             .push(batch.payload.len() as u32, batch.messages, checksum);
         self.kept.push_back(batch);
@@ -404,23 +390,28 @@ impl DatagramStream {
                     broker: self.broker.clone(),
                     source,
                 })?;
-                self.release();
             }
+            self.release();
             if count < Datagrams::BATCH {
                 return Ok(());
             }
         }
     }
 
-    /// Gives the buffers of acked batches back.
+    /// Gives the buffers of acked batches back, all at once.
     fn release(&mut self) {
-        while self.kept.len() > self.sender.uncommitted() {
-            let Some(batch) = self.kept.pop_front() else {
-                return;
-            };
-            self.account.acked(batch.messages.into(), &self.ends.shared);
-            self.ends.shared.pool.give_back(batch.payload);
-        }
+        let done = self.kept.len() - self.sender.uncommitted();
+        let Self {
+            kept,
+            account,
+            ends,
+            ..
+        } = self;
+        let done = kept.drain(..done).map(|batch| {
+            account.acked(batch.messages.into(), &ends.shared);
+            batch.payload
+        });
+        ends.shared.pool.give_back_all(done);
     }
 
     /// Sleeps until something is to be done, unless that is very soon.
@@ -441,18 +432,13 @@ impl DatagramStream {
         }
         let start = self.account.stages.now();
         let patience = Duration::from_nanos(due).min(LOOK);
-        let waited = if !self.wants_jobs() {
+        self.ends.waker.going_to_sleep();
+        let waited = if !self.may_take() || self.ends.jobs.is_empty() {
             self.wait(patience)
         } else {
-            self.ends.waker.going_to_sleep();
-            let waited = if self.ends.jobs.is_empty() {
-                self.wait(patience)
-            } else {
-                Ok(())
-            };
-            self.ends.waker.awake();
-            waited
+            Ok(())
         };
+        self.ends.waker.awake();
         if outstanding {
             self.account.stages.lap(PublishStage::WaitAck, start);
         }

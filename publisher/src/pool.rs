@@ -37,8 +37,9 @@ impl Pool {
         }
     }
 
-    /// An empty buffer; none if none came back in time.
-    pub(crate) fn take(&self, patience: Duration) -> Option<Vec<u8>> {
+    /// Adds empty buffers to `stash`, half of those that there are, so that both sides seldom meet
+    /// here; none if none came back in time.
+    pub(crate) fn take(&self, stash: &mut Vec<Vec<u8>>, patience: Duration) {
         // A list of buffers is whole at every moment, so a panic elsewhere does not spoil it.
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.free.is_empty() {
@@ -49,17 +50,25 @@ impl Pool {
             (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
             state.wanted = false;
         }
-        state.free.pop()
+        let rest = state.free.len() / 2;
+        stash.extend(state.free.drain(rest..));
     }
 
-    /// Takes a buffer back. One that carried an oversized message gives its memory back.
-    pub(crate) fn give_back(&self, mut buffer: Vec<u8>) {
-        buffer.clear();
-        buffer.shrink_to(self.batch_size);
+    /// Takes a buffer back.
+    pub(crate) fn give_back(&self, buffer: Vec<u8>) {
+        self.give_back_all(std::iter::once(buffer));
+    }
+
+    /// Takes buffers back. One that carried an oversized message gives its memory back.
+    pub(crate) fn give_back_all(&self, mut buffers: impl Iterator<Item = Vec<u8>>) {
+        let Some(first) = buffers.next() else { return };
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.free.push(buffer);
-        let tell = state.wanted && state.free.len() >= self.wake_at;
-        if tell {
+        for mut buffer in std::iter::once(first).chain(buffers) {
+            buffer.clear();
+            buffer.shrink_to(self.batch_size);
+            state.free.push(buffer);
+        }
+        if state.wanted && state.free.len() >= self.wake_at {
             state.wanted = false;
             drop(state);
             self.given_back.notify_one();
@@ -74,16 +83,19 @@ mod tests {
     #[test]
     fn the_last_one_back_is_the_first_one_out() {
         let pool = Pool::new(2, 100, 1);
-        let mut first = pool.take(Duration::ZERO).unwrap();
-        let second = pool.take(Duration::ZERO).unwrap();
-        assert!(pool.take(Duration::ZERO).is_none());
+        let take = || {
+            let mut stash = Vec::new();
+            pool.take(&mut stash, Duration::ZERO);
+            stash.pop()
+        };
+        let (mut first, second) = (take().unwrap(), take().unwrap());
+        assert!(take().is_none());
         first.resize(5000, 1);
         let hot = second.as_ptr();
-        pool.give_back(first);
-        pool.give_back(second);
-        let newest = pool.take(Duration::ZERO).unwrap();
+        pool.give_back_all([first, second].into_iter());
+        let newest = take().unwrap();
         assert_eq!(newest.as_ptr(), hot);
-        let shrunk = pool.take(Duration::ZERO).unwrap();
+        let shrunk = take().unwrap();
         assert!(shrunk.is_empty() && shrunk.capacity() < 5000);
     }
 }

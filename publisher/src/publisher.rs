@@ -1,12 +1,13 @@
 //! The publisher that callers hold: fills batches and hands them to streams.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Select, Sender, TrySendError};
 use penstock_dataplane::profile::{StageReport, StageTimer};
+use penstock_dataplane::wire::batch;
 use penstock_dataplane::wire::handshake::MAX_STREAMS;
 use penstock_dataplane::wire::message::{self, OVERHEAD};
 
@@ -17,8 +18,9 @@ use crate::stream::{Filled, Job, Shared, Waker};
 use crate::summary::{BrokerSummary, PublishStage, StreamSummary, Summary};
 use crate::{Config, Error};
 
-/// Batches that wait in front of each stream, beside those on their way.
-const QUEUE: usize = 4;
+/// Batches that wait in front of each stream, beside those on their way; so many are free when a
+/// publisher that waits for one is woken.
+const QUEUE: usize = 8;
 /// One message in so many is timed; a power of two.
 const SAMPLE: u32 = 16;
 /// How often a blocked publisher looks whether a stream has failed.
@@ -66,6 +68,8 @@ impl Progress {
 /// The batch that is being filled, and the way out.
 struct Front {
     payload: Vec<u8>,
+    /// Empty buffers for the next.
+    spare: Vec<Vec<u8>>,
     messages: u32,
     sampled: u32,
     sampled_ticks: u64,
@@ -121,7 +125,8 @@ impl Publisher {
             };
             for number in 0..config.threads_per_broker {
                 target.number = number;
-                let (sender, jobs) = crossbeam_channel::bounded(QUEUE);
+                // Never full while there is a buffer: a publisher waits in one place only.
+                let (sender, jobs) = crossbeam_channel::bounded(held + QUEUE);
                 let ends = Ends {
                     jobs,
                     waker: Arc::new(Waker::new()?),
@@ -141,6 +146,7 @@ impl Publisher {
             .map(|(sender, waker, _)| (sender.clone(), Arc::clone(waker)));
         let front = Front {
             payload: Vec::with_capacity(config.batch_size),
+            spare: Vec::with_capacity(buffers),
             messages: 0,
             sampled: 0,
             sampled_ticks: 0,
@@ -361,23 +367,30 @@ impl Front {
         let ticks = self.sampled_ticks * u64::from(self.messages) / u64::from(self.sampled);
         self.stages
             .credit(PublishStage::BufferWrite, ticks, u64::from(self.messages));
+        let start = self.stages.now();
+        let checksum = batch::payload_checksum(&self.payload);
+        self.stages.lap(PublishStage::BufferWrite, start);
         let next = self.take_free()?;
         let payload = std::mem::replace(&mut self.payload, next);
         let filled = Filled {
             payload,
             messages: self.messages,
+            checksum,
         };
         (self.messages, self.sampled, self.sampled_ticks) = (0, 0, 0);
         self.generation += 1;
         self.hand_over(Job::Batch(filled))
     }
 
-    fn take_free(&self) -> Result<Vec<u8>, Error> {
+    fn take_free(&mut self) -> Result<Vec<u8>, Error> {
         loop {
-            if let Some(buffer) = self.shared.pool.take(LOOK) {
+            if let Some(buffer) = self.spare.pop() {
                 return Ok(buffer);
             }
-            self.failure.check()?;
+            self.shared.pool.take(&mut self.spare, LOOK);
+            if self.spare.is_empty() {
+                self.failure.check()?;
+            }
         }
     }
 
@@ -473,7 +486,12 @@ impl Linger {
                 .recv_timeout(interval)
                 .is_err_and(|e| e.is_timeout())
             {
-                let Ok(mut front) = front.lock() else { return };
+                // Whoever holds it publishes, or waits to: the batch is not left alone.
+                let mut front = match front.try_lock() {
+                    Ok(front) => front,
+                    Err(TryLockError::WouldBlock) => continue,
+                    Err(TryLockError::Poisoned(_)) => return,
+                };
                 let generation = (front.messages > 0).then_some(front.generation);
                 if generation.is_some()
                     && generation == seen

@@ -33,6 +33,15 @@ const LOOK: Duration = Duration::from_millis(100);
 pub(crate) struct Filled {
     pub(crate) payload: Vec<u8>,
     pub(crate) messages: u32,
+    /// CRC32C of the payload.
+    pub(crate) checksum: u32,
+}
+
+impl Filled {
+    /// Header of the batch at its place in a stream.
+    pub(crate) fn header(&self, seq: u64) -> Header {
+        Header::for_batch(seq, self.messages, self.payload.len() as u32, self.checksum)
+    }
 }
 
 /// What a stream is asked to do.
@@ -196,9 +205,10 @@ impl Stream {
 
     fn send(&mut self, batch: Filled) -> Result<(), Error> {
         let start = self.account.stages.now();
-        let Filled { payload, messages } = batch;
-        let header = Header::for_batch(self.window.next_seq(), messages, &payload);
-        let start = self.account.stages.lap(PublishStage::BufferWrite, start);
+        let header = batch.header(self.window.next_seq());
+        let Filled {
+            payload, messages, ..
+        } = batch;
         self.window.push(messages);
         self.last_life = Instant::now();
         self.write_all(header.as_bytes(), &payload)?;

@@ -413,14 +413,6 @@ impl Sender {
         self.pending.len()
     }
 
-    /// Bytes of batches that have never been sent.
-    #[must_use]
-    pub fn unsent(&self) -> u64 {
-        let (seq, offset) = self.next;
-        self.pending(seq)
-            .map_or(0, |next| self.end - next.position - u64::from(offset))
-    }
-
     /// When the broker was last heard, or the stream began.
     #[must_use]
     pub fn heard_at(&self) -> u64 {
@@ -830,7 +822,7 @@ mod tests {
             // Arrives, but is not committed: the credit stays.
             s.on_feedback(now, &feedback(&[(0, sent)], 5)).unwrap();
         }
-        assert_eq!((s.next, s.unsent()), ((15, 0), 10_000));
+        assert_eq!(s.next, (15, 0));
         assert_eq!(s.stats().credit_stalls, 1);
         let more = Feedback {
             credit: 12_500,

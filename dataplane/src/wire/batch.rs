@@ -1,6 +1,6 @@
 //! The batch frame: a fixed header, then the payload; also the end-of-stream frame.
 
-use crc_fast::{CrcAlgorithm, Digest};
+use crc_fast::CrcAlgorithm;
 use thiserror::Error;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -39,7 +39,7 @@ pub struct Batch {
     pub batch_seq: u64,
     /// Messages in the payload.
     pub messages: u32,
-    /// CRC32C of the header before this field and of the payload; see [`checksum`].
+    /// CRC32C of the header before this field and of the payload's CRC32C; see [`checksum`].
     pub checksum: u32,
 }
 
@@ -83,20 +83,26 @@ pub enum Invalid {
 }
 
 impl Header {
-    /// Header of a batch, with the checksum over `payload`.
+    /// Header of a batch whose payload has `payload_len` bytes and the checksum
+    /// [`payload_checksum`], which does not depend on the batch's place in a stream.
     #[must_use]
-    pub fn for_batch(batch_seq: u64, messages: u32, payload: &[u8]) -> Self {
-        let payload_len = u32::try_from(payload.len()).expect("a batch fits in MAX_PAYLOAD");
+    pub fn for_batch(batch_seq: u64, messages: u32, payload_len: u32, payload_sum: u32) -> Self {
         let mut header = Self::without_checksum(KIND_BATCH, payload_len, batch_seq, messages);
-        header.checksum = header.checksum_with(payload).into();
+        header.checksum = header.checksum_with(payload_sum).into();
         header
+    }
+
+    /// The checksum that the header carries.
+    #[must_use]
+    pub fn checksum(&self) -> u32 {
+        self.checksum.get()
     }
 
     /// Header that ends a stream of `batches` batches.
     #[must_use]
     pub fn for_end(batches: u64) -> Self {
         let mut header = Self::without_checksum(KIND_END, 0, batches, 0);
-        header.checksum = header.checksum_with(&[]).into();
+        header.checksum = header.checksum_with(payload_checksum(&[])).into();
         header
     }
 
@@ -110,9 +116,11 @@ impl Header {
         }
         match self.kind {
             KIND_BATCH => self.parse_batch(max_payload).map(Frame::Batch),
-            KIND_END if self.checksum.get() == self.checksum_with(&[]) => Ok(Frame::End {
-                batches: self.batch_seq.get(),
-            }),
+            KIND_END if self.checksum() == self.checksum_with(payload_checksum(&[])) => {
+                Ok(Frame::End {
+                    batches: self.batch_seq.get(),
+                })
+            }
             kind => Err(Invalid::Kind { kind }),
         }
     }
@@ -144,24 +152,36 @@ impl Header {
         }
     }
 
-    fn checksum_with(&self, payload: &[u8]) -> u32 {
-        let covered = &self.as_bytes()[..HEADER_LEN - size_of::<U32>()];
-        let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
-        digest.update(covered);
-        digest.update(payload);
-        digest.finalize() as u32
+    fn checksum_with(&self, payload_sum: u32) -> u32 {
+        let mut covered = [0; HEADER_LEN];
+        covered.copy_from_slice(self.as_bytes());
+        covered[HEADER_LEN - size_of::<U32>()..].copy_from_slice(&payload_sum.to_le_bytes());
+        crc32c(&covered)
     }
 }
 
-/// CRC32C (RFC 3720 appendix B.4) of a batch: its header up to the checksum, then its payload.
+/// CRC32C (RFC 3720 appendix B.4) of a batch: of its header up to the checksum, followed by the
+/// CRC32C of its payload, so that whoever fills a batch need not know its place in a stream.
 ///
 /// Publishers send it, the log keeps it, and a reader that verifies computes it again: the same
 /// figure guards the payload and what is said about it from end to end.
+///
+/// # Panics
+/// If the payload has 4 GiB or more, which no batch has.
 #[must_use]
 pub fn checksum(batch_seq: u64, messages: u32, payload: &[u8]) -> u32 {
-    Header::for_batch(batch_seq, messages, payload)
-        .checksum
-        .get()
+    let len = u32::try_from(payload.len()).expect("a batch fits in MAX_PAYLOAD");
+    Header::for_batch(batch_seq, messages, len, payload_checksum(payload)).checksum()
+}
+
+/// CRC32C of a payload.
+#[must_use]
+pub fn payload_checksum(payload: &[u8]) -> u32 {
+    crc32c(payload)
+}
+
+fn crc32c(bytes: &[u8]) -> u32 {
+    crc_fast::checksum(CrcAlgorithm::Crc32Iscsi, bytes) as u32
 }
 
 #[cfg(test)]
@@ -171,7 +191,8 @@ mod tests {
 
     #[test]
     fn header_layout_is_the_documented_one() {
-        let header = Header::for_batch(0x0102_0304_0506_0708, 1, &[1, 0, 0, 0, 0x78]);
+        let payload = [1, 0, 0, 0, 0x78];
+        let header = Header::for_batch(0x0102_0304_0506_0708, 1, 5, payload_checksum(&payload));
         let bytes = header.as_bytes();
         assert_eq!(HEADER_LEN, 24);
         assert_eq!(bytes[..4], [1, 0, 0, 0]);
@@ -179,7 +200,7 @@ mod tests {
         assert_eq!(bytes[8..16], [8, 7, 6, 5, 4, 3, 2, 1]);
         assert_eq!(bytes[16..20], [1, 0, 0, 0]);
         let mut covered = bytes[..20].to_vec();
-        covered.extend_from_slice(&[1, 0, 0, 0, 0x78]);
+        covered.extend(crc32c_bitwise(&payload).to_le_bytes());
         assert_eq!(bytes[20..], crc32c_bitwise(&covered).to_le_bytes());
     }
 
@@ -237,12 +258,14 @@ mod tests {
         #[test]
         fn any_flipped_bit_is_seen(payload in prop::collection::vec(any::<u8>(), 4..300),
                                    seq: u64, messages in 1u32..50, bit: prop::sample::Index) {
-            let header = Header::for_batch(seq, messages, &payload);
+            let len = payload.len() as u32;
+            let header = Header::for_batch(seq, messages, len, payload_checksum(&payload));
             let mut bytes = [header.as_bytes(), &payload].concat();
             let bit = bit.index(bytes.len() * 8);
             bytes[bit / 8] ^= 1 << (bit % 8);
             let (damaged, payload) = Header::read_from_prefix(&bytes).unwrap();
-            prop_assert_ne!(damaged.checksum_with(payload), damaged.checksum.get());
+            let computed = damaged.checksum_with(payload_checksum(payload));
+            prop_assert_ne!(computed, damaged.checksum());
         }
 
         #[test]
