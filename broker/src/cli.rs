@@ -57,8 +57,9 @@ pub struct Cli {
     /// Replace another XDP program of the interface.
     #[arg(long)]
     force: bool,
-    /// Packets that a receive queue's rings hold, a power of two.
-    #[arg(long, default_value_t = 4096)]
+    /// Packets that a receive queue's rings hold, a power of two: so much of all publishers together
+    /// may be on its way. Small rings stay in the CPU's cache.
+    #[arg(long, default_value_t = 1024)]
     xdp_ring: u32,
     /// What xdp workers do while no packet comes: busy owns its core, adaptive sleeps after a moment.
     #[arg(long, value_enum, default_value_t = Poll::Adaptive)]

@@ -86,14 +86,8 @@ impl Xdp {
             Some(queues) => queues.clone(),
             None => queues_of(interface)?,
         };
-        if config.workers > queues.len() {
-            bail!(
-                "--workers {} is more than the {} receive queues of {interface}; ethtool -L {interface} combined {} makes more, if the driver can",
-                config.workers,
-                queues.len(),
-                config.workers
-            );
-        }
+        // Several share a queue where there are more of them than queues.
+        let sharing = config.workers.div_ceil(queues.len()) as u32;
         let frame_size = if mtu + ETHERNET + HEADROOM <= SMALL_FRAME {
             SMALL_FRAME
         } else {
@@ -103,22 +97,26 @@ impl Xdp {
             addresses: addresses_of(interface, listen.ip())?,
             port: listen.port(),
             magic: DATA_MAGIC,
-            sockets_per_queue: 1,
+            sockets_per_queue: sharing,
         })?;
         let mut ports: Vec<Vec<Port>> = (0..config.workers).map(|_| Vec::new()).collect();
         let mut zero_copy = true;
-        for (number, &queue) in queues.iter().enumerate() {
-            let port = Port::open(&PortConfig {
+        let mut next = 0;
+        for &queue in &queues {
+            let settings = PortConfig {
                 interface: interface.clone(),
                 queue: queue as u32,
                 ring: config.ring,
                 frame_size,
                 copy: config.copy,
                 busy_poll: config.busy_poll,
-            })?;
-            zero_copy &= port.is_zero_copy();
-            steering.insert(queue as u32, 0, port.fd())?;
-            ports[number % config.workers].push(port);
+            };
+            for (number, port) in Port::open(&settings, sharing)?.into_iter().enumerate() {
+                zero_copy &= port.is_zero_copy();
+                steering.insert(queue as u32, number as u32, port.fd())?;
+                ports[next % config.workers].push(port);
+                next += 1;
+            }
         }
         let registry = Arc::new(Registry::default());
         let per_queue =
@@ -128,7 +126,7 @@ impl Xdp {
                 verify_on_receive: config.verify_on_receive,
                 polling: config.polling,
                 // A quarter stays for what is sent twice.
-                capacity: per_queue * ports.len() as u64 * 3 / 4,
+                capacity: per_queue * ports.len() as u64 * 3 / 4 / u64::from(sharing),
             };
             let (registry, shared) = (Arc::clone(&registry), Arc::clone(shared));
             Worker::new(worker, ports, registry, shared, Arc::clone(stop))

@@ -38,6 +38,12 @@ many_streams() {
   all_over xdp 6
 }
 
+# More workers than receive queues, so that they share one.
+shared_queue() {
+  lab_run --mode xdp --brokers 1 --threads-per-broker 8 --workers 3 --total-size 256MiB
+  all_over xdp 8
+}
+
 small_messages() {
   lab_run --mode xdp --brokers 1 --ack 0 --total-size 32MiB --message-size 10 --batch-size 1KiB
   all_over xdp 1
@@ -128,6 +134,7 @@ run_test "xdp: generic mode" generic
 run_test "xdp: busy polling" busy
 run_test "xdp: the worker drives the queue" driven
 run_test "xdp: several streams to each broker" many_streams
+run_test "xdp: several workers on one receive queue" shared_queue
 run_test "xdp: small messages without acks" small_messages
 run_test "xdp: a real file, verified" real_file
 run_test "a broker without xdp: refused, or over tcp and said why" tcp_only_broker

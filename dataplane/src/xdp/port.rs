@@ -1,14 +1,20 @@
 //! One receive queue of an interface: packet memory, rings, and the rules that keep them turning.
 //!
 //! A frame of the packet memory is at any time in exactly one place: the fill ring (the kernel may
-//! receive into it), the receive ring (a packet waits for us), in our hands, the transmit ring, the
-//! completion ring, or the list of free ones. What was received goes back to the fill ring at once,
+//! receive into it), a receive ring (a packet waits for us), in our hands, a transmit ring, the
+//! completion ring, or a list of free ones. What was received goes back to the fill ring at once,
 //! so that it never runs dry; answers have frames of their own, which no flood can take.
+//!
+//! Several ports may share a queue, for a queue may bring more than one worker can take. They have
+//! receive and transmit rings of their own, but the kernel gives a queue one fill and one completion
+//! ring (`XDP_SHARED_UMEM`, Documentation/networking/af_xdp.rst): whoever needs them looks whether
+//! they are free, does all that is to be done in one go, and otherwise comes back in its next round.
 
 use std::ffi::c_int;
 use std::io::{self, Write};
 use std::num::NonZeroU32;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -23,7 +29,7 @@ use super::error::{Error, hint};
 
 /// Packets taken from the receive ring at a time.
 const BURST: usize = 64;
-/// Frames for answers.
+/// Frames for answers, of each port.
 const ANSWERS: u32 = 256;
 /// Most buffers of one packet: 9,000 bytes in frames of 2 KiB, and some more.
 const MAX_BUFFERS: usize = 8;
@@ -37,7 +43,7 @@ pub struct PortConfig {
     pub interface: String,
     /// Receive queue.
     pub queue: u32,
-    /// Entries of fill and receive ring, a power of two.
+    /// Entries of the fill ring and of each receive ring, a power of two.
     pub ring: u32,
     /// Bytes of a frame, 2048 or 4096.
     pub frame_size: u32,
@@ -73,21 +79,29 @@ pub struct PortStats {
     pub invalid: u64,
 }
 
-/// A receive queue's socket.
+/// What the ports of a queue share.
+#[derive(Debug)]
+struct Queue {
+    fill: FillQueue,
+    completed: CompQueue,
+    /// Frames for answers that no port has.
+    free: Vec<FrameDesc>,
+    done: [FrameDesc; BURST],
+}
+
+/// One of the sockets of a receive queue.
 #[derive(Debug)]
 pub struct Port {
     umem: Umem,
     rx: RxQueue,
     tx: TxQueue,
-    fill: FillQueue,
-    completed: CompQueue,
+    queue: Arc<Mutex<Queue>>,
     received: [FrameDesc; BURST],
     /// Buffers of a packet whose rest has not come yet.
     open: Vec<FrameDesc>,
     /// On their way back to the fill ring.
     returning: Vec<FrameDesc>,
     free: Vec<FrameDesc>,
-    done: [FrameDesc; BURST],
     unsent: bool,
     busy_poll: bool,
     zero_copy: bool,
@@ -95,41 +109,57 @@ pub struct Port {
 }
 
 impl Port {
-    /// Opens the socket; the queue's packets come once an XDP program sends them here.
+    /// Opens `count` sockets of a queue; its packets come once an XDP program sends them here.
     ///
     /// # Errors
     /// [`Error`] says what the kernel did not give.
     ///
     /// # Panics
-    /// If a size in the configuration is not a power of two in its range.
-    pub fn open(config: &PortConfig) -> Result<Self, Error> {
-        let (umem, frames) = memory(config)?;
-        let (tx, rx, rings) = bind(config, &umem)?;
-        let (fill, completed) = rings.expect("the first socket of its memory has the rings");
-        let mut frames = frames;
+    /// If a size in the configuration is not a power of two in its range, or `count` is 0.
+    pub fn open(config: &PortConfig, count: u32) -> Result<Vec<Self>, Error> {
+        let answers = (ANSWERS * count).next_power_of_two();
+        let (umem, mut frames) = memory(config, answers)?;
         let free = frames.split_off(config.ring as usize);
-        let mut port = Self {
-            umem,
-            rx,
-            tx,
-            fill,
-            completed,
-            received: [FrameDesc::default(); BURST],
-            open: Vec::with_capacity(MAX_BUFFERS),
-            returning: frames,
-            free,
-            done: [FrameDesc::default(); BURST],
-            unsent: false,
-            busy_poll: config.busy_poll.is_some(),
-            zero_copy: false,
-            stats: PortStats::default(),
-        };
-        if let Some(budget) = config.busy_poll {
-            prefer_busy_poll(port.fd(), budget)?;
+        let mut unfilled = Some(frames);
+        let mut queue = None;
+        let mut ports = Vec::with_capacity(count as usize);
+        for _ in 0..count {
+            let (tx, rx, rings) = bind(config, &umem)?;
+            if let Some((fill, completed)) = rings {
+                queue = Some(Arc::new(Mutex::new(Queue {
+                    fill,
+                    completed,
+                    free: free.clone(),
+                    done: [FrameDesc::default(); BURST],
+                })));
+            }
+            let queue = queue
+                .as_ref()
+                .expect("a queue's first socket has its rings");
+            let mut returning = Vec::with_capacity(config.ring as usize);
+            returning.extend(unfilled.take().unwrap_or_default());
+            let mut port = Self {
+                umem: umem.clone(),
+                rx,
+                tx,
+                queue: Arc::clone(queue),
+                received: [FrameDesc::default(); BURST],
+                open: Vec::with_capacity(MAX_BUFFERS),
+                returning,
+                free: Vec::with_capacity(2 * BURST),
+                unsent: false,
+                busy_poll: config.busy_poll.is_some(),
+                zero_copy: false,
+                stats: PortStats::default(),
+            };
+            if let Some(budget) = config.busy_poll {
+                prefer_busy_poll(port.fd(), budget)?;
+            }
+            port.zero_copy = is_zero_copy(port.fd())?;
+            port.give_back();
+            ports.push(port);
         }
-        port.zero_copy = is_zero_copy(port.fd())?;
-        port.give_back();
-        Ok(port)
+        Ok(ports)
     }
 
     /// The socket, for the XDP program's map.
@@ -174,7 +204,7 @@ impl Port {
             self.returning.append(&mut self.open);
         }
         self.stats.packets += packets as u64;
-        if count > 0 {
+        if !self.returning.is_empty() {
             self.give_back();
         }
         packets
@@ -228,7 +258,11 @@ impl Port {
 
     /// Lets the kernel work on the queue on this core, where it waits for that: one system call.
     pub fn drive(&mut self) {
-        if self.busy_poll || self.fill.needs_wakeup() {
+        let needs_wakeup = || {
+            let queue = self.queue.try_lock();
+            queue.is_ok_and(|queue| queue.fill.needs_wakeup())
+        };
+        if self.busy_poll || needs_wakeup() {
             self.stats.kicks += 1;
             // SAFETY: a receive of no bytes has no buffer.
             unsafe {
@@ -259,36 +293,52 @@ impl Port {
         })
     }
 
-    /// Puts what was received back into the fill ring, which has room for all frames.
+    /// Puts what was received back into the fill ring, which has room for all frames, unless
+    /// another port is at it: then in the next round.
     fn give_back(&mut self) {
+        let Ok(mut queue) = self.queue.try_lock() else {
+            return;
+        };
         // SAFETY: the frames are of this memory, and nobody looks at them any more.
-        let taken = unsafe { self.fill.produce(&self.returning) };
+        let taken = unsafe { queue.fill.produce(&self.returning) };
         // All or none; none only if the kernel is about to take some.
         self.returning.drain(..taken);
     }
 
+    /// Gets some frames for answers: what the kernel has sent, and what no port has.
     fn collect_completed(&mut self) {
+        let Ok(mut queue) = self.queue.try_lock() else {
+            return;
+        };
+        let Queue {
+            completed,
+            free,
+            done,
+            ..
+        } = &mut *queue;
         loop {
             // SAFETY: the ring is that of this memory.
-            let count = unsafe { self.completed.consume(&mut self.done) };
-            self.free.extend_from_slice(&self.done[..count]);
+            let count = unsafe { completed.consume(done) };
+            free.extend_from_slice(&done[..count]);
             if count < BURST {
-                return;
+                break;
             }
         }
+        let wanted = BURST.saturating_sub(self.free.len()).min(free.len());
+        self.free.extend(free.drain(free.len() - wanted..));
     }
 }
 
-/// Packet memory for one port: its fill ring full, and frames for answers.
-fn memory(config: &PortConfig) -> Result<(Umem, Vec<FrameDesc>), Error> {
+/// Packet memory for a queue: as many frames as fill its fill ring, and those for answers.
+fn memory(config: &PortConfig, answers: u32) -> Result<(Umem, Vec<FrameDesc>), Error> {
     let size = |value| QueueSize::new(value).expect("a ring's size is a power of two");
     let umem = UmemConfig::builder()
         .frame_size(FrameSize::new(config.frame_size).expect("a frame is 2048 bytes or more"))
         .fill_queue_size(size(config.ring))
-        .comp_queue_size(size(ANSWERS))
+        .comp_queue_size(size(answers))
         .build()
         .expect("a frame has room for its headroom");
-    let count = NonZeroU32::new(config.ring + ANSWERS).expect("a ring has entries");
+    let count = NonZeroU32::new(config.ring + answers).expect("a ring has entries");
     let bytes = u64::from(count.get()) * u64::from(config.frame_size);
     // Huge pages where the host has set some aside.
     Umem::new(umem, count, true)
@@ -320,7 +370,7 @@ fn bind(config: &PortConfig, umem: &Umem) -> Result<Bound, Error> {
         .build();
     let start = Instant::now();
     loop {
-        // SAFETY: the memory has no other socket, so no ring of it is shared.
+        // SAFETY: fill and completion ring of the queue are shared, and used under a lock only.
         match unsafe { Socket::new(socket, umem, &interface, config.queue) } {
             Ok(rings) => return Ok(rings),
             Err(error) => {
