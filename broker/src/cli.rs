@@ -100,7 +100,8 @@ pub struct Cli {
     /// Seconds for a handshake.
     #[arg(long, default_value_t = 5.0, value_parser = parse_seconds)]
     handshake_timeout: f64,
-    /// Seconds that a publisher may stall inside a batch.
+    /// Seconds that a publisher may stall inside a batch (tcp), or be silent altogether (xdp, where
+    /// it shows every second that it lives).
     #[arg(long, default_value_t = 30.0, value_parser = parse_seconds)]
     stall_timeout: f64,
     /// SO_RCVBUF of payload sockets; the kernel caps it at net.core.rmem_max, then doubles it.
@@ -312,6 +313,7 @@ impl Cli {
             },
             busy_poll: self.busy_poll,
             verify_on_receive: self.verify_on_receive,
+            idle_timeout: Duration::from_secs_f64(self.stall_timeout),
         }))
     }
 }

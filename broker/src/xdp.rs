@@ -5,6 +5,7 @@ use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::ifaddrs::getifaddrs;
@@ -40,6 +41,7 @@ pub struct Config {
     pub polling: Polling,
     pub busy_poll: Option<u16>,
     pub verify_on_receive: bool,
+    pub idle_timeout: Duration,
 }
 
 /// The path, set up; dropping it takes the program off the interface.
@@ -125,6 +127,7 @@ impl Xdp {
             let worker = WorkerConfig {
                 verify_on_receive: config.verify_on_receive,
                 polling: config.polling,
+                idle_timeout: config.idle_timeout,
                 // A quarter stays for what is sent twice.
                 capacity: per_queue * ports.len() as u64 * 3 / 4 / u64::from(sharing),
             };

@@ -17,7 +17,7 @@ use penstock_dataplane::transport::{Outgoing, Sender, SenderConfig, Transmit};
 use penstock_dataplane::wire::batch::Header;
 use penstock_dataplane::wire::handshake::Path;
 use penstock_dataplane::wire::packet::{DATA_LEN, Data, Feedback, StreamKey};
-use penstock_dataplane::wire::reply::{Parsed, REPLY_LEN, Reply};
+use penstock_dataplane::wire::reply::{Fault, Parsed, REPLY_LEN, Reply};
 use polling::{Event, Events, PollMode};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -494,17 +494,27 @@ impl DatagramStream {
             })?;
             match parsed {
                 Parsed::Ack { committed, .. } => return Ok(Some(committed)),
-                Parsed::Error { text_len, .. } => {
+                Parsed::Error { code, text_len, .. } => {
                     let mut text = vec![0; text_len];
                     // Best effort: it comes with the reply, or not at all.
                     let got = (&self.control).read(&mut text).unwrap_or(0);
-                    return Err(Error::Ended {
-                        broker: self.broker.clone(),
-                        unacked: self.unacked_messages(),
-                        text: String::from_utf8_lossy(&text[..got]).into_owned(),
-                    });
+                    let text = String::from_utf8_lossy(&text[..got]).into_owned();
+                    return Err(self.ended_by_broker(code, text));
                 }
             }
+        }
+    }
+
+    /// A broker that is restarted, or that heard nothing while this host slept, takes the stream up
+    /// again; anything else is for good.
+    fn ended_by_broker(&mut self, code: u16, text: String) -> Error {
+        if code == Fault::Shutdown as u16 || code == Fault::Stalled as u16 {
+            return self.control_lost(&text);
+        }
+        Error::Ended {
+            broker: self.broker.clone(),
+            unacked: self.unacked_messages(),
+            text,
         }
     }
 

@@ -107,18 +107,16 @@ second_broker() {
   expect "programs attached after the end" "$(attached)" 0
 }
 
-# Numbers its lines, so that what is lost or doubled shows.
-kill_and_restart() {
+# goes_on DISTURBANCE: a publisher of numbered lines, so that what is lost or doubled shows, is
+# disturbed once and gets everything through, in order.
+goes_on() {
   seq 400000 >"$T/input"
-  start_broker 0 "${XDP[@]}" --topic penstock
+  start_broker 0 "${XDP[@]}" --topic penstock --stall-timeout 2
   publisher --mode auto --brokers "$(at 0)" --input "$T/input" --rate 1MB --batch-size 2KiB \
     --format json >"$T/sent.json" 2>"$T/said" &
-  local sending=$! killed=${brokers_running[0]}
+  local sending=$!
   sleep 1
-  kill -KILL "$(ip netns pids "$NET-b0" | head -n 1)"
-  wait "$killed" || true
-  expect "programs attached after kill -9" "$(attached)" 0
-  start_broker 0 "${XDP[@]}" --topic penstock
+  "$1"
   wait "$sending" || fail "the publisher did not go on: $(tail -n 2 "$T/said")"
   expect "acked" "$(jq .messages_acked "$T/sent.json")" 400000
   expect "moves" "$(jq '.brokers[0].streams[0].moves' "$T/sent.json")" 1
@@ -126,6 +124,30 @@ kill_and_restart() {
   subscriber --path "$BUFFERS/b0/penstock.log" --from start --verify --output lines >"$T/back"
   cmp "$T/input" "$T/back" || fail "lines are lost, doubled or out of order"
 }
+
+# restart SIGNAL: ends the broker by it and starts another on its log.
+restart() {
+  local ended=${brokers_running[0]}
+  kill "-$1" "$(ip netns pids "$NET-b0" | head -n 1)"
+  wait "$ended" || true
+  expect "programs attached after the end" "$(attached)" 0
+  start_broker 0 "${XDP[@]}" --topic penstock
+}
+kill_and_restart() { restart KILL; }
+stop_and_restart() { restart TERM; }
+
+# Longer than the broker waits for a sign of life.
+fall_asleep() {
+  local pid
+  pid=$(pgrep -f "penstock-publisher.*$T/input" | tail -n 1)
+  kill -STOP "$pid"
+  sleep 4
+  kill -CONT "$pid"
+}
+
+broker_killed() { goes_on kill_and_restart; }
+broker_stopped() { goes_on stop_and_restart; }
+publisher_asleep() { goes_on fall_asleep; }
 
 run_test "xdp: four brokers, wire, contents verified" wire
 run_test "xdp: four brokers, MTU 9000" jumbo
@@ -142,5 +164,7 @@ run_test "packets that nobody answers: an error, or over tcp" silent_path
 run_test "a path that dies in mid-stream: over tcp, nothing lost or doubled" path_dies
 run_test "tcp and xdp publishers at once into one log" both_at_once
 run_test "a second broker on the interface is refused" second_broker
-run_test "kill -9 and restart of the broker: the publisher goes on, nothing lost or doubled" kill_and_restart
+run_test "kill -9 and restart of the broker: the publisher goes on, nothing lost or doubled" broker_killed
+run_test "an ordinary restart of the broker: likewise" broker_stopped
+run_test "a publisher that sleeps longer than the broker waits: likewise" publisher_asleep
 finish

@@ -70,7 +70,6 @@ pub struct Receiver<R> {
     opened: u64,
     credit: u64,
     spare: Vec<Ranges>,
-    heard_at: u64,
     owes_ack: bool,
 }
 
@@ -90,7 +89,6 @@ impl<R> Receiver<R> {
             opened: 0,
             credit: limits.window,
             spare: Vec::new(),
-            heard_at: now,
             owes_ack: false,
         }
     }
@@ -195,7 +193,6 @@ impl<R> Receiver<R> {
             self.largest_at = now;
         }
         self.packets.insert(packet, packet);
-        self.heard_at = now;
         self.owes_ack = true;
         largest.is_some_and(|largest| packet != largest + 1)
     }
@@ -241,12 +238,6 @@ impl<R> Receiver<R> {
     #[must_use]
     pub fn committed(&self) -> u64 {
         self.committed
-    }
-
-    /// When the last packet came.
-    #[must_use]
-    pub fn heard_at(&self) -> u64 {
-        self.heard_at
     }
 
     /// Whether something came, or was committed, since [`Self::feedback`].

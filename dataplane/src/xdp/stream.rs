@@ -48,6 +48,8 @@ pub(super) struct Context<'a> {
     pub(super) stats: &'a mut WorkerStats,
     pub(super) xdp: &'a mut XdpStats,
     pub(super) verify: bool,
+    /// Nanoseconds.
+    pub(super) idle_timeout: u64,
     pub(super) now: u64,
 }
 
@@ -70,6 +72,8 @@ pub(super) struct Stream {
     /// Where its packets come from, and which port they came to.
     pub(super) back: ReturnPath,
     pub(super) port: usize,
+    /// When its last packet came.
+    heard_at: u64,
     unacked: u32,
     /// When an ack is due at the latest.
     ack_due: Option<u64>,
@@ -115,6 +119,7 @@ impl Stream {
             unseen: None,
             back,
             port,
+            heard_at: now,
             unacked: 0,
             ack_due: None,
             told: first,
@@ -134,6 +139,7 @@ impl Stream {
 
     /// A packet that only asks for an ack.
     pub(super) fn ping(&mut self, cx: &mut Context<'_>, packet: u64) {
+        self.heard_at = cx.now;
         self.receiver.arrived(cx.now, packet);
         cx.xdp.pings += 1;
         self.ack_due = Some(cx.now);
@@ -148,6 +154,7 @@ impl Stream {
         parts: &[&[u8]],
         len: u32,
     ) {
+        self.heard_at = cx.now;
         match self.receiver.offer(packet, chunk, len) {
             Ok(Some(_)) => {}
             Ok(None) => {
@@ -287,6 +294,11 @@ impl Stream {
     pub(super) fn tick(&mut self, cx: &mut Context<'_>) -> Result<(), Ending> {
         if self.admission.lease.is_wanted() {
             return Err(Ending::Superseded);
+        }
+        // A publisher that lives sends something every second; one whose host went away closes nothing.
+        if cx.now - self.heard_at > cx.idle_timeout {
+            let text = format!("no packet came for {} s", cx.idle_timeout / 1_000_000_000);
+            return Err(Ending::Fault(Fault::Stalled, text));
         }
         let ring = cx.writer.log().geometry().ring_bytes();
         for room in self.receiver.rooms_mut() {

@@ -60,6 +60,8 @@ pub struct WorkerConfig {
     pub verify_on_receive: bool,
     /// What to do while no packet comes.
     pub polling: Polling,
+    /// A stream from which no packet comes for so long is ended.
+    pub idle_timeout: Duration,
     /// Bytes of batches that may be on their way to this worker, all streams together: what its
     /// receive rings hold.
     pub capacity: u64,
@@ -377,6 +379,7 @@ impl State {
             stats: &mut self.stats,
             xdp: &mut self.xdp,
             verify: self.config.verify_on_receive,
+            idle_timeout: self.config.idle_timeout.as_nanos() as u64,
             now,
         };
         match content {
@@ -470,6 +473,7 @@ impl State {
             stats: &mut self.stats,
             xdp: &mut self.xdp,
             verify: self.config.verify_on_receive,
+            idle_timeout: self.config.idle_timeout.as_nanos() as u64,
             now,
         };
         if let Err(ending) = action(&mut entry.stream, &mut cx) {
