@@ -5,10 +5,12 @@ use std::sync::atomic::Ordering;
 use crossbeam_channel::Sender;
 use penstock_dataplane::profile::StageTimer;
 use penstock_dataplane::transport;
+use penstock_dataplane::wire::handshake::AckLevel;
 use penstock_dataplane::wire::message::{Messages, OVERHEAD};
 use sha2::{Digest, Sha256};
 
 use crate::Config;
+use crate::latency::{Stopwatch, Waits};
 use crate::stream::{Filled, Shared};
 use crate::summary::{PublishStage, StreamSummary, TransportSummary};
 
@@ -18,8 +20,18 @@ pub(crate) struct Account {
     pub(crate) summary: StreamSummary,
     pub(crate) stages: StageTimer<PublishStage>,
     digest: Option<Sha256>,
+    /// None where nothing but the end is acked.
+    stopwatch: Option<Stopwatch>,
     /// Those who wait until so many batches are done.
     flushes: Vec<(u64, Sender<()>)>,
+}
+
+/// What is left of a stream that is over.
+#[derive(Debug)]
+pub(crate) struct Closed {
+    pub(crate) summary: StreamSummary,
+    pub(crate) stages: StageTimer<PublishStage>,
+    pub(crate) waits: Option<Waits>,
 }
 
 impl Account {
@@ -30,6 +42,8 @@ impl Account {
                 ..StreamSummary::default()
             },
             digest: config.digest.then(Sha256::new),
+            stopwatch: (config.ack == AckLevel::Committed)
+                .then(|| Stopwatch::new(config.in_flight)),
             ..Self::default()
         }
     }
@@ -42,14 +56,21 @@ impl Account {
                 digest.update(b"\n");
             }
         }
+        if let Some(stopwatch) = &mut self.stopwatch {
+            stopwatch.start(batch.sealed);
+        }
         self.summary.batches += 1;
         self.summary.messages += u64::from(batch.messages);
         self.summary.payload_bytes +=
             (batch.payload.len() - batch.messages as usize * OVERHEAD) as u64;
     }
 
-    /// So many messages more are acked.
-    pub(crate) fn acked(&mut self, messages: u64, shared: &Shared) {
+    /// So many batches more, with so many messages, are acked.
+    pub(crate) fn acked(&mut self, batches: u64, messages: u64, shared: &Shared) {
+        if let Some(stopwatch) = &mut self.stopwatch {
+            let now = self.stages.now();
+            stopwatch.stop(batches, |sealed| self.stages.nanos_between(sealed, now));
+        }
         self.summary.messages_acked += messages;
         shared.acked_messages.fetch_add(messages, Ordering::Relaxed);
     }
@@ -93,9 +114,13 @@ impl Account {
     }
 
     /// The stream is over.
-    pub(crate) fn close(mut self) -> (StreamSummary, StageTimer<PublishStage>) {
+    pub(crate) fn close(mut self) -> Closed {
         self.summary.sha256 = self.digest.take().map(|digest| hex(&digest.finalize()));
-        (self.summary, self.stages)
+        Closed {
+            summary: self.summary,
+            stages: self.stages,
+            waits: self.stopwatch.map(|stopwatch| stopwatch.waits),
+        }
     }
 }
 

@@ -23,6 +23,10 @@ Examples:
   100 MB/s in four streams, result for a program:
     penstock-publisher --brokers 10.0.0.1:1214 --rate 100MB --threads-per-broker 4 --format json
 
+  Exactly 1,000 batches a second, one message of 1 KiB in each (4 bytes frame a message):
+    penstock-publisher --brokers 10.0.0.1:1214 --rate 1024000 --message-size 1024 \
+        --batch-size 1028 --total-size 10MB
+
 Ctrl-C ends the input, waits for the acks and prints the summary.
 Exit codes: 0 every message acknowledged, 1 failed, 2 wrong flags, 130 interrupted.";
 
@@ -64,6 +68,7 @@ pub struct Cli {
     #[arg(long, conflicts_with = "input")]
     total_size: Option<ByteSize>,
     /// Message bytes per second, such as 100MB; without it, as fast as the brokers take them.
+    /// Messages at least 100 µs apart are sent one by one when due, others a few in a row.
     #[arg(long)]
     rate: Option<ByteSize>,
     /// File with real messages; - is standard input.

@@ -68,7 +68,7 @@ impl Leftover {
                 return;
             };
             self.first += 1;
-            self.account.acked(batch.messages.into(), shared);
+            self.account.acked(1, batch.messages.into(), shared);
             shared.pool.give_back(batch.payload);
         }
     }
@@ -408,7 +408,7 @@ impl DatagramStream {
             ..
         } = self;
         let done = kept.drain(..done).map(|batch| {
-            account.acked(batch.messages.into(), &ends.shared);
+            account.acked(1, batch.messages.into(), &ends.shared);
             batch.payload
         });
         ends.shared.pool.give_back_all(done);

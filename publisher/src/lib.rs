@@ -22,6 +22,7 @@ mod config;
 mod connect;
 mod datagram;
 mod error;
+mod latency;
 mod link;
 mod pool;
 mod publisher;
@@ -32,5 +33,6 @@ mod window;
 
 pub use config::{Config, Mode};
 pub use error::Error;
+pub use latency::AckLatency;
 pub use publisher::{Progress, Publisher};
 pub use summary::{BrokerSummary, StreamSummary, Summary, TransportSummary};

@@ -5,15 +5,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
-use penstock_dataplane::profile::StageTimer;
 use penstock_dataplane::wire::handshake::{Path, Refusal};
 use tracing::warn;
 
+use crate::account::Closed;
 use crate::config::Mode;
 use crate::connect;
 use crate::datagram::{DatagramStream, Leftover, Outcome};
 use crate::stream::{Job, Shared, Stream, Waker};
-use crate::summary::{PublishStage, StreamSummary};
 use crate::{Config, Error};
 
 /// Pause between attempts to open a stream again.
@@ -86,13 +85,13 @@ impl Link {
         Ok((Self::Tcp(Box::new(stream)), session, max))
     }
 
-    /// Sends until the publisher closes; returns what was done, and the time per stage.
+    /// Sends until the publisher closes; returns what was done.
     pub(crate) fn run(
         self,
         config: &Config,
         target: &Target,
         ends: &Ends,
-    ) -> Result<(StreamSummary, StageTimer<PublishStage>), Error> {
+    ) -> Result<Closed, Error> {
         let mut link = self;
         loop {
             let leftover = match link {

@@ -164,6 +164,12 @@ fn print_text(summary: &Summary, usage: &ProcessUsage) {
         summary.bandwidth_mb_per_s,
         usage.cpu_seconds
     );
+    if let Some(waited) = &summary.ack_latency_us {
+        println!(
+            "ack latency: p50 {:.0} µs, p99 {:.0} µs, p99.9 {:.0} µs, longest {:.0} µs, {} batches",
+            waited.p50, waited.p99, waited.p999, waited.max, waited.count
+        );
+    }
     println!("{:<14} {:>8} {:>14}", "stage", "%", "ns per batch");
     for stage in &summary.stages {
         println!(

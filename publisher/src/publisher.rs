@@ -11,7 +11,9 @@ use penstock_dataplane::wire::batch;
 use penstock_dataplane::wire::handshake::MAX_STREAMS;
 use penstock_dataplane::wire::message::{self, OVERHEAD};
 
+use crate::account::Closed;
 use crate::config::Mode;
+use crate::latency::Waits;
 use crate::link::{Ends, Link, Target};
 use crate::pool::Pool;
 use crate::stream::{Filled, Job, Shared, Waker};
@@ -26,8 +28,7 @@ const SAMPLE: u32 = 16;
 /// How often a blocked publisher looks whether a stream has failed.
 const LOOK: Duration = Duration::from_millis(50);
 
-type StreamResult = Result<(StreamSummary, StageTimer<PublishStage>), Error>;
-type StreamThread = JoinHandle<StreamResult>;
+type StreamThread = JoinHandle<Result<Closed, Error>>;
 
 /// Publishes messages; see the crate's documentation.
 ///
@@ -232,22 +233,28 @@ impl Publisher {
         let mut stages = front.stages.clone();
         drop(front);
         self.wake_all();
+        let mut waits = Waits::default();
         let mut results = Vec::with_capacity(self.threads.len());
         for thread in self.threads.drain(..) {
             let joined = thread
                 .join()
                 .map_err(|_| Error::Thread("it panicked".to_owned()))?;
             match joined {
-                Ok((summary, times)) => {
-                    stages.merge(&times);
-                    results.push(summary);
+                Ok(closed) => {
+                    stages.merge(&closed.stages);
+                    if let Some(more) = &closed.waits {
+                        waits.merge(more);
+                    }
+                    results.push(closed.summary);
                 }
                 Err(Error::Failed) => return Err(self.failure.take()),
                 Err(error) => return Err(error),
             }
         }
         let elapsed = first.map_or(Duration::ZERO, |first| first.elapsed());
-        Ok(self.sum_up(total_messages, elapsed, &stages, results))
+        let mut summary = self.sum_up(total_messages, elapsed, &stages, results);
+        summary.ack_latency_us = waits.sum_up();
+        Ok(summary)
     }
 
     /// Figures that can be looked at from another thread.
@@ -289,6 +296,7 @@ impl Publisher {
             } else {
                 0.0
             },
+            ack_latency_us: None,
             stages: pipeline_shares(stages, batches),
             brokers: brokers.collect(),
         }
@@ -364,18 +372,20 @@ impl Front {
         if self.messages == 0 {
             return self.failure.check();
         }
+        // Before waiting for a buffer: a batch that cannot be handed over yet waits already.
+        let sealed = self.stages.now();
         let ticks = self.sampled_ticks * u64::from(self.messages) / u64::from(self.sampled);
         self.stages
             .credit(PublishStage::BufferWrite, ticks, u64::from(self.messages));
-        let start = self.stages.now();
         let checksum = batch::payload_checksum(&self.payload);
-        self.stages.lap(PublishStage::BufferWrite, start);
+        self.stages.lap(PublishStage::BufferWrite, sealed);
         let next = self.take_free()?;
         let payload = std::mem::replace(&mut self.payload, next);
         let filled = Filled {
             payload,
             messages: self.messages,
             checksum,
+            sealed,
         };
         (self.messages, self.sampled, self.sampled_ticks) = (0, 0, 0);
         self.generation += 1;

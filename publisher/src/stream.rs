@@ -7,19 +7,19 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, TryRecvError};
-use penstock_dataplane::profile::StageTimer;
+use penstock_dataplane::profile::Tick;
 use penstock_dataplane::wire::batch::Header;
 use penstock_dataplane::wire::handshake::{AckLevel, Path};
 use penstock_dataplane::wire::reply::{Parsed, REPLY_LEN, Reply};
 use polling::{AsRawSource, AsSource, Event, Events, PollMode, Poller};
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::account::Account;
+use crate::account::{Account, Closed};
 use crate::connect::Opened;
 use crate::datagram::Leftover;
 use crate::link::{Ends, Target};
 use crate::pool::Pool;
-use crate::summary::{PublishStage, StreamSummary};
+use crate::summary::PublishStage;
 use crate::window::Window;
 use crate::{Config, Error};
 
@@ -35,6 +35,8 @@ pub(crate) struct Filled {
     pub(crate) messages: u32,
     /// CRC32C of the payload.
     pub(crate) checksum: u32,
+    /// When it became complete.
+    pub(crate) sealed: Tick,
 }
 
 impl Filled {
@@ -179,8 +181,8 @@ impl Stream {
         self.leftover = std::mem::take(&mut left.unacked);
     }
 
-    /// Sends until the publisher closes; returns what was done, and the time per stage.
-    pub(crate) fn run(&mut self) -> Result<(StreamSummary, StageTimer<PublishStage>), Error> {
+    /// Sends until the publisher closes; returns what was done.
+    pub(crate) fn run(&mut self) -> Result<Closed, Error> {
         while let Some(batch) = self.leftover.pop_front() {
             self.send(batch)?;
         }
@@ -347,11 +349,13 @@ impl Stream {
     }
 
     fn account(&mut self, committed: u64) -> Result<(), Error> {
+        let before = self.window.acked();
         let messages = self.window.ack(committed).map_err(|source| Error::BadAck {
             broker: self.broker.clone(),
             source,
         })?;
-        self.account.acked(messages, &self.ends.shared);
+        let batches = committed - before;
+        self.account.acked(batches, messages, &self.ends.shared);
         Ok(())
     }
 

@@ -3,6 +3,8 @@
 use penstock_dataplane::profile::{Stage, StageReport};
 use serde::Serialize;
 
+use crate::AckLatency;
+
 /// Stages of a batch in the publisher.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PublishStage {
@@ -45,6 +47,8 @@ pub struct Summary {
     pub seconds: f64,
     /// Message bytes per second, in units of 10^6.
     pub bandwidth_mb_per_s: f64,
+    /// Time from a batch being sealed to its ack, over all streams; none at ack level 0.
+    pub ack_latency_us: Option<AckLatency>,
     /// Time per stage; percentages are of the time that all stages took.
     pub stages: Vec<StageReport>,
     /// Each broker.

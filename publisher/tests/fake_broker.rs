@@ -211,6 +211,13 @@ fn messages_are_spread_over_brokers_and_streams_and_arrive_once_in_order() {
     let summary = publisher.close().unwrap();
     assert_eq!(summary.messages_sent, COUNT as u64);
     assert_eq!(summary.messages_acked, COUNT as u64);
+    let waited = summary.ack_latency_us.unwrap();
+    assert_eq!(waited.count, summary.batches);
+    assert!(waited.p50 > 0.0 && waited.p50 <= waited.p99, "{waited:?}");
+    assert!(
+        waited.p99 <= waited.p999 && waited.p999 <= waited.max,
+        "{waited:?}"
+    );
     let mut arrived = Vec::new();
     for broker in brokers {
         for (number, served) in broker.join().unwrap().into_iter().enumerate() {
@@ -498,6 +505,7 @@ fn at_ack_level_0_no_window_holds_up_and_the_end_is_confirmed() {
         (summary.messages_sent, summary.messages_acked),
         (5000, 5000)
     );
+    assert_eq!(summary.ack_latency_us, None);
     assert_eq!(play.join().unwrap().concat(), messages);
 }
 
