@@ -9,11 +9,11 @@ use tracing::info;
 
 use crate::chart::{Chart, Panel};
 use crate::cli::{self, Format, Profile};
-use crate::cluster::Cluster;
+use crate::cluster::Brokers;
 use crate::environment::Environment;
 use crate::interrupt::Interrupt;
+use crate::iperf::Amount;
 use crate::netns::{self, Net};
-use crate::progress::Progress;
 use crate::report::{Baseline, BaselineRow};
 use crate::testbed::{Binaries, BufferDir};
 use crate::workload::{Publish, Source};
@@ -35,13 +35,13 @@ struct Bench<'a> {
 pub fn run(options: &cli::Baseline, interrupt: &Interrupt) -> Result<bool> {
     let started = Timestamp::now();
     let iperf3_version = iperf::version()?;
-    let binaries = Binaries::find(options.output.bin_dir.as_deref())?;
+    let binaries = Binaries::find(options.programs.bin_dir.as_deref())?;
     let folder = results::create_folder(&options.output.results, started)?;
     let report = measure_all(options, &binaries, &folder, started, interrupt);
     let printed = report.and_then(|(rows, environment)| {
         let report = Baseline {
             kind: "baseline".to_owned(),
-            mode: options.workload.mode.name().to_owned(),
+            mode: options.route.mode.name().to_owned(),
             message_size: options.workload.message_size.as_u64(),
             size_bytes: options.size.as_u64(),
             iperf3_version,
@@ -65,6 +65,8 @@ fn picture(report: &Baseline, folder: &Path) -> Result<()> {
     let panels = report.rows.chunk_by(|a, b| a.profile == b.profile);
     let panels = panels.map(|rows| Panel {
         title: format!("{}, MTU {}", rows[0].profile.name(), rows[0].mtu),
+        unit: "MB/s",
+        logarithmic: false,
         groups: rows
             .iter()
             .map(|row| {
@@ -79,7 +81,6 @@ fn picture(report: &Baseline, folder: &Path) -> Result<()> {
     });
     Chart {
         title: "Payload received, median and range of the runs",
-        unit: "MB/s",
         series: &[&format!("penstock, {}", report.mode), "iperf3"],
         panels: panels.collect(),
     }
@@ -93,15 +94,11 @@ fn measure_all(
     started: Timestamp,
     interrupt: &Interrupt,
 ) -> Result<(Vec<BaselineRow>, Environment)> {
-    let profiles = match options.profile {
-        Some(profile) => vec![profile],
-        None => vec![Profile::Wire, Profile::Offload],
-    };
     let mut rows = Vec::new();
     let mut environment = None;
-    for profile in profiles {
+    for profile in Profile::chosen(options.profile) {
         let net = Net::create(1, profile, options.mtu)?;
-        environment.get_or_insert(Environment::read(net.publisher(), started)?);
+        environment.get_or_insert(Environment::read(Some(net.publisher()), started)?);
         let bench = Bench {
             options,
             binaries,
@@ -156,24 +153,30 @@ impl Bench<'_> {
         workload.threads_per_broker = connections;
         let buffers = BufferDir::create()?;
         let (net, interrupt) = (self.net, self.interrupt);
-        let mut cluster = Cluster::start(
-            1,
+        let brokers = Brokers {
+            count: 1,
             net,
-            &buffers,
-            self.binaries,
-            &workload,
+            buffers: &buffers,
+            binaries: self.binaries,
+            route: &self.options.route,
+            workload: &workload,
+            cpus: None,
             folder,
-            interrupt,
-        )?;
+        };
+        let mut cluster = brokers.start(interrupt)?;
         let publish = Publish {
             program: &self.binaries.publisher,
-            namespace: net.publisher(),
+            namespace: Some(net.publisher()),
+            cpus: None,
+            brokers: cluster.addresses(),
+            mode: self.options.route.mode,
             workload: &workload,
             source: &Source::Synthetic(self.options.size),
+            rate: None,
             digest: false,
             folder,
         };
-        let (report, succeeded) = publish.run(&mut cluster, &mut Progress::hidden(), interrupt)?;
+        let (report, succeeded) = publish.run(|| cluster.check(), interrupt)?;
         cluster.stop()?;
         if !succeeded || report.messages_acked != report.messages_sent {
             let log: PathBuf = folder.join("publisher.log");
@@ -188,7 +191,7 @@ impl Bench<'_> {
             self.net.publisher(),
             netns::broker_address(0),
             connections,
-            self.options.size,
+            Amount::Bytes(self.options.size),
             folder,
             self.interrupt,
         )

@@ -10,7 +10,13 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use crate::spread::Spread;
 
 const WIDTH: u32 = 900;
-const HEIGHT: u32 = 360;
+const TITLE: u32 = 30;
+/// Height of a row of panels.
+const ROW: u32 = 330;
+/// Panels side by side.
+const COLUMNS: usize = 2;
+/// Height of a line of a label.
+const LINE: i32 = 15;
 /// One colour for each series; told apart by whoever sees no red or green, too.
 const COLOURS: [RGBColor; 2] = [RGBColor(0, 90, 156), RGBColor(221, 132, 36)];
 const INK: RGBColor = RGBColor(40, 40, 40);
@@ -20,14 +26,78 @@ const FILLED: f64 = 0.7;
 /// Figures that share a scale.
 pub struct Panel<'a> {
     pub title: String,
-    /// Label, and one figure for each series.
+    pub unit: &'a str,
+    /// Each step up the axis is ten times as much: for figures that differ by orders of magnitude.
+    pub logarithmic: bool,
+    /// Label, of a line or several, and one figure for each series.
     pub groups: Vec<(String, Vec<&'a Spread>)>,
+}
+
+/// The vertical axis of a panel: from figures to places.
+struct Axis {
+    from: f64,
+    to: f64,
+    logarithmic: bool,
+}
+
+impl Axis {
+    /// Holds all figures of the panel, and what stands above them.
+    fn of(panel: &Panel<'_>, room_above: f64) -> Self {
+        let figures = || panel.groups.iter().flat_map(|(_, figures)| figures);
+        let most = figures().map(|spread| spread.max).fold(0.0, f64::max);
+        if !panel.logarithmic {
+            let to = (most * (1.0 + room_above)).max(f64::MIN_POSITIVE);
+            let (from, logarithmic) = (0.0, false);
+            return Self {
+                from,
+                to,
+                logarithmic,
+            };
+        }
+        let least = figures().map(|spread| spread.min).fold(most, f64::min);
+        let from = least.max(f64::MIN_POSITIVE).log10().floor();
+        let to = most.max(f64::MIN_POSITIVE).log10();
+        Self {
+            from,
+            to: to + (to - from).max(1.0) * room_above,
+            logarithmic: true,
+        }
+    }
+
+    fn at(&self, figure: f64) -> f64 {
+        if self.logarithmic {
+            figure.max(f64::MIN_POSITIVE).log10().max(self.from)
+        } else {
+            figure
+        }
+    }
+
+    /// About so many places are labelled; of a logarithmic axis, the powers of ten.
+    fn labels(&self) -> usize {
+        if self.logarithmic {
+            (self.to - self.from).ceil() as usize + 1
+        } else {
+            6
+        }
+    }
+
+    fn label(&self, at: f64) -> String {
+        if self.logarithmic {
+            format!("{:.0}", 10f64.powf(at))
+        } else {
+            at.to_string()
+        }
+    }
+
+    /// Where the figure of a bar stands: a little above its foot.
+    fn foot(&self) -> f64 {
+        self.from + (self.to - self.from) * 0.015
+    }
 }
 
 /// A picture.
 pub struct Chart<'a> {
     pub title: &'a str,
-    pub unit: &'a str,
     /// What is compared: as many as each group has figures, at most two.
     pub series: &'a [&'a str],
     pub panels: Vec<Panel<'a>>,
@@ -41,12 +111,15 @@ impl Chart<'_> {
     }
 
     fn draw(&self, path: &Path) -> Result<(), String> {
-        let root = SVGBackend::new(path, (WIDTH, HEIGHT)).into_drawing_area();
+        let columns = self.panels.len().clamp(1, COLUMNS);
+        let rows = self.panels.len().div_ceil(columns).max(1);
+        let height = TITLE + ROW * rows as u32;
+        let root = SVGBackend::new(path, (WIDTH, height)).into_drawing_area();
         root.fill(&WHITE).map_err(text)?;
         let root = root
             .titled(self.title, ("sans-serif", 18).into_font().color(&INK))
             .map_err(text)?;
-        let areas = root.split_evenly((1, self.panels.len().max(1)));
+        let areas = root.split_evenly((rows, columns));
         for (number, (panel, area)) in self.panels.iter().zip(&areas).enumerate() {
             self.draw_panel(panel, area, number == 0)?;
         }
@@ -59,15 +132,16 @@ impl Chart<'_> {
         area: &DrawingArea<DB, plotters::coord::Shift>,
         legend: bool,
     ) -> Result<(), String> {
-        let figures = panel.groups.iter().flat_map(|(_, figures)| figures);
-        let top = figures.map(|spread| spread.max).fold(0.0, f64::max) * 1.12;
+        let axis = Axis::of(panel, if legend { 0.25 } else { 0.12 });
         let count = panel.groups.len();
+        let labels = panel.groups.iter().map(|(label, _)| label.lines().count());
+        let below = 16 + LINE * labels.max().unwrap_or(1) as i32;
         let mut chart = ChartBuilder::on(area)
             .caption(&panel.title, ("sans-serif", 15, &INK))
             .margin(8)
-            .x_label_area_size(28)
+            .x_label_area_size(below)
             .y_label_area_size(58)
-            .build_cartesian_2d(0.0..count as f64, 0.0..top.max(f64::MIN_POSITIVE))
+            .build_cartesian_2d(0.0..count as f64, axis.from..axis.to)
             .map_err(text)?;
         chart
             .configure_mesh()
@@ -77,9 +151,9 @@ impl Chart<'_> {
             .bold_line_style(RGBColor(225, 225, 225))
             .axis_style(RGBColor(160, 160, 160))
             .label_style(("sans-serif", 12, &INK))
-            .y_desc(self.unit)
-            .y_labels(6)
-            .y_label_formatter(&|value| value.to_string())
+            .y_desc(panel.unit)
+            .y_labels(axis.labels())
+            .y_label_formatter(&|at| axis.label(*at))
             .draw()
             .map_err(text)?;
         for (series, name) in self.series.iter().enumerate() {
@@ -90,7 +164,8 @@ impl Chart<'_> {
                 .draw_series(bars.clone().map(|(group, spread)| {
                     let (left, right) = self.edges(group, series);
                     let colour = COLOURS[series % COLOURS.len()];
-                    Rectangle::new([(left, 0.0), (right, spread.median)], colour.filled())
+                    let top = axis.at(spread.median);
+                    Rectangle::new([(left, axis.from), (right, top)], colour.filled())
                 }))
                 .map_err(text)?;
             if legend {
@@ -102,7 +177,7 @@ impl Chart<'_> {
             chart
                 .draw_series(bars.clone().flat_map(|(group, spread)| {
                     let (left, right) = self.edges(group, series);
-                    whisker(left, right, spread)
+                    whisker(left, right, &axis, spread)
                 }))
                 .map_err(text)?;
             let style = ("sans-serif", 11, &WHITE)
@@ -111,7 +186,7 @@ impl Chart<'_> {
             chart
                 .draw_series(bars.map(|(group, spread)| {
                     let (left, right) = self.edges(group, series);
-                    let at = (f64::midpoint(left, right), top * 0.015);
+                    let at = (f64::midpoint(left, right), axis.foot());
                     Text::new(figure(spread.median), at, style.clone())
                 }))
                 .map_err(text)?;
@@ -120,14 +195,12 @@ impl Chart<'_> {
             .into_text_style(area)
             .pos(Pos::new(HPos::Center, VPos::Top));
         for (group, (label, _)) in panel.groups.iter().enumerate() {
-            let (x, y) = chart.backend_coord(&(group as f64 + 0.5, 0.0));
+            let (x, y) = chart.backend_coord(&(group as f64 + 0.5, axis.from));
             let (left, up) = area.get_base_pixel();
-            area.draw(&Text::new(
-                label.as_str(),
-                (x - left, y - up + 8),
-                below.clone(),
-            ))
-            .map_err(text)?;
+            for (line, y) in label.lines().zip((y - up + 8..).step_by(LINE as usize)) {
+                area.draw(&Text::new(line, (x - left, y), below.clone()))
+                    .map_err(text)?;
+            }
         }
         if legend {
             chart
@@ -150,16 +223,13 @@ impl Chart<'_> {
 }
 
 /// The range of a bar's runs.
-fn whisker(left: f64, right: f64, spread: &Spread) -> Vec<PathElement<(f64, f64)>> {
+fn whisker(left: f64, right: f64, axis: &Axis, spread: &Spread) -> Vec<PathElement<(f64, f64)>> {
     let middle = f64::midpoint(left, right);
     let reach = (right - left) / 8.0;
+    let (min, max) = (axis.at(spread.min), axis.at(spread.max));
     let line = |from, to| PathElement::new(vec![from, to], INK.stroke_width(1));
     let tick = |y| line((middle - reach, y), (middle + reach, y));
-    vec![
-        line((middle, spread.min), (middle, spread.max)),
-        tick(spread.min),
-        tick(spread.max),
-    ]
+    vec![line((middle, min), (middle, max)), tick(min), tick(max)]
 }
 
 /// Three significant digits, or all before the point.
@@ -190,12 +260,13 @@ mod tests {
         );
         let chart = Chart {
             title: "a title",
-            unit: "MB/s",
             series: &["ours", "theirs"],
             panels: vec![Panel {
                 title: "a panel".to_owned(),
+                unit: "MB/s",
+                logarithmic: false,
                 groups: vec![
-                    ("first".to_owned(), vec![&a, &b]),
+                    ("first\nand more".to_owned(), vec![&a, &b]),
                     ("second".to_owned(), vec![&b]),
                 ],
             }],
@@ -203,17 +274,34 @@ mod tests {
         chart.write(&path).unwrap();
         let svg = std::fs::read_to_string(path).unwrap();
         for wanted in [
-            "a title", "a panel", "MB/s", "ours", "theirs", "first", "second", "120", "7.25",
+            "a title", "a panel", "MB/s", "ours", "theirs", "first", "and more", "second", "120",
+            "7.25",
         ] {
             assert!(svg.contains(wanted), "{wanted} is missing");
         }
     }
 
     #[test]
+    fn a_logarithmic_axis_begins_at_a_power_of_ten_below_all_figures() {
+        let (a, b) = (Spread::of(vec![45.0, 60.0]), Spread::of(vec![20_000.0]));
+        let panel = Panel {
+            title: String::new(),
+            unit: "µs",
+            logarithmic: true,
+            groups: vec![(String::new(), vec![&a, &b])],
+        };
+        let axis = Axis::of(&panel, 0.1);
+        assert_eq!(axis.from, 1.0);
+        assert!(axis.at(20_000.0) < axis.to);
+        assert_eq!((axis.at(100.0), axis.label(2.0)), (2.0, "100".to_owned()));
+        // Nothing is below the axis, not even nothing.
+        assert_eq!(axis.at(0.0), axis.from);
+    }
+
+    #[test]
     fn no_panel_and_a_place_that_is_none() {
         let chart = Chart {
             title: "",
-            unit: "",
             series: &[],
             panels: vec![],
         };

@@ -18,8 +18,28 @@ Examples:
   # one broker against iperf3 on the same links
   sudo penstock-lab baseline --runs 5
 
+  # xdp against tcp on the same work, in under three minutes
+  sudo penstock-lab compare --quick
+
+  # what this host can do at best
+  sudo penstock-lab limits
+
 The last line on stdout is the result folder. Exit codes: 0 all acked and in the logs, 1 not so,
 2 wrong usage, 130 interrupted.";
+
+const COMPARE_EXAMPLES: &str = "\
+Examples:
+  # both profiles, MTU 1500 and 9000, in under three minutes
+  sudo penstock-lab compare --quick
+
+  # one case, more runs, native mode only
+  sudo penstock-lab compare --profile wire --mtu 9000 --runs 15 --xdp-mode native
+
+  # two hosts: the broker runs on the other one, with --mode xdp (docs/operations.md)
+  penstock-lab compare --remote 10.0.0.2:1214
+
+The last line on stdout is the result folder. Exit codes: 0 measured, 1 failed, which a run is that
+fell back to tcp or was not acked whole, 2 wrong usage, 130 interrupted.";
 
 /// Runs Penstock workloads in network namespaces, measures them and writes reports.
 #[derive(Debug, Parser)]
@@ -37,10 +57,18 @@ pub enum Command {
     /// Alternates Penstock with iperf3 on the same links and reports the ratio.
     #[command(after_help = EXAMPLES, args_override_self = true)]
     Baseline(Baseline),
+    /// Alternates the xdp and the tcp path on the same work and reports the ratios.
+    #[command(after_help = COMPARE_EXAMPLES, args_override_self = true)]
+    Compare(Compare),
+    /// Measures what this host can do at best: AF_XDP and nothing else, iperf3, a copy in memory.
+    #[command(after_help = EXAMPLES, args_override_self = true)]
+    Limits(Limits),
 }
 
 #[derive(Debug, Args)]
 pub struct Throughput {
+    #[command(flatten)]
+    pub route: Route,
     #[command(flatten)]
     pub workload: Workload,
     /// `wire`: segmentation offloads off on both ends, every packet costs what it would on a wire;
@@ -63,12 +91,19 @@ pub struct Throughput {
     /// publisher sent; sizes the ring to hold everything unless --ring-size is given.
     #[arg(long)]
     pub verify: bool,
+    /// Measure before what the link to the first broker can do at best, and show the percentage.
+    #[arg(long)]
+    pub limits: bool,
+    #[command(flatten)]
+    pub programs: Programs,
     #[command(flatten)]
     pub output: Output,
 }
 
 #[derive(Debug, Args)]
 pub struct Baseline {
+    #[command(flatten)]
+    pub route: Route,
     #[command(flatten)]
     pub workload: Workload,
     /// Runs of each program per case.
@@ -88,13 +123,82 @@ pub struct Baseline {
           value_parser = clap::value_parser!(u32).range(1..=128))]
     pub connections: Vec<u32>,
     #[command(flatten)]
+    pub programs: Programs,
+    #[command(flatten)]
     pub output: Output,
 }
 
-/// What both subcommands hand on to publisher and brokers; what is not given is left to their
-/// own defaults.
+#[derive(Debug, Args)]
+pub struct Compare {
+    #[command(flatten)]
+    pub workload: Workload,
+    /// Fewer and smaller runs: all of it in under three minutes.
+    #[arg(long)]
+    pub quick: bool,
+    /// Only this profile; default both.
+    #[arg(long, value_enum)]
+    pub profile: Option<Profile>,
+    /// MTUs of the links, bytes.
+    #[arg(long, value_delimiter = ',', default_value = "1500,9000",
+          value_parser = clap::value_parser!(u32).range(576..=16384))]
+    pub mtu: Vec<u32>,
+    /// Only this mode of the XDP program; default both, and the better one counts.
+    #[arg(long, value_enum)]
+    pub xdp_mode: Option<XdpMode>,
+    /// Brokers, each in a namespace of its own.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=200))]
+    pub brokers: u32,
+    /// Runs of each path per figure; default 5, with --quick 3.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub runs: Option<u32>,
+    /// Payload of a run at full speed; default 2GiB, with --quick 512MiB.
+    #[arg(long)]
+    pub size: Option<ByteSize>,
+    /// Length of a run at a rate, seconds; default 3, with --quick 1.
+    #[arg(long, value_parser = parse_seconds)]
+    pub latency_seconds: Option<f64>,
+    /// Batches a second at the low rate, one message in each. The high rate is half of what the
+    /// slower path moves at full speed, in full batches.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub low_rate: u32,
+    /// Which path's processes stay on cores of their own while latency is measured, the workers on
+    /// the last cores, the publisher on the others: `xdp` (its workers never sleep then), `both`
+    /// or `none`.
+    #[arg(long, value_enum, default_value_t = Pin::Xdp)]
+    pub pin: Pin,
+    /// Compare against brokers that run elsewhere, host:port, started with --mode xdp: only the
+    /// publisher runs here, and no namespace is made.
+    #[arg(long, value_delimiter = ',', value_name = "HOST:PORT",
+          conflicts_with_all = ["brokers", "profile", "mtu", "xdp_mode"])]
+    pub remote: Vec<String>,
+    #[command(flatten)]
+    pub programs: Programs,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Debug, Args)]
+pub struct Limits {
+    /// Only this profile; default both.
+    #[arg(long, value_enum)]
+    pub profile: Option<Profile>,
+    /// MTUs of the link, bytes.
+    #[arg(long, value_delimiter = ',', default_value = "1500,9000",
+          value_parser = clap::value_parser!(u32).range(576..=16384))]
+    pub mtu: Vec<u32>,
+    /// Runs of each measurement.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub runs: u32,
+    /// Length of a run, seconds.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=60))]
+    pub seconds: u32,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// The path of the payload, and how brokers take it.
 #[derive(Debug, Clone, Args)]
-pub struct Workload {
+pub struct Route {
     /// Path of the payload.
     #[arg(long, value_enum, default_value_t = Mode::Tcp)]
     pub mode: Mode,
@@ -104,6 +208,12 @@ pub struct Workload {
     /// What xdp workers do while no packet comes: `busy` or `adaptive`.
     #[arg(long, value_parser = ["busy", "adaptive"])]
     pub poll: Option<String>,
+}
+
+/// What subcommands hand on to publisher and brokers; what is not given is left to their own
+/// defaults.
+#[derive(Debug, Clone, Args)]
+pub struct Workload {
     /// Packets a call that workers drive the interface's queue by.
     #[arg(long)]
     pub busy_poll: Option<u16>,
@@ -166,6 +276,10 @@ pub struct Output {
     /// How the result is printed, before the line with the folder.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
+}
+
+#[derive(Debug, Args)]
+pub struct Programs {
     /// Where penstock-broker and its companions are; default: beside this program.
     #[arg(long, value_name = "DIR")]
     pub bin_dir: Option<PathBuf>,
@@ -180,6 +294,11 @@ pub enum Profile {
 }
 
 impl Profile {
+    /// The one that was asked for, or both.
+    pub fn chosen(asked: Option<Self>) -> Vec<Self> {
+        asked.map_or_else(|| vec![Self::Wire, Self::Offload], |profile| vec![profile])
+    }
+
     pub fn name(self) -> &'static str {
         match self {
             Self::Wire => "wire",
@@ -192,6 +311,31 @@ impl Profile {
 pub enum Format {
     Text,
     Json,
+}
+
+/// How an interface runs the XDP program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum XdpMode {
+    Native,
+    Generic,
+}
+
+impl XdpMode {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Generic => "generic",
+        }
+    }
+}
+
+/// Paths whose processes are kept on cores of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Pin {
+    Xdp,
+    Both,
+    None,
 }
 
 /// Path that payload takes.
@@ -209,6 +353,13 @@ impl Mode {
             Self::Xdp => "xdp",
             Self::Auto => "auto",
         }
+    }
+}
+
+fn parse_seconds(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(seconds) if (0.1..=600.0).contains(&seconds) => Ok(seconds),
+        _ => Err("not a number of seconds from 0.1 to 600".to_owned()),
     }
 }
 
@@ -234,6 +385,34 @@ mod tests {
             let error = Cli::try_parse_from(["penstock-lab", "throughput", option, value]);
             let text = error.unwrap_err().to_string();
             assert!(text.contains(supported), "{option} {value}: {text}");
+        }
+    }
+
+    #[test]
+    fn comparisons_and_limits_refuse_what_they_cannot_do() {
+        for (line, words) in [
+            (&["compare", "--runs", "0"][..], "1..=1000"),
+            (&["compare", "--xdp-mode", "fast"], "native, generic"),
+            (
+                &["compare", "--mode", "xdp"],
+                "unexpected argument '--mode'",
+            ),
+            (&["compare", "--latency-seconds", "0"], "from 0.1 to 600"),
+            (&["compare", "--mtu", "1500,65535"], "16384"),
+            (
+                &["compare", "--remote", "a:1", "--mtu", "1500"],
+                "cannot be used with",
+            ),
+            (
+                &["compare", "--remote", "a:1", "--brokers", "2"],
+                "cannot be used with",
+            ),
+            (&["limits", "--seconds", "61"], "1..=60"),
+            (&["limits", "--profile", "best"], "wire, offload"),
+        ] {
+            let line = ["penstock-lab"].iter().chain(line);
+            let text = Cli::try_parse_from(line).unwrap_err().to_string();
+            assert!(text.contains(words), "{words}: {text}");
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::cli::{Mode, Workload};
+use crate::cli::{Mode, Route, Workload};
 use crate::interrupt::Interrupt;
 use crate::netns::{self, Net};
 use crate::outputs;
@@ -22,6 +22,21 @@ const READY_LIMIT: Duration = Duration::from_secs(30);
 /// Time to finish open connections and write the report.
 const STOP_LIMIT: Duration = Duration::from_secs(30);
 
+/// The brokers that a run wants.
+#[derive(Debug)]
+pub struct Brokers<'a> {
+    pub count: usize,
+    pub net: &'a Net,
+    pub buffers: &'a BufferDir,
+    pub binaries: &'a Binaries,
+    pub route: &'a Route,
+    pub workload: &'a Workload,
+    /// Cores that their workers are pinned to.
+    pub cpus: Option<&'a str>,
+    /// Gets logs and reports, `broker-<index>.log` and `.json`.
+    pub folder: &'a Path,
+}
+
 /// Running brokers; killed when dropped.
 #[derive(Debug)]
 pub struct Cluster {
@@ -35,38 +50,14 @@ struct Member {
     log_path: PathBuf,
 }
 
-impl Cluster {
-    /// Starts `count` brokers; logs and reports go to `folder` as `broker-<index>.log` and `.json`.
-    pub fn start(
-        count: usize,
-        net: &Net,
-        buffers: &BufferDir,
-        binaries: &Binaries,
-        workload: &Workload,
-        folder: &Path,
-        interrupt: &Interrupt,
-    ) -> Result<Self> {
-        let mut cluster = Self {
-            members: Vec::with_capacity(count),
+impl Brokers<'_> {
+    /// Starts them and waits until all are ready.
+    pub fn start(&self, interrupt: &Interrupt) -> Result<Cluster> {
+        let mut cluster = Cluster {
+            members: Vec::with_capacity(self.count),
         };
-        for index in 0..count {
-            let report = folder.join(format!("broker-{index}.json"));
-            let log = folder.join(format!("broker-{index}.log"));
-            let buffer_dir = buffers.of_broker(index);
-            let mut command = inside(net.broker(index), &binaries.broker);
-            command
-                .stdin(Stdio::null())
-                .arg("--listen")
-                .arg(address(index));
-            command.arg("--buffer-dir").arg(&buffer_dir);
-            command.arg("--report").arg(&report);
-            add_broker_options(&mut command, workload);
-            let process = Running::start(&format!("broker {index}"), &mut command, None, &log)?;
-            cluster.members.push(Member {
-                process,
-                report,
-                log_path: buffer_dir.join(format!("{}.log", workload.topic)),
-            });
+        for index in 0..self.count {
+            cluster.members.push(self.start_one(index)?);
         }
         for member in &mut cluster.members {
             member
@@ -76,6 +67,31 @@ impl Cluster {
         Ok(cluster)
     }
 
+    fn start_one(&self, index: usize) -> Result<Member> {
+        let report = self.folder.join(format!("broker-{index}.json"));
+        let log = self.folder.join(format!("broker-{index}.log"));
+        let buffer_dir = self.buffers.of_broker(index);
+        let mut command = inside(self.net.broker(index), &self.binaries.broker);
+        command
+            .stdin(Stdio::null())
+            .arg("--listen")
+            .arg(address(index));
+        command.arg("--buffer-dir").arg(&buffer_dir);
+        command.arg("--report").arg(&report);
+        add_route(&mut command, self.route);
+        add_options(&mut command, self.workload);
+        if let Some(cpus) = self.cpus {
+            command.args(["--cpus", cpus]);
+        }
+        Ok(Member {
+            process: Running::start(&format!("broker {index}"), &mut command, None, &log)?,
+            report,
+            log_path: buffer_dir.join(format!("{}.log", self.workload.topic)),
+        })
+    }
+}
+
+impl Cluster {
     /// The address list for a publisher.
     pub fn addresses(&self) -> String {
         let addresses: Vec<_> = (0..self.members.len()).map(address).collect();
@@ -85,6 +101,14 @@ impl Cluster {
     /// The shared buffer of each broker.
     pub fn log_paths(&self) -> Vec<&Path> {
         self.members.iter().map(|m| m.log_path.as_path()).collect()
+    }
+
+    /// CPU time that the brokers have used so far, seconds.
+    pub fn cpu_seconds(&self) -> Result<f64> {
+        self.members
+            .iter()
+            .map(|member| member.process.cpu_seconds())
+            .sum()
     }
 
     /// Fails when a broker has ended.
@@ -116,11 +140,20 @@ pub fn address(index: usize) -> String {
     format!("{}:{PORT}", netns::broker_address(index))
 }
 
-fn add_broker_options(command: &mut Command, workload: &Workload) {
-    command.args(["--mode", workload.mode.name(), "--topic", &workload.topic]);
-    if workload.mode != Mode::Tcp {
+fn add_route(command: &mut Command, route: &Route) {
+    command.args(["--mode", route.mode.name()]);
+    if route.mode != Mode::Tcp {
         command.args(["--iface", netns::BROKER_END]);
     }
+    for (option, text) in [("--xdp-mode", &route.xdp_mode), ("--poll", &route.poll)] {
+        if let Some(text) = text {
+            command.arg(option).arg(text);
+        }
+    }
+}
+
+fn add_options(command: &mut Command, workload: &Workload) {
+    command.args(["--topic", &workload.topic]);
     let sizes = [
         ("--ring-size", workload.ring_size),
         ("--rcvbuf", workload.rcvbuf),
@@ -134,8 +167,6 @@ fn add_broker_options(command: &mut Command, workload: &Workload) {
     let texts = [
         ("--workers", workload.workers.map(|n| n.to_string())),
         ("--full", workload.full.clone()),
-        ("--xdp-mode", workload.xdp_mode.clone()),
-        ("--poll", workload.poll.clone()),
         ("--busy-poll", workload.busy_poll.map(|n| n.to_string())),
         ("--rcvbuf-on", workload.rcvbuf_on.clone()),
     ];

@@ -26,11 +26,15 @@ pub struct Environment {
 }
 
 impl Environment {
-    /// Reads it; the TCP settings are those of `namespace`, where the workload runs.
-    pub fn read(namespace: &str, started: Timestamp) -> Result<Self> {
-        let tcp = |name: &str| {
-            let path = format!("/proc/sys/net/ipv4/{name}");
-            run(&["ip", "netns", "exec", namespace, "cat", &path]).map(|text| one_line(&text))
+    /// Reads it; the TCP settings are those of the namespace where the workload runs, if that is not
+    /// the lab's own.
+    pub fn read(namespace: Option<&str>, started: Timestamp) -> Result<Self> {
+        let tcp = |name: &str| match namespace {
+            Some(namespace) => {
+                let path = format!("/proc/sys/net/ipv4/{name}");
+                run(&["ip", "netns", "exec", namespace, "cat", &path]).map(|text| one_line(&text))
+            }
+            None => Ok(sysctl(&format!("net/ipv4/{name}"))),
         };
         Ok(Self {
             date: started.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),

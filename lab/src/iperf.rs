@@ -34,20 +34,27 @@ struct Sum {
     bits_per_second: f64,
 }
 
+/// How much a run moves.
+#[derive(Debug, Clone, Copy)]
+pub enum Amount {
+    Bytes(ByteSize),
+    Seconds(u32),
+}
+
 /// The installed version, or how to install it.
 pub fn version() -> Result<String> {
     let text = command::run(&["iperf3", "--version"])
-        .context("the baseline compares with iperf3, which cannot be run")?;
+        .context("iperf3 is what is compared with, but cannot be run")?;
     Ok(text.lines().next().unwrap_or_default().to_owned())
 }
 
-/// One run of `streams` connections that move `size` bytes; payload MB/s at the receiver.
+/// One run of `streams` connections; payload MB/s at the receiver.
 pub fn measure(
     server_namespace: &str,
     client_namespace: &str,
     server: Ipv4Addr,
     streams: u32,
-    size: ByteSize,
+    amount: Amount,
     folder: &Path,
     interrupt: &Interrupt,
 ) -> Result<f64> {
@@ -62,15 +69,11 @@ pub fn measure(
     running.wait_for_line(LISTENING, READY_LIMIT, interrupt)?;
     let mut client = inside(client_namespace, program);
     let (server, streams) = (server.to_string(), streams.to_string());
-    client.args([
-        "-c",
-        &server,
-        "-P",
-        &streams,
-        "-J",
-        "-n",
-        &size.as_u64().to_string(),
-    ]);
+    client.args(["-c", &server, "-P", &streams, "-J"]);
+    match amount {
+        Amount::Bytes(size) => client.args(["-n", &size.as_u64().to_string()]),
+        Amount::Seconds(seconds) => client.args(["-t", &seconds.to_string()]),
+    };
     let log = folder.join("iperf3-client.log");
     let text = output_of("iperf3", &mut client, &log, interrupt)?;
     received_mb_per_s(&text)

@@ -5,13 +5,17 @@ mod chart;
 mod cli;
 mod cluster;
 mod command;
+mod compare;
 mod environment;
+mod host;
 mod interrupt;
 mod iperf;
+mod limits;
 mod netns;
 mod outputs;
 mod process;
 mod progress;
+mod raw;
 mod render;
 mod report;
 mod results;
@@ -46,6 +50,8 @@ fn main() -> ExitCode {
     let outcome = Interrupt::install().and_then(|interrupt| match &cli.command {
         Command::Throughput(options) => throughput::run(options, &interrupt),
         Command::Baseline(options) => baseline::run(options, &interrupt),
+        Command::Compare(options) => compare::run(options, &interrupt),
+        Command::Limits(options) => limits::run(options, &interrupt),
     });
     match outcome {
         Ok(true) => ExitCode::SUCCESS,

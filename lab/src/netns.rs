@@ -18,7 +18,7 @@ pub const BROKER_END: &str = "eth0";
 /// Longest wait for a link to come up.
 const CARRIER_LIMIT: Duration = Duration::from_secs(5);
 /// Where `ip netns` keeps its handles.
-const HANDLES: &str = "/run/netns";
+pub const HANDLES: &str = "/run/netns";
 
 /// Namespaces of one lab process; removed when dropped.
 #[derive(Debug)]

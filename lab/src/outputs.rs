@@ -9,6 +9,8 @@ use penstock_dataplane::profile::StageReport;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::cli::XdpMode;
+
 /// `penstock-broker --report`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Broker {
@@ -26,6 +28,20 @@ pub struct Broker {
     pub counters: BTreeMap<String, u64>,
     /// The xdp path, if it was open.
     pub xdp: Option<BTreeMap<String, serde_json::Value>>,
+}
+
+impl Broker {
+    /// How the interface ran the XDP program, if the xdp path was open.
+    pub fn xdp_mode(&self) -> Option<XdpMode> {
+        let mode = self.xdp.as_ref()?.get("xdp_mode")?;
+        serde_json::from_value(mode.clone()).ok()
+    }
+
+    /// A counter of the xdp path; 0 if it was not open.
+    pub fn xdp_counter(&self, name: &str) -> u64 {
+        let counter = self.xdp.as_ref().and_then(|xdp| xdp.get(name));
+        counter.and_then(serde_json::Value::as_u64).unwrap_or(0)
+    }
 }
 
 /// One log of a broker.
@@ -69,8 +85,38 @@ pub struct Publisher {
     pub bandwidth_mb_per_s: f64,
     pub cpu_seconds: f64,
     pub peak_rss_bytes: u64,
+    pub ack_latency_us: Option<AckLatency>,
     pub stages: Vec<StageReport>,
     pub brokers: Vec<Session>,
+}
+
+impl Publisher {
+    /// The path that every stream took, from its beginning to its end.
+    pub fn path(&self) -> Option<&str> {
+        let mut streams = self.brokers.iter().flat_map(|session| &session.streams);
+        let path = streams.clone().next()?.path.as_str();
+        streams
+            .all(|stream| stream.path == path && stream.moves == 0)
+            .then_some(path)
+    }
+
+    /// A figure of the transport, summed up over all streams; 0 over tcp.
+    pub fn transport_sum(&self, name: &str) -> f64 {
+        let streams = self.brokers.iter().flat_map(|session| &session.streams);
+        streams
+            .filter_map(|stream| stream.transport.as_ref()?.get(name))
+            .sum()
+    }
+}
+
+/// Time from a batch being sealed to its ack, microseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct AckLatency {
+    pub p50: f64,
+    pub p99: f64,
+    pub p999: f64,
+    pub max: f64,
+    pub count: u64,
 }
 
 /// One publisher/broker pair.
@@ -125,4 +171,44 @@ pub fn parse_file<T: DeserializeOwned>(program: &str, path: &Path) -> Result<T> 
     let text = fs::read_to_string(path)
         .with_context(|| format!("{program} left no report at {}", path.display()))?;
     parse(program, &text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn publisher(streams: &[(&str, u64)]) -> Publisher {
+        let streams: Vec<_> = streams
+            .iter()
+            .map(|(path, moves)| {
+                serde_json::json!({
+                    "stream": 0, "messages": 1, "messages_acked": 1, "batches": 1,
+                    "payload_bytes": 1, "sha256": null, "path": path, "moves": moves,
+                    "transport": { "retransmits": 3.0 },
+                })
+            })
+            .collect();
+        let json = serde_json::json!({
+            "messages_sent": 1, "messages_acked": 1, "batches": 1, "payload_bytes": 1,
+            "seconds": 1.0, "bandwidth_mb_per_s": 1.0, "cpu_seconds": 1.0, "peak_rss_bytes": 1,
+            "ack_latency_us": { "p50": 1.0, "p99": 2.0, "p999": 3.0, "max": 4.0, "count": 1 },
+            "stages": [], "brokers": [{ "address": "", "session": "", "streams": streams }],
+        });
+        parse("publisher", &json.to_string()).unwrap()
+    }
+
+    #[test]
+    fn only_a_path_that_all_streams_kept_is_the_path() {
+        assert_eq!(publisher(&[("xdp", 0), ("xdp", 0)]).path(), Some("xdp"));
+        assert_eq!(publisher(&[("xdp", 0), ("tcp", 0)]).path(), None);
+        assert_eq!(publisher(&[("tcp", 1)]).path(), None);
+        assert_eq!(publisher(&[]).path(), None);
+    }
+
+    #[test]
+    fn figures_of_streams_are_summed_up() {
+        let report = publisher(&[("xdp", 0), ("xdp", 0)]);
+        assert_eq!(report.transport_sum("retransmits"), 6.0);
+        assert_eq!(report.transport_sum("lost"), 0.0);
+    }
 }

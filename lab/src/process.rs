@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use std::{io, thread};
 
 use anyhow::{Context, Result, anyhow, bail};
+use nix::time::ClockId;
+use nix::unistd::Pid;
 
 use crate::interrupt::Interrupt;
 
@@ -19,6 +21,24 @@ const TAIL_LINES: usize = 12;
 pub fn inside(netns: &str, program: &Path) -> Command {
     let mut command = Command::new("ip");
     command.args(["netns", "exec", netns]).arg(program);
+    command
+}
+
+/// A command that runs `program` inside a namespace, if one is given, and only on these cores, if
+/// any are given.
+pub fn on_cores(netns: Option<&str>, cpus: Option<&str>, program: &Path) -> Command {
+    let first = if cpus.is_some() {
+        Path::new("taskset")
+    } else {
+        program
+    };
+    let mut command = match netns {
+        Some(netns) => inside(netns, first),
+        None => Command::new(first),
+    };
+    if let Some(cpus) = cpus {
+        command.args(["-c", cpus]).arg(program);
+    }
     command
 }
 
@@ -69,6 +89,14 @@ impl Running {
         self.child
             .try_wait()
             .with_context(|| format!("cannot wait for {}", self.name))
+    }
+
+    /// CPU time that it has used so far, seconds, all its threads; it must not have been waited for.
+    pub fn cpu_seconds(&self) -> Result<f64> {
+        let pid = Pid::from_raw(self.child.id().cast_signed());
+        let time = ClockId::pid_cpu_clock_id(pid).and_then(|clock| clock.now());
+        let time = time.with_context(|| format!("cannot read the CPU time of {}", self.name))?;
+        Ok(Duration::from(time).as_secs_f64())
     }
 
     /// Waits until the log holds a line that starts with `prefix`, for at most `limit`.

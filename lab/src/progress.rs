@@ -19,11 +19,6 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Draws nothing.
-    pub fn hidden() -> Self {
-        Self::with(ProgressBar::hidden(), Vec::new())
-    }
-
     /// A bar over the logs at `paths`; of unknown length when `expected_bytes` is not known.
     pub fn over(paths: &[&Path], expected_bytes: Option<u64>) -> Self {
         let (length, template) = match expected_bytes {

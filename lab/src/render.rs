@@ -1,5 +1,7 @@
 //! Reports for people: the Markdown files and the tables on the terminal.
 
+mod comparison;
+
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
@@ -12,6 +14,8 @@ use crate::outputs::Session;
 use crate::report::{Baseline, BaselineRow, Broker, Throughput};
 use crate::spread::Spread;
 
+pub use comparison::{compare, compare_summary, limits, limits_table, panels};
+
 /// `report.md` of a throughput run.
 pub fn throughput(report: &Throughput) -> String {
     let parts = [
@@ -19,6 +23,7 @@ pub fn throughput(report: &Throughput) -> String {
         Some(headline(report)),
         Some(stages("Publisher", &report.publisher.stages)),
         transport(&report.publisher.sessions),
+        report.limits.as_deref().map(comparison::limits_part),
         Some(brokers(&report.brokers)),
         Some(connections(&report.brokers)),
         Some(verification(report)),
@@ -55,11 +60,21 @@ fn headline(report: &Throughput) -> String {
         || format!("lines of {}", report.input.as_deref().unwrap_or("a file")),
         |size| format!("{size} bytes"),
     );
+    let of_limit = report.percent_of_limit.map_or_else(
+        || "not measured (`--limits`)".to_owned(),
+        |percent| format!("{percent:.0} %"),
+    );
+    let waited = report.publisher.ack_latency_us.map_or_else(
+        || "no acks".to_owned(),
+        |waited| format!("{:.0} / {:.0} / {:.0}", waited.p50, waited.p99, waited.p999),
+    );
     let rows = [
         [
             "bandwidth".to_owned(),
             format!("**{:.1} MB/s**", report.bandwidth_mb_per_s),
         ],
+        ["of the path's limit on this host".to_owned(), of_limit],
+        ["ack latency p50 / p99 / p99.9, µs".to_owned(), waited],
         [
             "payload".to_owned(),
             format!("{} bytes ({payload})", report.payload_bytes),

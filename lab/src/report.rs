@@ -1,5 +1,7 @@
 //! What `report.json` holds; field names are an interface.
 
+mod comparison;
+
 use std::collections::BTreeMap;
 
 use penstock_dataplane::profile::StageReport;
@@ -7,9 +9,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::cli::Profile;
 use crate::environment::Environment;
-use crate::outputs::{self, Connection, Session};
+use crate::outputs::{self, AckLatency, Connection, Session};
 use crate::spread::Spread;
 use crate::verify::StreamCheck;
+
+pub use comparison::{
+    Compare, Limit, Limits, PercentOfLimit, Row, limit_of, ratio, ratio_of_pairs,
+};
 
 /// 1 GB = 10^9 bytes, as 1 MB = 10^6 bytes.
 const BYTES_PER_GB: f64 = 1e9;
@@ -35,6 +41,10 @@ pub struct Throughput {
     pub payload_bytes: u64,
     pub seconds: f64,
     pub bandwidth_mb_per_s: f64,
+    /// What the host can do at best, when `--limits` was given.
+    pub limits: Option<Vec<Limit>>,
+    /// The bandwidth in percent of the path's limit.
+    pub percent_of_limit: Option<f64>,
     /// Why the run does not count as a success; empty when it does.
     pub problems: Vec<String>,
     pub publisher: Publisher,
@@ -51,6 +61,8 @@ pub struct Publisher {
     pub cpu_seconds: f64,
     pub cpu_seconds_per_gb: f64,
     pub peak_rss_bytes: u64,
+    /// Null at ack level 0.
+    pub ack_latency_us: Option<AckLatency>,
     pub stages: Vec<StageReport>,
     pub sessions: Vec<Session>,
 }
@@ -86,6 +98,7 @@ impl Publisher {
             cpu_seconds: output.cpu_seconds,
             cpu_seconds_per_gb: per_gb(output.cpu_seconds, output.payload_bytes),
             peak_rss_bytes: output.peak_rss_bytes,
+            ack_latency_us: output.ack_latency_us,
             stages: output.stages,
             sessions: output.brokers,
         }
@@ -176,7 +189,8 @@ impl BaselineRow {
     }
 }
 
-fn per_gb(seconds: f64, bytes: u64) -> f64 {
+/// CPU seconds per 10^9 bytes of payload.
+pub fn per_gb(seconds: f64, bytes: u64) -> f64 {
     if bytes == 0 {
         return 0.0;
     }

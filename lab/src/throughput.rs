@@ -8,13 +8,14 @@ use bytesize::ByteSize;
 use jiff::Timestamp;
 
 use crate::cli::{self, Format};
-use crate::cluster::{self, Cluster};
+use crate::cluster::{self, Brokers, Cluster};
 use crate::environment::Environment;
 use crate::interrupt::Interrupt;
+use crate::limits::{self, Effort, Link};
 use crate::netns::Net;
 use crate::outputs;
 use crate::progress::Progress;
-use crate::report::{Broker, Publisher, Throughput};
+use crate::report::{Broker, Limit, Publisher, Throughput, limit_of};
 use crate::testbed::{Binaries, BufferDir};
 use crate::verify::{self, StreamCheck};
 use crate::workload::{Publish, Source};
@@ -31,11 +32,18 @@ const SHORT_LINE: u64 = 8;
 /// Framing of a message in a batch, bytes.
 const MESSAGE_OVERHEAD: u64 = penstock_dataplane::wire::message::OVERHEAD as u64;
 
+/// With `--limits`.
+const LIMITS: Effort = Effort {
+    runs: 3,
+    seconds: 1,
+};
+
 /// What a run brought, before it is a report.
 struct Outcome {
     publisher: outputs::Publisher,
     publisher_succeeded: bool,
     brokers: Vec<outputs::Broker>,
+    limits: Option<Vec<Limit>>,
     verification: Option<Vec<StreamCheck>>,
     problems: Vec<String>,
 }
@@ -45,7 +53,7 @@ pub fn run(options: &cli::Throughput, interrupt: &Interrupt) -> Result<bool> {
     let started = Timestamp::now();
     let source = source_of(options)?;
     let workload = with_ring_for_verification(options, &source)?;
-    let binaries = Binaries::find(options.output.bin_dir.as_deref())?;
+    let binaries = Binaries::find(options.programs.bin_dir.as_deref())?;
     let folder = results::create_folder(&options.output.results, started)?;
     let outcome = run_in(
         &folder, options, &workload, &source, &binaries, started, interrupt,
@@ -116,18 +124,42 @@ fn run_in(
     let count = options.brokers as usize;
     let net = Net::create(count, options.profile, options.mtu)?;
     let buffers = BufferDir::create()?;
-    let environment = Environment::read(net.publisher(), started)?;
+    let environment = Environment::read(Some(net.publisher()), started)?;
     interrupt.check()?;
-    let cluster = Cluster::start(count, &net, &buffers, binaries, workload, folder, interrupt)?;
+    let link = Link {
+        net: &net,
+        profile: options.profile,
+        mtu: options.mtu,
+    };
+    let limits = options
+        .limits
+        .then(|| limits::of_link(link, LIMITS, folder, interrupt))
+        .transpose()?;
+    let brokers = Brokers {
+        count,
+        net: &net,
+        buffers: &buffers,
+        binaries,
+        route: &options.route,
+        workload,
+        cpus: None,
+        folder,
+    };
+    let cluster = brokers.start(interrupt)?;
     let publish = Publish {
         program: &binaries.publisher,
-        namespace: net.publisher(),
+        namespace: Some(net.publisher()),
+        cpus: None,
+        brokers: cluster.addresses(),
+        mode: options.route.mode,
         workload,
         source,
+        rate: None,
         digest: options.verify,
         folder,
     };
-    let outcome = measure(cluster, &publish, &net, binaries, options.verify, interrupt)?;
+    let mut outcome = measure(cluster, &publish, &net, binaries, options.verify, interrupt)?;
+    outcome.limits = limits;
     Ok(report(options, workload, outcome, environment))
 }
 
@@ -140,7 +172,12 @@ fn measure(
     interrupt: &Interrupt,
 ) -> Result<Outcome> {
     let mut progress = Progress::over(&cluster.log_paths(), publish.source.expected_bytes());
-    let (publisher, publisher_succeeded) = publish.run(&mut cluster, &mut progress, interrupt)?;
+    let watch = || {
+        progress.update();
+        cluster.check()
+    };
+    let (publisher, publisher_succeeded) = publish.run(watch, interrupt)?;
+    progress.finish();
     let logs: Vec<PathBuf> = cluster
         .log_paths()
         .into_iter()
@@ -151,6 +188,7 @@ fn measure(
         publisher,
         publisher_succeeded,
         brokers,
+        limits: None,
         verification: None,
         problems: Vec::new(),
     };
@@ -181,13 +219,20 @@ fn report(
 ) -> Throughput {
     let synthetic = options.input.is_none();
     let publisher = outcome.publisher;
+    let mode = outcome.brokers.first().and_then(outputs::Broker::xdp_mode);
+    let best = outcome
+        .limits
+        .as_ref()
+        .zip(publisher.path())
+        .and_then(|(limits, path)| limit_of(limits, path, mode));
+    let percent_of_limit = best.map(|best| 100.0 * publisher.bandwidth_mb_per_s / best);
     let in_order = outcome.brokers.into_iter().enumerate();
     let brokers: Vec<_> = in_order
         .map(|(i, output)| Broker::from_output(i, cluster::address(i), &workload.topic, output))
         .collect();
     let mut report = Throughput {
         kind: "throughput".to_owned(),
-        mode: workload.mode.name().to_owned(),
+        mode: options.route.mode.name().to_owned(),
         profile: options.profile,
         mtu: options.mtu,
         num_brokers: options.brokers,
@@ -205,6 +250,8 @@ fn report(
         payload_bytes: publisher.payload_bytes,
         seconds: publisher.seconds,
         bandwidth_mb_per_s: publisher.bandwidth_mb_per_s,
+        limits: outcome.limits,
+        percent_of_limit,
         problems: outcome.problems,
         publisher: Publisher::from_output(publisher),
         brokers,
@@ -249,7 +296,7 @@ mod tests {
         let line = ["penstock-lab", "throughput"].iter().chain(arguments);
         match cli::Cli::parse_from(line).command {
             cli::Command::Throughput(options) => options,
-            cli::Command::Baseline(_) => unreachable!("throughput was asked for"),
+            _ => unreachable!("throughput was asked for"),
         }
     }
 

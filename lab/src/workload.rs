@@ -1,4 +1,4 @@
-//! One publisher run against running brokers.
+//! One publisher run against brokers that run.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -7,12 +7,10 @@ use std::process::Stdio;
 use anyhow::{Context, Result};
 use bytesize::ByteSize;
 
-use crate::cli::Workload;
-use crate::cluster::Cluster;
+use crate::cli::{Mode, Workload};
 use crate::interrupt::Interrupt;
 use crate::outputs;
-use crate::process::{Running, inside};
-use crate::progress::Progress;
+use crate::process::{Running, on_cores};
 
 /// What is published.
 #[derive(Debug, Clone)]
@@ -40,49 +38,53 @@ impl Source {
 #[derive(Debug)]
 pub struct Publish<'a> {
     pub program: &'a Path,
-    pub namespace: &'a str,
+    /// None runs it where the lab runs.
+    pub namespace: Option<&'a str>,
+    /// Cores that it is kept on, as taskset(1) has them.
+    pub cpus: Option<&'a str>,
+    /// Addresses, separated by commas.
+    pub brokers: String,
+    pub mode: Mode,
     pub workload: &'a Workload,
     pub source: &'a Source,
+    /// Message bytes per second; none is full speed.
+    pub rate: Option<u64>,
     pub digest: bool,
     pub folder: &'a Path,
 }
 
 impl Publish<'_> {
-    /// Publishes to `cluster`; writes `publisher.log` and `publisher.json` into the folder.
+    /// Publishes; writes `publisher.log` and `publisher.json` into the folder. Calls `watch` again
+    /// and again meanwhile; should that fail, the publisher is stopped.
     ///
     /// Returns the publisher's report and whether it exited with success.
     pub fn run(
         &self,
-        cluster: &mut Cluster,
-        progress: &mut Progress,
+        mut watch: impl FnMut() -> Result<()>,
         interrupt: &Interrupt,
     ) -> Result<(outputs::Publisher, bool)> {
         let report = self.folder.join("publisher.json");
-        let mut publisher = self.start(cluster, &report)?;
+        let mut publisher = self.start(&report)?;
         let status = loop {
             if let Some(status) = publisher.ended()? {
                 break status;
             }
-            cluster.check()?;
-            progress.update();
+            watch()?;
             interrupt.pause()?;
         };
-        progress.finish();
         outputs::parse_file("publisher", &report)
             .map(|parsed| (parsed, status.success()))
             .map_err(|error| error.context(publisher.failure(&format!("ended ({status})"))))
     }
 
-    fn start(&self, cluster: &Cluster, report: &Path) -> Result<Running> {
+    fn start(&self, report: &Path) -> Result<Running> {
         let workload = self.workload;
-        let mut command = inside(self.namespace, self.program);
-        command.args([
-            "--brokers",
-            &cluster.addresses(),
-            "--topic",
-            &workload.topic,
-        ]);
-        command.args(["--mode", workload.mode.name(), "--format", "json"]);
+        let mut command = on_cores(self.namespace, self.cpus, self.program);
+        command.args(["--brokers", &self.brokers, "--topic", &workload.topic]);
+        command.args(["--mode", self.mode.name(), "--format", "json"]);
+        if let Some(rate) = self.rate {
+            command.args(["--rate", &rate.to_string()]);
+        }
         command.args(["--ack", &workload.ack.number().to_string()]);
         command.args(["--order", &workload.order.number().to_string()]);
         command.args([

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::cli::Profile;
-use crate::outputs::Connection;
+use crate::outputs::{AckLatency, Connection};
 use crate::report::Publisher;
 use crate::verify::StreamCheck;
 
@@ -16,7 +16,7 @@ fn stage(name: &str) -> StageReport {
     }
 }
 
-fn example_environment() -> Environment {
+pub fn example_environment() -> Environment {
     Environment {
         date: "2026-01-02T03:04:05Z".to_owned(),
         command_line: "penstock-lab throughput --brokers 1".to_owned(),
@@ -99,12 +99,21 @@ pub fn example() -> Throughput {
         payload_bytes: 4096,
         seconds: 0.5,
         bandwidth_mb_per_s: 884.53,
+        limits: None,
+        percent_of_limit: Some(86.4),
         problems: Vec::new(),
         publisher: Publisher {
             batches: 4,
             cpu_seconds: 0.25,
             cpu_seconds_per_gb: 0.5,
             peak_rss_bytes: 10 << 20,
+            ack_latency_us: Some(AckLatency {
+                p50: 51.0,
+                p99: 99.0,
+                p999: 999.0,
+                max: 1234.0,
+                count: 4,
+            }),
             stages: vec![stage("SendPayload")],
             sessions: Vec::new(),
         },
@@ -119,6 +128,8 @@ fn the_report_shows_what_a_reader_looks_for() {
     let text = throughput(&example());
     for wanted in [
         "884.5 MB/s",
+        "86 %",
+        "51 / 99 / 999",
         "SendPayload",
         "DrainHeader",
         "12.35",
@@ -189,6 +200,8 @@ fn json_has_the_names_that_others_rely_on() {
         "/payload_bytes",
         "/seconds",
         "/bandwidth_mb_per_s",
+        "/percent_of_limit",
+        "/publisher/ack_latency_us/p999",
         "/publisher/stages/0/name",
         "/publisher/stages/0/percent",
         "/publisher/stages/0/ns_per_batch",

@@ -1,0 +1,407 @@
+//! `penstock-lab compare`: the xdp and the tcp path, alternating on the same work and links.
+
+mod rows;
+mod trial;
+
+use std::net::ToSocketAddrs;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use bytesize::ByteSize;
+use jiff::Timestamp;
+use nix::sched::{CpuSet, sched_getaffinity};
+use nix::unistd::Pid;
+use penstock_dataplane::wire::handshake::AckLevel;
+use penstock_dataplane::wire::message::OVERHEAD;
+use tracing::{info, warn};
+
+use crate::chart::{Chart, Panel};
+use crate::cli::{self, Format, Profile, XdpMode};
+use crate::environment::Environment;
+use crate::interrupt::Interrupt;
+use crate::limits::{self, Effort, Link};
+use crate::netns::Net;
+use crate::report::{Compare, Limit, Row};
+use crate::testbed::Binaries;
+use crate::{command, iperf, render, results};
+
+use rows::{Case, Measured};
+use trial::{Bench, Cores, Load, Site};
+
+/// The picture's name in the result folder.
+const PICTURE: &str = "compare.svg";
+/// Payload of a full batch with its framing: the publisher's own default.
+const FULL_BATCH: ByteSize = ByteSize::kib(64);
+/// The high rate, as a part of what the slower path moves at full speed.
+const HIGH: f64 = 0.5;
+/// A run that moved less than this part of what its rate asks for is pointed out.
+const KEPT_UP: f64 = 0.95;
+
+/// One side of the comparison.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Contender {
+    Tcp,
+    /// With the program in this mode; none is the remote broker's choice.
+    Xdp(Option<XdpMode>),
+}
+
+impl Contender {
+    fn name(self) -> String {
+        match self {
+            Self::Tcp => "tcp".to_owned(),
+            Self::Xdp(None) => "xdp".to_owned(),
+            Self::Xdp(Some(mode)) => format!("xdp {}", mode.name()),
+        }
+    }
+}
+
+/// How much is measured.
+#[derive(Debug, Clone, Copy)]
+struct Extent {
+    runs: u32,
+    size: ByteSize,
+    latency_seconds: f64,
+    limits: Effort,
+}
+
+impl Extent {
+    fn of(options: &cli::Compare) -> Self {
+        let (runs, size, latency_seconds, limits) = if options.quick {
+            (3, ByteSize::mib(512), 1.0, 2)
+        } else {
+            (5, ByteSize::gib(2), 3.0, 3)
+        };
+        let runs = options.runs.unwrap_or(runs);
+        Self {
+            runs,
+            size: options.size.unwrap_or(size),
+            latency_seconds: options.latency_seconds.unwrap_or(latency_seconds),
+            limits: Effort {
+                runs: limits.min(runs),
+                seconds: 1,
+            },
+        }
+    }
+}
+
+/// Runs it; errors aside, always a success: the ratios are for the reader to judge.
+pub fn run(options: &cli::Compare, interrupt: &Interrupt) -> Result<bool> {
+    let started = Timestamp::now();
+    check(options)?;
+    let binaries = Binaries::find(options.programs.bin_dir.as_deref())?;
+    let folder = results::create_folder(&options.output.results, started)?;
+    let compared = Comparison {
+        options,
+        extent: Extent::of(options),
+        binaries: &binaries,
+        folder: &folder,
+        started,
+        interrupt,
+    }
+    .run();
+    let printed = compared.and_then(|report| {
+        results::write(&folder, &report, &render::compare(&report))?;
+        picture(&report, &folder)?;
+        match options.output.format {
+            Format::Text => println!("{}", render::compare_summary(&report)),
+            Format::Json => println!("{}", serde_json::to_string_pretty(&report)?),
+        }
+        Ok(true)
+    });
+    println!("{}", folder.display());
+    printed
+}
+
+/// What clap cannot check.
+fn check(options: &cli::Compare) -> Result<()> {
+    let extent = Extent::of(options);
+    let workload = &options.workload;
+    ensure!(
+        workload.ack == AckLevel::Committed,
+        "--ack 0 has no acks whose latency could be compared; leave it out"
+    );
+    ensure!(
+        extent.size >= workload.message_size,
+        "--size {} is less than one message",
+        extent.size
+    );
+    ensure!(
+        options.xdp_mode != Some(XdpMode::Generic) || options.profile == Some(Profile::Wire),
+        "--xdp-mode generic needs --profile wire: with segmentation offloads long packets reach a \
+         generic program in one piece, which no buffer holds"
+    );
+    if options.remote.is_empty() {
+        iperf::version()?;
+        return Ok(());
+    }
+    for address in &options.remote {
+        let known = address.to_socket_addrs();
+        known.with_context(|| format!("--remote {address} is no HOST:PORT that can be found"))?;
+    }
+    let of_brokers = [
+        ("--workers", workload.workers.is_some()),
+        ("--busy-poll", workload.busy_poll.is_some()),
+        ("--ring-size", workload.ring_size.is_some()),
+        ("--full", workload.full.is_some()),
+        ("--rcvbuf", workload.rcvbuf.is_some()),
+        ("--sndbuf", workload.sndbuf.is_some()),
+        ("--rcvbuf-on", workload.rcvbuf_on.is_some()),
+        ("--rcvbuf-force", workload.rcvbuf_force),
+    ];
+    if let Some((option, _)) = of_brokers.iter().find(|(_, given)| *given) {
+        bail!("{option} is the broker's: with --remote, give it to penstock-broker where it runs");
+    }
+    Ok(())
+}
+
+struct Comparison<'a> {
+    options: &'a cli::Compare,
+    extent: Extent,
+    binaries: &'a Binaries,
+    folder: &'a Path,
+    started: Timestamp,
+    interrupt: &'a Interrupt,
+}
+
+impl Comparison<'_> {
+    fn run(&self) -> Result<Compare> {
+        let (mut rows, mut limits) = (Vec::new(), Vec::new());
+        let remote = self.options.remote.join(",");
+        let environment = if remote.is_empty() {
+            let mut environment = None;
+            for profile in Profile::chosen(self.options.profile) {
+                for &mtu in &self.options.mtu {
+                    let net = Net::create(self.options.brokers as usize, profile, mtu)?;
+                    if environment.is_none() {
+                        environment = Some(Environment::read(Some(net.publisher()), self.started)?);
+                    }
+                    let link = Link {
+                        net: &net,
+                        profile,
+                        mtu,
+                    };
+                    let (more, of_link) = self.on_testbed(link)?;
+                    rows.extend(more);
+                    limits.extend(of_link);
+                }
+            }
+            limits.push(limits::of_memory(self.extent.limits, self.interrupt)?);
+            environment.context("no MTU was given")?
+        } else {
+            rows = self.against(&remote)?;
+            Environment::read(None, self.started)?
+        };
+        Ok(Compare {
+            kind: "compare".to_owned(),
+            brokers: match self.options.remote.len() {
+                0 => self.options.brokers,
+                count => count as u32,
+            },
+            threads_per_broker: self.options.workload.threads_per_broker,
+            message_size: self.options.workload.message_size.as_u64(),
+            size_bytes: self.extent.size.as_u64(),
+            latency_seconds: self.extent.latency_seconds,
+            low_rate: self.options.low_rate,
+            remote: (!remote.is_empty()).then_some(remote),
+            rows,
+            limits,
+            environment,
+        })
+    }
+
+    fn on_testbed(&self, link: Link<'_>) -> Result<(Vec<Row>, Vec<Limit>)> {
+        let Link { net, profile, mtu } = link;
+        let limits = limits::of_link(link, self.extent.limits, self.folder, self.interrupt)?;
+        let modes = match (self.options.xdp_mode, profile) {
+            (Some(mode), _) => vec![mode],
+            (None, Profile::Wire) => vec![XdpMode::Native, XdpMode::Generic],
+            // Long packets of a sender that does not cut them reach a generic program in one piece,
+            // which no frame holds.
+            (None, Profile::Offload) => vec![XdpMode::Native],
+        };
+        let mut contenders = vec![Contender::Tcp];
+        contenders.extend(modes.into_iter().map(|mode| Contender::Xdp(Some(mode))));
+        let site = Site::Testbed {
+            net,
+            brokers: self.options.brokers,
+        };
+        let case = Case {
+            profile: profile.name(),
+            mtu,
+            limits: &limits,
+        };
+        let rows = self.measure(site, case, &contenders)?;
+        Ok((rows, limits))
+    }
+
+    fn against(&self, remote: &str) -> Result<Vec<Row>> {
+        let case = Case {
+            profile: "remote",
+            mtu: mtu_towards(&self.options.remote[0])?,
+            limits: &[],
+        };
+        let contenders = [Contender::Tcp, Contender::Xdp(None)];
+        self.measure(Site::Remote(remote), case, &contenders)
+    }
+
+    /// Full speed first: the high rate follows from it.
+    fn measure(
+        &self,
+        site: Site<'_>,
+        case: Case<'_>,
+        contenders: &[Contender],
+    ) -> Result<Vec<Row>> {
+        let bench = Bench {
+            binaries: self.binaries,
+            workload: &self.options.workload,
+            pin: self.options.pin,
+            cores: self.cores(&site)?,
+            site,
+            interrupt: self.interrupt,
+        };
+        let full = self.alternate(&bench, &case, contenders, "full speed", &self.full_speed())?;
+        let mut rows = case.rows_of_throughput(&full);
+        let low = self.options.workload.message_size.as_u64();
+        let high = self
+            .options
+            .workload
+            .batch_size
+            .unwrap_or(FULL_BATCH)
+            .as_u64();
+        let high = high.saturating_sub(OVERHEAD as u64).max(1);
+        let high_rate = HIGH * full.slower_path() * 1e6 / high as f64;
+        for (rate, batch) in [(self.options.low_rate, low), (high_rate as u32, high)] {
+            let rate = rate.max(1);
+            let load = self.at_rate(rate, batch);
+            let what = format!("{rate} batches/s");
+            let at_rate = self.alternate(&bench, &case, contenders, &what, &load)?;
+            rows.extend(case.rows_of_latency(&at_rate, rate, batch));
+        }
+        Ok(rows)
+    }
+
+    /// Runs each contender so many times, in turn, and each time another first.
+    fn alternate(
+        &self,
+        bench: &Bench<'_>,
+        case: &Case<'_>,
+        contenders: &[Contender],
+        what: &str,
+        load: &Load,
+    ) -> Result<Measured> {
+        let mut measured = Measured::of(contenders);
+        for number in 0..self.extent.runs as usize {
+            for offset in 0..contenders.len() {
+                let index = (number + offset) % contenders.len();
+                let contender = contenders[index];
+                let folder = format!(
+                    "{}-{}-{}-{}-{}",
+                    case.profile,
+                    case.mtu,
+                    what.replace([' ', '/'], "-"),
+                    contender.name().replace(' ', "-"),
+                    number + 1
+                );
+                let trial = bench.run(contender, load, &self.folder.join(folder))?;
+                let waited = &trial.ack_latency_us;
+                info!(
+                    "{} MTU {}, {what}, run {}/{}: {} {:.0} MB/s, ack p50 {:.0} µs, p99 {:.0} µs",
+                    case.profile,
+                    case.mtu,
+                    number + 1,
+                    self.extent.runs,
+                    contender.name(),
+                    trial.payload_mb_per_s,
+                    waited.p50,
+                    waited.p99
+                );
+                let wanted = load.bytes_per_second.unwrap_or(0) as f64 / 1e6;
+                if trial.payload_mb_per_s < KEPT_UP * wanted {
+                    warn!("it did not keep up with the {wanted:.1} MB/s that the rate asks for");
+                }
+                measured.push(index, trial);
+            }
+        }
+        Ok(measured)
+    }
+
+    fn full_speed(&self) -> Load {
+        Load {
+            payload: self.extent.size,
+            message_size: self.options.workload.message_size,
+            batch_size: self.options.workload.batch_size,
+            bytes_per_second: None,
+            poll: "adaptive",
+        }
+    }
+
+    /// One message a batch, so that each leaves when it is due.
+    fn at_rate(&self, batches_per_second: u32, batch: u64) -> Load {
+        let bytes_per_second = u64::from(batches_per_second) * batch;
+        let batches = (f64::from(batches_per_second) * self.extent.latency_seconds).ceil();
+        Load {
+            payload: ByteSize(batches.max(1.0) as u64 * batch),
+            message_size: ByteSize(batch),
+            batch_size: Some(ByteSize(batch + OVERHEAD as u64)),
+            bytes_per_second: Some(bytes_per_second),
+            poll: "busy",
+        }
+    }
+
+    /// Several brokers would have to share cores, and remote ones have their own.
+    fn cores(&self, site: &Site<'_>) -> Result<Option<Cores>> {
+        let Site::Testbed { brokers: 1, .. } = site else {
+            return Ok(None);
+        };
+        let allowed = sched_getaffinity(Pid::this()).context("cannot read the affinity mask")?;
+        let cpus: Vec<_> = (0..CpuSet::count())
+            .filter(|&cpu| allowed.is_set(cpu).unwrap_or(false))
+            .collect();
+        let workers = self.options.workload.workers.unwrap_or(1);
+        Ok(Cores::share_out(&cpus, workers))
+    }
+}
+
+/// MTU of the interface towards a host.
+fn mtu_towards(address: &str) -> Result<u32> {
+    let found = address.to_socket_addrs()?.next();
+    let ip = found.context("no address")?.ip().to_string();
+    let route = command::run(&["ip", "route", "get", &ip])?;
+    let mut words = route.split_whitespace();
+    let device = words
+        .find(|word| *word == "dev")
+        .and_then(|_| words.next())
+        .with_context(|| format!("no route to {address}: `ip route get {ip}` names no device"))?;
+    let file = format!("/sys/class/net/{device}/mtu");
+    let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read {file}"))?;
+    text.trim()
+        .parse()
+        .with_context(|| format!("{file} says {text:?}"))
+}
+
+/// A panel for each metric, a pair of bars for each case.
+fn picture(report: &Compare, folder: &Path) -> Result<()> {
+    let group = |row: &'_ Row| {
+        let ratio = row
+            .ratio
+            .map_or_else(String::new, |r| format!("\n{r:.2} ×"));
+        format!("{} {}{ratio}", row.profile, row.mtu)
+    };
+    let panels = render::panels(report)
+        .into_iter()
+        .map(|(title, unit, rows)| Panel {
+            title: title.to_owned(),
+            unit,
+            logarithmic: rows.iter().all(|row| row.rate.is_some()),
+            groups: rows
+                .into_iter()
+                .map(|row| (group(row), vec![&row.xdp, &row.tcp]))
+                .collect(),
+        });
+    Chart {
+        title: "xdp beside tcp: median and range of the runs, ratio xdp / tcp",
+        series: &["xdp", "tcp"],
+        panels: panels.collect(),
+    }
+    .write(&folder.join(PICTURE))
+}
