@@ -7,11 +7,12 @@ set -euo pipefail
 help() {
   cat <<'TEXT'
 Installs what is missing, builds the release, publishes 2 GiB to four brokers in network namespaces
-in both profiles, compares one broker with iperf3, and shows the results.
+in both profiles, compares one broker with iperf3 and the xdp path with the tcp path, and shows the
+results.
 
 Usage: scripts/quickstart.sh
 
-Under three minutes once built. Needs root for the namespaces (uses sudo if there is one);
+About four minutes once built. Needs root for the namespaces (uses sudo if there is one);
 everything that it makes outside results/ and target/ is taken down again.
 
 Example:
@@ -54,6 +55,9 @@ done
 say "== one broker against iperf3"
 lab baseline --runs 3 --size 512MiB
 baseline=$folder
+say "== xdp beside tcp, one broker"
+lab compare --quick
+compare=$folder
 
 figures() { # FOLDER
   jq -r '[.profile, "\(.mtu)", "\(.bandwidth_mb_per_s * 10 | round / 10)", "\(.seconds * 100 | round / 100)",
@@ -74,5 +78,13 @@ printf '\nOne broker against iperf3 on the same link (medians):\n\n'
   jq -r '.rows[] | [.profile, "\(.connections)", "\(.penstock.median | round)",
     "\(.iperf3.median | round)", "\(.ratio * 1000 | round / 1000)"] | @tsv' "$baseline/report.json"
 } | column -t -s $'\t'
+printf '\nxdp beside tcp, one broker (medians):\n\n'
+{
+  printf 'profile\tMTU\tmetric\tbatches/s\txdp\tmode\ttcp\txdp / tcp\n'
+  jq -r 'def figure: if . >= 100 then round else . * 1000 | round / 1000 end;
+    .rows[] | select(.metric | IN("payload_mb_per_s", "host_cpu_s_per_gb", "ack_latency_us_p50", "ack_latency_us_p99"))
+    | [.profile, "\(.mtu)", .metric, "\(.rate // "full speed")", "\(.xdp.median | figure)", .xdp_mode,
+      "\(.tcp.median | figure)", "\(.ratio | figure)"] | @tsv' "$compare/report.json"
+} | column -t -s $'\t'
 printf '\nReports:\n'
-printf '  %s/report.md\n' "${folders[@]}" "$baseline"
+printf '  %s/report.md\n' "${folders[@]}" "$baseline" "$compare"
