@@ -82,7 +82,7 @@ fn compare_table(rows: &[Row]) -> String {
     let line = |row: &Row| {
         let rate = row.rate.map_or_else(
             || "full speed".to_owned(),
-            |rate| format!("{rate} × {} B/s", row.batch_bytes.unwrap_or(0)),
+            |rate| format!("{rate}/s of {} B", row.batch_bytes.unwrap_or(0)),
         );
         let mode = row.xdp_mode.map_or("", |mode| mode.name());
         let poll = row.poll.as_deref().unwrap_or("");
@@ -312,7 +312,7 @@ mod tests {
             "**1.50** (1.43)",
             "generic busy",
             "87, ?",
-            "4321 × 1024 B/s",
+            "4321/s of 1024 B",
             "33.0 (33.0..33.0)",
             "raw_af_xdp_generic",
             "3790",
