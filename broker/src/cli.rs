@@ -24,6 +24,9 @@ Examples:
   Take payload past the kernel's network stack, from interface eth1:
     sudo penstock-broker --mode xdp --iface eth1
 
+  The same without root afterwards; logs belong to the user penstock:
+    sudo penstock-broker --mode xdp --iface eth1 --user penstock
+
   Two workers on cores 2 and 3, a 1 GiB ring, receive buffers beyond rmem_max:
     sudo penstock-broker --workers 2 --cpus 2,3 --ring-size 1GiB --rcvbuf-force
 
@@ -127,6 +130,10 @@ pub struct Cli {
     /// Cores that workers are pinned to, in turn, such as 0,2-3.
     #[arg(long, value_name = "LIST")]
     cpus: Option<String>,
+    /// User to become once everything is open, when started as root. Capabilities are given up in
+    /// any case.
+    #[arg(long, value_name = "NAME")]
+    user: Option<String>,
     /// Compare each batch with its CRC32C before it is committed (readers can always do so).
     #[arg(long)]
     verify_on_receive: bool,
@@ -191,6 +198,7 @@ pub struct Config {
     /// Serve over tcp alone if the xdp path cannot be had.
     pub xdp_may_fail: bool,
     pub cpus: Vec<usize>,
+    pub user: Option<String>,
     pub report: Option<PathBuf>,
 }
 
@@ -268,6 +276,7 @@ impl Cli {
             xdp,
             xdp_may_fail: self.mode == Mode::Auto,
             cpus,
+            user: self.user,
             report: self.report,
         })
     }

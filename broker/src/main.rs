@@ -2,6 +2,7 @@
 
 mod cli;
 mod machine;
+mod privileges;
 mod report;
 mod server;
 mod topics;

@@ -1,7 +1,9 @@
 //! The broker's report: what it carried, where the time went, what its sockets got.
 
+use std::fs::File;
+use std::io::Write;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -85,10 +87,35 @@ impl<'a> Report<'a> {
     }
 
     /// Writes the report as JSON.
-    pub fn write(&self, path: &Path) -> Result<()> {
+    pub fn write(&self, to: &mut Target) -> Result<()> {
         let json = serde_json::to_vec_pretty(self).context("cannot put the report into JSON")?;
-        std::fs::write(path, json)
-            .with_context(|| format!("cannot write the report to {}", path.display()))
+        let file = &mut to.file;
+        let written = file.set_len(0).and_then(|()| file.write_all(&json));
+        written.with_context(|| format!("cannot write the report to {}", to.path.display()))
+    }
+}
+
+/// The file that the report goes to.
+#[derive(Debug)]
+pub struct Target {
+    path: PathBuf,
+    file: File,
+}
+
+impl Target {
+    /// Opens it at the start, while the broker may still do what its user may; what is in it stays
+    /// until there is something to write.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)
+            .with_context(|| format!("cannot write a report to {}", path.display()))?;
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+        })
     }
 }
 

@@ -8,59 +8,71 @@ use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::Sender;
 use penstock_dataplane::tcp::{
     Acceptor, Shared, Worker, WorkerHandle, WorkerStats, buffers::RcvbufOn, listen,
 };
-use penstock_dataplane::xdp::XdpStats;
+use penstock_dataplane::xdp::{self, XdpStats};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tracing::{info, warn};
 
 use crate::cli::Config;
-use crate::machine;
-use crate::report::Report;
-use crate::topics::{Sessions, Topics};
+use crate::report::{Report, Target};
+use crate::topics::{self, Sessions, Topics};
 use crate::xdp::Xdp;
+use crate::{machine, privileges};
 
 /// Runs the broker; returns when a signal ends it, or a thread fails.
 pub fn run(config: &Config) -> Result<()> {
     let started = Instant::now();
     raise_limits(config);
-    let topics = Topics::new(
-        config.buffer_dir.clone(),
-        config.log.clone(),
-        config.max_topics,
-    )?;
-    let topics = Arc::new(topics);
-    for topic in &config.topics {
-        topics.open(topic).map_err(|e| anyhow!("{e}"))?;
+    // Now, so that a signal during what follows is not the end before anything is undone.
+    let signals = Signals::new([SIGINT, SIGTERM]).context("cannot watch signals")?;
+    let user = config.user.as_deref().map(privileges::find_user);
+    let user = user.transpose()?;
+    if config.buffers.force {
+        privileges::require("--rcvbuf-force", privileges::FORCE_BUFFERS)?;
     }
+    let mut report_to = config.report.as_deref().map(Target::open).transpose()?;
+    topics::make_directory(&config.buffer_dir, user.as_ref())?;
     let listener = open_listener(config)?;
     let address = listener
         .local_addr()
         .context("cannot read the listener's address")?;
     let shared = Arc::new(Shared::default());
     let stop = Arc::new(AtomicBool::new(false));
-    // Whatever ends the broker says so here.
-    let (ending, ended) = crossbeam_channel::unbounded();
-    watch_signals(ending.clone())?;
-    let (workers, handles) = start_workers(config, &shared, &stop, &ending)?;
-    let xdp = open_xdp(config, address, &shared, &stop, &ending)?;
-    let sessions = Sessions::new(Arc::clone(&topics));
+    let xdp = open_xdp(config, address, &shared, &stop)?;
+    let (xdp, xdp_workers) = xdp.unzip();
+
+    let kept: &[_] = match config.buffers.force {
+        true => privileges::FORCE_BUFFERS,
+        false => &[],
+    };
+    privileges::give_up(user.as_ref(), kept)?;
+    let topics = open_topics(config)?;
+    let (workers, handles) = make_workers(config, &shared, &stop)?;
     let acceptor = Acceptor::new(
         listener,
         config.buffers,
         config.limits.clone(),
-        sessions,
+        Sessions::new(Arc::clone(&topics)),
         handles.clone(),
-        xdp.as_ref().map(|(xdp, _)| xdp.offer()),
+        xdp.as_ref().map(Xdp::offer),
         Arc::clone(&shared),
     )
     .context("cannot start the accept loop")?;
+    // Whatever ends the broker says so here.
+    let (ending, ended) = crossbeam_channel::unbounded();
     let waker = acceptor.poller();
     let flag = Arc::clone(&stop);
-    let accepting = spawn("accept", ending, move || acceptor.run(&flag))?;
+    // The only thread that needs what was kept: it sizes the buffers of accepted sockets.
+    let accepting = spawn("accept", ending.clone(), move || acceptor.run(&flag))?;
+    privileges::keep(&[])?;
+    watch_signals(signals, ending.clone())?;
+    let workers = start_workers(config, workers, &ending)?;
+    let xdp_workers = start_xdp_workers(config, xdp_workers.unwrap_or_default(), &ending)?;
+    drop(ending);
 
     println!("penstock-broker ready on {address}");
     std::io::stdout()
@@ -75,29 +87,34 @@ pub fn run(config: &Config) -> Result<()> {
     waker.notify().context("cannot wake the accept loop")?;
     join(accepting)?.context("the accept loop failed")?;
     let mut stats = stop_workers(workers, &handles)?;
-    let mut worker_count = handles.len();
-    let xdp = match xdp {
-        None => None,
-        Some((xdp, workers)) => {
-            worker_count += workers.len();
-            let (all, packets) = crate::xdp::sum(stop_xdp_workers(workers)?);
-            stats.merge(&all);
-            Some(xdp.report(packets)?)
-        }
-    };
+    let worker_count = handles.len() + xdp_workers.len();
+    let (all, packets) = crate::xdp::sum(stop_xdp_workers(xdp_workers)?);
+    stats.merge(&all);
     let report = Report::new(
         address,
         worker_count,
         started.elapsed(),
         &stats,
-        xdp,
+        xdp.map(|xdp| xdp.report(packets)),
         topics.list(),
         &shared,
     )?;
-    if let Some(path) = &config.report {
-        report.write(path)?;
+    if let Some(to) = &mut report_to {
+        report.write(to)?;
     }
     Ok(())
+}
+
+fn open_topics(config: &Config) -> Result<Arc<Topics>> {
+    let topics = Topics::new(
+        config.buffer_dir.clone(),
+        config.log.clone(),
+        config.max_topics,
+    )?;
+    for topic in &config.topics {
+        topics.open(topic).map_err(|e| anyhow!("{e}"))?;
+    }
+    Ok(Arc::new(topics))
 }
 
 fn open_listener(config: &Config) -> Result<TcpListener> {
@@ -134,8 +151,7 @@ fn raise_limits(config: &Config) {
     }
 }
 
-fn watch_signals(ending: Sender<String>) -> Result<()> {
-    let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot watch signals")?;
+fn watch_signals(mut signals: Signals, ending: Sender<String>) -> Result<()> {
     thread::Builder::new()
         .name("signals".to_owned())
         .spawn(move || {
@@ -150,35 +166,35 @@ fn watch_signals(ending: Sender<String>) -> Result<()> {
     Ok(())
 }
 
+fn make_workers(
+    config: &Config,
+    shared: &Arc<Shared>,
+    stop: &Arc<AtomicBool>,
+) -> Result<(Vec<Worker>, Vec<WorkerHandle>)> {
+    let make = |_| {
+        Worker::new(config.worker.clone(), Arc::clone(shared), Arc::clone(stop))
+            .context("cannot start a worker")
+    };
+    let made: Result<Vec<_>> = (0..config.tcp_workers).map(make).collect();
+    Ok(made?.into_iter().unzip())
+}
+
 type WorkerThread = JoinHandle<std::io::Result<WorkerStats>>;
 
 fn start_workers(
     config: &Config,
-    shared: &Arc<Shared>,
-    stop: &Arc<AtomicBool>,
+    workers: Vec<Worker>,
     ending: &Sender<String>,
-) -> Result<(Vec<WorkerThread>, Vec<WorkerHandle>)> {
-    let start = |number: usize| {
-        let (worker, handle) =
-            Worker::new(config.worker.clone(), Arc::clone(shared), Arc::clone(stop))
-                .context("cannot start a worker")?;
-        let cpu = config.cpus.get(number % config.cpus.len().max(1)).copied();
-        let (pinned, pinning) = crossbeam_channel::bounded(1);
-        let thread = spawn(&format!("worker-{number}"), ending.clone(), move || {
-            let result = cpu.map_or(Ok(()), machine::pin_to);
-            // The other end waits for this before it goes on.
-            let _ = pinned.send(result);
-            worker.run()
-        })?;
-        check_pinned(cpu, &pinning)?;
-        Ok((thread, handle))
+) -> Result<Vec<WorkerThread>> {
+    let start = |(number, worker): (usize, Worker)| {
+        let name = format!("worker-{number}");
+        spawn_pinned(config, number, &name, ending, move || worker.run())
     };
-    let started: Result<Vec<_>> = (0..config.tcp_workers).map(start).collect();
-    Ok(started?.into_iter().unzip())
+    workers.into_iter().enumerate().map(start).collect()
 }
 
 type XdpThread = JoinHandle<std::io::Result<(WorkerStats, XdpStats)>>;
-type XdpWorkers = Vec<(XdpThread, penstock_dataplane::xdp::WorkerHandle)>;
+type XdpWorkers = Vec<(penstock_dataplane::xdp::Worker, xdp::WorkerHandle)>;
 
 /// Opens the xdp path, if it is asked for and can be had.
 fn open_xdp(
@@ -186,36 +202,38 @@ fn open_xdp(
     address: SocketAddr,
     shared: &Arc<Shared>,
     stop: &Arc<AtomicBool>,
-    ending: &Sender<String>,
 ) -> Result<Option<(Xdp, XdpWorkers)>> {
     let Some(wanted) = &config.xdp else {
         return Ok(None);
     };
-    let (xdp, workers) = match Xdp::open(wanted, address, shared, stop) {
-        Ok(open) => open,
+    let open = privileges::require("it", privileges::XDP)
+        .and_then(|()| Xdp::open(wanted, address, shared, stop));
+    match open {
+        Ok(open) => Ok(Some(open)),
         Err(error) if config.xdp_may_fail => {
             warn!("serving over tcp alone: {error:#}");
-            return Ok(None);
+            Ok(None)
         }
-        Err(error) => return Err(error.context("the xdp path cannot be opened")),
-    };
-    let start = |(number, (worker, handle)): (usize, (penstock_dataplane::xdp::Worker, _))| {
-        let cpu = config.cpus.get(number % config.cpus.len().max(1)).copied();
-        let (pinned, pinning) = crossbeam_channel::bounded(1);
-        let thread = spawn(&format!("xdp-{number}"), ending.clone(), move || {
-            let result = cpu.map_or(Ok(()), machine::pin_to);
-            // The other end waits for this before it goes on.
-            let _ = pinned.send(result);
-            worker.run()
-        })?;
-        check_pinned(cpu, &pinning)?;
-        Ok((thread, handle))
-    };
-    let threads = workers.into_iter().enumerate().map(start);
-    Ok(Some((xdp, threads.collect::<Result<_>>()?)))
+        Err(error) => Err(error.context("the xdp path cannot be opened")),
+    }
 }
 
-fn stop_xdp_workers(workers: XdpWorkers) -> Result<Vec<(WorkerStats, XdpStats)>> {
+fn start_xdp_workers(
+    config: &Config,
+    workers: XdpWorkers,
+    ending: &Sender<String>,
+) -> Result<Vec<(XdpThread, xdp::WorkerHandle)>> {
+    let start = |(number, (worker, handle)): (usize, (penstock_dataplane::xdp::Worker, _))| {
+        let name = format!("xdp-{number}");
+        let thread = spawn_pinned(config, number, &name, ending, move || worker.run())?;
+        Ok((thread, handle))
+    };
+    workers.into_iter().enumerate().map(start).collect()
+}
+
+fn stop_xdp_workers(
+    workers: Vec<(XdpThread, xdp::WorkerHandle)>,
+) -> Result<Vec<(WorkerStats, XdpStats)>> {
     for (_, handle) in &workers {
         handle.wake().context("cannot wake a worker")?;
     }
@@ -225,14 +243,30 @@ fn stop_xdp_workers(workers: XdpWorkers) -> Result<Vec<(WorkerStats, XdpStats)>>
     results.collect()
 }
 
-fn check_pinned(cpu: Option<usize>, pinning: &Receiver<std::io::Result<()>>) -> Result<()> {
+/// Starts a worker's thread on the core that is its turn, if cores are given.
+fn spawn_pinned<T: Send + 'static>(
+    config: &Config,
+    number: usize,
+    name: &str,
+    ending: &Sender<String>,
+    body: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> Result<JoinHandle<std::io::Result<T>>> {
+    let cpu = config.cpus.get(number % config.cpus.len().max(1)).copied();
+    let (pinned, pinning) = crossbeam_channel::bounded(1);
+    let thread = spawn(name, ending.clone(), move || {
+        let result = cpu.map_or(Ok(()), machine::pin_to);
+        // The other end waits for this before it goes on.
+        let _ = pinned.send(result);
+        body()
+    })?;
     let result = pinning.recv().context("a worker ended at once")?;
     result.with_context(|| {
         format!(
             "cannot pin a worker to core {}; see --cpus and nproc",
             cpu.unwrap_or_default()
         )
-    })
+    })?;
+    Ok(thread)
 }
 
 /// Starts a thread that reports when it ends before it was told to.

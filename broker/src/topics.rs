@@ -1,11 +1,14 @@
 //! Topics and sessions: which log a stream writes, and whether it may.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, chown};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use nix::unistd::{AccessFlags, Uid, User, access, geteuid};
 use penstock_dataplane::admission::{Admission, Admit, Lease, Refused, StreamState};
 use penstock_dataplane::log::{Log, LogOptions};
 use penstock_dataplane::wire::handshake::{Refusal, Request};
@@ -33,14 +36,9 @@ struct Topic {
 }
 
 impl Topics {
-    /// Topics with their logs in `directory`, which is made if need be.
+    /// Topics with their logs in `directory`, which must be there.
     pub fn new(directory: PathBuf, options: LogOptions, max: usize) -> Result<Self> {
-        std::fs::create_dir_all(&directory).with_context(|| {
-            format!(
-                "cannot make {}; name another --buffer-dir",
-                directory.display()
-            )
-        })?;
+        check_writable(&directory)?;
         Ok(Self {
             directory,
             options,
@@ -101,6 +99,43 @@ impl Topics {
         list.sort_by(|a, b| a.0.cmp(&b.0));
         list
     }
+}
+
+/// Makes the directory of the logs, if need be; a new one is `owner`'s.
+pub fn make_directory(directory: &Path, owner: Option<&User>) -> Result<()> {
+    if directory.exists() {
+        return Ok(());
+    }
+    let make = || {
+        fs::create_dir_all(directory)?;
+        owner.map_or(Ok(()), |user| {
+            chown(directory, Some(user.uid.as_raw()), Some(user.gid.as_raw()))
+        })
+    };
+    make().with_context(|| {
+        format!(
+            "cannot make {}; name another --buffer-dir",
+            directory.display()
+        )
+    })
+}
+
+/// Root without capabilities is no more than the user of that name, so this is worth a check.
+fn check_writable(directory: &Path) -> Result<()> {
+    let Err(error) = access(directory, AccessFlags::W_OK | AccessFlags::X_OK) else {
+        return Ok(());
+    };
+    let name = |uid: Uid| match User::from_uid(uid) {
+        Ok(Some(user)) => user.name,
+        _ => uid.to_string(),
+    };
+    let me = name(geteuid());
+    let owner = fs::metadata(directory).map(|data| name(Uid::from_raw(data.uid())));
+    let owner = owner.unwrap_or_else(|_| "somebody else".to_owned());
+    bail!(
+        "user {me} cannot make logs in {dir}, which is {owner}'s: {error}; chown {me} {dir}, start the broker as {owner} (--user), or name another --buffer-dir",
+        dir = directory.display()
+    )
 }
 
 /// One publisher's relation to one topic.
@@ -274,9 +309,9 @@ mod tests {
             full: Full::Block,
             writers: 1,
         };
-        Sessions::new(Arc::new(
-            Topics::new(dir.path().join("logs"), options, 2).unwrap(),
-        ))
+        let logs = dir.path().join("logs");
+        make_directory(&logs, None).unwrap();
+        Sessions::new(Arc::new(Topics::new(logs, options, 2).unwrap()))
     }
 
     fn request(session: u64, stream: u32) -> Request {

@@ -16,7 +16,7 @@ use penstock_dataplane::xdp::{
 };
 use penstock_ebpf::{Attached, Mode, Outcomes, Steering};
 use serde::Serialize;
-use tracing::info;
+use tracing::{info, warn};
 
 /// Headers of IPv4 and UDP.
 const IP_UDP: u32 = 28;
@@ -63,9 +63,9 @@ pub struct XdpReport {
     xdp_mode: String,
     zero_copy: bool,
     queues: Vec<usize>,
-    /// What became of the interface's packets: program outcomes.
-    #[serde(serialize_with = "as_map")]
-    outcomes: Outcomes,
+    /// What became of the interface's packets: program outcomes; missing if the kernel does not tell.
+    #[serde(serialize_with = "as_map", skip_serializing_if = "Option::is_none")]
+    outcomes: Option<Outcomes>,
     #[serde(flatten)]
     stats: XdpStats,
 }
@@ -176,15 +176,18 @@ impl Xdp {
     }
 
     /// The path's part of the report.
-    pub fn report(&self, stats: XdpStats) -> Result<XdpReport> {
-        Ok(XdpReport {
+    pub fn report(&self, stats: XdpStats) -> XdpReport {
+        let outcomes = self.steering.outcomes();
+        // Older kernels let nobody without CAP_BPF ask for a map's counts.
+        let outcomes = outcomes.inspect_err(|error| warn!("{error}; the report is without them"));
+        XdpReport {
             interface: self.interface.clone(),
             xdp_mode: self.attached.mode.to_string(),
             zero_copy: self.zero_copy,
             queues: self.queues.clone(),
-            outcomes: self.steering.outcomes()?,
+            outcomes: outcomes.ok(),
             stats,
-        })
+        }
     }
 }
 
@@ -251,6 +254,9 @@ fn mtu_of(interface: &str) -> Result<u32> {
         .with_context(|| format!("{file} says {text:?}"))
 }
 
-fn as_map<S: serde::Serializer>(outcomes: &Outcomes, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_map(outcomes.named())
+fn as_map<S: serde::Serializer>(
+    outcomes: &Option<Outcomes>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(outcomes.iter().flat_map(Outcomes::named))
 }

@@ -35,14 +35,15 @@ pub enum Error {
     },
     /// Another XDP program is there.
     #[error(
-        "{interface} has another XDP program (number {id}, {name:?}; bpftool net shows it); remove it (ip link set dev {interface} xdp off), or replace it with --force"
+        "{interface} has another XDP program (number {id}, {}; bpftool net shows it); remove it (ip link set dev {interface} xdp off), or replace it with --force",
+        shown(name)
     )]
     Occupied {
         /// The interface.
         interface: String,
         /// The kernel's number of the program.
         id: u32,
-        /// The program's name.
+        /// The program's name; empty if the kernel does not tell it.
         name: String,
     },
     /// The interface does not take the program in this mode.
@@ -83,6 +84,13 @@ pub enum Error {
         /// The kernel's answer.
         source: io::Error,
     },
+}
+
+fn shown(name: &str) -> String {
+    match name {
+        "" => "its name takes CAP_SYS_ADMIN to see".to_owned(),
+        name => format!("{name:?}"),
+    }
 }
 
 /// libbpf's error with the kernel's below it.

@@ -90,12 +90,15 @@ expect() { [ "$2" = "$3" ] || fail "$1 is '$2', wanted '$3'"; }
 at() { echo "10.214.$1.2:1214"; }
 
 brokers_running=()
+# How brokers are started: a program before it, such as setpriv, and which copy of it.
+AS=()
+BROKER=$BIN/penstock-broker
 
 # start_broker INDEX [options]: runs in its namespace; logs to $T/broker-INDEX.log.
 start_broker() {
   local index=$1 log=$T/broker-$1.log
   shift
-  ip netns exec "$NET-b$index" "$BIN/penstock-broker" --buffer-dir "$BUFFERS/b$index" \
+  ip netns exec "$NET-b$index" "${AS[@]}" "$BROKER" --buffer-dir "$BUFFERS/b$index" \
     --report "$T/broker-$index.json" "$@" >"$log" 2>&1 &
   brokers_running[index]=$!
   for _ in {1..200}; do
@@ -129,7 +132,7 @@ stop_brokers() {
 
 # Programs that end by themselves, each with a limit so that one that hangs fails its test.
 limited() { timeout "${LIMIT:-600}" "$@"; }
-broker() { limited ip netns exec "$NET-b0" "$BIN/penstock-broker" "$@"; }
+broker() { limited ip netns exec "$NET-b0" "${AS[@]}" "$BROKER" "$@"; }
 publisher() { limited ip netns exec "$NET-pub" "$BIN/penstock-publisher" "$@"; }
 subscriber() { limited "$BIN/penstock-subscriber" "$@"; }
 lab() { limited "$BIN/penstock-lab" "$@"; }
