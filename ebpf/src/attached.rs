@@ -54,7 +54,10 @@ pub struct Attached {
 }
 
 /// The number of an interface in this network namespace.
-pub(crate) fn index_of(interface: &str) -> Result<i32, Error> {
+///
+/// # Errors
+/// [`Error::NoInterface`].
+pub fn index_of(interface: &str) -> Result<i32, Error> {
     let missing = |source| Error::NoInterface {
         interface: interface.to_owned(),
         source,
@@ -67,24 +70,40 @@ pub(crate) fn index_of(interface: &str) -> Result<i32, Error> {
     }
 }
 
+/// What a driver does of XDP (linux/netdev.h, `enum netdev_xdp_act`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Features {
+    /// Runs programs, and redirects packets to sockets.
+    pub native: bool,
+    /// Receives into the memory of AF_XDP sockets.
+    pub zero_copy: bool,
+    /// Takes packets in several buffers.
+    pub multi_buffer: bool,
+}
+
+/// What the driver of an interface does of XDP; `None` if it does nothing, or the kernel does not
+/// tell (before Linux 6.3).
+///
+/// # Errors
+/// [`Error::NoInterface`]; [`Error::Map`] when the kernel gives an error.
+pub fn features(interface: &str) -> Result<Option<Features>, Error> {
+    const BASIC_AND_REDIRECT: u64 = 1 | 2;
+    const XSK_ZEROCOPY: u64 = 8;
+    const RX_SG: u64 = 32;
+    let flags = query(interface)?.feature_flags;
+    Ok((flags != 0).then_some(Features {
+        native: flags & BASIC_AND_REDIRECT == BASIC_AND_REDIRECT,
+        zero_copy: flags & XSK_ZEROCOPY != 0,
+        multi_buffer: flags & RX_SG != 0,
+    }))
+}
+
 /// What is attached to an interface, if anything.
 ///
 /// # Errors
 /// [`Error::NoInterface`]; [`Error::Map`] when the kernel does not tell.
 pub fn attached(interface: &str) -> Result<Option<Attached>, Error> {
-    let index = index_of(interface)?;
-    let mut options = libbpf_sys::bpf_xdp_query_opts {
-        sz: size_of::<libbpf_sys::bpf_xdp_query_opts>() as libbpf_sys::size_t,
-        ..Default::default()
-    };
-    // SAFETY: the options are initialised and outlive the call; their size is theirs.
-    let code = unsafe { libbpf_sys::bpf_xdp_query(index, 0, &raw mut options) };
-    if code < 0 {
-        return Err(Error::Map {
-            what: "cannot ask which XDP program is attached",
-            source: io::Error::from_raw_os_error(-code),
-        });
-    }
+    let options = query(interface)?;
     let (mode, id) = match u32::from(options.attach_mode) {
         XDP_ATTACHED_NONE => return Ok(None),
         XDP_ATTACHED_DRV => (Mode::Native, options.drv_prog_id),
@@ -97,6 +116,23 @@ pub fn attached(interface: &str) -> Result<Option<Attached>, Error> {
         name: name_of(id),
         mode,
     }))
+}
+
+fn query(interface: &str) -> Result<libbpf_sys::bpf_xdp_query_opts, Error> {
+    let index = index_of(interface)?;
+    let mut options = libbpf_sys::bpf_xdp_query_opts {
+        sz: size_of::<libbpf_sys::bpf_xdp_query_opts>() as libbpf_sys::size_t,
+        ..Default::default()
+    };
+    // SAFETY: the options are initialised and outlive the call; their size is theirs.
+    let code = unsafe { libbpf_sys::bpf_xdp_query(index, 0, &raw mut options) };
+    if code < 0 {
+        return Err(Error::Map {
+            what: "cannot ask about XDP on an interface",
+            source: io::Error::from_raw_os_error(-code),
+        });
+    }
+    Ok(options)
 }
 
 /// The name of a program; empty when it has gone, or may not be asked for.

@@ -21,7 +21,7 @@ mod steering;
 #[cfg(test)]
 mod tests;
 
-pub use attached::{Attached, Mode, attached};
+pub use attached::{Attached, Features, Mode, attached, features, index_of};
 pub use error::Error;
 pub use outcome::{OUTCOMES, Outcomes};
 pub use steering::{Config, MAX_ADDRESSES, MAX_SOCKETS, Steering, check_free, worker_of};

@@ -1,0 +1,110 @@
+//! A change to an interface: what a person would type, and doing it.
+
+use std::fmt;
+use std::fs;
+use std::process::Command;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Error;
+
+/// Where ethtool is looked for, whatever the caller's environment says: it runs as root.
+const SEARCH: &str = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin";
+
+/// A setting of an interface in /sys/class/net.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Attribute {
+    /// Empty polls before a queue's interrupt is switched on again.
+    NapiDeferHardIrqs,
+    /// Nanoseconds until a queue is polled whose interrupt is off and that nobody polled.
+    GroFlushTimeout,
+}
+
+impl Attribute {
+    /// Its file.
+    #[must_use]
+    pub fn path(self, interface: &str) -> String {
+        let name = match self {
+            Self::NapiDeferHardIrqs => "napi_defer_hard_irqs",
+            Self::GroFlushTimeout => "gro_flush_timeout",
+        };
+        format!("/sys/class/net/{interface}/{name}")
+    }
+}
+
+/// A change; shown as the command that makes it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Change {
+    /// ethtool with these arguments.
+    Ethtool(Vec<String>),
+    /// A setting in /sys.
+    Set {
+        /// The interface.
+        interface: String,
+        /// The setting.
+        attribute: Attribute,
+        /// Its value.
+        value: u64,
+    },
+}
+
+impl Change {
+    /// ethtool with arguments in a line.
+    pub(crate) fn ethtool(line: &str) -> Self {
+        Self::Ethtool(line.split_whitespace().map(str::to_owned).collect())
+    }
+
+    /// Makes the change; returns what the command printed.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with the reason, [`Error::NoEthtool`].
+    pub fn apply(&self) -> Result<String, Error> {
+        let refused = |reason| Error::Refused {
+            command: self.to_string(),
+            reason,
+        };
+        match self {
+            Self::Set {
+                interface,
+                attribute,
+                value,
+            } => fs::write(attribute.path(interface), value.to_string())
+                .map(|()| String::new())
+                .map_err(|error| refused(error.to_string())),
+            Self::Ethtool(arguments) => {
+                // Nothing of the environment, so that it speaks English.
+                let run = Command::new("ethtool")
+                    .args(arguments)
+                    .env_clear()
+                    .env("PATH", SEARCH)
+                    .output();
+                let output = run.map_err(|error| match error.kind() {
+                    std::io::ErrorKind::NotFound => Error::NoEthtool {
+                        command: self.to_string(),
+                    },
+                    _ => refused(error.to_string()),
+                })?;
+                if !output.status.success() {
+                    let said = String::from_utf8_lossy(&output.stderr);
+                    return Err(refused(said.trim().replace('\n', "; ")));
+                }
+                Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+            }
+        }
+    }
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ethtool(arguments) => write!(f, "ethtool {}", arguments.join(" ")),
+            Self::Set {
+                interface,
+                attribute,
+                value,
+            } => write!(f, "echo {value} > {}", attribute.path(interface)),
+        }
+    }
+}

@@ -1,0 +1,354 @@
+//! What takes changes back, in a file that outlives whoever made them.
+//!
+//! The file's lock tells that its owner lives; the kernel gives it up however that ends. Whoever
+//! gets the lock next takes the changes back.
+
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Deserializer;
+
+use crate::{Change, Error, Facts};
+
+/// Where the files are, for whoever may write there.
+pub const DIRECTORY: &str = "/run/penstock";
+/// A driver may refuse changes while a dead broker's sockets are still on their way out.
+const PATIENCE: Duration = Duration::from_secs(3);
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Changes to one interface that are to be taken back.
+#[derive(Debug)]
+pub struct Undo {
+    path: PathBuf,
+    file: File,
+    state: State,
+}
+
+/// What came of asking for the file.
+#[derive(Debug)]
+pub enum Taken {
+    /// It is ours; what is in it was left by somebody who is gone.
+    Ours(Undo),
+    /// Somebody who lives has it.
+    Busy,
+    /// There is none: nothing to take back.
+    Missing,
+}
+
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct State {
+    /// Number and hardware address of the interface: another one may come to have its name.
+    index: u32,
+    address: String,
+    /// What takes the changes back, in the order in which they were made.
+    changes: Vec<Change>,
+}
+
+impl Undo {
+    /// Takes the file of an interface in `directory`, which is made if need be, for new changes.
+    /// Waits a moment for one who is taking changes back.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn take(directory: &Path, interface: &str) -> Result<Taken, Error> {
+        let start = Instant::now();
+        loop {
+            match Self::open(directory, interface, true, false)? {
+                Taken::Busy if start.elapsed() < PATIENCE + PATIENCE => thread::sleep(PAUSE),
+                taken => return Ok(taken),
+            }
+        }
+    }
+
+    /// Takes the file of an interface if there is one.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn find(directory: &Path, interface: &str) -> Result<Taken, Error> {
+        Self::open(directory, interface, false, false)
+    }
+
+    /// Waits until whoever has the file of an interface is gone.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn wait(directory: &Path, interface: &str) -> Result<Taken, Error> {
+        Self::open(directory, interface, false, true)
+    }
+
+    fn open(directory: &Path, interface: &str, make: bool, wait: bool) -> Result<Taken, Error> {
+        let path = path_of(directory, interface)?;
+        let failed = |action| {
+            let path = path.clone();
+            move |source| Error::File {
+                action,
+                path,
+                source,
+            }
+        };
+        if make {
+            fs::create_dir_all(directory).map_err(failed("make the folder of"))?;
+        }
+        loop {
+            let opened = File::options()
+                .read(true)
+                .write(true)
+                .create(make)
+                .truncate(false)
+                .mode(0o600)
+                .open(&path);
+            let file = match opened {
+                Err(error) if !make && error.kind() == io::ErrorKind::NotFound => {
+                    return Ok(Taken::Missing);
+                }
+                opened => opened.map_err(failed("open"))?,
+            };
+            if wait {
+                lock(&file).map_err(failed("lock"))?;
+            } else {
+                match file.try_lock() {
+                    Ok(()) => {}
+                    Err(TryLockError::WouldBlock) => return Ok(Taken::Busy),
+                    Err(TryLockError::Error(error)) => return Err(failed("lock")(error)),
+                }
+            }
+            // Whoever had it may have removed it meanwhile.
+            let same = |there: &fs::Metadata| {
+                let ours = file.metadata()?;
+                Ok::<_, io::Error>((there.ino(), there.dev()) == (ours.ino(), ours.dev()))
+            };
+            match fs::metadata(&path) {
+                Ok(there) if same(&there).map_err(failed("look at"))? => {}
+                _ => continue,
+            }
+            let text = io::read_to_string(&file).map_err(failed("read"))?;
+            // Behind the first value there may be the rest of a longer one. Nothing whole: whoever
+            // wrote it was killed before it did anything.
+            let first = Deserializer::from_str(&text).into_iter().next();
+            let state = first.and_then(Result::ok).unwrap_or_default();
+            return Ok(Taken::Ours(Self { path, file, state }));
+        }
+    }
+
+    /// Whether there is nothing to take back.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.state.changes.is_empty()
+    }
+
+    /// Remembers what takes a change of `facts`' interface back; before the change is made, so that
+    /// no crash comes between.
+    ///
+    /// # Errors
+    /// [`Error::File`]: the change must not be made then.
+    pub fn remember(&mut self, facts: &Facts, reverse: Change) -> Result<(), Error> {
+        self.state.index = facts.index;
+        self.state.address.clone_from(&facts.address);
+        self.state.changes.push(reverse);
+        self.write()
+    }
+
+    /// Forgets the last one: its change was refused.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn forget_last(&mut self) -> Result<(), Error> {
+        self.state.changes.pop();
+        self.write()
+    }
+
+    /// Takes all changes back, the last one first, and forgets those that it could. `now` are the
+    /// facts of the interface, if it is still there; nothing is done to another one of its name.
+    ///
+    /// Returns each command with what came of it.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn restore(&mut self, now: Option<&Facts>) -> Result<Vec<(Change, Option<Error>)>, Error> {
+        let is_same =
+            |facts: &Facts| facts.index == self.state.index && facts.address == self.state.address;
+        let mut done = Vec::new();
+        let changes = std::mem::take(&mut self.state.changes);
+        if now.is_some_and(is_same) {
+            let start = Instant::now();
+            for change in changes.into_iter().rev() {
+                let failure = patiently(start, || change.apply()).err();
+                if failure.is_some() {
+                    self.state.changes.insert(0, change.clone());
+                }
+                done.push((change, failure));
+            }
+        }
+        self.write()?;
+        Ok(done)
+    }
+
+    /// Removes the file, unless there is still something in it.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn remove(self) -> Result<(), Error> {
+        if !self.is_empty() {
+            return Ok(());
+        }
+        fs::remove_file(&self.path).map_err(|source| Error::File {
+            action: "remove",
+            path: self.path,
+            source,
+        })
+    }
+
+    fn write(&self) -> Result<(), Error> {
+        let text = serde_json::to_vec(&self.state).expect("its parts are plain");
+        // In this order, so that one who is killed in between leaves the old or the new state.
+        let written = self.file.write_all_at(&text, 0);
+        let written = written.and_then(|()| self.file.set_len(text.len() as u64));
+        written.map_err(|source| Error::File {
+            action: "write",
+            path: self.path.clone(),
+            source,
+        })
+    }
+}
+
+/// One file for each interface of each network namespace: all of them may share /run.
+fn path_of(directory: &Path, interface: &str) -> Result<PathBuf, Error> {
+    let namespace = fs::metadata("/proc/self/ns/net").map_err(|source| Error::File {
+        action: "tell the network namespace for a file in",
+        path: directory.to_owned(),
+        source,
+    })?;
+    Ok(directory.join(format!("nic-{}-{interface}.json", namespace.ino())))
+}
+
+fn lock(file: &File) -> io::Result<()> {
+    loop {
+        match file.lock() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
+/// Tries again while there is time: until PATIENCE after `start`.
+fn patiently<T, E>(start: Instant, mut attempt: impl FnMut() -> Result<T, E>) -> Result<T, E> {
+    loop {
+        match attempt() {
+            Err(_) if start.elapsed() < PATIENCE => thread::sleep(PAUSE),
+            result => return result,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ours(taken: Taken) -> Undo {
+        match taken {
+            Taken::Ours(undo) => undo,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn facts() -> Facts {
+        Facts::read("lo").expect("every namespace has one")
+    }
+
+    /// ethtool that is asked for nothing but its version.
+    fn harmless() -> Change {
+        Change::ethtool("--version")
+    }
+
+    #[test]
+    fn the_lock_tells_whether_the_owner_lives() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path().join("penstock");
+        assert!(matches!(Undo::find(&at, "lo").unwrap(), Taken::Missing));
+        assert!(matches!(Undo::wait(&at, "lo").unwrap(), Taken::Missing));
+        let mut first = ours(Undo::take(&at, "lo").unwrap());
+        first.remember(&facts(), harmless()).unwrap();
+        assert!(matches!(Undo::find(&at, "lo").unwrap(), Taken::Busy));
+        let waiting = thread::spawn({
+            let at = at.clone();
+            move || ours(Undo::wait(&at, "lo").unwrap())
+        });
+        // Gone without a word.
+        drop(first);
+        let second = waiting.join().unwrap();
+        assert_eq!(second.state.changes, [harmless()]);
+        // Another interface has a file of its own.
+        assert!(matches!(Undo::find(&at, "eth7").unwrap(), Taken::Missing));
+    }
+
+    #[test]
+    fn what_is_taken_back_is_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut undo = ours(Undo::take(dir.path(), "lo").unwrap());
+        undo.remember(&facts(), harmless()).unwrap();
+        undo.remember(&facts(), harmless()).unwrap();
+        undo.forget_last().unwrap();
+        let done = undo.restore(Some(&facts())).unwrap();
+        assert_eq!(done.len(), 1);
+        assert!(undo.is_empty());
+        let path = undo.path.clone();
+        undo.remove().unwrap();
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_cannot_be_taken_back_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut undo = ours(Undo::take(dir.path(), "lo").unwrap());
+        let nonsense = Change::ethtool("--no-such-option lo");
+        undo.remember(&facts(), harmless()).unwrap();
+        undo.remember(&facts(), nonsense.clone()).unwrap();
+        let done = undo.restore(Some(&facts())).unwrap();
+        // The last one first.
+        assert_eq!(done[0].0, nonsense);
+        assert!(done[0].1.is_some());
+        let path = undo.path.clone();
+        undo.remove().unwrap();
+        assert!(path.exists());
+        let again = ours(Undo::take(dir.path(), "lo").unwrap());
+        assert_eq!(again.state.changes[0], nonsense);
+    }
+
+    #[test]
+    fn another_interface_of_the_same_name_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut undo = ours(Undo::take(dir.path(), "lo").unwrap());
+        let earlier = Facts {
+            address: "02:00:00:00:00:07".to_owned(),
+            ..facts()
+        };
+        undo.remember(&earlier, harmless()).unwrap();
+        assert!(undo.restore(Some(&facts())).unwrap().is_empty());
+        assert!(undo.is_empty());
+        undo.remember(&earlier, harmless()).unwrap();
+        assert!(undo.restore(None).unwrap().is_empty());
+    }
+
+    #[test]
+    fn who_is_killed_while_writing_leaves_the_old_or_the_new_state() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut undo = ours(Undo::take(dir.path(), "lo").unwrap());
+        undo.remember(&facts(), harmless()).unwrap();
+        let path = undo.path.clone();
+        drop(undo);
+        let text = fs::read_to_string(&path).unwrap();
+        for (left, changes) in [
+            (format!("{text}o longer\"]}}]}}"), 1),
+            (text[..9].into(), 0),
+        ] {
+            fs::write(&path, left).unwrap();
+            let undo = ours(Undo::take(dir.path(), "lo").unwrap());
+            assert_eq!(undo.state.changes.len(), changes);
+        }
+    }
+}
