@@ -27,6 +27,9 @@ Examples:
   The same without root afterwards; logs belong to the user penstock:
     sudo penstock-broker --mode xdp --iface eth1 --user penstock
 
+  Payload on receive queue 3 only, with the settings of the NIC that this takes, for as long as it runs:
+    sudo penstock-broker --mode xdp --iface eth1 --queues 3 --configure-nic
+
   Two workers on cores 2 and 3, a 1 GiB ring, receive buffers beyond rmem_max:
     sudo penstock-broker --workers 2 --cpus 2,3 --ring-size 1GiB --rcvbuf-force
 
@@ -70,6 +73,17 @@ pub struct Cli {
     /// Drive the interface's queue from the worker, so many packets a call (SO_PREFER_BUSY_POLL).
     #[arg(long, value_name = "PACKETS", value_parser = clap::value_parser!(u16).range(1..=1024))]
     busy_poll: Option<u16>,
+    /// Change the interface's settings (queues, receive hashing, offloads) where the xdp path needs
+    /// it; they are changed back at the end. Without, the commands are only told.
+    #[arg(long)]
+    configure_nic: bool,
+    /// Take back what a broker changed on an interface that was killed together with the process
+    /// that watched over it, and end.
+    #[arg(long, value_name = "NAME")]
+    restore_nic: Option<String>,
+    /// For --restore-nic: wait until the broker is gone.
+    #[arg(long, hide = true, requires = "restore_nic")]
+    when_gone: bool,
     /// Address and port to listen on.
     #[arg(long, default_value = "0.0.0.0:1214")]
     listen: SocketAddr,
@@ -286,6 +300,9 @@ impl Cli {
     /// The xdp path, if it is asked for.
     fn xdp(&self) -> Result<Option<xdp::Config>> {
         let interface = match (self.mode, &self.iface) {
+            (_, None) if self.configure_nic => {
+                bail!("--configure-nic needs --mode xdp or auto, and --iface")
+            }
             (Mode::Tcp, None) => return Ok(None),
             (Mode::Tcp, Some(_)) => bail!("--iface is for --mode xdp or auto"),
             (Mode::Xdp, None) => {
@@ -323,7 +340,15 @@ impl Cli {
             busy_poll: self.busy_poll,
             verify_on_receive: self.verify_on_receive,
             idle_timeout: Duration::from_secs_f64(self.stall_timeout),
+            configure: self.configure_nic,
         }))
+    }
+
+    /// The interface whose settings are to be restored, instead of running a broker; and whether to
+    /// wait for the end of the broker that changed them.
+    pub fn restore(&self) -> Option<(&str, bool)> {
+        let interface = self.restore_nic.as_deref()?;
+        Some((interface, self.when_gone))
     }
 }
 
@@ -365,6 +390,8 @@ mod tests {
             (&["--mode", "xdp"][..], "--iface"),
             (&["--mode", "udp"], "possible values: tcp, xdp, auto"),
             (&["--iface", "eth1"], "--mode xdp or auto"),
+            (&["--configure-nic"], "--configure-nic needs"),
+            (&["--when-gone"], "--restore-nic"),
             (
                 &["--mode", "xdp", "--iface", "eth1", "--xdp-ring", "1000"],
                 "--xdp-ring",

@@ -2,6 +2,7 @@
 
 mod cli;
 mod machine;
+mod nic;
 mod privileges;
 mod report;
 mod server;
@@ -22,7 +23,11 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
-    match cli.check().and_then(|config| server::run(&config)) {
+    let result = match cli.restore() {
+        Some((interface, when_gone)) => nic::restore(interface, when_gone),
+        None => cli.check().and_then(|config| server::run(&config)),
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("penstock-broker: {error:#}");

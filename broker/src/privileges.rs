@@ -10,7 +10,6 @@ use anyhow::{Context, Result, bail};
 use caps::{CapSet, Capability, CapsHashSet};
 use nix::sys::prctl::{set_keepcaps, set_no_new_privs};
 use nix::unistd::{User, getuid, initgroups, setresgid, setresuid};
-use tracing::info;
 
 /// Opening the xdp path: the program, its place on the interface, the sockets.
 pub const XDP: &[Capability] = &[
@@ -20,6 +19,8 @@ pub const XDP: &[Capability] = &[
 ];
 /// Buffers of accepted sockets beyond the kernel's limit.
 pub const FORCE_BUFFERS: &[Capability] = &[Capability::CAP_NET_ADMIN];
+/// Settings of an interface.
+pub const CHANGE_INTERFACES: &[Capability] = &[Capability::CAP_NET_ADMIN];
 /// Becoming somebody else.
 const SWITCH_USER: &[Capability] = &[Capability::CAP_SETGID, Capability::CAP_SETUID];
 
@@ -59,8 +60,8 @@ pub fn find_user(name: &str) -> Result<User> {
 }
 
 /// Becomes the user, for good, and gives up every capability but `kept`. Must be called while there
-/// is one thread only.
-pub fn give_up(user: Option<&User>, kept: &[Capability]) -> Result<()> {
+/// is one thread only. Returns whether there was any capability.
+pub fn give_up(user: Option<&User>, kept: &[Capability]) -> Result<bool> {
     let before = caps::read(None, CapSet::Permitted)
         .context("cannot read the capabilities of this process")?;
     if let Some(user) = user.filter(|user| user.uid != getuid()) {
@@ -68,14 +69,7 @@ pub fn give_up(user: Option<&User>, kept: &[Capability]) -> Result<()> {
     }
     set_no_new_privs().context("cannot set no_new_privs")?;
     keep(kept)?;
-    if !before.is_empty() {
-        info!(
-            user = user.map(|user| &user.name),
-            kept = names(kept),
-            "privileges given up"
-        );
-    }
-    Ok(())
+    Ok(!before.is_empty())
 }
 
 /// Gives up every capability but `kept` in this thread; those that it starts later have no more.
@@ -112,7 +106,8 @@ fn switch(user: &User) -> Result<()> {
     Ok(())
 }
 
-fn names<'a>(capabilities: impl IntoIterator<Item = &'a Capability>) -> String {
+/// Capabilities in a row, for people.
+pub fn names<'a>(capabilities: impl IntoIterator<Item = &'a Capability>) -> String {
     let names: Vec<_> = capabilities
         .into_iter()
         .map(Capability::to_string)

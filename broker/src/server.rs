@@ -5,14 +5,15 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
-use crossbeam_channel::Sender;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use penstock_dataplane::tcp::{
     Acceptor, Shared, Worker, WorkerHandle, WorkerStats, buffers::RcvbufOn, listen,
 };
 use penstock_dataplane::xdp::{self, XdpStats};
+use penstock_nic::Link;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tracing::{info, warn};
@@ -21,7 +22,10 @@ use crate::cli::Config;
 use crate::report::{Report, Target};
 use crate::topics::{self, Sessions, Topics};
 use crate::xdp::Xdp;
-use crate::{machine, privileges};
+use crate::{machine, nic, privileges};
+
+/// How often the link of the xdp path's interface is looked at.
+const LINK_CHECK: Duration = Duration::from_millis(500);
 
 /// Runs the broker; returns when a signal ends it, or a thread fails.
 pub fn run(config: &Config) -> Result<()> {
@@ -42,14 +46,18 @@ pub fn run(config: &Config) -> Result<()> {
         .context("cannot read the listener's address")?;
     let shared = Arc::new(Shared::default());
     let stop = Arc::new(AtomicBool::new(false));
-    let xdp = open_xdp(config, address, &shared, &stop)?;
-    let (xdp, xdp_workers) = xdp.unzip();
+    // The xdp path may end before the broker does.
+    let stop_xdp = Arc::new(AtomicBool::new(false));
+    let (xdp, xdp_workers) = open_xdp(config, address, &shared, &stop_xdp)?.unzip();
 
     let kept: &[_] = match config.buffers.force {
         true => privileges::FORCE_BUFFERS,
         false => &[],
     };
-    privileges::give_up(user.as_ref(), kept)?;
+    if privileges::give_up(user.as_ref(), kept)? {
+        let kept = (!kept.is_empty()).then(|| privileges::names(kept));
+        info!(user = config.user, kept, "privileges given up");
+    }
     let topics = open_topics(config)?;
     let (workers, handles) = make_workers(config, &shared, &stop)?;
     let acceptor = Acceptor::new(
@@ -67,23 +75,28 @@ pub fn run(config: &Config) -> Result<()> {
     let waker = acceptor.poller();
     let flag = Arc::clone(&stop);
     // The only thread that needs what was kept: it sizes the buffers of accepted sockets.
-    let accepting = spawn("accept", ending.clone(), move || acceptor.run(&flag))?;
+    let told = Told(Arc::clone(&stop), ending.clone());
+    let accepting = spawn("accept", &told, move || acceptor.run(&flag))?;
     privileges::keep(&[])?;
     watch_signals(signals, ending.clone())?;
-    let workers = start_workers(config, workers, &ending)?;
-    let xdp_workers = start_xdp_workers(config, xdp_workers.unwrap_or_default(), &ending)?;
-    drop(ending);
+    let workers = start_workers(config, workers, &told)?;
+    let told = Told(Arc::clone(&stop_xdp), ending);
+    let xdp_workers = start_xdp_workers(config, xdp_workers.unwrap_or_default(), &told)?;
 
     println!("penstock-broker ready on {address}");
     std::io::stdout()
         .flush()
         .context("cannot write to stdout")?;
-    let reason = ended
-        .recv()
-        .unwrap_or_else(|_| "no thread is left".to_owned());
+    let stop_path = |xdp: &Xdp| {
+        xdp.close();
+        stop_xdp.store(true, Ordering::Release);
+        wake_xdp_workers(&xdp_workers)
+    };
+    let reason = wait_for_end(&ended, xdp.as_ref(), stop_path)?;
     info!("ending: {reason}");
 
     stop.store(true, Ordering::Release);
+    stop_xdp.store(true, Ordering::Release);
     waker.notify().context("cannot wake the accept loop")?;
     join(accepting)?.context("the accept loop failed")?;
     let mut stats = stop_workers(workers, &handles)?;
@@ -103,6 +116,43 @@ pub fn run(config: &Config) -> Result<()> {
         report.write(to)?;
     }
     Ok(())
+}
+
+/// Returns the reason, once something ends the broker. Meanwhile looks after the link of the xdp
+/// path; when its interface is gone, calls `stop_path`.
+fn wait_for_end(
+    ended: &Receiver<String>,
+    xdp: Option<&Xdp>,
+    stop_path: impl Fn(&Xdp) -> Result<()>,
+) -> Result<String> {
+    let mut link = Link::Up;
+    loop {
+        let watched = xdp.filter(|_| link != Link::Gone);
+        let timeout = watched.map_or(Duration::MAX, |_| LINK_CHECK);
+        match ended.recv_timeout(timeout) {
+            Ok(reason) => return Ok(reason),
+            Err(RecvTimeoutError::Disconnected) => return Ok("no thread is left".to_owned()),
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        let Some(xdp) = watched else {
+            continue;
+        };
+        let (index, name) = xdp.interface();
+        let now = penstock_nic::link(index).with_context(|| format!("cannot see {name}"))?;
+        if now == link {
+            continue;
+        }
+        link = now;
+        match now {
+            Link::Up => info!("{name} is up again"),
+            Link::NoCarrier => warn!("{name} has no carrier: nothing comes in over it"),
+            Link::Down => warn!("{name} is down: nothing comes in before it is up again"),
+            Link::Gone => {
+                warn!("{name} is gone: from now on over tcp alone, until the broker is restarted");
+                stop_path(xdp)?;
+            }
+        }
+    }
 }
 
 fn open_topics(config: &Config) -> Result<Arc<Topics>> {
@@ -181,14 +231,10 @@ fn make_workers(
 
 type WorkerThread = JoinHandle<std::io::Result<WorkerStats>>;
 
-fn start_workers(
-    config: &Config,
-    workers: Vec<Worker>,
-    ending: &Sender<String>,
-) -> Result<Vec<WorkerThread>> {
+fn start_workers(config: &Config, workers: Vec<Worker>, told: &Told) -> Result<Vec<WorkerThread>> {
     let start = |(number, worker): (usize, Worker)| {
         let name = format!("worker-{number}");
-        spawn_pinned(config, number, &name, ending, move || worker.run())
+        spawn_pinned(config, number, &name, told, move || worker.run())
     };
     workers.into_iter().enumerate().map(start).collect()
 }
@@ -206,9 +252,12 @@ fn open_xdp(
     let Some(wanted) = &config.xdp else {
         return Ok(None);
     };
-    let open = privileges::require("it", privileges::XDP)
-        .and_then(|()| Xdp::open(wanted, address, shared, stop));
-    match open {
+    let open = || {
+        privileges::require("it", privileges::XDP)?;
+        let ready = nic::prepare(wanted, address)?;
+        Xdp::open(wanted, ready, address, shared, stop)
+    };
+    match open() {
         Ok(open) => Ok(Some(open)),
         Err(error) if config.xdp_may_fail => {
             warn!("serving over tcp alone: {error:#}");
@@ -221,25 +270,28 @@ fn open_xdp(
 fn start_xdp_workers(
     config: &Config,
     workers: XdpWorkers,
-    ending: &Sender<String>,
+    told: &Told,
 ) -> Result<Vec<(XdpThread, xdp::WorkerHandle)>> {
     let start = |(number, (worker, handle)): (usize, (penstock_dataplane::xdp::Worker, _))| {
         let name = format!("xdp-{number}");
-        let thread = spawn_pinned(config, number, &name, ending, move || worker.run())?;
+        let thread = spawn_pinned(config, number, &name, told, move || worker.run())?;
         Ok((thread, handle))
     };
     workers.into_iter().enumerate().map(start).collect()
 }
 
+fn wake_xdp_workers(workers: &[(XdpThread, xdp::WorkerHandle)]) -> Result<()> {
+    let mut handles = workers.iter().map(|(_, handle)| handle);
+    handles.try_for_each(|handle| handle.wake().context("cannot wake a worker"))
+}
+
 fn stop_xdp_workers(
     workers: Vec<(XdpThread, xdp::WorkerHandle)>,
 ) -> Result<Vec<(WorkerStats, XdpStats)>> {
-    for (_, handle) in &workers {
-        handle.wake().context("cannot wake a worker")?;
-    }
+    wake_xdp_workers(&workers)?;
     let results = workers
         .into_iter()
-        .map(|(thread, _)| join(thread)?.context("an xdp worker failed; is its interface gone?"));
+        .map(|(thread, _)| join(thread)?.context("an xdp worker failed"));
     results.collect()
 }
 
@@ -248,12 +300,12 @@ fn spawn_pinned<T: Send + 'static>(
     config: &Config,
     number: usize,
     name: &str,
-    ending: &Sender<String>,
+    told: &Told,
     body: impl FnOnce() -> std::io::Result<T> + Send + 'static,
 ) -> Result<JoinHandle<std::io::Result<T>>> {
     let cpu = config.cpus.get(number % config.cpus.len().max(1)).copied();
     let (pinned, pinning) = crossbeam_channel::bounded(1);
-    let thread = spawn(name, ending.clone(), move || {
+    let thread = spawn(name, told, move || {
         let result = cpu.map_or(Ok(()), machine::pin_to);
         // The other end waits for this before it goes on.
         let _ = pinned.send(result);
@@ -269,19 +321,25 @@ fn spawn_pinned<T: Send + 'static>(
     Ok(thread)
 }
 
+/// The flag that tells threads to end, and where one says so that ends without.
+struct Told(Arc<AtomicBool>, Sender<String>);
+
 /// Starts a thread that reports when it ends before it was told to.
 fn spawn<T: Send + 'static>(
     name: &str,
-    ending: Sender<String>,
+    told: &Told,
     body: impl FnOnce() -> std::io::Result<T> + Send + 'static,
 ) -> Result<JoinHandle<std::io::Result<T>>> {
     let label = name.to_owned();
+    let (told, ending) = (Arc::clone(&told.0), told.1.clone());
     thread::Builder::new()
         .name(name.to_owned())
         .spawn(move || {
             let result = body();
-            // Nobody listens any more when the broker is ending already.
-            let _ = ending.send(format!("{label} ended"));
+            if !told.load(Ordering::Acquire) {
+                // Nobody listens any more when the broker is ending already.
+                let _ = ending.send(format!("{label} ended"));
+            }
             result
         })
         .with_context(|| format!("cannot start thread {name}"))

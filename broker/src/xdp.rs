@@ -1,7 +1,6 @@
 //! Sets the xdp path up: a socket for each receive queue, the program on the interface, workers.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -12,11 +11,13 @@ use nix::ifaddrs::getifaddrs;
 use penstock_dataplane::tcp::{DatagramPath, Shared, WorkerStats};
 use penstock_dataplane::wire::packet::DATA_MAGIC;
 use penstock_dataplane::xdp::{
-    Polling, Port, PortConfig, Registry, Worker, WorkerConfig, WorkerHandle, XdpStats,
+    MAX_BUFFERS, Polling, Port, PortConfig, Registry, Worker, WorkerConfig, WorkerHandle, XdpStats,
 };
 use penstock_ebpf::{Attached, Mode, Outcomes, Steering};
 use serde::Serialize;
 use tracing::{info, warn};
+
+use crate::nic::Ready;
 
 /// Headers of IPv4 and UDP.
 const IP_UDP: u32 = 28;
@@ -42,17 +43,20 @@ pub struct Config {
     pub busy_poll: Option<u16>,
     pub verify_on_receive: bool,
     pub idle_timeout: Duration,
+    /// Change the interface's settings where that is needed.
+    pub configure: bool,
 }
 
 /// The path, set up; dropping it takes the program off the interface.
 pub struct Xdp {
     steering: Steering,
     attached: Attached,
-    interface: String,
     queues: Vec<usize>,
     zero_copy: bool,
     max_datagram: u32,
     registry: Arc<Registry>,
+    /// Last, for its settings are taken back when the program is off.
+    interface: Ready,
 }
 
 /// The path's part of the report.
@@ -71,22 +75,20 @@ pub struct XdpReport {
 }
 
 impl Xdp {
-    /// Opens the sockets, attaches the program, makes the workers.
+    /// Opens the sockets, attaches the program, makes the workers. The interface must be free: a
+    /// socket would only say that the queue is busy.
     pub fn open(
         config: &Config,
+        ready: Ready,
         listen: SocketAddr,
         shared: &Arc<Shared>,
         stop: &Arc<AtomicBool>,
     ) -> Result<(Self, Vec<(Worker, WorkerHandle)>)> {
         let interface = &config.interface;
-        let mtu = mtu_of(interface)?;
-        if !config.force {
-            // Before the sockets, which would only say that the queue is busy.
-            penstock_ebpf::check_free(interface)?;
-        }
+        let mtu = ready.facts.mtu;
         let queues = match &config.queues {
             Some(queues) => queues.clone(),
-            None => queues_of(interface)?,
+            None => (0..ready.facts.queues as usize).collect(),
         };
         // Several share a queue where there are more of them than queues.
         let sharing = config.workers.div_ceil(queues.len()) as u32;
@@ -142,8 +144,15 @@ impl Xdp {
             // Linux 6.18 loses parts of a packet that takes several buffers here, if the sender's
             // kernel had it in fragments: each must fit into one.
             Mode::Generic => mtu.min(frame_size - HEADROOM - ETHERNET) - IP_UDP,
-            _ => mtu - IP_UDP,
+            _ => mtu.min(MAX_BUFFERS as u32 * (frame_size - HEADROOM) - ETHERNET) - IP_UDP,
         };
+        if max_datagram < mtu - IP_UDP {
+            info!(
+                mtu,
+                max_datagram,
+                "datagrams are smaller than the MTU: a packet must fit into its buffers"
+            );
+        }
         info!(
             interface,
             mode = %attached.mode,
@@ -158,13 +167,23 @@ impl Xdp {
         let xdp = Self {
             steering,
             attached,
-            interface: interface.clone(),
             queues,
             zero_copy,
             max_datagram,
             registry,
+            interface: ready,
         };
         Ok((xdp, workers))
+    }
+
+    /// The interface's number and name.
+    pub fn interface(&self) -> (u32, &str) {
+        (self.interface.facts.index, &self.interface.facts.interface)
+    }
+
+    /// Offers the path no more: its interface is gone.
+    pub fn close(&self) {
+        self.registry.close();
     }
 
     /// What the accept loop needs to offer the path.
@@ -181,7 +200,7 @@ impl Xdp {
         // Older kernels let nobody without CAP_BPF ask for a map's counts.
         let outcomes = outcomes.inspect_err(|error| warn!("{error}; the report is without them"));
         XdpReport {
-            interface: self.interface.clone(),
+            interface: self.interface.facts.interface.clone(),
             xdp_mode: self.attached.mode.to_string(),
             zero_copy: self.zero_copy,
             queues: self.queues.clone(),
@@ -202,7 +221,7 @@ pub fn sum(results: Vec<(WorkerStats, XdpStats)>) -> (WorkerStats, XdpStats) {
 }
 
 /// The broker's addresses on the interface: all of them, or the one that it listens on.
-fn addresses_of(interface: &str, listen: IpAddr) -> Result<Vec<IpAddr>> {
+pub fn addresses_of(interface: &str, listen: IpAddr) -> Result<Vec<IpAddr>> {
     let all = getifaddrs().context("cannot list the addresses of this host")?;
     let on_interface = all.filter(|entry| entry.interface_name == interface);
     let addresses = on_interface.filter_map(|entry| {
@@ -223,35 +242,6 @@ fn addresses_of(interface: &str, listen: IpAddr) -> Result<Vec<IpAddr>> {
         );
     }
     Ok(vec![listen])
-}
-
-fn queues_of(interface: &str) -> Result<Vec<usize>> {
-    let folder = format!("/sys/class/net/{interface}/queues");
-    let entries = fs::read_dir(&folder).with_context(|| {
-        format!("cannot see the queues of {interface} in {folder}; ip link shows the interfaces")
-    })?;
-    let mut queues: Vec<usize> = entries
-        .filter_map(|entry| {
-            entry
-                .ok()?
-                .file_name()
-                .to_str()?
-                .strip_prefix("rx-")?
-                .parse()
-                .ok()
-        })
-        .collect();
-    queues.sort_unstable();
-    Ok(queues)
-}
-
-fn mtu_of(interface: &str) -> Result<u32> {
-    let file = format!("/sys/class/net/{interface}/mtu");
-    let text = fs::read_to_string(&file)
-        .with_context(|| format!("no interface {interface} here ({file}); ip link shows them"))?;
-    text.trim()
-        .parse()
-        .with_context(|| format!("{file} says {text:?}"))
 }
 
 fn as_map<S: serde::Serializer>(

@@ -213,6 +213,9 @@ fn explain(interface: &str, mode: Mode, source: io::Error) -> Error {
         Some(libc::EOPNOTSUPP) => "; its driver has no native XDP: use --xdp-mode generic",
         Some(libc::EPERM) => "; it needs CAP_NET_ADMIN: run with sudo",
         Some(libc::EBUSY) => "; another program came first",
+        Some(libc::ENOSPC) => {
+            "; a veth needs as many receive queues as its other end has transmit queues (ethtool -l shows both)"
+        }
         Some(libc::EINVAL | libc::ERANGE | libc::E2BIG) => {
             "; the driver refuses its present settings, often MTU, LRO or the number of queues: dmesg may say which, --xdp-mode generic works with all"
         }

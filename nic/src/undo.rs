@@ -56,21 +56,25 @@ impl Undo {
     /// # Errors
     /// [`Error::File`].
     pub fn take(directory: &Path, interface: &str) -> Result<Taken, Error> {
-        let start = Instant::now();
-        loop {
-            match Self::open(directory, interface, true, false)? {
-                Taken::Busy if start.elapsed() < PATIENCE + PATIENCE => thread::sleep(PAUSE),
-                taken => return Ok(taken),
-            }
-        }
+        Self::after_a_moment(directory, interface, true)
     }
 
-    /// Takes the file of an interface if there is one.
+    /// Takes the file of an interface if there is one. Waits as [`Self::take`] does.
     ///
     /// # Errors
     /// [`Error::File`].
     pub fn find(directory: &Path, interface: &str) -> Result<Taken, Error> {
-        Self::open(directory, interface, false, false)
+        Self::after_a_moment(directory, interface, false)
+    }
+
+    fn after_a_moment(directory: &Path, interface: &str, make: bool) -> Result<Taken, Error> {
+        let start = Instant::now();
+        loop {
+            match Self::open(directory, interface, make, false)? {
+                Taken::Busy if start.elapsed() < PATIENCE + PATIENCE => thread::sleep(PAUSE),
+                taken => return Ok(taken),
+            }
+        }
     }
 
     /// Waits until whoever has the file of an interface is gone.

@@ -98,6 +98,8 @@ BROKER=$BIN/penstock-broker
 start_broker() {
   local index=$1 log=$T/broker-$1.log
   shift
+  # An earlier broker may have said that it is ready.
+  : >"$log"
   ip netns exec "$NET-b$index" "${AS[@]}" "$BROKER" --buffer-dir "$BUFFERS/b$index" \
     --report "$T/broker-$index.json" "$@" >"$log" 2>&1 &
   brokers_running[index]=$!

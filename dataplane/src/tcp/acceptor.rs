@@ -302,7 +302,7 @@ impl<A: Admit> Acceptor<A> {
                 refusal: Refusal::Resources,
                 text,
             })
-        } else if request.path == Path::Xdp && self.datagrams.is_none() {
+        } else if request.path == Path::Xdp && !self.offers_datagrams() {
             let text = "this broker takes payload over tcp only: use --mode tcp or auto, or start it with --mode xdp".to_owned();
             Err(Refused {
                 refusal: Refusal::Path,
@@ -315,6 +315,11 @@ impl<A: Admit> Acceptor<A> {
             Ok(admission) => self.hand_over(key, admission),
             Err(refused) => self.turn_away(key, Some(refused.refusal), &refused.text),
         }
+    }
+
+    fn offers_datagrams(&self) -> bool {
+        let path = self.datagrams.as_ref();
+        path.is_some_and(|path| !path.registry.is_closed())
     }
 
     fn hand_over(&mut self, key: usize, admission: Admission) {

@@ -14,7 +14,7 @@ mod stream;
 mod worker;
 
 pub use error::Error;
-pub use port::{Port, PortConfig, PortStats};
+pub use port::{MAX_BUFFERS, Port, PortConfig, PortStats};
 pub use registry::Registry;
 pub use stats::XdpStats;
 pub use worker::{Polling, Worker, WorkerConfig, WorkerHandle};

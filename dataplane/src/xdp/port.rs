@@ -32,7 +32,7 @@ const BURST: usize = 64;
 /// Frames for answers, of each port.
 const ANSWERS: u32 = 256;
 /// Most buffers of one packet: 9,000 bytes in frames of 2 KiB, and some more.
-const MAX_BUFFERS: usize = 8;
+pub const MAX_BUFFERS: usize = 8;
 /// An earlier socket of the same queue may still be on its way out.
 const BUSY_PATIENCE: Duration = Duration::from_secs(3);
 
@@ -243,13 +243,17 @@ impl Port {
     /// Lets the kernel send what waits in the transmit ring: one system call, if it needs one.
     ///
     /// # Errors
-    /// The kernel's answer, such as that the interface is gone.
+    /// The kernel's answer, unless it is that the interface is down or gone.
     pub fn flush(&mut self) -> io::Result<()> {
         if self.unsent {
             self.unsent = false;
             if self.tx.needs_wakeup() {
                 self.stats.kicks += 1;
-                self.tx.wakeup()?;
+                match self.tx.wakeup() {
+                    // The interface is gone: that is a packet lost like any other.
+                    Err(error) if error.raw_os_error() == Some(libc::ENXIO) => {}
+                    woken => woken?,
+                }
             }
             self.collect_completed();
         }

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::tcp::Opened;
@@ -21,12 +21,18 @@ pub struct Registry {
     count: AtomicUsize,
     /// Streams that workers have.
     adopted: AtomicUsize,
+    /// The interface is gone: no packet will come any more.
+    closed: AtomicBool,
 }
 
 impl Registry {
     /// Leaves a stream to whoever gets its first packet.
     pub(crate) fn leave(&self, key: StreamKey, opened: Opened) {
         let mut waiting = self.waiting.lock().expect("no holder of this lock panics");
+        if self.is_closed() {
+            // The publisher sees its connection close, and asks again.
+            return;
+        }
         waiting.retain(|_, (_, since)| since.elapsed() < PATIENCE);
         waiting.insert(key, (opened, Instant::now()));
         self.count.store(waiting.len(), Ordering::Release);
@@ -58,6 +64,21 @@ impl Registry {
             });
             self.count.store(waiting.len(), Ordering::Release);
         }
+    }
+
+    /// Ends the path for good: streams that wait are closed, and there will be no others.
+    ///
+    /// # Panics
+    /// Never: no holder of the lock does.
+    pub fn close(&self) {
+        let mut waiting = self.waiting.lock().expect("no holder of this lock panics");
+        self.closed.store(true, Ordering::Release);
+        waiting.clear();
+        self.count.store(0, Ordering::Release);
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
     }
 
     /// Streams that wait or are served.

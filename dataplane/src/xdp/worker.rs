@@ -169,10 +169,11 @@ impl Worker {
         Ok((worker, handle))
     }
 
-    /// Serves streams until told to stop; returns what it did.
+    /// Serves streams until told to stop; returns what it did. An interface that is down or gone
+    /// is no failure: nothing comes from it.
     ///
     /// # Errors
-    /// If the kernel does not answer for a port, as when the interface is gone.
+    /// If the kernel does not answer for a port.
     pub fn run(mut self) -> io::Result<(WorkerStats, XdpStats)> {
         sleep::be_punctual()?;
         let mut next_tick = 0;
@@ -274,9 +275,13 @@ impl Worker {
     }
 
     fn shut_down(mut self) -> io::Result<(WorkerStats, XdpStats)> {
-        let text = "the broker is shutting down".to_owned();
+        let gone = self.state.registry.is_closed();
         for number in 0..self.state.streams.len() {
-            let ending = Ending::Fault(Fault::Shutdown, text.clone());
+            let ending = match gone {
+                // The publisher goes on over another path when its connection just closes.
+                true => Ending::Io(io::Error::from_raw_os_error(libc::ENETDOWN)),
+                false => Ending::Fault(Fault::Shutdown, "the broker is shutting down".to_owned()),
+            };
             self.state.remove(number, &ending);
         }
         let State {
