@@ -25,7 +25,7 @@ const MEMORY: usize = 256 << 20;
 const MAGIC: [u8; 4] = *b"PNSR";
 const PORT: u16 = 1215;
 /// Entries of the receiver's rings, as a broker has them.
-const RING: u32 = 4096;
+const RING: u32 = 1024;
 /// Most bytes of one call, and packets cut from it.
 const MAX_BYTES: usize = 65_000;
 const MAX_SEGMENTS: usize = 64;
@@ -189,14 +189,15 @@ fn receive(namespace: &str, mode: Mode, packet: &[u8], shared: &Shared) -> Resul
         magic: MAGIC,
         sockets_per_queue: 1,
     })?;
-    let mut port = Port::open(&PortConfig {
+    let settings = PortConfig {
         interface: BROKER_END.to_owned(),
         queue: 0,
         ring: RING,
         frame_size: frame_size(packet.len()),
         copy: false,
         busy_poll: None,
-    })?;
+    };
+    let mut port = Port::open(&settings, 1)?.remove(0);
     steering.insert(0, 0, port.fd())?;
     steering.attach(BROKER_END, mode, false)?;
     let mut memory = Memory::new(packet.len());
@@ -373,7 +374,7 @@ mod tests {
 
     #[test]
     fn what_is_on_its_way_fits_into_the_rings() {
-        assert_eq!(window(1472), 2048);
-        assert_eq!(window(8972), 4096 / 3 / 2);
+        assert_eq!(window(1472), 512);
+        assert_eq!(window(8972), 1024 / 3 / 2);
     }
 }
