@@ -13,6 +13,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use penstock_dataplane::profile::ProcessUsage;
+use penstock_dataplane::sleep;
 use penstock_publisher::{Config, Publisher, Summary};
 use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -91,6 +92,9 @@ fn watch_signals() -> Result<Arc<AtomicBool>> {
 }
 
 fn publish(plan: &Plan, publisher: &mut Publisher, stop: &AtomicBool) -> Result<()> {
+    if plan.rate.is_some() {
+        sleep::be_punctual().context("cannot make the timer exact")?;
+    }
     let mut pace = plan.rate.map(Pace::new);
     let bar = progress_bar(plan);
     let mut count = 0u64;

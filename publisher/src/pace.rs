@@ -4,7 +4,6 @@
 //! batches has no bursts. Messages that are close together go out a few in a row, for a sleep costs
 //! more than they do.
 
-use std::hint;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -13,9 +12,6 @@ use std::time::{Duration, Instant};
 const APART: Duration = Duration::from_micros(100);
 /// Between others, shorter waits than this are put off.
 const GRAIN: Duration = Duration::from_micros(200);
-/// A sleep ends so much too late, nearly always: 50 µs of timer slack (prctl(2)) and the way back to
-/// a core. Who has to be exact is awake by then.
-const LATE: Duration = Duration::from_micros(100);
 /// Longest sleep without a look at the stop flag.
 const NAP: Duration = Duration::from_millis(100);
 
@@ -25,15 +21,6 @@ pub struct Pace {
     bytes_per_second: u64,
     start: Instant,
     bytes: u64,
-}
-
-/// What to do about the time until the next message is due.
-#[derive(Debug, PartialEq, Eq)]
-enum Wait {
-    No,
-    Sleep(Duration),
-    /// Too short for a sleep, and to be kept exactly.
-    Spin,
 }
 
 impl Pace {
@@ -51,24 +38,23 @@ impl Pace {
         let due = due_after(self.bytes, self.bytes_per_second);
         let gap = due_after(bytes as u64, self.bytes_per_second);
         while !stop.load(Ordering::Relaxed) {
-            match wait(due.saturating_sub(self.start.elapsed()), gap) {
-                Wait::No => return,
-                Wait::Sleep(time) => thread::sleep(time.min(NAP)),
-                Wait::Spin => hint::spin_loop(),
+            match sleep(due.saturating_sub(self.start.elapsed()), gap) {
+                None => return,
+                Some(time) => thread::sleep(time.min(NAP)),
             }
         }
     }
 }
 
-/// The next message is due in `ahead`, `gap` behind the last.
-fn wait(ahead: Duration, gap: Duration) -> Wait {
-    match gap >= APART {
-        _ if ahead.is_zero() => Wait::No,
-        true if ahead > LATE => Wait::Sleep(ahead - LATE),
-        true => Wait::Spin,
-        false if ahead >= GRAIN => Wait::Sleep(ahead),
-        false => Wait::No,
-    }
+/// How long to sleep when the next message is due in `ahead`, `gap` behind the last. Never spins: on
+/// a small machine that would take the core of whoever is measured.
+fn sleep(ahead: Duration, gap: Duration) -> Option<Duration> {
+    let worth_it = if gap >= APART {
+        !ahead.is_zero()
+    } else {
+        ahead >= GRAIN
+    };
+    worth_it.then_some(ahead)
 }
 
 fn due_after(bytes: u64, bytes_per_second: u64) -> Duration {
@@ -90,16 +76,16 @@ mod tests {
     #[test]
     fn a_message_far_from_the_last_is_waited_for_to_the_end() {
         let gap = 1000 * US;
-        assert_eq!(wait(900 * US, gap), Wait::Sleep(800 * US));
-        assert_eq!(wait(60 * US, gap), Wait::Spin);
-        assert_eq!(wait(Duration::ZERO, gap), Wait::No);
+        assert_eq!(sleep(900 * US, gap), Some(900 * US));
+        assert_eq!(sleep(3 * US, gap), Some(3 * US));
+        assert_eq!(sleep(Duration::ZERO, gap), None);
     }
 
     #[test]
     fn messages_close_together_are_sent_a_few_in_a_row() {
         let gap = 10 * US;
-        assert_eq!(wait(190 * US, gap), Wait::No);
-        assert_eq!(wait(210 * US, gap), Wait::Sleep(210 * US));
+        assert_eq!(sleep(190 * US, gap), None);
+        assert_eq!(sleep(210 * US, gap), Some(210 * US));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! A worker: one thread that drives its ports, its streams and their control connections.
 
 use std::collections::HashMap;
+use std::hint;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -191,6 +192,7 @@ impl Worker {
                 self.state.commit_touched(now);
             } else {
                 self.state.xdp.empty_polls += 1;
+                hint::spin_loop();
             }
             self.send_acks(now)?;
             if now >= next_tick {
