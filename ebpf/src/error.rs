@@ -76,6 +76,14 @@ pub enum Error {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// The fault injector does not come into the kernel, or does not answer.
+    #[error("{what}: {source}; the fault injector needs root, and Linux 6.6 or newer")]
+    Injector {
+        /// What was to be done.
+        what: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
     /// A limit of the program's maps, or the kernel's refusal to fill them.
     #[error("{what}: {source}")]
     Map {

@@ -10,6 +10,7 @@ use libbpf_rs::{MapCore, MapFlags, MapHandle};
 
 use crate::Error;
 use crate::attached::{self, Attached, Mode, check, index_of};
+use crate::counter::counter;
 use crate::error;
 use crate::outcome::{OUTCOMES, Outcomes};
 use crate::skeleton::SteerSkelBuilder;
@@ -167,17 +168,10 @@ impl Steering {
     pub fn outcomes(&self) -> Result<Outcomes, Error> {
         let mut counts = [0; OUTCOMES.len()];
         for (key, count) in (0u32..).zip(&mut counts) {
-            let cores = self
-                .outcomes
-                .lookup_percpu(&key.to_ne_bytes(), MapFlags::ANY)
-                .map_err(|e| Error::Map {
-                    what: "cannot read the XDP program's counters",
-                    source: error::io(e),
-                })?;
-            let cores = cores.iter().flatten();
-            *count = cores
-                .map(|value| u64::from_ne_bytes(value[..8].try_into().expect("eight bytes")))
-                .sum();
+            *count = counter(&self.outcomes, key).map_err(|e| Error::Map {
+                what: "cannot read the XDP program's counters",
+                source: error::io(e),
+            })?;
         }
         Ok(Outcomes::of(counts))
     }

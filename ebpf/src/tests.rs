@@ -9,6 +9,7 @@ use std::process::Command;
 use std::{io, thread};
 
 use crate::attached::{check, index_of};
+use crate::faults::run;
 use crate::{Attached, Config, Error, Mode, Outcomes, Steering, attached, worker_of};
 
 const PASS: u32 = 2;
@@ -37,36 +38,24 @@ fn socket() -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
-/// What the program says to a packet that comes in on queue 0 of the loopback interface.
 fn verdict(steering: &Steering, packet: &[u8]) -> u32 {
-    let mut options = libbpf_sys::bpf_test_run_opts {
-        sz: size_of::<libbpf_sys::bpf_test_run_opts>() as libbpf_sys::size_t,
-        data_in: packet.as_ptr().cast(),
-        data_size_in: packet.len() as u32,
-        ..Default::default()
-    };
-    // SAFETY: the options point to the packet, which outlives the call, and say its size.
-    let code = unsafe {
-        libbpf_sys::bpf_prog_test_run_opts(steering.program().as_raw_fd(), &raw mut options)
-    };
-    check(code).expect("the kernel runs the program");
-    options.retval
+    run(steering.program(), packet).expect("the kernel runs the program")
 }
 
 /// A packet, part by part.
 #[derive(Clone)]
-struct Packet {
-    tags: Vec<[u8; 2]>,
-    to: IpAddr,
-    ip_options: usize,
-    next_header: u8,
-    fragment: [u8; 2],
-    port: u16,
-    payload: Vec<u8>,
+pub(crate) struct Packet {
+    pub(crate) tags: Vec<[u8; 2]>,
+    pub(crate) to: IpAddr,
+    pub(crate) ip_options: usize,
+    pub(crate) next_header: u8,
+    pub(crate) fragment: [u8; 2],
+    pub(crate) port: u16,
+    pub(crate) payload: Vec<u8>,
 }
 
 impl Packet {
-    fn payload_to(to: IpAddr) -> Self {
+    pub(crate) fn payload_to(to: IpAddr) -> Self {
         let payload = [&MAGIC[..], &[0; 4], &SESSION.to_le_bytes(), &[0; 80]].concat();
         Self {
             tags: Vec::new(),
@@ -80,11 +69,11 @@ impl Packet {
     }
 
     /// Bytes of the packet before the UDP payload.
-    fn headers(&self) -> usize {
+    pub(crate) fn headers(&self) -> usize {
         self.bytes().len() - self.payload.len()
     }
 
-    fn bytes(&self) -> Vec<u8> {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
         let mut bytes = vec![2; 12];
         for tag in &self.tags {
             bytes.extend([tag[0], tag[1], 0, 7]);
@@ -314,18 +303,28 @@ fn limits_are_told() {
     ));
 }
 
-/// Runs in a network namespace with a pair of interfaces, a0 and a1, which goes with the thread.
-fn with_pair(test: impl FnOnce() + Send + 'static) {
+/// Runs in a network namespace of its own, which goes with the thread.
+pub(crate) fn in_namespace(test: impl FnOnce() + Send + 'static) {
     let inside = move || {
         // SAFETY: takes a number only; concerns this thread alone.
         assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0);
-        let made = Command::new("ip")
-            .args("link add a0 type veth peer name a1".split(' '))
-            .status();
-        assert!(made.unwrap().success());
         test();
     };
     thread::spawn(inside).join().unwrap();
+}
+
+/// `ip` with these arguments.
+pub(crate) fn ip(arguments: &str) {
+    let made = Command::new("ip").args(arguments.split(' ')).status();
+    assert!(made.unwrap().success(), "ip {arguments}");
+}
+
+/// With a pair of interfaces, a0 and a1.
+fn with_pair(test: impl FnOnce() + Send + 'static) {
+    in_namespace(|| {
+        ip("link add a0 type veth peer name a1");
+        test();
+    });
 }
 
 /// A program of somebody else.
