@@ -34,8 +34,8 @@ WIRE=(tso off gso off gro off tx-udp-segmentation off)
 
 namespaces() { ip netns list | awk '{ print $1 }'; }
 
-# Namespaces whose name is NAME-pub or NAME-b<number>.
-namespaces_of() { namespaces | grep -E "^$1-(pub|b[0-9]+)\$" || true; }
+# Namespaces whose name is NAME-pub, NAME-mid or NAME-b<number>.
+namespaces_of() { namespaces | grep -E "^$1-(pub|mid|b[0-9]+)\$" || true; }
 
 # Namespaces of labs that do not run any more.
 stale_namespaces() {

@@ -7,6 +7,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use penstock_dataplane::wire::handshake::{AckLevel, OrderLevel};
 use serde::{Deserialize, Serialize};
 
+use crate::delay::Delay;
+use crate::faults::FaultPlan;
+
 const EXAMPLES: &str = "\
 Examples:
   # the standard workload: 10 GiB in 1 KiB messages to four brokers
@@ -14,6 +17,10 @@ Examples:
 
   # a real file by lines, read back and compared with what was sent
   sudo penstock-lab throughput --input access.log --verify
+
+  # the same over the xdp path and a network that loses, reorders, damages and doubles packets
+  sudo penstock-lab throughput --mode xdp --input access.log --verify \\
+      --faults loss=1%,reorder=1%,corrupt=0.1%,duplicate=1%
 
   # one broker against iperf3 on the same links
   sudo penstock-lab baseline --runs 5
@@ -87,12 +94,21 @@ pub struct Throughput {
     /// Publish the lines of FILE (`-`: stdin) instead of synthetic messages.
     #[arg(long, value_name = "FILE")]
     pub input: Option<PathBuf>,
-    /// Read every log back afterwards and compare counts and SHA-256 of each stream with what the
-    /// publisher sent; sizes the ring to hold everything unless --ring-size is given.
+    /// Read every log and compare counts and SHA-256 of each stream with what the publisher sent:
+    /// afterwards if the rings hold it all (they are sized so up to 4 GiB together, unless
+    /// --ring-size is given), else by registered readers that follow while it runs.
     #[arg(long)]
     pub verify: bool,
+    /// Make every link a bad one, both ways: a list of `loss`, `reorder` (1 to 16 packets or 2 ms late),
+    /// `corrupt` (one bit), `duplicate`, `truncate`, each `=SHARE` of the packets; `largest=BYTES` of
+    /// an IP packet that gets through; `protocol=udp|tcp|both` (default udp); `seed=N` to repeat a run.
+    #[arg(long, value_name = "FAULTS")]
+    pub faults: Option<FaultPlan>,
+    /// Make packets to the brokers wait on their way, and so every round trip longer: 100us to 200ms.
+    #[arg(long, value_name = "TIME")]
+    pub delay: Option<Delay>,
     /// Measure before what the link to the first broker can do at best, and show the percentage.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["faults", "delay"])]
     pub limits: bool,
     #[command(flatten)]
     pub programs: Programs,
@@ -381,6 +397,7 @@ mod tests {
             ("--ack", "2", "supported: 0"),
             ("--order", "1", "supported: 0"),
             ("--mtu", "100", "576"),
+            ("--faults", "noise=1%", "possible: loss"),
         ] {
             let error = Cli::try_parse_from(["penstock-lab", "throughput", option, value]);
             let text = error.unwrap_err().to_string();

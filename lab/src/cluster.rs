@@ -14,7 +14,7 @@ use crate::process::{Running, inside};
 use crate::testbed::{Binaries, BufferDir};
 
 /// The port of Penstock; each broker has its namespace to itself.
-const PORT: u16 = 1214;
+pub const PORT: u16 = 1214;
 /// What a broker prints once it accepts connections.
 const READY: &str = "penstock-broker ready on";
 /// Time to map and touch a large ring on a busy machine.

@@ -1,13 +1,15 @@
 //! Network namespaces and veth pairs: one namespace for the publisher, one per broker, each broker
-//! joined to the publisher by a pair of its own. Nothing outside these namespaces is touched.
+//! joined to the publisher by a pair of its own, or by two with a namespace between them for what
+//! makes a bad network. Nothing outside these namespaces is touched.
 
-use std::fs;
+use std::fs::{self, File};
 use std::net::Ipv4Addr;
 use std::path::Path;
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use nix::sched::{CloneFlags, setns};
 use tracing::{info, warn};
 
 use crate::cli::Profile;
@@ -18,14 +20,37 @@ pub const BROKER_END: &str = "eth0";
 /// Longest wait for a link to come up.
 const CARRIER_LIMIT: Duration = Duration::from_secs(5);
 /// Where `ip netns` keeps its handles.
-pub const HANDLES: &str = "/run/netns";
+const HANDLES: &str = "/run/netns";
 
 /// Namespaces of one lab process; removed when dropped.
 #[derive(Debug)]
 pub struct Net {
     publisher: String,
     brokers: Vec<String>,
+    middle: Option<String>,
     created: Vec<String>,
+}
+
+/// How links that lead through a namespace in the middle are set up. In it each link has an interface
+/// towards the publisher and one towards the broker; packets pass only if somebody carries them.
+#[derive(Debug, Clone, Copy)]
+pub struct Middle {
+    /// Offloads of the pair on the publisher's side.
+    pub publisher_side: Profile,
+    /// Offloads of the pair on the broker's side.
+    pub broker_side: Profile,
+    /// Publisher and broker work checksums out before a packet leaves them, as hardware would.
+    pub checksums: bool,
+    /// A further pair in the middle, to send packets through on their way to the broker.
+    pub detour: bool,
+}
+
+/// One end of a veth pair.
+struct End<'a> {
+    namespace: &'a str,
+    device: &'a str,
+    /// None in the middle.
+    address: Option<Ipv4Addr>,
 }
 
 impl Net {
@@ -33,24 +58,48 @@ impl Net {
     ///
     /// Namespaces that a killed lab left behind are removed first.
     pub fn create(brokers: usize, profile: Profile, mtu: u32) -> Result<Self> {
+        let mut net = Self::named(brokers)?;
+        net.add_namespaces()?;
+        for index in 0..brokers {
+            net.join(index, profile, mtu)?;
+        }
+        net.wait_for_carriers()?;
+        Ok(net)
+    }
+
+    /// As [`Self::create`], with a namespace in the middle of all links.
+    pub fn create_with_middle(brokers: usize, mtu: u32, middle: &Middle) -> Result<Self> {
+        let mut net = Self::named(brokers)?;
+        let name = format!("penstock-{}-mid", std::process::id());
+        net.add_namespaces()?;
+        net.add_namespace(name.clone())?;
+        for index in 0..brokers {
+            net.join_through(&name, index, mtu, middle)?;
+        }
+        net.middle = Some(name);
+        net.wait_for_carriers()?;
+        Ok(net)
+    }
+
+    fn named(brokers: usize) -> Result<Self> {
         sweep_stale()?;
         let pid = std::process::id();
-        let mut net = Self {
+        Ok(Self {
             publisher: format!("penstock-{pid}-pub"),
             brokers: (0..brokers)
                 .map(|i| format!("penstock-{pid}-b{i}"))
                 .collect(),
+            middle: None,
             created: Vec::new(),
-        };
-        net.add_namespace(net.publisher.clone())?;
-        for index in 0..brokers {
-            net.add_namespace(net.brokers[index].clone())?;
-            net.join(index, profile, mtu)?;
+        })
+    }
+
+    fn add_namespaces(&mut self) -> Result<()> {
+        self.add_namespace(self.publisher.clone())?;
+        for broker in self.brokers.clone() {
+            self.add_namespace(broker)?;
         }
-        for broker in &net.brokers {
-            wait_for_carrier(broker)?;
-        }
-        Ok(net)
+        Ok(())
     }
 
     /// Namespace of the publisher.
@@ -71,17 +120,70 @@ impl Net {
     }
 
     fn join(&self, index: usize, profile: Profile, mtu: u32) -> Result<()> {
-        let publisher_end = format!("b{index}");
-        let (publisher, broker) = (self.publisher.as_str(), self.brokers[index].as_str());
-        #[rustfmt::skip]
-        run(&["ip", "link", "add", &publisher_end, "netns", publisher,
-              "type", "veth", "peer", "name", BROKER_END, "netns", broker])?;
-        let ends = [
-            (publisher, publisher_end.as_str(), publisher_address(index)),
-            (broker, BROKER_END, broker_address(index)),
-        ];
-        for (namespace, device, address) in ends {
-            bring_up(namespace, device, address, profile, mtu)?;
+        let device = publisher_device(index);
+        let ends = [self.publisher_end(index, &device), self.broker_end(index)];
+        pair(&ends, profile, mtu)
+    }
+
+    fn join_through(&self, name: &str, index: usize, mtu: u32, middle: &Middle) -> Result<()> {
+        let device = publisher_device(index);
+        let publisher = self.publisher_end(index, &device);
+        let broker = self.broker_end(index);
+        for (outer, device, profile) in [
+            (publisher, towards_publisher(index), middle.publisher_side),
+            (broker, towards_broker(index), middle.broker_side),
+        ] {
+            let ends = [outer, inner_end(name, &device)];
+            pair(&ends, profile, mtu)?;
+            if middle.checksums {
+                let (namespace, device) = (ends[0].namespace, ends[0].device);
+                #[rustfmt::skip]
+                run(&["ip", "netns", "exec", namespace, "ethtool", "-K", device, "tx", "off"])?;
+            }
+        }
+        if middle.detour {
+            let [start, end] = detour(index);
+            let ends = [inner_end(name, &start), inner_end(name, &end)];
+            pair(&ends, middle.publisher_side, mtu)?;
+        }
+        Ok(())
+    }
+
+    fn publisher_end<'a>(&'a self, index: usize, device: &'a str) -> End<'a> {
+        End {
+            namespace: &self.publisher,
+            device,
+            address: Some(publisher_address(index)),
+        }
+    }
+
+    fn broker_end(&self, index: usize) -> End<'_> {
+        End {
+            namespace: &self.brokers[index],
+            device: BROKER_END,
+            address: Some(broker_address(index)),
+        }
+    }
+
+    /// Starts a thread inside the namespace in the middle.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn in_the_middle<T: Send + 'static>(
+        &self,
+        action: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> JoinHandle<Result<T>> {
+        let name = self.middle.clone().expect("the net has a middle");
+        thread::spawn(move || {
+            enter(&name)?;
+            action()
+        })
+    }
+
+    fn wait_for_carriers(&self) -> Result<()> {
+        for index in 0..self.brokers.len() {
+            wait_for_carrier(&self.publisher, &publisher_device(index))?;
+            wait_for_carrier(&self.brokers[index], BROKER_END)?;
         }
         Ok(())
     }
@@ -97,44 +199,89 @@ impl Drop for Net {
     }
 }
 
-fn bring_up(
-    namespace: &str,
-    device: &str,
-    address: Ipv4Addr,
-    profile: Profile,
-    mtu: u32,
-) -> Result<()> {
-    let cidr = format!("{address}/24");
-    let mtu = mtu.to_string();
-    run(&["ip", "-n", namespace, "addr", "add", &cidr, "dev", device])?;
+/// An end in the middle, where nobody has an address.
+fn inner_end<'a>(namespace: &'a str, device: &'a str) -> End<'a> {
+    End {
+        namespace,
+        device,
+        address: None,
+    }
+}
+
+/// Joins two ends.
+fn pair(ends: &[End<'_>; 2], profile: Profile, mtu: u32) -> Result<()> {
+    let [a, b] = ends;
+    #[rustfmt::skip]
+    run(&["ip", "link", "add", a.device, "netns", a.namespace,
+          "type", "veth", "peer", "name", b.device, "netns", b.namespace])?;
+    for end in ends {
+        bring_up(end, profile, mtu)?;
+    }
+    Ok(())
+}
+
+fn bring_up(end: &End<'_>, profile: Profile, mtu: u32) -> Result<()> {
+    let End {
+        namespace, device, ..
+    } = *end;
+    if let Some(address) = end.address {
+        let cidr = format!("{address}/24");
+        run(&["ip", "-n", namespace, "addr", "add", &cidr, "dev", device])?;
+    }
     if profile == Profile::Wire {
         #[rustfmt::skip]
         run(&["ip", "netns", "exec", namespace,
               "ethtool", "-K", device, "tso", "off", "gso", "off", "gro", "off",
               "tx-udp-segmentation", "off"])?;
     }
+    let mtu = mtu.to_string();
     run(&[
         "ip", "-n", namespace, "link", "set", "dev", device, "mtu", &mtu, "up",
     ])?;
     Ok(())
 }
 
+/// Takes the calling thread into a namespace.
+pub fn enter(namespace: &str) -> Result<()> {
+    let path = Path::new(HANDLES).join(namespace);
+    let handle = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+    setns(handle, CloneFlags::CLONE_NEWNET)
+        .with_context(|| format!("cannot enter the namespace {namespace}"))
+}
+
 /// Waits until the link works: the kernel brings a queue into service up to a second after its
 /// device, and drops what is sent before, which would cost the first SYN.
-fn wait_for_carrier(namespace: &str) -> Result<()> {
+fn wait_for_carrier(namespace: &str, device: &str) -> Result<()> {
     let deadline = Instant::now() + CARRIER_LIMIT;
-    while !run(&[
-        "ip", "-n", namespace, "-o", "link", "show", "dev", BROKER_END,
-    ])?
-    .contains("state UP")
+    while !run(&["ip", "-n", namespace, "-o", "link", "show", "dev", device])?.contains("state UP")
     {
         ensure!(
             Instant::now() < deadline,
-            "{BROKER_END} in {namespace} has no carrier after {CARRIER_LIMIT:?}"
+            "{device} in {namespace} has no carrier after {CARRIER_LIMIT:?}"
         );
         thread::sleep(Duration::from_millis(20));
     }
     Ok(())
+}
+
+/// The publisher's end of the link to broker `index`.
+fn publisher_device(index: usize) -> String {
+    format!("b{index}")
+}
+
+/// In the middle, the interface of link `index` towards the publisher.
+pub fn towards_publisher(index: usize) -> String {
+    format!("p{index}")
+}
+
+/// In the middle, the interface of link `index` towards its broker.
+pub fn towards_broker(index: usize) -> String {
+    format!("b{index}")
+}
+
+/// In the middle, where packets of link `index` go into the detour, and where they come out.
+pub fn detour(index: usize) -> [String; 2] {
+    [format!("d{index}"), format!("e{index}")]
 }
 
 /// Address of broker `index` on its link.
@@ -155,7 +302,7 @@ fn link_address(index: usize, host: u8) -> Ipv4Addr {
 pub fn owner_of(name: &str) -> Option<u32> {
     let (pid, role) = name.strip_prefix("penstock-")?.split_once('-')?;
     let numbered = |role: &str| role.strip_prefix('b').is_some_and(is_number);
-    (is_number(pid) && (role == "pub" || role == "shm" || numbered(role)))
+    (is_number(pid) && (["pub", "mid", "shm"].contains(&role) || numbered(role)))
         .then(|| pid.parse().ok())
         .flatten()
 }
@@ -207,6 +354,7 @@ mod tests {
     #[test]
     fn owners_are_read_from_names_of_labs_only() {
         assert_eq!(owner_of("penstock-42-pub"), Some(42));
+        assert_eq!(owner_of("penstock-42-mid"), Some(42));
         assert_eq!(owner_of("penstock-42-b0"), Some(42));
         assert_eq!(owner_of("penstock-42-b13"), Some(42));
         assert_eq!(owner_of("penstock-42-shm"), Some(42));

@@ -99,19 +99,16 @@ impl Running {
         Ok(Duration::from(time).as_secs_f64())
     }
 
-    /// Waits until the log holds a line that starts with `prefix`, for at most `limit`.
+    /// Waits until the log holds a line with `text` in it, for at most `limit`.
     pub fn wait_for_line(
         &mut self,
-        prefix: &str,
+        text: &str,
         limit: Duration,
         interrupt: &Interrupt,
     ) -> Result<()> {
         let deadline = Instant::now() + limit;
         loop {
-            if log_text(&self.log)?
-                .lines()
-                .any(|line| line.starts_with(prefix))
-            {
+            if log_text(&self.log)?.lines().any(|line| line.contains(text)) {
                 return Ok(());
             }
             if let Some(status) = self.ended()? {
@@ -188,29 +185,53 @@ fn log_text(log: &Path) -> Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// Runs `command` to its end and returns its stdout, which is JSON and stays beside the file `log`
-/// that takes stderr.
+/// A child whose stdout is JSON, which stays beside the file that takes stderr.
+#[derive(Debug)]
+pub struct Reporting {
+    running: Running,
+    path: PathBuf,
+}
+
+impl Reporting {
+    /// Starts `command` with stderr to the file `log`.
+    pub fn start(name: &str, command: &mut Command, log: &Path) -> Result<Self> {
+        let path = log.with_extension("json");
+        let stdout =
+            File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
+        let running = Running::start(name, command.stdin(Stdio::null()), Some(stdout), log)?;
+        Ok(Self { running, path })
+    }
+
+    /// The process, to wait for what it says.
+    pub fn running(&mut self) -> &mut Running {
+        &mut self.running
+    }
+
+    /// Waits for its end and returns its stdout.
+    pub fn output(mut self, interrupt: &Interrupt) -> Result<String> {
+        let status = loop {
+            match self.running.ended()? {
+                Some(status) => break status,
+                None => interrupt.pause()?,
+            }
+        };
+        let text = log_text(&self.path)?;
+        if !status.success() {
+            let failure = self.running.failure(&format!("failed ({status})"));
+            bail!("{failure}\n{text}");
+        }
+        Ok(text)
+    }
+}
+
+/// Runs `command` to its end and returns its stdout, as [`Reporting`] does.
 pub fn output_of(
     name: &str,
     command: &mut Command,
     log: &Path,
     interrupt: &Interrupt,
 ) -> Result<String> {
-    let path = log.with_extension("json");
-    let stdout =
-        File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
-    let mut running = Running::start(name, command.stdin(Stdio::null()), Some(stdout), log)?;
-    let status = loop {
-        match running.ended()? {
-            Some(status) => break status,
-            None => interrupt.pause()?,
-        }
-    };
-    let text = log_text(&path)?;
-    if !status.success() {
-        bail!("{}\n{text}", running.failure(&format!("failed ({status})")));
-    }
-    Ok(text)
+    Reporting::start(name, command, log)?.output(interrupt)
 }
 
 #[cfg(test)]
@@ -285,11 +306,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let log = dir.path().join("a.log");
         let interrupt = Interrupt::default();
-        assert_eq!(
-            output_of("a", &mut shell("echo 7"), &log, &interrupt).unwrap(),
-            "7\n"
-        );
-        let error = output_of("a", &mut shell("echo why >&2; exit 1"), &log, &interrupt);
-        assert!(error.unwrap_err().to_string().contains("why"));
+        let output = |script| output_of("a", &mut shell(script), &log, &interrupt);
+        assert_eq!(output("echo 7").unwrap(), "7\n");
+        let error = output("echo why >&2; exit 1").unwrap_err();
+        assert!(error.to_string().contains("why"));
     }
 }

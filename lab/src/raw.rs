@@ -2,22 +2,19 @@
 //! each payload once, another feeds it from an ordinary UDP socket with `UDP_SEGMENT`, each in a
 //! namespace of the testbed. No protocol, no checksum, no log: what a broker is measured against.
 
-use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, UdpSocket};
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{setsockopt, sockopt};
 use penstock_dataplane::xdp::{Port, PortConfig};
 use penstock_ebpf::{Config, Mode, Steering};
 
 use crate::interrupt::Interrupt;
-use crate::netns::{self, BROKER_END, HANDLES, Net};
+use crate::netns::{self, BROKER_END, Net, enter};
 
 /// Where payload is copied to, round and round: as much as a broker's ring by default.
 const MEMORY: usize = 256 << 20;
@@ -171,14 +168,6 @@ fn packet_of(len: usize) -> Vec<u8> {
     let mut packet: Vec<u8> = (0..len).map(|at| (at / 4 % 251) as u8).collect();
     packet[..MAGIC.len()].copy_from_slice(&MAGIC);
     packet
-}
-
-/// Takes the calling thread into a namespace.
-fn enter(namespace: &str) -> Result<()> {
-    let path = Path::new(HANDLES).join(namespace);
-    let handle = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
-    setns(handle, CloneFlags::CLONE_NEWNET)
-        .with_context(|| format!("cannot enter the namespace {namespace}"))
 }
 
 fn receive(namespace: &str, mode: Mode, packet: &[u8], shared: &Shared) -> Result<Received> {

@@ -9,7 +9,9 @@ use bytesize::ByteSize;
 use penstock_dataplane::profile::StageReport;
 use serde_json::Value;
 
+use crate::delay::{DelayReport, LineCount};
 use crate::environment::Environment;
+use crate::faults::{FaultReport, LinkFaults};
 use crate::outputs::Session;
 use crate::report::{Baseline, BaselineRow, Broker, Throughput};
 use crate::spread::Spread;
@@ -27,6 +29,8 @@ pub fn throughput(report: &Throughput) -> String {
         Some(brokers(&report.brokers)),
         Some(connections(&report.brokers)),
         Some(verification(report)),
+        report.faults.as_ref().map(faults),
+        report.delay.as_ref().map(delay),
         Some(environment(&report.environment)),
         Some(reproduce(&report.environment)),
     ];
@@ -286,6 +290,40 @@ fn verification(report: &Throughput) -> String {
         &rows,
     );
     format!("{title}\n\nEvery checksum was computed again from the logs.\n\n{table}")
+}
+
+/// What the links did to packets; what did not happen is left out.
+fn faults(report: &FaultReport) -> String {
+    let row = |link: &LinkFaults| {
+        let counted = link.counts.iter().filter(|(_, count)| **count > 0);
+        let counts: Vec<_> = counted.map(|(what, n)| format!("{what} {n}")).collect();
+        [
+            link.broker.to_string(),
+            link.direction.name().to_owned(),
+            counts.join(", "),
+        ]
+    };
+    let rows: Vec<_> = report.links.iter().map(row).collect();
+    format!(
+        "## Faults\n\nAsked for: `{}`, seed {}. Counted by the program on each link:\n\n{}",
+        report.asked,
+        report.seed,
+        table(["broker", "way", "packets"], &rows)
+    )
+}
+
+/// What the lines to the brokers carried.
+fn delay(report: &DelayReport) -> String {
+    let row = |link: &LineCount| {
+        let (broker, packets) = (link.broker.to_string(), link.packets.to_string());
+        [broker, packets, link.dropped.to_string()]
+    };
+    let rows: Vec<_> = report.links.iter().map(row).collect();
+    format!(
+        "## Delay\n\nEvery packet to a broker waited {} µs.\n\n{}",
+        report.delay_us,
+        table(["broker", "packets", "dropped for want of room"], &rows)
+    )
 }
 
 /// `report.md` of a baseline run.

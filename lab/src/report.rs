@@ -8,7 +8,9 @@ use penstock_dataplane::profile::StageReport;
 use serde::{Deserialize, Serialize};
 
 use crate::cli::Profile;
+use crate::delay::DelayReport;
 use crate::environment::Environment;
+use crate::faults::FaultReport;
 use crate::outputs::{self, AckLatency, Connection, Session};
 use crate::spread::Spread;
 use crate::verify::StreamCheck;
@@ -51,6 +53,10 @@ pub struct Throughput {
     pub brokers: Vec<Broker>,
     /// One entry per stream when `--verify` was given.
     pub verification: Option<Vec<StreamCheck>>,
+    /// What the links did to packets when `--faults` was given.
+    pub faults: Option<FaultReport>,
+    /// What the lines carried when `--delay` was given.
+    pub delay: Option<DelayReport>,
     pub environment: Environment,
 }
 

@@ -7,28 +7,34 @@ use anyhow::{Context, Result, ensure};
 use bytesize::ByteSize;
 use jiff::Timestamp;
 
-use crate::cli::{self, Format};
+use crate::cli::{self, Format, Mode, Profile};
 use crate::cluster::{self, Brokers, Cluster};
 use crate::environment::Environment;
+use crate::faults::FaultPlan;
 use crate::interrupt::Interrupt;
 use crate::limits::{self, Effort, Link};
+use crate::middle::{Carriers, Plan};
 use crate::netns::Net;
 use crate::outputs;
 use crate::progress::Progress;
 use crate::report::{Broker, Limit, Publisher, Throughput, limit_of};
 use crate::testbed::{Binaries, BufferDir};
-use crate::verify::{self, StreamCheck};
+use crate::verify::{self, Reading, StreamCheck};
 use crate::workload::{Publish, Source};
 use crate::{render, results};
 
 /// Room in the ring beyond an even share: brokers do not get exactly the same, and segments end
 /// with a gap.
 const VERIFY_HEADROOM: u64 = 2;
+/// Most memory that rings of all brokers take to hold a run for verification.
+const VERIFY_MEMORY: u64 = 4 << 30;
 /// Smallest ring that is chosen for verification.
 const VERIFY_RING_MIN: u64 = 256 << 20;
 /// Below the average line of nearly every file, bytes; should one be shorter still, verification
 /// says that the ring was too small.
 const SHORT_LINE: u64 = 8;
+/// Largest MTU with `--faults`: an Ethernet frame of it fits in what the injector keeps of one.
+const MAX_FAULTY_MTU: u32 = 9000;
 /// Framing of a message in a batch, bytes.
 const MESSAGE_OVERHEAD: u64 = penstock_dataplane::wire::message::OVERHEAD as u64;
 
@@ -37,6 +43,17 @@ const LIMITS: Effort = Effort {
     runs: 3,
     seconds: 1,
 };
+
+/// Everything that a run needs to know.
+struct Run<'a> {
+    options: &'a cli::Throughput,
+    workload: &'a cli::Workload,
+    verification: Verification,
+    source: &'a Source,
+    binaries: &'a Binaries,
+    folder: &'a Path,
+    interrupt: &'a Interrupt,
+}
 
 /// What a run brought, before it is a report.
 struct Outcome {
@@ -52,12 +69,20 @@ struct Outcome {
 pub fn run(options: &cli::Throughput, interrupt: &Interrupt) -> Result<bool> {
     let started = Timestamp::now();
     let source = source_of(options)?;
-    let workload = with_ring_for_verification(options, &source)?;
+    let (verification, workload) = verification_of(options, &source)?;
+    check_faults(options)?;
     let binaries = Binaries::find(options.programs.bin_dir.as_deref())?;
     let folder = results::create_folder(&options.output.results, started)?;
-    let outcome = run_in(
-        &folder, options, &workload, &source, &binaries, started, interrupt,
-    );
+    let run = Run {
+        options,
+        workload: &workload,
+        verification,
+        source: &source,
+        binaries: &binaries,
+        folder: &folder,
+        interrupt,
+    };
+    let outcome = run.report(started);
     let printed = outcome.and_then(|report| {
         let markdown = render::throughput(&report);
         results::write(&folder, &report, &markdown)?;
@@ -85,130 +110,204 @@ fn source_of(options: &cli::Throughput) -> Result<Source> {
     Ok(Source::Lines(path.clone()))
 }
 
-/// Verification needs everything to be in the rings still at the end.
-fn with_ring_for_verification(options: &cli::Throughput, source: &Source) -> Result<cli::Workload> {
+/// How contents are verified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verification {
+    No,
+    /// Subscribers read everything after the run: the rings hold it all.
+    Behind,
+    /// Subscribers follow during the run, and brokers wait for them.
+    Along,
+}
+
+/// How the run is verified, and the workload with the rings that this needs.
+fn verification_of(
+    options: &cli::Throughput,
+    source: &Source,
+) -> Result<(Verification, cli::Workload)> {
     let mut workload = options.workload.clone();
-    let Some(payload) = source.expected_bytes().filter(|_| options.verify) else {
-        return Ok(workload);
-    };
+    if !options.verify {
+        return Ok((Verification::No, workload));
+    }
     let typical_message = match source {
         Source::Synthetic(_) => workload.message_size.as_u64().max(1),
         Source::Lines(_) => SHORT_LINE,
     };
-    let framed = payload + payload.div_ceil(typical_message) * MESSAGE_OVERHEAD;
-    let share = framed.div_ceil(u64::from(options.brokers));
-    match workload.ring_size {
-        Some(ring) => ensure!(
-            ring.as_u64() >= share,
-            "--verify reads everything back, so the ring must hold it: about {} per broker, but \
-             --ring-size is {ring}; raise it or lower --total-size",
-            ByteSize(share)
-        ),
-        None => {
-            let wanted = (share * VERIFY_HEADROOM).max(VERIFY_RING_MIN);
-            workload.ring_size = Some(ByteSize(wanted.next_multiple_of(VERIFY_RING_MIN)));
+    let brokers = u64::from(options.brokers);
+    let share = source.expected_bytes().map(|payload| {
+        let framed = payload + payload.div_ceil(typical_message) * MESSAGE_OVERHEAD;
+        framed.div_ceil(brokers)
+    });
+    let ring = share.map(|share| {
+        let wanted = (share * VERIFY_HEADROOM).max(VERIFY_RING_MIN);
+        wanted.next_multiple_of(VERIFY_RING_MIN)
+    });
+    match (workload.ring_size, share, ring) {
+        (Some(given), Some(share), _) if given.as_u64() >= share => {
+            return Ok((Verification::Behind, workload));
         }
+        (None, _, Some(ring)) if ring * brokers <= VERIFY_MEMORY => {
+            workload.ring_size = Some(ByteSize(ring));
+            return Ok((Verification::Behind, workload));
+        }
+        _ => {}
     }
-    Ok(workload)
+    ensure!(
+        workload.full.as_deref() != Some("overwrite"),
+        "--verify cannot read everything back, because the rings do not hold it, and with --full \
+         overwrite brokers do not wait for readers: raise --ring-size, lower --total-size or give \
+         --full block"
+    );
+    workload.full = Some("block".to_owned());
+    Ok((Verification::Along, workload))
 }
 
-fn run_in(
-    folder: &Path,
-    options: &cli::Throughput,
-    workload: &cli::Workload,
-    source: &Source,
-    binaries: &Binaries,
-    started: Timestamp,
-    interrupt: &Interrupt,
-) -> Result<Throughput> {
-    let count = options.brokers as usize;
-    let net = Net::create(count, options.profile, options.mtu)?;
-    let buffers = BufferDir::create()?;
-    let environment = Environment::read(Some(net.publisher()), started)?;
-    interrupt.check()?;
-    let link = Link {
-        net: &net,
-        profile: options.profile,
-        mtu: options.mtu,
+fn check_faults(options: &cli::Throughput) -> Result<()> {
+    let Some(plan) = &options.faults else {
+        return Ok(());
     };
-    let limits = options
-        .limits
-        .then(|| limits::of_link(link, LIMITS, folder, interrupt))
-        .transpose()?;
-    let brokers = Brokers {
-        count,
-        net: &net,
-        buffers: &buffers,
-        binaries,
-        route: &options.route,
-        workload,
-        cpus: None,
-        folder,
-    };
-    let cluster = brokers.start(interrupt)?;
-    let publish = Publish {
-        program: &binaries.publisher,
-        namespace: Some(net.publisher()),
-        cpus: None,
-        brokers: cluster.addresses(),
-        mode: options.route.mode,
-        workload,
-        source,
-        rate: None,
-        digest: options.verify,
-        folder,
-    };
-    let mut outcome = measure(cluster, &publish, &net, binaries, options.verify, interrupt)?;
-    outcome.limits = limits;
-    Ok(report(options, workload, outcome, environment))
+    ensure!(
+        options.profile == Profile::Wire,
+        "--faults needs --profile wire: with segmentation offloads a fault would not meet one packet \
+         but up to 64 KiB of them"
+    );
+    ensure!(
+        options.mtu <= MAX_FAULTY_MTU,
+        "--faults takes an --mtu of at most {MAX_FAULTY_MTU}, the largest packet that can come late"
+    );
+    ensure!(
+        options.route.xdp_mode.as_deref() != Some("generic"),
+        "--faults does not go with --xdp-mode generic: the kernel keeps packets that another program \
+         redirected away from a generic XDP program"
+    );
+    ensure!(
+        options.route.mode != Mode::Tcp || plan.treats_tcp(),
+        "--faults treats udp only, and --mode tcp sends none: add protocol=tcp to --faults"
+    );
+    Ok(())
 }
 
-fn measure(
-    mut cluster: Cluster,
-    publish: &Publish<'_>,
-    net: &Net,
-    binaries: &Binaries,
-    verify: bool,
-    interrupt: &Interrupt,
-) -> Result<Outcome> {
-    let mut progress = Progress::over(&cluster.log_paths(), publish.source.expected_bytes());
-    let watch = || {
-        progress.update();
-        cluster.check()
-    };
-    let (publisher, publisher_succeeded) = publish.run(watch, interrupt)?;
-    progress.finish();
-    let logs: Vec<PathBuf> = cluster
-        .log_paths()
-        .into_iter()
-        .map(Path::to_owned)
-        .collect();
-    let brokers = cluster.stop()?;
-    let mut outcome = Outcome {
-        publisher,
-        publisher_succeeded,
-        brokers,
-        limits: None,
-        verification: None,
-        problems: Vec::new(),
-    };
-    if verify {
-        let mut read = Vec::with_capacity(logs.len());
-        for (index, path) in logs.iter().enumerate() {
-            let log = publish.folder.join(format!("subscriber-{index}.log"));
-            read.push(verify::read_back(
-                &binaries.subscriber,
-                net.broker(index),
-                path,
-                &log,
-                interrupt,
-            )?);
-        }
-        let checks = verify::compare(&outcome.publisher, &read);
-        outcome.problems = verify::problems(&checks, &read);
-        outcome.verification = Some(checks);
+impl Run<'_> {
+    fn report(&self, started: Timestamp) -> Result<Throughput> {
+        let count = self.options.brokers as usize;
+        let plan = self.plan(started);
+        let (net, carriers) = match plan.middle(self.options.profile) {
+            None => (
+                Net::create(count, self.options.profile, self.options.mtu)?,
+                None,
+            ),
+            Some(middle) => {
+                let net = Net::create_with_middle(count, self.options.mtu, &middle)?;
+                let carriers = Carriers::start(&net, count, plan)?;
+                (net, Some(carriers))
+            }
+        };
+        let environment = Environment::read(Some(net.publisher()), started)?;
+        let outcome = self.measure(&net)?;
+        let carried = carriers.map(Carriers::finish).transpose()?;
+        let mut report = report(self.options, self.workload, outcome, environment);
+        (report.faults, report.delay) = carried.unwrap_or_default();
+        Ok(report)
     }
-    Ok(outcome)
+
+    fn plan(&self, started: Timestamp) -> Plan {
+        let faults = self.options.faults.clone();
+        let given = faults.as_ref().and_then(FaultPlan::seed);
+        Plan {
+            faults,
+            delay: self.options.delay,
+            seed: given.unwrap_or(started.as_nanosecond() as u64),
+        }
+    }
+
+    fn measure(&self, net: &Net) -> Result<Outcome> {
+        let options = self.options;
+        self.interrupt.check()?;
+        let link = Link {
+            net,
+            profile: options.profile,
+            mtu: options.mtu,
+        };
+        let limits = options
+            .limits
+            .then(|| limits::of_link(link, LIMITS, self.folder, self.interrupt))
+            .transpose()?;
+        let brokers = Brokers {
+            count: options.brokers as usize,
+            net,
+            buffers: &BufferDir::create()?,
+            binaries: self.binaries,
+            route: &options.route,
+            workload: self.workload,
+            cpus: None,
+            folder: self.folder,
+        };
+        let mut cluster = brokers.start(self.interrupt)?;
+        let paths = cluster.log_paths().into_iter().map(Path::to_owned);
+        let logs: Vec<PathBuf> = paths.collect();
+        let mut readings = Vec::new();
+        if self.verification == Verification::Along {
+            readings = self.readings(net, &logs)?;
+        }
+        let (publisher, publisher_succeeded) = self.publish(net, &mut cluster)?;
+        let mut outcome = Outcome {
+            publisher,
+            publisher_succeeded,
+            brokers: cluster.stop()?,
+            limits,
+            verification: None,
+            problems: Vec::new(),
+        };
+        if self.verification == Verification::Behind {
+            readings = self.readings(net, &logs)?;
+        }
+        if self.verification != Verification::No {
+            let read = readings.into_iter().map(|r| r.finish(self.interrupt));
+            let read = read.collect::<Result<Vec<_>>>()?;
+            let checks = verify::compare(&outcome.publisher, &read);
+            outcome.problems = verify::problems(&checks, &read);
+            outcome.verification = Some(checks);
+        }
+        Ok(outcome)
+    }
+
+    fn publish(&self, net: &Net, cluster: &mut Cluster) -> Result<(outputs::Publisher, bool)> {
+        let publish = Publish {
+            program: &self.binaries.publisher,
+            namespace: Some(net.publisher()),
+            cpus: None,
+            brokers: cluster.addresses(),
+            mode: self.options.route.mode,
+            workload: self.workload,
+            source: self.source,
+            rate: None,
+            digest: self.verification != Verification::No,
+            folder: self.folder,
+        };
+        let mut progress = Progress::over(&cluster.log_paths(), self.source.expected_bytes());
+        let watch = || {
+            progress.update();
+            cluster.check()
+        };
+        let published = publish.run(watch, self.interrupt)?;
+        progress.finish();
+        Ok(published)
+    }
+
+    /// A subscriber on each log.
+    fn readings(&self, net: &Net, logs: &[PathBuf]) -> Result<Vec<Reading>> {
+        let reading = |(index, path): (usize, &PathBuf)| {
+            let log = self.folder.join(format!("subscriber-{index}.log"));
+            let (program, namespace) = (&self.binaries.subscriber, net.broker(index));
+            match self.verification {
+                Verification::Along => {
+                    Reading::along(program, namespace, path, &log, self.interrupt)
+                }
+                _ => Reading::of(program, namespace, path, &log),
+            }
+        };
+        logs.iter().enumerate().map(reading).collect()
+    }
 }
 
 fn report(
@@ -256,6 +355,8 @@ fn report(
         publisher: Publisher::from_output(publisher),
         brokers,
         verification: outcome.verification,
+        faults: None,
+        delay: None,
         environment,
     };
     let counted = count_problems(&report, outcome.publisher_succeeded);
@@ -300,25 +401,59 @@ mod tests {
         }
     }
 
-    fn ring_for(arguments: &[&str]) -> Result<Option<u64>> {
+    fn verified(arguments: &[&str]) -> Result<(Verification, Option<u64>)> {
         let options = options(arguments);
         let source = source_of(&options)?;
-        let workload = with_ring_for_verification(&options, &source)?;
-        Ok(workload.ring_size.map(|size| size.as_u64()))
+        let (verification, workload) = verification_of(&options, &source)?;
+        Ok((verification, workload.ring_size.map(|size| size.as_u64())))
     }
 
     #[test]
-    fn verification_gets_a_ring_that_holds_everything() {
-        let ring = ring_for(&["--verify", "--total-size", "4GiB", "--brokers", "2"]).unwrap();
-        assert!(ring.unwrap() > 4 << 30);
-        assert_eq!(ring_for(&["--total-size", "4GiB"]).unwrap(), None);
+    fn what_the_rings_hold_is_verified_behind_and_else_along() {
+        let given = ["--verify", "--total-size", "1GiB", "--brokers", "2"];
+        let (verification, ring) = verified(&given).unwrap();
+        assert_eq!(verification, Verification::Behind);
+        assert!(ring.unwrap() > 512 << 20);
+        let given = ["--verify", "--total-size", "4GiB", "--ring-size", "2GiB"];
+        let wanted = (Verification::Behind, Some(2 << 30));
+        assert_eq!(verified(&given).unwrap(), wanted);
+        let given = ["--verify", "--total-size", "4GiB", "--ring-size", "256MiB"];
+        let wanted = (Verification::Along, Some(256 << 20));
+        assert_eq!(verified(&given).unwrap(), wanted);
+        let wanted = (Verification::Along, None);
+        assert_eq!(
+            verified(&["--verify", "--total-size", "10GiB"]).unwrap(),
+            wanted
+        );
+        assert_eq!(verified(&["--verify", "--input", "-"]).unwrap(), wanted);
+        let wanted = (Verification::No, None);
+        assert_eq!(verified(&["--total-size", "10GiB"]).unwrap(), wanted);
     }
 
     #[test]
-    fn a_ring_too_small_to_verify_is_refused() {
-        let small = ["--verify", "--total-size", "4GiB", "--ring-size", "256MiB"];
-        let error = ring_for(&small).unwrap_err().to_string();
+    fn brokers_that_overwrite_cannot_be_verified_along() {
+        let small = ["--verify", "--ring-size", "256MiB", "--full", "overwrite"];
+        let error = verified(&small).unwrap_err().to_string();
         assert!(error.contains("--ring-size"), "{error}");
+    }
+
+    #[test]
+    fn faults_meet_packets_that_are_there_and_are_single() {
+        for (arguments, wanted) in [
+            (
+                &["--profile", "offload", "--mode", "xdp"][..],
+                "--profile wire",
+            ),
+            (&["--mtu", "9001", "--mode", "xdp"][..], "9000"),
+            (&["--mode", "tcp"][..], "protocol=tcp"),
+            (&["--mode", "xdp", "--xdp-mode", "generic"][..], "generic"),
+        ] {
+            let arguments = [arguments, &["--faults", "loss=1%"]].concat();
+            let error = check_faults(&options(&arguments)).unwrap_err();
+            assert!(error.to_string().contains(wanted), "{error}");
+        }
+        let tcp = ["--mode", "tcp", "--faults", "loss=1%,protocol=both"];
+        check_faults(&options(&tcp)).unwrap();
     }
 
     #[test]

@@ -1,13 +1,20 @@
-//! Reads the brokers' logs back and compares every stream with what the publisher sent.
+//! Reads the brokers' logs, behind the publisher or along with it, and compares every stream with
+//! what it sent.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use crate::interrupt::Interrupt;
 use crate::outputs::{self, Publisher, ReadStream, SentStream, Subscriber};
-use crate::process::{inside, output_of};
+use crate::process::{Reporting, inside};
+
+/// What a subscriber logs once brokers wait for it.
+const REGISTERED: &str = "registered with the log";
+/// Time for a subscriber to open a log and register on a busy machine.
+const READY_LIMIT: Duration = Duration::from_secs(30);
 
 /// The comparison of one stream.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -21,19 +28,49 @@ pub struct StreamCheck {
     pub differences: Vec<String>,
 }
 
-/// Runs a verifying subscriber on the log at `path`, inside the broker's namespace.
-pub fn read_back(
-    program: &Path,
-    namespace: &str,
-    path: &Path,
-    log: &Path,
-    interrupt: &Interrupt,
-) -> Result<Subscriber> {
-    let mut command = inside(namespace, program);
-    command.arg("--path").arg(path);
-    command.args(["--stat", "--verify", "--output", "none", "--format", "json"]);
-    let text = output_of("subscriber", &mut command, log, interrupt)?;
-    outputs::parse("penstock-subscriber", &text)
+/// A verifying subscriber on one broker's log.
+#[derive(Debug)]
+pub struct Reading(Reporting);
+
+impl Reading {
+    /// Reads what is in the log at `path`, inside the broker's namespace.
+    pub fn of(program: &Path, namespace: &str, path: &Path, log: &Path) -> Result<Self> {
+        Self::start(program, namespace, path, log, &[])
+    }
+
+    /// Follows the log while it is written, until its broker ends; the broker waits for it. Returns
+    /// once that is so.
+    pub fn along(
+        program: &Path,
+        namespace: &str,
+        path: &Path,
+        log: &Path,
+        interrupt: &Interrupt,
+    ) -> Result<Self> {
+        let mut reading = Self::start(program, namespace, path, log, &["--follow", "--register"])?;
+        let running = reading.0.running();
+        running.wait_for_line(REGISTERED, READY_LIMIT, interrupt)?;
+        Ok(reading)
+    }
+
+    fn start(
+        program: &Path,
+        namespace: &str,
+        path: &Path,
+        log: &Path,
+        options: &[&str],
+    ) -> Result<Self> {
+        let mut command = inside(namespace, program);
+        command.env("RUST_LOG", "info").arg("--path").arg(path);
+        command.args(["--stat", "--verify", "--output", "none", "--format", "json"]);
+        command.args(options);
+        Reporting::start("subscriber", &mut command, log).map(Self)
+    }
+
+    /// Waits for its end; returns what it read.
+    pub fn finish(self, interrupt: &Interrupt) -> Result<Subscriber> {
+        outputs::parse("penstock-subscriber", &self.0.output(interrupt)?)
+    }
 }
 
 /// Compares what was sent with what the brokers' logs hold, broker by broker in the same order.

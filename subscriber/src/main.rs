@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use penstock_subscriber::{Account, Event, Received, Subscriber, Trouble};
 use signal_hook::consts::{SIGINT, SIGTERM};
-use tracing::warn;
+use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
 use cli::Cli;
@@ -70,6 +70,7 @@ impl<'a> Run<'a> {
         let mut subscriber = Subscriber::open(&cli.path, cli.start())?;
         if cli.register {
             subscriber.register()?;
+            info!("registered with the log");
         }
         let stop = Arc::new(AtomicBool::new(false));
         for signal in [SIGINT, SIGTERM] {

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::cli::Profile;
+use crate::faults::Direction;
 use crate::outputs::{AckLatency, Connection};
 use crate::report::Publisher;
 use crate::verify::StreamCheck;
@@ -119,6 +120,8 @@ pub fn example() -> Throughput {
         },
         brokers: vec![example_broker()],
         verification: None,
+        faults: None,
+        delay: None,
         environment: example_environment(),
     }
 }
@@ -182,6 +185,53 @@ fn differences_of_a_stream_are_shown() {
         text.contains("equal") && text.contains("SHA-256 differs"),
         "{text}"
     );
+}
+
+#[test]
+fn faults_are_shown_as_far_as_they_happened() {
+    let mut report = example();
+    report.faults = Some(FaultReport {
+        asked: "loss=1%".to_owned(),
+        seed: 7,
+        links: vec![LinkFaults {
+            broker: 0,
+            direction: Direction::ToBroker,
+            counts: [
+                ("packets".to_owned(), 1234),
+                ("lost".to_owned(), 12),
+                ("held".to_owned(), 0),
+            ]
+            .into(),
+        }],
+    });
+    let text = throughput(&report);
+    for wanted in ["`loss=1%`, seed 7", "to broker", "packets 1234", "lost 12"] {
+        assert!(text.contains(wanted), "{wanted} is missing from:\n{text}");
+    }
+    assert!(!text.contains("held"), "{text}");
+    let json = serde_json::to_value(report).unwrap();
+    let link = json.pointer("/faults/links/0").unwrap();
+    assert_eq!(
+        (&link["direction"], &link["lost"]),
+        (&"to_broker".into(), &12.into())
+    );
+}
+
+#[test]
+fn a_delay_is_shown_with_what_the_lines_carried() {
+    let mut report = example();
+    report.delay = Some(DelayReport {
+        delay_us: 10_000,
+        links: vec![LineCount {
+            broker: 0,
+            packets: 4321,
+            dropped: 17,
+        }],
+    });
+    let text = throughput(&report);
+    for wanted in ["waited 10000 µs", "4321", "17"] {
+        assert!(text.contains(wanted), "{wanted} is missing from:\n{text}");
+    }
 }
 
 #[test]

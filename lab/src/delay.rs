@@ -1,0 +1,238 @@
+//! `--delay`: packets to the brokers wait on their way, as on a long line.
+//!
+//! In the middle of each link packets come to a packet socket, whose queue holds them without a copy
+//! until their time has come; then they go on. With segmentation offload up to 64 KiB are one packet
+//! here, which is cut apart only afterwards, where the broker's side has no offload.
+
+use std::io::{self, IoSliceMut};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use nix::errno::Errno;
+use nix::net::if_::if_nametoindex;
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, send, setsockopt, sockopt};
+use nix::sys::time::{TimeSpec, TimeVal, TimeValLike};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// Longest delay: more would not fit in the queue at the rates of a lab.
+const LONGEST: Duration = Duration::from_millis(200);
+/// What a queue may hold, by the kernel's account, which counts its own overhead.
+const QUEUE_BYTES: usize = 128 << 20;
+/// Longest packet: 64 KiB of IP behind an Ethernet header, and what is said of its offloads.
+const PACKET_BYTES: usize = 68 << 10;
+/// How often a thread without packets looks whether it is to end.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// How long packets wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Delay(Duration);
+
+impl Delay {
+    pub fn micros(self) -> u64 {
+        self.0.as_micros() as u64
+    }
+}
+
+/// Why a delay is refused.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("not a delay from 100us to {} ms, such as 10ms or 500us", LONGEST.as_millis())]
+pub struct NoDelay;
+
+impl FromStr for Delay {
+    type Err = NoDelay;
+
+    fn from_str(text: &str) -> Result<Self, NoDelay> {
+        let (number, unit) = match text.strip_suffix("ms") {
+            Some(number) => (number, 1000),
+            None => (text.strip_suffix("us").ok_or(NoDelay)?, 1),
+        };
+        let number: u64 = number.parse().map_err(|_| NoDelay)?;
+        let delay = Duration::from_micros(number.saturating_mul(unit));
+        let possible = Duration::from_micros(100)..=LONGEST;
+        possible
+            .contains(&delay)
+            .then_some(Self(delay))
+            .ok_or(NoDelay)
+    }
+}
+
+/// What the lines did, for the report.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DelayReport {
+    /// What a round trip takes longer.
+    pub delay_us: u64,
+    pub links: Vec<LineCount>,
+}
+
+/// One line.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+pub struct LineCount {
+    pub broker: usize,
+    /// Packets, of up to 64 KiB with offload.
+    pub packets: u64,
+    /// Packets that the queue had no room for.
+    pub dropped: u64,
+}
+
+/// Carries packets from one interface to another of its namespace.
+#[derive(Debug)]
+pub struct Line {
+    broker: usize,
+    input: OwnedFd,
+    output: OwnedFd,
+    delay: Duration,
+}
+
+impl Line {
+    /// The line to a broker, between two interfaces of this thread's namespace.
+    pub fn to(broker: usize, input: &str, output: &str, delay: Delay) -> Result<Self> {
+        let receiver = packet_socket(input, libc::ETH_P_ALL as u16)?;
+        let what = "cannot set up a packet socket";
+        option(&receiver, libc::PACKET_IGNORE_OUTGOING, 1).context(what)?;
+        setsockopt(&receiver, sockopt::RcvBufForce, &QUEUE_BYTES).context(what)?;
+        setsockopt(&receiver, sockopt::ReceiveTimestampns, &true).context(what)?;
+        let patience = TimeVal::microseconds(LOOK_EVERY.as_micros() as i64);
+        setsockopt(&receiver, sockopt::ReceiveTimeout, &patience).context(what)?;
+        Ok(Self {
+            broker,
+            input: receiver,
+            // Of no protocol: hears nothing.
+            output: packet_socket(output, 0)?,
+            delay: delay.0,
+        })
+    }
+
+    /// Carries packets until told to stop.
+    pub fn run(&self, stop: &AtomicBool) -> Result<LineCount> {
+        let mut packet = vec![0; PACKET_BYTES];
+        let mut control = nix::cmsg_space!(TimeSpec);
+        let mut count = LineCount {
+            broker: self.broker,
+            ..LineCount::default()
+        };
+        while !stop.load(Ordering::Relaxed) {
+            let Some((len, came)) = self.receive(&mut packet, &mut control)? else {
+                continue;
+            };
+            let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
+            if let Some(rest) = (came + self.delay).checked_sub(now) {
+                thread::sleep(rest);
+            }
+            match send(self.output.as_raw_fd(), &packet[..len], MsgFlags::empty()) {
+                Ok(_) => count.packets += 1,
+                Err(_) => count.dropped += 1,
+            }
+        }
+        count.dropped += u64::from(self.dropped()?);
+        Ok(count)
+    }
+
+    /// A packet and when it came, if one does soon.
+    fn receive(&self, packet: &mut [u8], control: &mut [u8]) -> Result<Option<(usize, Duration)>> {
+        let mut parts = [IoSliceMut::new(packet)];
+        let fd = self.input.as_raw_fd();
+        let received = match recvmsg::<()>(fd, &mut parts, Some(control), MsgFlags::empty()) {
+            Ok(received) => received,
+            Err(Errno::EAGAIN | Errno::EINTR) => return Ok(None),
+            Err(error) => return Err(error).context("cannot receive packets to delay"),
+        };
+        let came = received.cmsgs()?.find_map(|message| match message {
+            ControlMessageOwned::ScmTimestampns(time) => Some(Duration::from(time)),
+            _ => None,
+        });
+        let came = came.context("the kernel does not say when a packet came")?;
+        Ok(Some((received.bytes, came)))
+    }
+
+    /// Packets that the queue had no room for.
+    fn dropped(&self) -> io::Result<u32> {
+        let mut stats = libc::tpacket_stats {
+            tp_packets: 0,
+            tp_drops: 0,
+        };
+        let mut len = size_of_val(&stats) as libc::socklen_t;
+        // SAFETY: the value is the option's struct, whose address and size are given.
+        let code = unsafe {
+            libc::getsockopt(
+                self.input.as_raw_fd(),
+                libc::SOL_PACKET,
+                libc::PACKET_STATISTICS,
+                (&raw mut stats).cast(),
+                &raw mut len,
+            )
+        };
+        check(code).map(|()| stats.tp_drops)
+    }
+}
+
+/// A raw socket on an interface that hears a protocol, and tells of offloads with each packet.
+fn packet_socket(interface: &str, protocol: u16) -> Result<OwnedFd> {
+    let what = || format!("cannot open a packet socket on {interface}");
+    let index = if_nametoindex(interface).with_context(what)?;
+    // SAFETY: takes numbers only.
+    let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+    check(fd).with_context(what)?;
+    // SAFETY: the descriptor is new, and nobody else's.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    option(&socket, libc::PACKET_VNET_HDR, 1).with_context(what)?;
+    let address = libc::sockaddr_ll {
+        sll_family: libc::AF_PACKET as u16,
+        sll_protocol: protocol.to_be(),
+        sll_ifindex: index.cast_signed(),
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 0,
+        sll_addr: [0; 8],
+    };
+    // SAFETY: the address outlives the call, and its size is given.
+    let code = unsafe {
+        libc::bind(
+            socket.as_raw_fd(),
+            (&raw const address).cast(),
+            size_of_val(&address) as libc::socklen_t,
+        )
+    };
+    check(code).with_context(what)?;
+    Ok(socket)
+}
+
+fn option(socket: &OwnedFd, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
+    // SAFETY: the option's value is an int, whose address and size are given.
+    check(unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_PACKET,
+            name,
+            (&raw const value).cast(),
+            size_of_val(&value) as libc::socklen_t,
+        )
+    })
+}
+
+fn check(code: libc::c_int) -> io::Result<()> {
+    if code < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delays_have_a_unit_and_bounds() {
+        let parsed = |text: &str| text.parse().map(|Delay(delay)| delay);
+        assert_eq!(parsed("10ms"), Ok(Duration::from_millis(10)));
+        assert_eq!(parsed("500us"), Ok(Duration::from_micros(500)));
+        for wrong in ["10", "ms", "0ms", "201ms", "-1ms", "1s", "1.5ms", "99us"] {
+            assert_eq!(parsed(wrong), Err(NoDelay), "{wrong}");
+        }
+    }
+}
