@@ -4,9 +4,9 @@ set -euo pipefail
 # shellcheck source=scripts/e2e/lib.sh
 . "$(dirname "$0")/lib.sh"
 
-# Starts a run too long to end by itself; sets $lab once the publisher is at work.
+# start_long_run [options]: too long to end by itself; sets $lab once the publisher is at work.
 start_long_run() {
-  "$BIN/penstock-lab" throughput --brokers 2 --total-size 1TB --results "$T/results" >"$T/stdout" 2>&1 &
+  "$BIN/penstock-lab" throughput --brokers 2 --total-size 1TB "$@" --results "$T/results" >"$T/stdout" 2>&1 &
   lab=$!
   for _ in {1..200}; do
     [ "$(ip netns pids "penstock-$lab-pub" 2>/dev/null | wc -l)" -gt 0 ] && sleep 0.5 && return 0
@@ -21,14 +21,15 @@ namespaces_left() { ip netns list | grep "^penstock-$lab-" || true; }
 # All processes whose network namespace is one of the lab's.
 processes_left() { for n in $(namespaces_left | awk '{ print $1 }'); do ip netns pids "$n"; done; }
 
-# gone_after SIGNAL WANTED_CODE
+# gone_after SIGNAL [options]
 gone_after() {
-  start_long_run
-  local code=0 children
+  local signal=$1 code=0 children
+  shift
+  start_long_run "$@"
   children=$(processes_left)
-  kill "-$1" "$lab"
+  kill "-$signal" "$lab"
   wait "$lab" || code=$?
-  expect "exit code after SIG$1" "$code" 130
+  expect "exit code after SIG$signal" "$code" 130
   expect "namespaces left" "$(namespaces_left)" ""
   [ ! -e "/dev/shm/penstock-$lab-shm" ] || fail "buffers are left in /dev/shm"
   for pid in $children; do
@@ -38,9 +39,11 @@ gone_after() {
 
 interrupt() { gone_after INT; }
 terminate() { gone_after TERM; }
+with_a_middle() { gone_after INT --mode xdp --faults loss=1% --delay 1ms; }
 
+# kill_lab [options]
 kill_lab() {
-  start_long_run
+  start_long_run "$@"
   [ "$(processes_left | wc -l)" -ge 3 ] || fail "a publisher and two brokers should run"
   kill -KILL "$lab"
   wait "$lab" || true
@@ -54,6 +57,8 @@ kill_lab() {
   expect "namespaces after the next start" "$(ip netns list | grep "^penstock-$dead-" || true)" ""
   [ ! -e "/dev/shm/penstock-$dead-shm" ] || fail "buffers are left in /dev/shm"
 }
+
+kill_lab_with_a_middle() { kill_lab --mode xdp --faults loss=1% --delay 1ms; }
 
 broker_dies() {
   start_long_run
@@ -82,6 +87,8 @@ tuning() {
 run_test "Ctrl-C leaves nothing behind" interrupt
 run_test "SIGTERM leaves nothing behind" terminate
 run_test "kill -9 leaves no process, and the next start sweeps the rest" kill_lab
+run_test "Ctrl-C leaves nothing of bad links behind" with_a_middle
+run_test "kill -9 leaves nothing of bad links that the next start does not sweep" kill_lab_with_a_middle
 run_test "a broker that dies is named, and all is taken down" broker_dies
 run_test "tune_kernel_buffers.sh sets and restores" tuning
 finish
