@@ -401,6 +401,12 @@ impl Sender {
         self.probes = 1;
     }
 
+    /// Number that the next packet will have.
+    #[must_use]
+    pub fn next_packet(&self) -> u64 {
+        self.first_sent + self.sent.len() as u64
+    }
+
     /// Batches committed.
     #[must_use]
     pub fn committed(&self) -> u64 {
@@ -460,10 +466,6 @@ impl Sender {
     #[cfg(test)]
     pub(super) fn memory(&self) -> usize {
         self.sent.len() + self.lost.len() + self.pending.len()
-    }
-
-    fn next_packet(&self) -> u64 {
-        self.first_sent + self.sent.len() as u64
     }
 
     fn entry(&mut self, packet: u64) -> Option<&mut Sent> {

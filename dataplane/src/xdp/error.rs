@@ -4,6 +4,8 @@ use std::io;
 
 use thiserror::Error;
 
+use super::socket::Rings;
+
 /// An AF_XDP socket could not be set up or used.
 #[derive(Debug, Error)]
 pub enum Error {
@@ -45,25 +47,61 @@ pub enum Error {
     },
 }
 
+/// What a socket is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// A broker's, to which a program steers packets.
+    Receive,
+    /// A publisher's, without a program.
+    Transmit,
+}
+
+impl Error {
+    pub(super) fn umem(bytes: u64, source: io::Error) -> Self {
+        Self::Umem {
+            bytes,
+            // The purpose makes no difference to it.
+            hint: hint(&source, Purpose::Receive),
+            source,
+        }
+    }
+
+    pub(super) fn socket(rings: &Rings<'_>, source: io::Error) -> Self {
+        Self::Socket {
+            interface: rings.interface.to_owned(),
+            queue: rings.queue,
+            hint: hint(&source, rings.purpose),
+            source,
+        }
+    }
+}
+
 /// What most often stands behind an error of bind(2) or socket(2).
-pub(super) fn hint(source: &io::Error) -> &'static str {
-    match source.raw_os_error() {
-        Some(libc::EBUSY) => {
+fn hint(source: &io::Error, purpose: Purpose) -> &'static str {
+    match (source.raw_os_error(), purpose) {
+        (Some(libc::EBUSY), _) => {
             "; another AF_XDP socket has the queue: stop what holds it (ss --xdp shows it)"
         }
-        Some(libc::EPERM | libc::EACCES) => {
+        (Some(libc::EPERM | libc::EACCES), Purpose::Receive) => {
             "; it needs CAP_NET_RAW, and CAP_NET_ADMIN for the program: run with sudo"
         }
-        Some(libc::ENOBUFS | libc::ENOMEM) => {
+        (Some(libc::EPERM | libc::EACCES), Purpose::Transmit) => {
+            "; it needs CAP_NET_RAW: run with sudo, or use --tx udp, which needs no privilege"
+        }
+        (Some(libc::ENOBUFS | libc::ENOMEM), _) => {
             "; the limit of locked memory is too low: ulimit -l unlimited, or CAP_IPC_LOCK"
         }
-        Some(libc::EOPNOTSUPP | libc::EPROTONOSUPPORT) => {
+        (Some(libc::EOPNOTSUPP | libc::EPROTONOSUPPORT), Purpose::Receive) => {
             "; the driver, or the kernel's configuration (CONFIG_XDP_SOCKETS), does not do it: try --xdp-copy, or --mode tcp"
         }
-        Some(libc::EINVAL) => {
+        (
+            Some(libc::EOPNOTSUPP | libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT),
+            Purpose::Transmit,
+        ) => "; the kernel's configuration (CONFIG_XDP_SOCKETS) does not do it: use --tx udp",
+        (Some(libc::EINVAL), _) => {
             "; the interface has no such queue (ethtool -l shows them), or its MTU does not fit"
         }
-        Some(libc::ENODEV) => "; no such interface (ip link shows them)",
+        (Some(libc::ENODEV), _) => "; no such interface (ip link shows them)",
         _ => "",
     }
 }

@@ -1,4 +1,4 @@
-//! Ethernet frames around datagrams: taking one apart, and the headers of an answer to it.
+//! Ethernet frames around datagrams: taking one apart, and the headers of one that is sent.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -9,8 +9,10 @@ const IPV4: usize = 20;
 const IPV6: usize = 40;
 const UDP: usize = 8;
 const UDP_PROTOCOL: u8 = 17;
+const IPV4_PROTOCOL: u16 = 0x0800;
+const IPV6_PROTOCOL: u16 = 0x86dd;
 /// Longest headers of an answer: two VLAN tags, IPv6, UDP.
-const MAX_HEADERS: usize = ETHERNET + MAX_VLAN_TAGS * VLAN_TAG + IPV6 + UDP;
+pub(super) const MAX_HEADERS: usize = ETHERNET + MAX_VLAN_TAGS * VLAN_TAG + IPV6 + UDP;
 /// RFC 791 and RFC 8200: what Linux sends by default.
 const HOP_LIMIT: u8 = 64;
 
@@ -39,13 +41,13 @@ pub(super) fn parse(frame: &[u8], total: usize) -> Option<Datagram> {
         protocol = u16_at(frame, at - 2)?;
     }
     let ip = at;
-    let v6 = protocol == 0x86dd;
+    let v6 = protocol == IPV6_PROTOCOL;
     let is_udp = match protocol {
-        0x0800 => {
+        IPV4_PROTOCOL => {
             at += usize::from(frame.get(ip)? & 0x0f) * 4;
             *frame.get(ip + 9)? == UDP_PROTOCOL && at >= ip + IPV4
         }
-        0x86dd => {
+        IPV6_PROTOCOL => {
             at += IPV6;
             *frame.get(ip + 6)? == UDP_PROTOCOL
         }
@@ -62,57 +64,115 @@ fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_be_bytes([bytes[0], bytes[1]]))
 }
 
-/// The headers that take a datagram back to where another came from.
+/// One end of a datagram's way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Hardware address: of the host, or of the router on the way to it.
+    pub mac: [u8; 6],
+    /// IP address and UDP port.
+    pub address: SocketAddr,
+}
+
+/// The headers that take datagrams to one place.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct ReturnPath {
-    headers: [u8; MAX_HEADERS],
+pub struct Headers {
+    bytes: [u8; MAX_HEADERS],
     len: usize,
     ip: usize,
     v6: bool,
+    /// A checksum over the datagram is sent.
+    summed: bool,
 }
 
-impl ReturnPath {
-    /// Back to the sender of `datagram`: addresses and ports are swapped, so no lookup is needed.
-    pub(super) fn of(frame: &[u8], datagram: &Datagram) -> Self {
-        let Datagram { ip, v6, .. } = *datagram;
-        let udp = datagram.start - UDP;
-        let header = if v6 { IPV6 } else { IPV4 };
-        let mut headers = [0; MAX_HEADERS];
-        headers[..6].copy_from_slice(&frame[6..12]);
-        headers[6..12].copy_from_slice(&frame[..6]);
-        headers[12..ip].copy_from_slice(&frame[12..ip]);
+impl Headers {
+    /// From one end to another.
+    ///
+    /// Over IPv4 the datagrams go without a UDP checksum, which RFC 768 allows: the CRC32C of each
+    /// packet covers more, and a sum over all payload in software would cost what this path is to
+    /// save. IPv6 demands one (RFC 8200 section 8.1).
+    ///
+    /// # Panics
+    /// If one address is of IPv4 and the other of IPv6.
+    #[must_use]
+    pub fn new(from: &Endpoint, to: &Endpoint) -> Self {
+        let v6 = to.address.is_ipv6();
+        let mut headers = Self::empty(ETHERNET, v6);
+        let bytes = &mut headers.bytes;
+        bytes[..6].copy_from_slice(&to.mac);
+        bytes[6..12].copy_from_slice(&from.mac);
+        let protocol = if v6 { IPV6_PROTOCOL } else { IPV4_PROTOCOL };
+        bytes[12..14].copy_from_slice(&protocol.to_be_bytes());
         let (source, destination, width) = addresses(v6);
-        let out = &mut headers[ip..];
+        let out = &mut bytes[ETHERNET..];
+        match (from.address.ip(), to.address.ip()) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => {
+                out[source..source + width].copy_from_slice(&from.octets());
+                out[destination..destination + width].copy_from_slice(&to.octets());
+            }
+            (IpAddr::V6(from), IpAddr::V6(to)) => {
+                out[source..source + width].copy_from_slice(&from.octets());
+                out[destination..destination + width].copy_from_slice(&to.octets());
+            }
+            _ => panic!("both ends speak the same IP"),
+        }
+        let udp = headers.len - UDP;
+        headers.bytes[udp..udp + 2].copy_from_slice(&from.address.port().to_be_bytes());
+        headers.bytes[udp + 2..udp + 4].copy_from_slice(&to.address.port().to_be_bytes());
+        headers.summed = v6;
+        headers
+    }
+
+    /// Back to the sender of `datagram`: addresses and ports are swapped, so no lookup is needed.
+    pub(super) fn back(frame: &[u8], datagram: &Datagram) -> Self {
+        let Datagram { ip, v6, .. } = *datagram;
+        let mut headers = Self::empty(ip, v6);
+        let bytes = &mut headers.bytes;
+        bytes[..6].copy_from_slice(&frame[6..12]);
+        bytes[6..12].copy_from_slice(&frame[..6]);
+        bytes[12..ip].copy_from_slice(&frame[12..ip]);
+        let (source, destination, width) = addresses(v6);
+        let out = &mut bytes[ip..];
         let from = &frame[ip..];
         out[source..source + width].copy_from_slice(&from[destination..destination + width]);
         out[destination..destination + width].copy_from_slice(&from[source..source + width]);
+        let (udp, from_udp) = (headers.len - UDP, datagram.start - UDP);
+        headers.bytes[udp..udp + 2].copy_from_slice(&frame[from_udp + 2..from_udp + 4]);
+        headers.bytes[udp + 2..udp + 4].copy_from_slice(&frame[from_udp..from_udp + 2]);
+        headers
+    }
+
+    /// Headers without addresses, the IP header being at `ip`.
+    fn empty(ip: usize, v6: bool) -> Self {
+        let mut bytes = [0; MAX_HEADERS];
+        let out = &mut bytes[ip..];
         if v6 {
             out[0] = 0x60;
             (out[6], out[7]) = (UDP_PROTOCOL, HOP_LIMIT);
         } else {
             out[0] = 0x45;
-            // Don't fragment: an answer is never too large.
+            // Don't fragment: the datagram is no larger than the path takes, or is to be lost.
             out[6] = 0x40;
             (out[8], out[9]) = (HOP_LIMIT, UDP_PROTOCOL);
         }
-        out[header..header + 2].copy_from_slice(&frame[udp + 2..udp + 4]);
-        out[header + 2..header + 4].copy_from_slice(&frame[udp..udp + 2]);
         Self {
-            headers,
-            len: ip + header + UDP,
+            bytes,
+            len: ip + if v6 { IPV6 } else { IPV4 } + UDP,
             ip,
             v6,
+            summed: true,
         }
     }
 
     /// Bytes of the headers.
-    pub(super) fn len(&self) -> usize {
+    #[must_use]
+    #[allow(clippy::len_without_is_empty, reason = "they are never empty")]
+    pub fn len(&self) -> usize {
         self.len
     }
 
     /// Where the datagrams go.
     pub(super) fn peer(&self) -> SocketAddr {
-        let ip = &self.headers[self.ip..];
+        let ip = &self.bytes[self.ip..];
         let address = if self.v6 {
             let bytes: [u8; 16] = ip[24..40].try_into().expect("sixteen bytes");
             IpAddr::V6(Ipv6Addr::from(bytes))
@@ -120,7 +180,7 @@ impl ReturnPath {
             IpAddr::V4(Ipv4Addr::new(ip[16], ip[17], ip[18], ip[19]))
         };
         let udp = self.len - UDP;
-        let port = u16::from_be_bytes([self.headers[udp + 2], self.headers[udp + 3]]);
+        let port = u16::from_be_bytes([self.bytes[udp + 2], self.bytes[udp + 3]]);
         SocketAddr::new(address, port)
     }
 
@@ -131,7 +191,7 @@ impl ReturnPath {
             return false;
         }
         let (source, destination, width) = addresses(v6);
-        let (back, back_udp, udp) = (&self.headers, self.len - UDP, start - UDP);
+        let (back, back_udp, udp) = (&self.bytes, self.len - UDP, start - UDP);
         let swapped =
             |from: usize, to: usize, len: usize| frame[from..from + len] == back[to..to + len];
         swapped(udp, back_udp + 2, 2)
@@ -143,37 +203,42 @@ impl ReturnPath {
             && swapped(12, 12, ip - 12)
     }
 
-    /// Puts the headers before a payload that lies in `frame` behind [`Self::len`] bytes.
-    pub(super) fn write(&self, frame: &mut [u8], payload_len: usize) {
-        frame[..self.len].copy_from_slice(&self.headers[..self.len]);
-        let udp = self.len - UDP;
-        let udp_len = ((UDP + payload_len) as u16).to_be_bytes();
+    /// Puts the headers of a datagram at the start of `frame`. Its payload is only looked at; of the
+    /// parts that it lies in all but the last are of even length.
+    pub(super) fn write(&self, frame: &mut [u8], payload: &[&[u8]]) {
+        frame[..self.len].copy_from_slice(&self.bytes[..self.len]);
+        let (ip, udp) = (self.ip, self.len - UDP);
+        let len = UDP + payload.iter().map(|part| part.len()).sum::<usize>();
+        let udp_len = (len as u16).to_be_bytes();
         frame[udp + 4..udp + 6].copy_from_slice(&udp_len);
-        let ip = self.ip;
         if self.v6 {
             frame[ip + 4..ip + 6].copy_from_slice(&udp_len);
         } else {
-            let total = (IPV4 + UDP + payload_len) as u16;
+            let total = (IPV4 + len) as u16;
             frame[ip + 2..ip + 4].copy_from_slice(&total.to_be_bytes());
             let sum = !folded(sum(&frame[ip..ip + IPV4], 0));
             frame[ip + 10..ip + 12].copy_from_slice(&sum.to_be_bytes());
         }
-        let addresses = if self.v6 {
-            &frame[ip + 8..ip + 40]
-        } else {
-            &frame[ip + 12..ip + 20]
-        };
-        let pseudo = sum(
-            addresses,
-            u32::from(UDP_PROTOCOL) + (UDP + payload_len) as u32,
-        );
-        let whole = sum(&frame[udp..udp + UDP + payload_len], pseudo);
+        if self.summed {
+            let checksum = self.checksum(frame, len, payload);
+            frame[udp + 6..udp + 8].copy_from_slice(&checksum.to_be_bytes());
+        }
+    }
+
+    /// The UDP checksum of a datagram of so many bytes, whose headers are in `frame`.
+    fn checksum(&self, frame: &[u8], len: usize, payload: &[&[u8]]) -> u16 {
+        let (source, destination, width) = addresses(self.v6);
+        let addresses = &frame[self.ip..][source..destination + width];
+        let pseudo = sum(addresses, u32::from(UDP_PROTOCOL) + len as u32);
+        let header = sum(&frame[self.len - UDP..self.len], pseudo);
+        let whole = payload
+            .iter()
+            .fold(header, |so_far, part| sum(part, so_far));
         // RFC 768: a sum of zero is sent as all ones, for zero means that there is none.
-        let checksum = match !folded(whole) {
+        match !folded(whole) {
             0 => 0xffff,
             checksum => checksum,
-        };
-        frame[udp + 6..udp + 8].copy_from_slice(&checksum.to_be_bytes());
+        }
     }
 }
 
@@ -246,7 +311,7 @@ mod tests {
             let frame = frame(tags, v6, b"question");
             let datagram = parse(&frame, frame.len()).unwrap();
             assert_eq!(&frame[datagram.start..][..datagram.len], b"question");
-            let path = ReturnPath::of(&frame, &datagram);
+            let path = Headers::back(&frame, &datagram);
             assert_eq!(path.peer().port(), 40_000);
             assert!(path.leads_back(&frame, &datagram));
             // Whatever of the addresses is another: it leads elsewhere.
@@ -254,27 +319,95 @@ mod tests {
                 let mut other = frame.clone();
                 other[at] ^= 1;
                 let same = path.leads_back(&other, &datagram);
-                assert_eq!(same, path == ReturnPath::of(&other, &datagram), "byte {at}");
+                assert_eq!(same, path == Headers::back(&other, &datagram), "byte {at}");
                 assert!(!same, "byte {at}");
             }
             let mut answer = vec![0; path.len()];
+            path.write(&mut answer, &[b"answer!"]);
             answer.extend(b"answer!");
-            path.write(&mut answer, 7);
             assert_eq!(answer[..6], [2; 6]);
             let parsed = parse(&answer, answer.len()).unwrap();
             assert_eq!(&answer[parsed.start..][..parsed.len], b"answer!");
-            assert!(ReturnPath::of(&answer, &parsed).peer().port() == 1214);
-            // The sums of a header, and of a datagram with its pseudo header, are all ones.
-            let (ip, udp) = (parsed.ip, path.len() - UDP);
-            let addresses = if v6 {
-                ip + 8..ip + 40
-            } else {
-                assert_eq!(folded(sum(&answer[ip..udp], 0)), 0xffff);
-                ip + 12..ip + 20
-            };
-            let pseudo = sum(&answer[addresses], 17 + 15);
-            assert_eq!(folded(sum(&answer[udp..], pseudo)), 0xffff);
+            assert!(Headers::back(&answer, &parsed).peer().port() == 1214);
+            check_sums(&answer, true);
         }
+    }
+
+    /// The sums of a header, and of a datagram with its pseudo header, are all ones.
+    fn check_sums(frame: &[u8], summed: bool) {
+        let Datagram { start, len, ip, v6 } = parse(frame, frame.len()).unwrap();
+        let udp = start - UDP;
+        if !v6 {
+            assert_eq!(folded(sum(&frame[ip..udp], 0)), 0xffff);
+        }
+        if summed {
+            let (source, destination, width) = addresses(v6);
+            let addresses = &frame[ip + source..ip + destination + width];
+            let pseudo = sum(addresses, 17 + (UDP + len) as u32);
+            assert_eq!(folded(sum(&frame[udp..start + len], pseudo)), 0xffff);
+        } else {
+            assert_eq!(frame[udp + 6..start], [0, 0]);
+        }
+    }
+
+    fn ends(v6: bool) -> (Endpoint, Endpoint) {
+        let address = |text: &str| text.parse().unwrap();
+        let (from, to) = match v6 {
+            false => (address("10.0.0.1:40000"), address("10.0.0.2:1214")),
+            true => (address("[fd00::1]:40000"), address("[fd00::2]:1214")),
+        };
+        let end = |mac, address| Endpoint {
+            mac: [mac; 6],
+            address,
+        };
+        (end(1, from), end(2, to))
+    }
+
+    #[test]
+    fn a_datagram_goes_from_one_end_to_the_other() {
+        for (v6, ip) in [(false, IPV4), (true, IPV6)] {
+            let (from, to) = ends(v6);
+            let headers = Headers::new(&from, &to);
+            assert_eq!(headers.len(), ETHERNET + ip + UDP);
+            assert_eq!(headers.peer(), to.address);
+            for payload in [&b""[..], b"even", b"odd"] {
+                let mut frame = vec![0; headers.len()];
+                headers.write(&mut frame, &[b"head", payload]);
+                frame.extend_from_slice(b"head");
+                frame.extend_from_slice(payload);
+                assert_eq!(frame[..12], [[2; 6], [1; 6]].concat());
+                let datagram = parse(&frame, frame.len()).unwrap();
+                let got = &frame[datagram.start..][..datagram.len];
+                assert_eq!(got, [b"head", payload].concat());
+                let back = Headers::back(&frame, &datagram);
+                assert_eq!(back.peer(), from.address);
+                assert_eq!(back.bytes[..12], [[1; 6], [2; 6]].concat());
+                // Only IPv4 may do without.
+                check_sums(&frame, v6);
+            }
+        }
+    }
+
+    #[test]
+    fn a_sum_of_zero_is_not_sent_as_none() {
+        let (from, to) = ends(true);
+        let headers = Headers::new(&from, &to);
+        let mut frame = vec![0; headers.len()];
+        headers.write(&mut frame, &[&[0, 0]]);
+        let udp = headers.len() - UDP;
+        // This payload makes the sum come out as zero.
+        let rest = [frame[udp + 6], frame[udp + 7]];
+        headers.write(&mut frame, &[&rest]);
+        assert_eq!(frame[udp + 6..udp + 8], [0xff, 0xff]);
+        frame.extend_from_slice(&rest);
+        check_sums(&frame, true);
+    }
+
+    #[test]
+    #[should_panic(expected = "the same IP")]
+    fn ends_of_different_families_are_a_mistake() {
+        let ((from, _), (_, to)) = (ends(false), ends(true));
+        let _ = Headers::new(&from, &to);
     }
 
     #[test]
@@ -298,9 +431,9 @@ mod tests {
                 bytes[12..14].copy_from_slice(&kind);
             }
             if let Some(datagram) = parse(&bytes, bytes.len()) {
-                let path = ReturnPath::of(&bytes, &datagram);
-                let mut answer = vec![0; path.len() + 3];
-                path.write(&mut answer, 3);
+                let path = Headers::back(&bytes, &datagram);
+                let mut answer = vec![0; path.len()];
+                path.write(&mut answer, &[&[0; 3]]);
             }
         }
     }

@@ -3,20 +3,25 @@
 //!
 //! A stream is opened over tcp like any other; its connection stays for control: the end of the
 //! stream, and what goes wrong. Its payload comes to a [`Port`], one for each receive queue; a
-//! [`Worker`] drives ports and, for each stream, the receiving end of [`crate::transport`].
+//! [`Worker`] drives ports and, for each stream, the receiving end of [`crate::transport`]. A
+//! publisher that has a transmit queue to itself sends through a [`TxPort`].
 
 mod error;
 mod frame;
 mod port;
 mod registry;
+mod socket;
 mod stats;
 mod stream;
+mod tx_port;
 mod worker;
 
 pub use error::Error;
+pub use frame::{Endpoint, Headers};
 pub use port::{MAX_BUFFERS, Port, PortConfig, PortStats};
 pub use registry::Registry;
 pub use stats::XdpStats;
+pub use tx_port::{TxPort, TxPortConfig, TxStats};
 pub use worker::{Polling, Worker, WorkerConfig, WorkerHandle};
 
 /// Bytes of batches that a stream may send before the first ACK.

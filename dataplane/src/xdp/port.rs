@@ -12,20 +12,16 @@
 
 use std::ffi::c_int;
 use std::io::{self, Write};
-use std::num::NonZeroU32;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Arc, Mutex};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use xsk_rs::config::{
-    BindFlags, FrameSize, Interface, LibxdpFlags, QueueSize, SocketConfig, UmemConfig,
-};
+use xsk_rs::config::BindFlags;
 use xsk_rs::umem::frame::FrameDesc;
-use xsk_rs::{CompQueue, FillQueue, RxQueue, Socket, TxQueue, Umem};
+use xsk_rs::{CompQueue, FillQueue, RxQueue, TxQueue, Umem};
 
-use super::error::{Error, hint};
+use super::error::{Error, Purpose};
+use super::socket::{Memory, Rings};
 
 /// Packets taken from the receive ring at a time.
 const BURST: usize = 64;
@@ -33,8 +29,6 @@ const BURST: usize = 64;
 const ANSWERS: u32 = 256;
 /// Most buffers of one packet: 9,000 bytes in frames of 2 KiB, and some more.
 pub const MAX_BUFFERS: usize = 8;
-/// An earlier socket of the same queue may still be on its way out.
-const BUSY_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Settings of a port.
 #[derive(Debug, Clone)]
@@ -118,14 +112,30 @@ impl Port {
     /// If a size in the configuration is not a power of two in its range, or `count` is 0.
     pub fn open(config: &PortConfig, count: u32) -> Result<Vec<Self>, Error> {
         let answers = (ANSWERS * count).next_power_of_two();
-        let (umem, mut frames) = memory(config, answers)?;
+        let memory = Memory {
+            frames: config.ring + answers,
+            frame_size: config.frame_size,
+            fill: config.ring,
+            completed: answers,
+        };
+        let (umem, mut frames) = memory.make()?;
+        let mut flags = BindFlags::XDP_USE_NEED_WAKEUP | BindFlags::XDP_USE_SG;
+        flags.set(BindFlags::XDP_COPY, config.copy);
+        let rings = Rings {
+            interface: &config.interface,
+            queue: config.queue,
+            received: config.ring,
+            sent: ANSWERS,
+            flags,
+            purpose: Purpose::Receive,
+        };
         let free = frames.split_off(config.ring as usize);
         let mut unfilled = Some(frames);
         let mut queue = None;
         let mut ports = Vec::with_capacity(count as usize);
         for _ in 0..count {
-            let (tx, rx, rings) = bind(config, &umem)?;
-            if let Some((fill, completed)) = rings {
+            let (tx, rx, shared) = rings.bind(&umem)?;
+            if let Some((fill, completed)) = shared {
                 queue = Some(Arc::new(Mutex::new(Queue {
                     fill,
                     completed,
@@ -330,76 +340,6 @@ impl Port {
         }
         let wanted = BURST.saturating_sub(self.free.len()).min(free.len());
         self.free.extend(free.drain(free.len() - wanted..));
-    }
-}
-
-/// Packet memory for a queue: as many frames as fill its fill ring, and those for answers.
-fn memory(config: &PortConfig, answers: u32) -> Result<(Umem, Vec<FrameDesc>), Error> {
-    let size = |value| QueueSize::new(value).expect("a ring's size is a power of two");
-    let umem = UmemConfig::builder()
-        .frame_size(FrameSize::new(config.frame_size).expect("a frame is 2048 bytes or more"))
-        .fill_queue_size(size(config.ring))
-        .comp_queue_size(size(answers))
-        .build()
-        .expect("a frame has room for its headroom");
-    let count = NonZeroU32::new(config.ring + answers).expect("a ring has entries");
-    let bytes = u64::from(count.get()) * u64::from(config.frame_size);
-    // Huge pages where the host has set some aside.
-    Umem::new(umem, count, true)
-        .or_else(|_| Umem::new(umem, count, false))
-        .map_err(|error| {
-            let source = cause(&error);
-            let hint = hint(&source);
-            Error::Umem {
-                bytes,
-                source,
-                hint,
-            }
-        })
-}
-
-type Bound = (TxQueue, RxQueue, Option<(FillQueue, CompQueue)>);
-
-fn bind(config: &PortConfig, umem: &Umem) -> Result<Bound, Error> {
-    let interface: Interface = config.interface.parse().map_err(|_| Error::Interface {
-        interface: config.interface.clone(),
-    })?;
-    let mut flags = BindFlags::XDP_USE_NEED_WAKEUP | BindFlags::XDP_USE_SG;
-    flags.set(BindFlags::XDP_COPY, config.copy);
-    let socket = SocketConfig::builder()
-        .rx_queue_size(QueueSize::new(config.ring).expect("a ring's size is a power of two"))
-        .tx_queue_size(QueueSize::new(ANSWERS).expect("a power of two"))
-        .libxdp_flags(LibxdpFlags::XSK_LIBXDP_FLAGS_INHIBIT_PROG_LOAD)
-        .bind_flags(flags)
-        .build();
-    let start = Instant::now();
-    loop {
-        // SAFETY: fill and completion ring of the queue are shared, and used under a lock only.
-        match unsafe { Socket::new(socket, umem, &interface, config.queue) } {
-            Ok(rings) => return Ok(rings),
-            Err(error) => {
-                let source = cause(&error);
-                let busy = source.raw_os_error() == Some(libc::EBUSY);
-                if !busy || start.elapsed() > BUSY_PATIENCE {
-                    return Err(Error::Socket {
-                        interface: config.interface.clone(),
-                        queue: config.queue,
-                        hint: hint(&source),
-                        source,
-                    });
-                }
-                thread::sleep(Duration::from_millis(50));
-            }
-        }
-    }
-}
-
-/// The kernel's answer below an error of xsk-rs.
-fn cause(error: &(dyn std::error::Error + 'static)) -> io::Error {
-    let io = error.source().and_then(|e| e.downcast_ref::<io::Error>());
-    match io.and_then(io::Error::raw_os_error) {
-        Some(code) => io::Error::from_raw_os_error(code),
-        None => io::Error::other(error.to_string()),
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use zerocopy::FromBytes;
 
-use super::frame::ReturnPath;
+use super::frame::Headers;
 use super::stats::XdpStats;
 use crate::admission::Admission;
 use crate::log::{Commit, Reservation, Writer};
@@ -70,7 +70,7 @@ pub(super) struct Stream {
     visible: u64,
     unseen: Option<(u64, u64)>,
     /// Where its packets come from, and which port they came to.
-    pub(super) back: ReturnPath,
+    pub(super) back: Headers,
     pub(super) port: usize,
     /// When its last packet came.
     heard_at: u64,
@@ -91,7 +91,7 @@ impl Stream {
     pub(super) fn new(
         opened: Opened,
         key: StreamKey,
-        back: ReturnPath,
+        back: Headers,
         port: usize,
         window: u64,
         now: u64,
@@ -276,8 +276,9 @@ impl Stream {
         feedback.committed = self.visible;
         self.told = self.visible;
         let headers = self.back.len();
-        let len = feedback.write(&mut frame[headers..headers + MAX_ACK_LEN]);
-        self.back.write(frame, len);
+        let (head, rest) = frame.split_at_mut(headers);
+        let len = feedback.write(&mut rest[..MAX_ACK_LEN]);
+        self.back.write(head, &[&rest[..len]]);
         Some(headers + len)
     }
 

@@ -15,7 +15,7 @@ use quanta::Clock;
 use tracing::{debug, info, warn};
 
 use super::FIRST_CREDIT;
-use super::frame::{self, ReturnPath};
+use super::frame::{self, Headers};
 use super::port::Port;
 use super::registry::Registry;
 use super::stats::XdpStats;
@@ -336,7 +336,7 @@ impl State {
             Some(&number) => number,
             None => match self.registry.take(received.stream) {
                 Some(opened) => {
-                    let back = ReturnPath::of(parts[0], &datagram);
+                    let back = Headers::back(parts[0], &datagram);
                     match self.adopt(opened, received.stream, back, port, now) {
                         Some(number) => number,
                         None => return,
@@ -366,7 +366,7 @@ impl State {
         let entry = self.streams[number].as_mut().expect("it was just found");
         // A publisher may come from another port or queue, after a router in between forgot it.
         if !entry.stream.back.leads_back(parts[0], &datagram) {
-            entry.stream.back = ReturnPath::of(parts[0], &datagram);
+            entry.stream.back = Headers::back(parts[0], &datagram);
         }
         entry.stream.port = port;
     }
@@ -413,7 +413,7 @@ impl State {
         &mut self,
         opened: Opened,
         key: StreamKey,
-        back: ReturnPath,
+        back: Headers,
         port: usize,
         now: u64,
     ) -> Option<usize> {
