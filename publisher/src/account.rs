@@ -96,13 +96,14 @@ impl Account {
     }
 
     /// Adds what a connection over xdp did.
-    pub(crate) fn add_transport(&mut self, sender: &transport::Sender) {
+    pub(crate) fn add_transport(&mut self, sender: &transport::Sender, send_calls: u64) {
         let stats = sender.stats();
         let sum = self
             .summary
             .transport
             .get_or_insert(TransportSummary::default());
         sum.packets += stats.packets;
+        sum.send_calls += send_calls;
         sum.retransmits += stats.retransmits;
         sum.lost += stats.lost;
         sum.spurious += stats.spurious;

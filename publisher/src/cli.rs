@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use bytesize::ByteSize;
 use clap::{Parser, ValueEnum};
 use penstock_dataplane::wire::handshake::{AckLevel, OrderLevel, check_topic};
-use penstock_publisher::{Config, Mode};
+use penstock_publisher::{Config, Mode, Transmit};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -19,6 +19,9 @@ Examples:
 
   Follow a program's output:
     journalctl -f | penstock-publisher --brokers 10.0.0.1:1214 --input -
+
+  From a transmit queue of its own, past the kernel's network stack:
+    sudo penstock-publisher --brokers 10.0.0.1:1214 --mode xdp --tx af_xdp --tx-queue 3
 
   100 MB/s in four streams, result for a program:
     penstock-publisher --brokers 10.0.0.1:1214 --rate 100MB --threads-per-broker 4 --format json
@@ -43,6 +46,16 @@ pub struct Cli {
     /// Path that payload takes.
     #[arg(long, value_enum, default_value_t = PathMode::Tcp)]
     mode: PathMode,
+    /// How datagrams leave, with --mode xdp or auto.
+    #[arg(long, value_enum, default_value_t = Tx::Udp)]
+    tx: Tx,
+    /// Interface that --tx af_xdp sends through; without it, that of the route to each broker.
+    #[arg(long, value_name = "NAME")]
+    tx_iface: Option<String>,
+    /// Transmit queues for --tx af_xdp, such as 0,2-3, one for each stream on an interface; without
+    /// it, 0.
+    #[arg(long, value_name = "LIST", value_parser = parse_queues)]
+    tx_queue: Option<Queues>,
     /// Acknowledged: 0 at the end of the stream only, 1 once committed in the broker's buffer.
     #[arg(long, default_value_t = AckLevel::Committed)]
     ack: AckLevel,
@@ -103,6 +116,21 @@ pub enum PathMode {
     Auto,
 }
 
+/// How datagrams leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Tx {
+    /// Through UDP sockets.
+    Udp,
+    /// Past the kernel's network stack, through AF_XDP sockets with queues of their own; needs
+    /// CAP_NET_RAW.
+    #[value(name = Transmit::AF_XDP)]
+    AfXdp,
+}
+
+/// A list of queues; clap would take a plain vector for a flag that may be given several times.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Queues(Vec<u32>);
+
 /// Form of the summary.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum Format {
@@ -150,10 +178,31 @@ impl Plan {
     }
 }
 
+/// More queues than any interface has.
+const MAX_QUEUE: u32 = 4095;
+
 impl Cli {
+    fn transmit(&self) -> Result<Transmit> {
+        if self.tx == Tx::Udp {
+            if self.tx_iface.is_some() || self.tx_queue.is_some() {
+                bail!("--tx-iface and --tx-queue are for --tx af_xdp");
+            }
+            return Ok(Transmit::Udp);
+        }
+        if matches!(self.mode, PathMode::Tcp) {
+            bail!("--tx af_xdp sends datagrams: it needs --mode xdp or auto");
+        }
+        let queues = self.tx_queue.as_ref();
+        Ok(Transmit::AfXdp {
+            interface: self.tx_iface.clone(),
+            queues: queues.map_or_else(|| vec![0], |queues| queues.0.clone()),
+        })
+    }
+
     /// Checks what clap cannot.
     pub fn plan(self) -> Result<Plan> {
         check_topic(self.topic.as_bytes())?;
+        let transmit = self.transmit()?;
         let job = match self.input {
             Some(source) => Job::Input {
                 source,
@@ -165,6 +214,7 @@ impl Cli {
             bail!("--rate 0 would never end; leave it out for full speed");
         }
         let config = Config {
+            transmit,
             mode: match self.mode {
                 PathMode::Tcp => Mode::Tcp,
                 PathMode::Xdp => Mode::Xdp,
@@ -189,6 +239,25 @@ impl Cli {
             format: self.format,
         })
     }
+}
+
+fn parse_queues(list: &str) -> Result<Queues> {
+    let mut queues = Vec::new();
+    for part in list.split(',') {
+        let (low, high) = part.split_once('-').unwrap_or((part, part));
+        let (Ok(low), Ok(high)) = (low.parse::<u32>(), high.parse::<u32>()) else {
+            bail!("{part:?} is no queue, nor a range such as 2-3");
+        };
+        if low > high || high > MAX_QUEUE {
+            bail!("{part:?} is no range of queues from 0 to {MAX_QUEUE}");
+        }
+        for queue in low..=high {
+            if !queues.contains(&queue) {
+                queues.push(queue);
+            }
+        }
+    }
+    Ok(Queues(queues))
 }
 
 fn synthetic(message_size: ByteSize, total: Option<ByteSize>) -> Result<Job> {
@@ -238,9 +307,31 @@ mod tests {
     }
 
     #[test]
+    fn transmit_queues_are_a_list() {
+        let transmit = |flags: &[&str]| {
+            let flags = [&["--mode", "xdp", "--tx", "af_xdp"], flags].concat();
+            plan(&flags).unwrap().config.transmit
+        };
+        let af_xdp = |interface: Option<&str>, queues: &[u32]| Transmit::AfXdp {
+            interface: interface.map(str::to_owned),
+            queues: queues.to_vec(),
+        };
+        assert_eq!(transmit(&[]), af_xdp(None, &[0]));
+        let flags = ["--tx-iface", "eth1", "--tx-queue", "4,0-2,2"];
+        assert_eq!(transmit(&flags), af_xdp(Some("eth1"), &[4, 0, 1, 2]));
+    }
+
+    #[test]
     fn wrong_flags_say_what_to_do() {
         for (flags, words) in [
             (&["--mode", "udp"][..], "possible values: tcp, xdp, auto"),
+            (&["--tx", "raw"], "possible values: udp, af_xdp"),
+            (&["--tx", "af_xdp"], "--mode xdp or auto"),
+            (&["--tx-queue", "1", "--mode", "xdp"], "for --tx af_xdp"),
+            (&["--tx-iface", "eth0", "--mode", "xdp"], "for --tx af_xdp"),
+            (&["--tx-queue", "a"], "is no queue"),
+            (&["--tx-queue", "3-1"], "no range of queues"),
+            (&["--tx-queue", "0-5000"], "no range of queues"),
             (&["--ack", "2"], "supported: 0 (none), 1"),
             (&["--order", "4"], "supported: 0 (per stream)"),
             (&["--topic", "a/b"], "not allowed"),

@@ -28,6 +28,28 @@ impl Mode {
     }
 }
 
+/// How datagrams leave, on the path xdp.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Transmit {
+    /// Through an ordinary UDP socket, which needs no privilege.
+    Udp,
+    /// Past the kernel's network stack: each stream through an AF_XDP socket on a transmit queue of
+    /// its own. Needs CAP_NET_RAW. With [`Mode::Auto`], where it is not to be had, UDP with a warning.
+    AfXdp {
+        /// Interface that the brokers are reached through; none takes that of the route to each.
+        interface: Option<String>,
+        /// Transmit queues of each interface that streams may take.
+        queues: Vec<u32>,
+    },
+}
+
+impl Transmit {
+    /// The name of [`Self::Udp`] on command lines and in reports.
+    pub const UDP: &'static str = "udp";
+    /// The name of [`Self::AfXdp`] on command lines and in reports.
+    pub const AF_XDP: &'static str = "af_xdp";
+}
+
 /// Settings of a [`crate::Publisher`]; [`Config::new`] gives sensible ones.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -37,6 +59,8 @@ pub struct Config {
     pub topic: String,
     /// Path that payload takes.
     pub mode: Mode,
+    /// How datagrams leave; of no account over tcp.
+    pub transmit: Transmit,
     /// When a message counts as delivered.
     pub ack: AckLevel,
     /// Order kept between batches.
@@ -64,6 +88,7 @@ impl Config {
             brokers: brokers.into_iter().collect(),
             topic: topic.to_owned(),
             mode: Mode::Tcp,
+            transmit: Transmit::Udp,
             ack: AckLevel::Committed,
             order: OrderLevel::PerStream,
             threads_per_broker: 1,

@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::sync::Arc;
 use std::time::Duration;
 
 use penstock_dataplane::wire::MAGIC;
@@ -12,6 +13,8 @@ use socket2::SockRef;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::link::Target;
+use crate::sending::Sending;
+use crate::tx_queues::TxQueues;
 use crate::udp::Datagrams;
 use crate::{Config, Error};
 
@@ -42,13 +45,14 @@ pub(crate) struct Opened {
     pub(crate) socket: TcpStream,
     pub(crate) offer: Offer,
     /// For the payload, over xdp.
-    pub(crate) datagrams: Option<Datagrams>,
+    pub(crate) datagrams: Option<(Datagrams, Sending)>,
 }
 
 /// Connects and opens a stream, or goes on with one of which so many batches were acked.
 pub(crate) fn open_stream(
     config: &Config,
     target: &Target,
+    tx_queues: &Arc<TxQueues>,
     resume_from: Option<u64>,
     path: Path,
 ) -> Result<Opened, Error> {
@@ -64,12 +68,14 @@ pub(crate) fn open_stream(
         Path::Tcp => None,
         Path::Xdp => {
             let address = socket.peer_addr().map_err(connect)?;
-            Some(Datagrams::connect(address).map_err(connect)?)
+            let datagrams = Datagrams::connect(address).map_err(connect)?;
+            let sending = Sending::open(config, target, &datagrams, tx_queues)?;
+            Some((datagrams, sending))
         }
     };
     let max_datagram = match &datagrams {
         None => 0,
-        Some(datagrams) => datagrams.max_datagram().map_err(connect)?,
+        Some((datagrams, sending)) => sending.max_datagram(datagrams).map_err(connect)?,
     };
     let request = Request {
         session: target.session,

@@ -22,8 +22,10 @@ use polling::{Event, Events, PollMode};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::account::Account;
+use crate::af_xdp::TransmitError;
 use crate::connect::Opened;
 use crate::link::{Ends, Target};
+use crate::sending::Sending;
 use crate::stream::{Filled, Job, Shared};
 use crate::summary::PublishStage;
 use crate::udp::{Datagrams, MAX_BYTES, MAX_SEGMENTS};
@@ -38,6 +40,9 @@ const LOOK: Duration = Duration::from_millis(100);
 const SPIN: u64 = 20_000;
 /// How long the first packets of a stream may stay unanswered before it goes over tcp.
 const TRIAL: Duration = Duration::from_millis(800);
+/// A stream that has packets on their way and hears nothing for so long looks whether they still go
+/// the right way, nanoseconds.
+const QUIET: u64 = 50_000_000;
 /// A stream that has packets on their way and hears nothing for so long goes over tcp.
 const DEAD: u64 = 3_000_000_000;
 
@@ -79,6 +84,7 @@ pub(crate) struct DatagramStream {
     broker: String,
     control: TcpStream,
     datagrams: Datagrams,
+    sending: Sending,
     key: StreamKey,
     sender: Sender,
     start: Instant,
@@ -113,7 +119,7 @@ impl DatagramStream {
             offer,
             datagrams,
         } = opened;
-        let (Some(offered), Some(datagrams)) = (offer.datagrams, datagrams) else {
+        let (Some(offered), Some((datagrams, sending))) = (offer.datagrams, datagrams) else {
             return Err(Error::PathDead {
                 broker: target.broker.clone(),
                 reason: "the broker does not offer it".to_owned(),
@@ -134,6 +140,7 @@ impl DatagramStream {
             broker: target.broker.clone(),
             control,
             datagrams,
+            sending,
             key,
             sender: Sender::new(&settings, 0),
             start: Instant::now(),
@@ -151,8 +158,11 @@ impl DatagramStream {
             refused: false,
             broker_lost: false,
         };
-        stream.account.summary.path = Path::Xdp.name();
         stream.try_path()?;
+        if let Err(error) = stream.try_bypass()? {
+            stream.sending = Sending::or_udp(config.mode, target, error)?;
+        }
+        stream.name_path();
         Ok(stream)
     }
 
@@ -179,6 +189,58 @@ impl DatagramStream {
         Ok(())
     }
 
+    /// Tries, where the path is known to be there, whether packets also arrive that do not go through
+    /// the kernel.
+    fn try_bypass(&mut self) -> Result<Result<(), TransmitError>, Error> {
+        let start = Instant::now();
+        // The first packet that went so.
+        let mut first = None;
+        loop {
+            let Sending::AfXdp(socket) = &mut self.sending else {
+                return Ok(Ok(()));
+            };
+            let largest = self.feedback.received.first();
+            if first.is_some_and(|first| largest.is_some_and(|&(_, largest)| largest >= first)) {
+                return Ok(Ok(()));
+            }
+            if start.elapsed() > TRIAL {
+                return Ok(Err(match first {
+                    Some(_) => socket.unanswered(),
+                    None => socket.unresolved(),
+                }));
+            }
+            if !socket.is_ready()
+                && let Err(error) = socket.look()
+            {
+                return Ok(Err(error));
+            }
+            if socket.is_ready() && first.is_none() {
+                first = Some(self.sender.next_packet());
+            }
+            self.sender.probe();
+            self.transmit()?;
+            self.wait(Duration::from_millis(50))?;
+            self.take_acks()?;
+        }
+    }
+
+    fn name_path(&mut self) {
+        self.account.summary.path = Path::Xdp.name();
+        self.account.summary.tx = Some(self.sending.name());
+    }
+
+    /// Sees to it that packets that bypass the kernel still go where its packets would.
+    fn look_again(&mut self, now: u64) -> Result<(), Error> {
+        let Sending::AfXdp(socket) = &mut self.sending else {
+            return Ok(());
+        };
+        let quiet = !self.kept.is_empty() && now - self.sender.heard_at() > QUIET;
+        match socket.look_again(now, quiet) {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.path_dead(format!("packets go elsewhere now: {error}"))),
+        }
+    }
+
     /// Sends until the publisher closes.
     pub(crate) fn run(&mut self) -> Result<Outcome, Error> {
         sleep::be_punctual().map_err(|e| Error::Thread(e.to_string()))?;
@@ -192,7 +254,7 @@ impl DatagramStream {
     /// Goes on with what another connection left.
     pub(crate) fn take_over(&mut self, left: &mut Leftover) {
         self.account = std::mem::take(&mut left.account);
-        self.account.summary.path = Path::Xdp.name();
+        self.name_path();
         for batch in std::mem::take(&mut left.unacked) {
             self.enqueue(batch);
         }
@@ -206,6 +268,7 @@ impl DatagramStream {
             if self.sender.next_timeout() <= now {
                 self.sender.on_timeout(now);
             }
+            self.look_again(now)?;
             let sent = self.transmit()?;
             self.account.answer_flushes(self.sender.committed());
             if !open && self.kept.is_empty() {
@@ -309,6 +372,7 @@ impl DatagramStream {
             sender,
             key,
             datagrams,
+            sending,
             ..
         } = self;
         let first = sender.committed();
@@ -326,17 +390,12 @@ impl DatagramStream {
             }
             Outgoing::Ping { .. } => Data::ping(*key, transmit.packet, payload(transmit)),
         }));
-        let mut parts = [IoSlice::new(&[]); 2 * MAX_SEGMENTS];
-        let mut total = 0;
-        for (index, (header, transmit)) in headers.iter().zip(group.iter()).enumerate() {
-            let payload = payload(transmit);
-            parts[2 * index] = IoSlice::new(header.as_bytes());
-            parts[2 * index + 1] = IoSlice::new(payload);
-            total += DATA_LEN + payload.len();
+        let mut packets = [[IoSlice::new(&[]); 2]; MAX_SEGMENTS];
+        for ((packet, header), transmit) in packets.iter_mut().zip(&*headers).zip(&*group) {
+            let payload = IoSlice::new(payload(transmit));
+            *packet = [IoSlice::new(header.as_bytes()), payload];
         }
-        let segment = size_of_packet(&group[0]);
-        let result = datagrams.send(&parts[..2 * group.len()], segment, total);
-        match result {
+        match sending.send(datagrams, &packets[..group.len()]) {
             Ok(()) => Ok(()),
             Err(error) => self.explain(&error),
         }
@@ -543,7 +602,8 @@ impl DatagramStream {
     }
 
     fn take_account(&mut self) -> Account {
-        self.account.add_transport(&self.sender);
+        let calls = self.sending.calls(&self.datagrams);
+        self.account.add_transport(&self.sender, calls);
         std::mem::take(&mut self.account)
     }
 

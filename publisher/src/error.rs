@@ -8,6 +8,7 @@ use penstock_dataplane::wire::handshake::{BadTopic, Refusal, WelcomeError};
 use penstock_dataplane::wire::reply::InvalidReply;
 use thiserror::Error;
 
+use crate::af_xdp::TransmitError;
 use crate::window::AckError;
 
 /// A failure of a publisher. Messages that were acked before it are in the brokers' logs.
@@ -54,6 +55,14 @@ pub enum Error {
         broker: String,
         /// What was seen.
         reason: String,
+    },
+    /// Packets cannot be sent with AF_XDP.
+    #[error("broker {broker}: no AF_XDP transmit: {source}")]
+    Transmit {
+        /// The broker.
+        broker: String,
+        /// Why.
+        source: TransmitError,
     },
     /// The broker acknowledged packets that were never sent.
     #[error("broker {broker}: {source}")]
@@ -145,6 +154,7 @@ impl Error {
         match self {
             Self::Refused { code, .. } => *code == Refusal::Busy as u16,
             Self::Connect { .. } | Self::PathDead { .. } | Self::Lost { .. } => true,
+            Self::Transmit { source, .. } => source.may_pass(),
             _ => false,
         }
     }

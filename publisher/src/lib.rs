@@ -18,6 +18,7 @@
 //! connection of its own that sends them (`stream`), and `window` keeps account of what is acked.
 
 mod account;
+mod af_xdp;
 mod config;
 mod connect;
 mod datagram;
@@ -26,12 +27,16 @@ mod latency;
 mod link;
 mod pool;
 mod publisher;
+mod route;
+mod sending;
 mod stream;
 mod summary;
+mod tx_queues;
 mod udp;
 mod window;
 
-pub use config::{Config, Mode};
+pub use af_xdp::TransmitError;
+pub use config::{Config, Mode, Transmit};
 pub use error::Error;
 pub use latency::AckLatency;
 pub use publisher::{Progress, Publisher};

@@ -49,10 +49,11 @@ impl Link {
         target: &Target,
         ends: &Ends,
     ) -> Result<(Self, u64, u32), Error> {
+        let queues = &ends.shared.tx_queues;
         let mut target = target.clone();
         let mut acked = None;
         if config.mode != Mode::Tcp {
-            let reason = match connect::open_stream(config, &target, None, Path::Xdp) {
+            let reason = match connect::open_stream(config, &target, queues, None, Path::Xdp) {
                 Ok(opened) => {
                     let (session, max) = (opened.offer.session, opened.offer.max_payload);
                     match DatagramStream::open(config, &target, opened, ends) {
@@ -78,7 +79,7 @@ impl Link {
             );
         }
         let opened = patiently(config, || {
-            connect::open_stream(config, &target, acked, Path::Tcp)
+            connect::open_stream(config, &target, queues, acked, Path::Tcp)
         })?;
         let (session, max) = (opened.offer.session, opened.offer.max_payload);
         let stream = Stream::new(config, &target, opened, ends)?;
@@ -127,11 +128,12 @@ impl Link {
             (_, true) => &[Path::Xdp, Path::Tcp],
             (_, false) => &[Path::Tcp],
         };
+        let queues = &ends.shared.tx_queues;
         let acked = Some(left.first);
         patiently(config, move || {
             let mut last = Error::Failed;
             for &path in paths {
-                let opened = match connect::open_stream(config, target, acked, path) {
+                let opened = match connect::open_stream(config, target, queues, acked, path) {
                     Ok(opened) => opened,
                     Err(error) => {
                         last = error;

@@ -12,7 +12,7 @@ use penstock_dataplane::wire::handshake::MAX_STREAMS;
 use penstock_dataplane::wire::message::{self, OVERHEAD};
 
 use crate::account::Closed;
-use crate::config::Mode;
+use crate::config::{Mode, Transmit};
 use crate::latency::Waits;
 use crate::link::{Ends, Link, Target};
 use crate::pool::Pool;
@@ -111,6 +111,7 @@ impl Publisher {
         let buffers = streams * (held + QUEUE) + 1;
         let shared = Arc::new(Shared {
             pool: Pool::new(buffers, config.batch_size, QUEUE),
+            tx_queues: Arc::default(),
             acked_messages: AtomicU64::new(0),
             abandoned: AtomicBool::new(false),
         });
@@ -566,6 +567,14 @@ fn check(config: &Config) -> Result<(), Error> {
             "batch size {} is not from 64 B to 1 GiB",
             config.batch_size
         ));
+    }
+    if let Transmit::AfXdp { queues, .. } = &config.transmit {
+        if config.mode == Mode::Tcp {
+            return wrong("AF_XDP transmits datagrams; the mode must be xdp or auto".to_owned());
+        }
+        if queues.is_empty() {
+            return wrong("AF_XDP transmits through a queue; name at least one".to_owned());
+        }
     }
     if config.in_flight == 0 || config.in_flight > 65_536 {
         return wrong(format!(

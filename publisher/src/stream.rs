@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, Read, Write};
 use std::net::TcpStream;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,7 @@ use crate::datagram::Leftover;
 use crate::link::{Ends, Target};
 use crate::pool::Pool;
 use crate::summary::PublishStage;
+use crate::tx_queues::TxQueues;
 use crate::window::Window;
 use crate::{Config, Error};
 
@@ -120,6 +122,7 @@ impl Waker {
 pub(crate) struct Shared {
     /// Where buffers go once they are acked.
     pub(crate) pool: Pool,
+    pub(crate) tx_queues: Arc<TxQueues>,
     pub(crate) acked_messages: AtomicU64,
     /// The publisher is dropped: stop at once.
     pub(crate) abandoned: AtomicBool,
@@ -178,6 +181,7 @@ impl Stream {
     pub(crate) fn take_over(&mut self, left: &mut Leftover) {
         self.account = std::mem::take(&mut left.account);
         self.account.summary.path = Path::Tcp.name();
+        self.account.summary.tx = None;
         self.leftover = std::mem::take(&mut left.unacked);
     }
 

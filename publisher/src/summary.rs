@@ -83,6 +83,9 @@ pub struct StreamSummary {
     pub sha256: Option<String>,
     /// Path at the end: tcp or xdp.
     pub path: &'static str,
+    /// How datagrams left at the end, over xdp: udp or af_xdp.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tx: Option<&'static str>,
     /// Times that the stream went on over another connection.
     pub moves: u64,
     /// What it took over xdp.
@@ -95,6 +98,8 @@ pub struct StreamSummary {
 pub struct TransportSummary {
     /// Packets sent.
     pub packets: u64,
+    /// System calls that sent them.
+    pub send_calls: u64,
     /// Packets that carried again what was declared lost, or probed a silent path.
     pub retransmits: u64,
     /// Packets declared lost.

@@ -1,7 +1,7 @@
 //! The UDP socket of a stream over xdp: many packets a system call, cut apart by the kernel.
 
 use std::io::{self, IoSlice};
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use penstock_dataplane::wire::packet::MAX_ACK_LEN;
@@ -25,6 +25,7 @@ pub(crate) struct Datagrams {
     socket: UdpSocket,
     /// Whether the kernel, or the interface, cuts a long buffer into packets.
     segments: bool,
+    calls: u64,
     acks: Box<[[u8; MAX_ACK_LEN + 1]; ACKS]>,
     lens: [usize; ACKS],
 }
@@ -57,6 +58,7 @@ impl Datagrams {
         Ok(Self {
             socket,
             segments: true,
+            calls: 0,
             acks: Box::new([[0; MAX_ACK_LEN + 1]; ACKS]),
             lens: [0; ACKS],
         })
@@ -82,24 +84,36 @@ impl Datagrams {
         self.segments
     }
 
-    /// Sends `parts` as packets of `segment` bytes, the last of which may be shorter. Waits while
-    /// the kernel holds as much as it may.
+    /// Its own address and the broker's; those of IPv4 in their own form, also on an IPv6 socket.
+    pub(crate) fn ends(&self) -> io::Result<(SocketAddr, SocketAddr)> {
+        let canonical = |address: SocketAddr| match address.ip().to_canonical() {
+            IpAddr::V4(ip) => SocketAddr::from((ip, address.port())),
+            IpAddr::V6(_) => address,
+        };
+        let own = self.socket.local_addr()?;
+        Ok((canonical(own), canonical(self.socket.peer_addr()?)))
+    }
+
+    /// System calls made to send.
+    pub(crate) fn calls(&self) -> u64 {
+        self.calls
+    }
+
+    /// Sends packets, each in two parts: all as long as the first, but the last may be shorter. Waits
+    /// while the kernel holds as much as it may.
     ///
     /// An interface that cannot do this is remembered: the error is `Unsupported`, then, nothing
     /// was sent, and [`Self::has_segments`] says no from now on.
-    pub(crate) fn send(
-        &mut self,
-        parts: &[IoSlice<'_>],
-        segment: usize,
-        total: usize,
-    ) -> io::Result<()> {
+    pub(crate) fn send(&mut self, packets: &[[IoSlice<'_>; 2]]) -> io::Result<()> {
+        let parts = packets.as_flattened();
+        let segment = packets[0][0].len() + packets[0][1].len();
+        let several = packets.len() > 1;
         let mut control = [0u64; 4];
         // SAFETY: a msghdr of zeros is valid: no name, no control data, no buffers.
         let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
         // An IoSlice has the layout of an iovec.
         message.msg_iov = parts.as_ptr().cast_mut().cast();
         message.msg_iovlen = parts.len();
-        let several = total > segment;
         if several {
             message.msg_control = control.as_mut_ptr().cast();
             // SAFETY: computes sizes only.
@@ -116,6 +130,7 @@ impl Datagrams {
             }
         }
         loop {
+            self.calls += 1;
             // SAFETY: the descriptor is open; all buffers outlive the call.
             let sent = unsafe { libc::sendmsg(self.socket.as_raw_fd(), &raw const message, 0) };
             if sent >= 0 {
@@ -225,8 +240,14 @@ mod tests {
         let broker = UdpSocket::bind("127.0.0.1:0").unwrap();
         let mut datagrams = Datagrams::connect(broker.local_addr().unwrap()).unwrap();
         assert!(datagrams.max_datagram().unwrap() >= 65_000);
-        let parts = [IoSlice::new(&[1; 300]), IoSlice::new(&[2; 250])];
-        datagrams.send(&parts, 200, 550).unwrap();
+        let part = |len| IoSlice::new(&[1; 200][..len]);
+        let packets = [
+            [part(50), part(150)],
+            [part(50), part(150)],
+            [part(50), part(100)],
+        ];
+        datagrams.send(&packets).unwrap();
+        assert_eq!(datagrams.calls(), 1);
         let mut packet = [0; 1000];
         let mut lens = Vec::new();
         for _ in 0..3 {
