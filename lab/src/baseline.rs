@@ -170,6 +170,7 @@ impl Bench<'_> {
             cpus: None,
             brokers: cluster.addresses(),
             mode: self.options.route.mode,
+            tx: self.options.route.tx.as_deref(),
             workload: &workload,
             source: &Source::Synthetic(self.options.size),
             rate: None,

@@ -218,6 +218,9 @@ pub struct Route {
     /// Path of the payload.
     #[arg(long, value_enum, default_value_t = Mode::Tcp)]
     pub mode: Mode,
+    /// How the publisher's datagrams leave: `udp` or `af_xdp`.
+    #[arg(long, value_parser = ["udp", "af_xdp"])]
+    pub tx: Option<String>,
     /// How the brokers' interfaces run the XDP program: `auto`, `native` or `generic`.
     #[arg(long, value_parser = ["auto", "native", "generic"])]
     pub xdp_mode: Option<String>,
@@ -393,6 +396,7 @@ mod tests {
     fn what_does_not_exist_is_refused_with_what_does() {
         for (option, value, supported) in [
             ("--mode", "udp", "tcp, xdp, auto"),
+            ("--tx", "raw", "udp, af_xdp"),
             ("--poll", "often", "busy, adaptive"),
             ("--ack", "2", "supported: 0"),
             ("--order", "1", "supported: 0"),

@@ -137,6 +137,9 @@ pub struct SentStream {
     pub payload_bytes: u64,
     pub sha256: Option<String>,
     pub path: String,
+    /// How datagrams left, over xdp.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tx: Option<String>,
     pub moves: u64,
     pub transport: Option<BTreeMap<String, f64>>,
 }

@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::delay::{DelayReport, LineCount};
 use crate::environment::Environment;
 use crate::faults::{FaultReport, LinkFaults};
-use crate::outputs::Session;
+use crate::outputs::{SentStream, Session};
 use crate::report::{Baseline, BaselineRow, Broker, Throughput};
 use crate::spread::Spread;
 
@@ -183,7 +183,7 @@ fn transport(sessions: &[Session]) -> Option<String> {
             Some([
                 address.clone(),
                 stream.stream.to_string(),
-                stream.path.clone(),
+                path_of(stream),
                 stream.moves.to_string(),
                 figure("packets"),
                 figure("lost"),
@@ -199,6 +199,14 @@ fn transport(sessions: &[Session]) -> Option<String> {
     let head = ["broker", "stream", "path", "moves", "packets", "lost", "sent again",
         "probe timeouts", "credit stalls", "RTT µs", "payload per packet"];
     (!rows.is_empty()).then(|| format!("## Packets of each stream\n\n{}", table(head, &rows)))
+}
+
+/// The path that a stream took, and how its datagrams left.
+fn path_of(stream: &SentStream) -> String {
+    match &stream.tx {
+        Some(tx) => format!("{}, {tx}", stream.path),
+        None => stream.path.clone(),
+    }
 }
 
 fn broker_table(brokers: &[Broker]) -> String {

@@ -278,6 +278,7 @@ impl Run<'_> {
             cpus: None,
             brokers: cluster.addresses(),
             mode: self.options.route.mode,
+            tx: self.options.route.tx.as_deref(),
             workload: self.workload,
             source: self.source,
             rate: None,

@@ -156,6 +156,7 @@ mod tests {
             payload_bytes: 30,
             sha256: Some(sha256.to_owned()),
             path: "tcp".to_owned(),
+            tx: None,
             moves: 0,
             transport: None,
         }

@@ -45,6 +45,8 @@ pub struct Publish<'a> {
     /// Addresses, separated by commas.
     pub brokers: String,
     pub mode: Mode,
+    /// How datagrams leave, if it is not left to the publisher.
+    pub tx: Option<&'a str>,
     pub workload: &'a Workload,
     pub source: &'a Source,
     /// Message bytes per second; none is full speed.
@@ -82,6 +84,9 @@ impl Publish<'_> {
         let mut command = on_cores(self.namespace, self.cpus, self.program);
         command.args(["--brokers", &self.brokers, "--topic", &workload.topic]);
         command.args(["--mode", self.mode.name(), "--format", "json"]);
+        if let Some(tx) = self.tx {
+            command.args(["--tx", tx]);
+        }
         if let Some(rate) = self.rate {
             command.args(["--rate", &rate.to_string()]);
         }

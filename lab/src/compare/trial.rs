@@ -93,6 +93,7 @@ impl Bench<'_> {
             cpus: cores.map(|cores| cores.publisher.as_str()),
             brokers: String::new(),
             mode: contender.mode(),
+            tx: None,
             workload: &workload,
             source: &source,
             rate: load.bytes_per_second,
@@ -222,6 +223,7 @@ impl Contender {
         };
         Route {
             mode: self.mode(),
+            tx: None,
             xdp_mode,
             poll: (self != Self::Tcp).then(|| poll.to_owned()),
         }
