@@ -66,15 +66,23 @@ pub(crate) struct Leftover {
 }
 
 impl Leftover {
-    /// Batches that turned out to be committed are done.
-    pub(crate) fn drop_committed(&mut self, committed: u64, shared: &Shared) {
+    pub(crate) fn unacked_messages(&self) -> u64 {
+        let messages = self.unacked.iter().map(|batch| u64::from(batch.messages));
+        messages.sum()
+    }
+
+    /// Batches that turned out to be committed are done; their buffers go to the pool if they are
+    /// the pool's.
+    pub(crate) fn drop_committed(&mut self, committed: u64, shared: &Shared, pooled: bool) {
         while self.first < committed {
             let Some(batch) = self.unacked.pop_front() else {
                 return;
             };
             self.first += 1;
             self.account.acked(1, batch.messages.into(), shared);
-            shared.pool.give_back(batch.payload);
+            if pooled {
+                shared.pool.give_back(batch.payload);
+            }
         }
     }
 }

@@ -118,7 +118,7 @@ pub enum Error {
         /// Messages of the stream that were sent and not acked.
         unacked: u64,
     },
-    /// The connection broke.
+    /// The connection broke, of a stream without acks or again and again without an ack between.
     #[error(
         "broker {broker}: connection lost with {unacked} messages unacknowledged: {source}; they may or may not be in its log"
     )]
@@ -129,6 +129,20 @@ pub enum Error {
         unacked: u64,
         /// The system's answer.
         source: io::Error,
+    },
+    /// The connection broke, and no other could take the stream up in time.
+    #[error(
+        "broker {broker}: connection lost with {unacked} messages unacknowledged ({reason}), and the stream could not go on over another: {source}; they may or may not be in its log"
+    )]
+    NotResumed {
+        /// The broker.
+        broker: String,
+        /// Messages of the stream that were sent and not acked.
+        unacked: u64,
+        /// How the connection ended.
+        reason: String,
+        /// Why there is no other.
+        source: Box<Error>,
     },
     /// The broker gave up on the stream.
     #[error("broker {broker} ended the stream with {unacked} messages unacknowledged: {text}")]

@@ -1,6 +1,8 @@
 //! A stream over whichever path it takes, and the change from one connection to another.
 
+use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,7 +14,7 @@ use crate::account::Closed;
 use crate::config::Mode;
 use crate::connect;
 use crate::datagram::{DatagramStream, Leftover, Outcome};
-use crate::stream::{Job, Shared, Stream, Waker};
+use crate::stream::{Job, Shared, Stream, Waker, owns_kept};
 use crate::{Config, Error};
 
 /// Pause between attempts to open a stream again.
@@ -78,9 +80,12 @@ impl Link {
                 "payload goes over tcp: {reason}"
             );
         }
-        let opened = patiently(config, || {
-            connect::open_stream(config, &target, queues, acked, Path::Tcp)
-        })?;
+        let open = || connect::open_stream(config, &target, queues, acked, Path::Tcp);
+        let opened = match acked {
+            None => open()?,
+            // The connection before may not quite have ended.
+            Some(_) => patiently(config, Instant::now(), &ends.shared, open)?,
+        };
         let (session, max) = (opened.offer.session, opened.offer.max_payload);
         let stream = Stream::new(config, &target, opened, ends)?;
         Ok((Self::Tcp(Box::new(stream)), session, max))
@@ -94,16 +99,26 @@ impl Link {
         ends: &Ends,
     ) -> Result<Closed, Error> {
         let mut link = self;
+        let mut luck = Luck::new();
         loop {
-            let leftover = match link {
-                Self::Tcp(mut stream) => return stream.run(),
-                // The old connection is closed before another is asked for.
-                Self::Xdp(mut stream) => match stream.run()? {
-                    Outcome::Ended(account) => return Ok(account.close()),
-                    Outcome::Moves(leftover) => *leftover,
-                },
+            // The old connection is closed before another is asked for.
+            let outcome = match link {
+                Self::Tcp(mut stream) => stream.run()?,
+                Self::Xdp(mut stream) => stream.run()?,
             };
-            link = Self::again(config, target, ends, leftover)?;
+            let leftover = match outcome {
+                Outcome::Ended(account) => return Ok(account.close()),
+                Outcome::Moves(leftover) => *leftover,
+            };
+            luck.lost_connection(leftover.first, config.timeout);
+            if luck.since.elapsed() > config.timeout {
+                return Err(Error::Lost {
+                    broker: target.broker.clone(),
+                    unacked: leftover.unacked_messages(),
+                    source: io::Error::other(leftover.reason),
+                });
+            }
+            link = Self::again(config, target, ends, leftover, &mut luck)?;
         }
     }
 
@@ -113,7 +128,9 @@ impl Link {
         target: &Target,
         ends: &Ends,
         mut left: Leftover,
+        luck: &mut Luck,
     ) -> Result<Self, Error> {
+        let (reason, unacked) = (left.reason.clone(), left.unacked_messages());
         warn!(
             broker = target.broker,
             stream = target.number,
@@ -125,12 +142,12 @@ impl Link {
         // be there again with its path.
         let paths: &[Path] = match (config.mode, left.broker_lost) {
             (Mode::Xdp, _) => &[Path::Xdp],
-            (_, true) => &[Path::Xdp, Path::Tcp],
-            (_, false) => &[Path::Tcp],
+            (Mode::Auto, true) => &[Path::Xdp, Path::Tcp],
+            (Mode::Auto, false) | (Mode::Tcp, _) => &[Path::Tcp],
         };
         let queues = &ends.shared.tx_queues;
         let acked = Some(left.first);
-        patiently(config, move || {
+        let attempt = move || {
             let mut last = Error::Failed;
             for &path in paths {
                 let opened = match connect::open_stream(config, target, queues, acked, path) {
@@ -149,7 +166,7 @@ impl Link {
                 };
                 match stream {
                     Ok(mut stream) => {
-                        left.drop_committed(committed, &ends.shared);
+                        left.drop_committed(committed, &ends.shared, !owns_kept(config));
                         match &mut stream {
                             Self::Tcp(stream) => stream.take_over(&mut left),
                             Self::Xdp(stream) => stream.take_over(&mut left),
@@ -160,20 +177,66 @@ impl Link {
                 }
             }
             Err(last)
+        };
+        let opened = patiently(config, luck.since, &ends.shared, attempt);
+        luck.connected = Instant::now();
+        opened.map_err(|error| match error {
+            Error::Failed => Error::Failed,
+            error => Error::NotResumed {
+                broker: target.broker.clone(),
+                unacked,
+                reason,
+                source: Box::new(error),
+            },
         })
     }
 }
 
-/// Tries again what may succeed a little later, for as long as the settings say.
+/// Since when a stream has had no luck with its connections. A broker that takes connections but
+/// never anything over them is given up as one that takes none.
+struct Luck {
+    since: Instant,
+    connected: Instant,
+    acked: u64,
+}
+
+impl Luck {
+    fn new() -> Self {
+        let now = Instant::now();
+        Self {
+            since: now,
+            connected: now,
+            acked: 0,
+        }
+    }
+
+    /// A connection ended when so many batches were acked. If it brought some, or lasted, what was
+    /// before it is forgotten.
+    fn lost_connection(&mut self, acked: u64, timeout: Duration) {
+        if acked > self.acked || self.connected.elapsed() > timeout {
+            self.since = Instant::now();
+        } else {
+            thread::sleep(PAUSE);
+        }
+        self.acked = acked;
+    }
+}
+
+/// Tries again what may succeed a little later, until it was to no avail for as long as the
+/// settings say.
 fn patiently<T>(
     config: &Config,
+    since: Instant,
+    shared: &Shared,
     mut attempt: impl FnMut() -> Result<T, Error>,
 ) -> Result<T, Error> {
-    let start = Instant::now();
     loop {
         match attempt() {
-            Err(error) if error.may_pass() && start.elapsed() < config.timeout => {
-                thread::sleep(PAUSE)
+            Err(error) if error.may_pass() && since.elapsed() < config.timeout => {
+                if shared.abandoned.load(Ordering::Relaxed) {
+                    return Err(Error::Failed);
+                }
+                thread::sleep(PAUSE);
             }
             other => return other,
         }

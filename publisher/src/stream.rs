@@ -11,13 +11,14 @@ use crossbeam_channel::{Sender, TryRecvError};
 use penstock_dataplane::profile::Tick;
 use penstock_dataplane::wire::batch::Header;
 use penstock_dataplane::wire::handshake::{AckLevel, Path};
-use penstock_dataplane::wire::reply::{Parsed, REPLY_LEN, Reply};
+use penstock_dataplane::wire::reply::{Fault, Parsed, REPLY_LEN, Reply};
 use polling::{AsRawSource, AsSource, Event, Events, PollMode, Poller};
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::account::{Account, Closed};
+use crate::account::Account;
+use crate::config::Mode;
 use crate::connect::Opened;
-use crate::datagram::Leftover;
+use crate::datagram::{Leftover, Outcome};
 use crate::link::{Ends, Target};
 use crate::pool::Pool;
 use crate::summary::PublishStage;
@@ -128,6 +129,12 @@ pub(crate) struct Shared {
     pub(crate) abandoned: AtomicBool,
 }
 
+/// Whether streams have buffers of their own for what they keep; where payload may go over xdp as
+/// well, the pool has enough for that.
+pub(crate) fn owns_kept(config: &Config) -> bool {
+    config.mode == Mode::Tcp && config.ack == AckLevel::Committed
+}
+
 /// One stream, run by its own thread.
 pub(crate) struct Stream {
     broker: String,
@@ -136,6 +143,9 @@ pub(crate) struct Stream {
     ack: AckLevel,
     timeout: Duration,
     window: Window,
+    /// Buffers that stand in for those that are kept until they are acked, so that the publisher
+    /// gets as far ahead of the stream as if none were kept, and no farther than the CPU's cache.
+    spares: Option<Vec<Vec<u8>>>,
     /// What another connection left; sent first.
     leftover: VecDeque<Filled>,
     reply: [u8; REPLY_LEN],
@@ -167,6 +177,10 @@ impl Stream {
             ack: config.ack,
             timeout: config.timeout,
             window: Window::new(limit, offer.committed),
+            spares: owns_kept(config).then(|| {
+                let buffers = std::iter::repeat_with(|| Vec::with_capacity(config.batch_size));
+                buffers.take(config.in_flight).collect()
+            }),
             leftover: VecDeque::new(),
             reply: [0; REPLY_LEN],
             reply_filled: 0,
@@ -183,10 +197,24 @@ impl Stream {
         self.account.summary.path = Path::Tcp.name();
         self.account.summary.tx = None;
         self.leftover = std::mem::take(&mut left.unacked);
+        if let Some(spares) = &mut self.spares {
+            spares.truncate(spares.len() - self.leftover.len());
+        }
     }
 
-    /// Sends until the publisher closes; returns what was done.
-    pub(crate) fn run(&mut self) -> Result<Closed, Error> {
+    /// Sends until the publisher closes. A stream whose batches are acked can go on over another
+    /// connection when this one ends too early; nothing tells how far one without acks has come.
+    pub(crate) fn run(&mut self) -> Result<Outcome, Error> {
+        match self.serve() {
+            Ok(()) => Ok(Outcome::Ended(Box::new(std::mem::take(&mut self.account)))),
+            Err(Error::Lost { source, .. }) if self.ack == AckLevel::Committed => {
+                Ok(Outcome::Moves(Box::new(self.leave(source.to_string()))))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn serve(&mut self) -> Result<(), Error> {
         while let Some(batch) = self.leftover.pop_front() {
             self.send(batch)?;
         }
@@ -194,6 +222,9 @@ impl Stream {
             match self.ends.jobs.try_recv() {
                 Ok(Job::Batch(batch)) => {
                     self.account.sent(&batch);
+                    if let Some(spare) = self.spares.as_mut().and_then(Vec::pop) {
+                        self.ends.shared.pool.give_back(spare);
+                    }
                     self.send(batch)?;
                 }
                 Ok(Job::Flush(done)) => self.account.flush(self.window.next_seq(), done),
@@ -203,23 +234,34 @@ impl Stream {
             self.take_replies()?;
             self.answer_flushes();
         }
-        if !self.ends.shared.abandoned.load(Ordering::Relaxed) {
-            self.end()?;
+        if self.ends.shared.abandoned.load(Ordering::Relaxed) {
+            return Ok(());
         }
-        Ok(std::mem::take(&mut self.account).close())
+        self.end()
+    }
+
+    fn leave(&mut self, reason: String) -> Leftover {
+        let mut unacked = self.window.take_unacked();
+        unacked.append(&mut self.leftover);
+        Leftover {
+            reason,
+            broker_lost: true,
+            account: std::mem::take(&mut self.account),
+            unacked,
+            first: self.window.acked(),
+        }
     }
 
     fn send(&mut self, batch: Filled) -> Result<(), Error> {
         let start = self.account.stages.now();
         let header = batch.header(self.window.next_seq());
-        let Filled {
-            payload, messages, ..
-        } = batch;
-        self.window.push(messages);
         self.last_life = Instant::now();
-        self.write_all(header.as_bytes(), &payload)?;
-        // The kernel has it; what the cache still holds of the buffer is used for the next batch.
-        self.ends.shared.pool.give_back(payload);
+        let written = self.write_all(header.as_bytes(), &batch.payload);
+        // Kept also if the connection broke inside of it: the next one sends it again.
+        if let Some(batch) = self.window.push(batch) {
+            self.ends.shared.pool.give_back(batch.payload);
+        }
+        written?;
         let start = self.account.stages.lap(PublishStage::SendPayload, start);
         if self.window.is_full() {
             self.take_replies()?;
@@ -338,28 +380,43 @@ impl Stream {
             Parsed::Error {
                 committed,
                 text_len,
-                ..
+                code,
             } => {
                 self.account(committed)?;
                 let text = self.read_text(text_len);
-                let unacked = self.window.unacked_messages();
-                Err(Error::Ended {
-                    broker: self.broker.clone(),
-                    unacked,
-                    text,
-                })
+                Err(self.ended_by_broker(code, text))
             }
+        }
+    }
+
+    /// A broker that is restarted, or that heard nothing while this host slept, takes a stream with
+    /// acks up again; anything else is for good.
+    fn ended_by_broker(&self, code: u16, text: String) -> Error {
+        let for_now = code == Fault::Shutdown as u16 || code == Fault::Stalled as u16;
+        if for_now && self.ack == AckLevel::Committed {
+            return self.lost(io::Error::other(text));
+        }
+        Error::Ended {
+            broker: self.broker.clone(),
+            unacked: self.window.unacked_messages(),
+            text,
         }
     }
 
     fn account(&mut self, committed: u64) -> Result<(), Error> {
         let before = self.window.acked();
-        let messages = self.window.ack(committed).map_err(|source| Error::BadAck {
+        let acked = self.window.ack(committed).map_err(|source| Error::BadAck {
             broker: self.broker.clone(),
             source,
         })?;
         let batches = committed - before;
-        self.account.acked(batches, messages, &self.ends.shared);
+        self.account
+            .acked(batches, acked.messages, &self.ends.shared);
+        let buffers = acked.batches.map(|batch| batch.payload);
+        match &mut self.spares {
+            Some(spares) => spares.extend(buffers),
+            None => self.ends.shared.pool.give_back_all(buffers),
+        }
         Ok(())
     }
 
@@ -395,7 +452,7 @@ impl Stream {
     /// A send failed: the broker may have said why before it closed.
     fn explain_loss(&mut self, source: io::Error) -> Error {
         match self.take_replies() {
-            Err(told @ Error::Ended { .. }) => told,
+            Err(told @ (Error::Ended { .. } | Error::Lost { .. })) => told,
             _ => self.lost(source),
         }
     }

@@ -1,8 +1,8 @@
 //! The library against brokers that this file plays: good ones, slow ones, dying and lying ones.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::sync::mpsc::channel;
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::mpsc::{TryRecvError, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,8 @@ use zerocopy::{FromBytes, IntoBytes};
 
 const MAX_PAYLOAD: u32 = 1 << 20;
 const SESSION: u64 = 0x5e55;
+/// How long a publisher tries to go on where a test has it fail.
+const BRIEF: Duration = Duration::from_millis(200);
 /// Longer than anything here takes; a test that waits for it has failed anyhow.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -45,10 +47,15 @@ impl Peer {
     }
 
     fn welcome(&mut self) {
+        self.welcome_back(0);
+    }
+
+    /// Takes up a stream of which so many batches are committed.
+    fn welcome_back(&mut self, committed: u64) {
         let offer = Offer {
             session: SESSION,
             max_payload: MAX_PAYLOAD,
-            committed: 0,
+            committed,
             datagrams: None,
         };
         self.say(Welcome::accept(offer).as_bytes());
@@ -88,20 +95,26 @@ impl Peer {
     }
 
     /// Takes and acks everything up to the end of the stream; returns the messages by batch.
-    fn serve(mut self) -> Vec<Vec<Vec<u8>>> {
-        self.welcome();
+    fn serve(self) -> Vec<Vec<Vec<u8>>> {
+        self.serve_from(0)
+    }
+
+    /// Likewise, for a stream of which so many batches are committed.
+    fn serve_from(mut self, committed: u64) -> Vec<Vec<Vec<u8>>> {
+        self.welcome_back(committed);
         let mut batches = Vec::new();
         loop {
+            let next = committed + batches.len() as u64;
             match self.frame() {
                 Frame::Batch(batch) => {
-                    assert_eq!(batch.batch_seq, batches.len() as u64);
+                    assert_eq!(batch.batch_seq, next);
                     batches.push(self.messages(&batch));
                     if self.request.ack == AckLevel::Committed {
-                        self.ack(batches.len() as u64);
+                        self.ack(next + 1);
                     }
                 }
                 Frame::End { batches: sent } => {
-                    assert_eq!(sent, batches.len() as u64);
+                    assert_eq!(sent, next);
                     self.ack(sent);
                     return batches;
                 }
@@ -287,7 +300,7 @@ fn no_more_than_the_window_is_sent_before_an_ack() {
 }
 
 #[test]
-fn a_broker_that_dies_is_named_and_what_was_acked_stays_counted() {
+fn a_broker_that_dies_for_good_is_named_and_what_was_acked_stays_counted() {
     let (address, play) = broker(|mut peer| {
         peer.welcome();
         let first = peer.batch().len();
@@ -295,11 +308,15 @@ fn a_broker_that_dies_is_named_and_what_was_acked_stays_counted() {
         peer.batch();
         first as u64
     });
-    let mut publisher = Publisher::connect(config(&[&address])).unwrap();
+    let mut publisher = Publisher::connect(Config {
+        timeout: BRIEF,
+        ..config(&[&address])
+    })
+    .unwrap();
     let progress = publisher.progress();
     let error = failure_of(&mut publisher);
     assert!(
-        matches!(&error, Error::Lost { broker, unacked, .. } if *broker == address && *unacked > 0),
+        matches!(&error, Error::NotResumed { broker, unacked, .. } if *broker == address && *unacked > 0),
         "{error}"
     );
     assert_eq!(progress.messages_acked(), play.join().unwrap());
@@ -308,21 +325,137 @@ fn a_broker_that_dies_is_named_and_what_was_acked_stays_counted() {
 }
 
 #[test]
-fn one_of_two_brokers_dying_fails_the_publisher() {
+fn one_of_two_brokers_dying_for_good_fails_the_publisher() {
     let (good, serve) = broker(|mut peer| {
         peer.welcome();
-        peer.drain();
+        // Lives until the publisher goes.
+        let sign_of_life = Reply::ack(0, true);
+        while peer.socket.write_all(sign_of_life.as_bytes()).is_ok() {
+            thread::sleep(BRIEF / 10);
+        }
     });
     let (bad, play) = broker(|mut peer| peer.welcome());
-    let mut publisher = Publisher::connect(config(&[&good, &bad])).unwrap();
+    let mut publisher = Publisher::connect(Config {
+        timeout: BRIEF,
+        ..config(&[&good, &bad])
+    })
+    .unwrap();
     play.join().unwrap();
     let error = failure_of(&mut publisher);
     assert!(
-        matches!(&error, Error::Lost { broker, .. } if *broker == bad),
+        matches!(&error, Error::NotResumed { broker, .. } if *broker == bad),
         "{error}"
     );
     drop(publisher);
     serve.join().unwrap();
+}
+
+/// A publisher whose first connection `lose` ends, `committed` batches being in the log by then,
+/// and whose second is good; checks that everything arrived once and in order.
+fn goes_on(lose: impl FnOnce(Peer) -> Vec<Vec<u8>> + Send + 'static, acked: u64, committed: u64) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let play = thread::spawn(move || {
+        let mut arrived = lose(Peer::accept(&listener));
+        let peer = Peer::accept(&listener);
+        assert_eq!(peer.request.session, SESSION);
+        assert_eq!(peer.request.resume_from, Some(acked));
+        arrived.extend(peer.serve_from(committed).concat());
+        arrived
+    });
+    let mut publisher = Publisher::connect(config(&[&address])).unwrap();
+    let messages = numbered(20_000);
+    publish_all(&mut publisher, &messages);
+    publisher.flush().unwrap();
+    let summary = publisher.close().unwrap();
+    assert_eq!(summary.messages_acked, messages.len() as u64);
+    assert_eq!(summary.brokers[0].streams[0].moves, 1);
+    assert_eq!(play.join().unwrap(), messages);
+}
+
+#[test]
+fn a_stream_goes_on_after_its_connection_was_lost_inside_a_batch() {
+    let lose = |mut peer: Peer| {
+        peer.welcome();
+        let mut arrived: Vec<_> = (0..5).flat_map(|_| peer.batch()).collect();
+        peer.ack(3);
+        // Committed, but the ack is lost with the connection.
+        arrived.extend(peer.batch());
+        peer.socket.read_exact(&mut [0; HEADER_LEN + 10]).unwrap();
+        arrived
+    };
+    goes_on(lose, 3, 6);
+}
+
+#[test]
+fn a_stream_goes_on_after_an_ordinary_restart() {
+    let lose = |mut peer: Peer| {
+        peer.welcome();
+        let arrived = peer.batch();
+        peer.say(&Reply::error(Fault::Shutdown, 1, "down for an upgrade"));
+        peer.socket.shutdown(Shutdown::Write).unwrap();
+        peer.drain();
+        arrived
+    };
+    goes_on(lose, 1, 1);
+}
+
+#[test]
+fn a_stream_goes_on_when_only_the_confirmation_of_its_end_is_lost() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let play = thread::spawn(move || {
+        let mut peer = Peer::accept(&listener);
+        peer.welcome();
+        let arrived = peer.batch();
+        assert!(matches!(peer.frame(), Frame::End { batches: 1 }));
+        drop(peer);
+        assert!(Peer::accept(&listener).serve_from(1).is_empty());
+        arrived
+    });
+    let mut publisher = Publisher::connect(config(&[&address])).unwrap();
+    publisher.publish(b"only").unwrap();
+    assert_eq!(publisher.close().unwrap().messages_acked, 1);
+    assert_eq!(play.join().unwrap(), [b"only"]);
+}
+
+#[test]
+fn a_broker_that_takes_connections_but_no_batches_is_given_up() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (stop, stopped) = channel::<()>();
+    let play = thread::spawn(move || {
+        // The last connection is the one that wakes this after the end.
+        while stopped.try_recv() == Err(TryRecvError::Empty) {
+            let (mut socket, _) = listener.accept().unwrap();
+            let mut hello = [0; HELLO_LEN + 1];
+            if socket.read_exact(&mut hello).is_ok() {
+                let mut peer = Peer {
+                    socket,
+                    topic: String::new(),
+                    request: Hello::read_from_bytes(&hello[..HELLO_LEN])
+                        .unwrap()
+                        .parse()
+                        .unwrap()
+                        .1,
+                };
+                peer.welcome();
+            }
+        }
+    });
+    let mut publisher = Publisher::connect(Config {
+        timeout: BRIEF,
+        ..config(&[&address])
+    })
+    .unwrap();
+    let error = failure_of(&mut publisher);
+    assert!(
+        matches!(&error, Error::Lost { unacked, .. } if *unacked > 0),
+        "{error}"
+    );
+    drop((publisher, stop));
+    TcpStream::connect(address).unwrap();
+    play.join().unwrap();
 }
 
 #[test]
@@ -361,14 +494,14 @@ fn a_broker_that_says_why_it_ends_is_quoted() {
     let (address, play) = broker(|mut peer| {
         peer.welcome();
         peer.batch();
-        peer.say(&Reply::error(Fault::Shutdown, 1, "down for an upgrade"));
+        peer.say(&Reply::error(Fault::Checksum, 1, "bits have flipped"));
         // Not closed yet, or the text could be lost to a reset.
         peer.drain();
     });
     let mut publisher = Publisher::connect(config(&[&address])).unwrap();
     let error = failure_of(&mut publisher);
     assert!(
-        matches!(&error, Error::Ended { text, .. } if text == "down for an upgrade"),
+        matches!(&error, Error::Ended { text, .. } if text == "bits have flipped"),
         "{error}"
     );
     drop(publisher);
@@ -559,6 +692,7 @@ fn a_failure_that_the_linger_time_brings_up_is_told_to_the_next_caller() {
     let (address, play) = broker(|mut peer| peer.welcome());
     let mut publisher = Publisher::connect(Config {
         linger: Duration::from_millis(1),
+        timeout: BRIEF,
         ..config(&[&address])
     })
     .unwrap();
@@ -570,5 +704,5 @@ fn a_failure_that_the_linger_time_brings_up_is_told_to_the_next_caller() {
             break error;
         }
     };
-    assert!(matches!(error, Error::Lost { .. }), "{error}");
+    assert!(matches!(error, Error::NotResumed { .. }), "{error}");
 }
