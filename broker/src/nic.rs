@@ -107,6 +107,7 @@ pub fn restore(interface: &str, when_gone: bool) -> Result<()> {
 
 /// Holds the lock that tells that this process lives.
 struct Keeper {
+    interface: String,
     undo: Option<Undo>,
     process: Child,
 }
@@ -123,6 +124,7 @@ impl Keeper {
             .spawn()
             .context("cannot start the process that takes changes back")?;
         Ok(Self {
+            interface: interface.to_owned(),
             undo: Some(undo),
             process,
         })
@@ -137,10 +139,15 @@ impl Drop for Keeper {
     fn drop(&mut self) {
         // With the lock, the other process has its turn.
         self.undo = None;
+        let interface = &self.interface;
         match self.process.wait() {
             Ok(status) if status.success() => {}
-            Ok(status) => warn!("the process that takes changes back ended with {status}"),
-            Err(error) => warn!("cannot wait for the process that takes changes back: {error}"),
+            Ok(status) => warn!(
+                "{interface}: the process that takes changes back ended with {status}; penstock-broker --restore-nic {interface} does it as well"
+            ),
+            Err(error) => {
+                warn!("{interface}: cannot wait for the process that takes changes back: {error}");
+            }
         }
     }
 }

@@ -125,7 +125,7 @@ fn wait_for_end(
     xdp: Option<&Xdp>,
     stop_path: impl Fn(&Xdp) -> Result<()>,
 ) -> Result<String> {
-    let mut link = Link::Up;
+    let mut link = xdp.map_or(Link::Gone, |xdp| xdp.facts().link);
     loop {
         let watched = xdp.filter(|_| link != Link::Gone);
         let timeout = watched.map_or(Duration::MAX, |_| LINK_CHECK);
@@ -134,23 +134,27 @@ fn wait_for_end(
             Err(RecvTimeoutError::Disconnected) => return Ok("no thread is left".to_owned()),
             Err(RecvTimeoutError::Timeout) => {}
         }
-        let Some(xdp) = watched else {
-            continue;
-        };
-        let (index, name) = xdp.interface();
-        let now = penstock_nic::link(index).with_context(|| format!("cannot see {name}"))?;
-        if now == link {
-            continue;
-        }
-        link = now;
-        match now {
-            Link::Up => info!("{name} is up again"),
-            Link::NoCarrier => warn!("{name} has no carrier: nothing comes in over it"),
-            Link::Down => warn!("{name} is down: nothing comes in before it is up again"),
-            Link::Gone => {
-                warn!("{name} is gone: from now on over tcp alone, until the broker is restarted");
+        // Without a free descriptor it cannot be seen for now.
+        let seen = watched.map(|xdp| (xdp, penstock_nic::link(xdp.facts().index)));
+        if let Some((xdp, Ok(now))) = seen
+            && now != link
+        {
+            link = now;
+            tell_link(&xdp.facts().interface, now);
+            if now == Link::Gone {
                 stop_path(xdp)?;
             }
+        }
+    }
+}
+
+fn tell_link(name: &str, link: Link) {
+    match link {
+        Link::Up => info!("{name} is up"),
+        Link::NoCarrier => warn!("{name} has no carrier: nothing comes in over it"),
+        Link::Down => warn!("{name} is down: nothing comes in before it is up again"),
+        Link::Gone => {
+            warn!("{name} is gone: from now on over tcp alone, until the broker is restarted");
         }
     }
 }

@@ -14,6 +14,7 @@ use penstock_dataplane::xdp::{
     MAX_BUFFERS, Polling, Port, PortConfig, Registry, Worker, WorkerConfig, WorkerHandle, XdpStats,
 };
 use penstock_ebpf::{Attached, Mode, Outcomes, Steering};
+use penstock_nic::Facts;
 use serde::Serialize;
 use tracing::{info, warn};
 
@@ -176,9 +177,9 @@ impl Xdp {
         Ok((xdp, workers))
     }
 
-    /// The interface's number and name.
-    pub fn interface(&self) -> (u32, &str) {
-        (self.interface.facts.index, &self.interface.facts.interface)
+    /// The interface, as it was found.
+    pub fn facts(&self) -> &Facts {
+        &self.interface.facts
     }
 
     /// Offers the path no more: its interface is gone.
