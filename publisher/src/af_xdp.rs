@@ -28,7 +28,7 @@ const LOOK_WHEN_QUIET: u64 = 200_000_000;
 pub enum TransmitError {
     /// The kernel does not say how packets leave.
     #[error("cannot ask the kernel for the route: {0}")]
-    Route(#[source] io::Error),
+    Route(io::Error),
     /// The interface that was named does not exist.
     #[error("there is no interface {0:?} (ip link shows them)")]
     NoInterface(String),
@@ -75,7 +75,7 @@ pub enum TransmitError {
     },
     /// The socket takes packets, which do not arrive.
     #[error(
-        "packets through transmit queue {queue} of {interface} are not answered, though the UDP socket's are: is there such a queue (ethtool -l), and is nothing between here and the broker particular about packets?"
+        "packets through transmit queue {queue} of {interface} are not answered, though the UDP socket's are: is it a queue that sends (ethtool -l)? Over veth one worker of the broker must serve all of its queues (--workers 1)"
     )]
     Unanswered {
         /// The interface.

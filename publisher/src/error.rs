@@ -57,12 +57,12 @@ pub enum Error {
         reason: String,
     },
     /// Packets cannot be sent with AF_XDP.
-    #[error("broker {broker}: no AF_XDP transmit: {source}")]
+    #[error("broker {broker}: no AF_XDP transmit: {reason}")]
     Transmit {
         /// The broker.
         broker: String,
         /// Why.
-        source: TransmitError,
+        reason: TransmitError,
     },
     /// The broker acknowledged packets that were never sent.
     #[error("broker {broker}: {source}")]
@@ -168,7 +168,7 @@ impl Error {
         match self {
             Self::Refused { code, .. } => *code == Refusal::Busy as u16,
             Self::Connect { .. } | Self::PathDead { .. } | Self::Lost { .. } => true,
-            Self::Transmit { source, .. } => source.may_pass(),
+            Self::Transmit { reason, .. } => reason.may_pass(),
             _ => false,
         }
     }

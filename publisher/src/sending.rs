@@ -47,7 +47,7 @@ impl Sending {
         }
         Err(Error::Transmit {
             broker: target.broker.clone(),
-            source: error,
+            reason: error,
         })
     }
 
