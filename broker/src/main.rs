@@ -1,6 +1,7 @@
 //! `penstock-broker`: takes batches from publishers into shared buffers.
 
 mod cli;
+mod live;
 mod machine;
 mod nic;
 mod privileges;

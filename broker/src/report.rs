@@ -43,10 +43,14 @@ pub struct Report<'a> {
 }
 
 #[derive(Debug, Serialize)]
-struct TopicReport {
+pub struct TopicReport {
     topic: String,
     path: String,
     ring_bytes: u64,
+    /// Registered readers that it waits for.
+    readers: usize,
+    /// What the slowest of them has not read yet.
+    unread_bytes: u64,
     messages: u64,
     batches: u64,
     payload_bytes: u64,
@@ -120,12 +124,15 @@ impl Target {
 }
 
 impl TopicReport {
-    fn new((topic, log): (String, Arc<Log>)) -> Self {
+    pub fn new((topic, log): (String, Arc<Log>)) -> Self {
         let info = log.info();
+        let (readers, unread_bytes) = log.backlog();
         Self {
             topic,
             path: log.path().display().to_string(),
             ring_bytes: info.ring_bytes,
+            readers,
+            unread_bytes,
             messages: info.messages,
             batches: info.batches,
             payload_bytes: info.payload_bytes,
@@ -134,7 +141,7 @@ impl TopicReport {
 }
 
 /// The stages, and what is left of the workers' time: waiting for sockets, with the loop around it.
-fn stages_and_wait(stats: &WorkerStats) -> Vec<StageReport> {
+pub fn stages_and_wait(stats: &WorkerStats) -> Vec<StageReport> {
     let mut stages = stats.stages.report(stats.active_ns, stats.batches);
     let staged: u64 = stages.iter().map(|stage| stage.total_ns).sum();
     let wait = stats.active_ns.saturating_sub(staged);

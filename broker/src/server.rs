@@ -19,6 +19,7 @@ use signal_hook::iterator::Signals;
 use tracing::{info, warn};
 
 use crate::cli::Config;
+use crate::live::{self, Sources};
 use crate::report::{Report, Target};
 use crate::topics::{self, Sessions, Topics};
 use crate::xdp::Xdp;
@@ -82,6 +83,18 @@ pub fn run(config: &Config) -> Result<()> {
     let workers = start_workers(config, workers, &told)?;
     let told = Told(Arc::clone(&stop_xdp), ending);
     let xdp_workers = start_xdp_workers(config, xdp_workers.unwrap_or_default(), &told)?;
+
+    let sources = Sources {
+        started,
+        listen: address,
+        topics: Arc::clone(&topics),
+        shared: Arc::clone(&shared),
+        tcp: handles.clone(),
+        xdp: xdp_workers.iter().map(|(_, h)| h.clone()).collect(),
+    };
+    // Not every file system takes sockets, and a path may be too long for one.
+    let _live = live::serve(&config.buffer_dir, sources)
+        .inspect_err(|error| warn!("penstock-lab diagnose will see less: {error:#}"));
 
     println!("penstock-broker ready on {address}");
     std::io::stdout()

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
@@ -484,6 +485,70 @@ fn a_registered_reader_holds_the_publisher_back_with_signs_of_life() {
             .unwrap()
             > 0
     );
+}
+
+#[test]
+fn whoever_asks_a_running_broker_is_told_what_it_waits_for() {
+    let buffers = Buffers::new();
+    let broker = buffers.start(&["--topic", "t"]);
+    let socket = buffers
+        .0
+        .path()
+        .join(format!("broker-{}.sock", broker.address.port()));
+    let ask = || -> serde_json::Value {
+        let stream = UnixStream::connect(&socket).unwrap();
+        serde_json::from_reader(stream).unwrap()
+    };
+    let idle = ask();
+    assert_eq!(idle["kind"], "broker-live");
+    assert_eq!(idle["pid"], broker.child.id());
+    assert_eq!(idle["workers"][0]["batches"], 0);
+    assert_eq!(idle["topics"][0]["readers"], 0);
+
+    let mut reader = Reader::open(&buffers.log("t"), Start::Oldest).unwrap();
+    reader.register().unwrap();
+    let peer = broker.open("t");
+    let mut sender = Peer {
+        socket: peer.socket.try_clone().unwrap(),
+        next: 0,
+    };
+    // Ends when the broker does, for nobody reads.
+    let sending = thread::spawn(move || {
+        while sender
+            .socket
+            .write_all(&frame(sender.next, &[&[1; 16_000]]))
+            .is_ok()
+        {
+            sender.next += 1;
+        }
+    });
+    eventually("a connection waits for room", || {
+        ask()["workers"][0]["blocked"] == 1
+    });
+    let full = ask();
+    assert_eq!(full["workers"][0]["connections"], 1);
+    assert_eq!(full["topics"][0]["readers"], 1);
+    let unread = full["topics"][0]["unread_bytes"].as_u64().unwrap();
+    assert!(unread > full["topics"][0]["ring_bytes"].as_u64().unwrap() / 2);
+    assert!(full["workers"][0]["batches"].as_u64().unwrap() > 0);
+    assert!(broker.stop().success());
+    sending.join().unwrap();
+    assert!(!socket.exists());
+}
+
+#[test]
+fn a_broker_that_cannot_have_a_socket_for_figures_serves_all_the_same() {
+    let above = tempfile::tempdir().unwrap();
+    // Longer than a socket's address may be.
+    let long = above.path().join("x".repeat(120));
+    std::fs::create_dir(&long).unwrap();
+    let buffers = Buffers(tempfile::tempdir_in(long).unwrap());
+    let broker = buffers.start(&["--topic", "t"]);
+    let mut peer = broker.open("t");
+    peer.send(&[b"m"]);
+    peer.acked();
+    peer.end();
+    assert!(broker.stop().success());
 }
 
 #[test]

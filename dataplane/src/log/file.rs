@@ -297,6 +297,13 @@ impl Log {
         streams
     }
 
+    /// Registered readers that the writers wait for, and the payload that the slowest of them has
+    /// not read yet, bytes.
+    #[must_use]
+    pub fn backlog(&self) -> (usize, u64) {
+        self.ring().backlog()
+    }
+
     /// Frees the places of registered readers that have died; returns how many.
     ///
     /// # Errors

@@ -197,6 +197,17 @@ impl Ring<'_> {
         self.cursors().map(needed_by).min().unwrap_or(NOTHING_OPEN)
     }
 
+    /// Registered readers, and the payload that the slowest of them has not read yet, bytes.
+    pub(super) fn backlog(&self) -> (usize, u64) {
+        let tail = self.control.tail.load(Ordering::Acquire);
+        let unread = tail.saturating_sub(self.lowest_unread());
+        // A reader that registered too late to be seen may seem to need all that there ever was.
+        (
+            self.cursors().count(),
+            unread.min(self.geometry.ring_bytes()),
+        )
+    }
+
     fn cursors(&self) -> impl Iterator<Item = u64> {
         self.places
             .iter()

@@ -133,7 +133,9 @@ fn a_registered_reader_blocks_the_writer_until_it_reads_or_dies() {
     let (path, log) = log_in(&dir, &options(2, 16, Full::Block));
     let mut writer = log.writer();
     let mut reader = Reader::open(&path, Start::Oldest).unwrap();
+    assert_eq!(log.backlog(), (0, 0));
     reader.register().unwrap();
+    assert_eq!(log.backlog(), (1, 0));
     for seq in 0..4 {
         write(&mut writer, 0, seq, &payload(0, seq, 2048));
     }
@@ -142,6 +144,7 @@ fn a_registered_reader_blocks_the_writer_until_it_reads_or_dies() {
         !writer.is_granted(&fifth),
         "the ring is full of unread batches"
     );
+    assert_eq!(log.backlog(), (1, 4 * 2048));
     assert_eq!(log.sweep_readers().unwrap(), 0, "the reader lives");
     assert_eq!(reader.next().unwrap().unwrap().batch_seq, 0);
     assert!(!writer.is_granted(&fifth), "the first batch is still lent");
@@ -153,6 +156,7 @@ fn a_registered_reader_blocks_the_writer_until_it_reads_or_dies() {
     assert!(!writer.is_granted(&sixth));
     drop(reader);
     assert!(writer.is_granted(&sixth), "nobody is left to wait for");
+    assert_eq!(log.backlog(), (0, 0));
 }
 
 #[test]

@@ -219,6 +219,11 @@ impl Connection {
             && !matches!(self.state, State::Failed { .. })
     }
 
+    /// Whether it waits for room in the shared buffer.
+    pub(super) fn is_blocked(&self) -> bool {
+        matches!(self.state, State::Waiting { .. } | State::Returning { .. })
+    }
+
     /// Acks what has become visible; says what is needed besides more bytes.
     pub(super) fn acknowledge(&mut self, cx: &mut Context<'_>) -> Result<Need, Ending> {
         self.reply(cx)?;

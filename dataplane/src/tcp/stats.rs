@@ -177,6 +177,17 @@ pub struct WorkerStats {
     pub polls: u64,
 }
 
+/// What a worker is doing.
+#[derive(Debug, Clone, Default)]
+pub struct WorkerNow {
+    /// What it has done so far.
+    pub stats: WorkerStats,
+    /// Connections that it serves.
+    pub connections: usize,
+    /// Those of them that wait for room in the shared buffer.
+    pub blocked: usize,
+}
+
 impl WorkerStats {
     /// Adds another worker's figures; active times add up, so percentages are of thread time.
     pub fn merge(&mut self, other: &Self) {

@@ -10,12 +10,12 @@ use polling::{Event, Events, PollMode, Poller};
 use tracing::{debug, info, warn};
 
 use super::connection::{Connection, Context, Ending, Need, Opened};
-use super::stats::{Counters, Shared, WorkerStats};
+use super::stats::{Counters, Shared, WorkerNow, WorkerStats};
 use crate::log::{Log, Writer};
-use crate::profile::Tick;
+use crate::profile::{Live, SHOW_EVERY, Tick};
 
-/// How often time is looked after.
-const TICK: Duration = Duration::from_millis(100);
+/// How often time is looked after, and figures are shown.
+const TICK: Duration = SHOW_EVERY;
 /// How long a worker sleeps when a connection waits for room in the ring.
 const SPACE_POLL: Duration = Duration::from_millis(1);
 
@@ -49,6 +49,7 @@ pub struct WorkerHandle {
     inbox: Sender<Opened>,
     poller: Arc<Poller>,
     load: Arc<AtomicUsize>,
+    live: Arc<Live<WorkerNow>>,
 }
 
 /// A worker, before it runs.
@@ -72,6 +73,7 @@ pub struct Worker {
     stats: WorkerStats,
     first_frame: Option<Tick>,
     last_commit: Option<Tick>,
+    live: Arc<Live<WorkerNow>>,
 }
 
 #[derive(Debug)]
@@ -99,6 +101,12 @@ impl WorkerHandle {
         self.poller.notify()
     }
 
+    /// What the worker is doing, at most [`SHOW_EVERY`] ago.
+    #[must_use]
+    pub fn now(&self) -> WorkerNow {
+        self.live.look()
+    }
+
     /// Makes the worker look at its stop flag.
     ///
     /// # Errors
@@ -121,10 +129,12 @@ impl Worker {
         let (sender, inbox) = crossbeam_channel::unbounded();
         let poller = Arc::new(Poller::new()?);
         let load = Arc::new(AtomicUsize::new(0));
+        let live = Arc::new(Live::default());
         let handle = WorkerHandle {
             inbox: sender,
             poller: Arc::clone(&poller),
             load: Arc::clone(&load),
+            live: Arc::clone(&live),
         };
         let worker = Self {
             config,
@@ -142,6 +152,7 @@ impl Worker {
             stats: WorkerStats::default(),
             first_frame: None,
             last_commit: None,
+            live,
         };
         Ok((worker, handle))
     }
@@ -174,10 +185,25 @@ impl Worker {
             }
         }
         self.shut_down();
+        Ok(self.sum_up())
+    }
+
+    fn sum_up(&self) -> WorkerStats {
+        let mut stats = self.stats.clone();
         if let (Some(first), Some(last)) = (self.first_frame, self.last_commit) {
-            self.stats.active_ns = self.stats.stages.nanos_between(first, last);
+            stats.active_ns = stats.stages.nanos_between(first, last);
         }
-        Ok(self.stats)
+        stats
+    }
+
+    fn show(&self) {
+        let entries = || self.connections.iter().flatten();
+        let blocked = |entry: &&Entry| entry.connection.is_blocked();
+        self.live.show(WorkerNow {
+            stats: self.sum_up(),
+            connections: entries().count(),
+            blocked: entries().filter(blocked).count(),
+        });
     }
 
     fn patience(&self, next_tick: Instant) -> Duration {
@@ -358,6 +384,7 @@ impl Worker {
         if !self.again.is_empty() {
             self.free_places_of_dead_readers();
         }
+        self.show();
     }
 
     fn free_places_of_dead_readers(&self) {

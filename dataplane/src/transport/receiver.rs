@@ -263,6 +263,12 @@ impl<R> Receiver<R> {
         self.owes_ack = false;
     }
 
+    /// Bytes that may still arrive before more credit is given.
+    #[must_use]
+    pub fn credit_left(&self) -> u64 {
+        self.credit.saturating_sub(self.position + self.placed)
+    }
+
     /// Bytes of open batches before the first that is missing.
     fn prefix_of_open(&self) -> u64 {
         let mut prefix = 0;
@@ -422,7 +428,9 @@ mod tests {
         assert_eq!(told.credit, 1500);
         take(&mut r, 0, chunk(10, 1000, 0), 1000).unwrap();
         take(&mut r, 1, chunk(11, 450, 0), 450).unwrap();
+        assert_eq!(r.credit_left(), 50);
         r.feedback(9000, false, &mut told);
         assert_eq!(told.credit, 1550);
+        assert_eq!(r.credit_left(), 100);
     }
 }

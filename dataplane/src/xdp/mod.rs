@@ -20,7 +20,7 @@ pub use error::Error;
 pub use frame::{Endpoint, Headers};
 pub use port::{MAX_BUFFERS, Port, PortConfig, PortStats};
 pub use registry::Registry;
-pub use stats::XdpStats;
+pub use stats::{WorkerNow, XdpStats};
 pub use tx_port::{TxPort, TxPortConfig, TxStats};
 pub use worker::{Polling, Worker, WorkerConfig, WorkerHandle};
 

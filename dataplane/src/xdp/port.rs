@@ -24,7 +24,7 @@ use super::error::{Error, Purpose};
 use super::socket::{Memory, Rings};
 
 /// Packets taken from the receive ring at a time.
-const BURST: usize = 64;
+pub(super) const BURST: usize = 64;
 /// Frames for answers, of each port.
 const ANSWERS: u32 = 256;
 /// Most buffers of one packet: 9,000 bytes in frames of 2 KiB, and some more.

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::port::PortStats;
+use crate::tcp::WorkerStats;
 
 /// Figures of one worker, or of all together.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -25,6 +26,12 @@ pub struct XdpStats {
     pub acks: u64,
     /// Batches that were received outside the ring because it had no room.
     pub aside: u64,
+    /// Times that the worker looked and found packets.
+    pub polls: u64,
+    /// Those of them that found as many as it takes at a time: more were waiting.
+    pub full_polls: u64,
+    /// ACKs at whose time a publisher had used its credit up to less than a packet.
+    pub credit_used_up: u64,
     /// Times that the worker looked and found no packet.
     pub empty_polls: u64,
     /// Times that the worker slept.
@@ -32,6 +39,21 @@ pub struct XdpStats {
     /// What the sockets count.
     #[serde(flatten)]
     pub port: PortStats,
+}
+
+/// What a worker is doing.
+#[derive(Debug, Clone, Default)]
+pub struct WorkerNow {
+    /// What it has done so far.
+    pub stats: WorkerStats,
+    /// What it has done with packets.
+    pub xdp: XdpStats,
+    /// Streams that it serves.
+    pub streams: usize,
+    /// Those of them that wait for room in the shared buffer.
+    pub blocked: usize,
+    /// Bytes that each stream may have on its way.
+    pub window: u64,
 }
 
 impl XdpStats {
@@ -46,6 +68,9 @@ impl XdpStats {
         self.refused += other.refused;
         self.acks += other.acks;
         self.aside += other.aside;
+        self.polls += other.polls;
+        self.full_polls += other.full_polls;
+        self.credit_used_up += other.credit_used_up;
         self.empty_polls += other.empty_polls;
         self.sleeps += other.sleeps;
         self.add_port(&other.port);

@@ -287,6 +287,11 @@ impl Stream {
         self.ack_due
     }
 
+    /// Whether less than a packet is left of what the publisher may send.
+    pub(super) fn has_used_up_credit(&self) -> bool {
+        self.receiver.credit_left() < u64::from(self.admission.max_datagram)
+    }
+
     pub(super) fn is_blocked(&self) -> bool {
         !self.complete.is_empty()
     }

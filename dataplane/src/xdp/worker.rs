@@ -16,12 +16,12 @@ use tracing::{debug, info, warn};
 
 use super::FIRST_CREDIT;
 use super::frame::{self, Headers};
-use super::port::Port;
+use super::port::{BURST, Port};
 use super::registry::Registry;
-use super::stats::XdpStats;
+use super::stats::{WorkerNow, XdpStats};
 use super::stream::{Context, Ending, Stream};
 use crate::log::{Log, Writer};
-use crate::profile::Tick;
+use crate::profile::{Live, SHOW_EVERY, Tick};
 use crate::sleep;
 use crate::tcp::{Counters, Opened, PathStage, Shared, WorkerStats};
 use crate::wire::packet::{Content, Data, Feedback, MAX_ACK_LEN, StreamKey};
@@ -72,9 +72,16 @@ pub struct WorkerConfig {
 #[derive(Debug, Clone)]
 pub struct WorkerHandle {
     poller: Arc<Poller>,
+    live: Arc<Live<WorkerNow>>,
 }
 
 impl WorkerHandle {
+    /// What the worker is doing, at most [`SHOW_EVERY`] ago.
+    #[must_use]
+    pub fn now(&self) -> WorkerNow {
+        self.live.look()
+    }
+
     /// Makes the worker look at its stop flag.
     ///
     /// # Errors
@@ -91,6 +98,9 @@ pub struct Worker {
     state: State,
     stop: Arc<AtomicBool>,
     events: Events,
+    live: Arc<Live<WorkerNow>>,
+    /// When figures are shown next.
+    show_at: u64,
 }
 
 /// All but the ports: what a packet changes.
@@ -137,8 +147,10 @@ impl Worker {
         stop: Arc<AtomicBool>,
     ) -> io::Result<(Self, WorkerHandle)> {
         let poller = Arc::new(Poller::new()?);
+        let live = Arc::new(Live::default());
         let handle = WorkerHandle {
             poller: Arc::clone(&poller),
+            live: Arc::clone(&live),
         };
         let clock = Clock::new();
         let state = State {
@@ -166,6 +178,8 @@ impl Worker {
             state,
             stop,
             events: Events::new(),
+            live,
+            show_at: 0,
         };
         Ok((worker, handle))
     }
@@ -189,6 +203,8 @@ impl Worker {
             let now = self.state.now();
             since_pause += packets as u64;
             if packets > 0 {
+                self.state.xdp.polls += 1;
+                self.state.xdp.full_polls += u64::from(packets >= BURST);
                 self.state.commit_touched(now);
             } else {
                 self.state.xdp.empty_polls += 1;
@@ -228,7 +244,9 @@ impl Worker {
             let Some(entry) = &mut streams[number] else {
                 return false;
             };
+            let used_up = entry.stream.has_used_up_credit();
             if let Some(len) = entry.stream.ack(now, feedback, frame) {
+                xdp.credit_used_up += u64::from(used_up);
                 // An ACK for which there is no frame is like one that got lost.
                 self.ports[entry.stream.port].send(&frame[..len]);
                 xdp.acks += 1;
@@ -255,7 +273,40 @@ impl Worker {
             self.state.with(number, now, Stream::tick);
         }
         self.state.registry.expire();
+        if now >= self.show_at {
+            self.show_at = now + SHOW_EVERY.as_nanos() as u64;
+            self.show()?;
+        }
         Ok(())
+    }
+
+    fn show(&self) -> io::Result<()> {
+        let (stats, xdp) = self.sum_up()?;
+        let state = &self.state;
+        let streams = || state.streams.iter().flatten();
+        self.live.show(WorkerNow {
+            stats,
+            xdp,
+            streams: streams().count(),
+            blocked: streams().filter(|entry| entry.stream.is_blocked()).count(),
+            window: state.window(),
+        });
+        Ok(())
+    }
+
+    fn sum_up(&self) -> io::Result<(WorkerStats, XdpStats)> {
+        let state = &self.state;
+        let (mut stats, mut xdp) = (state.stats.clone(), state.xdp);
+        if let (Some(first), Some(last)) = (state.first_packet, state.last_commit) {
+            stats.active_ns = stats.stages.nanos_between(first, last);
+        }
+        for port in &self.ports {
+            xdp.add_port(&port.stats()?);
+        }
+        stats.polls = xdp.sleeps;
+        stats.recv_calls = xdp.port.kicks;
+        stats.recv_bytes = xdp.port.bytes;
+        Ok((stats, xdp))
     }
 
     /// Whether an ACK is due, soon: before any sleep would end.
@@ -286,23 +337,7 @@ impl Worker {
             };
             self.state.remove(number, &ending);
         }
-        let State {
-            mut stats,
-            mut xdp,
-            first_packet,
-            last_commit,
-            ..
-        } = self.state;
-        if let (Some(first), Some(last)) = (first_packet, last_commit) {
-            stats.active_ns = stats.stages.nanos_between(first, last);
-        }
-        for port in &self.ports {
-            xdp.add_port(&port.stats()?);
-        }
-        stats.polls = xdp.sleeps;
-        stats.recv_calls = xdp.port.kicks;
-        stats.recv_bytes = xdp.port.bytes;
-        Ok((stats, xdp))
+        self.sum_up()
     }
 }
 
@@ -447,11 +482,15 @@ impl State {
 
     /// Each stream gets its part of what the rings hold.
     fn share_out(&mut self) {
-        let count = self.by_key.len().max(1) as u64;
-        let window = (self.config.capacity / count).clamp(MIN_WINDOW, MAX_WINDOW);
+        let window = self.window();
         for entry in self.streams.iter_mut().flatten() {
             entry.stream.set_window(window);
         }
+    }
+
+    fn window(&self) -> u64 {
+        let count = self.by_key.len().max(1) as u64;
+        (self.config.capacity / count).clamp(MIN_WINDOW, MAX_WINDOW)
     }
 
     fn writer_for(&mut self, log: &Arc<Log>) -> usize {

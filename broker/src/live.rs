@@ -1,0 +1,175 @@
+//! The broker's figures while it runs, for whoever asks: each connection to a Unix socket in the
+//! buffer directory gets them as one line of JSON. Nobody asks, nothing is spent.
+
+use std::fs;
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use penstock_dataplane::profile::StageReport;
+use penstock_dataplane::tcp::{self, Counters, Shared, WorkerStats};
+use penstock_dataplane::xdp::{self, XdpStats};
+use serde::Serialize;
+use tracing::warn;
+
+use crate::report::{TopicReport, stages_and_wait};
+use crate::topics::Topics;
+
+/// Who asks and does not read is left alone after so long.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Where the figures come from.
+pub struct Sources {
+    pub started: Instant,
+    pub listen: SocketAddr,
+    pub topics: Arc<Topics>,
+    pub shared: Arc<Shared>,
+    pub tcp: Vec<tcp::WorkerHandle>,
+    pub xdp: Vec<xdp::WorkerHandle>,
+}
+
+/// The socket in the file system; removed when dropped.
+pub struct Live(PathBuf);
+
+/// What who asks gets; field names are stable.
+#[derive(Serialize)]
+struct Figures<'a> {
+    kind: &'static str,
+    pid: u32,
+    listen: SocketAddr,
+    uptime_seconds: f64,
+    workers: Vec<Worker>,
+    topics: Vec<TopicReport>,
+    counters: &'a Counters,
+}
+
+#[derive(Serialize)]
+struct Worker {
+    /// Name of its thread.
+    thread: String,
+    path: &'static str,
+    /// Connections (tcp) or streams (xdp) that it serves.
+    connections: usize,
+    /// Those of them that wait for room in the shared buffer, now.
+    blocked: usize,
+    /// First frame to last commit.
+    active_seconds: f64,
+    batches: u64,
+    recv_calls: u64,
+    recv_bytes: u64,
+    eagain: u64,
+    stages: Vec<StageReport>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    xdp: Option<Xdp>,
+}
+
+#[derive(Serialize)]
+struct Xdp {
+    /// Bytes that each stream may have on its way.
+    window: u64,
+    #[serde(flatten)]
+    stats: XdpStats,
+}
+
+/// Answers whoever connects to `broker-<port>.sock` in `directory`, from a thread of its own.
+///
+/// Brokers that share a directory have ports of their own, so whatever has the name was left by one
+/// that was killed: it is replaced.
+pub fn serve(directory: &Path, sources: Sources) -> Result<Live> {
+    let path = directory.join(format!("broker-{}.sock", sources.listen.port()));
+    let failed = || {
+        format!(
+            "cannot make {}, the socket for live figures",
+            path.display()
+        )
+    };
+    if let Err(error) = fs::remove_file(&path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        return Err(error).with_context(failed);
+    }
+    let listener = UnixListener::bind(&path).with_context(failed)?;
+    thread::Builder::new()
+        .name("figures".to_owned())
+        .spawn(move || {
+            for asked in listener.incoming() {
+                if let Err(error) = asked.and_then(|stream| sources.answer(stream)) {
+                    warn!(%error, "somebody asked for figures and did not get them");
+                }
+            }
+        })
+        .context("cannot start a thread")?;
+    Ok(Live(path))
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        // Best effort: the next broker on this port replaces it.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+impl Sources {
+    fn answer(&self, mut stream: UnixStream) -> io::Result<()> {
+        stream.set_write_timeout(Some(PATIENCE))?;
+        let mut line = serde_json::to_vec(&self.figures())?;
+        line.push(b'\n');
+        stream.write_all(&line)
+    }
+
+    fn figures(&self) -> Figures<'_> {
+        let topics = self.topics.list().into_iter().map(TopicReport::new);
+        let tcp = self.tcp.iter().enumerate().map(|(number, handle)| {
+            let now = handle.now();
+            Worker {
+                connections: now.connections,
+                blocked: now.blocked,
+                ..Worker::new(format!("worker-{number}"), "tcp", &now.stats)
+            }
+        });
+        let xdp = self.xdp.iter().enumerate().map(|(number, handle)| {
+            let now = handle.now();
+            Worker {
+                connections: now.streams,
+                blocked: now.blocked,
+                xdp: Some(Xdp {
+                    window: now.window,
+                    stats: now.xdp,
+                }),
+                ..Worker::new(format!("xdp-{number}"), "xdp", &now.stats)
+            }
+        });
+        Figures {
+            kind: "broker-live",
+            pid: std::process::id(),
+            listen: self.listen,
+            uptime_seconds: self.started.elapsed().as_secs_f64(),
+            workers: tcp.chain(xdp).collect(),
+            topics: topics.collect(),
+            counters: &self.shared.counters,
+        }
+    }
+}
+
+impl Worker {
+    fn new(thread: String, path: &'static str, stats: &WorkerStats) -> Self {
+        Self {
+            thread,
+            path,
+            connections: 0,
+            blocked: 0,
+            active_seconds: stats.active_ns as f64 * 1e-9,
+            batches: stats.batches,
+            recv_calls: stats.recv_calls,
+            recv_bytes: stats.recv_bytes,
+            eagain: stats.eagain,
+            stages: stages_and_wait(stats),
+            xdp: None,
+        }
+    }
+}
