@@ -84,6 +84,14 @@ pub enum Error {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// System calls cannot be counted.
+    #[error(
+        "cannot count system calls: {source}; it needs CAP_BPF and CAP_PERFMON (run with sudo)"
+    )]
+    Trace {
+        /// The kernel's answer.
+        source: io::Error,
+    },
     /// A limit of the program's maps, or the kernel's refusal to fill them.
     #[error("{what}: {source}")]
     Map {

@@ -6,9 +6,11 @@
 //! down with the process, however that ends. What the program does is in `bpf/steer.bpf.c`.
 //!
 //! An [`Injector`] carries packets from one interface to another and loses, delays and damages some
-//! on the way (`bpf/faults.bpf.c`).
+//! on the way (`bpf/faults.bpf.c`). [`Calls`] counts the system calls of a process
+//! (`bpf/calls.bpf.c`).
 
 mod attached;
+mod calls;
 mod counter;
 mod error;
 mod faults;
@@ -28,6 +30,7 @@ mod steering;
 mod tests;
 
 pub use attached::{Attached, Features, Mode, attached, features, index_of};
+pub use calls::{CallSum, Calls};
 pub use error::Error;
 pub use faults::{EVENTS, Events, Faults, Injector, OVERDUE, Treated};
 pub use outcome::{OUTCOMES, Outcomes};

@@ -10,7 +10,7 @@ use std::{io, thread};
 
 use crate::attached::{check, index_of};
 use crate::faults::run;
-use crate::{Attached, Config, Error, Mode, Outcomes, Steering, attached, worker_of};
+use crate::{Attached, Calls, Config, Error, Mode, Outcomes, Steering, attached, worker_of};
 
 const PASS: u32 = 2;
 const REDIRECT: u32 = 4;
@@ -428,4 +428,39 @@ fn a_foreign_program_stays_unless_forced() {
         let ours = steering.attach("a0", Mode::Auto, true).unwrap();
         assert_eq!(ours.name, "penstock_steer");
     });
+}
+
+#[test]
+#[ignore = "loads a program into the kernel: needs root"]
+fn calls_of_this_process_are_counted_by_thread_and_number() {
+    let calls = Calls::count(std::process::id()).unwrap();
+    let thread = thread::spawn(|| {
+        let mut ends = [0; 2];
+        // SAFETY: the call writes two descriptors; all below take them and memory of their size.
+        unsafe {
+            assert_eq!(libc::pipe(ends.as_mut_ptr()), 0);
+            let mut bytes = [7_u8; 100];
+            for _ in 0..5 {
+                assert_eq!(libc::write(ends[1], bytes.as_ptr().cast(), 100), 100);
+                assert_eq!(libc::read(ends[0], bytes.as_mut_ptr().cast(), 100), 100);
+            }
+            assert_eq!(libc::read(-1, bytes.as_mut_ptr().cast(), 100), -1);
+            libc::close(ends[0]);
+            libc::close(ends[1]);
+            libc::gettid() as u32
+        }
+    })
+    .join()
+    .unwrap();
+    let sums = calls.finish().unwrap();
+    let of = |number: i64| {
+        let mut found = sums
+            .iter()
+            .filter(|sum| sum.thread == thread && i64::from(sum.number) == number);
+        *found.next().expect("the thread made this call")
+    };
+    let (read, write) = (of(libc::SYS_read), of(libc::SYS_write));
+    assert_eq!((read.count, read.failed, read.result), (6, 1, 500));
+    assert_eq!((write.count, write.failed, write.result), (5, 0, 500));
+    assert!(read.ns > 0);
 }
