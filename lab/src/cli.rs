@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 use crate::delay::Delay;
 use crate::faults::FaultPlan;
 
+use crate::diagnose::{self, Diagnose};
+
 const EXAMPLES: &str = "\
 Examples:
   # the standard workload: 10 GiB in 1 KiB messages to four brokers
@@ -70,6 +72,9 @@ pub enum Command {
     /// Measures what this host can do at best: AF_XDP and nothing else, iperf3, a copy in memory.
     #[command(after_help = EXAMPLES, args_override_self = true)]
     Limits(Limits),
+    /// Observes a running TCP server for some seconds and says what limits it.
+    #[command(after_help = diagnose::EXAMPLES, args_override_self = true)]
+    Diagnose(Diagnose),
 }
 
 #[derive(Debug, Args)]

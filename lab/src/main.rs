@@ -7,6 +7,7 @@ mod cluster;
 mod command;
 mod compare;
 mod delay;
+mod diagnose;
 mod environment;
 mod faults;
 mod host;
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
         Command::Baseline(options) => baseline::run(options, &interrupt),
         Command::Compare(options) => compare::run(options, &interrupt),
         Command::Limits(options) => limits::run(options, &interrupt),
+        Command::Diagnose(options) => diagnose::run(options, &interrupt),
     });
     match outcome {
         Ok(true) => ExitCode::SUCCESS,

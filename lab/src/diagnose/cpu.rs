@@ -1,0 +1,275 @@
+//! What CPUs and threads did over an interval: run, waited for a core, were held back.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use nix::unistd::{SysconfVar, sysconf};
+use serde::Serialize;
+
+/// A process's threads at one moment.
+#[derive(Debug, Clone, Default)]
+pub struct ProcessAt {
+    threads: BTreeMap<u32, ThreadAt>,
+    throttled_ns: Option<u64>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct ThreadAt {
+    name: String,
+    run_ns: u64,
+    wait_ns: u64,
+    user_ticks: u64,
+    system_ticks: u64,
+    voluntary: u64,
+    involuntary: u64,
+}
+
+/// What a process did.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Process {
+    pub pid: u32,
+    pub name: String,
+    /// Busiest first.
+    pub threads: Vec<Thread>,
+    /// Share of the interval in which its control group was out of quota, summed over cores; none
+    /// without a quota.
+    pub throttled: Option<f64>,
+}
+
+/// What a thread did; shares of the interval, 0 to 1.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Thread {
+    pub tid: u32,
+    pub name: String,
+    /// On a core.
+    pub run: f64,
+    /// Ready to run, and no core for it.
+    pub wait: f64,
+    /// Of its time on a core, the kernel's part (sampled at ticks).
+    pub system: f64,
+    /// Times per second that it gave up its core, to wait for something.
+    pub voluntary_switches: f64,
+    /// Times per second that its core was taken away.
+    pub involuntary_switches: f64,
+}
+
+/// The host's cores at one moment: ticks by kind.
+#[derive(Debug, Clone, Default)]
+pub struct CoresAt(Vec<[u64; 8]>);
+
+/// What a core did; shares of the interval, 0 to 1.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Core {
+    pub core: usize,
+    pub user: f64,
+    pub system: f64,
+    pub softirq: f64,
+    pub irq: f64,
+    pub idle: f64,
+    /// Taken by the hypervisor.
+    pub steal: f64,
+}
+
+impl ProcessAt {
+    /// Reads `/proc/PID/task` (proc(5)); everybody may.
+    pub fn now(pid: u32) -> Option<Self> {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+        // A thread that ends meanwhile is left out.
+        let threads = tasks.filter_map(|entry| {
+            let entry = entry.ok()?;
+            let tid = entry.file_name().to_str()?.parse().ok()?;
+            Some((tid, ThreadAt::read(&entry.path())?))
+        });
+        Some(Self {
+            threads: threads.collect(),
+            throttled_ns: throttled_ns(pid),
+        })
+    }
+
+    /// What it did since `start`, `seconds` ago.
+    pub fn since(&self, start: &Self, pid: u32, name: String, seconds: f64) -> Process {
+        let threads = self.threads.iter();
+        let mut threads: Vec<Thread> = threads
+            .map(|(tid, end)| end.since(start.threads.get(tid), *tid, seconds))
+            .collect();
+        threads.sort_by(|a, b| (b.run + b.wait).total_cmp(&(a.run + a.wait)));
+        let throttled = self.throttled_ns.zip(start.throttled_ns);
+        Process {
+            pid,
+            name,
+            threads,
+            throttled: throttled.map(|(end, start)| share(end.saturating_sub(start), seconds)),
+        }
+    }
+}
+
+impl ThreadAt {
+    fn read(folder: &Path) -> Option<Self> {
+        let read = |file| fs::read_to_string(folder.join(file)).ok();
+        let stat = read("stat")?;
+        let (name, fields) = stat_fields(&stat)?;
+        let times = read("schedstat").unwrap_or_default();
+        let mut times = times
+            .split_whitespace()
+            .map(|word| word.parse().unwrap_or(0));
+        let status = read("status")?;
+        let switches = |kind: &str| {
+            let mut lines = status.lines();
+            let count = lines.find_map(|line| line.strip_prefix(kind))?;
+            count.trim_start_matches(':').trim().parse().ok()
+        };
+        Some(Self {
+            name,
+            run_ns: times.next().unwrap_or(0),
+            wait_ns: times.next().unwrap_or(0),
+            user_ticks: fields.get(11)?.parse().ok()?,
+            system_ticks: fields.get(12)?.parse().ok()?,
+            voluntary: switches("voluntary_ctxt_switches")?,
+            involuntary: switches("nonvoluntary_ctxt_switches")?,
+        })
+    }
+
+    fn since(&self, start: Option<&Self>, tid: u32, seconds: f64) -> Thread {
+        // A thread that is new did all of it in the interval.
+        let none = Self::default();
+        let start = start.unwrap_or(&none);
+        let user = self.user_ticks.saturating_sub(start.user_ticks) as f64;
+        let system = self.system_ticks.saturating_sub(start.system_ticks) as f64;
+        let rate = |end: u64, start: u64| end.saturating_sub(start) as f64 / seconds;
+        Thread {
+            tid,
+            name: self.name.clone(),
+            run: share(self.run_ns.saturating_sub(start.run_ns), seconds),
+            wait: share(self.wait_ns.saturating_sub(start.wait_ns), seconds),
+            system: system / (user + system).max(1.0),
+            voluntary_switches: rate(self.voluntary, start.voluntary),
+            involuntary_switches: rate(self.involuntary, start.involuntary),
+        }
+    }
+}
+
+/// Name and the fields behind it, from the state on; a name may hold blanks and brackets.
+fn stat_fields(stat: &str) -> Option<(String, Vec<&str>)> {
+    let (open, close) = (stat.find('(')?, stat.rfind(')')?);
+    let name = stat.get(open + 1..close)?.to_owned();
+    Some((name, stat.get(close + 2..)?.split_whitespace().collect()))
+}
+
+fn share(ns: u64, seconds: f64) -> f64 {
+    ns as f64 * 1e-9 / seconds
+}
+
+/// Nanoseconds for which the process's control group was out of CPU quota, if it has one.
+fn throttled_ns(pid: u32) -> Option<u64> {
+    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    groups.lines().find_map(|line| {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (controllers, group) = (parts.next()?, parts.next()?);
+        let roots: &[&str] = match controllers {
+            "" => &["/sys/fs/cgroup", "/sys/fs/cgroup/unified"],
+            _ if controllers.split(',').any(|name| name == "cpu") => {
+                &["/sys/fs/cgroup/cpu", "/sys/fs/cgroup/cpu,cpuacct"]
+            }
+            _ => return None,
+        };
+        let mut files = roots.iter().map(|root| format!("{root}{group}/cpu.stat"));
+        files.find_map(|file| throttled_in(&fs::read_to_string(file).ok()?))
+    })
+}
+
+/// The second version of control groups counts microseconds, the first one nanoseconds.
+fn throttled_in(stat: &str) -> Option<u64> {
+    stat.lines().find_map(|line| {
+        let (name, value) = line.split_once(' ')?;
+        match name {
+            "throttled_usec" => Some(value.parse::<u64>().ok()? * 1000),
+            "throttled_time" => value.parse().ok(),
+            _ => None,
+        }
+    })
+}
+
+impl CoresAt {
+    /// Reads `/proc/stat`.
+    pub fn now() -> Result<Self> {
+        let text = fs::read_to_string("/proc/stat").context("cannot read /proc/stat")?;
+        Ok(Self(cores_in(&text)))
+    }
+
+    /// What each core did since `start`, `seconds` ago.
+    pub fn since(&self, start: &Self, seconds: f64) -> Result<Vec<Core>> {
+        let ticks = sysconf(SysconfVar::CLK_TCK)?.context("the kernel tells no clock tick")?;
+        let pairs = self.0.iter().zip(&start.0).enumerate();
+        Ok(pairs
+            .map(|(core, (end, start))| {
+                let share = |kind: usize| {
+                    end[kind].saturating_sub(start[kind]) as f64 / ticks as f64 / seconds
+                };
+                Core {
+                    core,
+                    user: share(0) + share(1),
+                    system: share(2),
+                    idle: share(3) + share(4),
+                    irq: share(5),
+                    softirq: share(6),
+                    steal: share(7),
+                }
+            })
+            .collect())
+    }
+}
+
+fn cores_in(text: &str) -> Vec<[u64; 8]> {
+    let cores = text.lines().filter_map(|line| {
+        let (number, counts) = line.strip_prefix("cpu")?.split_once(' ')?;
+        number.parse::<usize>().ok()?;
+        let counts = counts
+            .split_whitespace()
+            .map_while(|count| count.parse().ok());
+        counts.collect::<Vec<u64>>().get(..8)?.try_into().ok()
+    });
+    cores.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_is_read() {
+        let pid = std::process::id();
+        let start = ProcessAt::now(pid).unwrap();
+        let end = ProcessAt::now(pid).unwrap();
+        let did = end.since(&start, pid, "me".to_owned(), 1.0);
+        assert!(!did.threads.is_empty());
+        assert!(did.threads.iter().all(|thread| !thread.name.is_empty()));
+        assert!(ProcessAt::now(u32::MAX).is_none());
+    }
+
+    #[test]
+    fn names_with_brackets_do_not_shift_the_fields() {
+        let (name, fields) = stat_fields("7 (a) b (c)) S 1 2").unwrap();
+        assert_eq!((name.as_str(), fields), ("a) b (c)", vec!["S", "1", "2"]));
+    }
+
+    #[test]
+    fn both_versions_of_control_groups_tell_throttling() {
+        assert_eq!(
+            throttled_in("nr_periods 3\nthrottled_usec 250\n"),
+            Some(250_000)
+        );
+        assert_eq!(
+            throttled_in("nr_periods 3\nthrottled_time 250\n"),
+            Some(250)
+        );
+        assert_eq!(throttled_in("usage_usec 1\n"), None);
+    }
+
+    #[test]
+    fn cores_are_told_from_their_sum() {
+        let text = "cpu  9 9 9 9 9 9 9 9 0 0\ncpu0 1 2 3 4 5 6 7 8 0 0\nintr 1\n";
+        assert_eq!(cores_in(text), [[1, 2, 3, 4, 5, 6, 7, 8]]);
+    }
+}

@@ -1,0 +1,352 @@
+//! The few numbers of a sample that rules speak of. One that could not be seen is absent, never 0.
+
+use std::collections::BTreeMap;
+
+use super::cpu::Process;
+use super::sample::{Connection, End, Sample};
+use super::syscalls::Receives;
+
+/// A connection with less of the work than this share of the busiest one's does not count.
+const BULK: f64 = 0.1;
+
+/// A number, by what it says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Figure {
+    Rate,
+    Queued,
+    SenderBusy,
+    RwndLimited,
+    SndbufLimited,
+    PathLimited,
+    AppLimited,
+    CwndFull,
+    Retransmitted,
+    RttGrowth,
+    SendQueue,
+    ReceiveQueue,
+    WindowUse,
+    SenderCore,
+    SenderThrottled,
+    ReceiverCore,
+    ReceiverThrottled,
+    ReceiveCalls,
+    BytesPerReceive,
+    Blocked,
+    Unread,
+    Dropped,
+    CreditUsedUp,
+}
+
+/// How a figure is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unit {
+    /// Of the time.
+    Time,
+    Share,
+    Bytes,
+    BytesPerSecond,
+    PerSecond,
+    Times,
+}
+
+impl Figure {
+    /// What it says, as the beginning of a sentence.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Rate => "payload came at",
+            Self::Queued => "bytes that wait in queues of both ends:",
+            Self::SenderBusy => "the sender's socket had data waiting or on its way (busy)",
+            Self::RwndLimited => "the sender waited for the receiver's window (rwnd_limited)",
+            Self::SndbufLimited => "the sender's buffer was too small (sndbuf_limited)",
+            Self::PathLimited => "the sender was busy, held up by neither window nor buffer,",
+            Self::AppLimited => "looks at which the sender's application left the path unfilled:",
+            Self::CwndFull => "looks that found the congestion window full:",
+            Self::Retransmitted => "bytes sent again:",
+            Self::RttGrowth => "the round trip, against its minimum, took",
+            Self::SendQueue => "the send buffer was filled to",
+            Self::ReceiveQueue => "the receive buffer was filled, with data not read, to",
+            Self::WindowUse => "of the window offered, each round trip used",
+            Self::SenderCore => "the sender's busiest thread ran or wanted to",
+            Self::SenderThrottled => "the sender's control group was out of CPU quota",
+            Self::ReceiverCore => "the receiver's busiest thread ran or wanted to",
+            Self::ReceiverThrottled => "the receiver's control group was out of CPU quota",
+            Self::ReceiveCalls => "receive calls:",
+            Self::BytesPerReceive => "a receive call brought",
+            Self::Blocked => "looks that found connections waiting for room in the shared buffer:",
+            Self::Unread => "of the shared buffer, the slowest reader had not read",
+            Self::Dropped => "packets dropped before they reached a socket:",
+            Self::CreditUsedUp => "ACKs at whose time the publisher had used its credit up:",
+        }
+    }
+
+    pub fn unit(self) -> Unit {
+        match self {
+            Self::SenderBusy
+            | Self::RwndLimited
+            | Self::SndbufLimited
+            | Self::PathLimited
+            | Self::SenderCore
+            | Self::SenderThrottled
+            | Self::ReceiverCore
+            | Self::ReceiverThrottled => Unit::Time,
+            Self::Rate => Unit::BytesPerSecond,
+            Self::Queued | Self::BytesPerReceive => Unit::Bytes,
+            Self::ReceiveCalls => Unit::PerSecond,
+            Self::RttGrowth => Unit::Times,
+            _ => Unit::Share,
+        }
+    }
+}
+
+/// The figures that could be seen.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Facts(BTreeMap<Figure, f64>);
+
+type Weighted<'a, T> = Vec<(&'a T, f64)>;
+
+impl Facts {
+    pub fn get(&self, figure: Figure) -> Option<f64> {
+        self.0.get(&figure).copied()
+    }
+
+    fn set(&mut self, figure: Figure, value: Option<f64>) {
+        if let Some(value) = value.filter(|value| value.is_finite()) {
+            self.0.insert(figure, value);
+        }
+    }
+
+    /// Condenses a sample.
+    pub fn of(sample: &Sample) -> Self {
+        let bulk = bulk(sample);
+        let senders = ends(&bulk, Connection::sender);
+        let receivers = ends(&bulk, Connection::receiver);
+        let mut facts = Self::default();
+        facts.add_totals(sample);
+        facts.add_senders(&senders);
+        facts.add_receivers(&receivers, sample.seconds);
+        facts.add_processes(sample, &senders, &receivers);
+        facts.add_broker(sample);
+        facts
+    }
+
+    fn add_totals(&mut self, sample: &Sample) {
+        let tcp: u64 = sample.connections.iter().map(Connection::bytes).sum();
+        let xdp = sample.broker.as_ref().and_then(|broker| broker.xdp());
+        let bytes = tcp + xdp.as_ref().map_or(0, |xdp| xdp.bytes);
+        self.set(Figure::Rate, Some(bytes as f64 / sample.seconds));
+        let queued = sample.connections.iter().map(Connection::queued).sum();
+        self.set(Figure::Queued, Some(queued));
+        let interfaces = || sample.interfaces.iter();
+        let lost: u64 = interfaces()
+            .map(|i| i.rx_dropped + i.rx_fifo + i.rx_errors)
+            .sum();
+        let came: u64 = interfaces().map(|i| i.rx_packets).sum();
+        // Drivers differ in whether they count what an AF_XDP socket had no room for.
+        let lost = lost.max(xdp.map_or(0, |xdp| xdp.dropped.values().sum()));
+        if came + lost > 0 {
+            self.set(Figure::Dropped, Some(lost as f64 / (came + lost) as f64));
+        }
+    }
+
+    fn add_senders(&mut self, ends: &Weighted<'_, End>) {
+        let path = |e: &End| (e.busy - e.rwnd_limited - e.sndbuf_limited).max(0.0);
+        let mut mean = |figure, of: &dyn Fn(&End) -> f64| self.set(figure, weighted_mean(ends, of));
+        mean(Figure::SenderBusy, &|e| e.busy);
+        mean(Figure::RwndLimited, &|e| e.rwnd_limited);
+        mean(Figure::SndbufLimited, &|e| e.sndbuf_limited);
+        mean(Figure::PathLimited, &path);
+        mean(Figure::AppLimited, &|e| e.app_limited);
+        mean(Figure::CwndFull, &|e| e.cwnd_full);
+        mean(Figure::RttGrowth, &|e| e.rtt_us / e.min_rtt_us.max(1.0));
+        mean(Figure::SendQueue, &|e| {
+            e.send_memory / f64::from(e.send_buffer.max(1))
+        });
+        let sent: u64 = ends.iter().map(|(end, _)| end.bytes_sent).sum();
+        let again: u64 = ends.iter().map(|(end, _)| end.bytes_retransmitted).sum();
+        if !ends.is_empty() {
+            self.set(
+                Figure::Retransmitted,
+                Some(again as f64 / sent.max(1) as f64),
+            );
+        }
+    }
+
+    fn add_receivers(&mut self, ends: &Weighted<'_, End>, seconds: f64) {
+        let filled = |e: &End| e.receive_memory / f64::from(e.receive_buffer.max(1));
+        self.set(Figure::ReceiveQueue, weighted_mean(ends, &filled));
+        let mut timed = ends.clone();
+        timed.retain(|(end, _)| end.rcv_rtt_us > 0.0 && end.rcv_wnd > 0);
+        let used = |e: &End| {
+            let per_trip = e.bytes_received as f64 / seconds * e.rcv_rtt_us * 1e-6;
+            per_trip / f64::from(e.rcv_wnd)
+        };
+        self.set(Figure::WindowUse, weighted_mean(&timed, &used));
+    }
+
+    fn add_processes(
+        &mut self,
+        sample: &Sample,
+        senders: &Weighted<'_, End>,
+        receivers: &Weighted<'_, End>,
+    ) {
+        let pids = |ends: &Weighted<'_, End>| -> Vec<u32> {
+            ends.iter().filter_map(|(end, _)| end.pid).collect()
+        };
+        let most = |pids: &[u32], value: fn(&Process) -> Option<f64>| {
+            let processes = sample.processes.iter();
+            let theirs = processes.filter(|process| pids.contains(&process.pid));
+            theirs.filter_map(value).reduce(f64::max)
+        };
+        let (senders, mut receivers) = (pids(senders), pids(receivers));
+        if senders.is_empty() && receivers.is_empty() {
+            // Nothing tells who would send: the observed process is a server, and receives.
+            receivers.extend(sample.pid);
+        }
+        self.set(Figure::SenderCore, most(&senders, core));
+        self.set(Figure::SenderThrottled, most(&senders, |p| p.throttled));
+        self.set(Figure::ReceiverCore, most(&receivers, core));
+        self.set(Figure::ReceiverThrottled, most(&receivers, |p| p.throttled));
+        if sample.pid.is_some_and(|pid| receivers.contains(&pid)) {
+            let receives = sample.syscalls.as_deref().and_then(Receives::of);
+            self.set(Figure::ReceiveCalls, receives.map(|r| r.per_second));
+            self.set(Figure::BytesPerReceive, receives.map(|r| r.bytes_per_call));
+        }
+    }
+
+    fn add_broker(&mut self, sample: &Sample) {
+        let Some(broker) = &sample.broker else {
+            return;
+        };
+        self.set(Figure::Blocked, Some(broker.blocked));
+        let read = broker.topics.iter().filter(|topic| topic.readers > 0);
+        let unread = read.map(|topic| topic.unread).reduce(f64::max);
+        self.set(Figure::Unread, unread);
+        let xdp = broker.xdp().filter(|xdp| xdp.packets > 0);
+        self.set(Figure::CreditUsedUp, xdp.map(|xdp| xdp.credit_used_up));
+    }
+}
+
+#[cfg(test)]
+impl Facts {
+    pub fn from(figures: &[(Figure, f64)]) -> Self {
+        Self(figures.iter().copied().collect())
+    }
+}
+
+/// Share of the interval in which the busiest thread had a core, or was ready and had none.
+fn core(process: &Process) -> Option<f64> {
+    let busiest = process.threads.first()?;
+    let held_back = process.throttled.unwrap_or(0.0);
+    Some((busiest.run + busiest.wait.max(held_back)).min(1.0))
+}
+
+/// Connections that do the work, with how much of it: what was carried, and what waits.
+fn bulk(sample: &Sample) -> Weighted<'_, Connection> {
+    let weight = |c: &Connection| c.bytes() as f64 + c.queued();
+    let most = sample.connections.iter().map(weight).fold(0.0, f64::max);
+    let weighted = sample.connections.iter().map(|c| (c, weight(c)));
+    weighted
+        .filter(|(_, weight)| *weight > 0.0 && *weight >= BULK * most)
+        .collect()
+}
+
+fn ends<'a>(
+    bulk: &Weighted<'a, Connection>,
+    of: fn(&'a Connection) -> Option<&'a End>,
+) -> Weighted<'a, End> {
+    let ends = bulk
+        .iter()
+        .filter_map(|(c, weight)| Some((of(c)?, *weight)));
+    ends.collect()
+}
+
+fn weighted_mean(ends: &Weighted<'_, End>, of: &dyn Fn(&End) -> f64) -> Option<f64> {
+    let total: f64 = ends.iter().map(|(_, weight)| weight).sum();
+    let sum: f64 = ends.iter().map(|(end, weight)| of(end) * weight).sum();
+    (total > 0.0).then(|| sum / total)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::diagnose::cpu::Thread;
+
+    fn connection(bytes: u64, sender: Option<End>) -> Connection {
+        Connection {
+            local: "10.0.0.2:1".parse().unwrap(),
+            remote: "10.0.0.1:2".parse().unwrap(),
+            receives: true,
+            end: End {
+                pid: Some(7),
+                bytes_received: bytes,
+                receive_memory: 500.0,
+                receive_buffer: 1000,
+                ..End::default()
+            },
+            peer: sender,
+        }
+    }
+
+    #[test]
+    fn connections_count_by_what_they_carry() {
+        let sender = |rwnd_limited| {
+            Some(End {
+                busy: 1.0,
+                rwnd_limited,
+                bytes_sent: 1000,
+                bytes_retransmitted: 10,
+                ..End::default()
+            })
+        };
+        let sample = Sample {
+            seconds: 2.0,
+            pid: Some(7),
+            connections: vec![
+                connection(3_000_000, sender(1.0)),
+                connection(1_000_000, sender(0.0)),
+                // Idle: it has no say.
+                connection(100, sender(1.0)),
+            ],
+            processes: vec![Process {
+                pid: 7,
+                threads: vec![Thread {
+                    run: 0.3,
+                    wait: 0.2,
+                    ..Thread::default()
+                }],
+                throttled: Some(0.6),
+                ..Process::default()
+            }],
+            ..Sample::default()
+        };
+        let facts = Facts::of(&sample);
+        let get = |figure| facts.get(figure).unwrap();
+        assert_eq!(get(Figure::Rate), 2_000_050.0);
+        assert_eq!(get(Figure::RwndLimited), 0.75);
+        assert_eq!(get(Figure::PathLimited), 0.25);
+        assert_eq!(get(Figure::Retransmitted), 0.01);
+        assert_eq!(get(Figure::ReceiveQueue), 0.5);
+        assert!((get(Figure::ReceiverCore) - 0.9).abs() < 1e-9);
+    }
+
+    #[test]
+    fn what_was_not_seen_is_absent() {
+        let sample = Sample {
+            seconds: 1.0,
+            connections: vec![connection(1000, None)],
+            ..Sample::default()
+        };
+        let facts = Facts::of(&sample);
+        for figure in [
+            Figure::SenderBusy,
+            Figure::Retransmitted,
+            Figure::SenderCore,
+            Figure::ReceiveCalls,
+            Figure::Blocked,
+            Figure::Dropped,
+        ] {
+            assert_eq!(facts.get(figure), None, "{figure:?}");
+        }
+        assert_eq!(facts.get(Figure::ReceiveQueue), Some(0.5));
+    }
+}

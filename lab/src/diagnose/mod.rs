@@ -1,0 +1,109 @@
+//! `penstock-lab diagnose`: attaches to a running TCP server for some seconds and says what limits
+//! it, with the evidence.
+//!
+//! [`watch`] looks at sockets, threads, system calls, interfaces and, if it is one, at the broker's
+//! own figures; the result is a [`sample::Sample`]. [`facts`] condenses it to a few numbers, the
+//! table in [`rules`] turns these into verdicts ([`verdict`]), and [`render`] prints them.
+
+mod cpu;
+mod facts;
+mod interfaces;
+mod namespaces;
+mod penstock;
+mod processes;
+mod render;
+mod rules;
+mod sample;
+mod settings;
+mod sockets;
+mod syscalls;
+mod target;
+mod tcp_info;
+mod verdict;
+mod watch;
+
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use clap::Args;
+
+use crate::cli::Format;
+use crate::interrupt::Interrupt;
+use target::Target;
+use verdict::Diagnosis;
+
+pub const EXAMPLES: &str = "\
+Examples:
+  # a broker, ours or any other TCP server, in whichever network namespace
+  sudo penstock-lab diagnose --port 1214
+
+  # one of several, for ten seconds, for a program
+  sudo penstock-lab diagnose --pid $(pgrep -x nats-server) --duration 10 --format json
+
+  # without privileges: says what it could not see
+  penstock-lab diagnose --port 1214
+
+  # every cause that it knows
+  penstock-lab diagnose --list-causes
+
+Nothing is changed in the observed process; system calls are traced for a part of the time only.
+Exit codes: 0 diagnosed, whatever the verdict, 1 failed, 2 wrong usage, 130 interrupted.";
+
+/// What `diagnose` is asked for.
+#[derive(Debug, Args)]
+pub struct Diagnose {
+    /// Process to observe.
+    #[arg(long, required_unless_present_any = ["port", "list_causes"],
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub pid: Option<u32>,
+    /// TCP port that it listens on.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    pub port: Option<u16>,
+    /// Seconds to observe for.
+    #[arg(long, default_value = "5", value_parser = seconds)]
+    pub duration: f64,
+    /// Seconds of these in which system calls are traced; 0 for not at all.
+    #[arg(long, default_value = "1", value_parser = seconds_or_none)]
+    pub trace: f64,
+    /// How the diagnosis is printed.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+    /// Name every cause that a verdict may have, and end.
+    #[arg(long)]
+    pub list_causes: bool,
+}
+
+/// Runs it.
+pub fn run(options: &Diagnose, interrupt: &Interrupt) -> Result<bool> {
+    if options.list_causes {
+        print!("{}", render::causes(options.format)?);
+        return Ok(true);
+    }
+    let mut unavailable = Vec::new();
+    let target = match (options.pid, options.port) {
+        (Some(pid), port) => Target::of_process(pid, port, &mut unavailable)?,
+        (None, Some(port)) => Target::of_port(port, &mut unavailable)?,
+        (None, None) => bail!("name a server with --pid or --port"),
+    };
+    let duration = Duration::from_secs_f64(options.duration);
+    let trace = Duration::from_secs_f64(options.trace);
+    let sample = watch::watch(&target, duration, trace, interrupt, &mut unavailable)?;
+    let diagnosis = Diagnosis::of(sample, unavailable);
+    print!("{}", render::diagnosis(&diagnosis, options.format)?);
+    Ok(true)
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    in_range(text, 0.5)
+}
+
+fn seconds_or_none(text: &str) -> Result<f64, String> {
+    in_range(text, 0.0)
+}
+
+fn in_range(text: &str, least: f64) -> Result<f64, String> {
+    match text.parse() {
+        Ok(seconds) if (least..=3600.0).contains(&seconds) => Ok(seconds),
+        _ => Err(format!("not a number of seconds from {least} to 3600")),
+    }
+}

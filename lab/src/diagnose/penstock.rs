@@ -1,0 +1,371 @@
+//! What a Penstock broker says of itself while it runs (`<buffer-dir>/broker-<port>.sock`).
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Read};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use super::processes;
+
+/// A broker answers at once, or not at all.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// A broker's answer; what is not used here is left out.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Figures {
+    workers: Vec<WorkerAt>,
+    topics: Vec<TopicAt>,
+    counters: BTreeMap<String, u64>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct WorkerAt {
+    thread: String,
+    blocked: usize,
+    batches: u64,
+    recv_bytes: u64,
+    stages: Vec<StageAt>,
+    xdp: Option<XdpAt>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct StageAt {
+    name: String,
+    total_ns: u64,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+struct XdpAt {
+    window: u64,
+    placed: u64,
+    malformed: u64,
+    corrupt: u64,
+    unknown_stream: u64,
+    duplicates: u64,
+    refused: u64,
+    acks: u64,
+    aside: u64,
+    empty_polls: u64,
+    polls: u64,
+    full_polls: u64,
+    credit_used_up: u64,
+    sleeps: u64,
+    packets: u64,
+    bytes: u64,
+    rx_dropped: u64,
+    rx_ring_full: u64,
+    rx_fill_ring_empty: u64,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct TopicAt {
+    topic: String,
+    ring_bytes: u64,
+    readers: usize,
+    unread_bytes: u64,
+    payload_bytes: u64,
+}
+
+/// What the broker did in the interval.
+#[derive(Debug, Clone, Serialize)]
+pub struct Broker {
+    /// Share of the looks at which a connection waited for room in the shared buffer, 0 to 1.
+    pub blocked: f64,
+    pub workers: Vec<Worker>,
+    pub topics: Vec<Topic>,
+    /// Events, those that happened.
+    pub counters: BTreeMap<String, u64>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct Worker {
+    pub thread: String,
+    pub batches_per_second: f64,
+    pub bytes_per_second: f64,
+    /// Share of the interval by stage, 0 to 1; `WaitForData` is the rest.
+    pub stages: BTreeMap<String, f64>,
+    pub xdp: Option<Xdp>,
+}
+
+/// The packets of a worker of the xdp path.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Xdp {
+    pub packets: u64,
+    pub bytes: u64,
+    pub placed: u64,
+    /// Packets that were lost at the socket, by reason.
+    pub dropped: BTreeMap<&'static str, u64>,
+    /// Packets that came and were not placed, by reason.
+    pub refused: BTreeMap<&'static str, u64>,
+    /// Batches that were received outside the ring, for it had no room.
+    pub aside: u64,
+    /// Looks that found packets, of all looks, 0 to 1.
+    pub hit_rate: f64,
+    /// Looks that found as many as are taken at a time, of those that found some, 0 to 1.
+    pub full_looks: f64,
+    pub sleeps: u64,
+    /// ACKs at whose time the publisher had used its credit up, of all ACKs, 0 to 1.
+    pub credit_used_up: f64,
+    /// Bytes that each stream may have on its way.
+    pub window: u64,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct Topic {
+    pub topic: String,
+    pub ring_bytes: u64,
+    /// Registered readers.
+    pub readers: usize,
+    /// What the slowest of them has not read, of the ring, mean over the interval, 0 to 1.
+    pub unread: f64,
+    pub bytes_per_second: f64,
+}
+
+/// The socket of a broker; none if the process is none.
+pub fn socket_of(pid: u32) -> Option<PathBuf> {
+    let inodes = processes::sockets_of(pid).ok()?;
+    let table = fs::read_to_string(format!("/proc/{pid}/net/unix")).ok()?;
+    let path = socket_in(&table, |inode| inodes.contains(&inode))?;
+    let base = match path.is_absolute() {
+        true => fs::read_link(format!("/proc/{pid}/root")).ok()?,
+        false => fs::read_link(format!("/proc/{pid}/cwd")).ok()?,
+    };
+    Some(base.join(path.strip_prefix("/").unwrap_or(&path)))
+}
+
+fn socket_in(table: &str, is_theirs: impl Fn(u32) -> bool) -> Option<PathBuf> {
+    table.lines().find_map(|line| {
+        let mut words = line.split_whitespace().skip(6);
+        let inode = words.next()?.parse().ok()?;
+        let path = Path::new(words.next()?);
+        let name = path.file_name()?.to_str()?;
+        let is_it = name.starts_with("broker-") && name.ends_with(".sock");
+        (is_it && is_theirs(inode)).then(|| path.to_owned())
+    })
+}
+
+impl Figures {
+    /// Asks a broker.
+    pub fn ask(socket: &Path) -> Result<Self> {
+        let read = || -> io::Result<Vec<u8>> {
+            let mut stream = UnixStream::connect(socket)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer)?;
+            Ok(answer)
+        };
+        let answer = read()
+            .with_context(|| format!("the broker does not answer at {}", socket.display()))?;
+        serde_json::from_slice(&answer).context("the broker is of another version")
+    }
+
+    /// Whether a connection waits for room in the shared buffer.
+    fn is_blocked(&self) -> bool {
+        self.workers.iter().any(|worker| worker.blocked > 0)
+    }
+}
+
+impl Broker {
+    /// What happened between the first and the last of `looks`, `seconds` apart; none for fewer
+    /// than two.
+    pub fn between(looks: &[Figures], seconds: f64) -> Option<Self> {
+        let [start, .., end] = looks else {
+            return None;
+        };
+        let count = looks.len() as f64;
+        let blocked = looks.iter().filter(|look| look.is_blocked()).count() as f64 / count;
+        let workers = end.workers.iter().zip(&start.workers);
+        let topics = end.topics.iter().map(|topic| {
+            let of = |look: &Figures| {
+                let mut topics = look.topics.iter();
+                topics.find(|other| other.topic == topic.topic).cloned()
+            };
+            let unread: u64 = looks.iter().filter_map(of).map(|t| t.unread_bytes).sum();
+            let before = of(start).map_or(0, |topic| topic.payload_bytes);
+            Topic {
+                topic: topic.topic.clone(),
+                ring_bytes: topic.ring_bytes,
+                readers: topic.readers,
+                unread: unread as f64 / count / topic.ring_bytes.max(1) as f64,
+                bytes_per_second: (topic.payload_bytes - before) as f64 / seconds,
+            }
+        });
+        let counters = end.counters.iter().map(|(name, end)| {
+            let start = start.counters.get(name).copied().unwrap_or(0);
+            (name.clone(), end.saturating_sub(start))
+        });
+        Some(Self {
+            blocked,
+            workers: workers
+                .map(|(end, start)| Worker::between(start, end, seconds))
+                .collect(),
+            topics: topics.collect(),
+            counters: counters.filter(|(_, count)| *count > 0).collect(),
+        })
+    }
+
+    /// All workers of the xdp path together; none without that path.
+    pub fn xdp(&self) -> Option<Xdp> {
+        let workers = || self.workers.iter().filter_map(|worker| worker.xdp.as_ref());
+        let mut sum = workers().next()?.clone();
+        for other in workers().skip(1) {
+            let weight = other.packets as f64 / (sum.packets + other.packets).max(1) as f64;
+            let mix = |a: f64, b: f64| a * (1.0 - weight) + b * weight;
+            sum.hit_rate = mix(sum.hit_rate, other.hit_rate);
+            sum.full_looks = mix(sum.full_looks, other.full_looks);
+            sum.credit_used_up = mix(sum.credit_used_up, other.credit_used_up);
+            sum.packets += other.packets;
+            sum.bytes += other.bytes;
+            sum.placed += other.placed;
+            sum.aside += other.aside;
+            sum.sleeps += other.sleeps;
+            add(&mut sum.dropped, &other.dropped);
+            add(&mut sum.refused, &other.refused);
+            sum.window = sum.window.min(other.window);
+        }
+        Some(sum)
+    }
+}
+
+fn add(sum: &mut BTreeMap<&'static str, u64>, other: &BTreeMap<&'static str, u64>) {
+    for (name, count) in other {
+        *sum.entry(name).or_default() += count;
+    }
+}
+
+impl Worker {
+    fn between(start: &WorkerAt, end: &WorkerAt, seconds: f64) -> Self {
+        let stages = end.stages.iter().zip(&start.stages);
+        let mut stages: BTreeMap<String, f64> = stages
+            .filter(|(end, _)| end.name != "WaitForData")
+            .map(|(end, start)| {
+                let ns = end.total_ns.saturating_sub(start.total_ns);
+                (end.name.clone(), ns as f64 * 1e-9 / seconds)
+            })
+            .collect();
+        let worked: f64 = stages.values().sum();
+        stages.insert("WaitForData".to_owned(), (1.0 - worked).max(0.0));
+        let xdp = end.xdp.as_ref().zip(start.xdp.as_ref());
+        Self {
+            thread: end.thread.clone(),
+            batches_per_second: (end.batches - start.batches) as f64 / seconds,
+            bytes_per_second: (end.recv_bytes - start.recv_bytes) as f64 / seconds,
+            stages,
+            xdp: xdp.map(|(end, start)| Xdp::between(start, end)),
+        }
+    }
+}
+
+impl Xdp {
+    fn between(start: &XdpAt, end: &XdpAt) -> Self {
+        let ratio = |a: u64, b: u64| a as f64 / b.max(1) as f64;
+        let hits = end.polls - start.polls;
+        let misses = end.empty_polls - start.empty_polls;
+        Self {
+            packets: end.packets - start.packets,
+            bytes: end.bytes - start.bytes,
+            placed: end.placed - start.placed,
+            dropped: happened([
+                ("receive ring full", start.rx_ring_full, end.rx_ring_full),
+                (
+                    "fill ring empty",
+                    start.rx_fill_ring_empty,
+                    end.rx_fill_ring_empty,
+                ),
+                ("other", start.rx_dropped, end.rx_dropped),
+            ]),
+            refused: happened([
+                ("malformed", start.malformed, end.malformed),
+                ("corrupt", start.corrupt, end.corrupt),
+                ("unknown stream", start.unknown_stream, end.unknown_stream),
+                ("duplicate", start.duplicates, end.duplicates),
+                ("beyond a limit", start.refused, end.refused),
+            ]),
+            aside: end.aside - start.aside,
+            hit_rate: ratio(hits, hits + misses),
+            full_looks: ratio(end.full_polls - start.full_polls, hits),
+            sleeps: end.sleeps - start.sleeps,
+            credit_used_up: ratio(
+                end.credit_used_up - start.credit_used_up,
+                end.acks - start.acks,
+            ),
+            window: end.window,
+        }
+    }
+}
+
+fn happened<const N: usize>(counts: [(&'static str, u64, u64); N]) -> BTreeMap<&'static str, u64> {
+    let counts = counts
+        .into_iter()
+        .map(|(name, start, end)| (name, end - start));
+    counts.filter(|(_, count)| *count > 0).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn look(blocked: usize, unread: u64, packets: u64) -> Figures {
+        serde_json::from_value(json!({
+            "kind": "broker-live",
+            "workers": [{
+                "thread": "xdp-0", "path": "xdp", "connections": 1, "blocked": blocked,
+                "active_seconds": 1.0, "batches": packets / 10, "recv_calls": 1,
+                "recv_bytes": packets * 1000, "eagain": 0,
+                "stages": [{"name": "Commit", "total_ns": packets * 1_000_000},
+                           {"name": "WaitForData", "total_ns": 1}],
+                "xdp": {"window": 65536, "placed": packets, "malformed": 0,
+                    "corrupt": packets / 100, "unknown_stream": 0, "duplicates": 0, "refused": 0,
+                    "acks": packets / 10, "aside": 0, "empty_polls": packets, "polls": packets,
+                    "full_polls": packets / 2, "credit_used_up": packets / 20, "sleeps": 0,
+                    "packets": packets, "bytes": packets * 1000, "rx_dropped": 0,
+                    "rx_ring_full": packets / 50, "rx_fill_ring_empty": 0}
+            }],
+            "topics": [{"topic": "t", "ring_bytes": 1000, "readers": 1, "unread_bytes": unread,
+                "payload_bytes": packets * 1000}],
+            "counters": {"accepted": 5, "waits_for_space": packets}
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn what_happened_is_the_difference_of_two_looks() {
+        let looks = [
+            look(0, 0, 100),
+            look(1, 500, 150),
+            look(1, 1000, 300),
+            look(0, 500, 300),
+        ];
+        let broker = Broker::between(&looks, 2.0).unwrap();
+        assert_eq!((broker.blocked, broker.topics[0].unread), (0.5, 0.5));
+        assert_eq!(
+            broker.counters,
+            [("waits_for_space".to_owned(), 200)].into()
+        );
+        assert_eq!(broker.workers[0].bytes_per_second, 100_000.0);
+        assert!((broker.workers[0].stages["Commit"] - 0.1).abs() < 1e-9);
+        let xdp = broker.xdp().unwrap();
+        assert_eq!((xdp.packets, xdp.hit_rate, xdp.full_looks), (200, 0.5, 0.5));
+        assert_eq!(xdp.credit_used_up, 0.5);
+        assert_eq!(xdp.dropped, [("receive ring full", 4)].into());
+        assert_eq!(xdp.refused, [("corrupt", 2)].into());
+        assert!(Broker::between(&looks[..1], 1.0).is_none());
+    }
+
+    #[test]
+    fn the_socket_is_found_by_its_inode() {
+        let table = "Num RefCount Protocol Flags Type St Inode Path\n\
+            0: 2 0 00010000 0001 01 77 /run/broker-1.sock\n\
+            0: 2 0 00010000 0001 01 78 /dev/shm/penstock/broker-1214.sock\n\
+            0: 2 0 00010000 0001 01 79\n";
+        let found = socket_in(table, |inode| inode == 78).unwrap();
+        assert_eq!(found, Path::new("/dev/shm/penstock/broker-1214.sock"));
+        assert_eq!(socket_in(table, |inode| inode == 79), None);
+    }
+}

@@ -1,0 +1,337 @@
+//! Prints a diagnosis: verdicts with evidence first, then the figures that they rest on.
+
+use std::fmt::{self, Write};
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use super::penstock::Worker;
+use super::rules::CAUSES;
+use super::sample::{Connection, End, Sample};
+use super::verdict::{Diagnosis, Verdict, bytes, percent};
+use crate::cli::Format;
+
+/// Lines of each kind that are shown to a person; all are in the JSON.
+const MOST: usize = 8;
+/// Threads below this share of a core are left out.
+const VISIBLE: f64 = 0.01;
+
+/// The names of all causes.
+pub fn causes(format: Format) -> Result<String> {
+    #[derive(Serialize)]
+    struct Listed {
+        cause: &'static str,
+        title: &'static str,
+    }
+    let listed = CAUSES.iter().map(|cause| Listed {
+        cause: cause.id,
+        title: cause.title,
+    });
+    match format {
+        Format::Json => Ok(serde_json::to_string_pretty(&listed.collect::<Vec<_>>())? + "\n"),
+        Format::Text => Ok(listed
+            .map(|line| format!("{:<38} {}\n", line.cause, line.title))
+            .collect()),
+    }
+}
+
+/// A diagnosis as asked for.
+pub fn diagnosis(diagnosis: &Diagnosis, format: Format) -> Result<String> {
+    match format {
+        Format::Json => Ok(serde_json::to_string_pretty(diagnosis)
+            .context("cannot put the diagnosis into JSON")?
+            + "\n"),
+        Format::Text => {
+            let mut text = String::new();
+            write_all(&mut text, diagnosis).context("cannot write the diagnosis")?;
+            Ok(text)
+        }
+    }
+}
+
+fn write_all(out: &mut String, diagnosis: &Diagnosis) -> fmt::Result {
+    let sample = &diagnosis.sample;
+    write_head(out, sample)?;
+    if diagnosis.verdicts.is_empty() {
+        writeln!(
+            out,
+            "No cause fits what was seen; the figures below say what that was.\n"
+        )?;
+    }
+    for (rank, verdict) in diagnosis.verdicts.iter().enumerate() {
+        write_verdict(out, rank + 1, verdict)?;
+    }
+    write_connections(out, sample)?;
+    write_processes(out, sample)?;
+    write_syscalls(out, sample)?;
+    write_broker(out, sample)?;
+    write_host(out, sample)?;
+    if !diagnosis.unavailable.is_empty() {
+        writeln!(out, "Not seen")?;
+        for missing in &diagnosis.unavailable {
+            writeln!(out, "  {}: {}; {}", missing.what, missing.why, missing.how)?;
+        }
+    }
+    Ok(())
+}
+
+fn write_head(out: &mut String, sample: &Sample) -> fmt::Result {
+    let name = match sample.name.as_str() {
+        "" => "a server",
+        name => name,
+    };
+    write!(out, "{name}")?;
+    if let Some(pid) = sample.pid {
+        write!(out, ", process {pid}")?;
+    }
+    let ports: Vec<String> = sample.ports.iter().map(u16::to_string).collect();
+    if !ports.is_empty() {
+        write!(out, ", port {}", ports.join(", "))?;
+    }
+    writeln!(
+        out,
+        ": {} connections, observed for {:.1} s\n",
+        sample.connections.len(),
+        sample.seconds,
+    )
+}
+
+fn write_verdict(out: &mut String, rank: usize, verdict: &Verdict) -> fmt::Result {
+    let Verdict {
+        cause,
+        title,
+        confidence,
+        ..
+    } = verdict;
+    writeln!(
+        out,
+        "{rank}. {cause} (confidence {confidence:.2})\n   {title}"
+    )?;
+    if let Some(reason) = &verdict.reason {
+        writeln!(out, "   because {reason}")?;
+    }
+    for line in &verdict.evidence_for {
+        writeln!(out, "   + {line}")?;
+    }
+    for line in &verdict.evidence_against {
+        writeln!(out, "   - {line}")?;
+    }
+    writeln!(out, "   next: {}\n", verdict.next_command)
+}
+
+fn write_connections(out: &mut String, sample: &Sample) -> fmt::Result {
+    if sample.connections.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "Connections, busiest first")?;
+    for connection in sample.connections.iter().take(MOST) {
+        let Connection { local, remote, .. } = connection;
+        let rate = bytes(connection.bytes() as f64 / sample.seconds);
+        let way = if connection.receives { "from" } else { "to" };
+        writeln!(out, "  {local} {way} {remote}: {rate}/s")?;
+        if let Some(end) = connection.receiver() {
+            write_receiver(out, end)?;
+        }
+        if let Some(end) = connection.sender() {
+            write_sender(out, end)?;
+        }
+    }
+    left_out(out, sample.connections.len())
+}
+
+fn write_receiver(out: &mut String, end: &End) -> fmt::Result {
+    let set = match end.receive_buffer_set {
+        Some(true) => " (set by the application)",
+        Some(false) => " (tuned by the kernel)",
+        None => "",
+    };
+    writeln!(
+        out,
+        "    receiver: Recv-Q {}, skmem r {} of rb {}{set}; rcv_ssthresh {} to {}, rcv_space {}, window scale {}",
+        bytes(end.recv_q),
+        bytes(end.receive_memory),
+        bytes(f64::from(end.receive_buffer)),
+        end.rcv_ssthresh_first,
+        end.rcv_ssthresh,
+        end.rcv_space,
+        end.rcv_wscale,
+    )
+}
+
+fn write_sender(out: &mut String, end: &End) -> fmt::Result {
+    writeln!(
+        out,
+        "    sender:   busy {}, rwnd_limited {}, sndbuf_limited {}, app_limited {}; cwnd {}, full {}; Send-Q {}, tb {}; rtt {:.0} us (least {:.0}), {} retransmits",
+        percent(end.busy),
+        percent(end.rwnd_limited),
+        percent(end.sndbuf_limited),
+        percent(end.app_limited),
+        end.cwnd,
+        percent(end.cwnd_full),
+        bytes(end.send_q),
+        bytes(f64::from(end.send_buffer)),
+        end.rtt_us,
+        end.min_rtt_us,
+        end.retransmits,
+    )
+}
+
+fn left_out(out: &mut String, count: usize) -> fmt::Result {
+    match count.saturating_sub(MOST) {
+        0 => writeln!(out),
+        more => writeln!(out, "  and {more} more (--format json has all)\n"),
+    }
+}
+
+fn write_processes(out: &mut String, sample: &Sample) -> fmt::Result {
+    for process in sample.processes.iter().take(MOST) {
+        write!(out, "Threads of {} ({})", process.name, process.pid)?;
+        if let Some(throttled) = process.throttled.filter(|share| *share > 0.0) {
+            write!(out, ", out of CPU quota {} of the time", percent(throttled))?;
+        }
+        writeln!(out)?;
+        let threads = process.threads.iter();
+        let visible = threads.filter(|thread| thread.run + thread.wait >= VISIBLE);
+        for thread in visible.take(MOST) {
+            writeln!(
+                out,
+                "  {:<16} runs {:>5} (the kernel's part {}), waits for a core {:>5}; switches {:.0}/s by itself, {:.0}/s forced",
+                thread.name,
+                percent(thread.run),
+                percent(thread.system),
+                percent(thread.wait),
+                thread.voluntary_switches,
+                thread.involuntary_switches,
+            )?;
+        }
+    }
+    left_out(out, sample.processes.len())
+}
+
+fn write_syscalls(out: &mut String, sample: &Sample) -> fmt::Result {
+    let Some(calls) = &sample.syscalls else {
+        return Ok(());
+    };
+    writeln!(out, "System calls")?;
+    for call in calls.iter().take(MOST) {
+        let size = call
+            .bytes_per_call
+            .map_or(String::new(), |size| format!(", {} each", bytes(size)));
+        writeln!(
+            out,
+            "  {:<16} {:<16} {:>9.0}/s, {:>8.1} us, {:>5} of the time{size}",
+            call.thread,
+            call.name,
+            call.per_second,
+            call.mean_us,
+            percent(call.time),
+        )?;
+    }
+    left_out(out, calls.len())
+}
+
+fn write_broker(out: &mut String, sample: &Sample) -> fmt::Result {
+    let Some(broker) = &sample.broker else {
+        return Ok(());
+    };
+    writeln!(
+        out,
+        "Broker: connections waited for room at {} of the looks",
+        percent(broker.blocked)
+    )?;
+    for topic in &broker.topics {
+        writeln!(
+            out,
+            "  topic {}: {}/s, {} registered readers, {} of the ring not read",
+            topic.topic,
+            bytes(topic.bytes_per_second),
+            topic.readers,
+            percent(topic.unread),
+        )?;
+    }
+    for worker in &broker.workers {
+        write_worker(out, worker)?;
+    }
+    writeln!(out)
+}
+
+fn write_worker(out: &mut String, worker: &Worker) -> fmt::Result {
+    let stages = worker.stages.iter();
+    let stages: Vec<String> = stages
+        .map(|(name, share)| format!("{name} {}", percent(*share)))
+        .collect();
+    let rate = bytes(worker.bytes_per_second);
+    writeln!(out, "  {}: {rate}/s, {}", worker.thread, stages.join(", "))?;
+    let Some(xdp) = &worker.xdp else {
+        return Ok(());
+    };
+    writeln!(
+        out,
+        "    {} packets; looks that found some {}, of these full {}; dropped {:?}, refused {:?}; window {}, credit used up at {} of ACKs",
+        xdp.packets,
+        percent(xdp.hit_rate),
+        percent(xdp.full_looks),
+        xdp.dropped,
+        xdp.refused,
+        bytes(xdp.window as f64),
+        percent(xdp.credit_used_up),
+    )
+}
+
+fn write_host(out: &mut String, sample: &Sample) -> fmt::Result {
+    writeln!(out, "Host")?;
+    for core in &sample.cores {
+        writeln!(
+            out,
+            "  core {}: user {}, system {}, softirq {}, idle {}, stolen {}",
+            core.core,
+            percent(core.user),
+            percent(core.system),
+            percent(core.softirq),
+            percent(core.idle),
+            percent(core.steal),
+        )?;
+    }
+    for interface in &sample.interfaces {
+        writeln!(
+            out,
+            "  {}: {} packets in, {} dropped, {} errors, {} ring overflows",
+            interface.name,
+            interface.rx_packets,
+            interface.rx_dropped,
+            interface.rx_errors,
+            interface.rx_fifo,
+        )?;
+    }
+    write_settings(out, sample)?;
+    if let Some(pressure) = sample.pressure {
+        writeln!(
+            out,
+            "  somebody waited for CPU {}, for memory {}, for storage {} of the last 10 s",
+            percent(pressure.cpu),
+            percent(pressure.memory),
+            percent(pressure.io),
+        )?;
+    }
+    writeln!(out)
+}
+
+fn write_settings(out: &mut String, sample: &Sample) -> fmt::Result {
+    let settings = &sample.settings;
+    let limit = settings.rmem_max.map(|max| max.to_string());
+    let rmem = settings
+        .tcp_rmem
+        .map(|r| format!("{} {} {}", r[0], r[1], r[2]));
+    let unknown = || "unknown".to_owned();
+    writeln!(
+        out,
+        "  rmem_max {}, tcp_rmem {}, autotuning {}",
+        limit.unwrap_or_else(unknown),
+        rmem.unwrap_or_else(unknown),
+        match settings.tcp_moderate_rcvbuf {
+            Some(0) => "off",
+            Some(_) => "on",
+            None => "unknown",
+        },
+    )
+}

@@ -1,0 +1,494 @@
+//! The decision table: every cause, what speaks for and against it, and what to do next.
+//!
+//! This is all that there is to a verdict: change a threshold here and nowhere else. Each clue says
+//! why its threshold is where it is. Weights add up to a confidence from 0 to 1: what a cause
+//! `requires` makes it possible, what `supports` it makes it likely, and what `contradicts` it is
+//! usually the mark of another cause of which this one would be a symptom.
+
+use super::facts::Figure;
+
+/// One line of the table.
+#[derive(Debug)]
+pub struct Cause {
+    /// Stable name.
+    pub id: &'static str,
+    pub title: &'static str,
+    /// All must hold, and each must have been seen.
+    pub requires: &'static [Clue],
+    /// Stands in for `requires` when not all of that could be seen.
+    pub unseen: &'static [Clue],
+    pub supports: &'static [Clue],
+    pub contradicts: &'static [Clue],
+    /// One command; `PID`, `PORT`, `IFACE` and `PEER` (a process at the other end) are filled in.
+    pub next: &'static str,
+}
+
+/// A figure on one side of a threshold.
+#[derive(Debug)]
+pub struct Clue {
+    pub figure: Figure,
+    pub is: Is,
+    /// What it is worth, 0 to 1.
+    pub weight: f64,
+    /// Why the threshold is there.
+    pub why: &'static str,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Is {
+    AtLeast(f64),
+    Below(f64),
+}
+
+impl Is {
+    pub fn holds(self, value: f64) -> bool {
+        match self {
+            Self::AtLeast(threshold) => value >= threshold,
+            Self::Below(threshold) => value < threshold,
+        }
+    }
+}
+
+const fn at_least(figure: Figure, threshold: f64, weight: f64, why: &'static str) -> Clue {
+    Clue {
+        figure,
+        is: Is::AtLeast(threshold),
+        weight,
+        why,
+    }
+}
+
+const fn below(figure: Figure, threshold: f64, weight: f64, why: &'static str) -> Clue {
+    Clue {
+        figure,
+        is: Is::Below(threshold),
+        weight,
+        why,
+    }
+}
+
+const MEGABYTE: f64 = 1e6;
+/// What a thread has left above this goes to sampling, its other work and other processes.
+const WHOLE_CORE: f64 = 0.85;
+
+const NO_TIME_LEFT: &str = "above 85 % of a core a thread has no time left to wait for anything";
+const TIME_LEFT: &str = "a thread that sleeps half of the time is not what is slow";
+const QUEUE_FULL: &str = "data lies in the receive buffer: what limits is behind it, not before it";
+const QUEUE_EMPTY: &str = "an almost empty receive buffer means that the receiver keeps up";
+const SOMETHING_FLOWS: &str = "below 1 MB/s nothing is at work that could be limited";
+const MOSTLY: &str = "most of the time";
+const A_FIFTH: &str =
+    "a fifth of the time is beyond the short waits of every full-speed connection";
+const OUT_OF_QUOTA: &str =
+    "a control group that is out of quota a tenth of the time holds its threads back";
+
+/// Every cause. The order decides between equals: a cause before its symptoms.
+pub const CAUSES: &[Cause] = &[
+    Cause {
+        id: "shared-buffer-full",
+        title: "The shared buffer is full: a registered reader is slow or has stopped",
+        requires: &[at_least(
+            Figure::Blocked,
+            0.2,
+            0.65,
+            "a connection that waits for room at every fifth look is held up, not just unlucky",
+        )],
+        unseen: &[],
+        supports: &[
+            at_least(
+                Figure::Unread,
+                0.5,
+                0.2,
+                "a reader that keeps up leaves most of the buffer free",
+            ),
+            at_least(Figure::Blocked, 0.5, 0.15, MOSTLY),
+        ],
+        contradicts: &[],
+        next: "sudo fuser -v $(find /dev/shm -name '*.readers')  # who reads; then look at that reader, or use --full overwrite",
+    },
+    Cause {
+        id: "syscall-overhead",
+        title: "Receiving in too small pieces: the calls themselves cost most",
+        requires: &[
+            below(
+                Figure::BytesPerReceive,
+                1024.0,
+                0.35,
+                "below 1 KiB a call costs more than the copy that it makes",
+            ),
+            at_least(
+                Figure::ReceiveCalls,
+                20_000.0,
+                0.25,
+                "20,000 calls a second, up to a microsecond each, are the first percents of a core",
+            ),
+            at_least(
+                Figure::ReceiverCore,
+                0.7,
+                0.2,
+                "small calls only matter to a thread that is short of time",
+            ),
+        ],
+        unseen: &[],
+        supports: &[
+            at_least(Figure::ReceiverCore, WHOLE_CORE, 0.1, NO_TIME_LEFT),
+            at_least(Figure::ReceiveQueue, 0.25, 0.1, QUEUE_FULL),
+        ],
+        contradicts: &[],
+        next: "sudo timeout 5 strace -f -c -e trace=%network,read -p PID  # then receive into larger buffers",
+    },
+    Cause {
+        id: "receiver-cpu",
+        title: "A receiving thread has no more CPU",
+        requires: &[at_least(
+            Figure::ReceiverCore,
+            WHOLE_CORE,
+            0.4,
+            NO_TIME_LEFT,
+        )],
+        unseen: &[],
+        supports: &[
+            at_least(Figure::ReceiveQueue, 0.25, 0.3, QUEUE_FULL),
+            at_least(Figure::ReceiverThrottled, 0.1, 0.2, OUT_OF_QUOTA),
+            at_least(Figure::RwndLimited, 0.2, 0.1, A_FIFTH),
+        ],
+        contradicts: &[
+            below(Figure::ReceiveQueue, 0.05, 0.25, QUEUE_EMPTY),
+            at_least(
+                Figure::SenderCore,
+                WHOLE_CORE,
+                0.1,
+                "the sender is as busy: either may be the slower one",
+            ),
+            below(
+                Figure::BytesPerReceive,
+                1024.0,
+                0.2,
+                "its time goes to calls that bring next to nothing",
+            ),
+        ],
+        next: "sudo perf top -p PID  # then more workers (--workers), or a larger CPU quota",
+    },
+    Cause {
+        id: "receiver-application-limited",
+        title: "The receiving application does not read fast enough, and not for lack of CPU",
+        requires: &[
+            at_least(Figure::ReceiveQueue, 0.4, 0.4, QUEUE_FULL),
+            below(
+                Figure::ReceiverCore,
+                WHOLE_CORE,
+                0.2,
+                "a thread that has time left and data to read is waiting for something else",
+            ),
+        ],
+        unseen: &[at_least(Figure::ReceiveQueue, 0.4, 0.4, QUEUE_FULL)],
+        supports: &[
+            at_least(Figure::RwndLimited, 0.2, 0.2, A_FIFTH),
+            below(Figure::ReceiverCore, 0.5, 0.15, TIME_LEFT),
+        ],
+        contradicts: &[at_least(
+            Figure::Blocked,
+            0.2,
+            0.4,
+            "the broker does not read because its shared buffer is full",
+        )],
+        next: "for t in /proc/PID/task/*; do cat $t/comm $t/wchan; echo; done  # what its threads wait for",
+    },
+    Cause {
+        id: "nic-drops",
+        title: "Packets are dropped before they reach a socket: rings too small or served too late",
+        requires: &[at_least(
+            Figure::Dropped,
+            0.001,
+            0.6,
+            "one packet in a thousand is enough to keep loss recovery and congestion control at work",
+        )],
+        unseen: &[],
+        supports: &[
+            at_least(
+                Figure::Dropped,
+                0.01,
+                0.2,
+                "one in a hundred cuts any sender's rate",
+            ),
+            at_least(
+                Figure::Retransmitted,
+                0.001,
+                0.1,
+                "what was dropped is sent again",
+            ),
+        ],
+        contradicts: &[below(
+            Figure::Rate,
+            MEGABYTE,
+            0.3,
+            "drops at next to no load are rarely packets of this server",
+        )],
+        next: "ethtool -S IFACE | grep -iE 'drop|miss|full'; ethtool -g IFACE  # then larger rings (ethtool -G, --xdp-ring) or more queues",
+    },
+    Cause {
+        id: "credit-limited",
+        title: "The publisher has no credit: what may be on its way over xdp is too little",
+        requires: &[at_least(
+            Figure::CreditUsedUp,
+            0.2,
+            0.6,
+            "at every fifth ACK less than a packet was left to send: the publisher waited for it",
+        )],
+        unseen: &[],
+        supports: &[
+            at_least(Figure::CreditUsedUp, 0.5, 0.2, MOSTLY),
+            below(
+                Figure::ReceiverCore,
+                WHOLE_CORE,
+                0.1,
+                "the worker itself has time left",
+            ),
+        ],
+        contradicts: &[at_least(
+            Figure::Blocked,
+            0.2,
+            0.5,
+            "no credit is given while the shared buffer is full",
+        )],
+        next: "tr '\\0' ' ' </proc/PID/cmdline  # a larger --xdp-ring gives more credit",
+    },
+    Cause {
+        id: "receive-window-limited",
+        title: "The receiver's window is too small for this path",
+        requires: &[
+            at_least(Figure::RwndLimited, 0.2, 0.55, A_FIFTH),
+            below(
+                Figure::ReceiveQueue,
+                0.4,
+                0.15,
+                "the window was closed although the buffer was not full of unread data",
+            ),
+        ],
+        unseen: &[
+            at_least(
+                Figure::WindowUse,
+                0.8,
+                0.3,
+                "a window that is used up in every round trip bounds the rate",
+            ),
+            below(Figure::ReceiveQueue, 0.25, 0.1, QUEUE_EMPTY),
+        ],
+        supports: &[
+            at_least(Figure::RwndLimited, 0.5, 0.15, MOSTLY),
+            below(Figure::ReceiverCore, 0.5, 0.1, TIME_LEFT),
+        ],
+        contradicts: &[
+            at_least(Figure::ReceiverCore, WHOLE_CORE, 0.3, NO_TIME_LEFT),
+            at_least(
+                Figure::Blocked,
+                0.2,
+                0.5,
+                "the window is closed because the broker waits for its readers",
+            ),
+        ],
+        next: "scripts/tune_kernel_buffers.sh show  # then the buffer on the listener (--rcvbuf-on listener), or a higher limit",
+    },
+    Cause {
+        id: "send-buffer-limited",
+        title: "The sender's socket buffer is too small for this path",
+        requires: &[at_least(Figure::SndbufLimited, 0.2, 0.7, A_FIFTH)],
+        unseen: &[],
+        supports: &[
+            at_least(Figure::SndbufLimited, 0.5, 0.15, MOSTLY),
+            at_least(
+                Figure::SendQueue,
+                0.5,
+                0.1,
+                "a send buffer that is large enough is not full all the time",
+            ),
+        ],
+        contradicts: &[at_least(
+            Figure::RwndLimited,
+            0.2,
+            0.3,
+            "the receiver's window held the sender up as well",
+        )],
+        next: "sysctl net.ipv4.tcp_wmem net.core.wmem_max  # then leave SO_SNDBUF alone at the sender, or raise it (--sndbuf)",
+    },
+    Cause {
+        id: "sender-cpu",
+        title: "A sending thread has no more CPU",
+        requires: &[at_least(Figure::SenderCore, WHOLE_CORE, 0.45, NO_TIME_LEFT)],
+        unseen: &[],
+        supports: &[
+            below(Figure::ReceiveQueue, 0.05, 0.2, QUEUE_EMPTY),
+            at_least(
+                Figure::AppLimited,
+                0.5,
+                0.1,
+                "the sender hands over less than the path would take",
+            ),
+            at_least(Figure::SenderThrottled, 0.1, 0.2, OUT_OF_QUOTA),
+        ],
+        contradicts: &[
+            at_least(Figure::ReceiveQueue, 0.25, 0.3, QUEUE_FULL),
+            at_least(
+                Figure::RwndLimited,
+                0.2,
+                0.3,
+                "a sender that waits a fifth of the time for the window has time",
+            ),
+            at_least(
+                Figure::SndbufLimited,
+                0.2,
+                0.2,
+                "a sender that waits a fifth of the time for its buffer has time",
+            ),
+        ],
+        next: "sudo perf top -p PEER  # then more streams (--threads-per-broker), or a larger CPU quota",
+    },
+    Cause {
+        id: "congestion-limited",
+        title: "The network between is the limit: its rate, its losses or its delay",
+        requires: &[at_least(
+            Figure::PathLimited,
+            0.5,
+            0.35,
+            "mostly data was waiting or on its way while neither buffer nor window was short",
+        )],
+        unseen: &[
+            at_least(Figure::Rate, MEGABYTE, 0.05, SOMETHING_FLOWS),
+            below(Figure::ReceiveQueue, 0.05, 0.15, QUEUE_EMPTY),
+        ],
+        supports: &[
+            at_least(
+                Figure::CwndFull,
+                0.3,
+                0.2,
+                "the congestion window was what stopped the sender",
+            ),
+            at_least(
+                Figure::Retransmitted,
+                0.001,
+                0.15,
+                "one byte in a thousand lost is enough to halve a window again and again",
+            ),
+            at_least(
+                Figure::RttGrowth,
+                3.0,
+                0.15,
+                "packets wait in a queue for longer than they travel",
+            ),
+            below(Figure::SenderCore, 0.5, 0.1, TIME_LEFT),
+        ],
+        contradicts: &[
+            at_least(Figure::SenderCore, WHOLE_CORE, 0.3, NO_TIME_LEFT),
+            at_least(Figure::ReceiverCore, WHOLE_CORE, 0.3, NO_TIME_LEFT),
+            at_least(Figure::ReceiveQueue, 0.25, 0.3, QUEUE_FULL),
+        ],
+        next: "ss -tin '( sport = :PORT or dport = :PORT )'  # cwnd, retrans, rtt; then tc -s qdisc along the path",
+    },
+    Cause {
+        id: "sender-application-limited",
+        title: "The sending application offers no more: throttled, or waiting for its input or for acks",
+        requires: &[
+            at_least(Figure::Rate, MEGABYTE, 0.1, SOMETHING_FLOWS),
+            below(
+                Figure::SenderBusy,
+                0.7,
+                0.45,
+                "for the rest of the time the sender's kernel had nothing to send",
+            ),
+        ],
+        unseen: &[
+            at_least(Figure::Rate, MEGABYTE, 0.1, SOMETHING_FLOWS),
+            below(Figure::ReceiveQueue, 0.05, 0.2, QUEUE_EMPTY),
+        ],
+        supports: &[
+            at_least(
+                Figure::AppLimited,
+                0.5,
+                0.15,
+                "the sender hands over less than the path would take",
+            ),
+            below(Figure::SenderCore, 0.5, 0.1, TIME_LEFT),
+            below(Figure::ReceiveQueue, 0.05, 0.1, QUEUE_EMPTY),
+        ],
+        contradicts: &[
+            at_least(Figure::SenderCore, WHOLE_CORE, 0.4, NO_TIME_LEFT),
+            at_least(
+                Figure::CreditUsedUp,
+                0.2,
+                0.4,
+                "over xdp it waits for credit",
+            ),
+        ],
+        next: "for t in /proc/PEER/task/*; do cat $t/comm $t/wchan; echo; done  # what its threads wait for; see --rate, --in-flight, its input",
+    },
+    Cause {
+        id: "idle-or-offered-slower-than-capacity",
+        title: "Nothing is limiting: idle, or the load is offered far more slowly than it could be taken",
+        requires: &[
+            below(
+                Figure::Rate,
+                MEGABYTE,
+                0.5,
+                "at 1 MB/s a stage has a microsecond for every byte: none is that slow unless something waits",
+            ),
+            below(
+                Figure::Queued,
+                65_536.0,
+                0.3,
+                "what is limited leaves a queue behind; less than 64 KiB is one batch on its way",
+            ),
+        ],
+        unseen: &[],
+        supports: &[below(
+            Figure::SenderBusy,
+            0.05,
+            0.15,
+            "the senders' sockets had next to nothing to send",
+        )],
+        contradicts: &[
+            at_least(
+                Figure::SenderBusy,
+                0.5,
+                0.7,
+                "data was waiting or on its way half of the time",
+            ),
+            at_least(
+                Figure::Blocked,
+                0.2,
+                0.5,
+                "connections wait for room in the shared buffer",
+            ),
+        ],
+        next: "penstock-lab diagnose --pid PID --duration 30  # while the load runs",
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_line_is_whole() {
+        let ids: BTreeSet<_> = CAUSES.iter().map(|cause| cause.id).collect();
+        assert_eq!(ids.len(), CAUSES.len(), "names are unique");
+        let sum = |clues: &[Clue]| clues.iter().map(|clue| clue.weight).sum::<f64>();
+        for cause in CAUSES {
+            let id = cause.id;
+            assert!(!cause.next.is_empty(), "{id}");
+            let parts = [
+                cause.requires,
+                cause.unseen,
+                cause.supports,
+                cause.contradicts,
+            ];
+            for clue in parts.into_iter().flatten() {
+                assert!(!clue.why.is_empty() && clue.weight > 0.0, "{id}");
+            }
+            let required = sum(cause.requires);
+            assert!(required >= 0.35, "{id}: what it requires names it");
+            assert!(required + sum(cause.supports) <= 1.001, "{id}");
+            assert!(sum(cause.unseen) <= 0.5, "{id}: half blind is not sure");
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! What was observed over an interval: plain figures, from which rules draw conclusions.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use serde::Serialize;
+
+use super::cpu::{Core, Process};
+use super::interfaces::Interface;
+use super::penstock::Broker;
+use super::settings::{Pressure, Settings};
+use super::syscalls::Syscall;
+
+/// Everything that one diagnosis saw.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Sample {
+    /// Length of the interval.
+    pub seconds: f64,
+    /// Looks at the sockets in it.
+    pub looks: u32,
+    pub pid: Option<u32>,
+    pub name: String,
+    /// Ports that it listens on.
+    pub ports: Vec<u16>,
+    pub connections: Vec<Connection>,
+    /// The observed process first, then those at the other ends of its connections.
+    pub processes: Vec<Process>,
+    pub cores: Vec<Core>,
+    pub syscalls: Option<Vec<Syscall>>,
+    pub interfaces: Vec<Interface>,
+    pub tcp_events: BTreeMap<String, u64>,
+    pub settings: Settings,
+    pub pressure: Option<Pressure>,
+    /// Set when the process is a Penstock broker.
+    pub broker: Option<Broker>,
+}
+
+/// A connection of the observed process, its payload's direction, and both of its ends.
+#[derive(Debug, Clone, Serialize)]
+pub struct Connection {
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+    /// Whether the observed process receives the payload.
+    pub receives: bool,
+    /// The observed process's end.
+    pub end: End,
+    /// The other end, when it is on this host and can be seen.
+    pub peer: Option<End>,
+}
+
+/// One end of a connection. Shares are of the interval, 0 to 1.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct End {
+    pub pid: Option<u32>,
+    pub process: Option<String>,
+    /// Bytes received and not read, mean and at the end.
+    pub recv_q: f64,
+    pub recv_q_last: u32,
+    /// Bytes written and not acknowledged, mean.
+    pub send_q: f64,
+    /// Memory of the receive queue, mean, and its limit (`r` and `rb` of skmem).
+    pub receive_memory: f64,
+    pub receive_buffer: u32,
+    /// Memory of the send queue, mean, and its limit (`w` and `tb` of skmem).
+    pub send_memory: f64,
+    pub send_buffer: u32,
+    /// Whether the application sized the receive buffer, which switches autotuning off.
+    pub receive_buffer_set: Option<bool>,
+    /// Bytes that the application copied in one round trip, the most so far; a first value of the
+    /// kernel's own before it ever did.
+    pub rcv_space: u32,
+    /// Largest window that may be offered, at the start and at the end.
+    pub rcv_ssthresh_first: u32,
+    pub rcv_ssthresh: u32,
+    /// Window offered to the peer, and by it.
+    pub rcv_wnd: u32,
+    pub snd_wnd: u32,
+    /// Bits that windows offered to the peer, and by it, are shifted by.
+    pub rcv_wscale: u8,
+    pub snd_wscale: u8,
+    pub bytes_received: u64,
+    pub bytes_acked: u64,
+    pub bytes_sent: u64,
+    pub bytes_retransmitted: u64,
+    pub retransmits: u32,
+    pub out_of_order: u32,
+    /// Data was waiting or on its way.
+    pub busy: f64,
+    /// The peer's window was closed.
+    pub rwnd_limited: f64,
+    /// The send buffer was too small.
+    pub sndbuf_limited: f64,
+    /// Looks at which the delivery rate was limited by the application.
+    pub app_limited: f64,
+    /// Looks at which the congestion window was full.
+    pub cwnd_full: f64,
+    pub cwnd: u32,
+    pub mss: u32,
+    pub rtt_us: f64,
+    pub min_rtt_us: f64,
+    pub rcv_rtt_us: f64,
+    /// Bytes per second.
+    pub delivery_rate: u64,
+    pub pacing_rate: u64,
+    pub congestion_control: Option<String>,
+}
+
+/// Something that could not be seen, why, and what to do to see it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Unavailable {
+    pub what: String,
+    pub why: String,
+    pub how: String,
+}
+
+impl Connection {
+    /// The end that sends payload.
+    pub fn sender(&self) -> Option<&End> {
+        match self.receives {
+            true => self.peer.as_ref(),
+            false => Some(&self.end),
+        }
+    }
+
+    /// The end that receives payload.
+    pub fn receiver(&self) -> Option<&End> {
+        match self.receives {
+            true => Some(&self.end),
+            false => self.peer.as_ref(),
+        }
+    }
+
+    /// Payload bytes of the interval.
+    pub fn bytes(&self) -> u64 {
+        match self.receives {
+            true => self.end.bytes_received,
+            false => self.end.bytes_acked,
+        }
+    }
+
+    /// Bytes that wait at either end, mean.
+    pub fn queued(&self) -> f64 {
+        self.receiver().map_or(0.0, |end| end.recv_q) + self.sender().map_or(0.0, |end| end.send_q)
+    }
+}

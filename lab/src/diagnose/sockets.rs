@@ -1,0 +1,262 @@
+//! The TCP sockets of a network namespace, as the kernel tells them over netlink (sock_diag(7)), and
+//! whether an application sized their receive buffer.
+
+use std::fs;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+use anyhow::{Context, Result, bail};
+use netlink_packet_core::{
+    NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_sock_diag::SockDiagMessage;
+use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP};
+pub use netlink_packet_sock_diag::inet::nlas::MemInfo as Memory;
+use netlink_packet_sock_diag::inet::nlas::Nla;
+use netlink_packet_sock_diag::inet::{
+    ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags,
+};
+use netlink_sys::{Socket as Netlink, SocketAddr as NetlinkAddress, protocols::NETLINK_SOCK_DIAG};
+
+use super::tcp_info::TcpInfo;
+
+/// Of `SO_BUF_LOCK`: the receive buffer was set by the application (include/uapi/linux/socket.h).
+const SOCK_RCVBUF_LOCK: libc::c_int = 2;
+/// `TCP_LISTEN` (include/net/tcp_states.h).
+const LISTEN: u8 = 10;
+
+/// A way to ask one namespace; it stays that namespace's, whichever thread uses it.
+#[derive(Debug)]
+pub struct Diag(Netlink);
+
+/// One socket at one moment.
+#[derive(Debug, Clone)]
+pub struct Socket {
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+    pub state: u8,
+    pub inode: u32,
+    /// Bytes received and not read; of a listener, connections that wait for accept.
+    pub recv_q: u32,
+    /// Bytes written and not acknowledged.
+    pub send_q: u32,
+    pub memory: Option<Memory>,
+    pub info: Option<TcpInfo>,
+    pub congestion: Option<String>,
+}
+
+impl Socket {
+    pub fn is_listening(&self) -> bool {
+        self.state == LISTEN
+    }
+}
+
+impl Diag {
+    /// For the calling thread's namespace.
+    pub fn open() -> Result<Self> {
+        let mut socket = Netlink::new(NETLINK_SOCK_DIAG)
+            .context("the kernel has no sock_diag; modprobe tcp_diag")?;
+        socket.bind_auto().context("cannot bind to sock_diag")?;
+        socket
+            .connect(&NetlinkAddress::new(0, 0))
+            .context("cannot reach sock_diag")?;
+        Ok(Self(socket))
+    }
+
+    /// All TCP sockets that listen or are connected.
+    pub fn sockets(&self) -> Result<Vec<Socket>> {
+        let mut sockets = Vec::new();
+        for family in [AF_INET, AF_INET6] {
+            self.dump(family, &mut sockets)
+                .context("sock_diag does not list the TCP sockets")?;
+        }
+        Ok(sockets)
+    }
+
+    fn dump(&self, family: u8, sockets: &mut Vec<Socket>) -> Result<()> {
+        self.0.send(&request(family), 0)?;
+        loop {
+            let (bytes, _) = self.0.recv_from_full()?;
+            let mut rest = &bytes[..];
+            while !rest.is_empty() {
+                let message = NetlinkMessage::<SockDiagMessage>::deserialize(rest)?;
+                match message.payload {
+                    NetlinkPayload::Done(_) => return Ok(()),
+                    NetlinkPayload::Error(error) => bail!("{}", error.to_io()),
+                    NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => {
+                        sockets.push(socket_of(*response));
+                    }
+                    _ => {}
+                }
+                // Messages begin at multiples of four.
+                let length = (message.header.length as usize).next_multiple_of(4);
+                rest = rest.get(length..).unwrap_or_default();
+            }
+        }
+    }
+}
+
+fn request(family: u8) -> Vec<u8> {
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+    let closed = StateFlags::TIME_WAIT | StateFlags::CLOSE | StateFlags::SYN_RECV;
+    let request = InetRequest {
+        family,
+        protocol: IPPROTO_TCP,
+        extensions: ExtensionFlags::INFO | ExtensionFlags::SKMEMINFO | ExtensionFlags::CONG,
+        states: StateFlags::all() - closed,
+        socket_id: match family {
+            AF_INET => SocketId::new_v4(),
+            _ => SocketId::new_v6(),
+        },
+    };
+    let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    bytes
+}
+
+fn socket_of(response: InetResponse) -> Socket {
+    let InetResponse { header, nlas } = response;
+    let id = header.socket_id;
+    let mut socket = Socket {
+        local: SocketAddr::new(plain(id.source_address), id.source_port),
+        remote: SocketAddr::new(plain(id.destination_address), id.destination_port),
+        state: header.state,
+        inode: header.inode,
+        recv_q: header.recv_queue,
+        send_q: header.send_queue,
+        memory: None,
+        info: None,
+        congestion: None,
+    };
+    for nla in nlas {
+        match nla {
+            Nla::TcpInfo(bytes) => socket.info = Some(TcpInfo::read(&bytes)),
+            Nla::MemInfo(memory) => socket.memory = Some(memory),
+            Nla::Congestion(name) => socket.congestion = Some(name),
+            _ => {}
+        }
+    }
+    socket
+}
+
+/// IPv4 over an IPv6 socket is IPv4, as its other end has it.
+fn plain(address: IpAddr) -> IpAddr {
+    address.to_canonical()
+}
+
+/// Whether the application of another process sized this socket's receive buffer, which switches
+/// autotuning off. Nothing but the socket itself tells (`SO_BUF_LOCK`, Linux 5.14), so it is borrowed
+/// for the question.
+pub fn receive_buffer_is_set(pid: u32, inode: u32) -> io::Result<bool> {
+    let number = descriptor_of(pid, inode)?;
+    let socket = borrow(pid, number)?;
+    let mut locks: libc::c_int = 0;
+    let mut length = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: the socket is open; the kernel writes at most `length` bytes to `locks`.
+    let code = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_BUF_LOCK,
+            (&raw mut locks).cast(),
+            &raw mut length,
+        )
+    };
+    match code {
+        0 => Ok(locks & SOCK_RCVBUF_LOCK != 0),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn descriptor_of(pid: u32, inode: u32) -> io::Result<RawFd> {
+    let wanted = format!("socket:[{inode}]");
+    for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
+        let entry = entry?;
+        let is_it = fs::read_link(entry.path()).is_ok_and(|link| link.as_os_str() == &*wanted);
+        if is_it && let Some(number) = entry.file_name().to_str().and_then(|n| n.parse().ok()) {
+            return Ok(number);
+        }
+    }
+    Err(io::ErrorKind::NotFound.into())
+}
+
+/// A descriptor of our own for what another process has open (pidfd_getfd(2)).
+fn borrow(pid: u32, number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: takes numbers only.
+    let process = own(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
+    // SAFETY: likewise; the descriptor is open.
+    own(unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0) })
+}
+
+/// A descriptor that a system call has just returned.
+fn own(result: libc::c_long) -> io::Result<OwnedFd> {
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: callers pass what the kernel returned as a new descriptor, which nobody else has.
+    Ok(unsafe { OwnedFd::from_raw_fd(result as RawFd) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsFd;
+
+    fn inode_of(socket: &impl AsFd) -> u32 {
+        let number = socket.as_fd().as_raw_fd();
+        let link = fs::read_link(format!("/proc/self/fd/{number}")).unwrap();
+        let text = link.to_str().unwrap().to_owned();
+        text.trim_start_matches("socket:[")
+            .trim_end_matches(']')
+            .parse()
+            .unwrap()
+    }
+
+    fn set_buffer(socket: &impl AsFd, bytes: libc::c_int) {
+        // SAFETY: the option is one int, and its size is said.
+        let code = unsafe {
+            libc::setsockopt(
+                socket.as_fd().as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_RCVBUF,
+                (&raw const bytes).cast(),
+                size_of::<libc::c_int>() as libc::socklen_t,
+            )
+        };
+        assert_eq!(code, 0);
+    }
+
+    #[test]
+    fn both_ends_of_a_connection_are_found_with_their_figures() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut client = TcpStream::connect(address).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        client.write_all(&[1; 1000]).unwrap();
+        let sockets = Diag::open().unwrap().sockets().unwrap();
+        let of = |inode| sockets.iter().find(|s| s.inode == inode).unwrap();
+        assert!(of(inode_of(&listener)).is_listening());
+        let (near, far) = (of(inode_of(&server)), of(inode_of(&client)));
+        assert_eq!((near.local, near.remote), (far.remote, far.local));
+        assert_eq!(near.recv_q, 1000);
+        assert_eq!(near.info.unwrap().bytes_received, 1000);
+        assert!(near.memory.as_ref().unwrap().receive_queue_max > 0);
+        assert!(far.congestion.is_some());
+    }
+
+    #[test]
+    fn a_buffer_that_the_application_sized_is_told_from_one_that_the_kernel_tunes() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let pid = std::process::id();
+        assert!(!receive_buffer_is_set(pid, inode_of(&listener)).unwrap());
+        set_buffer(&listener, 100_000);
+        assert!(receive_buffer_is_set(pid, inode_of(&listener)).unwrap());
+        assert!(receive_buffer_is_set(pid, 0).is_err());
+    }
+}

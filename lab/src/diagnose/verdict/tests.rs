@@ -1,0 +1,286 @@
+//! The decision table, rule by rule.
+
+use super::*;
+use crate::diagnose::facts::Figure;
+use crate::diagnose::sample::Connection;
+
+fn first(figures: &[(Figure, f64)]) -> &'static str {
+    let verdicts = judge(&Facts::from(figures));
+    verdicts.first().map_or("none", |verdict| verdict.cause)
+}
+
+/// A connection at full speed with nothing wrong, which each test bends at one place.
+const FULL_SPEED: &[(Figure, f64)] = &[
+    (Figure::Rate, 8e8),
+    (Figure::Queued, 1e6),
+    (Figure::SenderBusy, 0.99),
+    (Figure::RwndLimited, 0.02),
+    (Figure::SndbufLimited, 0.01),
+    (Figure::PathLimited, 0.96),
+    (Figure::AppLimited, 0.0),
+    (Figure::CwndFull, 0.1),
+    (Figure::Retransmitted, 0.0),
+    (Figure::RttGrowth, 2.0),
+    (Figure::SendQueue, 0.3),
+    (Figure::ReceiveQueue, 0.02),
+    (Figure::SenderCore, 0.6),
+    (Figure::ReceiverCore, 0.6),
+    (Figure::ReceiveCalls, 15_000.0),
+    (Figure::BytesPerReceive, 60_000.0),
+    (Figure::Dropped, 0.0),
+];
+
+fn bent(changes: &[(Figure, f64)]) -> &'static str {
+    first(&[FULL_SPEED, changes].concat())
+}
+
+#[test]
+fn shared_buffer_full() {
+    let stuck = [
+        (Figure::Rate, 0.0),
+        (Figure::RwndLimited, 1.0),
+        (Figure::PathLimited, 0.0),
+        (Figure::ReceiveQueue, 0.9),
+        (Figure::ReceiverCore, 0.01),
+        (Figure::SenderCore, 0.01),
+    ];
+    let broker = [(Figure::Blocked, 1.0), (Figure::Unread, 1.0)];
+    assert_eq!(bent(&[&stuck[..], &broker].concat()), "shared-buffer-full");
+    // Without the broker's own figures it looks like any receiver that does not read.
+    assert_eq!(bent(&stuck), "receiver-application-limited");
+}
+
+#[test]
+fn syscall_overhead() {
+    let tiny = [
+        (Figure::BytesPerReceive, 64.0),
+        (Figure::ReceiveCalls, 900_000.0),
+        (Figure::ReceiverCore, 1.0),
+        (Figure::ReceiveQueue, 0.8),
+        (Figure::RwndLimited, 0.9),
+        (Figure::PathLimited, 0.05),
+    ];
+    assert_eq!(bent(&tiny), "syscall-overhead");
+    let few = [(Figure::ReceiveCalls, 2_000.0)];
+    assert_ne!(bent(&[&tiny[..], &few].concat()), "syscall-overhead");
+}
+
+#[test]
+fn receiver_cpu() {
+    let busy = [
+        (Figure::ReceiverCore, 0.97),
+        (Figure::ReceiveQueue, 0.6),
+        (Figure::RwndLimited, 0.5),
+        (Figure::PathLimited, 0.4),
+    ];
+    assert_eq!(bent(&busy), "receiver-cpu");
+    let starved = [(Figure::ReceiverThrottled, 0.8)];
+    assert_eq!(bent(&[&busy[..], &starved].concat()), "receiver-cpu");
+}
+
+#[test]
+fn receiver_application_limited() {
+    let slow = [
+        (Figure::ReceiveQueue, 0.8),
+        (Figure::RwndLimited, 0.95),
+        (Figure::PathLimited, 0.03),
+        (Figure::ReceiverCore, 0.1),
+    ];
+    assert_eq!(bent(&slow), "receiver-application-limited");
+}
+
+#[test]
+fn nic_drops() {
+    let lossy = [(Figure::Dropped, 0.02), (Figure::Retransmitted, 0.02)];
+    assert_eq!(bent(&lossy), "nic-drops");
+    assert_ne!(bent(&[(Figure::Dropped, 0.0005)]), "nic-drops");
+}
+
+#[test]
+fn credit_limited() {
+    // Over xdp the connections carry control only: nothing is known of senders' sockets.
+    let xdp = [
+        (Figure::Rate, 3e8),
+        (Figure::Queued, 0.0),
+        (Figure::ReceiverCore, 0.5),
+        (Figure::Blocked, 0.0),
+        (Figure::CreditUsedUp, 0.7),
+    ];
+    assert_eq!(first(&xdp), "credit-limited");
+    let full = [(Figure::Blocked, 0.9)];
+    assert_eq!(first(&[&xdp[..], &full].concat()), "shared-buffer-full");
+}
+
+#[test]
+fn receive_window_limited() {
+    let small = [(Figure::RwndLimited, 0.9), (Figure::PathLimited, 0.09)];
+    assert_eq!(bent(&small), "receive-window-limited");
+    // From the receiver's end alone, with less confidence.
+    let half = [
+        (Figure::Rate, 5e7),
+        (Figure::ReceiveQueue, 0.02),
+        (Figure::WindowUse, 0.95),
+    ];
+    let verdicts = judge(&Facts::from(&half));
+    assert_eq!(verdicts[0].cause, "receive-window-limited");
+    assert!(verdicts[0].confidence <= 0.5);
+}
+
+#[test]
+fn send_buffer_limited() {
+    let small = [
+        (Figure::SndbufLimited, 0.8),
+        (Figure::PathLimited, 0.15),
+        (Figure::SendQueue, 0.9),
+    ];
+    assert_eq!(bent(&small), "send-buffer-limited");
+}
+
+#[test]
+fn sender_cpu() {
+    assert_eq!(bent(&[(Figure::SenderCore, 0.98)]), "sender-cpu");
+    let starved = [
+        (Figure::SenderCore, 0.95),
+        (Figure::SenderThrottled, 0.8),
+        (Figure::SenderBusy, 0.3),
+        (Figure::PathLimited, 0.29),
+        (Figure::AppLimited, 1.0),
+    ];
+    assert_eq!(bent(&starved), "sender-cpu");
+}
+
+#[test]
+fn congestion_limited() {
+    let queue = [
+        (Figure::CwndFull, 0.9),
+        (Figure::RttGrowth, 40.0),
+        (Figure::SenderCore, 0.1),
+    ];
+    assert_eq!(bent(&queue), "congestion-limited");
+}
+
+#[test]
+fn sender_application_limited() {
+    let throttled = [
+        (Figure::Rate, 5e7),
+        (Figure::SenderBusy, 0.1),
+        (Figure::PathLimited, 0.1),
+        (Figure::AppLimited, 1.0),
+        (Figure::SenderCore, 0.06),
+        (Figure::ReceiverCore, 0.06),
+    ];
+    assert_eq!(bent(&throttled), "sender-application-limited");
+}
+
+#[test]
+fn idle() {
+    let idle = [
+        (Figure::Rate, 0.0),
+        (Figure::Queued, 0.0),
+        (Figure::SenderBusy, 0.0),
+        (Figure::PathLimited, 0.0),
+        (Figure::AppLimited, 1.0),
+        (Figure::ReceiveQueue, 0.0),
+        (Figure::SenderCore, 0.0),
+        (Figure::ReceiverCore, 0.0),
+    ];
+    assert_eq!(bent(&idle), "idle-or-offered-slower-than-capacity");
+    // Small windows over a long path carry as little, and are not idle.
+    let slow = [
+        (Figure::Rate, 4e5),
+        (Figure::Queued, 4e4),
+        (Figure::SenderBusy, 1.0),
+        (Figure::RwndLimited, 0.9),
+        (Figure::PathLimited, 0.1),
+    ];
+    assert_eq!(bent(&slow), "receive-window-limited");
+}
+
+#[test]
+fn an_idle_connection_s_first_values_say_nothing() {
+    for rcv_space in [43_690, 65_483] {
+        let end = End {
+            rcv_space,
+            rcv_ssthresh: 65_483,
+            receive_buffer: 131_072,
+            ..End::default()
+        };
+        let sample = Sample {
+            seconds: 5.0,
+            connections: vec![Connection {
+                local: "10.0.0.2:1214".parse().unwrap(),
+                remote: "10.0.0.1:5".parse().unwrap(),
+                receives: true,
+                end: end.clone(),
+                peer: Some(end),
+            }],
+            ..Sample::default()
+        };
+        let verdicts = verdicts(&sample);
+        assert_eq!(verdicts[0].cause, "idle-or-offered-slower-than-capacity");
+        let window = |v: &Verdict| v.cause == "receive-window-limited";
+        assert!(!verdicts.iter().any(window));
+    }
+}
+
+#[test]
+fn every_figure_that_decided_is_named_with_its_threshold() {
+    let busy = [(Figure::RwndLimited, 0.9), (Figure::ReceiverCore, 0.9)];
+    let verdicts = judge(&Facts::from(&[FULL_SPEED, &busy].concat()));
+    let mut window = verdicts
+        .iter()
+        .filter(|v| v.cause == "receive-window-limited");
+    let window = window.next().unwrap();
+    let start = "the sender waited for the receiver's window (rwnd_limited) 90 % of the time (at least 20 %: ";
+    assert!(window.evidence_for[0].starts_with(start), "{window:?}");
+    assert!(window.evidence_against[0].contains("90 % of the time"));
+    let falls = |pair: &[Verdict]| pair[0].confidence >= pair[1].confidence;
+    assert!(verdicts.windows(2).all(falls));
+}
+
+#[test]
+fn the_reason_of_a_small_window_is_told_apart() {
+    let settings = Settings {
+        rmem_max: Some(4_194_304),
+        tcp_rmem: Some([4096, 131_072, 33_554_432]),
+        tcp_moderate_rcvbuf: Some(1),
+        ..Settings::default()
+    };
+    let end = |receive_buffer, rcv_wscale, rcv_ssthresh, set| End {
+        receive_buffer,
+        rcv_wscale,
+        rcv_ssthresh,
+        receive_buffer_set: Some(set),
+        ..End::default()
+    };
+    for (end, words) in [
+        (end(8_388_608, 5, 65_483, true), "set too late"),
+        (end(8_388_608, 10, 4_000_000, true), "rmem_max caps"),
+        (end(8_388_608, 10, 65_483, true), "still grows"),
+        (end(65_536, 10, 32_000, true), "switches autotuning off"),
+        (
+            end(33_554_432, 10, 16_000_000, false),
+            "tcp_rmem allows 33554432",
+        ),
+        (end(131_072, 10, 65_483, false), "may raise it yet"),
+    ] {
+        let reason = window_reason(&end, &settings);
+        assert!(reason.contains(words), "{words}: {reason}");
+    }
+    let off = Settings {
+        tcp_moderate_rcvbuf: Some(0),
+        ..settings
+    };
+    assert!(window_reason(&end(131_072, 10, 65_483, false), &off).contains("=0"));
+}
+
+#[test]
+fn commands_name_what_was_observed() {
+    let sample = Sample {
+        pid: Some(42),
+        ports: vec![1214],
+        ..Sample::default()
+    };
+    let filled = fill_in("perf top -p PID  # :PORT /proc/PID/x PEER", &sample);
+    assert_eq!(filled, "perf top -p 42  # :1214 /proc/42/x PEER");
+}

@@ -1,0 +1,399 @@
+//! Looks at a process and its connections again and again for some seconds, and sums up.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use super::cpu::{CoresAt, Process, ProcessAt};
+use super::interfaces::InterfacesAt;
+use super::namespaces::{self, Namespace};
+use super::penstock::{self, Broker, Figures};
+use super::processes::{self, Owners};
+use super::sample::{Connection, End, Sample, Unavailable};
+use super::settings::{Pressure, Settings};
+use super::sockets::{self, Memory, Socket};
+use super::syscalls::{Syscall, Tracer};
+use super::target::Target;
+use super::tcp_info::TcpInfo;
+use crate::interrupt::Interrupt;
+
+/// Looks in an interval; more of them tell gauges such as Recv-Q better, and cost more.
+const LOOKS: u32 = 25;
+/// Looks are at least so far apart: a look costs the observed host about a millisecond.
+const APART: Duration = Duration::from_millis(50);
+/// Connections whose receive buffer is asked after.
+const ASKED: usize = 64;
+
+/// One connection, look by look.
+#[derive(Debug, Default)]
+struct Track {
+    ours: Vec<Socket>,
+    theirs: Vec<Socket>,
+}
+
+/// Both addresses and the inode, for addresses may be used again.
+type Key = (SocketAddr, SocketAddr, u32);
+
+/// What is being watched.
+struct Watch<'a> {
+    target: &'a Target,
+    /// Other namespaces, in which other ends may be.
+    others: Vec<Namespace>,
+    owners: Owners,
+    tracks: BTreeMap<Key, Track>,
+    /// Processes as they were when first seen, and in which order.
+    processes: HashMap<u32, ProcessAt>,
+    order: Vec<u32>,
+    broker: Option<PathBuf>,
+    figures: Vec<Figures>,
+}
+
+/// Observes for `duration`; system calls for `trace` of it.
+pub fn watch(
+    target: &Target,
+    duration: Duration,
+    trace: Duration,
+    interrupt: &Interrupt,
+    unavailable: &mut Vec<Unavailable>,
+) -> Result<Sample> {
+    let mut watch = Watch::new(target, unavailable);
+    let cores = CoresAt::now()?;
+    let interfaces = InterfacesAt::now(target.pid);
+    let began = Instant::now();
+    let apart = (duration / LOOKS).max(APART);
+    let mut tracer = start_tracer(target, trace, unavailable);
+    let mut syscalls = None;
+    let mut looks = 0;
+    loop {
+        watch.look()?;
+        looks += 1;
+        let now = began.elapsed();
+        if now >= trace.min(duration)
+            && let Some(tracer) = tracer.take()
+        {
+            syscalls = finish_tracer(tracer, unavailable);
+        }
+        if now >= duration {
+            break;
+        }
+        let next = (apart * looks).min(duration);
+        while began.elapsed() < next {
+            interrupt.pause()?;
+        }
+    }
+    let seconds = began.elapsed().as_secs_f64();
+    let cores_end = CoresAt::now()?;
+    let interfaces_end = InterfacesAt::now(target.pid);
+    let pressure = Pressure::read();
+    if pressure.is_none() {
+        unavailable.push(Unavailable {
+            what: "pressure stall information (PSI)".to_owned(),
+            why: "this kernel does not keep it".to_owned(),
+            how: "boot with psi=1".to_owned(),
+        });
+    }
+    Ok(Sample {
+        seconds,
+        looks,
+        pid: target.pid,
+        name: target.name.clone(),
+        ports: target.ports.iter().copied().collect(),
+        processes: watch.processes_since(seconds),
+        cores: cores_end.since(&cores, seconds)?,
+        syscalls,
+        interfaces: interfaces_end.since(&interfaces),
+        tcp_events: interfaces_end.tcp_events_since(&interfaces),
+        settings: target.namespace.settings.clone().or(&Settings::read()),
+        pressure,
+        broker: Broker::between(&watch.figures, seconds),
+        connections: watch.connections(seconds, unavailable),
+    })
+}
+
+fn start_tracer(
+    target: &Target,
+    trace: Duration,
+    unavailable: &mut Vec<Unavailable>,
+) -> Option<Tracer> {
+    if trace.is_zero() {
+        return None;
+    }
+    let tracer = Tracer::start(target.pid?);
+    tracer
+        .map_err(|error| unavailable.push(no_syscalls(&error)))
+        .ok()
+}
+
+fn finish_tracer(tracer: Tracer, unavailable: &mut Vec<Unavailable>) -> Option<Vec<Syscall>> {
+    let calls = tracer.finish();
+    calls
+        .map_err(|error| unavailable.push(no_syscalls(&error)))
+        .ok()
+}
+
+fn no_syscalls(error: &anyhow::Error) -> Unavailable {
+    Unavailable {
+        what: "system calls by name, rate and time".to_owned(),
+        why: format!("{error:#}"),
+        how: "run with sudo".to_owned(),
+    }
+}
+
+impl<'a> Watch<'a> {
+    fn new(target: &'a Target, unavailable: &mut Vec<Unavailable>) -> Self {
+        let mut watch = Self {
+            target,
+            others: other_namespaces(target.namespace.id, unavailable),
+            owners: Owners::default(),
+            tracks: BTreeMap::new(),
+            processes: HashMap::new(),
+            order: Vec::new(),
+            broker: target.pid.and_then(penstock::socket_of),
+            figures: Vec::new(),
+        };
+        if let Some(socket) = &watch.broker
+            && let Err(error) = Figures::ask(socket)
+        {
+            watch.broker = None;
+            unavailable.push(Unavailable {
+                what: "what the broker says of itself".to_owned(),
+                why: format!("{error:#}"),
+                how: "run as the broker's user, or with sudo".to_owned(),
+            });
+        }
+        watch.follow(target.pid);
+        watch
+    }
+
+    /// One look at everything that is a gauge.
+    fn look(&mut self) -> Result<()> {
+        let ours = self.target.namespace.diag.sockets()?;
+        let elsewhere = self.others.iter().map(|other| other.diag.sockets());
+        let elsewhere = elsewhere.collect::<Result<Vec<_>>>()?.concat();
+        let inodes = match (self.target.pid, self.target.ports.is_empty()) {
+            (Some(pid), true) => processes::sockets_of(pid).unwrap_or_default(),
+            _ => Default::default(),
+        };
+        let is_ours = |socket: &&Socket| {
+            !socket.is_listening()
+                && (self.target.ports.contains(&socket.local.port())
+                    || inodes.contains(&socket.inode))
+        };
+        let mut present = Vec::new();
+        for socket in ours.iter().filter(is_ours) {
+            let peer = other_end(socket, &ours, &elsewhere);
+            present.push(socket.inode);
+            present.extend(peer.map(|peer| peer.inode));
+            let key = (socket.local, socket.remote, socket.inode);
+            let track = self.tracks.entry(key).or_default();
+            track.ours.push(socket.clone());
+            track.theirs.extend(peer.cloned());
+        }
+        self.owners.find(present.iter().copied());
+        for inode in present {
+            self.follow(self.owners.of(inode));
+        }
+        if let Some(socket) = &self.broker
+            && let Ok(figures) = Figures::ask(socket)
+        {
+            self.figures.push(figures);
+        }
+        Ok(())
+    }
+
+    /// Notes what a process has used so far, when it is first seen.
+    fn follow(&mut self, pid: Option<u32>) {
+        let Some(pid) = pid.filter(|pid| !self.processes.contains_key(pid)) else {
+            return;
+        };
+        if let Some(now) = ProcessAt::now(pid) {
+            self.processes.insert(pid, now);
+            self.order.push(pid);
+        }
+    }
+
+    fn processes_since(&self, seconds: f64) -> Vec<Process> {
+        let did = self.order.iter().filter_map(|pid| {
+            let end = ProcessAt::now(*pid)?;
+            let name = processes::name_of(*pid);
+            Some(end.since(&self.processes[pid], *pid, name, seconds))
+        });
+        did.collect()
+    }
+
+    fn connections(&self, seconds: f64, unavailable: &mut Vec<Unavailable>) -> Vec<Connection> {
+        let weight = |c: &Connection| c.bytes() as f64 + c.queued();
+        let tracks = self.tracks.iter();
+        let mut tracked: Vec<(Connection, &Track)> = tracks
+            .map(|(key, track)| (self.connection(key, track, seconds), track))
+            .collect();
+        tracked.sort_by(|(a, _), (b, _)| weight(b).total_cmp(&weight(a)));
+        ask_buffers(&mut tracked, unavailable);
+        let connections: Vec<_> = tracked.into_iter().map(|(c, _)| c).collect();
+        let alone = connections.iter().filter(|c| c.peer.is_none()).count();
+        if alone > 0 {
+            unavailable.push(Unavailable {
+                what: format!("the other end of {alone} connections"),
+                why: "it is not on this host, or in a namespace that cannot be looked into"
+                    .to_owned(),
+                how: "run penstock-lab diagnose there as well, with the pid of that end".to_owned(),
+            });
+        }
+        connections
+    }
+
+    fn connection(&self, (local, remote, _): &Key, track: &Track, seconds: f64) -> Connection {
+        let end = self.end(&track.ours, seconds);
+        let peer = (!track.theirs.is_empty()).then(|| self.end(&track.theirs, seconds));
+        let last = track.ours.last();
+        let info = last.and_then(|socket| socket.info);
+        // Over its whole life, and with what still waits: acks alone do not turn it round.
+        let received = info.map_or(0, |i| i.bytes_received);
+        let sent = info.map_or(0, |i| i.bytes_acked) + last.map_or(0, |s| u64::from(s.send_q));
+        Connection {
+            local: *local,
+            remote: *remote,
+            receives: received >= sent,
+            end,
+            peer,
+        }
+    }
+
+    fn end(&self, looks: &[Socket], seconds: f64) -> End {
+        let mut end = End::summed_up(looks, seconds);
+        let inode = looks.last().map_or(0, |socket| socket.inode);
+        end.pid = self.owners.of(inode);
+        end.process = end.pid.map(processes::name_of);
+        end
+    }
+}
+
+fn other_namespaces(own: u64, unavailable: &mut Vec<Unavailable>) -> Vec<Namespace> {
+    let handles = namespaces::all();
+    let others = handles.iter().filter(|(id, _)| **id != own);
+    let (open, closed): (Vec<_>, Vec<_>) = others
+        .map(|(_, handle)| Namespace::open(handle))
+        .partition(Result::is_ok);
+    if !closed.is_empty() {
+        unavailable.push(Unavailable {
+            what: format!(
+                "{} other network namespaces, where other ends may be",
+                closed.len()
+            ),
+            why: "entering a namespace takes CAP_SYS_ADMIN".to_owned(),
+            how: "run with sudo".to_owned(),
+        });
+    }
+    open.into_iter().flatten().collect()
+}
+
+/// Asks receivers whether their buffer was sized by the application.
+fn ask_buffers(tracked: &mut [(Connection, &Track)], unavailable: &mut Vec<Unavailable>) {
+    let mut refused = None;
+    for (connection, track) in tracked.iter_mut().take(ASKED) {
+        let (receiver, looks) = match connection.receives {
+            true => (Some(&mut connection.end), &track.ours),
+            false => (connection.peer.as_mut(), &track.theirs),
+        };
+        let (Some(receiver), Some(socket)) = (receiver, looks.last()) else {
+            continue;
+        };
+        let Some(pid) = receiver.pid else { continue };
+        match sockets::receive_buffer_is_set(pid, socket.inode) {
+            Ok(set) => receiver.receive_buffer_set = Some(set),
+            Err(error) => refused = Some(error),
+        }
+    }
+    if let Some(error) = refused {
+        unavailable.push(Unavailable {
+            what: "whether the application sized its receive buffers (autotuning)".to_owned(),
+            why: format!("the socket cannot be asked: {error}"),
+            how: "run with sudo".to_owned(),
+        });
+    }
+}
+
+/// The other end of a connection: the socket with the same addresses the other way round. Namespaces
+/// may use the same addresses; then it is the one that sent what this one received.
+fn other_end<'s>(
+    socket: &Socket,
+    here: &'s [Socket],
+    elsewhere: &'s [Socket],
+) -> Option<&'s Socket> {
+    let mirrors = |other: &&Socket| {
+        other.local == socket.remote && other.remote == socket.local && !other.is_listening()
+    };
+    // Both ends of a connection over loopback are in one namespace.
+    let found = here.iter().find(mirrors);
+    if found.is_some() || socket.remote.ip().is_loopback() {
+        return found;
+    }
+    let received = socket.info.map_or(0, |info| info.bytes_received);
+    let distance = |other: &&Socket| {
+        let acked = other.info.map_or(0, |info| info.bytes_acked);
+        acked.abs_diff(received)
+    };
+    elsewhere.iter().filter(mirrors).min_by_key(distance)
+}
+
+impl End {
+    /// Gauges are means over the looks, counters the difference of the last and the first.
+    fn summed_up(looks: &[Socket], seconds: f64) -> Self {
+        let (Some(first), Some(last)) = (looks.first(), looks.last()) else {
+            return Self::default();
+        };
+        let mean =
+            |of: &dyn Fn(&Socket) -> f64| looks.iter().map(of).sum::<f64>() / looks.len() as f64;
+        let memory = |s: &Socket, of: &dyn Fn(&Memory) -> u32| s.memory.as_ref().map_or(0, of);
+        let mut end = Self {
+            recv_q: mean(&|s| f64::from(s.recv_q)),
+            recv_q_last: last.recv_q,
+            send_q: mean(&|s| f64::from(s.send_q)),
+            receive_memory: mean(&|s| f64::from(memory(s, &|m| m.receive_queue))),
+            send_memory: mean(&|s| f64::from(memory(s, &|m| m.send_queue))),
+            receive_buffer: memory(last, &|m| m.receive_queue_max),
+            send_buffer: memory(last, &|m| m.send_queue_max),
+            congestion_control: last.congestion.clone(),
+            ..Self::default()
+        };
+        if let (Some(start), Some(now)) = (first.info, last.info) {
+            end.count(&start, &now, seconds);
+        }
+        let share = |of: &dyn Fn(&TcpInfo) -> bool| {
+            mean(&|s| f64::from(u8::from(s.info.as_ref().is_some_and(of))))
+        };
+        end.app_limited = share(&|info| info.is_app_limited());
+        end.cwnd_full = share(&|info| info.unacked >= info.snd_cwnd);
+        end.rtt_us = mean(&|s| s.info.map_or(0.0, |info| f64::from(info.rtt)));
+        end
+    }
+
+    fn count(&mut self, start: &TcpInfo, now: &TcpInfo, seconds: f64) {
+        let of_time = |end: u64, start: u64| end.saturating_sub(start) as f64 * 1e-6 / seconds;
+        self.rcv_space = now.rcv_space;
+        self.rcv_ssthresh_first = start.rcv_ssthresh;
+        self.rcv_ssthresh = now.rcv_ssthresh;
+        self.rcv_wnd = now.rcv_wnd;
+        self.snd_wnd = now.snd_wnd;
+        self.rcv_wscale = now.rcv_wscale();
+        self.snd_wscale = now.snd_wscale();
+        self.bytes_received = now.bytes_received.saturating_sub(start.bytes_received);
+        self.bytes_acked = now.bytes_acked.saturating_sub(start.bytes_acked);
+        self.bytes_sent = now.bytes_sent.saturating_sub(start.bytes_sent);
+        self.bytes_retransmitted = now.bytes_retrans.saturating_sub(start.bytes_retrans);
+        self.retransmits = now.total_retrans.saturating_sub(start.total_retrans);
+        self.out_of_order = now.rcv_ooopack.saturating_sub(start.rcv_ooopack);
+        self.busy = of_time(now.busy_time, start.busy_time);
+        self.rwnd_limited = of_time(now.rwnd_limited, start.rwnd_limited);
+        self.sndbuf_limited = of_time(now.sndbuf_limited, start.sndbuf_limited);
+        self.cwnd = now.snd_cwnd;
+        self.mss = now.snd_mss;
+        self.min_rtt_us = f64::from(now.min_rtt);
+        self.rcv_rtt_us = f64::from(now.rcv_rtt);
+        self.delivery_rate = now.delivery_rate;
+        self.pacing_rate = now.pacing_rate;
+    }
+}
