@@ -12,10 +12,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crossbeam_utils::CachePadded;
 use memmap2::{Advice, MmapOptions, MmapRaw};
 
-use super::layout::{self, CONTROL_OFFSET, EPOCH_OFFSET, Geometry, INDEX_OFFSET};
+use super::layout::{
+    self, CONTROL_OFFSET, EPOCH_OFFSET, Geometry, HeaderError, INDEX_OFFSET, MAX_POSITION,
+};
 use super::registry::Registry;
 use super::ring::{Control, Mark, NOTHING_OPEN, Ring};
 use super::slot::{Found, Slot};
+use super::sync::crash_point;
 use super::writer::Writer;
 use super::{OpenError, lock};
 
@@ -163,10 +166,14 @@ impl Mapping {
     pub(super) fn info(&self) -> LogInfo {
         let ring = self.ring();
         // The totals of a slot that is overtaken while they are read belong to a later batch.
+        // A batch is not overtaken as long as it is the newest; one that is not there nevertheless
+        // is damaged, and so may be the totals.
         loop {
             let batches = ring.frontier();
             let totals = ring.totals_below(batches);
-            if batches == 0 || ring.slot(batches - 1).holds(batches - 1) {
+            let newest = batches.checked_sub(1);
+            let is_there = newest.is_none_or(|newest| ring.slot(newest).holds(newest));
+            if is_there || ring.frontier() == batches {
                 return LogInfo {
                     ring_bytes: self.geometry.ring_bytes(),
                     segment_bytes: self.geometry.segment_bytes(),
@@ -222,7 +229,10 @@ impl Log {
                 asked: options.geometry.to_string(),
             });
         }
-        recover(&mapping);
+        recover(&mapping).map_err(|what| OpenError::Header {
+            path: path.to_owned(),
+            reason: HeaderError::Control(what),
+        })?;
         // Best effort: older kernels do not know it, and then pages are touched on first use.
         let _ = mapping.map.advise(Advice::PopulateWrite);
         let registry = match options.full {
@@ -351,11 +361,20 @@ fn read_geometry(path: &Path, file: &File) -> Result<Geometry, OpenError> {
 }
 
 /// Makes the file under another name and moves it into place, so that no crash leaves half a log.
+/// The other name is always the same: what a crash left there is used again.
 fn make(path: &Path, geometry: Geometry) -> Result<(), OpenError> {
-    let temporary = path.with_extension(format!("new-{}", std::process::id()));
-    let made = make_at(&temporary, geometry)
-        .and_then(|()| fs::rename(&temporary, path).map_err(|e| ("rename into place", e)));
+    let temporary = path.with_extension("new");
+    let made = make_at(&temporary, geometry).and_then(|file| {
+        fs::rename(&temporary, path).map_err(|e| ("rename into place", e))?;
+        crash_point();
+        // Unlocked only now, so that a second broker does not make it as well.
+        drop(file);
+        Ok(())
+    });
     made.map_err(|(action, source)| {
+        if source.kind() == io::ErrorKind::WouldBlock {
+            return OpenError::Locked(path.to_owned());
+        }
         // Best effort: what could not be made need not be there to be removed.
         let _ = fs::remove_file(&temporary);
         match source.raw_os_error() {
@@ -372,44 +391,90 @@ fn make(path: &Path, geometry: Geometry) -> Result<(), OpenError> {
     })
 }
 
-fn make_at(path: &Path, geometry: Geometry) -> Result<(), (&'static str, io::Error)> {
+/// The file, locked; an error of the kind `WouldBlock` if another broker is making it.
+fn make_at(path: &Path, geometry: Geometry) -> Result<File, (&'static str, io::Error)> {
     use std::os::unix::fs::FileExt;
     let file = OpenOptions::new()
         .read(true)
         .write(true)
-        .create_new(true)
+        .create(true)
+        .truncate(false)
         .mode(0o644)
         .open(path)
         .map_err(|e| ("create", e))?;
+    crash_point();
+    match lock::try_lock(&file, WRITER_LOCK) {
+        Ok(true) => {}
+        Ok(false) => return Err(("lock", io::ErrorKind::WouldBlock.into())),
+        Err(error) => return Err(("lock", error)),
+    }
+    file.set_len(0).map_err(|e| ("empty", e))?;
+    crash_point();
     // SAFETY: the descriptor is open; posix_fallocate touches no memory of ours.
     match unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, geometry.file_bytes() as i64) } {
         0 => {}
         error => return Err(("allocate", io::Error::from_raw_os_error(error))),
     }
+    crash_point();
     file.write_all_at(&geometry.encode(), 0)
-        .map_err(|e| ("write", e))
+        .map_err(|e| ("write", e))?;
+    crash_point();
+    Ok(file)
 }
 
 /// Takes over a log, whatever its last writer was doing when it ended.
 ///
 /// Batches below the frontier stay, and so do those that are published right behind it. What was
-/// reserved or half received is dropped; it was never acked.
-fn recover(mapping: &Mapping) {
+/// reserved or half received is dropped; it was never acked. Nothing is changed if the control page
+/// says what cannot be.
+fn recover(mapping: &Mapping) -> Result<(), &'static str> {
     let ring = mapping.ring();
+    check_control(&ring)?;
     ring.advance();
+    crash_point();
     let frontier = ring.frontier();
-    ring.slots
-        .iter()
-        .for_each(|slot| slot.discard_from(frontier));
+    for slot in ring.slots {
+        slot.discard_from(frontier);
+        crash_point();
+    }
     ring.control.index_tail.store(frontier, Ordering::Release);
+    crash_point();
     let kept = frontier.saturating_sub(ring.geometry.index_slots())..frontier;
     let end = kept.filter_map(|index| match ring.slot(index).read(index) {
-        Found::Published(d, _) => Some(d.position + u64::from(d.payload_len)),
-        Found::NotYet | Found::Overwritten | Found::Damaged => None,
+        Found::Published(d, _) if ring.geometry.may_hold(&d) => {
+            Some(d.position + u64::from(d.payload_len))
+        }
+        _ => None,
     });
     // The tail is at or beyond every batch, unless the file was damaged.
     let end = end.max().unwrap_or(0).next_multiple_of(layout::ALIGNMENT);
     ring.control.tail.fetch_max(end, Ordering::AcqRel);
+    crash_point();
     ring.control.granted.store(0, Ordering::Release);
+    crash_point();
     mapping.epoch().fetch_add(1, Ordering::AcqRel);
+    Ok(())
+}
+
+/// Whether the control page fits the index: what a batch index says is covered by check words, the
+/// control page can only be compared with it.
+fn check_control(ring: &Ring<'_>) -> Result<(), &'static str> {
+    let tail = ring.control.tail.load(Ordering::Acquire);
+    if tail > MAX_POSITION || !tail.is_multiple_of(layout::ALIGNMENT) {
+        return Err("the next position");
+    }
+    let frontier = ring.frontier();
+    if frontier > MAX_POSITION {
+        return Err("the frontier");
+    }
+    // The newest batch is not overwritten before there is another.
+    if frontier > 0 && !ring.slot(frontier - 1).holds(frontier - 1) {
+        return Err("the newest batch below its frontier is not in the index");
+    }
+    // Nor is any batch published a whole round of the index behind the frontier.
+    let newest = ring.slots.iter().filter_map(Slot::held).max();
+    if newest.is_some_and(|newest| newest >= frontier + ring.geometry.index_slots()) {
+        return Err("the index is ahead of its frontier");
+    }
+    Ok(())
 }

@@ -12,10 +12,12 @@ use std::fmt;
 use crc_fast::{CrcAlgorithm, checksum};
 use thiserror::Error;
 
-use super::slot::SLOT_BYTES;
+use super::slot::{Descriptor, SLOT_BYTES};
 
 /// First bytes of a log file.
 pub const MAGIC: [u8; 8] = *b"PENSTOCK";
+/// Positions and batch numbers stay below this; at 100 GB/s it takes more than a year.
+pub const MAX_POSITION: u64 = 1 << 62;
 /// Version of this layout.
 pub const VERSION: u64 = 1;
 /// Every batch starts at a multiple of this, so that writers never share a cache line.
@@ -57,6 +59,9 @@ pub enum HeaderError {
     /// The sizes contradict each other.
     #[error("the header is damaged ({0})")]
     Geometry(String),
+    /// What tells how far writers had come cannot be.
+    #[error("the control page is damaged ({0})")]
+    Control(&'static str),
     /// The file is shorter or longer than its header says.
     #[error("the file has {found} bytes, its header says {expected}")]
     FileLen {
@@ -146,6 +151,15 @@ impl Geometry {
     #[must_use]
     pub fn offset_of(&self, position: u64) -> usize {
         (self.segments_offset() + position % self.ring_bytes) as usize
+    }
+
+    /// Whether a batch's payload lies where it can lie: inside one segment.
+    #[must_use]
+    pub fn may_hold(&self, batch: &Descriptor) -> bool {
+        let (start, len) = (batch.position, u64::from(batch.payload_len));
+        len > 0
+            && start <= MAX_POSITION
+            && start / self.segment_bytes == (start + len - 1) / self.segment_bytes
     }
 
     /// The header page's first bytes.

@@ -20,10 +20,14 @@ pub use layout::Geometry;
 mod loom_models;
 
 // Under loom only the algorithm is built: its atomics cannot lie in a mapped file.
+#[cfg(all(test, not(loom)))]
+mod crash_tests;
 #[cfg(not(loom))]
 mod error;
 #[cfg(not(loom))]
 mod file;
+#[cfg(all(any(test, fuzzing), not(loom)))]
+pub(crate) mod harness;
 #[cfg(not(loom))]
 mod lock;
 #[cfg(not(loom))]

@@ -198,25 +198,18 @@ impl Reader {
             return Next::NotYet;
         }
         match ring.slot(index).read(index) {
-            Found::Published(d, totals) if self.is_plausible(&d) => Next::Here(d, totals),
+            Found::Published(d, totals) if ring.geometry.may_hold(&d) => Next::Here(d, totals),
             Found::Published(..) | Found::Damaged => Next::Damaged,
             // Below the frontier it was there: it is being overwritten at this moment.
             Found::NotYet | Found::Overwritten => Next::Overwritten,
         }
     }
 
-    /// Whether the payload lies where a batch can lie: inside one segment.
-    fn is_plausible(&self, d: &Descriptor) -> bool {
-        let segment = self.mapping.geometry.segment_bytes();
-        let end = d.position.checked_add(u64::from(d.payload_len));
-        d.payload_len > 0 && end.is_some_and(|end| d.position / segment == (end - 1) / segment)
-    }
-
     fn copy_payload(&mut self, d: &Descriptor) -> bool {
         let len = d.payload_len as usize;
         self.copy.clear();
         self.copy.reserve(len);
-        // SAFETY: a plausible batch lies inside one segment of the mapping, and `copy` has room
+        // SAFETY: `find` saw to it that the batch lies inside one segment of the mapping, and `copy` has room
         // for it. A writer may be overwriting the bytes: then the copy is garbage, which
         // `is_whole` tells, and it is not shown. Any bytes are valid `u8`s.
         unsafe {
@@ -287,7 +280,9 @@ impl Reader {
             if let Next::Here(descriptor, totals) = self.find(index)
                 && ring.is_whole(descriptor.position)
             {
-                return (index, totals.messages - u64::from(descriptor.messages));
+                // Totals are not covered by the check word: a damaged file may tell too few.
+                let below = totals.messages.saturating_sub(descriptor.messages.into());
+                return (index, below);
             }
             index += 1;
         }

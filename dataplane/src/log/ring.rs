@@ -18,7 +18,7 @@ use crossbeam_utils::CachePadded;
 
 use super::layout::{ALIGNMENT, Geometry};
 use super::slot::{Descriptor, Slot, Totals};
-use super::sync::{AtomicU64, Ordering, fence, yield_now};
+use super::sync::{AtomicU64, Ordering, crash_point, fence, yield_now};
 
 /// Cursor of a reader place that nobody uses.
 pub const FREE: u64 = u64::MAX;
@@ -125,6 +125,7 @@ impl Ring<'_> {
             let position = self.control.tail.fetch_add(len, Ordering::AcqRel);
             // A batch never straddles segments: the end of a segment that is too short is skipped.
             if position / segment == (position + len - 1) / segment {
+                crash_point();
                 // Payload written from now on is seen only by who also sees the new tail.
                 fence(Ordering::Release);
                 return position;
@@ -223,6 +224,7 @@ impl Ring<'_> {
         mark.committing.store(descriptor.floor, Ordering::Relaxed);
         // Whoever takes a later place, or learns that it was taken, sees the mark.
         let index = self.control.index_tail.fetch_add(1, Ordering::AcqRel);
+        crash_point();
         // One slot less than a round: the totals of the batch just below the frontier are the base
         // of those above it.
         while index + 1 >= self.frontier() + self.geometry.index_slots() {
@@ -254,6 +256,7 @@ impl Ring<'_> {
                 Ordering::AcqRel,
                 Ordering::Acquire,
             );
+            crash_point();
         }
     }
 

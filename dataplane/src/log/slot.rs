@@ -6,7 +6,7 @@
 
 use crc_fast::{CrcAlgorithm, Digest};
 
-use super::sync::{AtomicU64, Ordering, fence};
+use super::sync::{AtomicU64, Ordering, crash_point, fence};
 
 /// Bytes of a slot in the file: two cache lines.
 pub const SLOT_BYTES: usize = 128;
@@ -100,17 +100,23 @@ impl Slot {
     /// frontier has passed the slot's previous batch.
     pub(super) fn publish(&self, index: u64, descriptor: &Descriptor) {
         self.stamp.store(BUSY, Ordering::Relaxed);
+        crash_point();
         // Whoever sees one of the words below also sees BUSY, or what came after it.
         fence(Ordering::Release);
         let words = descriptor.to_words();
         for (word, value) in self.words.iter().zip(words) {
             word.store(value, Ordering::Relaxed);
+            crash_point();
         }
         self.check
             .store(check_word(index, &words), Ordering::Relaxed);
+        crash_point();
         self.total_messages.store(UNSET | index, Ordering::Relaxed);
+        crash_point();
         self.total_bytes.store(UNSET | index, Ordering::Relaxed);
+        crash_point();
         self.stamp.store(index + 1, Ordering::Release);
+        crash_point();
     }
 
     /// Reads the descriptor of batch `index`, whole or not at all.
@@ -169,6 +175,7 @@ impl Slot {
         let set = |word: &AtomicU64, value: u64| {
             let _ =
                 word.compare_exchange(UNSET | index, value, Ordering::AcqRel, Ordering::Acquire);
+            crash_point();
         };
         set(
             &self.total_messages,
@@ -178,6 +185,16 @@ impl Slot {
             &self.total_bytes,
             before.payload_bytes.wrapping_add(bytes) & !UNSET,
         );
+    }
+
+    /// The batch that is published here, by its own account.
+    #[cfg(not(loom))]
+    pub(super) fn held(&self) -> Option<u64> {
+        let index = match self.stamp.load(Ordering::Relaxed) {
+            BUSY => None,
+            stamp => stamp.checked_sub(1),
+        }?;
+        matches!(self.read(index), Found::Published(..)).then_some(index)
     }
 
     /// Forgets a batch that a dead writer left at or beyond the frontier.

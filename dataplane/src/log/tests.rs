@@ -11,8 +11,8 @@ use std::thread;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
+use super::harness::{commit_for, drain, payload, write};
 use super::*;
-use crate::wire::batch::checksum;
 
 const SEGMENT: u64 = 4096;
 
@@ -29,42 +29,6 @@ fn log_in(dir: &TempDir, options: &LogOptions) -> (PathBuf, Arc<Log>) {
     let path = dir.path().join("topic.log");
     let log = Arc::new(Log::open(&path, options).unwrap());
     (path, log)
-}
-
-fn payload(stream: u32, seq: u64, len: usize) -> Vec<u8> {
-    (0..len)
-        .map(|n| (n as u64 * 31 + seq * 7 + u64::from(stream) * 13) as u8)
-        .collect()
-}
-
-fn commit_for(stream: u32, batch_seq: u64, messages: u32, payload: &[u8]) -> Commit {
-    Commit {
-        session: 0xabc,
-        stream,
-        batch_seq,
-        messages,
-        checksum: checksum(batch_seq, messages, payload),
-        arrival_unix_ns: 1,
-    }
-}
-
-/// Writes one batch, waiting for its grant.
-fn write(writer: &mut Writer, stream: u32, seq: u64, bytes: &[u8]) -> u64 {
-    let reservation = writer.reserve(bytes.len() as u32);
-    while !writer.is_granted(&reservation) {
-        thread::yield_now();
-    }
-    writer.place(&reservation, 0, bytes);
-    writer.commit(reservation, &commit_for(stream, seq, 1, bytes))
-}
-
-fn drain(reader: &mut Reader) -> Vec<(u32, u64, Vec<u8>)> {
-    let mut read = Vec::new();
-    while let Some(batch) = reader.next().unwrap() {
-        batch.verify().unwrap();
-        read.push((batch.stream, batch.batch_seq, batch.payload.to_vec()));
-    }
-    read
 }
 
 #[test]

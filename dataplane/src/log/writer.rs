@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use super::file::Log;
 use super::ring::{Limits, NOTHING_OPEN};
 use super::slot::Descriptor;
+use super::sync::crash_point;
 
 /// Writes batches into a log. Each thread has its own; any number may write side by side.
 ///
@@ -190,6 +191,7 @@ impl Writer {
                 .start
                 .copy_from_nonoverlapping(bytes.as_ptr(), bytes.len())
         };
+        crash_point();
     }
 
     /// The first `len` bytes of a granted reservation, all of which must have been written.
@@ -234,6 +236,14 @@ impl Writer {
     #[must_use]
     pub fn frontier(&self) -> u64 {
         self.log.ring().frontier()
+    }
+
+    /// Waits until a committed batch is visible, so for the commits of other writers: each is a few
+    /// memory accesses and waits for no peer.
+    pub fn wait_until_visible(&self, index: u64) {
+        while self.frontier() <= index {
+            std::thread::yield_now();
+        }
     }
 
     fn close(&mut self, reservation: Reservation) {

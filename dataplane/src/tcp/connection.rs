@@ -669,6 +669,11 @@ impl Connection {
     /// Gives back what the connection holds, and sums it up.
     pub(super) fn finish(mut self, cx: &mut Context<'_>, ending: &Ending) -> ConnectionReport {
         self.release(cx);
+        // The stream's next connection tells the publisher that these are committed, so they must be
+        // visible, as for an ack.
+        if let Some(index) = self.unseen {
+            cx.writer.wait_until_visible(index);
+        }
         let counters = &cx.shared.counters;
         if matches!(ending, Ending::Completed) {
             Counters::count(&counters.streams_completed);

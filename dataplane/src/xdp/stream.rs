@@ -362,6 +362,10 @@ impl Stream {
         for room in open.chain(self.complete.into_iter().map(|(_, room)| room)) {
             writer.abort(room.reservation);
         }
+        // The stream's next connection tells the publisher that these are committed.
+        if let Some((index, _)) = self.unseen {
+            writer.wait_until_visible(index);
+        }
         ConnectionReport {
             peer: self.peer,
             path: "xdp",
