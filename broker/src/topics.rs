@@ -14,9 +14,13 @@ use penstock_dataplane::log::{Log, LogOptions};
 use penstock_dataplane::wire::handshake::{Refusal, Request};
 use tracing::info;
 
-/// A session without open streams is forgotten after so long: its publisher opens all its streams
-/// in one go.
-const SESSION_GRACE: Duration = Duration::from_secs(60);
+/// A session that has been without open streams for so long is forgotten: its publisher would have
+/// been back by now. One that comes later all the same is taken up from what the log's index tells.
+const SESSION_GRACE: Duration = Duration::from_secs(600);
+/// How often the sessions are looked through.
+const LOOK: Duration = Duration::from_secs(1);
+/// Most sessions that are kept; peers can make them faster than they are forgotten.
+const MAX_SESSIONS: usize = 65_536;
 
 /// Every topic's log; shared with the report.
 #[derive(Debug)]
@@ -146,7 +150,29 @@ struct Session {
     /// Streams that have been opened. A number never begins anew, so that (session, stream, batch)
     /// names one batch only.
     opened_streams: HashMap<u32, Arc<StreamState>>,
-    opened: Instant,
+    /// When it was first seen without an open stream, if it has none.
+    idle_since: Option<Instant>,
+}
+
+impl Session {
+    fn new(topic: &str, streams: u32) -> Self {
+        Self {
+            topic: topic.to_owned(),
+            streams,
+            opened_streams: HashMap::new(),
+            idle_since: None,
+        }
+    }
+
+    /// Whether its publisher may still come back.
+    fn is_live(&mut self, now: Instant) -> bool {
+        let mut streams = self.opened_streams.values();
+        if streams.any(|stream| stream.is_leased()) {
+            self.idle_since = None;
+            return true;
+        }
+        now - *self.idle_since.get_or_insert(now) < SESSION_GRACE
+    }
 }
 
 /// Admits streams to topics.
@@ -154,6 +180,7 @@ struct Session {
 pub struct Sessions {
     topics: Arc<Topics>,
     sessions: HashMap<u64, Session>,
+    looked: Instant,
 }
 
 impl Sessions {
@@ -161,7 +188,24 @@ impl Sessions {
         Self {
             topics,
             sessions: HashMap::new(),
+            looked: Instant::now(),
         }
+    }
+
+    /// Forgets sessions whose publishers do not come back; there is room for one more then, or it
+    /// is refused.
+    fn make_room(&mut self, now: Instant) -> Result<(), Refused> {
+        if now - self.looked >= LOOK {
+            self.looked = now;
+            self.sessions.retain(|_, session| session.is_live(now));
+        }
+        if self.sessions.len() >= MAX_SESSIONS {
+            return Err(Refused {
+                refusal: Refusal::Resources,
+                text: format!("this broker keeps {MAX_SESSIONS} sessions at most; try later"),
+            });
+        }
+        Ok(())
     }
 
     /// The session's key, and the stream's place in it.
@@ -171,6 +215,10 @@ impl Sessions {
         topic: &Topic,
         request: &Request,
     ) -> Result<(u64, Lease), Refused> {
+        let known = self.sessions.contains_key(&request.session);
+        if !known && (request.session == 0 || request.resume_from.is_some()) {
+            self.make_room(Instant::now())?;
+        }
         let key = match request.session {
             0 => self.open(name, request.streams)?,
             key => key,
@@ -218,12 +266,10 @@ impl Sessions {
     /// A stream of an earlier broker goes on: it left what the log's index tells, and at least
     /// what its publisher got acks for.
     fn revive(&mut self, key: u64, name: &str, topic: &Topic, request: &Request, acked: u64) {
-        let session = self.sessions.entry(key).or_insert_with(|| Session {
-            topic: name.to_owned(),
-            streams: request.streams,
-            opened_streams: HashMap::new(),
-            opened: Instant::now(),
-        });
+        let session = self
+            .sessions
+            .entry(key)
+            .or_insert_with(|| Session::new(name, request.streams));
         session
             .opened_streams
             .entry(request.stream)
@@ -236,27 +282,13 @@ impl Sessions {
     }
 
     fn open(&mut self, topic: &str, streams: u32) -> Result<u64, Refused> {
-        let now = Instant::now();
-        self.sessions.retain(|_, session| {
-            now - session.opened < SESSION_GRACE
-                || session
-                    .opened_streams
-                    .values()
-                    .any(|stream| stream.is_leased())
-        });
         let key = loop {
             let key = random()?;
             if !self.sessions.contains_key(&key) {
                 break key;
             }
         };
-        let session = Session {
-            topic: topic.to_owned(),
-            streams,
-            opened_streams: HashMap::new(),
-            opened: now,
-        };
-        self.sessions.insert(key, session);
+        self.sessions.insert(key, Session::new(topic, streams));
         Ok(key)
     }
 }
@@ -364,6 +396,57 @@ mod tests {
         assert!(lie.text.contains("not 6"), "{lie}");
         let second = sessions.admit("a", &resume(3)).unwrap();
         assert_eq!(second.lease.committed(), 5);
+    }
+
+    #[test]
+    fn a_session_is_forgotten_once_it_has_been_without_streams_for_long() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut sessions = sessions(&dir);
+        let start = Instant::now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let open = sessions.admit("a", &request(0, 0)).unwrap();
+        let idle = sessions.admit("a", &request(0, 0)).unwrap();
+        drop(idle.lease);
+        // However old a session is: its time begins when its last stream ends.
+        sessions.make_room(after(5000)).unwrap();
+        assert_eq!(sessions.sessions.len(), 2);
+        sessions.make_room(after(5000 + 599)).unwrap();
+        assert_eq!(sessions.sessions.len(), 2);
+        sessions.make_room(after(5000 + 600)).unwrap();
+        assert_eq!(
+            sessions.sessions.keys().collect::<Vec<_>>(),
+            [&open.session]
+        );
+        drop(open.lease);
+        sessions.make_room(after(6000)).unwrap();
+        // Back in time, it lives again.
+        let again = Request {
+            resume_from: Some(0),
+            ..request(open.session, 0)
+        };
+        let again = sessions.admit("a", &again).unwrap();
+        sessions.make_room(after(7000)).unwrap();
+        assert_eq!(sessions.sessions.len(), 1);
+        drop(again);
+    }
+
+    #[test]
+    fn made_up_sessions_take_bounded_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut sessions = sessions(&dir);
+        let made_up = |session| Request {
+            resume_from: Some(0),
+            ..request(session, 0)
+        };
+        for session in 1..=MAX_SESSIONS as u64 {
+            sessions.admit("a", &made_up(session)).unwrap();
+        }
+        let one_more = made_up(MAX_SESSIONS as u64 + 1);
+        let refused = sessions.admit("a", &one_more).unwrap_err();
+        assert_eq!(refused.refusal, Refusal::Resources);
+        assert_eq!(sessions.sessions.len(), MAX_SESSIONS);
+        // Those that are known are served as before.
+        sessions.admit("a", &made_up(7)).unwrap();
     }
 
     #[test]
