@@ -186,6 +186,14 @@ impl<R> Receiver<R> {
         self.arrived(now, packet)
     }
 
+    /// Whether no packet so late in the stream has arrived: one that is repeated, by whomever, never
+    /// is the newest.
+    #[must_use]
+    pub fn is_newest(&self, packet: u64) -> bool {
+        let largest = self.packets.ranges().last();
+        largest.is_none_or(|&(_, largest)| largest < packet)
+    }
+
     /// A packet without payload arrived. Returns whether it came out of turn.
     pub fn arrived(&mut self, now: u64, packet: u64) -> bool {
         let largest = self.packets.ranges().last().map(|&(_, high)| high);

@@ -137,9 +137,19 @@ impl Stream {
         self.receiver.set_window(window);
     }
 
+    /// Whether a packet is the newest: a repeated one neither moves the stream nor keeps it alive.
+    pub(super) fn is_newest(&self, packet: u64) -> bool {
+        self.receiver.is_newest(packet)
+    }
+
+    /// Its newest packet came, to this port.
+    pub(super) fn heard(&mut self, now: u64, port: usize) {
+        self.heard_at = now;
+        self.port = port;
+    }
+
     /// A packet that only asks for an ack.
     pub(super) fn ping(&mut self, cx: &mut Context<'_>, packet: u64) {
-        self.heard_at = cx.now;
         self.receiver.arrived(cx.now, packet);
         cx.xdp.pings += 1;
         self.ack_due = Some(cx.now);
@@ -154,7 +164,6 @@ impl Stream {
         parts: &[&[u8]],
         len: u32,
     ) {
-        self.heard_at = cx.now;
         match self.receiver.offer(packet, chunk, len) {
             Ok(Some(_)) => {}
             Ok(None) => {

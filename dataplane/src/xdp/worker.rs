@@ -383,6 +383,15 @@ impl State {
                 }
             },
         };
+        let entry = self.streams[number].as_mut().expect("it was just found");
+        if entry.stream.is_newest(received.packet) {
+            entry.stream.heard(now, port);
+            // A publisher may come from another port or queue, after a router in between forgot it.
+            // Whoever repeats its packets gets no answers (as RFC 9000 section 9.3 has it).
+            if !entry.stream.back.leads_back(parts[0], &datagram) {
+                entry.stream.back = Headers::back(parts[0], &datagram);
+            }
+        }
         if let Some(start) = start {
             let parsed = self.stats.stages.now();
             self.first_packet.get_or_insert(start);
@@ -398,12 +407,6 @@ impl State {
         } else {
             self.place(number, received.packet, &received.content, rest, len, now);
         }
-        let entry = self.streams[number].as_mut().expect("it was just found");
-        // A publisher may come from another port or queue, after a router in between forgot it.
-        if !entry.stream.back.leads_back(parts[0], &datagram) {
-            entry.stream.back = Headers::back(parts[0], &datagram);
-        }
-        entry.stream.port = port;
     }
 
     fn place(
@@ -579,4 +582,190 @@ fn split<'a>(
     }
     let len = datagram.len - size_of::<Data>();
     Some((header, len as u32))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{SocketAddr, TcpListener, TcpStream};
+
+    use fastrand::Rng;
+    use tempfile::TempDir;
+    use zerocopy::IntoBytes;
+
+    use super::*;
+    use crate::admission::{Admission, StreamState};
+    use crate::log::{Full, Geometry, LogOptions, Reader, Start};
+    use crate::tcp::buffers::{RcvbufOn, Wanted};
+    use crate::wire::batch;
+    use crate::wire::handshake::{AckLevel, Path};
+    use crate::wire::packet::{BatchInfo, Chunk};
+    use crate::xdp::Endpoint;
+
+    const KEY: StreamKey = StreamKey {
+        key: 0x5ec2e7,
+        stream: 0,
+    };
+
+    /// A worker without ports, and a stream that waits for its first packet.
+    struct Bench {
+        worker: Worker,
+        log: Arc<Log>,
+        /// The publisher's end of the control connection.
+        _control: TcpStream,
+        dir: TempDir,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let dir = TempDir::new().unwrap();
+            let options = LogOptions {
+                geometry: Geometry::new(1 << 20, 1 << 16, 64).unwrap(),
+                full: Full::Overwrite,
+                writers: 1,
+            };
+            let log = Arc::new(Log::open(&dir.path().join("topic.log"), &options).unwrap());
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let control = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (socket, peer) = listener.accept().unwrap();
+            socket.set_nonblocking(true).unwrap();
+            let wanted = Wanted {
+                rcvbuf: 1 << 16,
+                sndbuf: 1 << 16,
+                rcvbuf_on: RcvbufOn::None,
+                force: false,
+            };
+            let registry = Arc::new(Registry::default());
+            let opened = Opened {
+                buffers: wanted.apply_to_accepted(&socket).unwrap(),
+                socket,
+                peer,
+                admission: Admission {
+                    log: Arc::clone(&log),
+                    topic: "t".to_owned(),
+                    session: 1,
+                    stream: 0,
+                    ack: AckLevel::Committed,
+                    path: Path::Xdp,
+                    max_payload: log.geometry().max_payload(),
+                    max_datagram: 1472,
+                    key: KEY.key,
+                    lease: Arc::new(StreamState::new(0)).lease().unwrap(),
+                },
+            };
+            registry.leave(KEY, opened);
+            let config = WorkerConfig {
+                verify_on_receive: false,
+                polling: Polling::Busy,
+                idle_timeout: Duration::from_secs(30),
+                capacity: 1 << 20,
+            };
+            let made = Worker::new(config, Vec::new(), registry, Arc::default(), Arc::default());
+            let (worker, _) = made.unwrap();
+            Self {
+                worker,
+                log,
+                _control: control,
+                dir,
+            }
+        }
+
+        fn take(&mut self, frame: &[u8]) {
+            let now = self.worker.state.now();
+            self.worker.state.packet(0, &[frame], now);
+            self.worker.state.commit_touched(now);
+        }
+
+        /// What the stream's packets have brought about.
+        fn stream(&self) -> (u64, SocketAddr) {
+            let entry = self.worker.state.streams[0].as_ref().unwrap();
+            (self.log.info().batches, entry.stream.back.peer())
+        }
+    }
+
+    /// A packet from a host of this network, as the broker's interface gets it.
+    fn frame(from: u8, header: &Data, payload: &[u8]) -> Vec<u8> {
+        let end = |host| Endpoint {
+            mac: [host; 6],
+            address: SocketAddr::from(([10, 0, 0, host], 1214)),
+        };
+        let headers = Headers::new(&end(from), &end(1));
+        let mut frame = vec![0; headers.len()];
+        let parts = [header.as_bytes(), payload];
+        headers.write(&mut frame, &parts);
+        frame.extend(parts.concat());
+        frame
+    }
+
+    /// Batch `seq` in one packet.
+    fn whole(from: u8, key: StreamKey, packet: u64, seq: u64) -> Vec<u8> {
+        let payload = [&4u32.to_le_bytes()[..], &(seq as u32).to_le_bytes()].concat();
+        let chunk = Chunk {
+            batch: BatchInfo {
+                seq,
+                len: payload.len() as u32,
+                messages: 1,
+                checksum: batch::checksum(seq, 1, &payload),
+            },
+            offset: 0,
+        };
+        let header = Data::payload(key, packet, &chunk, &payload);
+        frame(from, &header, &payload)
+    }
+
+    #[test]
+    fn strangers_and_repeaters_change_nothing() {
+        const PUBLISHER: u8 = 2;
+        const STRANGER: u8 = 66;
+        let mut bench = Bench::new();
+        let mut rng = Rng::with_seed(1);
+        let mut sent = Vec::new();
+        for seq in 0..40 {
+            let honest = whole(PUBLISHER, KEY, seq, seq);
+            bench.take(&honest);
+            sent.push(honest);
+            let before = bench.stream();
+            assert_eq!(before.0, seq + 1, "an honest packet is placed");
+            for _ in 0..500 {
+                // Well made, but of a stream that the stranger can only guess.
+                let guess = StreamKey {
+                    key: rng.u64(..),
+                    stream: rng.u16(..2),
+                };
+                bench.take(&whole(STRANGER, guess, rng.u64(..100), seq + 1));
+                // Seen on the way, and changed.
+                let mut changed = sent[rng.usize(0..sent.len())].clone();
+                let at = rng.usize(50..changed.len());
+                changed[at] ^= 1 << rng.u8(..8);
+                bench.take(&changed);
+                // Seen on the way, and repeated from elsewhere.
+                let mut repeated = sent[rng.usize(0..sent.len())].clone();
+                repeated[6..12].fill(STRANGER);
+                repeated[29] = STRANGER;
+                bench.take(&repeated);
+            }
+            assert_eq!(bench.stream(), before, "after batch {seq}");
+        }
+        let state = &bench.worker.state;
+        let kept = (state.streams.len(), state.writers.len(), state.by_key.len());
+        assert_eq!(kept, (1, 1, 1), "strangers take no room");
+        assert!(state.touched.len() <= 1);
+        assert_eq!((state.xdp.placed, state.xdp.duplicates), (40, 40 * 500));
+        assert_eq!(state.xdp.unknown_stream, 40 * 500);
+        assert_eq!(state.xdp.corrupt, 40 * 500);
+        let mut reader = Reader::open(&bench.dir.path().join("topic.log"), Start::Oldest).unwrap();
+        for seq in 0..40 {
+            let batch = reader.next().unwrap().unwrap();
+            batch.verify().unwrap();
+            assert_eq!(batch.batch_seq, seq);
+        }
+    }
+
+    #[test]
+    fn a_publisher_that_comes_from_elsewhere_is_answered_there() {
+        let mut bench = Bench::new();
+        bench.take(&whole(2, KEY, 0, 0));
+        bench.take(&whole(3, KEY, 1, 1));
+        let elsewhere = SocketAddr::from(([10, 0, 0, 3], 1214));
+        assert_eq!(bench.stream(), (2, elsewhere));
+    }
 }
