@@ -6,6 +6,8 @@
 
 #[cfg(not(loom))]
 pub mod admission;
+#[cfg(all(any(test, fuzzing), not(loom)))]
+pub mod fuzzing;
 pub mod log;
 pub mod profile;
 #[cfg(not(loom))]

@@ -10,7 +10,7 @@ use crate::wire::handshake::{
 
 /// The bytes of a handshake as they come in.
 #[derive(Debug)]
-pub(super) struct Greeting {
+pub(crate) struct Greeting {
     buffer: [u8; HELLO_LEN + MAX_TOPIC_LEN],
     filled: usize,
     /// The hello, once it is complete, and the length of the whole handshake.
@@ -19,7 +19,7 @@ pub(super) struct Greeting {
 
 /// The peer said something else than a good hello.
 #[derive(Debug, Error)]
-pub(super) enum GreetingError {
+pub(crate) enum GreetingError {
     #[error(transparent)]
     Hello(#[from] HelloError),
     #[error(transparent)]
@@ -28,7 +28,7 @@ pub(super) enum GreetingError {
 
 impl GreetingError {
     /// What to answer; nothing to a peer that would not understand it.
-    pub(super) fn refusal(&self) -> Option<Refusal> {
+    pub(crate) fn refusal(&self) -> Option<Refusal> {
         match self {
             Self::Hello(error) => error.refusal(),
             Self::Topic(_) => Some(Refusal::Topic),
@@ -37,7 +37,7 @@ impl GreetingError {
 }
 
 impl Greeting {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             buffer: [0; HELLO_LEN + MAX_TOPIC_LEN],
             filled: 0,
@@ -46,14 +46,14 @@ impl Greeting {
     }
 
     /// Where the next bytes go: never more than belong to the handshake.
-    pub(super) fn wanted(&mut self) -> &mut [u8] {
+    pub(crate) fn wanted(&mut self) -> &mut [u8] {
         let end = self.request.as_ref().map_or(HELLO_LEN, |(_, end)| *end);
         &mut self.buffer[self.filled..end]
     }
 
     /// Takes note of `len` bytes that were put where [`Self::wanted`] said. Returns the request
     /// and the topic once all is there.
-    pub(super) fn received(
+    pub(crate) fn received(
         &mut self,
         len: usize,
     ) -> Result<Option<(Request, &str)>, GreetingError> {

@@ -8,7 +8,7 @@
 mod acceptor;
 pub mod buffers;
 mod connection;
-mod greeting;
+pub(crate) mod greeting;
 mod outbox;
 mod stats;
 mod worker;

@@ -7,7 +7,7 @@
 //! publisher that has a transmit queue to itself sends through a [`TxPort`].
 
 mod error;
-mod frame;
+pub(crate) mod frame;
 mod port;
 mod registry;
 mod socket;

@@ -1,0 +1,401 @@
+//! Every parser and state machine that a peer or a file can reach, driven by arbitrary bytes.
+//!
+//! One function for each; it panics where something is wrong. The crate in `fuzz/` runs them under
+//! libFuzzer, the tests below over its kept corpora and random bytes.
+
+use std::collections::HashMap;
+
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::log::harness::{Snapshot, look_at};
+use crate::tcp::greeting::Greeting;
+use crate::transport::{
+    Limits, MAX_OPEN_BATCHES, Outgoing, Receiver, Refusal, Sender, SenderConfig,
+};
+use crate::wire::batch;
+use crate::wire::handshake::{MAX_TOPIC_LEN, WELCOME_LEN, Welcome};
+use crate::wire::message::{Messages, encoded_len};
+use crate::wire::packet::{
+    BatchInfo, Chunk, Content, Feedback, MAX_ACK_LEN, MAX_GAPS, MAX_PACKET, StreamKey, split,
+};
+use crate::wire::reply::{REPLY_LEN, Reply};
+use crate::xdp::Headers;
+use crate::xdp::frame;
+
+const STREAM: StreamKey = StreamKey { key: 7, stream: 3 };
+
+/// A harness and its name.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All of them.
+pub const TARGETS: &[Target] = &[
+    ("packets", packets),
+    ("framing", framing),
+    ("ethernet", ethernet),
+    ("receiver", receiver),
+    ("sender", sender),
+    ("log", log),
+];
+
+/// Packets of both directions. A checksum that is wrong ends it soon, so the right one is tried too.
+pub fn packets(data: &[u8]) {
+    let mut mended = data.to_vec();
+    for data in [data, mend(&mut mended)] {
+        if let Ok((header, rest)) = split(data) {
+            let (first, second) = rest.split_at(rest.len() / 2);
+            let whole = header.parse(&[rest]);
+            assert_eq!(whole, header.parse(&[first, second]), "however it lies");
+            if let Ok(received) = whole {
+                assert!(received.packet < MAX_PACKET);
+                if let Content::Payload(chunk) = received.content {
+                    let end = chunk.offset as usize + rest.len();
+                    assert!(!rest.is_empty() && end <= chunk.batch.len as usize);
+                }
+            }
+        }
+        let mut feedback = Feedback::new(STREAM);
+        if feedback.read(data).is_ok() {
+            check_ranges(&feedback);
+            let mut written = [0; MAX_ACK_LEN];
+            let len = feedback.write(&mut written);
+            let mut again = Feedback::new(STREAM);
+            assert_eq!(again.read(&written[..len]), Ok(()));
+            assert_eq!(again, feedback);
+        }
+    }
+}
+
+/// Puts the checksum right that packets have at bytes 4 to 8.
+fn mend(packet: &mut [u8]) -> &[u8] {
+    if packet.len() >= 8 {
+        let sum = batch::payload_checksum(&packet[8..]);
+        packet[4..8].copy_from_slice(&sum.to_le_bytes());
+    }
+    packet
+}
+
+fn check_ranges(feedback: &Feedback) {
+    assert!(feedback.received.len() <= MAX_GAPS + 1);
+    let mut below = MAX_PACKET;
+    for &(low, high) in &feedback.received {
+        assert!(low <= high && high < below, "{:?}", feedback.received);
+        below = low;
+    }
+}
+
+/// What comes over connections: hello, welcome, batch header, reply, and messages inside a batch.
+pub fn framing(data: &[u8]) {
+    let mut greeting = Greeting::new();
+    let mut rest = data;
+    while !rest.is_empty() {
+        let wanted = greeting.wanted();
+        assert!(!wanted.is_empty());
+        // In pieces, as a network delivers them.
+        let len = wanted.len().min(rest.len()).min(13);
+        wanted[..len].copy_from_slice(&rest[..len]);
+        rest = &rest[len..];
+        match greeting.received(len) {
+            Ok(None) => {}
+            Ok(Some((_, topic))) => {
+                assert!((1..=MAX_TOPIC_LEN).contains(&topic.len()));
+                assert!(!topic.starts_with('.') && !topic.contains('/'));
+                break;
+            }
+            Err(_) => break,
+        }
+    }
+    if let Some(bytes) = data.first_chunk::<WELCOME_LEN>() {
+        let welcome = Welcome::read_from_bytes(bytes).expect("plain bytes");
+        let _ = welcome.parse();
+    }
+    if let Some(bytes) = data.first_chunk::<{ batch::HEADER_LEN }>() {
+        let header = batch::Header::read_from_bytes(bytes).expect("plain bytes");
+        if let Ok(batch::Frame::Batch(batch)) = header.parse(1 << 20) {
+            assert!((1..=1 << 20).contains(&batch.payload_len) && batch.messages > 0);
+        }
+    }
+    if let Some(bytes) = data.first_chunk::<REPLY_LEN>() {
+        let reply = Reply::read_from_bytes(bytes).expect("plain bytes");
+        if reply.parse().is_ok() {
+            assert_eq!(reply.as_bytes().len(), REPLY_LEN);
+        }
+    }
+    let whole = Messages::new(data).map_while(Result::ok);
+    let total: usize = whole.map(|message| encoded_len(message.len())).sum();
+    assert!(total <= data.len());
+}
+
+/// Frames of the network, and the answer to one.
+pub fn ethernet(data: &[u8]) {
+    for total in [data.len(), data.len() + 1000] {
+        let Some(datagram) = frame::parse(data, total) else {
+            continue;
+        };
+        assert!(datagram.start <= data.len() && datagram.start + datagram.len <= total);
+        let back = Headers::back(data, &datagram);
+        assert!(back.leads_back(data, &datagram));
+        let mut answer = vec![0; back.len() + 5];
+        let (head, payload) = answer.split_at_mut(back.len());
+        back.write(head, &[payload]);
+        let parsed = frame::parse(&answer, answer.len()).expect("an answer is a good frame");
+        assert_eq!((parsed.start, parsed.len), (back.len(), 5));
+    }
+}
+
+/// Numbers out of arbitrary bytes; zeros when there are no more.
+struct Numbers<'a>(&'a [u8]);
+
+impl Numbers<'_> {
+    fn byte(&mut self) -> u8 {
+        let (first, rest) = self.0.split_first().unwrap_or((&0, &[]));
+        self.0 = rest;
+        *first
+    }
+
+    /// Small ones mostly, and those at the edges of their types.
+    fn number(&mut self) -> u64 {
+        let value = u64::from(self.byte());
+        match value {
+            0..=247 => value,
+            248..=251 => value << (4 * (value - 247)),
+            252 => u64::from(u32::MAX),
+            253 => MAX_PACKET - 1,
+            254 => u64::MAX - 1,
+            _ => u64::from(self.byte()) << 32 | u64::from(self.byte()),
+        }
+    }
+
+    fn length(&mut self) -> u32 {
+        (self.number() as u32).wrapping_mul(17) % 5000
+    }
+}
+
+/// Any sequence of packets, commits and looks at a stream's receiving end: it never takes more than
+/// it gave credit for, and what it commits was all there.
+pub fn receiver(data: &[u8]) {
+    let mut numbers = Numbers(data);
+    let max_payload = 4096;
+    let mut window = 8192;
+    let first = numbers.number() % MAX_PACKET;
+    let limits = Limits {
+        max_payload,
+        window,
+    };
+    let mut receiver: Receiver<()> = Receiver::new(STREAM, first, limits, 0);
+    let mut told = Feedback::new(STREAM);
+    let mut credit = window;
+    let (mut now, mut taken) = (0, 0);
+    // What came of each batch that is open.
+    let mut open: HashMap<u64, (BatchInfo, Vec<bool>)> = HashMap::new();
+    while !numbers.0.is_empty() {
+        now += numbers.number() % 1_000_000;
+        match numbers.byte() % 8 {
+            0..=4 => {
+                let seq = receiver
+                    .committed()
+                    .saturating_add(numbers.number())
+                    .saturating_sub(2);
+                let len = numbers.length().max(1);
+                let offset = numbers.length() % len;
+                let part = (numbers.length() % (len - offset)).max(1);
+                let batch = BatchInfo {
+                    seq,
+                    len,
+                    messages: 1 + u32::from(numbers.byte() % 2),
+                    checksum: 0,
+                };
+                let packet = numbers.number() % MAX_PACKET;
+                let chunk = Chunk { batch, offset };
+                match receiver.offer(packet, &chunk, part) {
+                    Ok(Some(())) => {}
+                    Ok(None) => {
+                        receiver.give_room(&batch, ());
+                        let before = open.insert(seq, (batch, vec![false; len as usize]));
+                        assert!(before.is_none(), "room twice");
+                    }
+                    Err(refusal) => {
+                        let is_known = open.get(&seq).is_some_and(|(known, _)| *known == batch);
+                        assert!(refusal != Refusal::Contradiction || !is_known);
+                        continue;
+                    }
+                }
+                let (known, bytes) = open.get_mut(&seq).expect("it has room");
+                assert_eq!(*known, batch);
+                for byte in &mut bytes[offset as usize..][..part as usize] {
+                    taken += u64::from(!*byte);
+                    *byte = true;
+                }
+                receiver.placed(now, packet, &chunk, part);
+                assert!(taken <= credit, "{taken} bytes with a credit of {credit}");
+            }
+            5 => {
+                receiver.arrived(now, numbers.number() % MAX_PACKET);
+            }
+            6 => {
+                while let Some((info, ())) = receiver.next_complete() {
+                    let (known, bytes) = open.remove(&info.seq).expect("it was open");
+                    assert_eq!(known, info);
+                    assert!(bytes.iter().all(|byte| *byte), "committed with a hole");
+                    assert_eq!(receiver.committed(), info.seq + 1);
+                }
+            }
+            _ => {
+                window = u64::from(numbers.length());
+                receiver.set_window(window);
+                let blocked = numbers.byte() % 4 == 0;
+                let before = told.credit;
+                receiver.feedback(now, blocked, &mut told);
+                assert!(told.credit >= before && told.credit >= credit);
+                assert!(!blocked || told.credit == credit);
+                credit = told.credit;
+                assert_eq!(told.committed, receiver.committed());
+                check_ranges(&told);
+                told.write(&mut [0; MAX_ACK_LEN]);
+            }
+        }
+        let opened: usize = open.values().map(|(_, bytes)| bytes.len()).sum();
+        assert!(opened <= 8192 + 2 * max_payload as usize);
+        assert!(open.len() <= MAX_OPEN_BATCHES);
+    }
+    assert_eq!(receiver.into_rooms().count(), open.len());
+}
+
+/// Any sequence of batches, ACKs and moments at a stream's sending end: whatever a broker tells, it
+/// sends only what it has, and never beyond the credit.
+pub fn sender(data: &[u8]) {
+    let mut numbers = Numbers(data);
+    let first = numbers.number() % (1 << 40);
+    let mut credit = numbers.number();
+    let config = SenderConfig {
+        first_batch: first,
+        credit,
+        max_datagram: 1200 + numbers.length(),
+    };
+    let mut sender = Sender::new(&config, 0);
+    let mut told = Feedback::new(STREAM);
+    let mut now = 0;
+    // Length and position of each batch.
+    let mut batches: Vec<(u32, u64)> = Vec::new();
+    let (mut end, mut packets) = (0, 0);
+    while !numbers.0.is_empty() {
+        now += numbers.number() % (1 << 40) * 1000;
+        match numbers.byte() % 8 {
+            0 | 1 if sender.has_room() => {
+                let len = numbers.length().max(1);
+                let seq = sender.push(len, 1, 0);
+                assert_eq!(seq, first + batches.len() as u64);
+                batches.push((len, end));
+                end += u64::from(len);
+            }
+            2 | 3 => {
+                for _ in 0..64 {
+                    let Some(transmit) = sender.poll_transmit(now) else {
+                        break;
+                    };
+                    assert_eq!(transmit.packet, packets, "a number is used once, in order");
+                    packets += 1;
+                    let Outgoing::Payload { chunk, len } = transmit.what else {
+                        continue;
+                    };
+                    assert!(chunk.batch.seq >= sender.committed());
+                    let (whole, position) = batches[(chunk.batch.seq - first) as usize];
+                    assert_eq!(whole, chunk.batch.len);
+                    assert!(len > 0 && chunk.offset + len <= whole);
+                    let reach = position + u64::from(chunk.offset + len);
+                    assert!(reach <= credit, "{reach} with a credit of {credit}");
+                }
+            }
+            4 if sender.next_timeout() <= now => sender.on_timeout(now),
+            5 if packets > 0 => sender.on_too_large(now, packets - 1 - numbers.number() % packets),
+            6 => sender.probe(),
+            _ => {
+                told.committed = sender
+                    .committed()
+                    .saturating_add(numbers.number())
+                    .saturating_sub(1);
+                told.credit = credit
+                    .saturating_add(numbers.number().saturating_mul(64))
+                    .saturating_sub(64);
+                told.blocked = numbers.byte() % 8 == 0;
+                told.delay_us = numbers.number() as u32;
+                told.received.clear();
+                // As a packet can tell it: falling, with gaps between.
+                let mut below = packets + 1;
+                for _ in 0..numbers.byte() % 8 {
+                    let high = below.saturating_sub(1 + numbers.number() % 64);
+                    let low = high.saturating_sub(numbers.number() % 64);
+                    if high == 0 || low == 0 {
+                        break;
+                    }
+                    told.received.push((low - 1, high - 1));
+                    below = low - 1;
+                }
+                let before = sender.committed();
+                if sender.on_feedback(now, &told).is_ok() {
+                    credit = credit.max(told.credit);
+                    assert!(sender.committed() >= before);
+                } else {
+                    assert_eq!(sender.committed(), before);
+                }
+            }
+        }
+        assert!(sender.uncommitted() <= MAX_OPEN_BATCHES);
+        assert!(sender.committed() <= first + batches.len() as u64);
+        let _ = sender.next_timeout();
+    }
+}
+
+/// A log whose file is damaged anywhere: batches, then places and what is flipped there.
+pub fn log(data: &[u8]) {
+    let Some((batches, damage)) = data.split_first() else {
+        return;
+    };
+    let written = Snapshot::with_batches(u64::from(batches % 24));
+    let mut snapshot = written.expect("memory for a small file");
+    let (damage, _) = damage.as_chunks::<3>();
+    for [low, high, bits] in damage {
+        snapshot.damage(usize::from(u16::from_le_bytes([*low, *high])), *bits);
+    }
+    look_at(&snapshot).expect("memory for a small file");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use fastrand::Rng;
+
+    use super::*;
+
+    /// What fuzzing found worth keeping, whole and cut short, and random bytes.
+    #[test]
+    fn kept_and_random_inputs() {
+        let corpora = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus");
+        for (name, run) in TARGETS {
+            let kept = fs::read_dir(corpora.join(name)).unwrap();
+            let kept: Vec<_> = kept
+                .map(|file| fs::read(file.unwrap().path()).unwrap())
+                .collect();
+            assert!(!kept.is_empty(), "{name} has no corpus");
+            let mut rng = Rng::with_seed(5);
+            let random = if *name == "log" { 20 } else { 2000 };
+            for input in &kept {
+                run(input);
+            }
+            for _ in 0..random {
+                // Changed a little: arbitrary bytes alone do not get far.
+                let mut input = kept[rng.usize(0..kept.len())].clone();
+                input.truncate(rng.usize(0..=input.len()));
+                input.extend((0..rng.usize(0..40)).map(|_| rng.u8(..)));
+                for _ in 0..rng.usize(0..4) {
+                    let at = rng.usize(0..input.len().max(1));
+                    if let Some(byte) = input.get_mut(at) {
+                        *byte = rng.u8(..);
+                    }
+                }
+                run(&input);
+            }
+        }
+    }
+}
