@@ -11,7 +11,8 @@ use nix::ifaddrs::getifaddrs;
 use penstock_dataplane::tcp::{DatagramPath, Shared, WorkerStats};
 use penstock_dataplane::wire::packet::DATA_MAGIC;
 use penstock_dataplane::xdp::{
-    MAX_BUFFERS, Polling, Port, PortConfig, Registry, Worker, WorkerConfig, WorkerHandle, XdpStats,
+    ETHERNET, HEADROOM, MAX_BUFFERS, Polling, Port, PortConfig, Registry, Worker, WorkerConfig,
+    WorkerHandle, XdpStats, fits, frame_size,
 };
 use penstock_ebpf::{Attached, Mode, Outcomes, Steering};
 use penstock_nic::Facts;
@@ -22,12 +23,6 @@ use crate::nic::Ready;
 
 /// Headers of IPv4 and UDP.
 const IP_UDP: u32 = 28;
-/// What a frame of packet memory loses to the kernel (`XDP_PACKET_HEADROOM`).
-const HEADROOM: u32 = 256;
-/// An Ethernet header with two VLAN tags.
-const ETHERNET: u32 = 22;
-const SMALL_FRAME: u32 = 2048;
-const LARGE_FRAME: u32 = 4096;
 
 /// What the user asks for.
 #[derive(Debug, Clone)]
@@ -93,11 +88,7 @@ impl Xdp {
         };
         // Several share a queue where there are more of them than queues.
         let sharing = config.workers.div_ceil(queues.len()) as u32;
-        let frame_size = if mtu + ETHERNET + HEADROOM <= SMALL_FRAME {
-            SMALL_FRAME
-        } else {
-            LARGE_FRAME
-        };
+        let frame_size = frame_size(mtu);
         let steering = Steering::load(&penstock_ebpf::Config {
             addresses: addresses_of(interface, listen.ip())?,
             port: listen.port(),
@@ -113,6 +104,7 @@ impl Xdp {
                 queue: queue as u32,
                 ring: config.ring,
                 frame_size,
+                several_buffers: !fits(mtu, frame_size),
                 copy: config.copy,
                 busy_poll: config.busy_poll,
             };

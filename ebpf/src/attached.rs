@@ -30,6 +30,16 @@ impl Mode {
             Self::Generic => libbpf_sys::XDP_FLAGS_SKB_MODE,
         }
     }
+
+    /// What ip-link(8) calls a program of this mode; its `off` takes off no other.
+    #[must_use]
+    pub fn keyword(self) -> &'static str {
+        match self {
+            Self::Auto => "xdp",
+            Self::Native => "xdpdrv",
+            Self::Generic => "xdpgeneric",
+        }
+    }
 }
 
 impl fmt::Display for Mode {

@@ -35,8 +35,9 @@ pub enum Error {
     },
     /// Another XDP program is there.
     #[error(
-        "{interface} has another XDP program (number {id}, {}; bpftool net shows it); remove it (ip link set dev {interface} xdp off), or replace it with --force",
-        shown(name)
+        "{interface} has another XDP program (number {id}, {}; bpftool net shows it); remove it (ip link set dev {interface} {} off), or replace it with --force",
+        shown(name),
+        mode.keyword()
     )]
     Occupied {
         /// The interface.
@@ -45,6 +46,8 @@ pub enum Error {
         id: u32,
         /// The program's name; empty if the kernel does not tell it.
         name: String,
+        /// How it runs.
+        mode: Mode,
     },
     /// The interface does not take the program in this mode.
     #[error("cannot attach the XDP program to {interface} in {mode} mode: {source}{hint}")]

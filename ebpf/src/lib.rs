@@ -34,4 +34,6 @@ pub use calls::{CallSum, Calls};
 pub use error::Error;
 pub use faults::{EVENTS, Events, Faults, Injector, OVERDUE, Treated};
 pub use outcome::{OUTCOMES, Outcomes};
-pub use steering::{Config, MAX_ADDRESSES, MAX_SOCKETS, Steering, check_free, worker_of};
+pub use steering::{
+    Config, MAX_ADDRESSES, MAX_SOCKETS, NAME as STEERING_NAME, Steering, check_free, worker_of,
+};

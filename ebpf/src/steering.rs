@@ -20,7 +20,7 @@ pub const MAX_SOCKETS: u32 = 1024;
 /// Most addresses of a broker.
 pub const MAX_ADDRESSES: usize = 64;
 /// The program's name, by which another broker's is known.
-const NAME: &str = "penstock_steer";
+pub const NAME: &str = "penstock_steer";
 
 /// Which packets are the broker's.
 #[derive(Debug, Clone)]
@@ -187,7 +187,7 @@ impl Steering {
 /// # Errors
 /// [`Error::OtherBroker`] or [`Error::Occupied`] names the one that it has.
 pub fn check_free(interface: &str) -> Result<(), Error> {
-    let Some(Attached { id, name, .. }) = attached::attached(interface)? else {
+    let Some(Attached { id, name, mode }) = attached::attached(interface)? else {
         return Ok(());
     };
     let interface = interface.to_owned();
@@ -198,6 +198,7 @@ pub fn check_free(interface: &str) -> Result<(), Error> {
             interface,
             id,
             name,
+            mode,
         }
     })
 }

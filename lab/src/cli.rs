@@ -30,8 +30,9 @@ Examples:
   # xdp against tcp on the same work, in under three minutes
   sudo penstock-lab compare --quick
 
-  # what this host can do at best
+  # what this host can do at best, and whether it is ready for the xdp path
   sudo penstock-lab limits
+  sudo penstock-lab doctor --iface eth1
 
 The last line on stdout is the result folder. Exit codes: 0 all acked and in the logs, 1 not so,
 2 wrong usage, 130 interrupted.";
@@ -49,6 +50,18 @@ Examples:
 
 The last line on stdout is the result folder. Exit codes: 0 measured, 1 failed, which a run is that
 fell back to tcp or was not acked whole, 2 wrong usage, 130 interrupted.";
+
+const DOCTOR_EXAMPLES: &str = "\
+Examples:
+  # is this machine ready, and which interfaces could be used
+  penstock-lab doctor
+
+  # an interface as well; with sudo it sees everything
+  sudo penstock-lab doctor --iface eth1
+
+Each check says ok, warn (slower, or not for everything) or fail (--mode xdp does not work), why it
+matters and what to do. Nothing is changed.
+Exit codes: 0 nothing fails, 1 something does or there is no such interface, 2 wrong usage.";
 
 /// Runs Penstock workloads in network namespaces, measures them and writes reports.
 #[derive(Debug, Parser)]
@@ -75,6 +88,9 @@ pub enum Command {
     /// Observes a running TCP server for some seconds and says what limits it.
     #[command(after_help = diagnose::EXAMPLES, args_override_self = true)]
     Diagnose(Diagnose),
+    /// Looks whether this machine is ready for the xdp path, and says what to do.
+    #[command(after_help = DOCTOR_EXAMPLES)]
+    Doctor(Doctor),
 }
 
 #[derive(Debug, Args)]
@@ -215,6 +231,18 @@ pub struct Limits {
     pub seconds: u32,
     #[command(flatten)]
     pub output: Output,
+}
+
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// Interface that payload is to come in on; without, the machine only.
+    #[arg(long, value_name = "NAME")]
+    pub iface: Option<String>,
+    /// How the result is printed.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+    #[command(flatten)]
+    pub programs: Programs,
 }
 
 /// The path of the payload, and how brokers take it.

@@ -8,6 +8,7 @@ mod command;
 mod compare;
 mod delay;
 mod diagnose;
+mod doctor;
 mod environment;
 mod faults;
 mod host;
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
         Command::Compare(options) => compare::run(options, &interrupt),
         Command::Limits(options) => limits::run(options, &interrupt),
         Command::Diagnose(options) => diagnose::run(options, &interrupt),
+        Command::Doctor(options) => doctor::run(options),
     });
     match outcome {
         Ok(true) => ExitCode::SUCCESS,

@@ -183,6 +183,7 @@ fn receive(namespace: &str, mode: Mode, packet: &[u8], shared: &Shared) -> Resul
         queue: 0,
         ring: RING,
         frame_size: frame_size(packet.len()),
+        several_buffers: packet.len() + HEADERS + HEADROOM > frame_size(packet.len()) as usize,
         copy: false,
         busy_poll: None,
     };

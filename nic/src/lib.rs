@@ -17,5 +17,5 @@ pub use change::{Attribute, Change};
 pub use error::{Error, Unfit};
 pub use ethtool::Rule;
 pub use facts::{Channels, Facts, Feature, Link, Ring, link};
-pub use plan::{Kind, Plan, Reverse, Step, Wanted, plan};
+pub use plan::{Kind, ONE_BUFFER, Plan, Reverse, Step, Wanted, plan};
 pub use undo::{DIRECTORY, Taken, Undo};

@@ -14,8 +14,9 @@ const HASH_LETTERS: &str = "mvtsdfn";
 /// What the authors of preferred busy polling use (Linux, commit 7fd3253a7de6).
 const DEFER_HARD_IRQS: u64 = 2;
 const GRO_FLUSH_TIMEOUT: u64 = 200_000;
-/// What a page of 4 KiB has room for beside headroom, tail and two VLAN tags.
-const ONE_BUFFER: u32 = 3498;
+/// Largest MTU whose packets fit into one buffer of a driver: what a page of 4 KiB has room for beside
+/// headroom, tail and two VLAN tags.
+pub const ONE_BUFFER: u32 = 3498;
 
 /// What is wanted of an interface.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -18,7 +18,9 @@ mod worker;
 
 pub use error::Error;
 pub use frame::{Endpoint, Headers};
-pub use port::{MAX_BUFFERS, Port, PortConfig, PortStats};
+pub use port::{
+    ETHERNET, HEADROOM, MAX_BUFFERS, Port, PortConfig, PortStats, fits, frame_size, packet_memory,
+};
 pub use registry::Registry;
 pub use stats::{WorkerNow, XdpStats};
 pub use tx_port::{TxPort, TxPortConfig, TxStats};

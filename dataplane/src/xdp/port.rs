@@ -29,6 +29,41 @@ pub(super) const BURST: usize = 64;
 const ANSWERS: u32 = 256;
 /// Most buffers of one packet: 9,000 bytes in frames of 2 KiB, and some more.
 pub const MAX_BUFFERS: usize = 8;
+/// What a frame loses to the kernel (`XDP_PACKET_HEADROOM`).
+pub const HEADROOM: u32 = 256;
+/// An Ethernet header with two VLAN tags.
+pub const ETHERNET: u32 = 22;
+const SMALL_FRAME: u32 = 2048;
+const LARGE_FRAME: u32 = 4096;
+
+/// Bytes of a frame that packets of an interface with this MTU need: as small as may be, for what is
+/// small stays in the cache.
+#[must_use]
+pub fn frame_size(mtu: u32) -> u32 {
+    if fits(mtu, SMALL_FRAME) {
+        SMALL_FRAME
+    } else {
+        LARGE_FRAME
+    }
+}
+
+/// Bytes of packet memory of a queue that `count` sockets share. It is locked: without CAP_IPC_LOCK
+/// it counts against RLIMIT_MEMLOCK.
+#[must_use]
+pub fn packet_memory(ring: u32, frame_size: u32, count: u32) -> u64 {
+    u64::from(ring + answers(count)) * u64::from(frame_size)
+}
+
+/// Whether a packet of this MTU takes one frame.
+#[must_use]
+pub fn fits(mtu: u32, frame_size: u32) -> bool {
+    mtu + ETHERNET + HEADROOM <= frame_size
+}
+
+/// Frames for answers of all ports of a queue.
+fn answers(count: u32) -> u32 {
+    (ANSWERS * count).next_power_of_two()
+}
 
 /// Settings of a port.
 #[derive(Debug, Clone)]
@@ -41,6 +76,9 @@ pub struct PortConfig {
     pub ring: u32,
     /// Bytes of a frame, 2048 or 4096.
     pub frame_size: u32,
+    /// Take packets that need several frames (`XDP_USE_SG`, Linux 6.6). Many drivers then copy: they
+    /// do without a copy only where each packet has one buffer.
+    pub several_buffers: bool,
     /// Copy mode, even if the driver could do without.
     pub copy: bool,
     /// Packets that a call may drive the interface's queue by (`SO_PREFER_BUSY_POLL`); none leaves
@@ -111,7 +149,7 @@ impl Port {
     /// # Panics
     /// If a size in the configuration is not a power of two in its range, or `count` is 0.
     pub fn open(config: &PortConfig, count: u32) -> Result<Vec<Self>, Error> {
-        let answers = (ANSWERS * count).next_power_of_two();
+        let answers = answers(count);
         let memory = Memory {
             frames: config.ring + answers,
             frame_size: config.frame_size,
@@ -119,7 +157,8 @@ impl Port {
             completed: answers,
         };
         let (umem, mut frames) = memory.make()?;
-        let mut flags = BindFlags::XDP_USE_NEED_WAKEUP | BindFlags::XDP_USE_SG;
+        let mut flags = BindFlags::XDP_USE_NEED_WAKEUP;
+        flags.set(BindFlags::XDP_USE_SG, config.several_buffers);
         flags.set(BindFlags::XDP_COPY, config.copy);
         let rings = Rings {
             interface: &config.interface,
