@@ -103,7 +103,7 @@ loom() {
 }
 
 install_deps
-install_packages libcap2-bin python3 shellcheck
+install_packages libcap2-bin python3 shellcheck strace systemd
 
 step "rustfmt" cargo fmt --all -- --check
 step "clippy" cargo clippy --locked --workspace --all-targets -- -D warnings
