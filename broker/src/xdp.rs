@@ -11,8 +11,8 @@ use nix::ifaddrs::getifaddrs;
 use penstock_dataplane::tcp::{DatagramPath, Shared, WorkerStats};
 use penstock_dataplane::wire::packet::DATA_MAGIC;
 use penstock_dataplane::xdp::{
-    ETHERNET, HEADROOM, MAX_BUFFERS, Polling, Port, PortConfig, Registry, Worker, WorkerConfig,
-    WorkerHandle, XdpStats, fits, frame_size,
+    ETHERNET, HEADROOM, LONGEST_PACKET, MAX_BUFFERS, Polling, Port, PortConfig, Registry, Worker,
+    WorkerConfig, WorkerHandle, XdpStats, fits, frame_size,
 };
 use penstock_ebpf::{Attached, Mode, Outcomes, Steering};
 use penstock_nic::Facts;
@@ -88,13 +88,19 @@ impl Xdp {
         };
         // Several share a queue where there are more of them than queues.
         let sharing = config.workers.div_ceil(queues.len()) as u32;
-        let frame_size = frame_size(mtu);
-        let steering = Steering::load(&penstock_ebpf::Config {
+        let mut steering = Steering::load(&penstock_ebpf::Config {
             addresses: addresses_of(interface, listen.ip())?,
             port: listen.port(),
             magic: DATA_MAGIC,
             sockets_per_queue: sharing,
         })?;
+        // Until it has sockets to send them to, it lets packets pass.
+        let attached = steering.attach(interface, config.mode, config.force)?;
+        let longest = match attached.mode {
+            Mode::Generic => LONGEST_PACKET,
+            Mode::Native | Mode::Auto => mtu,
+        };
+        let frame_size = frame_size(longest);
         let mut ports: Vec<Vec<Port>> = (0..config.workers).map(|_| Vec::new()).collect();
         let mut zero_copy = true;
         let mut next = 0;
@@ -104,11 +110,22 @@ impl Xdp {
                 queue: queue as u32,
                 ring: config.ring,
                 frame_size,
-                several_buffers: !fits(mtu, frame_size),
+                several_buffers: !fits(longest, frame_size),
                 copy: config.copy,
                 busy_poll: config.busy_poll,
             };
-            for (number, port) in Port::open(&settings, sharing)?.into_iter().enumerate() {
+            let opened = Port::open(&settings, sharing).or_else(|error| {
+                // Before Linux 6.6 a packet has one buffer; those of the MTU may fit.
+                let fewer = settings.several_buffers && fits(mtu, frame_size);
+                let settings = PortConfig {
+                    several_buffers: false,
+                    ..settings.clone()
+                };
+                fewer
+                    .then(|| Port::open(&settings, sharing))
+                    .unwrap_or(Err(error))
+            });
+            for (number, port) in opened?.into_iter().enumerate() {
                 zero_copy &= port.is_zero_copy();
                 steering.insert(queue as u32, number as u32, port.fd())?;
                 ports[next % config.workers].push(port);
@@ -131,14 +148,8 @@ impl Xdp {
                 .context("cannot start a worker")
         });
         let workers = workers.collect::<Result<Vec<_>>>()?;
-        let mut steering = steering;
-        let attached = steering.attach(interface, config.mode, config.force)?;
-        let max_datagram = match attached.mode {
-            // Linux 6.18 loses parts of a packet that takes several buffers here, if the sender's
-            // kernel had it in fragments: each must fit into one.
-            Mode::Generic => mtu.min(frame_size - HEADROOM - ETHERNET) - IP_UDP,
-            _ => mtu.min(MAX_BUFFERS as u32 * (frame_size - HEADROOM) - ETHERNET) - IP_UDP,
-        };
+        let max_datagram =
+            mtu.min(MAX_BUFFERS as u32 * (frame_size - HEADROOM) - ETHERNET) - IP_UDP;
         if max_datagram < mtu - IP_UDP {
             info!(
                 mtu,

@@ -125,11 +125,6 @@ fn check(options: &cli::Compare) -> Result<()> {
         "--size {} is less than one message",
         extent.size
     );
-    ensure!(
-        options.xdp_mode != Some(XdpMode::Generic) || options.profile == Some(Profile::Wire),
-        "--xdp-mode generic needs --profile wire: with segmentation offloads long packets reach a \
-         generic program in one piece, which no buffer holds"
-    );
     if options.remote.is_empty() {
         iperf::version()?;
         return Ok(());
@@ -212,12 +207,9 @@ impl Comparison<'_> {
     fn on_testbed(&self, link: Link<'_>) -> Result<(Vec<Row>, Vec<Limit>)> {
         let Link { net, profile, mtu } = link;
         let limits = limits::of_link(link, self.extent.limits, self.folder, self.interrupt)?;
-        let modes = match (self.options.xdp_mode, profile) {
-            (Some(mode), _) => vec![mode],
-            (None, Profile::Wire) => vec![XdpMode::Native, XdpMode::Generic],
-            // Long packets of a sender that does not cut them reach a generic program in one piece,
-            // which no frame holds.
-            (None, Profile::Offload) => vec![XdpMode::Native],
+        let modes = match self.options.xdp_mode {
+            Some(mode) => vec![mode],
+            None => vec![XdpMode::Native, XdpMode::Generic],
         };
         let mut contenders = vec![Contender::Tcp];
         contenders.extend(modes.into_iter().map(|mode| Contender::Xdp(Some(mode))));

@@ -102,8 +102,8 @@ pub fn of_link(
 ) -> Result<Vec<Limit>> {
     let Link { net, profile, mtu } = link;
     let mut native = Raw::new(XdpMode::Native);
-    // Without segmentation the sender's long packets reach a generic program in one piece, which no
-    // buffer holds.
+    // Without segmentation the sender's long packets reach a generic program in one piece: no packets
+    // of this MTU could be counted.
     let mut generic = (profile == Profile::Wire).then(|| Raw::new(XdpMode::Generic));
     let mut iperf3 = STREAMS.map(|streams| (streams, Vec::new()));
     for number in 1..=effort.runs {

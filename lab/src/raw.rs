@@ -81,8 +81,7 @@ struct Received {
 
 /// Measures for `time` on the link to broker 0, with packets as large as `mtu` allows.
 ///
-/// Linux 6.18 loses parts of packets that take several buffers in generic mode: where that shows,
-/// the packets are made to fit into one.
+/// Where packets that take several buffers arrive damaged, they are made to fit into one.
 pub fn measure(
     net: &Net,
     mode: Mode,

@@ -92,7 +92,8 @@ impl Config {
             ack: AckLevel::Committed,
             order: OrderLevel::PerStream,
             threads_per_broker: 1,
-            batch_size: 64 << 10,
+            // With packet headers: what one call can send over xdp.
+            batch_size: 60 << 10,
             linger: Duration::from_millis(5),
             in_flight: 32,
             timeout: Duration::from_secs(30),

@@ -138,7 +138,6 @@ wire --profile best
 CASES
   refuses 'leave it out' lab compare --ack 0
   refuses 'less than one message' lab compare --size 10
-  refuses 'profile wire' lab compare --xdp-mode generic
   refuses 'HOST:PORT' lab compare --remote nowhere
   refuses 'penstock-broker where it runs' lab compare --remote 127.0.0.1:1 --workers 2
   "$ROOT/scripts/compare.sh" --help | grep -q -- '--quick' || fail "compare.sh --help"

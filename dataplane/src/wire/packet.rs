@@ -23,8 +23,6 @@ pub const MAX_ACK_LEN: usize = ACK_LEN + MAX_GAPS * size_of::<Gap>();
 /// Packet numbers stay below this; at 100 million packets a second it takes a thousand years.
 pub const MAX_PACKET: u64 = 1 << 62;
 
-const KIND_DATA: u8 = 1;
-const KIND_PING: u8 = 2;
 const FLAG_BLOCKED: u8 = 1;
 /// The checksum covers what lies behind it.
 const COVERED: usize = 8;
@@ -37,8 +35,7 @@ pub struct Data {
     checksum: U32,
     key: U64,
     stream: U16,
-    kind: u8,
-    reserved: u8,
+    len: U16,
     packet: U64,
     batch_seq: U64,
     batch_len: U32,
@@ -48,7 +45,7 @@ pub struct Data {
 }
 
 /// What a DATA packet says of the batch that it carries a part of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct BatchInfo {
     /// Position of the batch in its stream; rises by one.
     pub seq: u64,
@@ -61,7 +58,7 @@ pub struct BatchInfo {
 }
 
 /// A part of a batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Chunk {
     /// The batch.
     pub batch: BatchInfo,
@@ -116,13 +113,8 @@ pub enum Invalid {
         sent: u32,
     },
     /// Fields that contradict each other.
-    #[error("a packet of kind {kind} claims {what}")]
-    Claim {
-        /// Kind of the packet.
-        kind: u8,
-        /// What cannot be.
-        what: &'static str,
-    },
+    #[error("claims {0}")]
+    Claim(&'static str),
 }
 
 impl Data {
@@ -135,7 +127,7 @@ impl Data {
             offset: chunk.offset.into(),
             messages: chunk.batch.messages.into(),
             batch_checksum: chunk.batch.checksum.into(),
-            ..Self::empty(stream, packet, KIND_DATA)
+            ..Self::empty(stream, packet)
         };
         header.with_checksum(payload)
     }
@@ -143,7 +135,14 @@ impl Data {
     /// Header of a packet that only asks for an ACK, with `padding` behind it.
     #[must_use]
     pub fn ping(stream: StreamKey, packet: u64, padding: &[u8]) -> Self {
-        Self::empty(stream, packet, KIND_PING).with_checksum(padding)
+        Self::empty(stream, packet).with_checksum(padding)
+    }
+
+    /// Bytes that follow the header, as it says, before anything is checked: behind them another
+    /// packet may begin, when a kernel that was to cut a long buffer into datagrams left it whole.
+    #[must_use]
+    pub fn rest_len(&self) -> usize {
+        self.len.get().into()
     }
 
     /// The stream that the packet says it belongs to, before anything is checked.
@@ -169,25 +168,29 @@ impl Data {
         if computed != sent {
             return Err(Invalid::Checksum { computed, sent });
         }
-        let kind = self.kind;
-        let claim = |what| Err(Invalid::Claim { kind, what });
-        let content = match kind {
-            _ if self.reserved != 0 => return claim("reserved bits"),
-            _ if self.packet.get() >= MAX_PACKET => return claim("too large a number"),
-            KIND_PING => Content::Ping,
-            KIND_DATA => {
-                let chunk = self.chunk();
-                let BatchInfo { len, messages, .. } = chunk.batch;
-                let end = u64::from(chunk.offset) + rest_len as u64;
-                if rest_len == 0 || end > u64::from(len) {
-                    return claim("bytes outside of its batch");
-                }
-                if messages == 0 || messages as usize > len as usize / message::OVERHEAD {
-                    return claim("more messages than fit, or none");
-                }
-                Content::Payload(chunk)
+        let claim = |what| Err(Invalid::Claim(what));
+        if rest_len != self.rest_len() {
+            return claim("another length than it has");
+        }
+        if self.packet.get() >= MAX_PACKET {
+            return claim("too large a number");
+        }
+        let chunk = self.chunk();
+        let BatchInfo { len, messages, .. } = chunk.batch;
+        let content = if messages == 0 {
+            if chunk != Chunk::default() {
+                return claim("a batch without messages");
             }
-            _ => return claim("a kind of its own"),
+            Content::Ping
+        } else {
+            let end = u64::from(chunk.offset) + rest_len as u64;
+            if rest_len == 0 || end > u64::from(len) {
+                return claim("bytes outside of its batch");
+            }
+            if messages as usize > len as usize / message::OVERHEAD {
+                return claim("more messages than fit");
+            }
+            Content::Payload(chunk)
         };
         Ok(Received {
             stream: self.stream(),
@@ -208,14 +211,13 @@ impl Data {
         }
     }
 
-    fn empty(stream: StreamKey, packet: u64, kind: u8) -> Self {
+    fn empty(stream: StreamKey, packet: u64) -> Self {
         Self {
             magic: DATA_MAGIC,
             checksum: U32::ZERO,
             key: stream.key.into(),
             stream: stream.stream.into(),
-            kind,
-            reserved: 0,
+            len: U16::ZERO,
             packet: packet.into(),
             batch_seq: U64::ZERO,
             batch_len: U32::ZERO,
@@ -226,6 +228,9 @@ impl Data {
     }
 
     fn with_checksum(mut self, rest: &[u8]) -> Self {
+        self.len = u16::try_from(rest.len())
+            .expect("a datagram has a length of 16 bits")
+            .into();
         self.checksum = self.checksum_with(&[rest]).into();
         self
     }
@@ -235,7 +240,7 @@ impl Data {
     }
 }
 
-/// Splits a datagram from a publisher.
+/// Splits a datagram from a publisher that holds one packet.
 ///
 /// # Errors
 /// [`Invalid::Short`] when it is no whole header.
@@ -359,10 +364,7 @@ impl Feedback {
         if computed != sent {
             return Err(Invalid::Checksum { computed, sent });
         }
-        let claim = |what| Invalid::Claim {
-            kind: ack.gaps,
-            what,
-        };
+        let claim = Invalid::Claim;
         let gaps = <[Gap]>::ref_from_bytes(rest).map_err(|_| claim("half a gap"))?;
         if gaps.len() != usize::from(ack.gaps) || gaps.len() > MAX_GAPS {
             return Err(claim("another number of gaps than it has"));
@@ -460,6 +462,7 @@ mod tests {
         assert_eq!(bytes[..4], DATA_MAGIC);
         assert_eq!(bytes[8..16], STREAM.key.to_le_bytes());
         assert_eq!(bytes[16..18], STREAM.stream.to_le_bytes());
+        assert_eq!(bytes[18..20], 10u16.to_le_bytes());
         let ping = [Data::ping(STREAM, 3, &[0; 50]).as_bytes(), &[0; 50]].concat();
         assert_eq!(parsed(&ping).unwrap().content, Content::Ping);
     }
@@ -489,10 +492,7 @@ mod tests {
     #[test]
     fn claims_that_cannot_be_are_refused() {
         let refused = |chunk: &Chunk, payload: &[u8]| {
-            matches!(
-                parsed(&datagram(chunk, payload)),
-                Err(Invalid::Claim { .. })
-            )
+            matches!(parsed(&datagram(chunk, payload)), Err(Invalid::Claim(_)))
         };
         assert!(refused(&chunk(100, 91), &[1; 10]));
         assert!(refused(&chunk(100, u32::MAX), &[1; 10]));
@@ -504,10 +504,7 @@ mod tests {
         out[20..28].fill(0xff);
         let checksum = crc(&out[COVERED..len], &[]);
         out[4..8].copy_from_slice(&checksum.to_le_bytes());
-        assert!(matches!(
-            feedback.read(&out[..len]),
-            Err(Invalid::Claim { .. })
-        ));
+        assert!(matches!(feedback.read(&out[..len]), Err(Invalid::Claim(_))));
         for messages in [0, 26] {
             let mut chunk = chunk(100, 0);
             chunk.batch.messages = messages;

@@ -8,6 +8,7 @@
 
 mod error;
 pub(crate) mod frame;
+mod pieces;
 mod port;
 mod registry;
 mod socket;
@@ -19,7 +20,8 @@ mod worker;
 pub use error::Error;
 pub use frame::{Endpoint, Headers};
 pub use port::{
-    ETHERNET, HEADROOM, MAX_BUFFERS, Port, PortConfig, PortStats, fits, frame_size, packet_memory,
+    ETHERNET, HEADROOM, LONGEST_PACKET, MAX_BUFFERS, Port, PortConfig, PortStats, fits, frame_size,
+    packet_memory,
 };
 pub use registry::Registry;
 pub use stats::{WorkerNow, XdpStats};

@@ -27,8 +27,11 @@ use super::socket::{Memory, Rings};
 pub(super) const BURST: usize = 64;
 /// Frames for answers, of each port.
 const ANSWERS: u32 = 256;
-/// Most buffers of one packet: 9,000 bytes in frames of 2 KiB, and some more.
-pub const MAX_BUFFERS: usize = 8;
+/// Most buffers of one datagram: the longest that there is, in frames of 4 KiB.
+pub const MAX_BUFFERS: usize = 18;
+/// Longest IP packet. In generic mode a program may get one that is longer than the MTU: several
+/// datagrams that the interface was to cut apart.
+pub const LONGEST_PACKET: u32 = 65_535;
 /// What a frame loses to the kernel (`XDP_PACKET_HEADROOM`).
 pub const HEADROOM: u32 = 256;
 /// An Ethernet header with two VLAN tags.
@@ -36,11 +39,11 @@ pub const ETHERNET: u32 = 22;
 const SMALL_FRAME: u32 = 2048;
 const LARGE_FRAME: u32 = 4096;
 
-/// Bytes of a frame that packets of an interface with this MTU need: as small as may be, for what is
-/// small stays in the cache.
+/// Bytes of a frame for IP packets of up to `longest` bytes: as small as may be, for what is small
+/// stays in the cache.
 #[must_use]
-pub fn frame_size(mtu: u32) -> u32 {
-    if fits(mtu, SMALL_FRAME) {
+pub fn frame_size(longest: u32) -> u32 {
+    if fits(longest, SMALL_FRAME) {
         SMALL_FRAME
     } else {
         LARGE_FRAME
@@ -54,10 +57,10 @@ pub fn packet_memory(ring: u32, frame_size: u32, count: u32) -> u64 {
     u64::from(ring + answers(count)) * u64::from(frame_size)
 }
 
-/// Whether a packet of this MTU takes one frame.
+/// Whether an IP packet of `longest` bytes takes one frame.
 #[must_use]
-pub fn fits(mtu: u32, frame_size: u32) -> bool {
-    mtu + ETHERNET + HEADROOM <= frame_size
+pub fn fits(longest: u32, frame_size: u32) -> bool {
+    longest + ETHERNET + HEADROOM <= frame_size
 }
 
 /// Frames for answers of all ports of a queue.

@@ -13,10 +13,12 @@ use nix::poll::{PollFd, PollFlags};
 use polling::{Event, Events, PollMode, Poller};
 use quanta::Clock;
 use tracing::{debug, info, warn};
+use zerocopy::FromBytes;
 
 use super::FIRST_CREDIT;
-use super::frame::{self, Headers};
-use super::port::{BURST, Port};
+use super::frame::{self, Datagram, Headers};
+use super::pieces::{Parts, Pieces};
+use super::port::{BURST, MAX_BUFFERS, Port};
 use super::registry::Registry;
 use super::stats::{WorkerNow, XdpStats};
 use super::stream::{Context, Ending, Stream};
@@ -24,7 +26,7 @@ use crate::log::{Log, Writer};
 use crate::profile::{Live, SHOW_EVERY, Tick};
 use crate::sleep;
 use crate::tcp::{Counters, Opened, PathStage, Shared, WorkerStats};
-use crate::wire::packet::{Content, Data, Feedback, MAX_ACK_LEN, StreamKey};
+use crate::wire::packet::{Content, DATA_LEN, Data, Feedback, MAX_ACK_LEN, StreamKey};
 use crate::wire::reply::Fault;
 
 /// How often time is looked after, nanoseconds.
@@ -198,7 +200,7 @@ impl Worker {
             for (number, port) in self.ports.iter_mut().enumerate() {
                 port.drive();
                 let now = self.state.now();
-                packets += port.receive(|parts| self.state.packet(number, parts, now));
+                packets += port.receive(|parts| self.state.datagram(number, parts, now));
             }
             let now = self.state.now();
             since_pause += packets as u64;
@@ -347,39 +349,57 @@ impl State {
         self.clock.delta_as_nanos(self.start, self.clock.raw())
     }
 
-    /// A packet came to a port.
-    fn packet(&mut self, port: usize, parts: &[&[u8]], now: u64) {
+    /// A datagram came to a port. It is one packet, or a row of them: where a kernel leaves it to the
+    /// interface to cut a long buffer apart (`UDP_SEGMENT`), a generic program comes before that.
+    fn datagram(&mut self, port: usize, buffers: &[&[u8]], now: u64) {
+        let total = buffers.iter().map(|part| part.len()).sum();
+        let Some(datagram) = frame::parse(buffers[0], total) else {
+            self.xdp.malformed += 1;
+            return;
+        };
+        let mut pieces = Pieces::new(buffers, datagram.start, datagram.len);
+        let mut whole = true;
+        while whole && !pieces.is_empty() {
+            whole = self.packet(port, buffers[0], &datagram, &mut pieces, now);
+        }
+    }
+
+    /// The next packet of a datagram. Returns whether the one behind it can be found.
+    fn packet(
+        &mut self,
+        port: usize,
+        frame: &[u8],
+        datagram: &Datagram,
+        pieces: &mut Pieces<'_>,
+        now: u64,
+    ) -> bool {
         let timed = self.seen.is_multiple_of(SAMPLE);
         self.seen += 1;
         let start = timed.then(|| self.stats.stages.now());
-        let total = parts.iter().map(|part| part.len()).sum();
-        let Some(datagram) = frame::parse(parts[0], total) else {
+        let mut rest: Parts<'_> = [&[]; MAX_BUFFERS];
+        let Some((header, count)) = next_packet(pieces, &mut rest) else {
             self.xdp.malformed += 1;
-            return;
+            return false;
         };
-        let mut rest: [&[u8]; 8] = [&[]; 8];
-        let Some((header, len)) = split(parts, &datagram, &mut rest) else {
-            self.xdp.malformed += 1;
-            return;
-        };
-        let rest = &rest[..parts.len()];
+        let rest = &rest[..count];
         let Ok(received) = header.parse(rest) else {
             self.xdp.corrupt += 1;
-            return;
+            return false;
         };
+        let len = header.rest_len() as u32;
         let number = match self.by_key.get(&received.stream) {
             Some(&number) => number,
             None => match self.registry.take(received.stream) {
                 Some(opened) => {
-                    let back = Headers::back(parts[0], &datagram);
+                    let back = Headers::back(frame, datagram);
                     match self.adopt(opened, received.stream, back, port, now) {
                         Some(number) => number,
-                        None => return,
+                        None => return true,
                     }
                 }
                 None => {
                     self.xdp.unknown_stream += 1;
-                    return;
+                    return true;
                 }
             },
         };
@@ -388,8 +408,8 @@ impl State {
             entry.stream.heard(now, port);
             // A publisher may come from another port or queue, after a router in between forgot it.
             // Whoever repeats its packets gets no answers (as RFC 9000 section 9.3 has it).
-            if !entry.stream.back.leads_back(parts[0], &datagram) {
-                entry.stream.back = Headers::back(parts[0], &datagram);
+            if !entry.stream.back.leads_back(frame, datagram) {
+                entry.stream.back = Headers::back(frame, datagram);
             }
         }
         if let Some(start) = start {
@@ -407,6 +427,7 @@ impl State {
         } else {
             self.place(number, received.packet, &received.content, rest, len, now);
         }
+        true
     }
 
     fn place(
@@ -565,23 +586,11 @@ impl State {
     }
 }
 
-/// Header of a packet, and its payload in parts: as many as the frame has.
-fn split<'a>(
-    parts: &[&'a [u8]],
-    datagram: &frame::Datagram,
-    rest: &mut [&'a [u8]; 8],
-) -> Option<(&'a Data, u32)> {
-    let first = &parts[0][datagram.start..];
-    let first = &first[..first.len().min(datagram.len)];
-    let (header, payload) = crate::wire::packet::split(first).ok()?;
-    let mut missing = datagram.len - first.len();
-    rest[0] = payload;
-    for (rest, part) in rest[1..].iter_mut().zip(&parts[1..]) {
-        *rest = &part[..part.len().min(missing)];
-        missing -= rest.len();
-    }
-    let len = datagram.len - size_of::<Data>();
-    Some((header, len as u32))
+/// Header of the next packet, and in how many parts of `rest` its payload lies.
+fn next_packet<'a>(pieces: &mut Pieces<'a>, rest: &mut Parts<'a>) -> Option<(Data, usize)> {
+    let header = Data::read_from_bytes(&pieces.take_array::<DATA_LEN>()?).expect("plain bytes");
+    let count = pieces.take(header.rest_len(), rest)?;
+    Some((header, count))
 }
 
 #[cfg(test)]
@@ -671,7 +680,7 @@ mod tests {
 
         fn take(&mut self, frame: &[u8]) {
             let now = self.worker.state.now();
-            self.worker.state.packet(0, &[frame], now);
+            self.worker.state.datagram(0, &[frame], now);
             self.worker.state.commit_touched(now);
         }
 
@@ -710,6 +719,36 @@ mod tests {
         };
         let header = Data::payload(key, packet, &chunk, &payload);
         frame(from, &header, &payload)
+    }
+
+    /// Several packets, as they come where no kernel has cut them apart.
+    fn row(packets: &[Vec<u8>]) -> Vec<u8> {
+        let headers = packets[0].len() - frame::parse(&packets[0], packets[0].len()).unwrap().len;
+        let rest: Vec<_> = packets
+            .iter()
+            .flat_map(|packet| &packet[headers..])
+            .collect();
+        let rest: Vec<u8> = rest.into_iter().copied().collect();
+        let (header, payload) = rest.split_at(DATA_LEN);
+        frame(2, Data::ref_from_bytes(header).unwrap(), payload)
+    }
+
+    #[test]
+    fn a_row_of_packets_counts_as_each_of_them() {
+        let mut bench = Bench::new();
+        let packets: Vec<_> = (0..5).map(|seq| whole(2, KEY, seq, seq)).collect();
+        bench.take(&row(&packets[..3]));
+        assert_eq!(bench.stream().0, 3);
+        // What follows a damaged one cannot be found.
+        let mut damaged = row(&packets[3..]);
+        let end = damaged.len() - 1;
+        damaged[end] ^= 1;
+        bench.take(&damaged);
+        assert_eq!(bench.stream().0, 4);
+        damaged.truncate(end);
+        bench.take(&damaged);
+        let xdp = &bench.worker.state.xdp;
+        assert_eq!((xdp.placed, xdp.corrupt, xdp.malformed), (4, 1, 1));
     }
 
     #[test]
@@ -751,7 +790,8 @@ mod tests {
         assert!(state.touched.len() <= 1);
         assert_eq!((state.xdp.placed, state.xdp.duplicates), (40, 40 * 500));
         assert_eq!(state.xdp.unknown_stream, 40 * 500);
-        assert_eq!(state.xdp.corrupt, 40 * 500);
+        let bad = state.xdp.corrupt + state.xdp.malformed;
+        assert_eq!(bad, 40 * 500);
         let mut reader = Reader::open(&bench.dir.path().join("topic.log"), Start::Oldest).unwrap();
         for seq in 0..40 {
             let batch = reader.next().unwrap().unwrap();

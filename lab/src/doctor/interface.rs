@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use penstock_dataplane::xdp::{ETHERNET, HEADROOM, MAX_BUFFERS, frame_size};
+use penstock_dataplane::xdp::{ETHERNET, HEADROOM, frame_size};
 use penstock_ebpf::STEERING_NAME;
 use penstock_nic::{Link, ONE_BUFFER, Unfit, Wanted};
 
@@ -145,14 +145,14 @@ fn zero_copy(interface: &Interface) -> Option<Check> {
 }
 
 /// What a buffer of `frame` bytes takes of a packet.
-fn room(buffers: u32, frame: u32) -> u32 {
-    buffers * (frame - HEADROOM) - ETHERNET
+fn room(frame: u32) -> u32 {
+    frame - HEADROOM - ETHERNET
 }
 
 fn mtu(host: &Host, interface: &Interface) -> Check {
     let topic = Topic {
         name: "mtu",
-        why: "a packet that does not fit into one buffer takes a driver and a kernel that hand on several; datagrams are as large as all of them take",
+        why: "a packet that does not fit into one buffer takes a driver and a kernel that hand on several",
     };
     let nic = &interface.nic;
     let (name, mtu) = (&nic.interface, nic.mtu);
@@ -169,18 +169,11 @@ fn mtu(host: &Host, interface: &Interface) -> Check {
             ),
         );
     }
-    let one = room(1, frame);
+    let one = room(frame);
     if mtu > one && older_than(host, SEVERAL_BUFFERS_SINCE) {
         return topic.fail(
             format!("{found} takes AF_XDP sockets with packets in several buffers, Linux 6.6"),
             format!("ip link set dev {name} mtu {one}"),
-        );
-    }
-    let most = room(MAX_BUFFERS as u32, frame);
-    if mtu > most {
-        return topic.warn(
-            format!("{found}: datagrams are no larger than an MTU of {most} gives"),
-            format!("ip link set dev {name} mtu {most}"),
         );
     }
     topic.ok(match mtu > one {

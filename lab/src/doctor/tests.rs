@@ -445,12 +445,6 @@ fn large_mtus() {
         Level::Fail,
         "ip link set dev eth1 mtu 3498",
     );
-    objects_to(
-        &with(40_000, true),
-        "mtu",
-        Level::Warn,
-        "ip link set dev eth1 mtu 30698",
-    );
     let old = Host {
         kernel: Some(Kernel {
             release: "6.5.0".to_owned(),
