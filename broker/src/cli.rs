@@ -1,7 +1,7 @@
 //! Command line of the broker, and what it means.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -33,11 +33,16 @@ Examples:
   Two workers on cores 2 and 3, a 1 GiB ring, receive buffers beyond rmem_max:
     sudo penstock-broker --workers 2 --cpus 2,3 --ring-size 1GiB --rcvbuf-force
 
+  Publishers that have a key only; make one, give it the topics that it may publish to:
+    penstock-broker --keygen eu.key
+    cat eu.key >>keys && chmod 600 keys && penstock-broker --auth-keys keys
+
   Window scale from the listener's buffer as well, and a report at the end:
     penstock-broker --rcvbuf-on both --report broker.json
 
 A topic's log is <buffer-dir>/<topic>.log; read it with penstock-subscriber --path.
 Logs go to stderr (RUST_LOG sets the level). SIGINT and SIGTERM end the broker; its logs stay.
+SIGHUP reads --auth-keys again.
 Exit codes: 0 ended by a signal, 1 failed, 2 wrong flags.";
 
 /// Takes batches from publishers into shared buffers that other processes read in place.
@@ -148,6 +153,15 @@ pub struct Cli {
     /// any case.
     #[arg(long, value_name = "NAME")]
     user: Option<String>,
+    /// File with the keys that publishers must hold one of, each a line: its name, its secret of 64
+    /// hexadecimal digits, and the topics that it may publish to (trades.* is all that begin so).
+    /// Without, everybody may publish.
+    #[arg(long, value_name = "FILE")]
+    auth_keys: Option<PathBuf>,
+    /// Make a key, write it to a new file that only its owner can read, and end. It is for the
+    /// publisher's --auth-key; the same line goes into --auth-keys.
+    #[arg(long, value_name = "FILE")]
+    keygen: Option<PathBuf>,
     /// Compare each batch with its CRC32C before it is committed (readers can always do so).
     #[arg(long)]
     verify_on_receive: bool,
@@ -213,6 +227,7 @@ pub struct Config {
     pub xdp_may_fail: bool,
     pub cpus: Vec<usize>,
     pub user: Option<String>,
+    pub auth_keys: Option<PathBuf>,
     pub report: Option<PathBuf>,
 }
 
@@ -291,6 +306,7 @@ impl Cli {
             xdp_may_fail: self.mode == Mode::Auto,
             cpus,
             user: self.user,
+            auth_keys: self.auth_keys,
             report: self.report,
         })
     }
@@ -342,6 +358,11 @@ impl Cli {
             idle_timeout: Duration::from_secs_f64(self.stall_timeout),
             configure: self.configure_nic,
         }))
+    }
+
+    /// The file that gets a new key, instead of running a broker.
+    pub fn keygen(&self) -> Option<&Path> {
+        self.keygen.as_deref()
     }
 
     /// The interface whose settings are to be restored, instead of running a broker; and whether to

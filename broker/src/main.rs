@@ -1,6 +1,7 @@
 //! `penstock-broker`: takes batches from publishers into shared buffers.
 
 mod cli;
+mod keys;
 mod live;
 mod machine;
 mod nic;
@@ -24,9 +25,10 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
-    let result = match cli.restore() {
-        Some((interface, when_gone)) => nic::restore(interface, when_gone),
-        None => cli.check().and_then(|config| server::run(&config)),
+    let result = match (cli.restore(), cli.keygen()) {
+        (Some((interface, when_gone)), _) => nic::restore(interface, when_gone),
+        (None, Some(file)) => keys::make(file),
+        (None, None) => cli.check().and_then(|config| server::run(&config)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

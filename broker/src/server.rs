@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use penstock_dataplane::auth::Keys;
 use penstock_dataplane::tcp::{
     Acceptor, Shared, Worker, WorkerHandle, WorkerStats, buffers::RcvbufOn, listen,
 };
 use penstock_dataplane::xdp::{self, XdpStats};
 use penstock_nic::Link;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tracing::{info, warn};
 
@@ -23,7 +24,7 @@ use crate::live::{self, Sources};
 use crate::report::{Report, Target};
 use crate::topics::{self, Sessions, Topics};
 use crate::xdp::Xdp;
-use crate::{machine, nic, privileges};
+use crate::{keys, machine, nic, privileges};
 
 /// How often the link of the xdp path's interface is looked at.
 const LINK_CHECK: Duration = Duration::from_millis(500);
@@ -33,18 +34,22 @@ pub fn run(config: &Config) -> Result<()> {
     let started = Instant::now();
     raise_limits(config);
     // Now, so that a signal during what follows is not the end before anything is undone.
-    let signals = Signals::new([SIGINT, SIGTERM]).context("cannot watch signals")?;
+    let signals = Signals::new([SIGHUP, SIGINT, SIGTERM]).context("cannot watch signals")?;
     let user = config.user.as_deref().map(privileges::find_user);
     let user = user.transpose()?;
     if config.buffers.force {
         privileges::require("--rcvbuf-force", privileges::FORCE_BUFFERS)?;
     }
+    let keys = config.auth_keys.as_deref().map(keys::load).transpose()?;
     let mut report_to = config.report.as_deref().map(Target::open).transpose()?;
     topics::make_directory(&config.buffer_dir, user.as_ref())?;
     let listener = open_listener(config)?;
     let address = listener
         .local_addr()
         .context("cannot read the listener's address")?;
+    if keys.is_none() {
+        keys::warn_without(address);
+    }
     let shared = Arc::new(Shared::default());
     let stop = Arc::new(AtomicBool::new(false));
     // The xdp path may end before the broker does.
@@ -70,7 +75,8 @@ pub fn run(config: &Config) -> Result<()> {
         xdp.as_ref().map(Xdp::offer),
         Arc::clone(&shared),
     )
-    .context("cannot start the accept loop")?;
+    .context("cannot start the accept loop")?
+    .with_keys(keys.clone());
     // Whatever ends the broker says so here.
     let (ending, ended) = crossbeam_channel::unbounded();
     let waker = acceptor.poller();
@@ -79,7 +85,7 @@ pub fn run(config: &Config) -> Result<()> {
     let told = Told(Arc::clone(&stop), ending.clone());
     let accepting = spawn("accept", &told, move || acceptor.run(&flag))?;
     privileges::keep(&[])?;
-    watch_signals(signals, ending.clone())?;
+    watch_signals(signals, keys, ending.clone())?;
     let workers = start_workers(config, workers, &told)?;
     let told = Told(Arc::clone(&stop_xdp), ending);
     let xdp_workers = start_xdp_workers(config, xdp_workers.unwrap_or_default(), &told)?;
@@ -218,11 +224,21 @@ fn raise_limits(config: &Config) {
     }
 }
 
-fn watch_signals(mut signals: Signals, ending: Sender<String>) -> Result<()> {
+fn watch_signals(
+    mut signals: Signals,
+    keys: Option<Arc<Keys>>,
+    ending: Sender<String>,
+) -> Result<()> {
     thread::Builder::new()
         .name("signals".to_owned())
         .spawn(move || {
             for signal in signals.forever() {
+                if signal == SIGHUP
+                    && let Some(keys) = &keys
+                {
+                    keys::reload(keys);
+                    continue;
+                }
                 let name = signal_hook::low_level::signal_name(signal).unwrap_or("signal");
                 if ending.send(name.to_owned()).is_err() {
                     return;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use nix::unistd::{AccessFlags, Uid, User, access, geteuid};
 use penstock_dataplane::admission::{Admission, Admit, Lease, Refused, StreamState};
+use penstock_dataplane::auth::Key;
 use penstock_dataplane::log::{Log, LogOptions};
 use penstock_dataplane::wire::handshake::{Refusal, Request};
 use tracing::info;
@@ -214,13 +215,19 @@ impl Sessions {
         name: &str,
         topic: &Topic,
         request: &Request,
+        owner: Option<&Key>,
     ) -> Result<(u64, Lease), Refused> {
-        let known = self.sessions.contains_key(&request.session);
-        if !known && (request.session == 0 || request.resume_from.is_some()) {
+        let asked = request.session;
+        if asked != 0 && owner.is_some_and(|owner| !owner.owns(asked, name)) {
+            // As if there were no such session: whose it is is none of this publisher's business.
+            return refuse(format!("no session {asked:016x} here; connect anew"));
+        }
+        let known = self.sessions.contains_key(&asked);
+        if !known && (asked == 0 || request.resume_from.is_some()) {
             self.make_room(Instant::now())?;
         }
-        let key = match request.session {
-            0 => self.open(name, request.streams)?,
+        let key = match asked {
+            0 => self.open(name, topic, request.streams, owner)?,
             key => key,
         };
         if let Some(acked) = request.resume_from {
@@ -281,22 +288,39 @@ impl Sessions {
             });
     }
 
-    fn open(&mut self, topic: &str, streams: u32) -> Result<u64, Refused> {
+    fn open(
+        &mut self,
+        name: &str,
+        topic: &Topic,
+        streams: u32,
+        owner: Option<&Key>,
+    ) -> Result<u64, Refused> {
         let key = loop {
-            let key = random()?;
-            if !self.sessions.contains_key(&key) {
+            let random = random()?;
+            let key = match owner {
+                None => random,
+                Some(owner) => owner.session(random as u32, name),
+            };
+            let earlier =
+                owner.is_some() && topic.earlier.keys().any(|(session, _)| *session == key);
+            if key != 0 && !earlier && !self.sessions.contains_key(&key) {
                 break key;
             }
         };
-        self.sessions.insert(key, Session::new(topic, streams));
+        self.sessions.insert(key, Session::new(name, streams));
         Ok(key)
     }
 }
 
 impl Admit for Sessions {
-    fn admit(&mut self, topic: &str, request: &Request) -> Result<Admission, Refused> {
+    fn admit(
+        &mut self,
+        topic: &str,
+        request: &Request,
+        owner: Option<&Key>,
+    ) -> Result<Admission, Refused> {
         let open = self.topics.topic(topic)?;
-        let (session, lease) = self.join(topic, &open, request)?;
+        let (session, lease) = self.join(topic, &open, request, owner)?;
         Ok(Admission {
             max_payload: open.log.geometry().max_payload(),
             log: open.log,
@@ -364,14 +388,21 @@ mod tests {
     fn streams_join_their_session_once() {
         let dir = tempfile::tempdir().unwrap();
         let mut sessions = sessions(&dir);
-        let first = sessions.admit("a", &request(0, 0)).unwrap();
-        let second = sessions.admit("a", &request(first.session, 1)).unwrap();
+        let first = sessions.admit("a", &request(0, 0), None).unwrap();
+        let second = sessions
+            .admit("a", &request(first.session, 1), None)
+            .unwrap();
         assert_eq!(first.session, second.session);
         assert_ne!(
-            sessions.admit("a", &request(0, 0)).unwrap().session,
+            sessions.admit("a", &request(0, 0), None).unwrap().session,
             first.session
         );
-        let mut refused = |topic, request| sessions.admit(topic, &request).unwrap_err().to_string();
+        let mut refused = |topic, request| {
+            sessions
+                .admit(topic, &request, None)
+                .unwrap_err()
+                .to_string()
+        };
         assert!(refused("a", request(first.session, 1)).contains("opened before"));
         assert!(refused("b", request(first.session, 1)).contains("another topic"));
         assert!(refused("a", request(first.session ^ 1, 1)).contains("connect anew"));
@@ -382,19 +413,19 @@ mod tests {
     fn a_stream_goes_on_over_another_connection() {
         let dir = tempfile::tempdir().unwrap();
         let mut sessions = sessions(&dir);
-        let first = sessions.admit("a", &request(0, 0)).unwrap();
+        let first = sessions.admit("a", &request(0, 0), None).unwrap();
         first.lease.set_committed(5);
         let resume = |acked| Request {
             resume_from: Some(acked),
             ..request(first.session, 0)
         };
-        let busy = sessions.admit("a", &resume(3)).unwrap_err();
+        let busy = sessions.admit("a", &resume(3), None).unwrap_err();
         assert_eq!(busy.refusal, Refusal::Busy);
         assert!(first.lease.is_wanted());
         drop(first.lease);
-        let lie = sessions.admit("a", &resume(6)).unwrap_err();
+        let lie = sessions.admit("a", &resume(6), None).unwrap_err();
         assert!(lie.text.contains("not 6"), "{lie}");
-        let second = sessions.admit("a", &resume(3)).unwrap();
+        let second = sessions.admit("a", &resume(3), None).unwrap();
         assert_eq!(second.lease.committed(), 5);
     }
 
@@ -404,8 +435,8 @@ mod tests {
         let mut sessions = sessions(&dir);
         let start = Instant::now();
         let after = |seconds| start + Duration::from_secs(seconds);
-        let open = sessions.admit("a", &request(0, 0)).unwrap();
-        let idle = sessions.admit("a", &request(0, 0)).unwrap();
+        let open = sessions.admit("a", &request(0, 0), None).unwrap();
+        let idle = sessions.admit("a", &request(0, 0), None).unwrap();
         drop(idle.lease);
         // However old a session is: its time begins when its last stream ends.
         sessions.make_room(after(5000)).unwrap();
@@ -424,7 +455,7 @@ mod tests {
             resume_from: Some(0),
             ..request(open.session, 0)
         };
-        let again = sessions.admit("a", &again).unwrap();
+        let again = sessions.admit("a", &again, None).unwrap();
         sessions.make_room(after(7000)).unwrap();
         assert_eq!(sessions.sessions.len(), 1);
         drop(again);
@@ -439,14 +470,14 @@ mod tests {
             ..request(session, 0)
         };
         for session in 1..=MAX_SESSIONS as u64 {
-            sessions.admit("a", &made_up(session)).unwrap();
+            sessions.admit("a", &made_up(session), None).unwrap();
         }
         let one_more = made_up(MAX_SESSIONS as u64 + 1);
-        let refused = sessions.admit("a", &one_more).unwrap_err();
+        let refused = sessions.admit("a", &one_more, None).unwrap_err();
         assert_eq!(refused.refusal, Refusal::Resources);
         assert_eq!(sessions.sessions.len(), MAX_SESSIONS);
         // Those that are known are served as before.
-        sessions.admit("a", &made_up(7)).unwrap();
+        sessions.admit("a", &made_up(7), None).unwrap();
     }
 
     #[test]
@@ -457,7 +488,34 @@ mod tests {
             resume_from: Some(9),
             ..request(77, 1)
         };
-        let admission = sessions.admit("a", &resume).unwrap();
+        let admission = sessions.admit("a", &resume, None).unwrap();
         assert_eq!((admission.session, admission.lease.committed()), (77, 9));
+    }
+
+    #[test]
+    fn only_its_key_takes_a_session_up_also_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let [mine, yours] = [1, 2].map(|byte| Key::new(&[byte; 32]));
+        let session = {
+            let mut sessions = sessions(&dir);
+            let first = sessions.admit("a", &request(0, 0), Some(&mine)).unwrap();
+            let join = request(first.session, 1);
+            let stolen = sessions.admit("a", &join, Some(&yours)).unwrap_err();
+            assert_eq!(stolen.refusal, Refusal::Session);
+            assert!(!first.lease.is_wanted(), "its owner notices nothing");
+            sessions.admit("a", &join, Some(&mine)).unwrap();
+            first.session
+        };
+        let resume = Request {
+            resume_from: Some(3),
+            ..request(session, 0)
+        };
+        let mut restarted = sessions(&dir);
+        let stolen = restarted.admit("a", &resume, Some(&yours)).unwrap_err();
+        assert_eq!(stolen.refusal, Refusal::Session);
+        let elsewhere = restarted.admit("b", &resume, Some(&mine)).unwrap_err();
+        assert_eq!(elsewhere.refusal, Refusal::Session);
+        let back = restarted.admit("a", &resume, Some(&mine)).unwrap();
+        assert_eq!((back.session, back.lease.committed()), (session, 3));
     }
 }

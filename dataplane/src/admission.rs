@@ -8,16 +8,23 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use thiserror::Error;
 
+use crate::auth::Key;
 use crate::log::Log;
 use crate::wire::handshake::{AckLevel, Path, Refusal, Request};
 
 /// Decides who may publish what; implemented by the broker.
 pub trait Admit: Send {
-    /// Opens a stream of `request` on `topic`.
+    /// Opens a stream of `request` on `topic`, for the holder of `key`, who may publish there; for
+    /// anybody without.
     ///
     /// # Errors
     /// The refusal, with a text that says what to do.
-    fn admit(&mut self, topic: &str, request: &Request) -> Result<Admission, Refused>;
+    fn admit(
+        &mut self,
+        topic: &str,
+        request: &Request,
+        key: Option<&Key>,
+    ) -> Result<Admission, Refused>;
 }
 
 /// A stream that may publish.

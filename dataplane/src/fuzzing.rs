@@ -7,13 +7,15 @@ use std::collections::HashMap;
 
 use zerocopy::{FromBytes, IntoBytes};
 
+use crate::auth::{Grants, Initiator, Key, respond};
 use crate::log::harness::{Snapshot, look_at};
-use crate::tcp::greeting::Greeting;
+use crate::tcp::greeting::{Greeting, Step};
 use crate::transport::{
     Limits, MAX_OPEN_BATCHES, Outgoing, Receiver, Refusal, Sender, SenderConfig,
 };
 use crate::wire::batch;
 use crate::wire::handshake::{MAX_TOPIC_LEN, WELCOME_LEN, Welcome};
+use crate::wire::knock::{KNOCK_LEN, SEAL_LEN, SEALED_QUESTION_LEN};
 use crate::wire::message::{Messages, encoded_len};
 use crate::wire::packet::{
     BatchInfo, Chunk, Content, Feedback, MAX_ACK_LEN, MAX_GAPS, MAX_PACKET, StreamKey, split,
@@ -31,6 +33,7 @@ pub type Target = (&'static str, fn(&[u8]));
 pub const TARGETS: &[Target] = &[
     ("packets", packets),
     ("framing", framing),
+    ("opening", opening),
     ("ethernet", ethernet),
     ("receiver", receiver),
     ("sender", sender),
@@ -94,9 +97,10 @@ pub fn framing(data: &[u8]) {
         let len = wanted.len().min(rest.len()).min(13);
         wanted[..len].copy_from_slice(&rest[..len]);
         rest = &rest[len..];
-        match greeting.received(len) {
-            Ok(None) => {}
-            Ok(Some((_, topic))) => {
+        match greeting.received(len, None) {
+            Ok(Step::More) => {}
+            Ok(Step::Say(_)) => unreachable!("there are no keys"),
+            Ok(Step::Ask(_, topic)) => {
                 assert!((1..=MAX_TOPIC_LEN).contains(&topic.len()));
                 assert!(!topic.starts_with('.') && !topic.contains('/'));
                 break;
@@ -123,6 +127,42 @@ pub fn framing(data: &[u8]) {
     let whole = Messages::new(data).map_while(Result::ok);
     let total: usize = whole.map(|message| encoded_len(message.len())).sum();
     assert!(total <= data.len());
+}
+
+/// What a publisher without a key can say to a broker with keys, and files of keys. The first byte
+/// is where in a good opening it begins: the bytes behind it are laid over that one.
+pub fn opening(data: &[u8]) {
+    let _ = Grants::parse("keys".as_ref(), &String::from_utf8_lossy(data));
+    let Some((at, bytes)) = data.split_first() else {
+        return;
+    };
+    let key = Key::new(&[1; 32]);
+    let line = format!("one {} *", "01".repeat(32));
+    let grants = Grants::parse("keys".as_ref(), &line).expect("a good line");
+    let (publisher, knock) = Initiator::knock(&key).expect("random numbers");
+    let (_, answer) = respond(&key, &knock).expect("the same key");
+    let mut channel = publisher.finish(&answer).expect("the same key");
+    let question = channel.seal(&[0; SEALED_QUESTION_LEN - SEAL_LEN]);
+    let mut said = [knock.as_bytes(), &question].concat();
+    let covered = said.iter_mut().skip(usize::from(*at)).zip(bytes);
+    covered.for_each(|(byte, other)| *byte = *other);
+
+    let mut greeting = Greeting::new();
+    let mut rest = &said[..];
+    while !rest.is_empty() {
+        let wanted = greeting.wanted();
+        let len = wanted.len().min(rest.len());
+        wanted[..len].copy_from_slice(&rest[..len]);
+        rest = &rest[len..];
+        match greeting.received(len, Some(&grants)) {
+            Ok(Step::More) => {}
+            // The knock alone is nothing but old; what follows is not of this handshake.
+            Ok(Step::Say(_)) => assert_eq!(said[..KNOCK_LEN], *knock.as_bytes()),
+            Ok(Step::Ask(..)) => panic!("opened without a key"),
+            Err(_) => return,
+        }
+        assert!(greeting.grant().is_none());
+    }
 }
 
 /// Frames of the network, and the answer to one.
@@ -379,7 +419,11 @@ mod tests {
                 .collect();
             assert!(!kept.is_empty(), "{name} has no corpus");
             let mut rng = Rng::with_seed(5);
-            let random = if *name == "log" { 20 } else { 2000 };
+            let random = match *name {
+                "log" => 20,
+                "opening" => 200,
+                _ => 2000,
+            };
             for input in &kept {
                 run(input);
             }

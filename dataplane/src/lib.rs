@@ -6,9 +6,13 @@
 
 #[cfg(not(loom))]
 pub mod admission;
+#[cfg(not(loom))]
+pub mod auth;
 #[cfg(all(any(test, fuzzing), not(loom)))]
 pub mod fuzzing;
 pub mod log;
+#[cfg(not(loom))]
+mod log_limit;
 pub mod profile;
 #[cfg(not(loom))]
 pub mod sleep;

@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use bytesize::ByteSize;
 use clap::{Parser, ValueEnum};
+use penstock_dataplane::auth;
 use penstock_dataplane::wire::handshake::{AckLevel, OrderLevel, check_topic};
 use penstock_publisher::{Config, Mode, Transmit};
 
@@ -22,6 +23,9 @@ Examples:
 
   From a transmit queue of its own, past the kernel's network stack:
     sudo penstock-publisher --brokers 10.0.0.1:1214 --mode xdp --tx af_xdp --tx-queue 3
+
+  To brokers that take publishers with a key only:
+    penstock-publisher --brokers 10.0.0.1:1214 --auth-key eu.key
 
   100 MB/s in four streams, result for a program:
     penstock-publisher --brokers 10.0.0.1:1214 --rate 100MB --threads-per-broker 4 --format json
@@ -98,6 +102,10 @@ pub struct Cli {
     /// SO_SNDBUF; without it the kernel tunes it.
     #[arg(long)]
     sndbuf: Option<ByteSize>,
+    /// File with the key that the brokers know this publisher by (penstock-broker --keygen makes
+    /// one); only its owner may have access to it.
+    #[arg(long, value_name = "FILE")]
+    auth_key: Option<PathBuf>,
     /// Compute the SHA-256 of each stream: over every message followed by a newline.
     #[arg(long)]
     digest: bool,
@@ -214,6 +222,7 @@ impl Cli {
         if self.rate.is_some_and(|rate| rate.as_u64() == 0) {
             bail!("--rate 0 would never end; leave it out for full speed");
         }
+        let key = self.auth_key.as_deref().map(auth::read_key);
         let config = Config {
             transmit,
             mode: match self.mode {
@@ -230,6 +239,7 @@ impl Cli {
             in_flight: self.in_flight,
             timeout: Duration::from_secs(self.timeout),
             sndbuf: self.sndbuf.map(|size| size.as_u64() as usize),
+            key: key.transpose().context("--auth-key")?,
             digest: self.digest,
             ..Config::new(self.brokers, &self.topic)
         };

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use penstock_dataplane::auth::Key;
 use penstock_dataplane::wire::handshake::{AckLevel, OrderLevel};
 
 /// Path that payload takes.
@@ -77,6 +78,9 @@ pub struct Config {
     pub timeout: Duration,
     /// `SO_SNDBUF`, bytes; none leaves the kernel's autotuning on.
     pub sndbuf: Option<usize>,
+    /// Key that the brokers take; with one, brokers that do not prove that they hold it are refused.
+    /// [`penstock_dataplane::auth::read_key`] reads it from a file.
+    pub key: Option<Key>,
     /// Compute the SHA-256 of each stream.
     pub digest: bool,
 }
@@ -98,6 +102,7 @@ impl Config {
             in_flight: 32,
             timeout: Duration::from_secs(30),
             sndbuf: None,
+            key: None,
             digest: false,
         }
     }

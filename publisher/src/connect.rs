@@ -1,18 +1,15 @@
 //! Opening one stream: the connection and the handshake.
 
-use std::io::{self, Read, Write};
+use std::io;
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::Duration;
 
-use penstock_dataplane::wire::MAGIC;
-use penstock_dataplane::wire::handshake::{
-    Answer, Hello, Offer, Path, Request, WELCOME_LEN, Welcome, check_topic,
-};
+use penstock_dataplane::wire::handshake::{Offer, Path, Request, check_topic};
 use socket2::SockRef;
-use zerocopy::{FromBytes, IntoBytes};
 
 use crate::link::Target;
+use crate::opening::Opening;
 use crate::sending::Sending;
 use crate::tx_queues::TxQueues;
 use crate::udp::Datagrams;
@@ -88,45 +85,17 @@ pub(crate) fn open_stream(
         resume_from,
         max_datagram,
     };
-    let mut hello = Hello::new(&request, config.topic.len()).as_bytes().to_vec();
-    hello.extend_from_slice(config.topic.as_bytes());
-    (&socket).write_all(&hello).map_err(connect)?;
-    let stranger = |source| Error::NotABroker {
-        broker: broker.to_owned(),
-        source,
+    let opening = Opening {
+        broker,
+        socket: &socket,
     };
-    let mut bytes = [0; WELCOME_LEN];
-    // The first bytes tell a stranger, who may not say as much as a broker does.
-    let (first, rest) = bytes.split_at_mut(MAGIC.len());
-    let read = |part: &mut [u8]| {
-        let read = (&socket).read_exact(part);
-        read.map_err(|e| connect(explain_silence(e)))
-    };
-    read(first)?;
-    Welcome::check_magic(first).map_err(stranger)?;
-    read(rest)?;
-    let welcome = Welcome::read_from_bytes(&bytes).expect("a welcome is plain bytes");
-    let answer = welcome.parse().map_err(stranger)?;
-    match answer {
-        Answer::Accepted(offer) => {
-            socket.set_nonblocking(true).map_err(connect)?;
-            Ok(Opened {
-                socket,
-                offer,
-                datagrams,
-            })
-        }
-        Answer::Refused { code, text_len } => {
-            let mut text = vec![0; text_len];
-            (&socket).read_exact(&mut text).map_err(connect)?;
-            let text = String::from_utf8_lossy(&text).into_owned();
-            Err(Error::Refused {
-                broker: broker.to_owned(),
-                code,
-                text,
-            })
-        }
-    }
+    let offer = opening.ask(config, &request)?;
+    socket.set_nonblocking(true).map_err(connect)?;
+    Ok(Opened {
+        socket,
+        offer,
+        datagrams,
+    })
 }
 
 fn connect_any(addresses: &[SocketAddr], timeout: Duration) -> io::Result<TcpStream> {
@@ -148,19 +117,5 @@ fn prepare(socket: &TcpStream, config: &Config) -> io::Result<()> {
     match config.sndbuf {
         Some(bytes) => SockRef::from(socket).set_send_buffer_size(bytes),
         None => Ok(()),
-    }
-}
-
-fn explain_silence(error: io::Error) -> io::Error {
-    match error.kind() {
-        io::ErrorKind::WouldBlock => io::Error::new(
-            io::ErrorKind::TimedOut,
-            "the connection opened, but no answer to the handshake came",
-        ),
-        io::ErrorKind::UnexpectedEof => io::Error::new(
-            io::ErrorKind::UnexpectedEof,
-            "the peer closed the connection without an answer; it may be no Penstock broker",
-        ),
-        _ => error,
     }
 }

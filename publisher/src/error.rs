@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use penstock_dataplane::auth::Unproven;
 use penstock_dataplane::transport::AckFault;
 use penstock_dataplane::wire::handshake::{BadTopic, Refusal, WelcomeError};
 use penstock_dataplane::wire::reply::InvalidReply;
@@ -47,6 +48,22 @@ pub enum Error {
         code: u16,
         /// The broker's words.
         text: String,
+    },
+    /// The broker, or whoever answers for it, does not prove that it holds the key.
+    #[error("broker {broker} does not prove itself: {source}")]
+    Unproven {
+        /// The broker.
+        broker: String,
+        /// What failed.
+        source: Unproven,
+    },
+    /// The stream was accepted, but not with the key.
+    #[error(
+        "broker {broker} accepts the stream without the key: somebody in between answers for it; nothing was sent"
+    )]
+    Stripped {
+        /// The broker.
+        broker: String,
     },
     /// The broker is not to be reached with datagrams.
     #[error("broker {broker}: the xdp path fails: {reason}; --mode auto goes over tcp then")]

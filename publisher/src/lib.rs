@@ -25,6 +25,7 @@ mod datagram;
 mod error;
 mod latency;
 mod link;
+mod opening;
 mod pool;
 mod publisher;
 mod route;

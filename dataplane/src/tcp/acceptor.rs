@@ -17,10 +17,12 @@ use zerocopy::IntoBytes;
 
 use super::buffers::{Effective, Wanted, rmem_max};
 use super::connection::Opened;
-use super::greeting::Greeting;
+use super::greeting::{Greeting, Step};
 use super::stats::{Counters, Shared};
 use super::worker::WorkerHandle;
 use crate::admission::{Admission, Admit, Refused};
+use crate::auth::Keys;
+use crate::log_limit::{LogLimit, Verdict};
 use crate::wire::handshake::{DatagramOffer, Offer, Path, Refusal, Request, Welcome};
 use crate::wire::packet::StreamKey;
 use crate::xdp::{FIRST_CREDIT, Registry};
@@ -100,7 +102,9 @@ pub struct Acceptor<A> {
     admit: A,
     workers: Vec<WorkerHandle>,
     datagrams: Option<DatagramPath>,
+    keys: Option<Arc<Keys>>,
     shared: Arc<Shared>,
+    refusals: LogLimit,
     poller: Arc<Poller>,
     newcomers: Vec<Option<Newcomer>>,
     free: Vec<usize>,
@@ -134,7 +138,9 @@ impl<A: Admit> Acceptor<A> {
             admit,
             workers,
             datagrams,
+            keys: None,
             shared,
+            refusals: LogLimit::default(),
             poller,
             newcomers: Vec::new(),
             free: Vec::new(),
@@ -142,6 +148,13 @@ impl<A: Admit> Acceptor<A> {
             next_number: 0,
             paused_until: None,
         })
+    }
+
+    /// Lets only holders of a key publish; without, everybody may.
+    #[must_use]
+    pub fn with_keys(mut self, keys: Option<Arc<Keys>>) -> Self {
+        self.keys = keys;
+        self
     }
 
     /// Wakes the loop, so that it looks at its stop flag.
@@ -272,29 +285,42 @@ impl<A: Admit> Acceptor<A> {
                     return self.dismiss(key);
                 }
             };
-            match newcomer.greeting.received(got) {
-                Ok(None) => {}
-                Ok(Some((request, topic))) => {
-                    let topic = topic.to_owned();
-                    return self.admit(key, &topic, &request);
+            let grants = self.keys.as_ref().map(|keys| keys.grants());
+            match newcomer.greeting.received(got, grants.as_deref()) {
+                Ok(Step::More) => {}
+                Ok(Step::Say(bytes)) => {
+                    // A new socket has room for these few bytes; without them nothing more comes.
+                    let _ = (&newcomer.socket).write(&bytes);
                 }
+                Ok(Step::Ask(request, topic)) => return self.admit(key, &topic, &request),
                 Err(error) => {
-                    let refusal = error.refusal();
-                    let text = error.to_string();
-                    return self.turn_away(key, refusal, &text);
+                    let (refusal, told) = (error.refusal(), error.told());
+                    return self.turn_away(key, refusal, &told, &error.to_string());
                 }
             }
         }
     }
 
     fn admit(&mut self, key: usize, topic: &str, request: &Request) {
+        let newcomer = self.newcomers[key].as_ref();
+        let grant = newcomer.and_then(|newcomer| newcomer.greeting.grant());
         let over_tcp: usize = self.workers.iter().map(WorkerHandle::load).sum();
         let over_xdp = self
             .datagrams
             .as_ref()
             .map_or(0, |path| path.registry.load());
         let open = over_tcp + over_xdp;
-        let admitted = if open >= self.limits.max_connections {
+        let forbidden = grant.filter(|grant| !grant.permits(topic));
+        let admitted = if let Some(grant) = forbidden {
+            let text = format!(
+                "key {} may not publish to topic {topic:?}; what it may is in the broker's --auth-keys",
+                grant.name
+            );
+            Err(Refused {
+                refusal: Refusal::Permission,
+                text,
+            })
+        } else if open >= self.limits.max_connections {
             let text = format!(
                 "this broker serves at most {open} streams at once; try later, or raise --max-connections"
             );
@@ -309,11 +335,12 @@ impl<A: Admit> Acceptor<A> {
                 text,
             })
         } else {
-            self.admit.admit(topic, request)
+            let key = grant.map(|grant| &grant.key);
+            self.admit.admit(topic, request, key)
         };
         match admitted {
             Ok(admission) => self.hand_over(key, admission),
-            Err(refused) => self.turn_away(key, Some(refused.refusal), &refused.text),
+            Err(Refused { refusal, text }) => self.turn_away(key, Some(refusal), &text, &text),
         }
     }
 
@@ -327,6 +354,7 @@ impl<A: Admit> Acceptor<A> {
             socket,
             peer,
             buffers,
+            mut greeting,
             ..
         }) = self.take(key)
         else {
@@ -344,14 +372,15 @@ impl<A: Admit> Acceptor<A> {
                 max_datagram: admission.max_datagram.min(path.max_datagram),
             }),
         };
-        let welcome = Welcome::accept(offer);
+        let welcome = greeting.seal(Welcome::accept(offer).as_bytes().to_vec());
         // A new socket has room for these few bytes; one that has not is not worth keeping.
-        if !matches!((&socket).write(welcome.as_bytes()), Ok(n) if n == welcome.as_bytes().len()) {
+        if !matches!((&socket).write(&welcome), Ok(n) if n == welcome.len()) {
             Counters::count(&self.shared.counters.handshake_closed);
             return;
         }
         Counters::count(&self.shared.counters.streams_opened);
-        log_socket(peer, &admission, &buffers);
+        let key = greeting.grant().map(|grant| grant.name.as_str());
+        log_socket(peer, &admission, key, &buffers);
         let opened = Opened {
             socket,
             peer,
@@ -372,23 +401,34 @@ impl<A: Admit> Acceptor<A> {
         }
     }
 
-    fn turn_away(&mut self, key: usize, refusal: Option<Refusal>, text: &str) {
-        let Some(newcomer) = self.take(key) else {
+    /// Ends a handshake; the peer is told one text, the log may get another.
+    fn turn_away(&mut self, key: usize, refusal: Option<Refusal>, told: &str, logged: &str) {
+        let Some(mut newcomer) = self.take(key) else {
             return;
         };
         let counters = &self.shared.counters;
+        let Some(refusal) = refusal else {
+            Counters::count(&counters.garbage);
+            debug!(peer = %newcomer.peer, "dropped: {logged}");
+            return;
+        };
+        Counters::count(&counters.streams_refused);
         match refusal {
-            Some(refusal) => {
-                Counters::count(&counters.streams_refused);
-                info!(peer = %newcomer.peer, "stream refused: {text}");
-                // Best effort: a peer that does not read its refusal sees the connection close.
-                let _ = (&newcomer.socket).write(&Welcome::refuse(refusal, text));
-            }
-            None => {
-                Counters::count(&counters.garbage);
-                debug!(peer = %newcomer.peer, "dropped: {text}");
-            }
+            Refusal::Authentication => Counters::count(&counters.unauthenticated),
+            Refusal::Permission => Counters::count(&counters.not_permitted),
+            _ => {}
         }
+        let peer = newcomer.peer;
+        match self.refusals.next(Instant::now()) {
+            Verdict::Write => info!(%peer, "stream refused: {logged}"),
+            Verdict::WriteLast => {
+                info!(%peer, "stream refused: {logged}; more within this second are only counted");
+            }
+            Verdict::Skip => {}
+        }
+        let answer = newcomer.greeting.seal(Welcome::refuse(refusal, told));
+        // Best effort: a peer that does not read its refusal sees the connection close.
+        let _ = (&newcomer.socket).write(&answer);
     }
 
     fn expire(&mut self, now: Instant) -> io::Result<()> {
@@ -441,10 +481,11 @@ impl<A: Admit> Acceptor<A> {
 }
 
 /// The line per payload socket that tells what its buffers really are.
-fn log_socket(peer: SocketAddr, admission: &Admission, buffers: &Effective) {
+fn log_socket(peer: SocketAddr, admission: &Admission, key: Option<&str>, buffers: &Effective) {
     info!(
         %peer,
         topic = admission.topic,
+        key,
         path = admission.path.name(),
         stream = admission.stream,
         rcvbuf_requested = buffers.rcvbuf_requested,

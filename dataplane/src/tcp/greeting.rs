@@ -1,20 +1,65 @@
-//! The handshake of one connection, as a state machine: takes exactly the bytes of the hello and
-//! the topic's name, so that the first frame is still in the socket when a worker gets it.
+//! The handshake of one connection, as a state machine: takes exactly the bytes that belong to it, so
+//! that the first frame is still in the socket when a worker gets it.
+//!
+//! Without keys the hello comes in plain. With keys the publisher knocks first, and is asked for
+//! nothing before it has proved that it holds one; see [`crate::auth`].
+
+use std::sync::Arc;
 
 use thiserror::Error;
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
+use crate::auth::{Channel, Grant, Grants, Unproven, respond};
+use crate::wire::MAGIC;
 use crate::wire::handshake::{
-    BadTopic, HELLO_LEN, Hello, HelloError, MAX_TOPIC_LEN, Refusal, Request, check_topic,
+    BadTopic, HELLO_LEN, Hello, HelloError, Refusal, Request, WELCOME_LEN, check_topic,
 };
+use crate::wire::knock::{
+    KNOCK_LEN, KNOCK_MAGIC, Knock, KnockError, Question, Reply, SEALED_QUESTION_LEN,
+};
+
+/// Bytes of the longest part of a handshake.
+const LONGEST: usize = SEALED_QUESTION_LEN;
 
 /// The bytes of a handshake as they come in.
 #[derive(Debug)]
 pub(crate) struct Greeting {
-    buffer: [u8; HELLO_LEN + MAX_TOPIC_LEN],
+    buffer: [u8; LONGEST],
     filled: usize,
-    /// The hello, once it is complete, and the length of the whole handshake.
-    request: Option<(Request, usize)>,
+    /// Bytes up to the end of what is being received.
+    end: usize,
+    stage: Stage,
+}
+
+/// What is being received.
+#[derive(Debug)]
+enum Stage {
+    /// The first bytes, which tell what follows.
+    Magic,
+    Hello,
+    Topic(Request),
+    Knock,
+    Question(Box<Proven>),
+    /// Nothing: all is there.
+    Complete(Option<Box<Proven>>),
+}
+
+/// A channel to a publisher that knocked with a key.
+#[derive(Debug)]
+struct Proven {
+    channel: Channel,
+    grant: Arc<Grant>,
+}
+
+/// What comes of the bytes that were received.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// More are needed.
+    More,
+    /// These are to be sent, then more are needed.
+    Say(Vec<u8>),
+    /// The publisher asks for this, on this topic.
+    Ask(Request, String),
 }
 
 /// The peer said something else than a good hello.
@@ -24,14 +69,49 @@ pub(crate) enum GreetingError {
     Hello(#[from] HelloError),
     #[error(transparent)]
     Topic(#[from] BadTopic),
+    #[error(transparent)]
+    Knock(KnockError),
+    #[error("it has no key")]
+    KeyNeeded,
+    #[error("it has a key; this broker was started without --auth-keys")]
+    NoKeys,
+    #[error("its key is not one of --auth-keys")]
+    UnknownKey,
+    #[error("it knows the number of key {0}, but does not hold it")]
+    NotHeld(String),
+    #[error("it repeats or changes what another said with key {0}")]
+    Repeated(String),
 }
 
 impl GreetingError {
     /// What to answer; nothing to a peer that would not understand it.
     pub(crate) fn refusal(&self) -> Option<Refusal> {
         match self {
-            Self::Hello(error) => error.refusal(),
-            Self::Topic(_) => Some(Refusal::Topic),
+            Self::Hello(error) | Self::Knock(KnockError::Hello(error)) => error.refusal(),
+            Self::Topic(_) | Self::Knock(KnockError::Topic(_)) => Some(Refusal::Topic),
+            Self::Knock(KnockError::Version { .. }) => Some(Refusal::Version),
+            Self::Knock(KnockError::Reserved) => Some(Refusal::Unsupported),
+            Self::KeyNeeded
+            | Self::NoKeys
+            | Self::UnknownKey
+            | Self::NotHeld(_)
+            | Self::Repeated(_) => Some(Refusal::Authentication),
+        }
+    }
+
+    /// What the peer is told: not which keys there are.
+    pub(crate) fn told(&self) -> String {
+        match self {
+            Self::KeyNeeded => {
+                "this broker takes publishers with a key only: use --auth-key with a file that its owner gave you".to_owned()
+            }
+            Self::NoKeys => {
+                "this broker was started without keys: leave --auth-key out, or have it started with --auth-keys".to_owned()
+            }
+            Self::UnknownKey | Self::NotHeld(_) | Self::Repeated(_) => {
+                "this broker does not take the key: compare the file behind --auth-key with the broker's --auth-keys".to_owned()
+            }
+            _ => self.to_string(),
         }
     }
 }
@@ -39,56 +119,128 @@ impl GreetingError {
 impl Greeting {
     pub(crate) fn new() -> Self {
         Self {
-            buffer: [0; HELLO_LEN + MAX_TOPIC_LEN],
+            buffer: [0; LONGEST],
             filled: 0,
-            request: None,
+            end: MAGIC.len(),
+            stage: Stage::Magic,
         }
     }
 
     /// Where the next bytes go: never more than belong to the handshake.
     pub(crate) fn wanted(&mut self) -> &mut [u8] {
-        let end = self.request.as_ref().map_or(HELLO_LEN, |(_, end)| *end);
-        &mut self.buffer[self.filled..end]
+        &mut self.buffer[self.filled..self.end]
     }
 
-    /// Takes note of `len` bytes that were put where [`Self::wanted`] said. Returns the request
-    /// and the topic once all is there.
+    /// Takes note of `len` bytes that were put where [`Self::wanted`] said. Without `grants`
+    /// everybody may publish.
     pub(crate) fn received(
         &mut self,
         len: usize,
-    ) -> Result<Option<(Request, &str)>, GreetingError> {
+        grants: Option<&Grants>,
+    ) -> Result<Step, GreetingError> {
         self.filled += len;
-        if self.request.is_none() {
-            let so_far = &self.buffer[..self.filled];
-            if !Hello::may_start_with(so_far) {
-                let mut first = [0; 4];
-                let len = self.filled.min(4);
-                first[..len].copy_from_slice(&so_far[..len]);
-                return Err(HelloError::Magic(first).into());
-            }
-            if self.filled < HELLO_LEN {
-                return Ok(None);
-            }
-            let hello = Hello::ref_from_bytes(&self.buffer[..HELLO_LEN]);
-            let (topic_len, request) = hello.expect("a hello is plain bytes").parse()?;
-            self.request = Some((request, HELLO_LEN + topic_len));
+        if matches!(self.stage, Stage::Magic) {
+            self.look_at_magic()?;
         }
-        match &self.request {
-            Some((request, end)) if self.filled == *end => {
-                let topic = check_topic(&self.buffer[HELLO_LEN..*end])?;
-                Ok(Some((request.clone(), topic)))
-            }
-            _ => Ok(None),
+        if self.filled < self.end {
+            return Ok(Step::More);
         }
+        match std::mem::replace(&mut self.stage, Stage::Complete(None)) {
+            Stage::Magic => {
+                if self.buffer[..MAGIC.len()] == KNOCK_MAGIC {
+                    (self.stage, self.end) = (Stage::Knock, KNOCK_LEN);
+                } else {
+                    (self.stage, self.end) = (Stage::Hello, HELLO_LEN);
+                }
+                Ok(Step::More)
+            }
+            Stage::Hello => {
+                let hello = Hello::ref_from_bytes(&self.buffer[..HELLO_LEN]);
+                let (topic_len, request) = hello.expect("a hello is plain bytes").parse()?;
+                if grants.is_some() {
+                    return Err(GreetingError::KeyNeeded);
+                }
+                (self.stage, self.end) = (Stage::Topic(request), HELLO_LEN + topic_len);
+                Ok(Step::More)
+            }
+            Stage::Topic(request) => {
+                let topic = check_topic(&self.buffer[HELLO_LEN..self.end])?;
+                Ok(Step::Ask(request, topic.to_owned()))
+            }
+            Stage::Knock => self.answer_knock(grants),
+            Stage::Question(proven) => self.open_question(proven),
+            Stage::Complete(_) => unreachable!("nothing is wanted any more"),
+        }
+    }
+
+    fn look_at_magic(&self) -> Result<(), GreetingError> {
+        let so_far = &self.buffer[..self.filled];
+        if Hello::may_start_with(so_far) || Knock::may_start_with(so_far) {
+            return Ok(());
+        }
+        let mut first = [0; MAGIC.len()];
+        first[..so_far.len()].copy_from_slice(so_far);
+        Err(HelloError::Magic(first).into())
+    }
+
+    fn answer_knock(&mut self, grants: Option<&Grants>) -> Result<Step, GreetingError> {
+        let knock = Knock::ref_from_bytes(&self.buffer[..KNOCK_LEN]).expect("plain bytes");
+        let (_, id, _) = knock.parse().map_err(GreetingError::Knock)?;
+        let grants = grants.ok_or(GreetingError::NoKeys)?;
+        let (grant, key) = grants.find(id);
+        let responded = respond(key, knock);
+        let grant = grant.ok_or(GreetingError::UnknownKey)?;
+        let (channel, answer) =
+            responded.map_err(|_: Unproven| GreetingError::NotHeld(grant.name.clone()))?;
+        self.stage = Stage::Question(Box::new(Proven {
+            channel,
+            grant: Arc::clone(grant),
+        }));
+        (self.filled, self.end) = (0, SEALED_QUESTION_LEN);
+        Ok(Step::Say(answer.as_bytes().to_vec()))
+    }
+
+    fn open_question(&mut self, mut proven: Box<Proven>) -> Result<Step, GreetingError> {
+        let Ok(opened) = proven.channel.open(&self.buffer[..SEALED_QUESTION_LEN]) else {
+            return Err(GreetingError::Repeated(proven.grant.name.clone()));
+        };
+        // From here on refusals are sealed as well.
+        self.stage = Stage::Complete(Some(proven));
+        let question = Question::ref_from_bytes(&opened).expect("it has this length");
+        let (request, topic) = question.parse().map_err(GreetingError::Knock)?;
+        Ok(Step::Ask(request, topic.to_owned()))
+    }
+
+    /// Whose publisher it is, once it has asked with a key.
+    pub(crate) fn grant(&self) -> Option<&Arc<Grant>> {
+        match &self.stage {
+            Stage::Complete(Some(proven)) => Some(&proven.grant),
+            _ => None,
+        }
+    }
+
+    /// The bytes of an answer: a Welcome and its text, sealed if the publisher has proved its key.
+    pub(crate) fn seal(&mut self, answer: Vec<u8>) -> Vec<u8> {
+        let Stage::Complete(Some(proven)) = &mut self.stage else {
+            return answer;
+        };
+        let (welcome, text) = answer.split_at(WELCOME_LEN);
+        let welcome = Reply::new(welcome.try_into().expect("split at its length"));
+        let mut sealed = proven.channel.seal(welcome.as_bytes());
+        if !text.is_empty() {
+            sealed.extend(proven.channel.seal(text));
+        }
+        sealed
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::handshake::{AckLevel, OrderLevel, Path};
+    use crate::auth::{Initiator, Key};
+    use crate::wire::handshake::{AckLevel, Answer, OrderLevel, Path, Welcome};
+    use crate::wire::knock::{KNOCK_ANSWER_LEN, KnockAnswer, SEAL_LEN, SEALED_REPLY_LEN};
     use proptest::prelude::*;
-    use zerocopy::IntoBytes;
 
     fn request() -> Request {
         Request {
@@ -104,48 +256,200 @@ mod tests {
         }
     }
 
-    /// Feeds bytes in pieces; returns how many were taken and what came of it.
+    fn key(byte: u8) -> Key {
+        Key::new(&[byte; 32])
+    }
+
+    /// Key 1 may publish to `t` and what begins with `a`, key 2 to `other`.
+    fn grants() -> Grants {
+        let (one, two) = ("01".repeat(32), "02".repeat(32));
+        let text = format!("one {one} t a*\ntwo {two} other\n");
+        Grants::parse("keys".as_ref(), &text).unwrap()
+    }
+
+    fn plain(topic: &str) -> Vec<u8> {
+        let hello = Hello::new(&request(), topic.len());
+        [hello.as_bytes(), topic.as_bytes()].concat()
+    }
+
+    /// Feeds bytes in pieces until something comes of them; returns how many were taken, and what.
     fn feed(
+        greeting: &mut Greeting,
         bytes: &[u8],
+        grants: Option<&Grants>,
         mut piece: impl FnMut() -> usize,
-    ) -> (usize, Result<Option<String>, String>) {
-        let mut greeting = Greeting::new();
+    ) -> (usize, Result<Step, GreetingError>) {
         let mut at = 0;
         while at < bytes.len() {
             let wanted = greeting.wanted();
             let len = wanted.len().min(piece()).min(bytes.len() - at);
             wanted[..len].copy_from_slice(&bytes[at..at + len]);
             at += len;
-            match greeting.received(len) {
-                Ok(None) => {}
-                Ok(Some((got, topic))) => {
-                    assert_eq!(got, request());
-                    return (at, Ok(Some(topic.to_owned())));
-                }
-                Err(error) => return (at, Err(error.to_string())),
+            match greeting.received(len, grants) {
+                Ok(Step::More) => {}
+                other => return (at, other),
             }
         }
-        (at, Ok(None))
+        (at, Ok(Step::More))
+    }
+
+    fn whole(bytes: &[u8], grants: Option<&Grants>) -> Result<Step, GreetingError> {
+        feed(&mut Greeting::new(), bytes, grants, || usize::MAX).1
+    }
+
+    /// Knocks with a key and asks for a topic; returns the broker's end and the publisher's.
+    fn asked(
+        grants: &Grants,
+        key: &Key,
+        topic: &str,
+        mut piece: impl FnMut() -> usize,
+    ) -> (Greeting, Channel) {
+        let mut greeting = Greeting::new();
+        let (publisher, knock) = Initiator::knock(key).unwrap();
+        let (taken, said) = feed(&mut greeting, knock.as_bytes(), Some(grants), &mut piece);
+        let Ok(Step::Say(answer)) = said else {
+            panic!("{said:?}")
+        };
+        assert_eq!((taken, answer.len()), (KNOCK_LEN, KNOCK_ANSWER_LEN));
+        assert!(greeting.grant().is_none(), "not before it has proved it");
+        let answer = KnockAnswer::read_from_bytes(&answer).unwrap();
+        let mut channel = publisher.finish(&answer).unwrap();
+        let question = Question::new(&request(), topic).unwrap();
+        let mut bytes = channel.seal(question.as_bytes());
+        let len = bytes.len();
+        bytes.extend_from_slice(b"first frame");
+        let (taken, step) = feed(&mut greeting, &bytes, Some(grants), piece);
+        assert_eq!(taken, len);
+        assert_eq!(step.unwrap(), Step::Ask(request(), topic.to_owned()));
+        (greeting, channel)
     }
 
     proptest! {
         #[test]
         fn any_split_gives_the_same_and_leaves_the_frames(topic in "[a-z]{1,128}", pieces in prop::collection::vec(1usize..60, 1..200)) {
-            let mut bytes = Hello::new(&request(), topic.len()).as_bytes().to_vec();
-            bytes.extend_from_slice(topic.as_bytes());
-            let whole = bytes.len();
+            let mut bytes = plain(&topic);
+            let len = bytes.len();
             bytes.extend_from_slice(b"first frame");
             let mut pieces = pieces.into_iter().cycle();
-            let (taken, result) = feed(&bytes, || pieces.next().unwrap());
-            prop_assert_eq!(taken, whole);
-            prop_assert_eq!(result, Ok(Some(topic)));
+            let (taken, step) = feed(&mut Greeting::new(), &bytes, None, || pieces.next().unwrap());
+            prop_assert_eq!(taken, len);
+            prop_assert_eq!(step.unwrap(), Step::Ask(request(), topic));
+        }
+
+        #[test]
+        fn so_it_does_with_a_key(topic in "[a-z]{1,128}", pieces in prop::collection::vec(1usize..60, 1..200)) {
+            let mut pieces = pieces.into_iter().cycle();
+            let (greeting, _) = asked(&grants(), &key(1), &topic, || pieces.next().unwrap());
+            prop_assert_eq!(&greeting.grant().unwrap().name, "one");
+        }
+
+        #[test]
+        fn arbitrary_bytes_open_nothing(mut bytes in prop::collection::vec(any::<u8>(), 0..300), magic in 0..3) {
+            if magic > 0 && bytes.len() > 8 {
+                bytes[..4].copy_from_slice(if magic == 1 { &MAGIC } else { &KNOCK_MAGIC });
+                bytes[4..8].copy_from_slice(&[1, 0, 0, 0]);
+            }
+            let step = whole(&bytes, Some(&grants()));
+            prop_assert!(!matches!(step, Ok(Step::Say(_) | Step::Ask(..))));
         }
     }
 
     #[test]
     fn garbage_is_told_by_its_first_byte() {
-        let (taken, result) = feed(b"GET / HTTP/1.1\r\n", || 1);
+        let (taken, step) = feed(&mut Greeting::new(), b"GET / HTTP/1.1\r\n", None, || 1);
         assert_eq!(taken, 1);
-        assert!(result.unwrap_err().contains("not a Penstock publisher"));
+        let error = step.unwrap_err();
+        assert!(error.refusal().is_none());
+        assert!(error.to_string().contains("not a Penstock publisher"));
+    }
+
+    #[test]
+    fn a_handshake_cut_short_at_any_length_opens_nothing() {
+        let grants = grants();
+        let (_, knock) = Initiator::knock(&key(1)).unwrap();
+        for len in 0..KNOCK_LEN {
+            let step = whole(&knock.as_bytes()[..len], Some(&grants));
+            assert_eq!(step.unwrap(), Step::More, "{len}");
+        }
+        let mut greeting = Greeting::new();
+        let (publisher, knock) = Initiator::knock(&key(1)).unwrap();
+        let Ok(Step::Say(answer)) = feed(&mut greeting, knock.as_bytes(), Some(&grants), || 99).1
+        else {
+            panic!("no answer")
+        };
+        let answer = KnockAnswer::read_from_bytes(&answer).unwrap();
+        let mut channel = publisher.finish(&answer).unwrap();
+        let question = channel.seal(Question::new(&request(), "t").unwrap().as_bytes());
+        let mut steps = question.iter().map(|byte| {
+            greeting.wanted()[0] = *byte;
+            greeting.received(1, Some(&grants)).unwrap()
+        });
+        let before = steps.by_ref().take(question.len() - 1);
+        assert!(before.into_iter().all(|step| step == Step::More));
+        assert!(matches!(steps.next(), Some(Step::Ask(..))));
+    }
+
+    #[test]
+    fn whoever_does_not_hold_a_key_is_told_the_same() {
+        let grants = grants();
+        let (_, unknown) = Initiator::knock(&key(9)).unwrap();
+        let unknown = whole(unknown.as_bytes(), Some(&grants)).unwrap_err();
+        assert!(matches!(unknown, GreetingError::UnknownKey), "{unknown:?}");
+        // It saw the number of a key on the wire.
+        let (_, other) = Initiator::knock(&key(9)).unwrap();
+        let mut bytes = other.as_bytes().to_vec();
+        bytes[8..24].copy_from_slice(key(1).id());
+        let not_held = whole(&bytes, Some(&grants)).unwrap_err();
+        assert!(matches!(&not_held, GreetingError::NotHeld(name) if name == "one"));
+        // It recorded a whole handshake.
+        let (publisher, knock) = Initiator::knock(&key(1)).unwrap();
+        let (mut channel, _) = {
+            let (_, answer) = respond(&key(1), &knock).unwrap();
+            (publisher.finish(&answer).unwrap(), ())
+        };
+        let question = channel.seal(Question::new(&request(), "t").unwrap().as_bytes());
+        let mut greeting = Greeting::new();
+        let said = feed(&mut greeting, knock.as_bytes(), Some(&grants), || 99).1;
+        assert!(matches!(said, Ok(Step::Say(_))), "{said:?}");
+        let repeated = feed(&mut greeting, &question, Some(&grants), || 999)
+            .1
+            .unwrap_err();
+        assert!(
+            matches!(repeated, GreetingError::Repeated(_)),
+            "{repeated:?}"
+        );
+        for error in [&unknown, &not_held, &repeated] {
+            assert_eq!(error.refusal(), Some(Refusal::Authentication));
+            assert_eq!(error.told(), unknown.told());
+            assert!(!error.told().contains("one"), "{}", error.told());
+        }
+    }
+
+    #[test]
+    fn a_handshake_without_a_key_is_no_way_around_them() {
+        let error = whole(&plain("t"), Some(&grants())).unwrap_err();
+        assert_eq!(error.refusal(), Some(Refusal::Authentication));
+        assert!(error.told().contains("--auth-key"), "{}", error.told());
+        // Nor does a broker without keys make as if it had some.
+        let (_, knock) = Initiator::knock(&key(1)).unwrap();
+        let error = whole(knock.as_bytes(), None).unwrap_err();
+        assert_eq!(error.refusal(), Some(Refusal::Authentication));
+        assert!(error.told().contains("without keys"), "{}", error.told());
+    }
+
+    #[test]
+    fn answers_are_sealed_once_the_key_is_proved_and_not_before() {
+        let refusal = Welcome::refuse(Refusal::Topic, "no more topics");
+        assert_eq!(Greeting::new().seal(refusal.clone()), refusal);
+        let (mut greeting, mut channel) = asked(&grants(), &key(2), "t", || 999);
+        assert!(!greeting.grant().unwrap().permits("t"));
+        let sealed = greeting.seal(refusal);
+        let (reply, text) = sealed.split_at(SEALED_REPLY_LEN);
+        let reply = channel.open(reply).unwrap();
+        let welcome = Welcome::read_from_prefix(&reply).unwrap().0;
+        let text_len = b"no more topics".len();
+        assert_eq!(welcome.parse(), Ok(Answer::Refused { code: 3, text_len }));
+        assert_eq!(text.len(), text_len + SEAL_LEN);
+        assert_eq!(channel.open(text).unwrap(), b"no more topics");
     }
 }

@@ -61,6 +61,10 @@ pub struct Counters {
     pub streams_opened: AtomicU64,
     /// Streams refused, for any reason that the peer was told.
     pub streams_refused: AtomicU64,
+    /// Of these, publishers without a key that the broker takes.
+    pub unauthenticated: AtomicU64,
+    /// Of these, publishers whose key does not permit the topic.
+    pub not_permitted: AtomicU64,
     /// Connections dropped because their first bytes were not this protocol's.
     pub garbage: AtomicU64,
     /// Connections that said nothing, or half a hello, for too long.

@@ -213,6 +213,10 @@ pub enum Refusal {
     Path = 7,
     /// The stream's earlier connection has not ended yet; ask again soon.
     Busy = 8,
+    /// The broker takes publishers with a key only, or not with this one, or it has no keys.
+    Authentication = 9,
+    /// The key may not publish to the topic.
+    Permission = 10,
 }
 
 /// A hello that cannot be served; the text is for the publisher's user.

@@ -1,0 +1,346 @@
+//! The program with keys: who gets in, who is told what, and whose session it is.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use penstock_dataplane::auth::{Channel, Initiator, Key, read_key};
+use penstock_dataplane::wire::handshake::{
+    AckLevel, Answer, Hello, Offer, OrderLevel, Path, Refusal, Request, WELCOME_LEN, Welcome,
+};
+use penstock_dataplane::wire::knock::{
+    KNOCK_ANSWER_LEN, KnockAnswer, Question, Reply, SEAL_LEN, SEALED_REPLY_LEN,
+};
+use tempfile::TempDir;
+use zerocopy::{FromBytes, IntoBytes};
+
+/// Longer than anything here takes; a test that waits for it has failed anyhow.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A broker with keys: `eu` may publish to `trades.*`, `us` to anything.
+struct Broker {
+    dir: TempDir,
+    child: Child,
+    address: SocketAddr,
+}
+
+type Refused = (u16, String);
+
+fn broker(dir: &TempDir, flags: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_penstock-broker"));
+    command.args(["--ring-size", "256KiB", "--segment-size", "64KiB"]);
+    command.arg("--buffer-dir").arg(dir.path().join("logs"));
+    command.arg("--report").arg(dir.path().join("report.json"));
+    command.args(flags).env_remove("RUST_LOG");
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    command
+}
+
+fn keygen(dir: &TempDir, name: &str) -> PathBuf {
+    let path = dir.path().join(format!("{name}.key"));
+    let mut command = broker(dir, &["--keygen"]);
+    let output = command.arg(&path).output().unwrap();
+    assert!(output.status.success());
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.contains("--auth-key"), "{said}");
+    path
+}
+
+fn write_keys(dir: &TempDir, lines: &[String]) -> PathBuf {
+    let path = dir.path().join("keys");
+    fs::write(&path, lines.concat()).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    path
+}
+
+fn line(dir: &TempDir, name: &str, topics: &str) -> String {
+    let line = fs::read_to_string(dir.path().join(format!("{name}.key"))).unwrap();
+    line.replace(" *\n", &format!(" {topics}\n"))
+}
+
+impl Broker {
+    fn start() -> Self {
+        let dir = TempDir::new().unwrap();
+        keygen(&dir, "eu");
+        keygen(&dir, "us");
+        let lines = [line(&dir, "eu", "trades.*"), line(&dir, "us", "*")];
+        write_keys(&dir, &lines);
+        Self::start_in(dir)
+    }
+
+    fn start_in(dir: TempDir) -> Self {
+        let keys = dir.path().join("keys");
+        let flags = [
+            "--listen",
+            "127.0.0.1:0",
+            "--auth-keys",
+            keys.to_str().unwrap(),
+        ];
+        let mut child = broker(&dir, &flags).stderr(Stdio::null()).spawn().unwrap();
+        let mut line = String::new();
+        let stdout = child.stdout.take().unwrap();
+        BufReader::new(stdout).read_line(&mut line).unwrap();
+        let address = line.trim_end().strip_prefix("penstock-broker ready on ");
+        Self {
+            address: address.expect("ready").parse().unwrap(),
+            dir,
+            child,
+        }
+    }
+
+    fn restart(mut self) -> Self {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        let dir = std::mem::replace(&mut self.dir, TempDir::new().unwrap());
+        Self::start_in(dir)
+    }
+
+    fn key(&self, name: &str) -> Key {
+        read_key(&self.dir.path().join(format!("{name}.key"))).unwrap()
+    }
+
+    fn signal(&self, signal: i32) {
+        let pid = i32::try_from(self.child.id()).unwrap();
+        // SAFETY: the child has not been waited for, so the number is still its own.
+        assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+    }
+
+    /// Ends it; returns its counters.
+    fn stop(mut self) -> serde_json::Value {
+        self.signal(libc::SIGTERM);
+        assert!(self.child.wait().unwrap().success());
+        let report = fs::read(self.dir.path().join("report.json")).unwrap();
+        let report: serde_json::Value = serde_json::from_slice(&report).unwrap();
+        report["counters"].clone()
+    }
+
+    fn connect(&self) -> TcpStream {
+        let socket = TcpStream::connect(self.address).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket
+    }
+
+    /// Knocks; returns the channel, or the refusal.
+    fn knock(&self, key: &Key) -> Result<(TcpStream, Channel), Refused> {
+        let mut socket = self.connect();
+        let (publisher, knock) = Initiator::knock(key).unwrap();
+        socket.write_all(knock.as_bytes()).unwrap();
+        let answer = read::<KNOCK_ANSWER_LEN>(&mut socket);
+        match Welcome::read_from_bytes(&answer).unwrap().parse() {
+            Ok(Answer::Refused { code, text_len }) => {
+                let mut text = vec![0; text_len];
+                socket.read_exact(&mut text).unwrap();
+                Err((code, String::from_utf8(text).unwrap()))
+            }
+            Ok(Answer::Accepted(_)) => panic!("accepted without a question"),
+            Err(_) => {
+                let answer = KnockAnswer::read_from_bytes(&answer).unwrap();
+                Ok((socket, publisher.finish(&answer).unwrap()))
+            }
+        }
+    }
+
+    fn ask(
+        &self,
+        key: &Key,
+        topic: &str,
+        request: &Request,
+    ) -> Result<(TcpStream, Offer), Refused> {
+        let (mut socket, mut channel) = self.knock(key)?;
+        let question = Question::new(request, topic).unwrap();
+        socket
+            .write_all(&channel.seal(question.as_bytes()))
+            .unwrap();
+        let reply = channel
+            .open(&read::<SEALED_REPLY_LEN>(&mut socket))
+            .unwrap();
+        let reply = Reply::read_from_bytes(&reply).unwrap();
+        match Welcome::read_from_bytes(&reply.welcome)
+            .unwrap()
+            .parse()
+            .unwrap()
+        {
+            Answer::Accepted(offer) => Ok((socket, offer)),
+            Answer::Refused { code, text_len } => {
+                let mut text = vec![0; text_len + SEAL_LEN];
+                socket.read_exact(&mut text).unwrap();
+                let text = channel.open(&text).unwrap();
+                Err((code, String::from_utf8(text).unwrap()))
+            }
+        }
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        // A test that failed leaves nothing running; otherwise it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn read<const LEN: usize>(socket: &mut TcpStream) -> [u8; LEN] {
+    let mut bytes = [0; LEN];
+    socket.read_exact(&mut bytes).unwrap();
+    bytes
+}
+
+fn request() -> Request {
+    Request {
+        session: 0,
+        stream: 0,
+        streams: 1,
+        ack: AckLevel::Committed,
+        order: OrderLevel::PerStream,
+        max_payload: 4096,
+        path: Path::Tcp,
+        resume_from: None,
+        max_datagram: 0,
+    }
+}
+
+#[test]
+fn only_holders_of_a_key_get_in_and_only_where_they_may() {
+    let broker = Broker::start();
+    let (eu, us) = (broker.key("eu"), broker.key("us"));
+    broker.ask(&eu, "trades.eu", &request()).unwrap();
+    broker.ask(&us, "audit", &request()).unwrap();
+    let (code, said) = broker.ask(&eu, "audit", &request()).unwrap_err();
+    assert_eq!(code, Refusal::Permission as u16);
+    assert!(
+        said.contains("key eu may not publish to topic \"audit\""),
+        "{said}"
+    );
+    let (code, stranger) = broker.knock(&Key::new(&[9; 32])).unwrap_err();
+    assert_eq!(code, Refusal::Authentication as u16);
+    assert!(stranger.contains("does not take the key"), "{stranger}");
+
+    let mut socket = broker.connect();
+    let hello = Hello::new(&request(), 5);
+    socket
+        .write_all(&[hello.as_bytes(), b"audit"].concat())
+        .unwrap();
+    let welcome = read::<WELCOME_LEN>(&mut socket);
+    let Ok(Answer::Refused { code, .. }) = Welcome::read_from_bytes(&welcome).unwrap().parse()
+    else {
+        panic!("a publisher without a key got in")
+    };
+    assert_eq!(code, Refusal::Authentication as u16);
+    let counters = broker.stop();
+    assert_eq!(counters["streams_opened"], 2);
+    assert_eq!(counters["streams_refused"], 3);
+    assert_eq!(counters["unauthenticated"], 2);
+    assert_eq!(counters["not_permitted"], 1);
+}
+
+#[test]
+fn a_topic_that_a_key_may_not_publish_to_is_not_even_made() {
+    let broker = Broker::start();
+    broker
+        .ask(&broker.key("eu"), "audit", &request())
+        .unwrap_err();
+    assert!(!broker.dir.path().join("logs/audit.log").exists());
+}
+
+#[test]
+fn a_recorded_opening_takes_nothing_over() {
+    let broker = Broker::start();
+    let key = broker.key("eu");
+    let (publisher, knock) = Initiator::knock(&key).unwrap();
+    let mut socket = broker.connect();
+    socket.write_all(knock.as_bytes()).unwrap();
+    let answer = read::<KNOCK_ANSWER_LEN>(&mut socket);
+    let mut channel = publisher
+        .finish(&KnockAnswer::read_from_bytes(&answer).unwrap())
+        .unwrap();
+    let question = channel.seal(Question::new(&request(), "trades.a").unwrap().as_bytes());
+    socket.write_all(&question).unwrap();
+    channel
+        .open(&read::<SEALED_REPLY_LEN>(&mut socket))
+        .unwrap();
+
+    let mut again = broker.connect();
+    again.write_all(knock.as_bytes()).unwrap();
+    read::<KNOCK_ANSWER_LEN>(&mut again);
+    again.write_all(&question).unwrap();
+    let welcome = read::<WELCOME_LEN>(&mut again);
+    let answer = Welcome::read_from_bytes(&welcome).unwrap().parse().unwrap();
+    assert!(
+        matches!(answer, Answer::Refused { code, .. } if code == Refusal::Authentication as u16),
+        "{answer:?}"
+    );
+    // The stream that was recorded goes on.
+    socket.set_nonblocking(true).unwrap();
+    let read = socket.read(&mut [0]).unwrap_err();
+    assert_eq!(read.kind(), std::io::ErrorKind::WouldBlock);
+    assert_eq!(broker.stop()["streams_opened"], 1);
+}
+
+#[test]
+fn a_session_is_taken_up_by_its_key_only_also_after_kill_9() {
+    let broker = Broker::start();
+    let (socket, offer) = broker
+        .ask(&broker.key("eu"), "trades.a", &request())
+        .unwrap();
+    let resume = Request {
+        session: offer.session,
+        resume_from: Some(0),
+        ..request()
+    };
+    let steal = |broker: &Broker| {
+        let (code, said) = broker
+            .ask(&broker.key("us"), "trades.a", &resume)
+            .unwrap_err();
+        assert_eq!(code, Refusal::Session as u16, "{said}");
+    };
+    steal(&broker);
+    drop(socket);
+    let broker = broker.restart();
+    steal(&broker);
+    let (_socket, back) = broker.ask(&broker.key("eu"), "trades.a", &resume).unwrap();
+    assert_eq!(back.session, offer.session);
+}
+
+#[test]
+fn keys_are_read_again_on_sighup() {
+    let broker = Broker::start();
+    let (eu, us) = (broker.key("eu"), broker.key("us"));
+    // Wrong: what was read before stays.
+    fs::write(broker.dir.path().join("keys"), "nonsense").unwrap();
+    broker.signal(libc::SIGHUP);
+    broker.ask(&eu, "trades.a", &request()).unwrap();
+    write_keys(&broker.dir, &[line(&broker.dir, "us", "audit")]);
+    broker.signal(libc::SIGHUP);
+    let start = Instant::now();
+    while broker.knock(&eu).is_ok() {
+        assert!(start.elapsed() < PATIENCE, "the key is taken for ever");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    broker.ask(&us, "audit", &request()).unwrap();
+    let (code, _) = broker.ask(&us, "trades.a", &request()).unwrap_err();
+    assert_eq!(code, Refusal::Permission as u16);
+}
+
+#[test]
+fn a_file_of_keys_that_others_can_read_is_no_start() {
+    let dir = TempDir::new().unwrap();
+    keygen(&dir, "eu");
+    let keys = write_keys(&dir, &[line(&dir, "eu", "*")]);
+    fs::set_permissions(&keys, fs::Permissions::from_mode(0o644)).unwrap();
+    let mut command = broker(&dir, &["--listen", "127.0.0.1:0", "--auth-keys"]);
+    let output = command.arg(&keys).stderr(Stdio::piped()).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        said.contains(&format!("chmod 600 {}", keys.display())),
+        "{said}"
+    );
+    let again = dir.path().join("eu.key");
+    let mut command = broker(&dir, &["--keygen"]);
+    let output = command.arg(&again).stderr(Stdio::piped()).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "a key was written over");
+}

@@ -1,0 +1,228 @@
+//! The handshake, and the channel that comes out of it. No I/O; its randomness is the system's.
+
+use snow::{Builder, HandshakeState, TransportState};
+use thiserror::Error;
+use zerocopy::IntoBytes;
+
+use super::key::Key;
+use crate::wire::knock::{Knock, KnockAnswer, KnockError, NOISE_LEN, Preamble, SEAL_LEN};
+
+/// The Noise protocol: pattern NN with the pre-shared key mixed in before anything else.
+pub const SUITE: &str = "Noise_NNpsk0_25519_ChaChaPoly_BLAKE2s";
+
+/// The other end did not prove that it holds the key.
+#[derive(Debug, Error, PartialEq, Eq, Clone)]
+pub enum Unproven {
+    /// It holds another key, or somebody changed what was said.
+    #[error("the other end does not hold this key, or what it said was changed on the way")]
+    Wrong,
+    /// It speaks another version.
+    #[error(transparent)]
+    Other(#[from] KnockError),
+    /// Without random numbers there is no handshake.
+    #[error("this host gives no random numbers")]
+    Random,
+}
+
+impl From<snow::Error> for Unproven {
+    fn from(error: snow::Error) -> Self {
+        match error {
+            snow::Error::Rng => Self::Random,
+            _ => Self::Wrong,
+        }
+    }
+}
+
+/// A publisher that has knocked.
+#[derive(Debug)]
+pub struct Initiator(HandshakeState);
+
+impl Initiator {
+    /// Begins a handshake with a key; the first message is to be sent.
+    ///
+    /// # Errors
+    /// If the host gives no random numbers.
+    pub fn knock(key: &Key) -> Result<(Self, Knock), Unproven> {
+        let preamble = Preamble::new(*key.id());
+        let mut noise = builder(key, &preamble).build_initiator()?;
+        let mut message = [0; NOISE_LEN];
+        noise.write_message(&[], &mut message)?;
+        Ok((Self(noise), Knock::new(preamble, message)))
+    }
+
+    /// Ends it with the broker's answer.
+    ///
+    /// # Errors
+    /// [`Unproven`] when the answer does not come from a holder of the key.
+    pub fn finish(mut self, answer: &KnockAnswer) -> Result<Channel, Unproven> {
+        self.0.read_message(answer.parse()?, &mut [])?;
+        Ok(Channel(self.0.into_transport_mode()?))
+    }
+}
+
+/// The broker's part: one message in, one out. Costs only a few hashes if the other end does not
+/// hold the key.
+///
+/// That the answer is sent does not mean that the other end is there: a recorded knock gets one as
+/// well. What is opened with the [`Channel`] comes from a holder of the key, and is new.
+///
+/// # Errors
+/// [`Unproven`] when the knock does not come from a holder of the key.
+pub fn respond(key: &Key, knock: &Knock) -> Result<(Channel, KnockAnswer), Unproven> {
+    let (preamble, _, message) = knock.parse()?;
+    let mut noise = builder(key, preamble).build_responder()?;
+    noise.read_message(message, &mut [])?;
+    let mut answer = [0; NOISE_LEN];
+    noise.write_message(&[], &mut answer)?;
+    Ok((
+        Channel(noise.into_transport_mode()?),
+        KnockAnswer::new(answer),
+    ))
+}
+
+fn builder<'a>(key: &'a Key, preamble: &'a Preamble) -> Builder<'a> {
+    Builder::new(SUITE.parse().expect("the suite is one that is built in"))
+        .psk(0, key.handshake())
+        .and_then(|builder| builder.prologue(preamble.as_bytes()))
+        .expect("each is set once")
+}
+
+/// Seals and opens messages between both ends, each direction with a key of its own. They must be
+/// opened in the order in which they were sealed.
+#[derive(Debug)]
+pub struct Channel(TransportState);
+
+impl Channel {
+    /// Seals a message of at most 64 KiB, [`SEAL_LEN`] included.
+    ///
+    /// # Panics
+    /// If it is longer.
+    #[must_use]
+    pub fn seal(&mut self, message: &[u8]) -> Vec<u8> {
+        let mut sealed = vec![0; message.len() + SEAL_LEN];
+        let len = self.0.write_message(message, &mut sealed);
+        assert_eq!(len.ok(), Some(sealed.len()), "messages are short and few");
+        sealed
+    }
+
+    /// Opens a message of the other end.
+    ///
+    /// # Errors
+    /// [`Unproven`] when it is not the next that the other end sealed.
+    pub fn open(&mut self, sealed: &[u8]) -> Result<Vec<u8>, Unproven> {
+        let len = sealed.len().checked_sub(SEAL_LEN).ok_or(Unproven::Wrong)?;
+        let mut message = vec![0; len];
+        self.0.read_message(sealed, &mut message)?;
+        Ok(message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use zerocopy::FromBytes;
+
+    fn key(byte: u8) -> Key {
+        Key::new(&[byte; 32])
+    }
+
+    fn pair() -> (Channel, Channel) {
+        let (publisher, knock) = Initiator::knock(&key(1)).unwrap();
+        let (broker, answer) = respond(&key(1), &knock).unwrap();
+        (publisher.finish(&answer).unwrap(), broker)
+    }
+
+    #[test]
+    fn both_ends_of_a_handshake_understand_each_other_and_nobody_else_does() {
+        let (mut publisher, mut broker) = pair();
+        let sealed = publisher.seal(b"hello");
+        assert_eq!(broker.open(&sealed).unwrap(), b"hello");
+        let sealed = broker.seal(b"welcome");
+        assert_eq!(publisher.open(&sealed).unwrap(), b"welcome");
+        let (_, mut another) = pair();
+        assert_eq!(another.open(&sealed), Err(Unproven::Wrong));
+    }
+
+    #[test]
+    fn another_key_is_noticed_by_the_first_who_can() {
+        let (_, knock) = Initiator::knock(&key(2)).unwrap();
+        assert_eq!(respond(&key(1), &knock).unwrap_err(), Unproven::Wrong);
+        // A broker that takes any key cannot answer for it either.
+        let (publisher, _) = Initiator::knock(&key(2)).unwrap();
+        let (_, knock) = Initiator::knock(&key(1)).unwrap();
+        let (_, answer) = respond(&key(1), &knock).unwrap();
+        assert_eq!(publisher.finish(&answer).unwrap_err(), Unproven::Wrong);
+    }
+
+    #[test]
+    fn a_recorded_publisher_gets_no_further_than_the_first_answer() {
+        let (publisher, knock) = Initiator::knock(&key(1)).unwrap();
+        let (mut broker, answer) = respond(&key(1), &knock).unwrap();
+        let question = publisher.finish(&answer).unwrap().seal(b"question");
+        let (mut again, _) = respond(&key(1), &knock).unwrap();
+        assert_eq!(again.open(&question), Err(Unproven::Wrong));
+        assert_eq!(broker.open(&question).unwrap(), b"question");
+        assert_eq!(broker.open(&question), Err(Unproven::Wrong), "twice");
+    }
+
+    #[test]
+    fn a_recorded_broker_gets_no_question() {
+        let (first, knock) = Initiator::knock(&key(1)).unwrap();
+        let (_, answer) = respond(&key(1), &knock).unwrap();
+        first.finish(&answer).unwrap();
+        let (second, _) = Initiator::knock(&key(1)).unwrap();
+        assert_eq!(second.finish(&answer).unwrap_err(), Unproven::Wrong);
+    }
+
+    #[test]
+    fn every_flipped_bit_is_noticed() {
+        let (_, knock) = Initiator::knock(&key(1)).unwrap();
+        // The magic is looked at before this.
+        for bit in 32..knock.as_bytes().len() * 8 {
+            let mut bytes = knock.as_bytes().to_vec();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            let flipped = Knock::read_from_bytes(&bytes).unwrap();
+            assert!(
+                respond(&key(1), &flipped).is_err(),
+                "bit {bit} of the knock"
+            );
+        }
+        for bit in 32..size_of::<KnockAnswer>() * 8 {
+            let (publisher, knock) = Initiator::knock(&key(1)).unwrap();
+            let (_, answer) = respond(&key(1), &knock).unwrap();
+            let mut bytes = answer.as_bytes().to_vec();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            let flipped = KnockAnswer::read_from_bytes(&bytes).unwrap();
+            assert!(
+                publisher.finish(&flipped).is_err(),
+                "bit {bit} of the answer"
+            );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_sealed_is_opened_once_and_in_order(messages in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..300), 1..8), bit: usize) {
+            let (mut publisher, mut broker) = pair();
+            let sealed: Vec<_> = messages.iter().map(|message| publisher.seal(message)).collect();
+            if let Some(second) = sealed.get(1) {
+                prop_assert_eq!(broker.open(second), Err(Unproven::Wrong));
+            }
+            for (sealed, message) in sealed.iter().zip(&messages) {
+                let mut flipped = sealed.clone();
+                let bit = bit % (flipped.len() * 8);
+                flipped[bit / 8] ^= 1 << (bit % 8);
+                prop_assert_eq!(broker.open(&flipped), Err(Unproven::Wrong));
+                prop_assert_eq!(broker.open(&sealed[..sealed.len() - 1]), Err(Unproven::Wrong));
+                prop_assert_eq!(&broker.open(sealed).unwrap(), message);
+            }
+        }
+
+        #[test]
+        fn arbitrary_bytes_prove_nothing(knock: [u8; size_of::<Knock>()], sealed in prop::collection::vec(any::<u8>(), 0..300)) {
+            prop_assert!(respond(&key(1), &Knock::read_from_bytes(&knock).unwrap()).is_err());
+            prop_assert_eq!(pair().1.open(&sealed), Err(Unproven::Wrong));
+        }
+    }
+}

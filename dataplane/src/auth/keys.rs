@@ -1,0 +1,486 @@
+//! Keys in files: one a line, with a name and the topics that it may publish to.
+//!
+//! ```text
+//! # name        secret, 64 hexadecimal digits     topics, * at the end stands for anything
+//! collector-eu  4f0c...                           trades.* audit
+//! ```
+//!
+//! A broker has one such file for all its publishers, a publisher one with its own line; what a
+//! publisher's line says of topics is of no account.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use thiserror::Error;
+use zeroize::Zeroizing;
+
+use super::key::{Key, KeyId, SECRET_LEN, generate};
+use crate::wire::handshake::check_topic;
+
+/// Longest file that is read, bytes: some ten thousand keys.
+const MAX_FILE: u64 = 1 << 20;
+/// Longest name of a key, bytes.
+const MAX_NAME: usize = 64;
+
+/// A file of keys cannot be used.
+#[derive(Debug, Error)]
+pub enum KeyFileError {
+    /// It cannot be read.
+    #[error("cannot read the keys in {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// Others than its owner may read or change it.
+    #[error(
+        "{path} has mode {mode:03o}, so that others may read or change the keys in it: chmod 600 {path}"
+    )]
+    Exposed {
+        /// The file.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
+    /// A line is no key.
+    #[error("{path}, line {line}: {what}")]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong.
+        what: String,
+    },
+    /// There are no keys in it, or more than the one that there should be.
+    #[error("{path} has {count} keys, not {wanted}; penstock-broker --keygen makes one")]
+    Count {
+        /// The file.
+        path: PathBuf,
+        /// Keys in it.
+        count: usize,
+        /// How many there should be.
+        wanted: &'static str,
+    },
+    /// There is no chance to make a key.
+    #[error("this host gives no random numbers: {0}")]
+    Random(getrandom::Error),
+}
+
+/// A key, and what its holder may do.
+#[derive(Debug)]
+pub struct Grant {
+    /// The key's name, for logs.
+    pub name: String,
+    /// The key.
+    pub key: Key,
+    topics: Vec<String>,
+}
+
+impl Grant {
+    /// Whether the holder may publish to a topic.
+    #[must_use]
+    pub fn permits(&self, topic: &str) -> bool {
+        self.topics
+            .iter()
+            .any(|pattern| match pattern.strip_suffix('*') {
+                Some(prefix) => topic.starts_with(prefix),
+                None => topic == pattern,
+            })
+    }
+}
+
+/// The keys that a broker takes, as of one reading of their file.
+#[derive(Debug)]
+pub struct Grants {
+    by_id: HashMap<KeyId, Arc<Grant>>,
+    /// Stands in for a key that is not known, so that a knock costs the same with any number.
+    decoy: Key,
+}
+
+impl Grants {
+    fn read(path: &Path) -> Result<Self, KeyFileError> {
+        Self::parse(path, &read_secret_file(path)?)
+    }
+
+    /// The keys in the text of a file.
+    pub(crate) fn parse(path: &Path, text: &str) -> Result<Self, KeyFileError> {
+        let decoy = Key::new(&*generate().map_err(KeyFileError::Random)?);
+        let mut by_id = HashMap::new();
+        for (line, grant) in parse_lines(path, text)? {
+            let wrong = |what| KeyFileError::Line {
+                path: path.to_owned(),
+                line,
+                what,
+            };
+            if grant.topics.is_empty() {
+                let name = &grant.name;
+                return Err(wrong(format!(
+                    "key {name} may publish nothing: name topics behind the secret, such as trades.* or *"
+                )));
+            }
+            if by_id
+                .values()
+                .any(|other: &Arc<Grant>| other.name == grant.name)
+            {
+                return Err(wrong(format!("there is a key {} already", grant.name)));
+            }
+            if let Some(same) = by_id.insert(*grant.key.id(), Arc::new(grant)) {
+                return Err(wrong(format!("the secret is that of key {}", same.name)));
+            }
+        }
+        if by_id.is_empty() {
+            return Err(KeyFileError::Count {
+                path: path.to_owned(),
+                count: 0,
+                wanted: "one or more",
+            });
+        }
+        Ok(Self { by_id, decoy })
+    }
+
+    /// The key of this number, if it is known, and otherwise one that nobody holds.
+    #[must_use]
+    pub fn find(&self, id: &KeyId) -> (Option<&Arc<Grant>>, &Key) {
+        match self.by_id.get(id) {
+            Some(grant) => (Some(grant), &grant.key),
+            None => (None, &self.decoy),
+        }
+    }
+
+    /// How many keys there are; never 0.
+    #[must_use]
+    #[allow(clippy::len_without_is_empty, reason = "they are never empty")]
+    pub fn len(&self) -> usize {
+        self.by_id.len()
+    }
+}
+
+/// The keys that a broker takes; their file can be read again.
+#[derive(Debug)]
+pub struct Keys {
+    path: PathBuf,
+    now: Mutex<Arc<Grants>>,
+}
+
+impl Keys {
+    /// Reads a broker's file.
+    ///
+    /// # Errors
+    /// [`KeyFileError`] names the line and what to do.
+    pub fn load(path: &Path) -> Result<Self, KeyFileError> {
+        Ok(Self {
+            path: path.to_owned(),
+            now: Mutex::new(Arc::new(Grants::read(path)?)),
+        })
+    }
+
+    /// Reads the file again; what was read before stays in force if that fails. Returns the number
+    /// of keys.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    ///
+    /// # Panics
+    /// Never: no thread panics while it holds the lock.
+    pub fn reload(&self) -> Result<usize, KeyFileError> {
+        let grants = Grants::read(&self.path)?;
+        let count = grants.len();
+        *self.now.lock().expect("no holder of this lock panics") = Arc::new(grants);
+        Ok(count)
+    }
+
+    /// The keys as of now.
+    ///
+    /// # Panics
+    /// Never: no thread panics while it holds the lock.
+    #[must_use]
+    pub fn grants(&self) -> Arc<Grants> {
+        Arc::clone(&self.now.lock().expect("no holder of this lock panics"))
+    }
+}
+
+/// A publisher's key, the only one in its file.
+///
+/// # Errors
+/// [`KeyFileError`] names the line and what to do.
+pub fn read_key(path: &Path) -> Result<Key, KeyFileError> {
+    let mut lines = parse_lines(path, &read_secret_file(path)?)?;
+    match (lines.pop(), lines.len()) {
+        (Some((_, grant)), 0) => Ok(grant.key),
+        (last, rest) => Err(KeyFileError::Count {
+            path: path.to_owned(),
+            count: rest + usize::from(last.is_some()),
+            wanted: "one",
+        }),
+    }
+}
+
+/// The line of a new key that may publish to any topic.
+///
+/// # Errors
+/// [`KeyFileError::Random`] if the system gives no random numbers.
+///
+/// # Panics
+/// If the name is none that [`read_key`] would take.
+pub fn describe(name: &str) -> Result<Zeroizing<String>, KeyFileError> {
+    check_name(name).expect("names are checked before keys are made");
+    let secret = generate().map_err(KeyFileError::Random)?;
+    let mut line = Zeroizing::new(String::with_capacity(name.len() + 2 * SECRET_LEN + 4));
+    line.push_str(name);
+    line.push(' ');
+    for byte in secret.iter() {
+        for digit in [byte >> 4, byte & 0xf] {
+            line.push(char::from_digit(digit.into(), 16).expect("four bits"));
+        }
+    }
+    line.push_str(" *\n");
+    Ok(line)
+}
+
+fn parse_lines(path: &Path, text: &str) -> Result<Vec<(usize, Grant)>, KeyFileError> {
+    let mut grants = Vec::new();
+    for (index, line) in text.lines().enumerate() {
+        if line.trim().is_empty() || line.trim_start().starts_with('#') {
+            continue;
+        }
+        let grant = parse_line(line).map_err(|what| KeyFileError::Line {
+            path: path.to_owned(),
+            line: index + 1,
+            what,
+        })?;
+        grants.push((index + 1, grant));
+    }
+    Ok(grants)
+}
+
+/// The mode is looked at on the open file, so that it is the one that is read.
+fn read_secret_file(path: &Path) -> Result<Zeroizing<String>, KeyFileError> {
+    let read = |source| KeyFileError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let file = File::open(path).map_err(read)?;
+    let about = file.metadata().map_err(read)?;
+    if !about.is_file() || about.len() > MAX_FILE {
+        let what = format!("it is no file of at most {MAX_FILE} bytes");
+        return Err(read(io::Error::other(what)));
+    }
+    let mode = about.mode() & 0o777;
+    // So systemd's LoadCredential= makes them, with an access control list for the service's user.
+    let credential = (mode, about.uid(), about.gid()) == (0o440, 0, 0);
+    if mode & 0o077 != 0 && !credential {
+        return Err(KeyFileError::Exposed {
+            path: path.to_owned(),
+            mode,
+        });
+    }
+    // As long as it can become, so that no copy of the secrets is left behind in memory.
+    let mut text = Zeroizing::new(String::with_capacity(MAX_FILE as usize + 1));
+    file.take(MAX_FILE)
+        .read_to_string(&mut text)
+        .map_err(read)?;
+    Ok(text)
+}
+
+fn parse_line(line: &str) -> Result<Grant, String> {
+    let mut words = line.split_whitespace();
+    let name = words.next().unwrap_or_default();
+    check_name(name)?;
+    let secret = words.next().and_then(parse_secret).ok_or_else(|| {
+        let digits = 2 * SECRET_LEN;
+        format!("behind the name {name} comes no secret of {digits} hexadecimal digits")
+    })?;
+    let topics = words.map(|pattern| check_pattern(pattern).map(|()| pattern.to_owned()));
+    Ok(Grant {
+        name: name.to_owned(),
+        key: Key::new(&secret),
+        topics: topics.collect::<Result<_, _>>()?,
+    })
+}
+
+fn parse_secret(digits: &str) -> Option<Zeroizing<[u8; SECRET_LEN]>> {
+    let digits = digits.as_bytes();
+    if digits.len() != 2 * SECRET_LEN {
+        return None;
+    }
+    let mut secret = Zeroizing::new([0; SECRET_LEN]);
+    for (byte, pair) in secret.iter_mut().zip(digits.as_chunks::<2>().0) {
+        let digit = |digit: u8| char::from(digit).to_digit(16);
+        *byte = (digit(pair[0])? << 4 | digit(pair[1])?) as u8;
+    }
+    Some(secret)
+}
+
+/// Whether a key may have this name.
+///
+/// # Errors
+/// The rule.
+pub fn check_name(name: &str) -> Result<(), String> {
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"._-".contains(byte);
+    if (1..=MAX_NAME).contains(&name.len()) && name.as_bytes().iter().all(plain) {
+        return Ok(());
+    }
+    Err(format!(
+        "{name:?} is no name of a key: use 1 to {MAX_NAME} of A-Z a-z 0-9 . _ -"
+    ))
+}
+
+fn check_pattern(pattern: &str) -> Result<(), String> {
+    let name = pattern.strip_suffix('*').unwrap_or(pattern);
+    if name.is_empty() && pattern == "*" {
+        return Ok(());
+    }
+    check_topic(name.as_bytes())
+        .map(|_| ())
+        .map_err(|_| format!("{pattern:?} is no topic, nor the beginning of one with * behind it"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+    use tempfile::TempDir;
+
+    const ONE: &str = "1111111111111111111111111111111111111111111111111111111111111111";
+    const TWO: &str = "22222222222222222222222222222222222222222222222222222222222222AB";
+
+    fn file(text: &str) -> (TempDir, PathBuf) {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("keys");
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        (dir, path)
+    }
+
+    fn error(text: &str) -> String {
+        let (_dir, path) = file(text);
+        Keys::load(&path).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn keys_are_found_by_number_and_permit_their_topics() {
+        let (_dir, path) = file(&format!("# all\n\neu {ONE} trades.* audit\n us\t{TWO} *\n"));
+        let grants = Keys::load(&path).unwrap().grants();
+        assert_eq!(grants.len(), 2);
+        let key = Key::new(&parse_secret(ONE).unwrap());
+        let (grant, found) = grants.find(key.id());
+        let grant = grant.unwrap();
+        assert_eq!((grant.name.as_str(), found.id()), ("eu", key.id()));
+        for (topic, allowed) in [
+            ("trades.eu", true),
+            ("trades.", true),
+            ("trades", false),
+            ("audit", true),
+            ("audit2", false),
+        ] {
+            assert_eq!(grant.permits(topic), allowed, "{topic}");
+        }
+        let us = Key::new(&parse_secret(TWO).unwrap());
+        assert!(grants.find(us.id()).0.unwrap().permits("anything"));
+        let (none, decoy) = grants.find(&[7; 16]);
+        assert!(none.is_none() && decoy.id() != key.id() && decoy.id() != us.id());
+    }
+
+    #[test]
+    fn wrong_files_say_what_to_do() {
+        for (text, words) in [
+            (
+                "".to_owned(),
+                "has 0 keys, not one or more; penstock-broker --keygen",
+            ),
+            (
+                "eu".to_owned(),
+                "line 1: behind the name eu comes no secret of 64",
+            ),
+            (format!("eu {} *", &ONE[1..]), "no secret of 64"),
+            (format!("eu {}g *", &ONE[1..]), "no secret of 64"),
+            (format!("eu {ONE}"), "may publish nothing"),
+            (format!("e/u {ONE} *"), "is no name of a key"),
+            (format!("eu {ONE} a*b"), "is no topic"),
+            (format!("eu {ONE} .hidden"), "is no topic"),
+            (
+                format!("eu {ONE} *\neu {TWO} *"),
+                "line 2: there is a key eu already",
+            ),
+            (
+                format!("eu {ONE} *\nus {ONE} *"),
+                "line 2: the secret is that of key eu",
+            ),
+        ] {
+            let said = error(&text);
+            assert!(said.contains(words), "{text}: {said}");
+            assert!(!said.contains("1111"), "a secret is told: {said}");
+        }
+    }
+
+    #[test]
+    fn files_that_others_may_read_are_refused() {
+        let (_dir, path) = file(&format!("eu {ONE} *"));
+        for mode in [0o640, 0o604, 0o660, 0o644, 0o620, 0o444] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            let said = read_key(&path).unwrap_err().to_string();
+            assert!(said.contains(&format!("mode {mode:03o}")), "{said}");
+            assert!(
+                said.contains(&format!("chmod 600 {}", path.display())),
+                "{said}"
+            );
+        }
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o400)).unwrap();
+        read_key(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o440)).unwrap();
+        let about = path.metadata().unwrap();
+        let roots = (about.uid(), about.gid()) == (0, 0);
+        assert_eq!(read_key(&path).is_ok(), roots, "mode 440");
+        assert!(matches!(
+            read_key(_dir.path()),
+            Err(KeyFileError::Read { .. })
+        ));
+    }
+
+    #[test]
+    fn a_new_key_is_one_that_a_publisher_can_read() {
+        let (_dir, path) = file(&describe("eu-1").unwrap());
+        let key = read_key(&path).unwrap();
+        let grants = Keys::load(&path).unwrap().grants();
+        let grant = grants.find(key.id()).0.unwrap();
+        assert!(grant.name == "eu-1" && grant.permits("t"));
+        fs::write(&path, format!("a {ONE}\nb {TWO}")).unwrap();
+        assert!(
+            read_key(&path)
+                .unwrap_err()
+                .to_string()
+                .contains("has 2 keys, not one")
+        );
+    }
+
+    #[test]
+    fn a_file_that_is_wrong_when_read_again_changes_nothing() {
+        let (_dir, path) = file(&format!("eu {ONE} *"));
+        let keys = Keys::load(&path).unwrap();
+        let key = Key::new(&parse_secret(ONE).unwrap());
+        fs::write(&path, "nonsense").unwrap();
+        keys.reload().unwrap_err();
+        assert!(keys.grants().find(key.id()).0.is_some());
+        fs::write(&path, format!("us {TWO} *")).unwrap();
+        assert_eq!(keys.reload().unwrap(), 1);
+        assert!(keys.grants().find(key.id()).0.is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_files_never_panic(text in "([ -~]{0,80}\n){0,5}", valid: bool) {
+            let text = if valid { format!("eu {ONE} {text}") } else { text };
+            let (_dir, path) = file(&text);
+            let _ = Keys::load(&path);
+            let _ = read_key(&path);
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! Opening a session with a key: what lies around the [`Hello`] and the Welcome, which travel sealed.
+//! Layouts only; [`crate::auth`] fills and checks them.
+
+use thiserror::Error;
+use zerocopy::little_endian::U16;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use super::VERSION;
+use super::handshake::{
+    BadTopic, Hello, HelloError, MAX_TOPIC_LEN, Request, WELCOME_LEN, check_topic,
+};
+
+/// First four bytes of a [`Knock`], and of the [`KnockAnswer`].
+pub const KNOCK_MAGIC: [u8; 4] = *b"PNSN";
+/// Bytes of a [`Knock`].
+pub const KNOCK_LEN: usize = size_of::<Knock>();
+/// Bytes of a [`KnockAnswer`]: as many as those of a Welcome, so that either can be read.
+pub const KNOCK_ANSWER_LEN: usize = size_of::<KnockAnswer>();
+/// Bytes of a key's number.
+pub const KEY_ID_LEN: usize = 16;
+/// Bytes that sealing adds: the tag of ChaCha20-Poly1305.
+pub const SEAL_LEN: usize = 16;
+/// Bytes of a handshake message of Noise NN: an X25519 key and a tag.
+pub const NOISE_LEN: usize = 32 + SEAL_LEN;
+/// Bytes of a sealed [`Question`].
+pub const SEALED_QUESTION_LEN: usize = size_of::<Question>() + SEAL_LEN;
+/// Bytes of a sealed [`Reply`].
+pub const SEALED_REPLY_LEN: usize = size_of::<Reply>() + SEAL_LEN;
+
+const _: () = assert!(KNOCK_ANSWER_LEN == WELCOME_LEN);
+
+/// What comes before the Noise message; both ends take it into the handshake as its prologue, so
+/// that nobody changes it on the way.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct Preamble {
+    magic: [u8; 4],
+    version: U16,
+    reserved: [u8; 2],
+    key: [u8; KEY_ID_LEN],
+}
+
+/// First bytes of a connection whose publisher has a key.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct Knock {
+    preamble: Preamble,
+    noise: [u8; NOISE_LEN],
+}
+
+/// The broker's answer to a [`Knock`] with a key that it takes.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct KnockAnswer {
+    magic: [u8; 4],
+    version: U16,
+    reserved: [u8; 2],
+    noise: [u8; NOISE_LEN],
+}
+
+/// The hello with its topic, in one length whatever the topic; sealed on the wire.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct Question {
+    hello: Hello,
+    reserved: [u8; 8],
+    topic: [u8; MAX_TOPIC_LEN],
+}
+
+/// The Welcome; sealed on the wire. The text of a refusal follows, sealed by itself.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct Reply {
+    /// A Welcome.
+    pub welcome: [u8; WELCOME_LEN],
+    reserved: [u8; 32],
+}
+
+/// What came is not as this version has it.
+#[derive(Debug, Error, PartialEq, Eq, Clone)]
+pub enum KnockError {
+    /// The peer speaks another version.
+    #[error(
+        "protocol version {theirs}; this end speaks {VERSION}: use a publisher and a broker of the same release"
+    )]
+    Version {
+        /// The peer's version.
+        theirs: u16,
+    },
+    /// Bytes that have no meaning yet are in use.
+    #[error("bytes that must be zero are not: use a publisher and a broker of the same release")]
+    Reserved,
+    /// The hello inside cannot be served.
+    #[error(transparent)]
+    Hello(#[from] HelloError),
+    /// Nor can the topic.
+    #[error(transparent)]
+    Topic(#[from] BadTopic),
+}
+
+impl Preamble {
+    /// The preamble of a publisher that holds the key of this number.
+    #[must_use]
+    pub fn new(key: [u8; KEY_ID_LEN]) -> Self {
+        Self {
+            magic: KNOCK_MAGIC,
+            version: VERSION.into(),
+            reserved: [0; 2],
+            key,
+        }
+    }
+}
+
+impl Knock {
+    /// A knock with the first message of the handshake.
+    #[must_use]
+    pub fn new(preamble: Preamble, noise: [u8; NOISE_LEN]) -> Self {
+        Self { preamble, noise }
+    }
+
+    /// Whether these first bytes of a connection can still become a knock.
+    #[must_use]
+    pub fn may_start_with(bytes: &[u8]) -> bool {
+        bytes.iter().zip(KNOCK_MAGIC).all(|(a, b)| *a == b)
+    }
+
+    /// The preamble, the number of the key, and the message of the handshake.
+    ///
+    /// # Errors
+    /// [`KnockError`] when it is of another version.
+    pub fn parse(&self) -> Result<(&Preamble, &[u8; KEY_ID_LEN], &[u8; NOISE_LEN]), KnockError> {
+        let preamble = &self.preamble;
+        check(preamble.version, preamble.reserved)?;
+        Ok((preamble, &preamble.key, &self.noise))
+    }
+}
+
+impl KnockAnswer {
+    /// An answer with the second message of the handshake.
+    #[must_use]
+    pub fn new(noise: [u8; NOISE_LEN]) -> Self {
+        Self {
+            magic: KNOCK_MAGIC,
+            version: VERSION.into(),
+            reserved: [0; 2],
+            noise,
+        }
+    }
+
+    /// The message of the handshake.
+    ///
+    /// # Errors
+    /// [`KnockError`] when it is of another version.
+    pub fn parse(&self) -> Result<&[u8; NOISE_LEN], KnockError> {
+        check(self.version, self.reserved)?;
+        Ok(&self.noise)
+    }
+}
+
+fn check(version: U16, reserved: [u8; 2]) -> Result<(), KnockError> {
+    if version.get() != VERSION {
+        return Err(KnockError::Version {
+            theirs: version.get(),
+        });
+    }
+    if reserved != [0; 2] {
+        return Err(KnockError::Reserved);
+    }
+    Ok(())
+}
+
+impl Question {
+    /// Asks for `request` on a topic whose name [`check_topic`] allows.
+    ///
+    /// # Errors
+    /// [`BadTopic`] for another name.
+    pub fn new(request: &Request, topic: &str) -> Result<Self, BadTopic> {
+        check_topic(topic.as_bytes())?;
+        let mut name = [0; MAX_TOPIC_LEN];
+        name[..topic.len()].copy_from_slice(topic.as_bytes());
+        Ok(Self {
+            hello: Hello::new(request, topic.len()),
+            reserved: [0; 8],
+            topic: name,
+        })
+    }
+
+    /// What is asked for, on which topic.
+    ///
+    /// # Errors
+    /// [`KnockError`] says what cannot be served.
+    pub fn parse(&self) -> Result<(Request, &str), KnockError> {
+        let (topic_len, request) = self.hello.parse()?;
+        let (topic, padding) = self.topic.split_at(topic_len);
+        if self.reserved != [0; 8] || padding.iter().any(|byte| *byte != 0) {
+            return Err(KnockError::Reserved);
+        }
+        Ok((request, check_topic(topic)?))
+    }
+}
+
+impl Reply {
+    /// Answers with a Welcome.
+    #[must_use]
+    pub fn new(welcome: [u8; WELCOME_LEN]) -> Self {
+        Self {
+            welcome,
+            reserved: [0; 32],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::handshake::{AckLevel, OrderLevel, Path};
+    use proptest::prelude::*;
+
+    fn request() -> Request {
+        Request {
+            session: 7,
+            stream: 0,
+            streams: 1,
+            ack: AckLevel::Committed,
+            order: OrderLevel::PerStream,
+            max_payload: 4096,
+            path: Path::Tcp,
+            resume_from: None,
+            max_datagram: 0,
+        }
+    }
+
+    #[test]
+    fn questions_are_of_one_length_and_round_trip() {
+        for topic in ["t", &"x".repeat(MAX_TOPIC_LEN)] {
+            let question = Question::new(&request(), topic).unwrap();
+            assert_eq!(question.as_bytes().len() + SEAL_LEN, SEALED_QUESTION_LEN);
+            assert_eq!(question.parse(), Ok((request(), topic)));
+        }
+        assert!(Question::new(&request(), "../etc").is_err());
+        assert_eq!((SEALED_QUESTION_LEN, SEALED_REPLY_LEN), (200, 104));
+        assert_eq!((KNOCK_LEN, KNOCK_ANSWER_LEN), (72, 56));
+    }
+
+    #[test]
+    fn another_version_and_bytes_without_meaning_are_refused() {
+        let knock = Knock::new(Preamble::new([1; KEY_ID_LEN]), [2; NOISE_LEN]);
+        let (_, key, noise) = knock.parse().unwrap();
+        assert_eq!((key, noise), (&[1; KEY_ID_LEN], &[2; NOISE_LEN]));
+        let with = |offset: usize| {
+            let mut bytes: [u8; KNOCK_LEN] = knock.as_bytes().try_into().unwrap();
+            bytes[offset] = 9;
+            Knock::read_from_bytes(&bytes).unwrap()
+        };
+        let version = KnockError::Version { theirs: 9 };
+        assert_eq!(with(4).parse().unwrap_err(), version);
+        assert_eq!(with(6).parse().unwrap_err(), KnockError::Reserved);
+        let question = Question::new(&request(), "ab").unwrap();
+        for offset in [50, 58] {
+            let mut bytes: [u8; 184] = question.as_bytes().try_into().unwrap();
+            bytes[offset] ^= 1;
+            let parsed = Question::read_from_bytes(&bytes).unwrap();
+            assert!(parsed.parse().is_err(), "byte {offset}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(knock: [u8; KNOCK_LEN], answer: [u8; KNOCK_ANSWER_LEN], question in prop::collection::vec(any::<u8>(), 184), good_hello: bool) {
+            let _ = Knock::read_from_bytes(&knock).unwrap().parse();
+            let _ = KnockAnswer::read_from_bytes(&answer).unwrap().parse();
+            let mut question = question;
+            if good_hello {
+                question[..56].copy_from_slice(&Question::new(&request(), "t").unwrap().as_bytes()[..56]);
+            }
+            let _ = Question::read_from_bytes(&question).unwrap().parse();
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! What is said over a new connection to open a stream: in plain, or sealed if there is a key.
+
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+
+use penstock_dataplane::auth::{Channel, Initiator, Key};
+use penstock_dataplane::wire::MAGIC;
+use penstock_dataplane::wire::handshake::{Answer, Hello, Offer, Request, WELCOME_LEN, Welcome};
+use penstock_dataplane::wire::knock::{
+    KNOCK_MAGIC, KnockAnswer, Question, Reply, SEAL_LEN, SEALED_REPLY_LEN,
+};
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::{Config, Error};
+
+/// A connection over which a stream is being opened.
+pub(crate) struct Opening<'a> {
+    pub(crate) broker: &'a str,
+    pub(crate) socket: &'a TcpStream,
+}
+
+impl Opening<'_> {
+    /// Asks for a stream; returns what the broker offers.
+    pub(crate) fn ask(&self, config: &Config, request: &Request) -> Result<Offer, Error> {
+        match &config.key {
+            None => self.ask_openly(config, request),
+            Some(key) => self.ask_sealed(key, config, request),
+        }
+    }
+
+    fn ask_openly(&self, config: &Config, request: &Request) -> Result<Offer, Error> {
+        let topic = config.topic.as_bytes();
+        let hello = Hello::new(request, topic.len());
+        self.write(&[hello.as_bytes(), topic].concat())?;
+        let welcome = self.read_answer()?;
+        let welcome = Welcome::read_from_bytes(&welcome).expect("a welcome is plain bytes");
+        match welcome.parse().map_err(|e| self.stranger(e))? {
+            Answer::Accepted(offer) => Ok(offer),
+            Answer::Refused { code, text_len } => {
+                let text = self.read(text_len)?;
+                Err(self.refused(code, &text))
+            }
+        }
+    }
+
+    fn ask_sealed(&self, key: &Key, config: &Config, request: &Request) -> Result<Offer, Error> {
+        let mut channel = self.knock(key)?;
+        let question = Question::new(request, &config.topic)?;
+        self.write(&channel.seal(question.as_bytes()))?;
+        let reply = self.open(&mut channel, SEALED_REPLY_LEN)?;
+        let reply = Reply::read_from_bytes(&reply).expect("it has this length");
+        let welcome = Welcome::read_from_bytes(&reply.welcome).expect("plain bytes");
+        match welcome.parse().map_err(|e| self.stranger(e))? {
+            Answer::Accepted(offer) => Ok(offer),
+            Answer::Refused { code, text_len } => {
+                let text = self.open(&mut channel, text_len + SEAL_LEN)?;
+                Err(self.refused(code, &text))
+            }
+        }
+    }
+
+    /// Proves to the broker that this end holds the key, and has it prove the same.
+    fn knock(&self, key: &Key) -> Result<Channel, Error> {
+        let unproven = |source| Error::Unproven {
+            broker: self.broker.to_owned(),
+            source,
+        };
+        let (publisher, knock) = Initiator::knock(key).map_err(unproven)?;
+        self.write(knock.as_bytes())?;
+        let answer = self.read_answer()?;
+        if answer[..MAGIC.len()] == KNOCK_MAGIC {
+            let answer = KnockAnswer::read_from_bytes(&answer).expect("they are as long");
+            return publisher.finish(&answer).map_err(unproven);
+        }
+        let welcome = Welcome::read_from_bytes(&answer).expect("a welcome is plain bytes");
+        match welcome.parse().map_err(|e| self.stranger(e))? {
+            // Whoever says so, the key is what counts.
+            Answer::Accepted(_) => Err(Error::Stripped {
+                broker: self.broker.to_owned(),
+            }),
+            Answer::Refused { code, text_len } => {
+                let text = self.read(text_len)?;
+                Err(self.refused(code, &text))
+            }
+        }
+    }
+
+    /// Reads an answer: a Welcome, or one to a knock, which is as long. Its first bytes tell a
+    /// stranger, who may not say as much as a broker does.
+    fn read_answer(&self) -> Result<[u8; WELCOME_LEN], Error> {
+        let mut bytes = [0; WELCOME_LEN];
+        let (first, rest) = bytes.split_at_mut(MAGIC.len());
+        let read = |part: &mut [u8]| {
+            let read = { self.socket }.read_exact(part);
+            read.map_err(|e| self.failed(explain_silence(e)))
+        };
+        read(first)?;
+        if *first != KNOCK_MAGIC {
+            Welcome::check_magic(first).map_err(|e| self.stranger(e))?;
+        }
+        read(rest)?;
+        Ok(bytes)
+    }
+
+    fn open(&self, channel: &mut Channel, len: usize) -> Result<Vec<u8>, Error> {
+        let sealed = self.read(len)?;
+        channel.open(&sealed).map_err(|source| Error::Unproven {
+            broker: self.broker.to_owned(),
+            source,
+        })
+    }
+
+    fn read(&self, len: usize) -> Result<Vec<u8>, Error> {
+        let mut bytes = vec![0; len];
+        let read = { self.socket }.read_exact(&mut bytes);
+        read.map_err(|e| self.failed(explain_silence(e)))?;
+        Ok(bytes)
+    }
+
+    fn write(&self, bytes: &[u8]) -> Result<(), Error> {
+        { self.socket }.write_all(bytes).map_err(|e| self.failed(e))
+    }
+
+    fn failed(&self, source: io::Error) -> Error {
+        Error::Connect {
+            broker: self.broker.to_owned(),
+            source,
+        }
+    }
+
+    fn stranger(&self, source: penstock_dataplane::wire::handshake::WelcomeError) -> Error {
+        Error::NotABroker {
+            broker: self.broker.to_owned(),
+            source,
+        }
+    }
+
+    fn refused(&self, code: u16, text: &[u8]) -> Error {
+        Error::Refused {
+            broker: self.broker.to_owned(),
+            code,
+            text: String::from_utf8_lossy(text).into_owned(),
+        }
+    }
+}
+
+fn explain_silence(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::WouldBlock => io::Error::new(
+            io::ErrorKind::TimedOut,
+            "the connection opened, but no answer to the handshake came",
+        ),
+        io::ErrorKind::UnexpectedEof => io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            "the peer closed the connection without an answer; it may be no Penstock broker",
+        ),
+        _ => error,
+    }
+}
