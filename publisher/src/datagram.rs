@@ -394,7 +394,12 @@ impl DatagramStream {
         headers.clear();
         headers.extend(group.iter().map(|transmit| match &transmit.what {
             Outgoing::Payload { chunk, .. } => {
-                Data::payload(*key, transmit.packet, chunk, payload(transmit))
+                let payload = payload(transmit);
+                let header = Data::payload(*key, transmit.packet, chunk, payload);
+                match transmit.pause {
+                    None => header,
+                    Some(pause) => header.after(pause, payload),
+                }
             }
             Outgoing::Ping { .. } => Data::ping(*key, transmit.packet, payload(transmit)),
         }));

@@ -43,6 +43,17 @@ pub enum Refusal {
     Scattered,
 }
 
+/// How a packet's number follows on those before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// It is the next, or came before.
+    InTurn,
+    /// So many packets before it have not come (yet).
+    Ahead(u64),
+    /// It is one that others overtook.
+    Late,
+}
+
 /// A batch of which something arrived. `R` is its place, in whatever form the caller needs.
 #[derive(Debug)]
 struct Assembly<R> {
@@ -172,12 +183,12 @@ impl<R> Receiver<R> {
         &mut self.open[index].as_mut().expect("the batch has room").room
     }
 
-    /// The payload of an offered packet lies in its place. Returns whether the packet came out of
-    /// turn: the publisher is to hear of that soon.
+    /// The payload of an offered packet lies in its place. If the packet came out of turn, the
+    /// publisher is to hear of that soon.
     ///
     /// # Panics
     /// If the batch has no room.
-    pub fn placed(&mut self, now: u64, packet: u64, chunk: &Chunk, len: u32) -> bool {
+    pub fn placed(&mut self, now: u64, packet: u64, chunk: &Chunk, len: u32) -> Turn {
         let index = (chunk.batch.seq - self.committed) as usize;
         let batch = self.open[index].as_mut().expect("the batch has room");
         let (low, high) = span(chunk, len);
@@ -194,15 +205,21 @@ impl<R> Receiver<R> {
         largest.is_none_or(|&(_, largest)| largest < packet)
     }
 
-    /// A packet without payload arrived. Returns whether it came out of turn.
-    pub fn arrived(&mut self, now: u64, packet: u64) -> bool {
+    /// A packet without payload arrived.
+    pub fn arrived(&mut self, now: u64, packet: u64) -> Turn {
         let largest = self.packets.ranges().last().map(|&(_, high)| high);
+        let turn = match largest {
+            None => Turn::InTurn,
+            Some(largest) if packet > largest + 1 => Turn::Ahead(packet - largest - 1),
+            Some(largest) if packet < largest && !self.packets.contains(packet) => Turn::Late,
+            Some(_) => Turn::InTurn,
+        };
         if largest.is_none_or(|largest| largest < packet) {
             self.largest_at = now;
         }
         self.packets.insert(packet, packet);
         self.owes_ack = true;
-        largest.is_some_and(|largest| packet != largest + 1)
+        turn
     }
 
     /// The next batch in the stream, if it is complete: to be committed.
@@ -271,12 +288,6 @@ impl<R> Receiver<R> {
         self.owes_ack = false;
     }
 
-    /// Bytes that may still arrive before more credit is given.
-    #[must_use]
-    pub fn credit_left(&self) -> u64 {
-        self.credit.saturating_sub(self.position + self.placed)
-    }
-
     /// Bytes of open batches before the first that is missing.
     fn prefix_of_open(&self) -> u64 {
         let mut prefix = 0;
@@ -334,6 +345,21 @@ mod tests {
         }
         receiver.placed(5000, packet, &chunk, len);
         Ok(())
+    }
+
+    #[test]
+    fn packets_that_others_overtook_are_told_from_those_in_turn() {
+        let mut r = receiver();
+        let turns = [0, 1, 5, 3, 6, 6].map(|packet| r.arrived(0, packet));
+        let wanted = [
+            Turn::InTurn,
+            Turn::InTurn,
+            Turn::Ahead(3),
+            Turn::Late,
+            Turn::InTurn,
+            Turn::InTurn,
+        ];
+        assert_eq!(turns, wanted);
     }
 
     #[test]
@@ -436,9 +462,7 @@ mod tests {
         assert_eq!(told.credit, 1500);
         take(&mut r, 0, chunk(10, 1000, 0), 1000).unwrap();
         take(&mut r, 1, chunk(11, 450, 0), 450).unwrap();
-        assert_eq!(r.credit_left(), 50);
         r.feedback(9000, false, &mut told);
         assert_eq!(told.credit, 1550);
-        assert_eq!(r.credit_left(), 100);
     }
 }

@@ -8,7 +8,7 @@ use super::MAX_OPEN_BATCHES;
 use super::congestion::Congestion;
 use super::mtu::{BASE, PathMtu};
 use super::rtt::Rtt;
-use crate::wire::packet::{BatchInfo, Chunk, DATA_LEN, Feedback};
+use crate::wire::packet::{BatchInfo, Chunk, DATA_LEN, Feedback, Pause};
 
 /// A packet is lost once so many later ones arrived (RFC 9002 section 6.1.1); more where the
 /// network is seen to reorder.
@@ -53,6 +53,8 @@ pub struct Transmit {
     pub packet: u64,
     /// What it carries.
     pub what: Outgoing,
+    /// Why nothing was sent before it, if nothing was.
+    pub pause: Option<Pause>,
 }
 
 /// What a packet is to carry.
@@ -174,6 +176,8 @@ pub struct Sender {
     /// The window was full since the last ACK.
     window_used: bool,
     stalled: bool,
+    /// Why the last poll brought nothing; told with the next payload.
+    pause: Option<Pause>,
     rtt: Rtt,
     mtu: PathMtu,
     threshold: u64,
@@ -220,6 +224,7 @@ impl Sender {
             congestion: Congestion::new(u64::from(mtu.current())),
             window_used: false,
             stalled: false,
+            pause: None,
             rtt: Rtt::default(),
             mtu,
             threshold: PACKET_THRESHOLD,
@@ -279,11 +284,18 @@ impl Sender {
         }
         let full = u64::from(self.mtu.current());
         if self.in_flight + full > self.congestion.window() {
-            self.window_used |= !self.lost.is_empty() || self.has_unsent();
+            self.window_used |= self.wants_to_send();
+            self.pause = Some(match self.wants_to_send() {
+                true => Pause::Congestion,
+                false => Pause::Idle,
+            });
             return None;
         }
         if self.due > now {
             self.window_used |= self.has_unsent();
+            if !self.wants_to_send() {
+                self.pause = Some(Pause::Idle);
+            }
             return None;
         }
         if let Some(span) = self.next_lost() {
@@ -482,6 +494,10 @@ impl Sender {
         self.pending(self.next.0).is_some()
     }
 
+    fn wants_to_send(&self) -> bool {
+        !self.lost.is_empty() || self.has_unsent()
+    }
+
     fn has_something(&self) -> bool {
         !self.lost.is_empty() || (self.has_unsent() && !self.stalled)
     }
@@ -535,12 +551,14 @@ impl Sender {
         let (seq, offset) = self.next;
         let Some(&Pending { info, position }) = self.pending(seq) else {
             self.stalled = false;
+            self.pause = Some(Pause::Idle);
             return None;
         };
         let len = (info.len - offset).min(self.segment());
         if position + u64::from(offset + len) > self.credit {
             self.stats.credit_stalls += u64::from(!self.stalled);
             self.stalled = true;
+            self.pause = Some(Pause::Credit);
             return None;
         }
         self.stalled = false;
@@ -624,7 +642,15 @@ impl Sender {
                 padding: size - DATA_LEN as u32,
             },
         };
-        Transmit { packet, what }
+        let pause = match what {
+            Outgoing::Payload { .. } => self.pause.take(),
+            Outgoing::Ping { .. } => None,
+        };
+        Transmit {
+            packet,
+            what,
+            pause,
+        }
     }
 
     /// Packets `low` to `high` arrived. Returns whether that was not known of any of them.
@@ -831,8 +857,39 @@ mod tests {
             ..feedback(&[(0, sent)], 5)
         };
         s.on_feedback(now, &more).unwrap();
-        transmit_all(&mut s, now + MS);
+        let last = transmit_all(&mut s, now + MS);
         assert_eq!(s.next, (17, 0), "half a batch is not worth a packet");
+        let pauses: Vec<_> = last.iter().map(|t| t.pause).collect();
+        assert_eq!(pauses, [Some(Pause::Credit), None], "told once");
+    }
+
+    #[test]
+    fn the_first_packet_after_a_pause_tells_why_it_was() {
+        let pauses =
+            |sent: &[Transmit]| -> Vec<_> { sent.iter().filter_map(|t| t.pause).collect() };
+        let mut s = sender();
+        s.push(1000, 1, 0);
+        assert_eq!(pauses(&transmit_all(&mut s, 0)), []);
+        s.on_feedback(MS, &feedback(&[(0, 0)], 5)).unwrap();
+        s.push(1000, 1, 0);
+        assert_eq!(pauses(&transmit_all(&mut s, 10 * MS)), [Pause::Idle]);
+        // The congestion window at first is smaller than this credit.
+        let config = SenderConfig {
+            first_batch: 0,
+            credit: 1 << 20,
+            max_datagram: 1452,
+        };
+        let mut s = Sender::new(&config, 0);
+        for _ in 0..100 {
+            s.push(1000, 1, 0);
+        }
+        let sent = transmit_all(&mut s, 5000 * MS);
+        let last = sent.last().unwrap().packet;
+        assert!(last < 99);
+        let told = feedback(&[(0, last)], 0);
+        s.on_feedback(5001 * MS, &told).unwrap();
+        let more = transmit_all(&mut s, 5002 * MS);
+        assert_eq!(pauses(&more), [Pause::Congestion]);
     }
 
     #[test]

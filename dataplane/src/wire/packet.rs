@@ -36,6 +36,8 @@ pub struct Data {
     key: U64,
     stream: U16,
     len: U16,
+    pause: u8,
+    reserved: [u8; 3],
     packet: U64,
     batch_seq: U64,
     batch_len: U32,
@@ -75,6 +77,18 @@ pub struct StreamKey {
     pub stream: u16,
 }
 
+/// Why a publisher sent nothing for a while before a packet; the broker counts them, to tell what
+/// limits a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pause {
+    /// It had nothing to send.
+    Idle = 1,
+    /// It had no credit left.
+    Credit = 2,
+    /// Its congestion window was full.
+    Congestion = 3,
+}
+
 /// What a packet from a publisher carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Content {
@@ -93,6 +107,8 @@ pub struct Received {
     pub packet: u64,
     /// What it carries.
     pub content: Content,
+    /// Why nothing was sent before it, if nothing was.
+    pub pause: Option<Pause>,
 }
 
 /// A packet that cannot be served.
@@ -130,6 +146,13 @@ impl Data {
             ..Self::empty(stream, packet)
         };
         header.with_checksum(payload)
+    }
+
+    /// The same header, telling why nothing was sent before it; `payload` is what follows it.
+    #[must_use]
+    pub fn after(mut self, pause: Pause, payload: &[u8]) -> Self {
+        self.pause = pause as u8;
+        self.with_checksum(payload)
     }
 
     /// Header of a packet that only asks for an ACK, with `padding` behind it.
@@ -172,6 +195,16 @@ impl Data {
         if rest_len != self.rest_len() {
             return claim("another length than it has");
         }
+        if self.reserved != [0; 3] {
+            return claim("reserved bits");
+        }
+        let pause = match self.pause {
+            0 => None,
+            1 => Some(Pause::Idle),
+            2 => Some(Pause::Credit),
+            3 => Some(Pause::Congestion),
+            _ => return claim("a pause of its own"),
+        };
         if self.packet.get() >= MAX_PACKET {
             return claim("too large a number");
         }
@@ -196,6 +229,7 @@ impl Data {
             stream: self.stream(),
             packet: self.packet.get(),
             content,
+            pause,
         })
     }
 
@@ -218,6 +252,8 @@ impl Data {
             key: stream.key.into(),
             stream: stream.stream.into(),
             len: U16::ZERO,
+            pause: 0,
+            reserved: [0; 3],
             packet: packet.into(),
             batch_seq: U64::ZERO,
             batch_len: U32::ZERO,
@@ -450,13 +486,14 @@ mod tests {
 
     #[test]
     fn packets_round_trip_and_the_xdp_program_finds_its_fields() {
-        assert_eq!((DATA_LEN, ACK_LEN), (52, 52));
+        assert_eq!((DATA_LEN, ACK_LEN), (56, 52));
         let chunk = chunk(100, 90);
         let bytes = datagram(&chunk, &[1; 10]);
         let wanted = Received {
             stream: STREAM,
             packet: 11,
             content: Content::Payload(chunk),
+            pause: None,
         };
         assert_eq!(parsed(&bytes), Ok(wanted));
         assert_eq!(bytes[..4], DATA_MAGIC);
@@ -465,6 +502,19 @@ mod tests {
         assert_eq!(bytes[18..20], 10u16.to_le_bytes());
         let ping = [Data::ping(STREAM, 3, &[0; 50]).as_bytes(), &[0; 50]].concat();
         assert_eq!(parsed(&ping).unwrap().content, Content::Ping);
+    }
+
+    #[test]
+    fn a_packet_tells_why_nothing_was_sent_before_it() {
+        let header = Data::payload(STREAM, 11, &chunk(100, 90), &[1; 10]);
+        for pause in [Pause::Idle, Pause::Credit, Pause::Congestion] {
+            let header = header.after(pause, &[1; 10]);
+            let bytes = [header.as_bytes(), &[1; 10]].concat();
+            assert_eq!(parsed(&bytes).unwrap().pause, Some(pause));
+        }
+        let unknown = Data { pause: 4, ..header }.with_checksum(&[1; 10]);
+        let bytes = [unknown.as_bytes(), &[1; 10]].concat();
+        assert!(matches!(parsed(&bytes), Err(Invalid::Claim { .. })));
     }
 
     #[test]

@@ -4,6 +4,8 @@ use serde::Serialize;
 
 use super::port::PortStats;
 use crate::tcp::WorkerStats;
+use crate::transport::Turn;
+use crate::wire::packet::Pause;
 
 /// Figures of one worker, or of all together.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -22,6 +24,10 @@ pub struct XdpStats {
     pub duplicates: u64,
     /// Packets refused because they ignore a limit or contradict others.
     pub refused: u64,
+    /// Packets that later ones overtook; with [`Self::late`] taken off, those that were lost.
+    pub skipped: u64,
+    /// Packets that came after later ones.
+    pub late: u64,
     /// ACK packets sent.
     pub acks: u64,
     /// Batches that were received outside the ring because it had no room.
@@ -30,8 +36,12 @@ pub struct XdpStats {
     pub polls: u64,
     /// Those of them that found as many as it takes at a time: more were waiting.
     pub full_polls: u64,
-    /// ACKs at whose time a publisher had used its credit up to less than a packet.
-    pub credit_used_up: u64,
+    /// Times that a publisher had nothing to send.
+    pub pauses_idle: u64,
+    /// Times that a publisher had no credit left.
+    pub pauses_credit: u64,
+    /// Times that a publisher's congestion window was full.
+    pub pauses_congestion: u64,
     /// Times that the worker looked and found no packet.
     pub empty_polls: u64,
     /// Times that the worker slept.
@@ -66,14 +76,36 @@ impl XdpStats {
         self.unknown_stream += other.unknown_stream;
         self.duplicates += other.duplicates;
         self.refused += other.refused;
+        self.skipped += other.skipped;
+        self.late += other.late;
         self.acks += other.acks;
         self.aside += other.aside;
         self.polls += other.polls;
         self.full_polls += other.full_polls;
-        self.credit_used_up += other.credit_used_up;
+        self.pauses_idle += other.pauses_idle;
+        self.pauses_credit += other.pauses_credit;
+        self.pauses_congestion += other.pauses_congestion;
         self.empty_polls += other.empty_polls;
         self.sleeps += other.sleeps;
         self.add_port(&other.port);
+    }
+
+    /// Counts a packet's turn.
+    pub(super) fn note_turn(&mut self, turn: Turn) {
+        match turn {
+            Turn::InTurn => {}
+            Turn::Ahead(skipped) => self.skipped += skipped,
+            Turn::Late => self.late += 1,
+        }
+    }
+
+    /// Counts why a publisher paused.
+    pub(super) fn note_pause(&mut self, pause: Pause) {
+        *match pause {
+            Pause::Idle => &mut self.pauses_idle,
+            Pause::Credit => &mut self.pauses_credit,
+            Pause::Congestion => &mut self.pauses_congestion,
+        } += 1;
     }
 
     /// Adds a port's figures.

@@ -13,7 +13,7 @@ use super::stats::XdpStats;
 use crate::admission::Admission;
 use crate::log::{Commit, Reservation, Writer};
 use crate::tcp::{ConnectionReport, Effective, Opened, Outbox, PathStage, WorkerStats};
-use crate::transport::{Limits, Receiver, Refusal};
+use crate::transport::{Limits, Receiver, Refusal, Turn};
 use crate::wire::batch::{self, Frame, HEADER_LEN, Header};
 use crate::wire::message;
 use crate::wire::packet::{BatchInfo, Chunk, Feedback, MAX_ACK_LEN, StreamKey};
@@ -150,7 +150,8 @@ impl Stream {
 
     /// A packet that only asks for an ack.
     pub(super) fn ping(&mut self, cx: &mut Context<'_>, packet: u64) {
-        self.receiver.arrived(cx.now, packet);
+        let turn = self.receiver.arrived(cx.now, packet);
+        cx.xdp.note_turn(turn);
         cx.xdp.pings += 1;
         self.ack_due = Some(cx.now);
     }
@@ -192,10 +193,11 @@ impl Stream {
             }
             at += part.len() as u32;
         }
-        let gap = self.receiver.placed(cx.now, packet, chunk, len);
+        let turn = self.receiver.placed(cx.now, packet, chunk, len);
+        cx.xdp.note_turn(turn);
         cx.xdp.placed += 1;
         self.unacked += 1;
-        if gap || self.unacked >= ACK_EVERY {
+        if turn != Turn::InTurn || self.unacked >= ACK_EVERY {
             self.ack_due = Some(cx.now);
         } else if self.ack_due.is_none() {
             self.ack_due = Some(cx.now + ACK_DELAY);
@@ -294,11 +296,6 @@ impl Stream {
     /// Whether an ack is owed that is not due yet.
     pub(super) fn ack_due(&self) -> Option<u64> {
         self.ack_due
-    }
-
-    /// Whether less than a packet is left of what the publisher may send.
-    pub(super) fn has_used_up_credit(&self) -> bool {
-        self.receiver.credit_left() < u64::from(self.admission.max_datagram)
     }
 
     pub(super) fn is_blocked(&self) -> bool {

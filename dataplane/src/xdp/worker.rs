@@ -246,9 +246,7 @@ impl Worker {
             let Some(entry) = &mut streams[number] else {
                 return false;
             };
-            let used_up = entry.stream.has_used_up_credit();
             if let Some(len) = entry.stream.ack(now, feedback, frame) {
-                xdp.credit_used_up += u64::from(used_up);
                 // An ACK for which there is no frame is like one that got lost.
                 self.ports[entry.stream.port].send(&frame[..len]);
                 xdp.acks += 1;
@@ -410,6 +408,9 @@ impl State {
             // Whoever repeats its packets gets no answers (as RFC 9000 section 9.3 has it).
             if !entry.stream.back.leads_back(frame, datagram) {
                 entry.stream.back = Headers::back(frame, datagram);
+            }
+            if let Some(pause) = received.pause {
+                self.xdp.note_pause(pause);
             }
         }
         if let Some(start) = start {
