@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::cpu::Process;
+use super::penstock::Broker;
 use super::sample::{Connection, End, Sample};
 use super::syscalls::Receives;
 
@@ -34,7 +35,11 @@ pub enum Figure {
     Blocked,
     Unread,
     Dropped,
-    CreditUsedUp,
+    Missing,
+    FullLooks,
+    IdlePauses,
+    CreditPauses,
+    CongestionPauses,
 }
 
 /// How a figure is shown.
@@ -46,6 +51,7 @@ pub enum Unit {
     Bytes,
     BytesPerSecond,
     PerSecond,
+    PerAck,
     Times,
 }
 
@@ -75,7 +81,11 @@ impl Figure {
             Self::Blocked => "looks that found connections waiting for room in the shared buffer:",
             Self::Unread => "of the shared buffer, the slowest reader had not read",
             Self::Dropped => "packets dropped before they reached a socket:",
-            Self::CreditUsedUp => "ACKs at whose time the publisher had used its credit up:",
+            Self::Missing => "packets over xdp that never came:",
+            Self::FullLooks => "looks at the xdp ring that found more packets than one takes:",
+            Self::IdlePauses => "publishers over xdp had nothing to send",
+            Self::CreditPauses => "publishers over xdp had no credit left",
+            Self::CongestionPauses => "publishers over xdp had a full congestion window",
         }
     }
 
@@ -92,6 +102,7 @@ impl Figure {
             Self::Rate => Unit::BytesPerSecond,
             Self::Queued | Self::BytesPerReceive => Unit::Bytes,
             Self::ReceiveCalls => Unit::PerSecond,
+            Self::IdlePauses | Self::CreditPauses | Self::CongestionPauses => Unit::PerAck,
             Self::RttGrowth => Unit::Times,
             _ => Unit::Share,
         }
@@ -197,14 +208,18 @@ impl Facts {
             let theirs = processes.filter(|process| pids.contains(&process.pid));
             theirs.filter_map(value).reduce(f64::max)
         };
-        let (senders, mut receivers) = (pids(senders), pids(receivers));
+        let (mut senders, mut receivers) = (pids(senders), pids(receivers));
         if senders.is_empty() && receivers.is_empty() {
-            // Nothing tells who would send: the observed process is a server, and receives.
+            // The connections carry nothing, but over xdp those who have them send datagrams.
+            let peers = sample.connections.iter().filter_map(|c| c.peer.as_ref());
+            senders.extend(peers.filter_map(|peer| peer.pid));
             receivers.extend(sample.pid);
         }
         self.set(Figure::SenderCore, most(&senders, core));
         self.set(Figure::SenderThrottled, most(&senders, |p| p.throttled));
-        self.set(Figure::ReceiverCore, most(&receivers, core));
+        let polling = sample.broker.as_ref().and_then(Broker::busy_polling);
+        let receiver = polling.or_else(|| most(&receivers, core));
+        self.set(Figure::ReceiverCore, receiver);
         self.set(Figure::ReceiverThrottled, most(&receivers, |p| p.throttled));
         if sample.pid.is_some_and(|pid| receivers.contains(&pid)) {
             let receives = sample.syscalls.as_deref().and_then(Receives::of);
@@ -221,8 +236,15 @@ impl Facts {
         let read = broker.topics.iter().filter(|topic| topic.readers > 0);
         let unread = read.map(|topic| topic.unread).reduce(f64::max);
         self.set(Figure::Unread, unread);
-        let xdp = broker.xdp().filter(|xdp| xdp.packets > 0);
-        self.set(Figure::CreditUsedUp, xdp.map(|xdp| xdp.credit_used_up));
+        let Some(xdp) = broker.xdp().filter(|xdp| xdp.packets > 0) else {
+            return;
+        };
+        let sent = xdp.packets + xdp.missing;
+        self.set(Figure::Missing, Some(xdp.missing as f64 / sent as f64));
+        self.set(Figure::FullLooks, Some(xdp.full_looks));
+        self.set(Figure::IdlePauses, Some(xdp.idle));
+        self.set(Figure::CreditPauses, Some(xdp.credit));
+        self.set(Figure::CongestionPauses, Some(xdp.congestion));
     }
 }
 

@@ -48,12 +48,16 @@ struct XdpAt {
     unknown_stream: u64,
     duplicates: u64,
     refused: u64,
+    skipped: u64,
+    late: u64,
     acks: u64,
     aside: u64,
     empty_polls: u64,
     polls: u64,
     full_polls: u64,
-    credit_used_up: u64,
+    pauses_idle: u64,
+    pauses_credit: u64,
+    pauses_congestion: u64,
     sleeps: u64,
     packets: u64,
     bytes: u64,
@@ -102,6 +106,10 @@ pub struct Xdp {
     pub dropped: BTreeMap<&'static str, u64>,
     /// Packets that came and were not placed, by reason.
     pub refused: BTreeMap<&'static str, u64>,
+    /// Packets that never came, as far as later ones tell.
+    pub missing: u64,
+    /// Packets that came after later ones.
+    pub late: u64,
     /// Batches that were received outside the ring, for it had no room.
     pub aside: u64,
     /// Looks that found packets, of all looks, 0 to 1.
@@ -109,8 +117,11 @@ pub struct Xdp {
     /// Looks that found as many as are taken at a time, of those that found some, 0 to 1.
     pub full_looks: f64,
     pub sleeps: u64,
-    /// ACKs at whose time the publisher had used its credit up, of all ACKs, 0 to 1.
-    pub credit_used_up: f64,
+    /// Times that publishers paused for each ACK, by reason: nothing to send, no credit, congestion
+    /// window full.
+    pub idle: f64,
+    pub credit: f64,
+    pub congestion: f64,
     /// Bytes that each stream may have on its way.
     pub window: u64,
 }
@@ -209,6 +220,16 @@ impl Broker {
         })
     }
 
+    /// Of workers that have packets and never sleep, as with `--poll busy`: share of the interval in
+    /// which the busiest worked on packets, 0 to 1. They have their cores all of the time.
+    pub fn busy_polling(&self) -> Option<f64> {
+        let awake = |xdp: &Xdp| xdp.sleeps == 0 && xdp.packets > 0;
+        let workers = self.workers.iter();
+        let polling = workers.filter(|worker| worker.xdp.as_ref().is_some_and(awake));
+        let busy = polling.filter_map(|worker| Some(1.0 - worker.stages.get("WaitForData")?));
+        busy.reduce(f64::max)
+    }
+
     /// All workers of the xdp path together; none without that path.
     pub fn xdp(&self) -> Option<Xdp> {
         let workers = || self.workers.iter().filter_map(|worker| worker.xdp.as_ref());
@@ -218,10 +239,14 @@ impl Broker {
             let mix = |a: f64, b: f64| a * (1.0 - weight) + b * weight;
             sum.hit_rate = mix(sum.hit_rate, other.hit_rate);
             sum.full_looks = mix(sum.full_looks, other.full_looks);
-            sum.credit_used_up = mix(sum.credit_used_up, other.credit_used_up);
+            sum.idle = mix(sum.idle, other.idle);
+            sum.credit = mix(sum.credit, other.credit);
+            sum.congestion = mix(sum.congestion, other.congestion);
             sum.packets += other.packets;
             sum.bytes += other.bytes;
             sum.placed += other.placed;
+            sum.missing += other.missing;
+            sum.late += other.late;
             sum.aside += other.aside;
             sum.sleeps += other.sleeps;
             add(&mut sum.dropped, &other.dropped);
@@ -266,6 +291,7 @@ impl Xdp {
         let ratio = |a: u64, b: u64| a as f64 / b.max(1) as f64;
         let hits = end.polls - start.polls;
         let misses = end.empty_polls - start.empty_polls;
+        let acks = end.acks - start.acks;
         Self {
             packets: end.packets - start.packets,
             bytes: end.bytes - start.bytes,
@@ -286,14 +312,15 @@ impl Xdp {
                 ("duplicate", start.duplicates, end.duplicates),
                 ("beyond a limit", start.refused, end.refused),
             ]),
+            missing: (end.skipped - start.skipped).saturating_sub(end.late - start.late),
+            late: end.late - start.late,
             aside: end.aside - start.aside,
             hit_rate: ratio(hits, hits + misses),
             full_looks: ratio(end.full_polls - start.full_polls, hits),
             sleeps: end.sleeps - start.sleeps,
-            credit_used_up: ratio(
-                end.credit_used_up - start.credit_used_up,
-                end.acks - start.acks,
-            ),
+            idle: ratio(end.pauses_idle - start.pauses_idle, acks),
+            credit: ratio(end.pauses_credit - start.pauses_credit, acks),
+            congestion: ratio(end.pauses_congestion - start.pauses_congestion, acks),
             window: end.window,
         }
     }
@@ -322,8 +349,10 @@ mod tests {
                            {"name": "WaitForData", "total_ns": 1}],
                 "xdp": {"window": 65536, "placed": packets, "malformed": 0,
                     "corrupt": packets / 100, "unknown_stream": 0, "duplicates": 0, "refused": 0,
+                    "skipped": packets / 10, "late": packets / 50,
                     "acks": packets / 10, "aside": 0, "empty_polls": packets, "polls": packets,
-                    "full_polls": packets / 2, "credit_used_up": packets / 20, "sleeps": 0,
+                    "full_polls": packets / 2, "pauses_idle": packets / 50, "pauses_credit": packets / 20,
+                    "pauses_congestion": packets / 100, "sleeps": 0,
                     "packets": packets, "bytes": packets * 1000, "rx_dropped": 0,
                     "rx_ring_full": packets / 50, "rx_fill_ring_empty": 0}
             }],
@@ -352,7 +381,8 @@ mod tests {
         assert!((broker.workers[0].stages["Commit"] - 0.1).abs() < 1e-9);
         let xdp = broker.xdp().unwrap();
         assert_eq!((xdp.packets, xdp.hit_rate, xdp.full_looks), (200, 0.5, 0.5));
-        assert_eq!(xdp.credit_used_up, 0.5);
+        assert_eq!((xdp.missing, xdp.late), (16, 4));
+        assert_eq!((xdp.idle, xdp.credit, xdp.congestion), (0.2, 0.5, 0.1));
         assert_eq!(xdp.dropped, [("receive ring full", 4)].into());
         assert_eq!(xdp.refused, [("corrupt", 2)].into());
         assert!(Broker::between(&looks[..1], 1.0).is_none());

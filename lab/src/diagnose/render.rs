@@ -267,14 +267,17 @@ fn write_worker(out: &mut String, worker: &Worker) -> fmt::Result {
     };
     writeln!(
         out,
-        "    {} packets; looks that found some {}, of these full {}; dropped {:?}, refused {:?}; window {}, credit used up at {} of ACKs",
+        "    {} packets; looks that found some {}, of these full {}; dropped {:?}, refused {:?}, never came {}; window {}; publishers paused per ACK: idle {:.2}, no credit {:.2}, congestion {:.2}",
         xdp.packets,
         percent(xdp.hit_rate),
         percent(xdp.full_looks),
         xdp.dropped,
         xdp.refused,
+        xdp.missing,
         bytes(xdp.window as f64),
-        percent(xdp.credit_used_up),
+        xdp.idle,
+        xdp.credit,
+        xdp.congestion,
     )
 }
 

@@ -13,9 +13,9 @@ pub struct Cause {
     /// Stable name.
     pub id: &'static str,
     pub title: &'static str,
-    /// All must hold, and each must have been seen.
-    pub requires: &'static [Clue],
-    /// Stands in for `requires` when not all of that could be seen.
+    /// Ways to see it, the surest first: the first of which every clue holds makes it possible.
+    pub requires: &'static [&'static [Clue]],
+    /// Stands in for `requires` when no way could be seen as a whole.
     pub unseen: &'static [Clue],
     pub supports: &'static [Clue],
     pub contradicts: &'static [Clue],
@@ -87,12 +87,12 @@ pub const CAUSES: &[Cause] = &[
     Cause {
         id: "shared-buffer-full",
         title: "The shared buffer is full: a registered reader is slow or has stopped",
-        requires: &[at_least(
+        requires: &[&[at_least(
             Figure::Blocked,
             0.2,
             0.65,
             "a connection that waits for room at every fifth look is held up, not just unlucky",
-        )],
+        )]],
         unseen: &[],
         supports: &[
             at_least(
@@ -109,7 +109,7 @@ pub const CAUSES: &[Cause] = &[
     Cause {
         id: "syscall-overhead",
         title: "Receiving in too small pieces: the calls themselves cost most",
-        requires: &[
+        requires: &[&[
             below(
                 Figure::BytesPerReceive,
                 1024.0,
@@ -128,7 +128,7 @@ pub const CAUSES: &[Cause] = &[
                 0.2,
                 "small calls only matter to a thread that is short of time",
             ),
-        ],
+        ]],
         unseen: &[],
         supports: &[
             at_least(Figure::ReceiverCore, WHOLE_CORE, 0.1, NO_TIME_LEFT),
@@ -140,12 +140,15 @@ pub const CAUSES: &[Cause] = &[
     Cause {
         id: "receiver-cpu",
         title: "A receiving thread has no more CPU",
-        requires: &[at_least(
-            Figure::ReceiverCore,
-            WHOLE_CORE,
-            0.4,
-            NO_TIME_LEFT,
-        )],
+        requires: &[
+            &[at_least(
+                Figure::ReceiverCore,
+                WHOLE_CORE,
+                0.4,
+                NO_TIME_LEFT,
+            )],
+            &[at_least(Figure::ReceiverThrottled, 0.1, 0.4, OUT_OF_QUOTA)],
+        ],
         unseen: &[],
         supports: &[
             at_least(Figure::ReceiveQueue, 0.25, 0.3, QUEUE_FULL),
@@ -172,7 +175,7 @@ pub const CAUSES: &[Cause] = &[
     Cause {
         id: "receiver-application-limited",
         title: "The receiving application does not read fast enough, and not for lack of CPU",
-        requires: &[
+        requires: &[&[
             at_least(Figure::ReceiveQueue, 0.4, 0.4, QUEUE_FULL),
             below(
                 Figure::ReceiverCore,
@@ -180,7 +183,7 @@ pub const CAUSES: &[Cause] = &[
                 0.2,
                 "a thread that has time left and data to read is waiting for something else",
             ),
-        ],
+        ]],
         unseen: &[at_least(Figure::ReceiveQueue, 0.4, 0.4, QUEUE_FULL)],
         supports: &[
             at_least(Figure::RwndLimited, 0.2, 0.2, A_FIFTH),
@@ -197,12 +200,12 @@ pub const CAUSES: &[Cause] = &[
     Cause {
         id: "nic-drops",
         title: "Packets are dropped before they reach a socket: rings too small or served too late",
-        requires: &[at_least(
+        requires: &[&[at_least(
             Figure::Dropped,
             0.001,
             0.6,
             "one packet in a thousand is enough to keep loss recovery and congestion control at work",
-        )],
+        )]],
         unseen: &[],
         supports: &[
             at_least(
@@ -229,15 +232,15 @@ pub const CAUSES: &[Cause] = &[
     Cause {
         id: "credit-limited",
         title: "The publisher has no credit: what may be on its way over xdp is too little",
-        requires: &[at_least(
-            Figure::CreditUsedUp,
+        requires: &[&[at_least(
+            Figure::CreditPauses,
             0.2,
             0.6,
-            "at every fifth ACK less than a packet was left to send: the publisher waited for it",
-        )],
+            "every fifth ACK found a publisher that waited for credit",
+        )]],
         unseen: &[],
         supports: &[
-            at_least(Figure::CreditUsedUp, 0.5, 0.2, MOSTLY),
+            at_least(Figure::CreditPauses, 0.5, 0.2, "every second one"),
             below(
                 Figure::ReceiverCore,
                 WHOLE_CORE,
@@ -245,18 +248,26 @@ pub const CAUSES: &[Cause] = &[
                 "the worker itself has time left",
             ),
         ],
-        contradicts: &[at_least(
-            Figure::Blocked,
-            0.2,
-            0.5,
-            "no credit is given while the shared buffer is full",
-        )],
+        contradicts: &[
+            at_least(
+                Figure::Blocked,
+                0.2,
+                0.5,
+                "no credit is given while the shared buffer is full",
+            ),
+            at_least(
+                Figure::ReceiverThrottled,
+                0.1,
+                0.3,
+                "no credit is given while the worker does not run",
+            ),
+        ],
         next: "tr '\\0' ' ' </proc/PID/cmdline  # a larger --xdp-ring gives more credit",
     },
     Cause {
         id: "receive-window-limited",
         title: "The receiver's window is too small for this path",
-        requires: &[
+        requires: &[&[
             at_least(Figure::RwndLimited, 0.2, 0.55, A_FIFTH),
             below(
                 Figure::ReceiveQueue,
@@ -264,7 +275,7 @@ pub const CAUSES: &[Cause] = &[
                 0.15,
                 "the window was closed although the buffer was not full of unread data",
             ),
-        ],
+        ]],
         unseen: &[
             at_least(
                 Figure::WindowUse,
@@ -292,7 +303,7 @@ pub const CAUSES: &[Cause] = &[
     Cause {
         id: "send-buffer-limited",
         title: "The sender's socket buffer is too small for this path",
-        requires: &[at_least(Figure::SndbufLimited, 0.2, 0.7, A_FIFTH)],
+        requires: &[&[at_least(Figure::SndbufLimited, 0.2, 0.7, A_FIFTH)]],
         unseen: &[],
         supports: &[
             at_least(Figure::SndbufLimited, 0.5, 0.15, MOSTLY),
@@ -314,7 +325,7 @@ pub const CAUSES: &[Cause] = &[
     Cause {
         id: "sender-cpu",
         title: "A sending thread has no more CPU",
-        requires: &[at_least(Figure::SenderCore, WHOLE_CORE, 0.45, NO_TIME_LEFT)],
+        requires: &[&[at_least(Figure::SenderCore, WHOLE_CORE, 0.45, NO_TIME_LEFT)]],
         unseen: &[],
         supports: &[
             below(Figure::ReceiveQueue, 0.05, 0.2, QUEUE_EMPTY),
@@ -346,12 +357,20 @@ pub const CAUSES: &[Cause] = &[
     Cause {
         id: "congestion-limited",
         title: "The network between is the limit: its rate, its losses or its delay",
-        requires: &[at_least(
-            Figure::PathLimited,
-            0.5,
-            0.35,
-            "mostly data was waiting or on its way while neither buffer nor window was short",
-        )],
+        requires: &[
+            &[at_least(
+                Figure::PathLimited,
+                0.5,
+                0.35,
+                "mostly data was waiting or on its way while neither buffer nor window was short",
+            )],
+            &[at_least(
+                Figure::CongestionPauses,
+                0.2,
+                0.4,
+                "every fifth ACK found a publisher whose congestion window was full",
+            )],
+        ],
         unseen: &[
             at_least(Figure::Rate, MEGABYTE, 0.05, SOMETHING_FLOWS),
             below(Figure::ReceiveQueue, 0.05, 0.15, QUEUE_EMPTY),
@@ -370,6 +389,12 @@ pub const CAUSES: &[Cause] = &[
                 "one byte in a thousand lost is enough to halve a window again and again",
             ),
             at_least(
+                Figure::Missing,
+                0.001,
+                0.15,
+                "one packet in a thousand lost is enough to hold a congestion window down",
+            ),
+            at_least(
                 Figure::RttGrowth,
                 3.0,
                 0.15,
@@ -381,6 +406,12 @@ pub const CAUSES: &[Cause] = &[
             at_least(Figure::SenderCore, WHOLE_CORE, 0.3, NO_TIME_LEFT),
             at_least(Figure::ReceiverCore, WHOLE_CORE, 0.3, NO_TIME_LEFT),
             at_least(Figure::ReceiveQueue, 0.25, 0.3, QUEUE_FULL),
+            at_least(
+                Figure::Dropped,
+                0.001,
+                0.3,
+                "what is lost, this host drops: not the network between",
+            ),
         ],
         next: "ss -tin '( sport = :PORT or dport = :PORT )'  # cwnd, retrans, rtt; then tc -s qdisc along the path",
     },
@@ -388,13 +419,24 @@ pub const CAUSES: &[Cause] = &[
         id: "sender-application-limited",
         title: "The sending application offers no more: throttled, or waiting for its input or for acks",
         requires: &[
-            at_least(Figure::Rate, MEGABYTE, 0.1, SOMETHING_FLOWS),
-            below(
-                Figure::SenderBusy,
-                0.7,
-                0.45,
-                "for the rest of the time the sender's kernel had nothing to send",
-            ),
+            &[
+                at_least(Figure::Rate, MEGABYTE, 0.1, SOMETHING_FLOWS),
+                below(
+                    Figure::SenderBusy,
+                    0.7,
+                    0.45,
+                    "for the rest of the time the sender's kernel had nothing to send",
+                ),
+            ],
+            &[
+                at_least(Figure::Rate, MEGABYTE, 0.1, SOMETHING_FLOWS),
+                at_least(
+                    Figure::IdlePauses,
+                    0.2,
+                    0.45,
+                    "every fifth ACK found a publisher that had nothing left to send",
+                ),
+            ],
         ],
         unseen: &[
             at_least(Figure::Rate, MEGABYTE, 0.1, SOMETHING_FLOWS),
@@ -413,10 +455,22 @@ pub const CAUSES: &[Cause] = &[
         contradicts: &[
             at_least(Figure::SenderCore, WHOLE_CORE, 0.4, NO_TIME_LEFT),
             at_least(
-                Figure::CreditUsedUp,
+                Figure::CreditPauses,
                 0.2,
                 0.4,
                 "over xdp it waits for credit",
+            ),
+            at_least(
+                Figure::CongestionPauses,
+                0.2,
+                0.3,
+                "over xdp it waits for the network between",
+            ),
+            at_least(
+                Figure::ReceiverThrottled,
+                0.1,
+                0.3,
+                "it may wait for acks of a receiver that does not run",
             ),
         ],
         next: "for t in /proc/PEER/task/*; do cat $t/comm $t/wchan; echo; done  # what its threads wait for; see --rate, --in-flight, its input",
@@ -424,7 +478,7 @@ pub const CAUSES: &[Cause] = &[
     Cause {
         id: "idle-or-offered-slower-than-capacity",
         title: "Nothing is limiting: idle, or the load is offered far more slowly than it could be taken",
-        requires: &[
+        requires: &[&[
             below(
                 Figure::Rate,
                 MEGABYTE,
@@ -437,7 +491,7 @@ pub const CAUSES: &[Cause] = &[
                 0.3,
                 "what is limited leaves a queue behind; less than 64 KiB is one batch on its way",
             ),
-        ],
+        ]],
         unseen: &[],
         supports: &[below(
             Figure::SenderBusy,
@@ -476,18 +530,15 @@ mod tests {
         for cause in CAUSES {
             let id = cause.id;
             assert!(!cause.next.is_empty(), "{id}");
-            let parts = [
-                cause.requires,
-                cause.unseen,
-                cause.supports,
-                cause.contradicts,
-            ];
-            for clue in parts.into_iter().flatten() {
+            let parts = [cause.unseen, cause.supports, cause.contradicts];
+            let ways = cause.requires.iter().copied();
+            for clue in ways.chain(parts).flatten() {
                 assert!(!clue.why.is_empty() && clue.weight > 0.0, "{id}");
             }
-            let required = sum(cause.requires);
-            assert!(required >= 0.35, "{id}: what it requires names it");
-            assert!(required + sum(cause.supports) <= 1.001, "{id}");
+            for way in cause.requires {
+                assert!(sum(way) >= 0.35, "{id}: what it requires names it");
+                assert!(sum(way) + sum(cause.supports) <= 1.001, "{id}");
+            }
             assert!(sum(cause.unseen) <= 0.5, "{id}: half blind is not sure");
         }
     }

@@ -66,8 +66,9 @@ pub fn judge(facts: &Facts) -> Vec<Verdict> {
 fn weigh(cause: &Cause, facts: &Facts) -> Option<Verdict> {
     let seen = |clue: &Clue| facts.get(clue.figure).is_some();
     let holds = |clue: &Clue| facts.get(clue.figure).is_some_and(|v| clue.is.holds(v));
-    let basis = match cause.requires.iter().all(seen) {
-        true => cause.requires,
+    let mut ways = cause.requires.iter();
+    let basis = match ways.clone().any(|way| way.iter().all(seen)) {
+        true => ways.find(|way| way.iter().all(holds))?,
         false => cause.unseen,
     };
     if basis.is_empty() || !basis.iter().all(holds) {
@@ -138,6 +139,7 @@ pub fn shown(unit: Unit, value: f64) -> String {
         Unit::Bytes => bytes(value),
         Unit::BytesPerSecond => format!("{}/s", bytes(value)),
         Unit::PerSecond => format!("{value:.0}/s"),
+        Unit::PerAck => format!("{value:.2} times per ACK"),
         Unit::Times => format!("{value:.1} times as long"),
     }
 }

@@ -96,19 +96,74 @@ fn nic_drops() {
     assert_ne!(bent(&[(Figure::Dropped, 0.0005)]), "nic-drops");
 }
 
+/// Over xdp the connections carry control only: nothing is known of senders' sockets, but they tell
+/// why they paused.
+const OVER_XDP: &[(Figure, f64)] = &[
+    (Figure::Rate, 8e8),
+    (Figure::Queued, 0.0),
+    (Figure::SenderCore, 0.6),
+    (Figure::SenderThrottled, 0.0),
+    (Figure::ReceiverCore, 0.5),
+    (Figure::ReceiverThrottled, 0.0),
+    (Figure::Dropped, 0.0),
+    (Figure::Blocked, 0.0),
+    (Figure::Missing, 0.0),
+    (Figure::FullLooks, 0.3),
+    (Figure::IdlePauses, 0.05),
+    (Figure::CreditPauses, 0.04),
+    (Figure::CongestionPauses, 0.0),
+];
+
+fn over_xdp(changes: &[(Figure, f64)]) -> &'static str {
+    first(&[OVER_XDP, changes].concat())
+}
+
 #[test]
 fn credit_limited() {
-    // Over xdp the connections carry control only: nothing is known of senders' sockets.
-    let xdp = [
-        (Figure::Rate, 3e8),
-        (Figure::Queued, 0.0),
-        (Figure::ReceiverCore, 0.5),
-        (Figure::Blocked, 0.0),
-        (Figure::CreditUsedUp, 0.7),
-    ];
-    assert_eq!(first(&xdp), "credit-limited");
+    let small = [(Figure::CreditPauses, 0.7)];
+    assert_eq!(over_xdp(&small), "credit-limited");
     let full = [(Figure::Blocked, 0.9)];
-    assert_eq!(first(&[&xdp[..], &full].concat()), "shared-buffer-full");
+    assert_eq!(
+        over_xdp(&[&small[..], &full].concat()),
+        "shared-buffer-full"
+    );
+}
+
+#[test]
+fn other_causes_over_xdp() {
+    for (changes, cause) in [
+        (
+            &[(Figure::Rate, 5e7), (Figure::IdlePauses, 0.6)][..],
+            "sender-application-limited",
+        ),
+        (
+            &[(Figure::CongestionPauses, 0.8), (Figure::Missing, 0.02)],
+            "congestion-limited",
+        ),
+        // Losses in the host's own rings are not the network's.
+        (
+            &[
+                (Figure::CongestionPauses, 0.9),
+                (Figure::Missing, 0.1),
+                (Figure::Dropped, 0.1),
+            ],
+            "nic-drops",
+        ),
+        (
+            &[
+                (Figure::ReceiverThrottled, 0.15),
+                (Figure::CreditPauses, 0.3),
+                (Figure::IdlePauses, 0.2),
+            ],
+            "receiver-cpu",
+        ),
+        (
+            &[(Figure::SenderCore, 0.95), (Figure::SenderThrottled, 0.8)],
+            "sender-cpu",
+        ),
+    ] {
+        assert_eq!(over_xdp(changes), cause);
+    }
 }
 
 #[test]
