@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
-# Diagnosis against the truth: each cause is made on purpose, and must be named first. Every case
-# prints a line of the confusion matrix, also when it passes.
+# Diagnosis against the truth: each cause is made on purpose, and must be named first. Ends with the
+# confusion matrix.
+#
+# PENSTOCK_REPEAT=N runs every case N times; one must then be right in nine of ten.
+# PENSTOCK_CASES="FUNCTION..." runs these only. PENSTOCK_DIAGNOSE_SECONDS=S looks for so long.
 set -euo pipefail
 # shellcheck source=scripts/e2e/lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -8,7 +11,9 @@ set -euo pipefail
 testbed 1
 ADDRESS=10.214.0.2
 PORT=5300
-DURATION=${PENSTOCK_DIAGNOSE_SECONDS:-3}
+DURATION=${PENSTOCK_DIAGNOSE_SECONDS:-2}
+REPEAT=${PENSTOCK_REPEAT:-1}
+XDP=(--mode xdp --iface eth0)
 MATRIX=$WORK/matrix
 loads=()
 labs=()
@@ -43,6 +48,10 @@ stop_loads() {
 serve() {
   in_ns b0 python3 "$E2E/load.py" serve "$PORT" "$@"
   server=$load
+  until_listening
+}
+
+until_listening() {
   for _ in {1..100}; do
     ss -Hltn -N "$NET-b0" "sport = :$PORT" | grep -q . && return 0
     sleep 0.1
@@ -53,20 +62,24 @@ serve() {
 
 send() { in_ns pub python3 "$E2E/load.py" send "$ADDRESS" "$PORT" "$@"; }
 
-# long_line: puts the case on a link whose round trip takes 30 ms, that of a
-# lab whose own publisher hardly sends. The namespaces are that lab's from here on.
-long_line() {
-  "$BIN/penstock-lab" throughput --brokers 1 --profile offload --delay 30ms --total-size 1TB \
-    --publisher-option=--rate=100KB --results "$T/results" >"$T/lab.log" 2>&1 &
+# lab_link OPTION...: starts a lab with one broker and a publisher that does not end; the namespaces
+# are that lab's from here on.
+lab_link() {
+  "$BIN/penstock-lab" throughput --brokers 1 --total-size 1TB --results "$T/results" "$@" \
+    >"$T/lab.log" 2>&1 &
   labs+=("$!")
   NET=penstock-$!
-  for _ in {1..100}; do
+  for _ in {1..150}; do
     ip netns exec "$NET-pub" ss -Htn state established "dst $ADDRESS" 2>/dev/null | grep -q . && return 0
     sleep 0.1
   done
   cat "$T/lab.log"
   fail "the lab did not start"
 }
+
+# long_line DELAY: puts the case on a link whose round trip takes so long; the lab's own publisher
+# hardly sends there.
+long_line() { lab_link --profile offload --delay "$1" --publisher-option=--rate=100KB; }
 
 # publish [options]: a publisher that does not end before the test does.
 publish() {
@@ -76,17 +89,26 @@ publish() {
 # Lets what was started come to its steady state; nothing that is asserted depends on how long.
 settle() { sleep 1; }
 
-# names CAUSE OPTION...: diagnoses, prints a line of the matrix; CAUSE must come first.
+# names CAUSE OPTION...: diagnoses, and notes what was named; CAUSE must come first.
 names() {
   local wanted=$1 got
   shift
   lab diagnose --duration "$DURATION" --format json "$@" >"$T/diagnosis.json"
   got=$(jq -r '.verdicts[0].cause // "none"' "$T/diagnosis.json")
-  jq -r --arg case "$CASE" --arg wanted "$wanted" '[$case, $wanted] +
-    [.verdicts[:3][] | "\(.cause) \(.confidence)"] | join(" | ")' "$T/diagnosis.json" | tee -a "$MATRIX"
+  jq -r --arg case "$CASE" --arg wanted "$wanted" --arg got "$got" '[$case, $wanted, $got,
+    ([.verdicts[:3][] | "\(.cause) \(.confidence)"] | join(", "))] | join("|")' \
+    "$T/diagnosis.json" >>"$MATRIX"
   [ "$got" = "$wanted" ] || {
-    jq -c '.verdicts[:2][], .sample.connections[:1], .sample.processes' "$T/diagnosis.json"
+    jq -c '.verdicts[:2][], .sample.connections[:1], .sample.processes, .sample.broker' "$T/diagnosis.json"
     fail "named $got, the truth is $wanted"
+  }
+}
+
+# because WORDS: the reason of the first verdict speaks of them.
+because() {
+  jq -r '.verdicts[0].reason' "$T/diagnosis.json" | grep -q -- "$1" || {
+    jq -c '.verdicts[0], .sample.connections[:1]' "$T/diagnosis.json"
+    fail "the reason says nothing of '$1'"
   }
 }
 
@@ -140,12 +162,17 @@ starved_publisher() {
 
 blocked_reader() {
   start_broker 0 --ring-size 64MiB --topic penstock
+  blocked_by_reader
+}
+
+# blocked_by_reader [option of the publisher...]: a registered reader stops, and the ring fills.
+blocked_by_reader() {
   "$BIN/penstock-subscriber" --path "$BUFFERS/b0/penstock.log" --register --follow --output none \
     >"$T/reader.log" 2>&1 &
   loads+=("$!")
   settle
   kill -STOP "$!"
-  publish
+  publish "$@"
   settle
   names shared-buffer-full --pid "${brokers_running[0]}"
 }
@@ -165,7 +192,7 @@ tiny_receives() {
 }
 
 small_send_buffer() {
-  long_line
+  long_line 30ms
   serve
   send --sndbuf 65536
   settle
@@ -178,6 +205,120 @@ slow_network() {
   publish
   settle
   names congestion-limited --pid "${brokers_running[0]}"
+}
+
+# A window of 8 MiB, twice the usual rmem_max, over 100 ms: 80 MB/s. The sender's buffer must hold more.
+window_capped() {
+  long_line 100ms
+  ip netns exec "$NET-pub" sysctl -qw net.ipv4.tcp_wmem="4096 16384 67108864"
+  serve --rcvbuf 33554432
+  send
+  sleep 2
+  names receive-window-limited --pid "$server"
+  because "rmem_max caps"
+}
+
+# The listener's buffer fixed a window scale that ends below what was set on the accepted socket.
+window_late() {
+  long_line 30ms
+  serve --rcvbuf 16384 --accepted-rcvbuf 4194304
+  send
+  settle
+  names receive-window-limited --pid "$server"
+  because "set too late"
+}
+
+window_fixed() {
+  long_line 30ms
+  serve --rcvbuf 65536
+  send
+  settle
+  names receive-window-limited --pid "$server"
+  because "switches autotuning off"
+}
+
+window_without_autotuning() {
+  long_line 30ms
+  ip netns exec "$NET-b0" sysctl -qw net.ipv4.tcp_moderate_rcvbuf=0
+  serve
+  send
+  settle
+  names receive-window-limited --pid "$server"
+  because "tcp_moderate_rcvbuf=0"
+}
+
+window_at_tcp_rmem() {
+  long_line 30ms
+  ip netns exec "$NET-b0" sysctl -qw net.ipv4.tcp_rmem="4096 65536 262144"
+  serve
+  send
+  settle
+  names receive-window-limited --pid "$server"
+  because "tcp_rmem allows 262144"
+}
+
+xdp_throttled() {
+  start_broker 0 "${XDP[@]}"
+  publish --mode xdp --rate 50MB
+  settle
+  names sender-application-limited --pid "${brokers_running[0]}"
+}
+
+# So small a ring gives credit for one burst at a time.
+xdp_credit() {
+  start_broker 0 "${XDP[@]}" --xdp-ring 64
+  publish --mode xdp
+  settle
+  names credit-limited --pid "${brokers_running[0]}"
+}
+
+# Each of 32 streams has at least 64 KiB of credit, and the fill ring holds that of one.
+xdp_small_fill_ring() {
+  start_broker 0 "${XDP[@]}" --xdp-ring 64
+  publish --mode xdp --threads-per-broker 32
+  settle
+  names nic-drops --pid "${brokers_running[0]}"
+}
+
+xdp_starved_worker() {
+  start_broker 0 "${XDP[@]}"
+  publish --mode xdp
+  settle
+  quota 5 "${brokers_running[0]}"
+  settle
+  names receiver-cpu --pid "${brokers_running[0]}"
+}
+
+xdp_starved_publisher() {
+  start_broker 0 "${XDP[@]}"
+  publish --mode xdp
+  settle
+  quota 5 "$load"
+  settle
+  names sender-cpu --pid "${brokers_running[0]}"
+}
+
+xdp_blocked_reader() {
+  start_broker 0 "${XDP[@]}" --ring-size 64MiB --topic penstock
+  blocked_by_reader --mode xdp
+}
+
+xdp_losses() {
+  lab_link --mode xdp --faults loss=2%
+  settle
+  names congestion-limited --pid "$(ip netns pids "$NET-b0" | head -n 1)"
+}
+
+starved_nats() {
+  command -v nats-server >/dev/null || skip "there is no nats-server; apt-get install nats-server"
+  in_ns b0 nats-server -a 0.0.0.0 -p "$PORT"
+  local server=$load
+  until_listening
+  send --nats
+  settle
+  quota 5 "$server"
+  settle
+  names receiver-cpu --pid "$server"
 }
 
 idle_connection() {
@@ -248,11 +389,26 @@ wrong_input() {
   done
 }
 
-# case_of NAME FUNCTION: a test with its loads. PENSTOCK_CASES names those to be run, all without it.
+# case_of NAME FUNCTION: a test with its loads, as often as asked for.
 case_of() {
   [[ " ${PENSTOCK_CASES:-$2} " == *" $2 "* ]] || return 0
-  eval "with_loads_$2() { CASE='$1'; trap stop_loads EXIT; $2; }"
-  run_test "$1" "with_loads_$2"
+  CASE=$1
+  eval "with_loads_$2() { trap stop_loads EXIT; $2; }"
+  for ((run = 1; run <= REPEAT; run++)); do
+    run_test "$1" "with_loads_$2"
+  done
+}
+
+# How often each cause was named first, by truth; and cases that were wrong too often.
+confusion() {
+  echo "confusion matrix: truth, then what was named first"
+  cut -d '|' -f 2,3 "$MATRIX" | sort | uniq -c | awk '{ split($2, pair, "|")
+    if (pair[1] != truth) { truth = pair[1]; printf "%s%s:", lines++ ? "\n" : "", truth }
+    printf " %s %d", pair[2], $1 } END { print "" }'
+  echo "case: right of all, the last with confidences"
+  awk -F '|' '{ all[$1]++; right[$1] += $2 == $3; last[$1] = $4 }
+    END { for (name in all) printf "  %s: %d of %d, %s\n", name, right[name], all[name], last[name] }' \
+    "$MATRIX" | sort
 }
 
 case_of "throttled publisher" throttled_publisher
@@ -262,13 +418,32 @@ case_of "publisher without CPU" starved_publisher
 case_of "shared buffer full, its reader stopped" blocked_reader
 case_of "server that reads slowly" slow_receiver
 case_of "server that reads 64 bytes a call" tiny_receives
-case_of "client with a send buffer of 64 KiB, 30 ms away" small_send_buffer
 case_of "network of 100 Mbit/s" slow_network
+case_of "window of a fixed buffer" window_fixed
 case_of "idle connection" idle_connection
-case_of "broker without connections" idle_broker
+case_of "credit for one burst over xdp" xdp_credit
+case_of "fill ring too small for its streams" xdp_small_fill_ring
+case_of "network that loses 2 % of xdp's packets" xdp_losses
 case_of "process and port, as text, both ends" by_port
 case_of "without privileges" unprivileged
 case_of "wrong input" wrong_input
-echo "case | truth | named, with confidence | second | third"
-cat "$MATRIX"
+if [ "$QUICK" = 0 ]; then
+  case_of "send buffer of 64 KiB, 30 ms away" small_send_buffer
+  case_of "window of a buffer that rmem_max caps" window_capped
+  case_of "window of a buffer that was set too late" window_late
+  case_of "window without autotuning" window_without_autotuning
+  case_of "window at the limit of tcp_rmem" window_at_tcp_rmem
+  case_of "throttled publisher over xdp" xdp_throttled
+  case_of "worker without CPU over xdp" xdp_starved_worker
+  case_of "publisher without CPU over xdp" xdp_starved_publisher
+  case_of "shared buffer full over xdp" xdp_blocked_reader
+  case_of "nats-server without CPU" starved_nats
+  case_of "broker without connections" idle_broker
+fi
+confusion
+if [ "$REPEAT" -gt 1 ]; then
+  # A case fails by being wrong more than once in ten times, not by one repetition.
+  failed=$(awk -F '|' '{ all[$1]++; right[$1] += $2 == $3 }
+    END { for (name in all) bad += right[name] < 0.9 * all[name]; print bad + 0 }' "$MATRIX")
+fi
 finish

@@ -38,6 +38,9 @@ def send(options):
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, options.sndbuf)
     connection.connect((options.address, options.port))
     data, sent = bytes(options.bytes), 0
+    if options.nats:
+        connection.sendall(b"CONNECT {\"verbose\":false}\r\n")
+        data = b"PUB load %d\r\n%s\r\n" % (len(data), data)
     while options.total == 0 or sent < options.total:
         connection.sendall(data)
         sent += len(data)
@@ -60,6 +63,7 @@ def main():
     client.add_argument("port", type=int)
     client.add_argument("--sndbuf", type=int, default=0)
     client.add_argument("--total", type=int, default=0)
+    client.add_argument("--nats", action="store_true", help="publish to a NATS server")
     client.set_defaults(role=send)
     for role in (server, client):
         role.add_argument("--bytes", type=int, default=65536, help="per call")
