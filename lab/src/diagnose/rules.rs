@@ -81,6 +81,9 @@ const A_FIFTH: &str =
     "a fifth of the time is beyond the short waits of every full-speed connection";
 const OUT_OF_QUOTA: &str =
     "a control group that is out of quota a tenth of the time holds its threads back";
+const OFTEN_OUT_OF_QUOTA: &str = "out of quota for three tenths of the time is no accident";
+const NOT_THE_NETWORK: &str =
+    "while an end is out of CPU quota data is on its way for longer, whatever the network does";
 
 /// Every cause. The order decides between equals: a cause before its symptoms.
 pub const CAUSES: &[Cause] = &[
@@ -152,7 +155,7 @@ pub const CAUSES: &[Cause] = &[
         unseen: &[],
         supports: &[
             at_least(Figure::ReceiveQueue, 0.25, 0.3, QUEUE_FULL),
-            at_least(Figure::ReceiverThrottled, 0.1, 0.2, OUT_OF_QUOTA),
+            at_least(Figure::ReceiverThrottled, 0.3, 0.2, OFTEN_OUT_OF_QUOTA),
             at_least(Figure::RwndLimited, 0.2, 0.1, A_FIFTH),
         ],
         contradicts: &[
@@ -325,7 +328,10 @@ pub const CAUSES: &[Cause] = &[
     Cause {
         id: "sender-cpu",
         title: "A sending thread has no more CPU",
-        requires: &[&[at_least(Figure::SenderCore, WHOLE_CORE, 0.45, NO_TIME_LEFT)]],
+        requires: &[
+            &[at_least(Figure::SenderCore, WHOLE_CORE, 0.45, NO_TIME_LEFT)],
+            &[at_least(Figure::SenderThrottled, 0.1, 0.45, OUT_OF_QUOTA)],
+        ],
         unseen: &[],
         supports: &[
             below(Figure::ReceiveQueue, 0.05, 0.2, QUEUE_EMPTY),
@@ -335,7 +341,7 @@ pub const CAUSES: &[Cause] = &[
                 0.1,
                 "the sender hands over less than the path would take",
             ),
-            at_least(Figure::SenderThrottled, 0.1, 0.2, OUT_OF_QUOTA),
+            at_least(Figure::SenderThrottled, 0.3, 0.2, OFTEN_OUT_OF_QUOTA),
         ],
         contradicts: &[
             at_least(Figure::ReceiveQueue, 0.25, 0.3, QUEUE_FULL),
@@ -367,7 +373,7 @@ pub const CAUSES: &[Cause] = &[
             &[at_least(
                 Figure::CongestionPauses,
                 0.2,
-                0.4,
+                0.35,
                 "every fifth ACK found a publisher whose congestion window was full",
             )],
         ],
@@ -379,7 +385,7 @@ pub const CAUSES: &[Cause] = &[
             at_least(
                 Figure::CwndFull,
                 0.3,
-                0.2,
+                0.15,
                 "the congestion window was what stopped the sender",
             ),
             at_least(
@@ -397,12 +403,14 @@ pub const CAUSES: &[Cause] = &[
             at_least(
                 Figure::RttGrowth,
                 3.0,
-                0.15,
+                0.1,
                 "packets wait in a queue for longer than they travel",
             ),
             below(Figure::SenderCore, 0.5, 0.1, TIME_LEFT),
         ],
         contradicts: &[
+            at_least(Figure::SenderThrottled, 0.1, 0.4, NOT_THE_NETWORK),
+            at_least(Figure::ReceiverThrottled, 0.1, 0.4, NOT_THE_NETWORK),
             at_least(Figure::SenderCore, WHOLE_CORE, 0.3, NO_TIME_LEFT),
             at_least(Figure::ReceiverCore, WHOLE_CORE, 0.3, NO_TIME_LEFT),
             at_least(Figure::ReceiveQueue, 0.25, 0.3, QUEUE_FULL),
@@ -454,6 +462,7 @@ pub const CAUSES: &[Cause] = &[
         ],
         contradicts: &[
             at_least(Figure::SenderCore, WHOLE_CORE, 0.4, NO_TIME_LEFT),
+            at_least(Figure::SenderThrottled, 0.1, 0.4, OUT_OF_QUOTA),
             at_least(
                 Figure::CreditPauses,
                 0.2,
@@ -469,7 +478,7 @@ pub const CAUSES: &[Cause] = &[
             at_least(
                 Figure::ReceiverThrottled,
                 0.1,
-                0.3,
+                0.4,
                 "it may wait for acks of a receiver that does not run",
             ),
         ],

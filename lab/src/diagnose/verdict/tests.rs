@@ -76,6 +76,14 @@ fn receiver_cpu() {
     assert_eq!(bent(&busy), "receiver-cpu");
     let starved = [(Figure::ReceiverThrottled, 0.8)];
     assert_eq!(bent(&[&busy[..], &starved].concat()), "receiver-cpu");
+    // It runs seldom, so round trips last, as they do over a slow network.
+    let seldom = [
+        (Figure::ReceiverThrottled, 0.4),
+        (Figure::CwndFull, 0.6),
+        (Figure::RttGrowth, 138.0),
+        (Figure::SenderCore, 0.4),
+    ];
+    assert_eq!(bent(&seldom), "receiver-cpu");
 }
 
 #[test]
@@ -202,6 +210,9 @@ fn sender_cpu() {
         (Figure::AppLimited, 1.0),
     ];
     assert_eq!(bent(&starved), "sender-cpu");
+    // Its threads sleep between their turns, so none of them seems busy.
+    let seldom = [&starved[..], &[(Figure::SenderCore, 0.5)]].concat();
+    assert_eq!(bent(&seldom), "sender-cpu");
 }
 
 #[test]
