@@ -63,6 +63,21 @@ Each check says ok, warn (slower, or not for everything) or fail (--mode xdp doe
 matters and what to do. Nothing is changed.
 Exit codes: 0 nothing fails, 1 something does or there is no such interface, 2 wrong usage.";
 
+const SOAK_EXAMPLES: &str = "\
+Examples:
+  # an hour
+  sudo penstock-lab soak --minutes 60
+
+  # half a minute, the script of an earlier run
+  sudo penstock-lab soak --minutes 0.5 --seed 42
+
+All is well when every message that a publisher was told is acked is in the log once, in order and whole,
+what killed publishers left is the beginning of what they sent, brokers and readers count the same, each
+broker's memory has not grown (median of the last quarter of the run at most 2 % and 4 MiB above that of
+the second), and as many descriptors are open at the end as before the first publisher.
+The last line on stdout is the result folder. Exit codes: 0 all is well, 1 not so, 2 wrong usage,
+130 interrupted.";
+
 /// Runs Penstock workloads in network namespaces, measures them and writes reports.
 #[derive(Debug, Parser)]
 #[command(name = "penstock-lab", version, after_help = EXAMPLES)]
@@ -91,6 +106,10 @@ pub enum Command {
     /// Looks whether this machine is ready for the xdp path, and says what to do.
     #[command(after_help = DOCTOR_EXAMPLES)]
     Doctor(Doctor),
+    /// Lets publishers and readers come and go over bad links, stops and kills some, and looks whether
+    /// brokers lose or keep anything.
+    #[command(after_help = SOAK_EXAMPLES)]
+    Soak(Soak),
 }
 
 #[derive(Debug, Args)]
@@ -243,6 +262,42 @@ pub struct Doctor {
     pub format: Format,
     #[command(flatten)]
     pub programs: Programs,
+}
+
+#[derive(Debug, Args)]
+pub struct Soak {
+    /// Length of the run, minutes.
+    #[arg(long, default_value_t = 10.0, value_parser = parse_minutes)]
+    pub minutes: f64,
+    /// Repeats the script of an earlier run, as its report tells it; another each time if not given.
+    #[arg(long)]
+    pub seed: Option<u64>,
+    #[command(flatten)]
+    pub programs: Programs,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+impl Soak {
+    /// Brokers over xdp, with the defaults of everything but topic and ring.
+    pub fn of_brokers(topic: &str, ring: ByteSize) -> (Route, Workload) {
+        /// The flags that subcommands hand on.
+        #[derive(Parser)]
+        struct Defaults {
+            #[command(flatten)]
+            route: Route,
+            #[command(flatten)]
+            workload: Workload,
+        }
+        let Defaults {
+            mut route,
+            mut workload,
+        } = Defaults::parse_from(["defaults"]);
+        route.mode = Mode::Xdp;
+        topic.clone_into(&mut workload.topic);
+        workload.ring_size = Some(ring);
+        (route, workload)
+    }
 }
 
 /// The path of the payload, and how brokers take it.
@@ -405,6 +460,13 @@ impl Mode {
             Self::Xdp => "xdp",
             Self::Auto => "auto",
         }
+    }
+}
+
+fn parse_minutes(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(minutes) if (0.1..=100_000.0).contains(&minutes) => Ok(minutes),
+        _ => Err("not a number of minutes from 0.1 to 100000".to_owned()),
     }
 }
 

@@ -103,6 +103,11 @@ impl Cluster {
         self.members.iter().map(|m| m.log_path.as_path()).collect()
     }
 
+    /// Numbers of the brokers' processes.
+    pub fn pids(&self) -> Vec<u32> {
+        self.members.iter().map(|m| m.process.id()).collect()
+    }
+
     /// CPU time that the brokers have used so far, seconds.
     pub fn cpu_seconds(&self) -> Result<f64> {
         self.members

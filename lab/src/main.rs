@@ -24,6 +24,7 @@ mod raw;
 mod render;
 mod report;
 mod results;
+mod soak;
 mod spread;
 mod testbed;
 mod throughput;
@@ -59,6 +60,7 @@ fn main() -> ExitCode {
         Command::Limits(options) => limits::run(options, &interrupt),
         Command::Diagnose(options) => diagnose::run(options, &interrupt),
         Command::Doctor(options) => doctor::run(options),
+        Command::Soak(options) => soak::run(options, &interrupt),
     });
     match outcome {
         Ok(true) => ExitCode::SUCCESS,

@@ -84,6 +84,11 @@ impl Running {
         })
     }
 
+    /// Its number.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The exit status, if it has ended.
     pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
         self.child
@@ -149,7 +154,8 @@ impl Running {
         )
     }
 
-    fn signal(&self, signal: i32) {
+    /// Sends it a signal.
+    pub fn signal(&self, signal: i32) {
         let pid = libc::pid_t::try_from(self.child.id()).expect("a pid fits in pid_t");
         // SAFETY: kill takes no pointers; the child is not reaped yet, so the pid is still its own.
         unsafe { libc::kill(pid, signal) };

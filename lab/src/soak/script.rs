@@ -1,0 +1,152 @@
+//! What happens and when, by chance: who joins, how fast and how long, and what befalls it. The same
+//! seed gives the same script, though not the same interleaving.
+
+use std::time::Duration;
+
+use fastrand::Rng;
+
+use crate::cli::Mode;
+
+/// Longest that anything is stopped: well below what a broker takes for the end of a publisher.
+const LONGEST_STOP: f64 = 2.0;
+
+/// What befalls a program.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Fate {
+    /// It ends by itself, or is asked to.
+    Ends,
+    /// SIGSTOP after the first time, SIGCONT after the second one more.
+    Stopped(Duration, Duration),
+    /// SIGKILL.
+    Killed(Duration),
+}
+
+/// A publisher that joins.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Publisher {
+    pub broker: usize,
+    pub mode: Mode,
+    pub streams: u32,
+    /// Message bytes per second.
+    pub rate: u64,
+    /// Bytes of a batch.
+    pub batch: u64,
+    pub fate: Fate,
+}
+
+/// A reader that joins.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Reader {
+    pub broker: usize,
+    /// The broker waits for it.
+    pub registered: bool,
+    /// From the oldest batch that is still there, not from the newest. Not if registered: the oldest
+    /// may be overwritten before it is.
+    pub from_start: bool,
+    pub stays: Duration,
+    pub fate: Fate,
+}
+
+impl Publisher {
+    pub fn draw(rng: &mut Rng, brokers: usize) -> Self {
+        let fate = match rng.u32(..10) {
+            0..2 => Fate::Killed(seconds(rng, 0.2, 3.0)),
+            2..4 => Fate::Stopped(seconds(rng, 0.2, 2.0), seconds(rng, 0.1, LONGEST_STOP)),
+            _ => Fate::Ends,
+        };
+        Self {
+            broker: rng.usize(..brokers),
+            mode: *rng
+                .choice([Mode::Tcp, Mode::Xdp, Mode::Auto].iter())
+                .expect("there are some"),
+            // What a killed one sent can only be told apart in one stream.
+            streams: match fate {
+                Fate::Killed(_) => 1,
+                _ => rng.u32(1..=3),
+            },
+            rate: rng.u64(1_000_000..8_000_000),
+            batch: 1 << rng.u32(11..=16),
+            fate,
+        }
+    }
+}
+
+impl Reader {
+    pub fn draw(rng: &mut Rng, brokers: usize) -> Self {
+        let fate = match rng.u32(..10) {
+            0..2 => Fate::Killed(seconds(rng, 0.2, 3.0)),
+            2..4 => Fate::Stopped(seconds(rng, 0.2, 2.0), seconds(rng, 0.1, LONGEST_STOP)),
+            _ => Fate::Ends,
+        };
+        let registered = rng.bool();
+        Self {
+            broker: rng.usize(..brokers),
+            registered,
+            from_start: !registered && rng.bool(),
+            stays: seconds(rng, 1.0, 6.0),
+            fate,
+        }
+    }
+}
+
+/// Faults of all links for a while, as `--faults` takes them.
+pub fn weather(rng: &mut Rng) -> String {
+    let mut share = |most: f64| rng.f64() * most;
+    format!(
+        "protocol=both,loss={:.2}%,reorder={:.2}%,duplicate={:.2}%,corrupt={:.2}%,truncate={:.2}%",
+        share(1.0),
+        share(1.0),
+        share(1.0),
+        share(0.2),
+        share(0.1),
+    )
+}
+
+/// A time between the two, in seconds.
+pub fn seconds(rng: &mut Rng, least: f64, most: f64) -> Duration {
+    Duration::from_secs_f64(least + rng.f64() * (most - least))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::faults::FaultPlan;
+
+    #[test]
+    fn a_seed_repeats_the_script() {
+        let draw = |seed| {
+            let mut rng = Rng::with_seed(seed);
+            (0..50)
+                .map(|_| {
+                    (
+                        Publisher::draw(&mut rng, 2),
+                        Reader::draw(&mut rng, 2),
+                        weather(&mut rng),
+                    )
+                })
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(draw(1), draw(1));
+        assert_ne!(draw(1), draw(2));
+    }
+
+    #[test]
+    fn everything_happens_and_weather_can_be_had() {
+        let mut rng = Rng::with_seed(3);
+        let drawn: Vec<_> = (0..500).map(|_| Publisher::draw(&mut rng, 2)).collect();
+        for mode in [Mode::Tcp, Mode::Xdp, Mode::Auto] {
+            let mut killed = drawn.iter().filter(|p| matches!(p.fate, Fate::Killed(_)));
+            assert!(killed.any(|publisher| publisher.mode == mode));
+        }
+        let killed = |p: &&Publisher| matches!(p.fate, Fate::Killed(_));
+        assert!(
+            drawn
+                .iter()
+                .filter(killed)
+                .all(|publisher| publisher.streams == 1)
+        );
+        for _ in 0..50 {
+            weather(&mut rng).parse::<FaultPlan>().unwrap();
+        }
+    }
+}
