@@ -10,6 +10,7 @@ mod delay;
 mod diagnose;
 mod doctor;
 mod environment;
+mod experiment;
 mod faults;
 mod host;
 mod interrupt;
@@ -24,6 +25,7 @@ mod raw;
 mod render;
 mod report;
 mod results;
+mod rmem;
 mod soak;
 mod spread;
 mod testbed;
@@ -58,6 +60,7 @@ fn main() -> ExitCode {
         Command::Baseline(options) => baseline::run(options, &interrupt),
         Command::Compare(options) => compare::run(options, &interrupt),
         Command::Limits(options) => limits::run(options, &interrupt),
+        Command::Experiment(experiment) => experiment::run(experiment, &interrupt),
         Command::Diagnose(options) => diagnose::run(options, &interrupt),
         Command::Doctor(options) => doctor::run(options),
         Command::Soak(options) => soak::run(options, &interrupt),

@@ -4,7 +4,7 @@
 
 use std::fs::{self, File};
 use std::net::Ipv4Addr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -243,10 +243,28 @@ fn bring_up(end: &End<'_>, profile: Profile, mtu: u32) -> Result<()> {
 
 /// Takes the calling thread into a namespace.
 pub fn enter(namespace: &str) -> Result<()> {
-    let path = Path::new(HANDLES).join(namespace);
+    let path = handle(namespace);
     let handle = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
     setns(handle, CloneFlags::CLONE_NEWNET)
         .with_context(|| format!("cannot enter the namespace {namespace}"))
+}
+
+/// Changes a setting of a namespace of this lab, such as `ipv4/tcp_wmem`; it goes with the namespace.
+pub fn set(namespace: &str, setting: &str, value: &str) -> Result<()> {
+    let write = || {
+        enter(namespace)?;
+        let path = format!("/proc/sys/net/{setting}");
+        fs::write(&path, value).with_context(|| format!("cannot set {path} in {namespace}"))
+    };
+    thread::scope(|scope| {
+        let outcome = scope.spawn(write).join();
+        outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// Where a namespace of this lab can be entered.
+pub fn handle(namespace: &str) -> PathBuf {
+    Path::new(HANDLES).join(namespace)
 }
 
 /// Waits until the link works: the kernel brings a queue into service up to a second after its

@@ -69,6 +69,9 @@ pub struct Connection {
     pub sndbuf_requested: Option<u64>,
     pub sndbuf_effective: u64,
     pub window_scale: Option<u32>,
+    /// Right after accept, bytes; null in reports of older brokers.
+    pub rcv_ssthresh_first: Option<u64>,
+    pub rcv_space_first: Option<u64>,
     pub batches: u64,
     pub payload_bytes: u64,
     pub ended: String,

@@ -1,6 +1,7 @@
 //! Reports for people: the Markdown files and the tables on the terminal.
 
 mod comparison;
+mod experiment;
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -17,6 +18,7 @@ use crate::report::{Baseline, BaselineRow, Broker, Throughput};
 use crate::spread::Spread;
 
 pub use comparison::{compare, compare_summary, limits, limits_table, panels};
+pub use experiment::{rcvbuf, rcvbuf_summary};
 
 /// `report.md` of a throughput run.
 pub fn throughput(report: &Throughput) -> String {

@@ -1,6 +1,7 @@
 //! What `report.json` holds; field names are an interface.
 
 mod comparison;
+mod experiment;
 
 use std::collections::BTreeMap;
 
@@ -18,6 +19,7 @@ use crate::verify::StreamCheck;
 pub use comparison::{
     Compare, Limit, Limits, PercentOfLimit, Row, limit_of, ratio, ratio_of_pairs,
 };
+pub use experiment::{Claim, RCVBUF, RcvbufExperiment, RcvbufRow, RcvbufRun};
 
 /// 1 GB = 10^9 bytes, as 1 MB = 10^6 bytes.
 const BYTES_PER_GB: f64 = 1e9;

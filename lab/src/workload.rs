@@ -79,7 +79,8 @@ impl Publish<'_> {
             .map_err(|error| error.context(publisher.failure(&format!("ended ({status})"))))
     }
 
-    fn start(&self, report: &Path) -> Result<Running> {
+    /// Starts it; what it prints at its end goes to `report`.
+    pub fn start(&self, report: &Path) -> Result<Running> {
         let workload = self.workload;
         let mut command = on_cores(self.namespace, self.cpus, self.program);
         command.args(["--brokers", &self.brokers, "--topic", &workload.topic]);

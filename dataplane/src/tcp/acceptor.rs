@@ -494,6 +494,8 @@ fn log_socket(peer: SocketAddr, admission: &Admission, key: Option<&str>, buffer
         sndbuf_requested = buffers.sndbuf_requested,
         sndbuf_effective = buffers.sndbuf_effective,
         window_scale = buffers.window_scale,
+        rcv_ssthresh = buffers.rcv_ssthresh_first,
+        rcv_space = buffers.rcv_space_first,
         "payload socket"
     );
 }

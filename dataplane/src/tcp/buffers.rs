@@ -73,6 +73,10 @@ pub struct Effective {
     pub sndbuf_effective: u32,
     /// Shift that the peer applies to the windows that we announce (RFC 7323), 0 to 14.
     pub window_scale: u8,
+    /// Largest window that may be offered, bytes, right after accept: later it grows.
+    pub rcv_ssthresh_first: u32,
+    /// What autotuning starts from, bytes, right after accept.
+    pub rcv_space_first: u32,
 }
 
 impl Wanted {
@@ -100,13 +104,17 @@ impl Wanted {
         socket.set_send_buffer_size(self.sndbuf as usize)?;
         let rcvbuf_requested = (self.rcvbuf_on != RcvbufOn::None).then_some(self.rcvbuf);
         let rcvbuf_effective = to_u32(socket.recv_buffer_size()?);
+        let info = tcp_info(fd)?;
         Ok(Effective {
             rcvbuf_requested,
             rcvbuf_effective,
             rcvbuf_capped: rcvbuf_requested.is_some_and(|asked| rcvbuf_effective / 2 < asked),
             sndbuf_requested: self.sndbuf,
             sndbuf_effective: to_u32(socket.send_buffer_size()?),
-            window_scale: window_scale(fd)?,
+            // Two four-bit fields in one byte: the peer's scale below, ours above.
+            window_scale: info.tcpi_snd_rcv_wscale >> 4,
+            rcv_ssthresh_first: info.tcpi_rcv_ssthresh,
+            rcv_space_first: info.tcpi_rcv_space,
         })
     }
 
@@ -151,8 +159,8 @@ fn force_rcvbuf(fd: BorrowedFd<'_>, bytes: u32) -> io::Result<()> {
     }
 }
 
-/// The receive window's scale, from `TCP_INFO` (`include/uapi/linux/tcp.h`).
-fn window_scale(fd: BorrowedFd<'_>) -> io::Result<u8> {
+/// `TCP_INFO` (`include/uapi/linux/tcp.h`).
+fn tcp_info(fd: BorrowedFd<'_>) -> io::Result<libc::tcp_info> {
     let mut info = MaybeUninit::<libc::tcp_info>::zeroed();
     let mut len = size_of::<libc::tcp_info>() as libc::socklen_t;
     // SAFETY: the descriptor is open; the kernel writes at most `len` bytes to `info`.
@@ -169,7 +177,5 @@ fn window_scale(fd: BorrowedFd<'_>) -> io::Result<u8> {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: all fields are integers, for which zero bytes are valid, and the rest was written.
-    let info = unsafe { info.assume_init() };
-    // Two four-bit fields in one byte: the peer's scale below, ours above.
-    Ok(info.tcpi_snd_rcv_wscale >> 4)
+    Ok(unsafe { info.assume_init() })
 }

@@ -8,17 +8,17 @@
 mod cpu;
 mod facts;
 mod interfaces;
-mod namespaces;
+pub mod namespaces;
 mod penstock;
 mod processes;
 mod render;
 mod rules;
 mod sample;
 mod settings;
-mod sockets;
+pub mod sockets;
 mod syscalls;
 mod target;
-mod tcp_info;
+pub mod tcp_info;
 mod verdict;
 mod watch;
 

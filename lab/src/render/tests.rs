@@ -46,6 +46,8 @@ fn example_connection() -> Connection {
         sndbuf_requested: None,
         sndbuf_effective: 87_040,
         window_scale: Some(10),
+        rcv_ssthresh_first: Some(65_483),
+        rcv_space_first: Some(65_483),
         batches: 4,
         payload_bytes: 4096,
         ended: "end of stream".to_owned(),

@@ -1,0 +1,93 @@
+//! Reports of experiments.
+
+use bytesize::ByteSize;
+
+use super::{environment, reproduce, spread, table};
+use crate::report::{Claim, RcvbufExperiment, RcvbufRow};
+
+/// `report.md` of `experiment rcvbuf`.
+pub fn rcvbuf(report: &RcvbufExperiment) -> String {
+    let parts = [
+        "# Where SO_RCVBUF is set, and what comes of it".to_owned(),
+        method(report),
+        rcvbuf_table(&report.rows),
+        NOTES.to_owned(),
+        format!(
+            "## What was said, and what was seen\n\n{}",
+            claims(&report.claims)
+        ),
+        environment(&report.environment),
+        reproduce(&report.environment),
+    ];
+    parts.join("\n\n") + "\n"
+}
+
+/// What is printed on the terminal.
+pub fn rcvbuf_summary(report: &RcvbufExperiment) -> String {
+    [rcvbuf_table(&report.rows), claims(&report.claims)].join("\n\n")
+}
+
+const NOTES: &str = "\
+Sizes in bytes. Effective is what the socket has right after accept, twice what was granted; the first \
+`rcv_ssthresh` (largest window that may be offered) and `rcv_space` are read at the same time, the final \
+ones at the end of the run. `rwnd_limited` and `sndbuf_limited` are shares of the run's time, from the \
+sender's TCP_INFO. Medians, with the range of the runs.";
+
+fn method(report: &RcvbufExperiment) -> String {
+    format!(
+        "One connection, {} s a run, all cases in turn; SO_RCVBUF {} where it is set. Round trips take \
+         {} ms longer; {} profile, MTU {}; autotuning up to {} (`tcp_rmem`). The sender's buffer and its \
+         batches on the way are so many that they limit nothing before the window does.",
+        report.seconds,
+        ByteSize(report.rcvbuf_requested),
+        report.delay_us as f64 / 1e3,
+        report.profile.name(),
+        report.mtu,
+        ByteSize(report.tcp_rmem_max),
+    )
+}
+
+fn rcvbuf_table(rows: &[RcvbufRow]) -> String {
+    let of_row = |row: &RcvbufRow| {
+        let percent = |value: f64| format!("{value:.0}");
+        [
+            row.case.clone(),
+            row.rmem_max.to_string(),
+            row.rcvbuf_effective.to_string(),
+            row.rcvbuf_final.to_string(),
+            row.window_scale.to_string(),
+            row.rcv_ssthresh_first.to_string(),
+            row.rcv_ssthresh_final.to_string(),
+            row.rcv_space_first.to_string(),
+            row.rcv_space_final.to_string(),
+            spread(&row.mb_per_s),
+            percent(row.rwnd_limited_percent.median),
+            percent(row.sndbuf_limited_percent.median),
+            format!("{:.1}", row.rtt_ms.median),
+        ]
+    };
+    let rows: Vec<_> = rows.iter().map(of_row).collect();
+    #[rustfmt::skip]
+    let head = ["set on", "rmem_max", "effective", "at the end", "window scale", "first rcv_ssthresh",
+        "final", "first rcv_space", "final", "MB/s", "rwnd_limited %", "sndbuf_limited %", "RTT ms"];
+    table(head, &rows)
+}
+
+fn claims(claims: &[Claim]) -> String {
+    let line = |claim: &Claim| {
+        let verdict = match claim.holds {
+            Some(true) => "holds",
+            Some(false) => "does not hold",
+            None => "not shown here",
+        };
+        let Claim {
+            claim,
+            of,
+            evidence,
+            ..
+        } = claim;
+        format!("- **{verdict}** ({of}): {claim}.\n  {evidence}.")
+    };
+    let lines: Vec<_> = claims.iter().map(line).collect();
+    lines.join("\n")
+}
