@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use zerocopy::FromBytes;
 
-use super::frame::Headers;
+use super::frame::{Datagram, Headers};
 use super::stats::XdpStats;
 use crate::admission::Admission;
 use crate::log::{Commit, Reservation, Writer};
@@ -72,6 +72,8 @@ pub(super) struct Stream {
     /// Where its packets come from, and which port they came to.
     pub(super) back: Headers,
     pub(super) port: usize,
+    /// Where the newest packet came from, if that was somewhere else.
+    elsewhere: Option<Headers>,
     /// When its last packet came.
     heard_at: u64,
     unacked: u32,
@@ -119,6 +121,7 @@ impl Stream {
             unseen: None,
             back,
             port,
+            elsewhere: None,
             heard_at: now,
             unacked: 0,
             ack_due: None,
@@ -143,9 +146,23 @@ impl Stream {
     }
 
     /// Its newest packet came, to this port.
-    pub(super) fn heard(&mut self, now: u64, port: usize) {
+    ///
+    /// A publisher may come from elsewhere, after a router in between forgot it. Answers follow it
+    /// with the second packet in a row: the checksum does not cover addresses, and one that was
+    /// damaged on the way must not lead them astray. Whoever repeats its packets from elsewhere gets
+    /// none, for those are not the newest (as RFC 9000 section 9.3 has it).
+    pub(super) fn heard(&mut self, now: u64, port: usize, frame: &[u8], datagram: &Datagram) {
         self.heard_at = now;
         self.port = port;
+        if self.back.leads_back(frame, datagram) {
+            self.elsewhere = None;
+            return;
+        }
+        let back = Headers::back(frame, datagram);
+        match self.elsewhere.take() {
+            Some(same) if same == back => self.back = back,
+            _ => self.elsewhere = Some(back),
+        }
     }
 
     /// A packet that only asks for an ack.

@@ -403,12 +403,7 @@ impl State {
         };
         let entry = self.streams[number].as_mut().expect("it was just found");
         if entry.stream.is_newest(received.packet) {
-            entry.stream.heard(now, port);
-            // A publisher may come from another port or queue, after a router in between forgot it.
-            // Whoever repeats its packets gets no answers (as RFC 9000 section 9.3 has it).
-            if !entry.stream.back.leads_back(frame, datagram) {
-                entry.stream.back = Headers::back(frame, datagram);
-            }
+            entry.stream.heard(now, port, frame, datagram);
             if let Some(pause) = received.pause {
                 self.xdp.note_pause(pause);
             }
@@ -692,11 +687,15 @@ mod tests {
         }
     }
 
+    fn address(host: u8) -> SocketAddr {
+        SocketAddr::from(([10, 0, 0, host], 1214))
+    }
+
     /// A packet from a host of this network, as the broker's interface gets it.
     fn frame(from: u8, header: &Data, payload: &[u8]) -> Vec<u8> {
         let end = |host| Endpoint {
             mac: [host; 6],
-            address: SocketAddr::from(([10, 0, 0, host], 1214)),
+            address: address(host),
         };
         let headers = Headers::new(&end(from), &end(1));
         let mut frame = vec![0; headers.len()];
@@ -806,7 +805,31 @@ mod tests {
         let mut bench = Bench::new();
         bench.take(&whole(2, KEY, 0, 0));
         bench.take(&whole(3, KEY, 1, 1));
-        let elsewhere = SocketAddr::from(([10, 0, 0, 3], 1214));
-        assert_eq!(bench.stream(), (2, elsewhere));
+        assert_eq!(bench.stream(), (2, address(2)), "one packet is not enough");
+        bench.take(&whole(3, KEY, 2, 2));
+        assert_eq!(bench.stream(), (3, address(3)));
+    }
+
+    #[test]
+    fn addresses_that_were_damaged_on_the_way_lead_no_answers_astray() {
+        let mut bench = Bench::new();
+        let mut rng = Rng::with_seed(2);
+        // Even if it is the first: two good ones put it right.
+        for packet in 0..200 {
+            let mut sent = whole(2, KEY, packet, packet);
+            if packet % 3 == 0 {
+                // Source: hardware address, IP address or port.
+                let at = [rng.usize(6..12), rng.usize(26..30), rng.usize(34..36)][rng.usize(0..3)];
+                sent[at] ^= 1 << rng.u8(..8);
+            }
+            bench.take(&sent);
+            assert_eq!(bench.log.info().batches, packet + 1);
+            if packet >= 2 {
+                let back = &bench.worker.state.streams[0].as_ref().unwrap().stream.back;
+                let good = whole(2, KEY, 0, 0);
+                let datagram = frame::parse(&good, good.len()).unwrap();
+                assert!(back.leads_back(&good, &datagram), "after packet {packet}");
+            }
+        }
     }
 }
