@@ -1,30 +1,89 @@
 #!/usr/bin/env bash
-# Fuzzes parsers and state machines: scripts/fuzz.sh [SECONDS] [TARGET...]
-#
-# SECONDS (60) is for each target; without TARGETs all are run. Found inputs stay in fuzz/artifacts,
-# new coverage in fuzz/target/corpus; fuzz/corpus holds what is kept. Needs cargo-fuzz, which it
-# installs, and no nightly toolchain: without a sanitizer stable does, given RUSTC_BOOTSTRAP.
+# Fuzzes every parser and state machine with libFuzzer, one target after the other.
 set -euo pipefail
-cd "$(dirname "$0")/../fuzz"
+# shellcheck source=scripts/lib.sh
+. "$(dirname "$0")/lib.sh"
 
-seconds=${1:-60}
-[[ $seconds =~ ^[0-9]+$ ]] || {
-  echo "fuzz.sh: '$seconds' is not a number of seconds; usage: scripts/fuzz.sh [SECONDS] [TARGET...]" >&2
-  exit 2
+help() {
+  cat <<'TEXT'
+Fuzzes every parser and state machine, one target after the other, and prints a table of executions and
+coverage.
+
+Usage: scripts/fuzz.sh [--seconds N] [TARGET...]
+
+  --seconds N  for each target (60)
+  --list       names of the targets; without TARGETs all are run
+
+Inputs that fail are kept in fuzz/artifacts and end the target; what reached new code in
+fuzz/target/corpus, where the next run goes on. fuzz/corpus is what is kept in the repository, and what
+`cargo test` runs. Coverage is edges of the control flow that were reached, of all edges in the program.
+Installs cargo-fuzz when it is missing, and needs no nightly toolchain. Runs at the lowest priority.
+Exit code: 0 no finding, 1 findings, 2 wrong usage.
+
+Examples:
+  scripts/fuzz.sh --seconds 360
+  scripts/fuzz.sh packets receiver
+TEXT
 }
-shift || true
-cargo fuzz --version >/dev/null 2>&1 || cargo install --locked cargo-fuzz
-export RUSTC_BOOTSTRAP=1
-[ $# -gt 0 ] || mapfile -t targets < <(cargo fuzz list)
-[ $# -eq 0 ] || targets=("$@")
 
-for target in "${targets[@]}"; do
-  grown=target/corpus/$target
-  mkdir -p "$grown"
-  echo "== $target, $seconds s"
-  # Debug assertions and overflow checks are on, as always with cargo-fuzz.
-  nice -n 15 cargo fuzz run --sanitizer none "$target" "$grown" "corpus/$target" -- \
-    -max_total_time="$seconds" -max_len=4096 -timeout=10 -rss_limit_mb=1024 -print_final_stats=1 2>&1 |
-    grep -E '^(==|stat::number|stat::peak)|DONE|cov:.*(NEW|INITED)|panicked|ERROR|SUMMARY|^error|^thread|artifact' |
-    awk '/NEW|INITED/ {last = $0; next} {print} END {print last}'
+seconds=60 targets=()
+while [ $# -gt 0 ]; do
+  case $1 in
+    -h | --help)
+      help
+      exit 0
+      ;;
+    --seconds)
+      seconds=$(option_value "$@")
+      [[ $seconds =~ ^[1-9][0-9]*$ ]] || usage_error "--seconds '$seconds' is not a number from 1"
+      shift
+      ;;
+    --list) targets=(--list) ;;
+    -*) usage_error "unknown option '$1'" ;;
+    *) targets+=("$1") ;;
+  esac
+  shift
 done
+
+install_rust
+cargo fuzz --version >/dev/null 2>&1 || cargo install --locked cargo-fuzz
+cd "$ROOT/fuzz"
+mapfile -t all < <(cargo fuzz list)
+if [ "${targets[*]}" = --list ]; then
+  printf '%s\n' "${all[@]}"
+  exit 0
+fi
+[ "${#targets[@]}" -gt 0 ] || targets=("${all[@]}")
+for target in "${targets[@]}"; do
+  [[ " ${all[*]} " == *" $target "* ]] || usage_error "no target '$target'; there are: ${all[*]}"
+done
+
+# Without a sanitizer the stable compiler does, given this.
+export RUSTC_BOOTSTRAP=1
+# Debug assertions and overflow checks are on, as always with cargo-fuzz.
+cargo fuzz build --sanitizer none || die "the build failed"
+
+out=$(mktemp)
+trap 'rm -f "$out"' EXIT
+found=0
+printf '%-16s %8s %14s %20s  %s\n' target seconds executions 'edges reached' findings
+for target in "${targets[@]}"; do
+  mkdir -p "target/corpus/$target"
+  code=0 start=$SECONDS
+  nice -n 19 cargo fuzz run --sanitizer none "$target" "target/corpus/$target" "corpus/$target" -- \
+    -max_total_time="$seconds" -max_len=4096 -timeout=10 -rss_limit_mb=1024 -print_final_stats=1 \
+    >"$out" 2>&1 || code=$?
+  finding=none
+  if [ "$code" -ne 0 ]; then
+    finding=$(grep -o 'fuzz/artifacts/.*\|artifacts/.*' "$out" | tail -n 1) || true
+    finding=${finding:-"ended with $code"}
+    found=1
+  fi
+  executions=$(awk '/number_of_executed_units/ { print $2 }' "$out")
+  reached=$(grep -o 'cov: [0-9]*' "$out" | tail -n 1 | cut -d ' ' -f 2) || true
+  edges=$(sed -n 's/.*Loaded 1 modules *(\([0-9]*\) inline.*/\1/p' "$out")
+  printf '%-16s %8s %14s %20s  %s\n' "$target" "$((SECONDS - start))" "${executions:-?}" \
+    "${reached:-?} of ${edges:-?}" "$finding"
+  [ "$code" -eq 0 ] || grep -A 3 'panicked\|ERROR: ' "$out" | head -n 12 || true
+done
+exit "$found"

@@ -1,6 +1,10 @@
 //! `penstock-broker`: takes batches from publishers into shared buffers.
 
+#![cfg_attr(fuzzing, no_main)]
+
 mod cli;
+#[cfg(any(test, fuzzing))]
+mod fuzzing;
 mod keys;
 mod live;
 mod machine;

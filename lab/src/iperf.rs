@@ -80,7 +80,7 @@ pub fn measure(
 }
 
 /// Payload MB/s (10^6 bytes) that the receiver counted, from `iperf3 -J`.
-fn received_mb_per_s(json: &str) -> Result<f64> {
+pub fn received_mb_per_s(json: &str) -> Result<f64> {
     let output: Output = serde_json::from_str(json).context("cannot understand iperf3 -J")?;
     if let Some(error) = output.error {
         return Err(anyhow!("iperf3: {error}"));

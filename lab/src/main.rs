@@ -1,5 +1,7 @@
 //! `penstock-lab`: runs workloads in network namespaces, measures and reports.
 
+#![cfg_attr(fuzzing, no_main)]
+
 mod baseline;
 mod chart;
 mod cli;
@@ -12,6 +14,8 @@ mod doctor;
 mod environment;
 mod experiment;
 mod faults;
+#[cfg(any(test, fuzzing))]
+mod fuzzing;
 mod host;
 mod interrupt;
 mod iperf;

@@ -1,6 +1,10 @@
 //! `penstock-publisher`: publishes synthetic load or real input.
 
+#![cfg_attr(fuzzing, no_main)]
+
 mod cli;
+#[cfg(any(test, fuzzing))]
+mod fuzzing;
 mod input;
 mod pace;
 

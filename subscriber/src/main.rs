@@ -1,6 +1,10 @@
 //! `penstock-subscriber`: prints, counts and checks what is in a topic's log.
 
+#![cfg_attr(fuzzing, no_main)]
+
 mod cli;
+#[cfg(any(test, fuzzing))]
+mod fuzzing;
 mod output;
 
 use std::io::{self, IsTerminal};
