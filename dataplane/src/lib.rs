@@ -12,7 +12,7 @@ pub mod auth;
 pub mod fuzzing;
 pub mod log;
 #[cfg(not(loom))]
-mod log_limit;
+mod log_quota;
 pub mod profile;
 #[cfg(not(loom))]
 pub mod sleep;

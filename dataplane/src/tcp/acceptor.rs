@@ -22,7 +22,6 @@ use super::stats::{Counters, Shared};
 use super::worker::WorkerHandle;
 use crate::admission::{Admission, Admit, Refused};
 use crate::auth::Keys;
-use crate::log_limit::{LogLimit, Verdict};
 use crate::wire::handshake::{DatagramOffer, Offer, Path, Refusal, Request, Welcome};
 use crate::wire::packet::StreamKey;
 use crate::xdp::{FIRST_CREDIT, Registry};
@@ -104,7 +103,6 @@ pub struct Acceptor<A> {
     datagrams: Option<DatagramPath>,
     keys: Option<Arc<Keys>>,
     shared: Arc<Shared>,
-    refusals: LogLimit,
     poller: Arc<Poller>,
     newcomers: Vec<Option<Newcomer>>,
     free: Vec<usize>,
@@ -140,7 +138,6 @@ impl<A: Admit> Acceptor<A> {
             datagrams,
             keys: None,
             shared,
-            refusals: LogLimit::default(),
             poller,
             newcomers: Vec::new(),
             free: Vec::new(),
@@ -202,7 +199,9 @@ impl<A: Admit> Acceptor<A> {
             match self.listener.accept() {
                 Ok((socket, peer)) => {
                     Counters::count(&self.shared.counters.accepted);
-                    if let Err(error) = self.welcome(socket, peer) {
+                    if let Err(error) = self.welcome(socket, peer)
+                        && self.shared.lines.allows()
+                    {
                         warn!(%peer, %error, "cannot prepare an accepted socket; it is dropped");
                     }
                 }
@@ -211,7 +210,9 @@ impl<A: Admit> Acceptor<A> {
                 Err(error) if is_about_the_peer(&error) => {}
                 Err(error) => {
                     Counters::count(&self.shared.counters.accept_failures);
-                    warn!(%error, "cannot accept; raise the limit of open files (ulimit -n) or lower the number of publishers");
+                    if self.shared.lines.allows() {
+                        warn!(%error, "cannot accept; raise the limit of open files (ulimit -n) or lower the number of publishers");
+                    }
                     self.paused_until = Some(Instant::now() + ACCEPT_PAUSE);
                     return self.poller.modify_with_mode(
                         &self.listener,
@@ -379,8 +380,10 @@ impl<A: Admit> Acceptor<A> {
             return;
         }
         Counters::count(&self.shared.counters.streams_opened);
-        let key = greeting.grant().map(|grant| grant.name.as_str());
-        log_socket(peer, &admission, key, &buffers);
+        if self.shared.lines.allows() {
+            let key = greeting.grant().map(|grant| grant.name.as_str());
+            log_socket(peer, &admission, key, &buffers);
+        }
         let opened = Opened {
             socket,
             peer,
@@ -418,13 +421,8 @@ impl<A: Admit> Acceptor<A> {
             Refusal::Permission => Counters::count(&counters.not_permitted),
             _ => {}
         }
-        let peer = newcomer.peer;
-        match self.refusals.next(Instant::now()) {
-            Verdict::Write => info!(%peer, "stream refused: {logged}"),
-            Verdict::WriteLast => {
-                info!(%peer, "stream refused: {logged}; more within this second are only counted");
-            }
-            Verdict::Skip => {}
+        if self.shared.lines.allows() {
+            info!(peer = %newcomer.peer, "stream refused: {logged}");
         }
         let answer = newcomer.greeting.seal(Welcome::refuse(refusal, told));
         // Best effort: a peer that does not read its refusal sees the connection close.

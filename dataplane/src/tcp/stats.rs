@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::Serialize;
 
 use super::buffers::Effective;
+use crate::log_quota::LogQuota;
 use crate::profile::{Stage, StageTimer};
 
 /// Ended connections that are remembered for the report.
@@ -131,6 +132,8 @@ pub struct ConnectionReport {
 pub struct Shared {
     /// Counters.
     pub counters: Counters,
+    /// How much may be written about peers.
+    pub(crate) lines: LogQuota,
     connections: Mutex<VecDeque<ConnectionReport>>,
 }
 

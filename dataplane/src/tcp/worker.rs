@@ -361,6 +361,7 @@ impl Worker {
         let report = entry.connection.finish(&mut context, ending);
         match ending {
             Ending::Completed => debug!(peer = %report.peer, stream = report.stream, "completed"),
+            _ if !self.shared.lines.allows() => {}
             _ => info!(
                 peer = %report.peer,
                 stream = report.stream,

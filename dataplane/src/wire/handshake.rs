@@ -17,6 +17,8 @@ pub const WELCOME_LEN: usize = size_of::<Welcome>();
 pub const MAX_TOPIC_LEN: usize = 128;
 /// Most streams that a session may have.
 pub const MAX_STREAMS: u32 = 1024;
+/// A stream has fewer batches; nobody lives to see more.
+const MAX_BATCHES: u64 = 1 << 62;
 /// Longest text of a refusal, bytes.
 pub const MAX_TEXT_LEN: usize = 1024;
 
@@ -246,6 +248,9 @@ pub enum HelloError {
         /// Asked count.
         streams: u32,
     },
+    /// More batches acked than any stream has.
+    #[error("the stream is said to have {0} batches already, more than there can be; connect anew")]
+    Resume(u64),
     /// An ack or order level that this build does not have.
     #[error(transparent)]
     Level(#[from] UnsupportedLevel),
@@ -259,6 +264,7 @@ impl HelloError {
             Self::Magic(_) => None,
             Self::Version { .. } => Some(Refusal::Version),
             Self::TopicLen(_) => Some(Refusal::Topic),
+            Self::Resume(_) => Some(Refusal::Session),
             Self::Streams { .. } | Self::Level(_) => Some(Refusal::Unsupported),
         }
     }
@@ -320,6 +326,10 @@ impl Hello {
         if streams == 0 || streams > MAX_STREAMS || stream >= streams {
             return Err(HelloError::Streams { stream, streams });
         }
+        let resume_from = self.resume_from.get().checked_sub(1);
+        if let Some(acked) = resume_from.filter(|acked| *acked >= MAX_BATCHES) {
+            return Err(HelloError::Resume(acked));
+        }
         let request = Request {
             session: self.session.get(),
             stream,
@@ -328,7 +338,7 @@ impl Hello {
             order: self.order_level.try_into()?,
             max_payload: self.max_payload.get(),
             path: self.path.try_into()?,
-            resume_from: self.resume_from.get().checked_sub(1),
+            resume_from,
             max_datagram: self.max_datagram.get(),
         };
         Ok((topic_len, request))
@@ -572,6 +582,7 @@ mod tests {
                 .contains("supported: 0 (per stream)")
         );
         assert!(with(26, 2).to_string().contains("supported: 0 (tcp), 1"));
+        assert_eq!(with(39, 0x40), HelloError::Resume(1 << 62));
     }
 
     #[test]

@@ -567,6 +567,7 @@ impl State {
         let report = entry.stream.finish(&mut self.writers[entry.writer], ending);
         match ending {
             Ending::Completed => debug!(peer = %report.peer, stream = report.stream, "completed"),
+            _ if !self.shared.lines.allows() => {}
             _ => info!(
                 peer = %report.peer,
                 stream = report.stream,

@@ -1,0 +1,163 @@
+#!/usr/bin/env bash
+# Floods of foreign, damaged and repeated packets, of handshakes and of claims: the honest publisher gets
+# everything through, each is counted, and the broker does not grow.
+set -euo pipefail
+# shellcheck source=scripts/e2e/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+testbed 1
+# The attacker is another host of the publisher's network.
+ATTACKER=10.214.0.66
+ip -n "$NET-pub" addr add "$ATTACKER/24" dev b0
+XDP=(--mode xdp --iface eth0 --ring-size 64MiB --topic penstock)
+# What a broker may need more than before: connections, what is kept of those that ended.
+GROWTH=$((8 << 20))
+# Seconds of a flood, and messages that are published beneath it.
+SECONDS_LONG=2 TOTAL=128MiB
+[ "$QUICK" -ne 0 ] || SECONDS_LONG=8 TOTAL=1GiB
+
+hostile() { limited ip netns exec "$NET-pub" python3 "$E2E/hostile.py" "$ATTACKER" 10.214.0.2 1214 "$@"; }
+
+rss() { awk '/^VmRSS/ { print $2 * 1024 }' "/proc/${brokers_running[0]}/status"; }
+
+# grew_little BEFORE
+grew_little() {
+  local now
+  now=$(rss)
+  echo "resident: $1 before, $now after"
+  [ $((now - $1)) -le "$GROWTH" ] || fail "the broker grew from $1 to $now bytes"
+}
+
+# publish NAME: an honest publisher over xdp gets everything through, and stays on its path.
+publish() {
+  publisher --brokers "$(at 0)" --mode xdp --total-size "$TOTAL" --format json >"$T/$1.json"
+  expect "acked ($1)" "$(jq .messages_acked "$T/$1.json")" "$(($(bytes_of "$TOTAL") / 1024))"
+  expect "path ($1)" "$(jq -r '.brokers[0].streams[0] | "\(.path) \(.moves)"' "$T/$1.json")" "xdp 0"
+}
+
+# in_order NAME...: the rings' readers find nothing but what these publishers sent.
+in_order() {
+  local name sessions
+  stop_broker 0
+  subscriber --path "$BUFFERS/b0/penstock.log" --verify --allow-loss --stat --format json >"$T/read.json"
+  sessions=$(for name in "$@"; do jq -r '.brokers[0].session' "$T/$name.json"; done | sort)
+  expect "sessions in the log" \
+    "$(jq -r '.streams[].session' "$T/read.json" | sort -u | comm -23 - <(echo "$sessions"))" ""
+  expect "messages" "$(jq '[.topics[].messages] | add' "$T/broker-0.json")" \
+    "$(($# * $(bytes_of "$TOTAL") / 1024))"
+}
+
+# count JQ: a figure of the broker's report.
+count() { jq "$1" "$T/broker-0.json"; }
+
+at_least() { [ "$2" -ge "$3" ] || fail "$1: $2, wanted at least $3"; }
+
+# beneath KIND COUNTER: an honest publisher alone, then beneath a flood.
+beneath() {
+  local kind=$1 counter=$2 before flood sent
+  start_broker 0 "${XDP[@]}"
+  publish alone
+  before=$(rss)
+  hostile "$kind" "$SECONDS_LONG" >"$T/hostile.json" 2>"$T/said" &
+  flood=$!
+  for _ in {1..200}; do
+    ! grep -q ready "$T/said" || break
+    sleep 0.05
+  done
+  publish beneath
+  wait "$flood" || fail "the attacker failed: $(cat "$T/said")"
+  grew_little "$before"
+  in_order alone beneath
+  sent=$(jq .packets "$T/hostile.json")
+  jq -c . "$T/hostile.json"
+  jq -c .xdp "$T/broker-0.json"
+  # What the receive queue had no room for is dropped; of the rest each is counted.
+  at_least "$counter" "$(count ".xdp.$counter")" $((sent / 20))
+  printf '%s: alone %.0f MB/s, beneath %.0f MB/s; %.0f packets/s of %d bytes were sent, %.0f %% came through\n' \
+    "$kind" "$(jq .bandwidth_mb_per_s "$T/alone.json")" "$(jq .bandwidth_mb_per_s "$T/beneath.json")" \
+    "$(jq '.packets / .seconds' "$T/hostile.json")" "$(jq .bytes "$T/hostile.json")" \
+    "$(jq ".xdp.$counter * 100 / $sent" "$T/broker-0.json")" >>"$REPORT"
+}
+
+guessed() { beneath guessed unknown_stream; }
+damaged() { beneath damaged corrupt; }
+repeated() { beneath repeated duplicates; }
+
+# More refusals than lines may be written about; those that come later are only counted.
+refusals() {
+  start_broker 0 "${XDP[@]}"
+  publish alone
+  local before lines
+  before=$(rss)
+  hostile refused 5000 | tee "$T/hostile.json"
+  expect "refused" "$(jq .refused "$T/hostile.json")" 5000
+  publish later
+  grew_little "$before"
+  in_order alone later
+  expect "counted" "$(count .counters.streams_refused)" 5000
+  lines=$(grep -c 'stream refused' "$T/broker-0.log")
+  echo "$lines lines"
+  [ "$lines" -lt 4000 ] || fail "$lines lines were written about 5000 refusals"
+}
+
+half_open() {
+  start_broker 0 "${XDP[@]}" --max-handshakes 64 --handshake-timeout 1
+  publish alone
+  local before
+  before=$(rss)
+  hostile unanswered 500 >"$T/hostile.json" &
+  local attack=$!
+  publish beneath
+  wait "$attack" || fail "the attacker failed"
+  expect "closed" "$(jq .closed "$T/hostile.json")" 500
+  hostile slow 50 | tee "$T/slow.json"
+  expect "slow ones closed" "$(jq .closed "$T/slow.json")" 50
+  grew_little "$before"
+  in_order alone beneath
+  jq -c .counters "$T/broker-0.json"
+  at_least "made room" "$(count .counters.handshake_evictions)" 300
+  at_least "out of time" "$(count .counters.handshake_timeouts)" 50
+}
+
+# Streams that nobody uses count against the limit, until they are given up.
+left_open() {
+  [ "$QUICK" -eq 0 ] || skip "not in a quick run"
+  start_broker 0 "${XDP[@]}" --max-connections 100
+  local before
+  publish alone
+  before=$(rss)
+  hostile left_open 150 | tee "$T/hostile.json"
+  expect "opened" "$(jq .opened "$T/hostile.json")" 100
+  expect "closed" "$(jq .closed "$T/hostile.json")" 150
+  publish later
+  grew_little "$before"
+  in_order alone later
+}
+
+claims() {
+  start_broker 0 "${XDP[@]}"
+  publish alone
+  local before
+  before=$(rss)
+  hostile claims 500 | tee "$T/hostile.json"
+  expect "refusals" "$(jq -c '.codes | map_values(. // "closed")' "$T/hostile.json")" \
+    '{"no streams":2,"streams":2,"stream":2,"batches":4,"topic":3,"another folder":3}'
+  publish later
+  grew_little "$before"
+  in_order alone later
+  jq -c .xdp "$T/broker-0.json"
+  # Three kinds break a limit of the stream, three contradict themselves; a few are within the credit.
+  at_least "refused" "$(count .xdp.refused)" 1000
+  at_least "contradictions" "$(count .xdp.corrupt)" 1000
+}
+
+REPORT=$WORK/report
+run_test "a flood of packets of streams that nobody has: nothing changes" guessed
+run_test "a flood of damaged packets: nothing changes" damaged
+run_test "a flood of repeated packets: nothing changes" repeated
+run_test "5,000 refused handshakes: counted, and told at a limited rate" refusals
+run_test "half and slow handshakes: bounded, and given up" half_open
+run_test "streams that are opened and not used: bounded, and given up" left_open
+run_test "claims that cannot be: refused" claims
+cat "$REPORT"
+finish
