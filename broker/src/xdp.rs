@@ -116,14 +116,14 @@ impl Xdp {
             };
             let opened = Port::open(&settings, sharing).or_else(|error| {
                 // Before Linux 6.6 a packet has one buffer; those of the MTU may fit.
-                let fewer = settings.several_buffers && fits(mtu, frame_size);
+                if !settings.several_buffers || !fits(mtu, frame_size) {
+                    return Err(error);
+                }
                 let settings = PortConfig {
                     several_buffers: false,
                     ..settings.clone()
                 };
-                fewer
-                    .then(|| Port::open(&settings, sharing))
-                    .unwrap_or(Err(error))
+                Port::open(&settings, sharing)
             });
             for (number, port) in opened?.into_iter().enumerate() {
                 zero_copy &= port.is_zero_copy();

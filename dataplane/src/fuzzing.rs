@@ -346,7 +346,9 @@ pub fn sender(data: &[u8]) {
                 }
             }
             4 if sender.next_timeout() <= now => sender.on_timeout(now),
-            5 if packets > 0 => sender.on_too_large(now, packets - 1 - numbers.number() % packets),
+            5 if packets > 0 => {
+                sender.on_too_large(now, packets - 1 - numbers.number() % packets);
+            }
             6 => sender.probe(),
             _ => {
                 told.committed = sender

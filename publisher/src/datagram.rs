@@ -420,10 +420,16 @@ impl DatagramStream {
             _ if error.kind() == io::ErrorKind::Unsupported => Ok(()),
             Some(libc::EMSGSIZE) => {
                 let now = self.now();
-                for transmit in &self.group {
-                    self.sender.on_too_large(now, transmit.packet);
+                // The first is the largest.
+                let mut smaller = true;
+                for transmit in self.group.iter().rev() {
+                    smaller = self.sender.on_too_large(now, transmit.packet);
                 }
-                Ok(())
+                if smaller {
+                    return Ok(());
+                }
+                let reason = "the kernel takes no datagrams of the least size now (ip link: mtu)";
+                Err(self.path_dead(reason.to_owned()))
             }
             // An earlier packet was answered by ICMP: nobody takes them at the other end.
             Some(libc::ECONNREFUSED) => {

@@ -156,6 +156,14 @@ fall_asleep() {
   kill -CONT "$pid"
 }
 
+# Less than the smallest datagrams take; the broker is not told.
+shrink() { ip -n "$NET-pub" link set b0 mtu 1000; }
+shrunk() {
+  goes_on shrink
+  ip -n "$NET-pub" link set b0 mtu 1500
+  expect path "$(jq -r '.brokers[0].streams[0].path' "$T/sent.json")" tcp
+}
+
 broker_killed() { goes_on kill_and_restart; }
 broker_stopped() { goes_on stop_and_restart; }
 publisher_asleep() { goes_on fall_asleep; }
@@ -174,6 +182,7 @@ run_test "xdp: a real file, verified" real_file
 run_test "a broker without xdp: refused, or over tcp and said why" tcp_only_broker
 run_test "packets that nobody answers: an error, or over tcp" silent_path
 run_test "a path that dies in mid-stream: over tcp, nothing lost or doubled" path_dies
+run_test "an interface that takes no datagrams any more: likewise" shrunk
 run_test "tcp and xdp publishers at once into one log" both_at_once
 run_test "a second broker on the interface is refused" second_broker
 run_test "kill -9 and restart of the broker: the publisher goes on, nothing lost or doubled" broker_killed

@@ -392,10 +392,11 @@ impl Sender {
         }
     }
 
-    /// The kernel says that a datagram of this packet's size cannot be sent.
-    pub fn on_too_large(&mut self, now: u64, packet: u64) {
+    /// The kernel says that a datagram of this packet's size cannot be sent. Returns whether smaller
+    /// ones are left to be tried.
+    pub fn on_too_large(&mut self, now: u64, packet: u64) -> bool {
         let Some(sent) = self.entry(packet).copied() else {
-            return;
+            return true;
         };
         match sent.cargo {
             Cargo::MtuProbe => {
@@ -406,6 +407,7 @@ impl Sender {
         if sent.fate == Fate::Unknown {
             self.lose(packet);
         }
+        sent.size > self.mtu.current()
     }
 
     /// Sends a packet in any case, to hear whether the broker is there.
@@ -957,7 +959,7 @@ mod tests {
                 padding: 8972 - DATA_LEN as u32
             }
         );
-        s.on_too_large(MS, probe.packet);
+        assert!(s.on_too_large(MS, probe.packet));
         assert!(s.mtu.due(MS).is_some_and(|size| size < 8972));
         let largest = transmit_all(&mut s, 2 * MS)
             .iter()
@@ -967,5 +969,7 @@ mod tests {
             })
             .max();
         assert_eq!(largest, Some(BASE - DATA_LEN as u32));
+        let last = s.next_packet() - 1;
+        assert!(!s.on_too_large(2 * MS, last), "none is smaller");
     }
 }
