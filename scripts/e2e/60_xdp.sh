@@ -35,7 +35,7 @@ generic() { workload --profile wire --xdp-mode generic; }
 uncut() {
   workload --profile offload --xdp-mode generic
   expect "datagrams fewer than packets" \
-    "$(jq '[.brokers[].xdp | .packets * 4 < .placed] | all' "$report")" true
+    "$(jq '[.brokers[].xdp | .packets < .placed] | all' "$report")" true
 }
 busy() { workload --profile wire --poll busy; }
 driven() { workload --profile wire --busy-poll 64; }
