@@ -389,6 +389,22 @@ wrong_input() {
   done
 }
 
+# The script with the original's arguments, which are all optional.
+original_arguments() {
+  local script=$ROOT/scripts/diagnose_recv_bottleneck.sh folder
+  serve
+  env RESULTS="$T/results" CARGO_TARGET_DIR="${BIN%/release}" "$script" "$server" "$PORT" 0.5 1 >"$T/stdout"
+  cat "$T/stdout"
+  folder=$(tail -n 1 "$T/stdout")
+  expect "what is kept" "$(cd "$folder" && echo *)" "diagnosis.json diagnosis.txt"
+  expect "who was observed" "$(jq .sample.pid "$folder/diagnosis.json")" "$server"
+  grep -q "^1\. idle" "$folder/diagnosis.txt" || fail "the text does not begin with a verdict"
+  refuses "BROKER_PID is one number" "$script" "12 13"
+  refuses "at most four" "$script" 1 2 3 4 5
+  refuses "there is no process" env CARGO_TARGET_DIR="${BIN%/release}" "$script" 4194304
+  "$script" --help | grep -q BROKER_PORT || fail "no help"
+}
+
 # case_of NAME FUNCTION: a test with its loads, as often as asked for.
 case_of() {
   [[ " ${PENSTOCK_CASES:-$2} " == *" $2 "* ]] || return 0
@@ -426,6 +442,7 @@ case_of "fill ring too small for its streams" xdp_small_fill_ring
 case_of "network that loses 2 % of xdp's packets" xdp_losses
 case_of "process and port, as text, both ends" by_port
 case_of "without privileges" unprivileged
+case_of "the original's arguments" original_arguments
 case_of "wrong input" wrong_input
 if [ "$QUICK" = 0 ]; then
   case_of "send buffer of 64 KiB, 30 ms away" small_send_buffer

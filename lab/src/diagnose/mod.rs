@@ -22,13 +22,17 @@ pub mod tcp_info;
 mod verdict;
 mod watch;
 
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Args;
+use jiff::Timestamp;
 
 use crate::cli::Format;
 use crate::interrupt::Interrupt;
+use crate::results;
 use target::Target;
 use verdict::Diagnosis;
 
@@ -68,6 +72,10 @@ pub struct Diagnose {
     /// How the diagnosis is printed.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
+    /// Also keep it, as diagnosis.json and diagnosis.txt in a new folder there; the last line on
+    /// stdout is that folder.
+    #[arg(long, value_name = "DIR")]
+    pub results: Option<PathBuf>,
     /// Name every cause that a verdict may have, and end.
     #[arg(long)]
     pub list_causes: bool,
@@ -90,7 +98,24 @@ pub fn run(options: &Diagnose, interrupt: &Interrupt) -> Result<bool> {
     let sample = watch::watch(&target, duration, trace, interrupt, &mut unavailable)?;
     let diagnosis = Diagnosis::of(sample, unavailable);
     print!("{}", render::diagnosis(&diagnosis, options.format)?);
+    if let Some(results) = &options.results {
+        println!("{}", keep(&diagnosis, results)?.display());
+    }
     Ok(true)
+}
+
+/// Writes a diagnosis in both forms to a new folder.
+fn keep(diagnosis: &Diagnosis, results: &Path) -> Result<PathBuf> {
+    let folder = results::create_folder(results, Timestamp::now())?;
+    for (name, format) in [
+        ("diagnosis.json", Format::Json),
+        ("diagnosis.txt", Format::Text),
+    ] {
+        let path = folder.join(name);
+        fs::write(&path, render::diagnosis(diagnosis, format)?)
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(folder)
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
