@@ -7,7 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use bytesize::ByteSize;
 use clap::{Parser, ValueEnum};
-use penstock_dataplane::log::{Full, Geometry, LogOptions};
+use nix::unistd::Group;
+use penstock_dataplane::log::{Access, Full, Geometry, LogOptions};
 use penstock_dataplane::tcp::buffers::{RcvbufOn, Wanted};
 use penstock_dataplane::tcp::{Limits, WorkerConfig};
 use penstock_dataplane::wire::handshake::check_topic;
@@ -95,6 +96,13 @@ pub struct Cli {
     /// Directory of the logs; on tmpfs by default.
     #[arg(long, default_value = "/dev/shm/penstock")]
     buffer_dir: PathBuf,
+    /// Mode of the logs, in octal: 640 lets the group read them and register, 644 lets anybody read
+    /// them, 600 nobody else.
+    #[arg(long, default_value = "640", value_name = "MODE")]
+    buffer_mode: String,
+    /// Group of the logs; without, that of the broker's user.
+    #[arg(long, value_name = "NAME")]
+    buffer_group: Option<String>,
     /// Payload bytes that a topic's ring holds: a multiple of the segment size.
     #[arg(long, default_value = "256MiB")]
     ring_size: ByteSize,
@@ -271,6 +279,7 @@ impl Cli {
             .map(parse_cpus)
             .transpose()?
             .unwrap_or_default();
+        let access = self.access()?;
         let full = match self.full {
             FullPolicy::Block => Full::Block,
             FullPolicy::Overwrite => Full::Overwrite,
@@ -281,6 +290,7 @@ impl Cli {
             log: LogOptions {
                 geometry,
                 full,
+                access,
                 writers: tcp_workers + xdp_workers,
             },
             topics: self.topics,
@@ -360,6 +370,26 @@ impl Cli {
         }))
     }
 
+    /// Who may read the logs.
+    fn access(&self) -> Result<Access> {
+        let group = self.buffer_group.as_deref().map(|name| {
+            let found = Group::from_name(name)
+                .with_context(|| format!("--buffer-group: cannot look up {name}"))?;
+            let group = found.with_context(|| {
+                format!("--buffer-group: there is no group {name:?} here (getent group lists them)")
+            })?;
+            anyhow::Ok(group.gid.as_raw())
+        });
+        let mode = u32::from_str_radix(&self.buffer_mode, 8);
+        let mode = mode.map_err(|_| {
+            anyhow!(
+                "--buffer-mode {:?} is no mode such as 640",
+                self.buffer_mode
+            )
+        })?;
+        Access::new(mode, group.transpose()?).map_err(|rule| anyhow!("--buffer-mode: {rule}"))
+    }
+
     /// The file that gets a new key, instead of running a broker.
     pub fn keygen(&self) -> Option<&Path> {
         self.keygen.as_deref()
@@ -427,6 +457,9 @@ mod tests {
             (&["--topic", "../etc"], "is not allowed"),
             (&["--rcvbuf", "8GiB"], "--rcvbuf 8.0 GiB is not"),
             (&["--rcvbuf-on", "some"], "none, listener, accepted, both"),
+            (&["--buffer-mode", "660"], "mode 660 is none of"),
+            (&["--buffer-mode", "rw"], "no mode such as 640"),
+            (&["--buffer-group", "no-such-group"], "getent group"),
             (&["--cpus", "1-x"], "1-x"),
             (&["--index-slots", "64"], "--index-slots of at least 8192"),
             (&["--stall-timeout=-1"], "not a number of seconds"),

@@ -42,7 +42,7 @@ pub fn run(config: &Config) -> Result<()> {
     }
     let keys = config.auth_keys.as_deref().map(keys::load).transpose()?;
     let mut report_to = config.report.as_deref().map(Target::open).transpose()?;
-    topics::make_directory(&config.buffer_dir, user.as_ref())?;
+    topics::make_directory(&config.buffer_dir, user.as_ref(), config.log.access.group())?;
     let listener = open_listener(config)?;
     let address = listener
         .local_addr()

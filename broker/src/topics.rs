@@ -106,16 +106,20 @@ impl Topics {
     }
 }
 
-/// Makes the directory of the logs, if need be; a new one is `owner`'s.
-pub fn make_directory(directory: &Path, owner: Option<&User>) -> Result<()> {
+/// Makes the directory of the logs, if need be; a new one is `owner`'s, and of the group of the logs
+/// if one is given.
+pub fn make_directory(directory: &Path, owner: Option<&User>, group: Option<u32>) -> Result<()> {
     if directory.exists() {
         return Ok(());
     }
     let make = || {
         fs::create_dir_all(directory)?;
-        owner.map_or(Ok(()), |user| {
-            chown(directory, Some(user.uid.as_raw()), Some(user.gid.as_raw()))
-        })
+        let uid = owner.map(|user| user.uid.as_raw());
+        let gid = group.or(owner.map(|user| user.gid.as_raw()));
+        match (uid, gid) {
+            (None, None) => Ok(()),
+            (uid, gid) => chown(directory, uid, gid),
+        }
     };
     make().with_context(|| {
         format!(
@@ -355,7 +359,7 @@ fn refuse<T>(text: String) -> Result<T, Refused> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use penstock_dataplane::log::{Full, Geometry};
+    use penstock_dataplane::log::{Access, Full, Geometry};
     use penstock_dataplane::wire::handshake::{AckLevel, OrderLevel, Path};
 
     fn sessions(dir: &tempfile::TempDir) -> Sessions {
@@ -363,10 +367,11 @@ mod tests {
         let options = LogOptions {
             geometry,
             full: Full::Block,
+            access: Access::default(),
             writers: 1,
         };
         let logs = dir.path().join("logs");
-        make_directory(&logs, None).unwrap();
+        make_directory(&logs, None, None).unwrap();
         Sessions::new(Arc::new(Topics::new(logs, options, 2).unwrap()))
     }
 

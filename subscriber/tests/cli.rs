@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 
-use penstock_dataplane::log::{Commit, Full, Geometry, Log, LogOptions, Writer};
+use penstock_dataplane::log::{Access, Commit, Full, Geometry, Log, LogOptions, Writer};
 use penstock_dataplane::wire::batch::checksum;
 use penstock_dataplane::wire::message::append;
 use tempfile::TempDir;
@@ -27,6 +27,7 @@ impl Fixture {
         let options = LogOptions {
             geometry: Geometry::new(4 * SEGMENT, SEGMENT, 64).unwrap(),
             full,
+            access: Access::default(),
             writers: 1,
         };
         let log = Arc::new(Log::open(&dir.path().join("t.log"), &options).unwrap());

@@ -13,6 +13,26 @@ pub enum OpenError {
     /// There is no such file.
     #[error("{path}: no such log; a broker makes <buffer-dir>/<topic>.log when the topic is first used", path = .0.display())]
     Missing(PathBuf),
+    /// The file is there, but not for this user.
+    #[error("{path}: this user may not {action} it; the broker's --buffer-mode and --buffer-group say who may", path = .path.display())]
+    Denied {
+        /// The file.
+        path: PathBuf,
+        /// What was attempted.
+        action: &'static str,
+    },
+    /// The file cannot be given the mode and group asked for.
+    #[error("{path}: cannot set mode {mode:03o} and group {group}: {source}; it must belong to the broker's user, who must be in that group (usermod -aG)", path = .path.display())]
+    Access {
+        /// The file.
+        path: PathBuf,
+        /// The mode.
+        mode: u32,
+        /// The group.
+        group: String,
+        /// The system's answer.
+        source: io::Error,
+    },
     /// The geometry asked for is impossible.
     #[error("{0}")]
     Geometry(String),

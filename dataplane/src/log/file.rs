@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crossbeam_utils::CachePadded;
 use memmap2::{Advice, MmapOptions, MmapRaw};
 
+use super::access::Access;
 use super::layout::{
     self, CONTROL_OFFSET, EPOCH_OFFSET, Geometry, HeaderError, INDEX_OFFSET, MAX_POSITION,
 };
@@ -38,6 +39,8 @@ pub struct LogOptions {
     pub geometry: Geometry,
     /// What to do when registered readers lag.
     pub full: Full,
+    /// Who may read the log and register.
+    pub access: Access,
     /// Writers that may exist at once (one per worker).
     pub writers: usize,
 }
@@ -87,6 +90,10 @@ impl Mapping {
     pub(super) fn open_read_only(path: &Path) -> Result<Self, OpenError> {
         let file = File::open(path).map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => OpenError::Missing(path.to_owned()),
+            io::ErrorKind::PermissionDenied => OpenError::Denied {
+                path: path.to_owned(),
+                action: "read",
+            },
             _ => OpenError::Io {
                 action: "open",
                 path: path.to_owned(),
@@ -233,10 +240,11 @@ impl Log {
             path: path.to_owned(),
             reason: HeaderError::Control(what),
         })?;
+        options.access.apply_to_log(path, &mapping.file)?;
         // Best effort: older kernels do not know it, and then pages are touched on first use.
         let _ = mapping.map.advise(Advice::PopulateWrite);
         let registry = match options.full {
-            Full::Block => Some(Registry::open(path)?),
+            Full::Block => Some(Registry::make(path, options.access)?),
             Full::Overwrite => None,
         };
         let marks = std::iter::repeat_with(CachePadded::<Mark>::default);
@@ -399,7 +407,7 @@ fn make_at(path: &Path, geometry: Geometry) -> Result<File, (&'static str, io::E
         .write(true)
         .create(true)
         .truncate(false)
-        .mode(0o644)
+        .mode(0o600)
         .open(path)
         .map_err(|e| ("create", e))?;
     crash_point();

@@ -26,6 +26,7 @@ pub(crate) fn small() -> LogOptions {
     LogOptions {
         geometry: Geometry::new(2 * SEGMENT, SEGMENT, SLOTS).expect("a good geometry"),
         full: Full::Overwrite,
+        access: Access::default(),
         writers: 4,
     }
 }

@@ -7,7 +7,8 @@
 //! - [`layout`] alone knows offsets in the file;
 //! - [`ring`] is the algorithm, free of files, so that a model checker can run it;
 //! - [`slot`] is one entry of the batch index;
-//! - `file` creates, maps, locks and recovers; `registry` holds readers that a broker waits for.
+//! - `file` creates, maps, locks and recovers; `registry` holds readers that a broker waits for;
+//!   `access` is who may do so, and who may read.
 
 pub mod layout;
 pub mod ring;
@@ -20,6 +21,8 @@ pub use layout::Geometry;
 mod loom_models;
 
 // Under loom only the algorithm is built: its atomics cannot lie in a mapped file.
+#[cfg(not(loom))]
+mod access;
 #[cfg(all(test, not(loom)))]
 mod crash_tests;
 #[cfg(not(loom))]
@@ -41,6 +44,7 @@ mod writer;
 
 #[cfg(not(loom))]
 pub use {
+    access::Access,
     error::{OpenError, ReadError},
     file::{Full, Log, LogInfo, LogOptions},
     reader::{Batch, ChecksumMismatch, Reader, Start},

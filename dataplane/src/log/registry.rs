@@ -13,6 +13,7 @@ use std::sync::atomic::Ordering;
 use memmap2::{MmapOptions, MmapRaw};
 
 use super::OpenError;
+use super::access::Access;
 use super::lock;
 use super::ring::{FREE, Place};
 
@@ -29,15 +30,28 @@ pub(super) struct Registry {
 }
 
 impl Registry {
+    /// The registry of the log at `log`, for its broker.
+    pub(super) fn make(log: &Path, access: Access) -> Result<Self, OpenError> {
+        let registry = Self::open(log)?;
+        access.apply_to_registry(&registry.path, &registry.file)?;
+        Ok(registry)
+    }
+
     /// Opens the registry of the log at `log`, or makes it.
     pub(super) fn open(log: &Path) -> Result<Self, OpenError> {
         let path = log.with_extension("readers");
         let io = |action| {
             let path = path.clone();
-            move |source| OpenError::Io {
-                action,
-                path,
-                source,
+            move |source: io::Error| match source.kind() {
+                io::ErrorKind::PermissionDenied => OpenError::Denied {
+                    path,
+                    action: "register in",
+                },
+                _ => OpenError::Io {
+                    action,
+                    path,
+                    source,
+                },
             }
         };
         let file = OpenOptions::new()
@@ -45,7 +59,7 @@ impl Registry {
             .write(true)
             .create(true)
             .truncate(false)
-            .mode(0o664)
+            .mode(0o600)
             .open(&path)
             .map_err(io("open for writing"))?;
         initialise(&file).map_err(io("initialise"))?;

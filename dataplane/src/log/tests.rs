@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,6 +22,7 @@ fn options(segments: u64, slots: u64, full: Full) -> LogOptions {
     LogOptions {
         geometry,
         full,
+        access: Access::default(),
         writers: 4,
     }
 }
@@ -29,6 +31,28 @@ fn log_in(dir: &TempDir, options: &LogOptions) -> (PathBuf, Arc<Log>) {
     let path = dir.path().join("topic.log");
     let log = Arc::new(Log::open(&path, options).unwrap());
     (path, log)
+}
+
+#[test]
+fn readers_get_no_more_than_they_need_also_of_an_earlier_brokers_files() {
+    let dir = TempDir::new().unwrap();
+    let mut options = options(2, 8, Full::Block);
+    for (mode, registry) in [
+        (0o640, 0o660),
+        (0o644, 0o660),
+        (0o600, 0o600),
+        (0o604, 0o600),
+    ] {
+        options.access = Access::new(mode, None).unwrap();
+        let (path, _log) = log_in(&dir, &options);
+        let mode_of = |path: PathBuf| path.metadata().unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode_of(path.clone()), mode);
+        assert_eq!(
+            mode_of(path.with_extension("readers")),
+            registry,
+            "{mode:o}"
+        );
+    }
 }
 
 #[test]

@@ -600,7 +600,7 @@ mod tests {
 
     use super::*;
     use crate::admission::{Admission, StreamState};
-    use crate::log::{Full, Geometry, LogOptions, Reader, Start};
+    use crate::log::{Access, Full, Geometry, LogOptions, Reader, Start};
     use crate::tcp::buffers::{RcvbufOn, Wanted};
     use crate::wire::batch;
     use crate::wire::handshake::{AckLevel, Path};
@@ -627,6 +627,7 @@ mod tests {
             let options = LogOptions {
                 geometry: Geometry::new(1 << 20, 1 << 16, 64).unwrap(),
                 full: Full::Overwrite,
+                access: Access::default(),
                 writers: 1,
             };
             let log = Arc::new(Log::open(&dir.path().join("topic.log"), &options).unwrap());

@@ -1,0 +1,94 @@
+//! Who may read a log besides its owner, and who may register.
+
+use std::fs::{File, Permissions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
+use std::path::Path;
+
+use super::OpenError;
+
+/// Mode and group of a log and what lies beside it.
+///
+/// Nobody but the owner may write a log. The file of registered readers holds what they write, and
+/// each could spoil what others wrote: the group may, if it may read the log, and nobody else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Access {
+    mode: u32,
+    group: Option<u32>,
+}
+
+impl Default for Access {
+    /// The owner's group reads.
+    fn default() -> Self {
+        Self {
+            mode: 0o640,
+            group: None,
+        }
+    }
+}
+
+impl Access {
+    /// Files of this mode; of this group, if one is given.
+    ///
+    /// # Errors
+    /// The rule, when the mode lets others than the owner write, or the owner do less than that.
+    pub fn new(mode: u32, group: Option<u32>) -> Result<Self, String> {
+        if mode & !0o644 != 0 || mode & 0o600 != 0o600 {
+            return Err(format!(
+                "mode {mode:03o} is none of 600, 640, 604 and 644: others may read a log and not write it"
+            ));
+        }
+        Ok(Self { mode, group })
+    }
+
+    /// The group, if one is asked for.
+    #[must_use]
+    pub fn group(&self) -> Option<u32> {
+        self.group
+    }
+
+    pub(super) fn apply_to_log(self, path: &Path, file: &File) -> Result<(), OpenError> {
+        self.apply(path, file, self.mode)
+    }
+
+    pub(super) fn apply_to_registry(self, path: &Path, file: &File) -> Result<(), OpenError> {
+        let group = self.mode & 0o040;
+        self.apply(path, file, 0o600 | group | group >> 1)
+    }
+
+    /// Changes what is otherwise; the file may be from an earlier broker, with other settings.
+    fn apply(self, path: &Path, file: &File, mode: u32) -> Result<(), OpenError> {
+        let set = || -> io::Result<()> {
+            let about = file.metadata()?;
+            let group = self.group.filter(|group| *group != about.gid());
+            if group.is_some() {
+                fchown(file, None, group)?;
+            }
+            if about.mode() & 0o777 != mode {
+                file.set_permissions(Permissions::from_mode(mode))?;
+            }
+            Ok(())
+        };
+        set().map_err(|source| OpenError::Access {
+            path: path.to_owned(),
+            mode,
+            group: self
+                .group
+                .map_or_else(|| "as it is".to_owned(), |group| group.to_string()),
+            source,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_but_the_owner_ever_writes_a_log() {
+        for mode in 0..0o10000 {
+            let allowed = [0o600, 0o604, 0o640, 0o644].contains(&mode);
+            assert_eq!(Access::new(mode, None).is_ok(), allowed, "{mode:o}");
+        }
+    }
+}
