@@ -60,8 +60,9 @@ pub struct Cli {
     /// messages are printed too. The SHA-256 is over every message followed by a newline.
     #[arg(long)]
     pub stat: bool,
-    /// Compare every batch with its CRC32C, its message count and its stream's order; without it
-    /// only a batch whose messages cannot be told apart is a failure.
+    /// Compare every batch also with its message count and its stream's order; without it only a batch
+    /// whose messages cannot be told apart is a failure, or one that differs from its CRC32C, which
+    /// is never shown.
     #[arg(long)]
     pub verify: bool,
     /// Overwritten batches are no failure.

@@ -85,7 +85,7 @@ impl<'a> Run<'a> {
         }
         let sink = Sink {
             cli,
-            account: Account::new(cli.verify, cli.stat),
+            account: Account::new(cli.stat),
             printer: Printer::new(cli.output()),
             taken: 0,
             troubles: 0,
@@ -171,11 +171,18 @@ impl Sink<'_> {
             return Ok(());
         }
         let wanted = self.cli.count.map_or(u64::MAX, |count| count - self.taken);
-        if let Err(trouble) = self.account.add_first(batch, wanted) {
+        match self.account.add_first(batch, wanted) {
+            Ok(()) => {}
+            // Nobody is shown other bytes than those that were published.
+            Err(Trouble::Checksum(mismatch)) => {
+                self.complain(&format!("{mismatch}; it is not shown"));
+                return Ok(());
+            }
             // Without --verify only what cannot be printed counts.
-            if self.cli.verify || matches!(trouble, Trouble::Malformed { .. }) {
+            Err(trouble) if self.cli.verify || matches!(trouble, Trouble::Malformed { .. }) => {
                 self.complain(&trouble.to_string());
             }
+            Err(_) => {}
         }
         let whole = batch.messages().map_while(Result::ok);
         for message in whole.take(usize::try_from(wanted).unwrap_or(usize::MAX)) {

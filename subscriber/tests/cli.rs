@@ -173,19 +173,23 @@ fn sums_are_those_of_the_messages() {
 }
 
 #[test]
-fn a_flipped_byte_is_found_by_verify() {
+fn a_batch_with_a_flipped_byte_is_told_and_never_shown() {
     let mut f = Fixture::new(Full::Block);
+    f.write(0, &[b"before"]);
     f.write(0, &[b"a needle in a haystack"]);
+    f.write(0, &[b"after"]);
     let path = f.path();
     let mut bytes = fs::read(&path).unwrap();
     let needle = bytes.windows(6).position(|w| w == b"needle").unwrap();
     bytes[needle] ^= 0x20;
     let damaged = f.dir.path().join("damaged.log");
     fs::write(&damaged, bytes).unwrap();
-    assert_eq!(stdout(&run(&damaged, &[])), "a Needle in a haystack\n");
-    let output = run(&damaged, &["--verify"]);
-    assert_eq!(output.status.code(), Some(1));
-    assert!(stderr(&output).contains("CRC32C"), "{}", stderr(&output));
+    for flags in [&[][..], &["--verify"]] {
+        let output = run(&damaged, flags);
+        assert_eq!(stdout(&output), "before\nafter\n");
+        assert_eq!(output.status.code(), Some(1));
+        assert!(stderr(&output).contains("CRC32C"), "{}", stderr(&output));
+    }
 }
 
 #[test]
