@@ -74,8 +74,13 @@ fn weigh(cause: &Cause, facts: &Facts) -> Option<Verdict> {
     if basis.is_empty() || !basis.iter().all(holds) {
         return None;
     }
-    let (supports, missed): (Vec<&Clue>, Vec<&Clue>) =
-        cause.supports.iter().partition(|clue| holds(clue));
+    let counted = |clue: &Clue| {
+        basis
+            .iter()
+            .any(|b| (b.figure, b.is) == (clue.figure, clue.is))
+    };
+    let further = cause.supports.iter().filter(|clue| !counted(clue));
+    let (supports, missed): (Vec<&Clue>, Vec<&Clue>) = further.partition(|clue| holds(clue));
     let contradicts: Vec<&Clue> = cause.contradicts.iter().filter(|c| holds(c)).collect();
     let mut confirmed: Vec<&Clue> = basis.iter().collect();
     confirmed.extend(supports);

@@ -1,5 +1,7 @@
 //! The decision table, rule by rule.
 
+use std::collections::BTreeSet;
+
 use super::*;
 use crate::diagnose::facts::Figure;
 use crate::diagnose::sample::Connection;
@@ -187,6 +189,10 @@ fn receive_window_limited() {
     let verdicts = judge(&Facts::from(&half));
     assert_eq!(verdicts[0].cause, "receive-window-limited");
     assert!(verdicts[0].confidence <= 0.5);
+    for verdict in verdicts {
+        let lines: BTreeSet<_> = verdict.evidence_for.iter().collect();
+        assert_eq!(lines.len(), verdict.evidence_for.len(), "each once");
+    }
 }
 
 #[test]
