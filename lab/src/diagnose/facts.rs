@@ -25,6 +25,7 @@ pub enum Figure {
     RttGrowth,
     SendQueue,
     ReceiveQueue,
+    ReadDelay,
     WindowUse,
     SenderCore,
     SenderThrottled,
@@ -52,6 +53,7 @@ pub enum Unit {
     BytesPerSecond,
     PerSecond,
     PerAck,
+    Milliseconds,
     Times,
 }
 
@@ -71,6 +73,7 @@ impl Figure {
             Self::RttGrowth => "the round trip, against its minimum, took",
             Self::SendQueue => "the send buffer was filled to",
             Self::ReceiveQueue => "the receive buffer was filled, with data not read, to",
+            Self::ReadDelay => "data lay in the receive buffer for",
             Self::WindowUse => "of the window offered, each round trip used",
             Self::SenderCore => "the sender's busiest thread ran or wanted to",
             Self::SenderThrottled => "the sender's control group was out of CPU quota",
@@ -103,6 +106,7 @@ impl Figure {
             Self::Queued | Self::BytesPerReceive => Unit::Bytes,
             Self::ReceiveCalls => Unit::PerSecond,
             Self::IdlePauses | Self::CreditPauses | Self::CongestionPauses => Unit::PerAck,
+            Self::ReadDelay => Unit::Milliseconds,
             Self::RttGrowth => Unit::Times,
             _ => Unit::Share,
         }
@@ -185,6 +189,13 @@ impl Facts {
     fn add_receivers(&mut self, ends: &Weighted<'_, End>, seconds: f64) {
         let filled = |e: &End| e.receive_memory / f64::from(e.receive_buffer.max(1));
         self.set(Figure::ReceiveQueue, weighted_mean(ends, &filled));
+        // Little's law: what waits, by the rate at which it is taken.
+        let waits: f64 = ends.iter().map(|(end, _)| end.recv_q).sum();
+        let taken: u64 = ends.iter().map(|(end, _)| end.bytes_received).sum();
+        if taken > 0 {
+            let delay = waits / (taken as f64 / seconds) * 1e3;
+            self.set(Figure::ReadDelay, Some(delay));
+        }
         let mut timed = ends.clone();
         timed.retain(|(end, _)| end.rcv_rtt_us > 0.0 && end.rcv_wnd > 0);
         let used = |e: &End| {
@@ -353,9 +364,11 @@ mod tests {
 
     #[test]
     fn what_was_not_seen_is_absent() {
+        let mut connection = connection(1000, None);
+        connection.end.recv_q = 500.0;
         let sample = Sample {
             seconds: 1.0,
-            connections: vec![connection(1000, None)],
+            connections: vec![connection],
             ..Sample::default()
         };
         let facts = Facts::of(&sample);
@@ -370,5 +383,6 @@ mod tests {
             assert_eq!(facts.get(figure), None, "{figure:?}");
         }
         assert_eq!(facts.get(Figure::ReceiveQueue), Some(0.5));
+        assert_eq!(facts.get(Figure::ReadDelay), Some(500.0));
     }
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::penstock::Worker;
 use super::rules::CAUSES;
 use super::sample::{Connection, End, Sample};
-use super::verdict::{Diagnosis, Verdict, bytes, percent};
+use super::verdict::{Diagnosis, Verdict, bytes, counted, percent};
 use crate::cli::Format;
 
 /// Lines of each kind that are shown to a person; all are in the JSON.
@@ -90,8 +90,8 @@ fn write_head(out: &mut String, sample: &Sample) -> fmt::Result {
     }
     writeln!(
         out,
-        ": {} connections, observed for {:.1} s\n",
-        sample.connections.len(),
+        ": {}, observed for {:.1} s\n",
+        counted(sample.connections.len(), "connection"),
         sample.seconds,
     )
 }

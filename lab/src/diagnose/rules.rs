@@ -75,6 +75,9 @@ const NO_TIME_LEFT: &str = "above 85 % of a core a thread has no time left to wa
 const TIME_LEFT: &str = "a thread that sleeps half of the time is not what is slow";
 const QUEUE_FULL: &str = "data lies in the receive buffer: what limits is behind it, not before it";
 const QUEUE_EMPTY: &str = "an almost empty receive buffer means that the receiver keeps up";
+/// Not a share of the buffer: what a sender may have unacked may be little of a large one.
+const READ_AT_ONCE: &str =
+    "what comes is read within a millisecond, about as long as a thread may wait for its turn";
 const SOMETHING_FLOWS: &str = "below 1 MB/s nothing is at work that could be limited";
 const MOSTLY: &str = "most of the time";
 const A_FIFTH: &str =
@@ -159,7 +162,7 @@ pub const CAUSES: &[Cause] = &[
             at_least(Figure::RwndLimited, 0.2, 0.1, A_FIFTH),
         ],
         contradicts: &[
-            below(Figure::ReceiveQueue, 0.05, 0.25, QUEUE_EMPTY),
+            below(Figure::ReadDelay, 1.0, 0.25, READ_AT_ONCE),
             at_least(
                 Figure::SenderCore,
                 WHOLE_CORE,
@@ -334,7 +337,7 @@ pub const CAUSES: &[Cause] = &[
         ],
         unseen: &[],
         supports: &[
-            below(Figure::ReceiveQueue, 0.05, 0.2, QUEUE_EMPTY),
+            below(Figure::ReadDelay, 1.0, 0.2, READ_AT_ONCE),
             at_least(
                 Figure::AppLimited,
                 0.5,
@@ -458,7 +461,7 @@ pub const CAUSES: &[Cause] = &[
                 "the sender hands over less than the path would take",
             ),
             below(Figure::SenderCore, 0.5, 0.1, TIME_LEFT),
-            below(Figure::ReceiveQueue, 0.05, 0.1, QUEUE_EMPTY),
+            below(Figure::ReadDelay, 1.0, 0.1, READ_AT_ONCE),
         ],
         contradicts: &[
             at_least(Figure::SenderCore, WHOLE_CORE, 0.4, NO_TIME_LEFT),

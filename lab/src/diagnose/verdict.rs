@@ -145,6 +145,7 @@ pub fn shown(unit: Unit, value: f64) -> String {
         Unit::BytesPerSecond => format!("{}/s", bytes(value)),
         Unit::PerSecond => format!("{value:.0}/s"),
         Unit::PerAck => format!("{value:.2} times per ACK"),
+        Unit::Milliseconds => format!("{value:.1} ms"),
         Unit::Times => format!("{value:.1} times as long"),
     }
 }
@@ -154,6 +155,14 @@ pub fn percent(share: f64) -> String {
     match share {
         share if share > 0.0 && share < 0.01 => format!("{:.2} %", share * 100.0),
         share => format!("{:.0} %", share * 100.0),
+    }
+}
+
+/// So many of something.
+pub fn counted(count: usize, noun: &str) -> String {
+    match count {
+        1 => format!("1 {noun}"),
+        count => format!("{count} {noun}s"),
     }
 }
 

@@ -18,6 +18,7 @@ use super::sockets::{self, Memory, Socket};
 use super::syscalls::{Syscall, Tracer};
 use super::target::Target;
 use super::tcp_info::TcpInfo;
+use super::verdict::counted;
 use crate::interrupt::Interrupt;
 
 /// Looks in an interval; more of them tell gauges such as Recv-Q better, and cost more.
@@ -236,7 +237,7 @@ impl<'a> Watch<'a> {
         let alone = connections.iter().filter(|c| c.peer.is_none()).count();
         if alone > 0 {
             unavailable.push(Unavailable {
-                what: format!("the other end of {alone} connections"),
+                what: format!("the other end of {}", counted(alone, "connection")),
                 why: "it is not on this host, or in a namespace that cannot be looked into"
                     .to_owned(),
                 how: "run penstock-lab diagnose there as well, with the pid of that end".to_owned(),
@@ -280,8 +281,8 @@ fn other_namespaces(own: u64, unavailable: &mut Vec<Unavailable>) -> Vec<Namespa
     if !closed.is_empty() {
         unavailable.push(Unavailable {
             what: format!(
-                "{} other network namespaces, where other ends may be",
-                closed.len()
+                "{}, where other ends may be",
+                counted(closed.len(), "other network namespace")
             ),
             why: "entering a namespace takes CAP_SYS_ADMIN".to_owned(),
             how: "run with sudo".to_owned(),

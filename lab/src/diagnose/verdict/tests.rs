@@ -25,6 +25,7 @@ const FULL_SPEED: &[(Figure, f64)] = &[
     (Figure::RttGrowth, 2.0),
     (Figure::SendQueue, 0.3),
     (Figure::ReceiveQueue, 0.02),
+    (Figure::ReadDelay, 0.2),
     (Figure::SenderCore, 0.6),
     (Figure::ReceiverCore, 0.6),
     (Figure::ReceiveCalls, 15_000.0),
@@ -72,6 +73,7 @@ fn receiver_cpu() {
     let busy = [
         (Figure::ReceiverCore, 0.97),
         (Figure::ReceiveQueue, 0.6),
+        (Figure::ReadDelay, 20.0),
         (Figure::RwndLimited, 0.5),
         (Figure::PathLimited, 0.4),
     ];
@@ -81,11 +83,22 @@ fn receiver_cpu() {
     // It runs seldom, so round trips last, as they do over a slow network.
     let seldom = [
         (Figure::ReceiverThrottled, 0.4),
+        (Figure::ReadDelay, 6.0),
         (Figure::CwndFull, 0.6),
         (Figure::RttGrowth, 138.0),
         (Figure::SenderCore, 0.4),
     ];
     assert_eq!(bent(&seldom), "receiver-cpu");
+    // Little of a large buffer, for the publisher may have no more unacked; as measured.
+    let large_buffer = [
+        (Figure::SenderBusy, 0.43),
+        (Figure::PathLimited, 0.43),
+        (Figure::AppLimited, 0.58),
+        (Figure::ReceiveQueue, 0.009),
+        (Figure::ReadDelay, 5.7),
+        (Figure::ReceiverThrottled, 0.27),
+    ];
+    assert_eq!(bent(&large_buffer), "receiver-cpu");
 }
 
 #[test]
