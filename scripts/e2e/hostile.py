@@ -17,7 +17,7 @@ import time
 UDP_SEGMENT = 103  # linux/udp.h
 SEGMENTS = 64
 LARGEST_BURST = 65000
-DATA = struct.Struct("<4sIQHBBQQIIII")
+DATA = struct.Struct("<4sIQHHB3xQQIIII")
 HEAD = 8  # magic and checksum
 MAGIC = b"PNSD"
 
@@ -41,7 +41,8 @@ def crc32c(data):
 
 def packet(key, number, seq, length, offset, payload, messages=1):
     """A DATA packet with a checksum that is right."""
-    covered = DATA.pack(MAGIC, 0, key, 0, 1, 0, number, seq, length, offset, messages, 0)[HEAD:] + payload
+    fields = (key, 0, len(payload), 0, number, seq, length, offset, messages, 0)
+    covered = DATA.pack(MAGIC, 0, *fields)[HEAD:] + payload
     return MAGIC + struct.pack("<I", crc32c(covered)) + covered
 
 
@@ -109,9 +110,10 @@ def guessed(broker, seconds):
 
 
 def damaged(broker, seconds):
-    """Whatever, behind the bytes that the XDP program looks for."""
+    """Well made but for a checksum that fits nothing."""
     rng = random.Random(2)
-    return flood(broker, seconds, [MAGIC + rng.randbytes(112) for _ in range(20 * SEGMENTS)])
+    good = [packet(rng.getrandbits(64), n, n, 1 << 16, 0, bytes(64)) for n in range(20 * SEGMENTS)]
+    return flood(broker, seconds, [each[:4] + rng.randbytes(4) + each[HEAD:] for each in good])
 
 
 def repeated(broker, seconds):
