@@ -11,6 +11,7 @@ use crate::delay::Delay;
 use crate::faults::FaultPlan;
 
 use crate::diagnose::{self, Diagnose};
+use crate::experiment::Experiment;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -77,20 +78,6 @@ broker's memory has not grown (median of the last quarter of the run at most 2 %
 the second), and as many descriptors are open at the end as before the first publisher.
 The last line on stdout is the result folder. Exit codes: 0 all is well, 1 not so, 2 wrong usage,
 130 interrupted.";
-
-const EXPERIMENT_EXAMPLES: &str = "\
-Examples:
-  # where SO_RCVBUF is set, against small and large net.core.rmem_max, on a link of 10 ms
-  sudo penstock-lab experiment rcvbuf
-
-  # in half a minute; a longer line; as JSON
-  sudo penstock-lab experiment rcvbuf --quick
-  sudo penstock-lab experiment rcvbuf --delay 50ms --runs 7 --format json
-
-net.core.rmem_max is one value for the whole host. Each run changes it while its connection is set up,
-and puts it back, however the lab ends.
-With --format json there is nothing but JSON on stdout; otherwise the last line is the result folder.
-Exit codes: 0 measured, 1 failed, 2 wrong usage, 130 interrupted.";
 
 /// Runs Penstock workloads in network namespaces, measures them and writes reports.
 #[derive(Debug, Parser)]
@@ -317,50 +304,6 @@ impl Soak {
     }
 }
 
-#[derive(Debug, Subcommand)]
-pub enum Experiment {
-    /// What SO_RCVBUF does, by where it is set and by net.core.rmem_max: window scale, first and
-    /// final window, throughput, and how long the sender waited for the window.
-    #[command(after_help = EXPERIMENT_EXAMPLES, args_override_self = true)]
-    Rcvbuf(Rcvbuf),
-}
-
-#[derive(Debug, Args)]
-pub struct Rcvbuf {
-    /// Runs of each case.
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    pub runs: Option<u32>,
-    /// Length of a run, seconds.
-    #[arg(long, value_parser = parse_seconds)]
-    pub seconds: Option<f64>,
-    /// One run of each case, a second long.
-    #[arg(long)]
-    pub quick: bool,
-    /// What a round trip takes longer: 100us to 200ms.
-    #[arg(long, value_name = "TIME", default_value = "10ms")]
-    pub delay: Delay,
-    /// SO_RCVBUF that is asked for.
-    #[arg(long, default_value = "32MiB")]
-    pub rcvbuf: ByteSize,
-    /// Values of net.core.rmem_max to compare, bytes.
-    #[arg(long, value_delimiter = ',', default_value = "208KiB,32MiB")]
-    pub rmem_max: Vec<ByteSize>,
-    /// Largest buffer that autotuning may give (third value of net.ipv4.tcp_rmem), in the broker's
-    /// namespace only; by default what Linux has.
-    #[arg(long, default_value = "6MiB")]
-    pub tcp_rmem_max: ByteSize,
-    /// Segmentation offloads of the broker's link.
-    #[arg(long, value_enum, default_value_t = Profile::Wire)]
-    pub profile: Profile,
-    /// MTU of the link, bytes.
-    #[arg(long, default_value_t = 1500, value_parser = clap::value_parser!(u32).range(576..=65535))]
-    pub mtu: u32,
-    #[command(flatten)]
-    pub programs: Programs,
-    #[command(flatten)]
-    pub output: Output,
-}
-
 /// The path of the payload, and how brokers take it.
 #[derive(Debug, Clone, Args)]
 pub struct Route {
@@ -543,7 +486,8 @@ fn parse_minutes(text: &str) -> Result<f64, String> {
     }
 }
 
-fn parse_seconds(text: &str) -> Result<f64, String> {
+/// Seconds of a run.
+pub fn parse_seconds(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(seconds) if (0.1..=600.0).contains(&seconds) => Ok(seconds),
         _ => Err("not a number of seconds from 0.1 to 600".to_owned()),

@@ -5,9 +5,70 @@ mod rcvbuf;
 mod trial;
 
 use anyhow::Result;
+use bytesize::ByteSize;
+use clap::{Args, Subcommand};
 
-use crate::cli::Experiment;
+use crate::cli::{self, Output, Profile, Programs};
+use crate::delay::Delay;
 use crate::interrupt::Interrupt;
+
+const EXAMPLES: &str = "\
+Examples:
+  # where SO_RCVBUF is set, against small and large net.core.rmem_max, on a link of 10 ms
+  sudo penstock-lab experiment rcvbuf
+
+  # in half a minute; a longer line; as JSON
+  sudo penstock-lab experiment rcvbuf --quick
+  sudo penstock-lab experiment rcvbuf --delay 50ms --runs 7 --format json
+
+net.core.rmem_max is one value for the whole host. Each run changes it while its connection is set up,
+and puts it back, however the lab ends.
+With --format json there is nothing but JSON on stdout; otherwise the last line is the result folder.
+Exit codes: 0 measured, 1 failed, 2 wrong usage, 130 interrupted.";
+
+#[derive(Debug, Subcommand)]
+pub enum Experiment {
+    /// What SO_RCVBUF does, by where it is set and by net.core.rmem_max: window scale, first and
+    /// final window, throughput, and how long the sender waited for the window.
+    #[command(after_help = EXAMPLES, args_override_self = true)]
+    Rcvbuf(Rcvbuf),
+}
+
+#[derive(Debug, Args)]
+pub struct Rcvbuf {
+    /// Runs of each case.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub runs: Option<u32>,
+    /// Length of a run, seconds.
+    #[arg(long, value_parser = cli::parse_seconds)]
+    pub seconds: Option<f64>,
+    /// One run of each case, a second long.
+    #[arg(long)]
+    pub quick: bool,
+    /// What a round trip takes longer: 100us to 200ms.
+    #[arg(long, value_name = "TIME", default_value = "10ms")]
+    pub delay: Delay,
+    /// SO_RCVBUF that is asked for.
+    #[arg(long, default_value = "32MiB")]
+    pub rcvbuf: ByteSize,
+    /// Values of net.core.rmem_max to compare, bytes.
+    #[arg(long, value_delimiter = ',', default_value = "208KiB,32MiB")]
+    pub rmem_max: Vec<ByteSize>,
+    /// Largest buffer that autotuning may give (third value of net.ipv4.tcp_rmem), in the broker's
+    /// namespace only; by default what Linux has.
+    #[arg(long, default_value = "6MiB")]
+    pub tcp_rmem_max: ByteSize,
+    /// Segmentation offloads of the broker's link.
+    #[arg(long, value_enum, default_value_t = Profile::Wire)]
+    pub profile: Profile,
+    /// MTU of the link, bytes.
+    #[arg(long, default_value_t = 1500, value_parser = clap::value_parser!(u32).range(576..=65535))]
+    pub mtu: u32,
+    #[command(flatten)]
+    pub programs: Programs,
+    #[command(flatten)]
+    pub output: Output,
+}
 
 /// Runs the one that is asked for.
 pub fn run(experiment: &Experiment, interrupt: &Interrupt) -> Result<bool> {

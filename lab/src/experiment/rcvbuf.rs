@@ -8,9 +8,10 @@ use bytesize::ByteSize;
 use jiff::Timestamp;
 use tracing::info;
 
+use super::Rcvbuf;
 use super::claims;
 use super::trial::{Bench, Case};
-use crate::cli::{self, Format};
+use crate::cli::Format;
 use crate::environment::Environment;
 use crate::interrupt::Interrupt;
 use crate::middle::{Carriers, Plan};
@@ -27,7 +28,7 @@ const LARGEST: u64 = 1 << 30;
 const SMALLEST: u64 = 4 << 10;
 
 /// Runs it; errors aside, always a success: the table is for the reader to judge.
-pub fn run(options: &cli::Rcvbuf, interrupt: &Interrupt) -> Result<bool> {
+pub fn run(options: &Rcvbuf, interrupt: &Interrupt) -> Result<bool> {
     let started = Timestamp::now();
     check(options)?;
     let binaries = Binaries::find(options.programs.bin_dir.as_deref())?;
@@ -48,7 +49,7 @@ pub fn run(options: &cli::Rcvbuf, interrupt: &Interrupt) -> Result<bool> {
     measured
 }
 
-fn check(options: &cli::Rcvbuf) -> Result<()> {
+fn check(options: &Rcvbuf) -> Result<()> {
     let sizes = [
         ("--rcvbuf", options.rcvbuf),
         ("--tcp-rmem-max", options.tcp_rmem_max),
@@ -62,7 +63,7 @@ fn check(options: &cli::Rcvbuf) -> Result<()> {
 }
 
 fn measure(
-    options: &cli::Rcvbuf,
+    options: &Rcvbuf,
     binaries: &Binaries,
     folder: &Path,
     started: Timestamp,
@@ -102,7 +103,7 @@ fn measure(
 }
 
 /// One broker at the end of a long line, whose namespaces have the buffer limits of the experiment.
-fn link(options: &cli::Rcvbuf) -> Result<(Net, Carriers)> {
+fn link(options: &Rcvbuf) -> Result<(Net, Carriers)> {
     let plan = Plan {
         faults: None,
         delay: Some(options.delay),

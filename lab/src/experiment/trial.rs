@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use bytesize::ByteSize;
 
-use crate::cli::{self, Mode, Route, Workload};
+use super::Rcvbuf;
+use crate::cli::{Mode, Route, Workload};
 use crate::cluster::{Brokers, Cluster, PORT};
 use crate::diagnose::namespaces::Namespace;
 use crate::diagnose::sockets::Socket;
@@ -75,7 +76,7 @@ impl Case {
 
 /// What all runs share.
 pub struct Bench<'a> {
-    pub options: &'a cli::Rcvbuf,
+    pub options: &'a Rcvbuf,
     pub binaries: &'a Binaries,
     pub net: &'a Net,
     pub seconds: Duration,
