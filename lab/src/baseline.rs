@@ -49,7 +49,7 @@ pub fn run(options: &cli::Baseline, interrupt: &Interrupt) -> Result<bool> {
             environment,
         };
         results::write(&folder, &report, &render::baseline(&report))?;
-        picture(&report, &folder)?;
+        results::write_file(&folder.join(PICTURE), &picture(&report)?)?;
         match options.output.format {
             Format::Text => println!("{}", render::baseline_table(&report)),
             Format::Json => println!("{}", serde_json::to_string_pretty(&report)?),
@@ -61,7 +61,7 @@ pub fn run(options: &cli::Baseline, interrupt: &Interrupt) -> Result<bool> {
 }
 
 /// The medians as bars, a panel for each profile.
-fn picture(report: &Baseline, folder: &Path) -> Result<()> {
+pub fn picture(report: &Baseline) -> Result<String> {
     let panels = report.rows.chunk_by(|a, b| a.profile == b.profile);
     let panels = panels.map(|rows| Panel {
         title: format!("{}, MTU {}", rows[0].profile.name(), rows[0].mtu),
@@ -84,7 +84,7 @@ fn picture(report: &Baseline, folder: &Path) -> Result<()> {
         series: &[&format!("penstock, {}", report.mode), "iperf3"],
         panels: panels.collect(),
     }
-    .write(&folder.join(PICTURE))
+    .svg()
 }
 
 fn measure_all(
@@ -177,7 +177,7 @@ impl Bench<'_> {
             digest: false,
             folder,
         };
-        let (report, succeeded) = publish.run(|| cluster.check(), interrupt)?;
+        let (report, succeeded) = publish.run(|_| cluster.check(), interrupt)?;
         cluster.stop()?;
         if !succeeded || report.messages_acked != report.messages_sent {
             let log: PathBuf = folder.join("publisher.log");

@@ -1,13 +1,19 @@
-//! Pictures of measured figures: bars of medians with the range of their runs, as SVG.
+//! Pictures of measured figures as SVG: bars of medians with the range of their runs, and for pages
+//! curves over time and shares of a whole.
+
+mod lines;
+mod shares;
 
 use std::fmt::Display;
-use std::path::Path;
 
 use anyhow::{Result, anyhow};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::spread::Spread;
+
+pub use lines::{Curve, Lines};
+pub use shares::{Bar, svg as shares};
 
 const WIDTH: u32 = 900;
 const TITLE: u32 = 30;
@@ -19,7 +25,23 @@ const COLUMNS: usize = 2;
 const LINE: i32 = 15;
 /// One colour for each series; told apart by whoever sees no red or green, too.
 const COLOURS: [RGBColor; 2] = [RGBColor(0, 90, 156), RGBColor(221, 132, 36)];
-const INK: RGBColor = RGBColor(40, 40, 40);
+/// Colours of curves and of parts of a bar: to be seen on light and on dark ground, and told apart by
+/// whoever sees no red or green.
+const LINES: [RGBColor; 8] = [
+    RGBColor(0, 114, 178),
+    RGBColor(213, 94, 0),
+    RGBColor(0, 145, 110),
+    RGBColor(190, 100, 150),
+    RGBColor(168, 124, 0),
+    RGBColor(60, 150, 210),
+    RGBColor(125, 100, 200),
+    RGBColor(120, 120, 120),
+];
+/// For what is no work.
+pub const WAITING: RGBColor = LINES[7];
+/// A page gives what has these two colours its own.
+pub const INK: RGBColor = RGBColor(40, 40, 40);
+pub const GRID: RGBColor = RGBColor(200, 200, 200);
 /// Part of a group's width that its bars take.
 const FILLED: f64 = 0.7;
 
@@ -104,17 +126,19 @@ pub struct Chart<'a> {
 }
 
 impl Chart<'_> {
-    /// Writes the picture.
-    pub fn write(&self, path: &Path) -> Result<()> {
-        self.draw(path)
-            .map_err(|text| anyhow!("cannot draw {}: {text}", path.display()))
+    /// The picture.
+    pub fn svg(&self) -> Result<String> {
+        let mut svg = String::new();
+        self.draw(&mut svg)
+            .map_err(|text| anyhow!("cannot draw {:?}: {text}", self.title))?;
+        Ok(svg)
     }
 
-    fn draw(&self, path: &Path) -> Result<(), String> {
+    fn draw(&self, svg: &mut String) -> Result<(), String> {
         let columns = self.panels.len().clamp(1, COLUMNS);
         let rows = self.panels.len().div_ceil(columns).max(1);
         let height = TITLE + ROW * rows as u32;
-        let root = SVGBackend::new(path, (WIDTH, height)).into_drawing_area();
+        let root = SVGBackend::with_string(svg, (WIDTH, height)).into_drawing_area();
         root.fill(&WHITE).map_err(text)?;
         let root = root
             .titled(self.title, ("sans-serif", 18).into_font().color(&INK))
@@ -232,6 +256,17 @@ fn whisker(left: f64, right: f64, axis: &Axis, spread: &Spread) -> Vec<PathEleme
     vec![line((middle, min), (middle, max)), tick(min), tick(max)]
 }
 
+/// The colour of the curve or part of this number.
+pub fn colour(number: usize) -> RGBColor {
+    LINES[number % LINES.len()]
+}
+
+/// A figure on an axis: no more digits than it needs.
+fn short(value: f64) -> String {
+    let text = format!("{value:.3}");
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
 /// Three significant digits, or all before the point.
 fn figure(value: f64) -> String {
     let digits = match value.abs() {
@@ -252,8 +287,6 @@ mod tests {
 
     #[test]
     fn every_figure_and_label_is_in_the_picture() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("chart.svg");
         let (a, b) = (
             Spread::of(vec![120.0, 100.0, 140.0]),
             Spread::of(vec![7.25]),
@@ -271,14 +304,56 @@ mod tests {
                 ],
             }],
         };
-        chart.write(&path).unwrap();
-        let svg = std::fs::read_to_string(path).unwrap();
+        let svg = chart.svg().unwrap();
         for wanted in [
             "a title", "a panel", "MB/s", "ours", "theirs", "first", "and more", "second", "120",
             "7.25",
         ] {
             assert!(svg.contains(wanted), "{wanted} is missing");
         }
+    }
+
+    #[test]
+    fn curves_and_shares_are_drawn_and_names_cannot_be_markup() {
+        let curves = vec![Curve {
+            name: "not drawn: the page has the legend".to_owned(),
+            points: vec![(0.2, 10.0), (0.4, 30.0)],
+        }];
+        let unit = "<b>MB/s</b>";
+        let svg = Lines { unit, curves }.svg().unwrap();
+        assert!(svg.contains("polyline") && svg.contains("seconds"), "{svg}");
+        assert!(!svg.contains("<b>") && svg.contains("&lt;b&gt;"), "{svg}");
+        let bar = Bar {
+            name: "<script>".to_owned(),
+            parts: vec![(60.0, colour(0)), (3.0, WAITING)],
+        };
+        let svg = shares(&[bar]).unwrap();
+        assert!(svg.contains("60 %") && !svg.contains("3 %"), "{svg}");
+        assert!(!svg.contains("<script>"), "{svg}");
+    }
+
+    #[test]
+    fn nothing_to_draw_is_no_failure() {
+        let lines = Lines {
+            unit: "",
+            curves: Vec::new(),
+        };
+        assert!(lines.svg().unwrap().contains("</svg>"));
+        assert!(shares(&[]).unwrap().contains("</svg>"));
+        let chart = Chart {
+            title: "",
+            series: &[],
+            panels: vec![],
+        };
+        assert!(chart.svg().unwrap().contains("</svg>"));
+    }
+
+    #[test]
+    fn figures_on_axes_are_short() {
+        assert_eq!(
+            [0.0, 0.5, 1200.0, 2.125].map(short),
+            ["0", "0.5", "1200", "2.125"]
+        );
     }
 
     #[test]
@@ -296,16 +371,5 @@ mod tests {
         assert_eq!((axis.at(100.0), axis.label(2.0)), (2.0, "100".to_owned()));
         // Nothing is below the axis, not even nothing.
         assert_eq!(axis.at(0.0), axis.from);
-    }
-
-    #[test]
-    fn no_panel_and_a_place_that_is_none() {
-        let chart = Chart {
-            title: "",
-            series: &[],
-            panels: vec![],
-        };
-        let error = chart.write(Path::new("/nowhere/chart.svg")).unwrap_err();
-        assert!(error.to_string().contains("/nowhere/chart.svg"));
     }
 }

@@ -12,6 +12,7 @@ use crate::faults::FaultPlan;
 
 use crate::diagnose::{self, Diagnose};
 use crate::experiment::Experiment;
+use crate::show::{self, Report};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -24,6 +25,9 @@ Examples:
   # the same over the xdp path and a network that loses, reorders, damages and doubles packets
   sudo penstock-lab throughput --mode xdp --input access.log --verify \\
       --faults loss=1%,reorder=1%,corrupt=0.1%,duplicate=1%
+
+  # what limits it, and what comes of removing that
+  sudo penstock-lab throughput --diagnose --fix
 
   # one broker against iperf3 on the same links
   sudo penstock-lab baseline --runs 5
@@ -101,6 +105,9 @@ pub enum Command {
     /// Measures what this host can do at best: AF_XDP and nothing else, iperf3, a copy in memory.
     #[command(after_help = EXAMPLES, args_override_self = true)]
     Limits(Limits),
+    /// Shows a report.json again: in the terminal, or as a page for a browser.
+    #[command(after_help = show::EXAMPLES, args_override_self = true)]
+    Report(Report),
     /// Settles a question about the kernel by measurement.
     #[command(subcommand)]
     Experiment(Experiment),
@@ -151,6 +158,16 @@ pub struct Throughput {
     /// Make packets to the brokers wait on their way, and so every round trip longer: 100us to 200ms.
     #[arg(long, value_name = "TIME")]
     pub delay: Option<Delay>,
+    /// Diagnose the first broker while it runs, for at most --diagnose-seconds: what limits the
+    /// throughput, with the evidence.
+    #[arg(long)]
+    pub diagnose: bool,
+    /// Longest diagnosis, seconds; it ends before the run does.
+    #[arg(long, default_value = "5", value_parser = parse_seconds, requires = "diagnose")]
+    pub diagnose_seconds: f64,
+    /// Run once more with the cause that is named first removed, if the lab can do that.
+    #[arg(long, requires = "diagnose")]
+    pub fix: bool,
     /// Measure before what the link to the first broker can do at best, and show the percentage.
     #[arg(long, conflicts_with_all = ["faults", "delay"])]
     pub limits: bool,
@@ -543,6 +560,9 @@ mod tests {
             (&["limits", "--seconds", "61"], "1..=60"),
             (&["experiment", "rcvbuf", "--runs", "0"], "1..=1000"),
             (&["experiment", "rcvbuf", "--delay", "1s"], "such as 10ms"),
+            (&["throughput", "--fix"], "--diagnose"),
+            (&["report"], "FILE|DIR"),
+            (&["report", "x", "--format", "pdf"], "text, html"),
             (&["experiment", "sndbuf"], "unrecognized subcommand"),
             (&["limits", "--profile", "best"], "wire, offload"),
         ] {

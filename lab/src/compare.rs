@@ -101,7 +101,7 @@ pub fn run(options: &cli::Compare, interrupt: &Interrupt) -> Result<bool> {
     .run();
     let printed = compared.and_then(|report| {
         results::write(&folder, &report, &render::compare(&report))?;
-        picture(&report, &folder)?;
+        results::write_file(&folder.join(PICTURE), &picture(&report)?)?;
         match options.output.format {
             Format::Text => println!("{}", render::compare_summary(&report)),
             Format::Json => println!("{}", serde_json::to_string_pretty(&report)?),
@@ -372,7 +372,7 @@ fn mtu_towards(address: &str) -> Result<u32> {
 }
 
 /// A panel for each metric, a pair of bars for each case.
-fn picture(report: &Compare, folder: &Path) -> Result<()> {
+pub fn picture(report: &Compare) -> Result<String> {
     let group = |row: &'_ Row| {
         let ratio = row
             .ratio
@@ -395,5 +395,5 @@ fn picture(report: &Compare, folder: &Path) -> Result<()> {
         series: &["xdp", "tcp"],
         panels: panels.collect(),
     }
-    .write(&folder.join(PICTURE))
+    .svg()
 }

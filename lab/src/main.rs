@@ -14,6 +14,7 @@ mod doctor;
 mod environment;
 mod experiment;
 mod faults;
+mod fixes;
 #[cfg(any(test, fuzzing))]
 mod fuzzing;
 mod host;
@@ -22,7 +23,9 @@ mod iperf;
 mod limits;
 mod middle;
 mod netns;
+mod observation;
 mod outputs;
+mod page;
 mod process;
 mod progress;
 mod raw;
@@ -30,10 +33,12 @@ mod render;
 mod report;
 mod results;
 mod rmem;
+mod show;
 mod soak;
 mod spread;
 mod testbed;
 mod throughput;
+mod timeline;
 mod verify;
 mod workload;
 
@@ -64,6 +69,7 @@ fn main() -> ExitCode {
         Command::Baseline(options) => baseline::run(options, &interrupt),
         Command::Compare(options) => compare::run(options, &interrupt),
         Command::Limits(options) => limits::run(options, &interrupt),
+        Command::Report(options) => show::run(options),
         Command::Experiment(experiment) => experiment::run(experiment, &interrupt),
         Command::Diagnose(options) => diagnose::run(options, &interrupt),
         Command::Doctor(options) => doctor::run(options),

@@ -1,6 +1,7 @@
 //! Reports for people: the Markdown files and the tables on the terminal.
 
 mod comparison;
+mod diagnosis;
 mod experiment;
 
 use std::collections::BTreeMap;
@@ -18,13 +19,23 @@ use crate::report::{Baseline, BaselineRow, Broker, Throughput};
 use crate::spread::Spread;
 
 pub use comparison::{compare, compare_summary, limits, limits_table, panels};
+pub use diagnosis::{figures as diagnosis_figures, rerun};
 pub use experiment::{rcvbuf, rcvbuf_summary};
+
+/// Heights of a row of blocks, and how many there are at most.
+const BLOCKS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+const COLUMNS: usize = 72;
 
 /// `report.md` of a throughput run.
 pub fn throughput(report: &Throughput) -> String {
+    let mut diagnosed = diagnosis::parts(report);
+    if report.diagnosis.is_some() {
+        diagnosed.push("# The run in full".to_owned());
+    }
     let parts = [
         Some("# Penstock throughput".to_owned()),
         Some(headline(report)),
+        (!diagnosed.is_empty()).then(|| diagnosed.join("\n\n")),
         Some(stages("Publisher", &report.publisher.stages)),
         transport(&report.publisher.sessions),
         report.limits.as_deref().map(comparison::limits_part),
@@ -51,7 +62,31 @@ pub fn throughput_summary(report: &Throughput) -> String {
             .map_or_else(String::new, |b| stages("Broker 0", &b.stages)),
         broker_table(&report.brokers),
     ];
+    let parts = parts.into_iter().chain(over_time(report));
+    let parts: Vec<_> = parts.chain(diagnosis::summary(report)).collect();
     parts.join("\n\n")
+}
+
+/// Throughput as a row of blocks, each as high as its part of the time was fast.
+fn over_time(report: &Throughput) -> Option<String> {
+    let points = &report.timeline.as_ref()?.points;
+    let rates: Vec<f64> = points.iter().map(|p| p.mb_per_s.iter().sum()).collect();
+    let most = rates.iter().copied().fold(0.0, f64::max);
+    if rates.len() < 2 || most == 0.0 {
+        return None;
+    }
+    let block = |chunk: &[f64]| {
+        let mean = chunk.iter().sum::<f64>() / chunk.len() as f64;
+        BLOCKS[(mean / most * (BLOCKS.len() - 1) as f64).round() as usize]
+    };
+    let row: String = rates
+        .chunks(rates.len().div_ceil(COLUMNS))
+        .map(block)
+        .collect();
+    let seconds = points.last().map_or(0.0, |point| point.seconds);
+    Some(format!(
+        "Throughput over {seconds:.1} s, at most {most:.0} MB/s\n\n{row}"
+    ))
 }
 
 fn headline(report: &Throughput) -> String {

@@ -1,7 +1,9 @@
 //! What `report.json` holds; field names are an interface.
 
 mod comparison;
+pub mod diagnosis;
 mod experiment;
+mod timeline;
 
 use std::collections::BTreeMap;
 
@@ -19,7 +21,9 @@ use crate::verify::StreamCheck;
 pub use comparison::{
     Compare, Limit, Limits, PercentOfLimit, Row, limit_of, ratio, ratio_of_pairs,
 };
+pub use diagnosis::{Diagnosed, Rerun};
 pub use experiment::{Claim, RCVBUF, RcvbufExperiment, RcvbufRow, RcvbufRun};
+pub use timeline::{ConnectionPoint, HostCores, Point, Timeline};
 
 /// 1 GB = 10^9 bytes, as 1 MB = 10^6 bytes.
 const BYTES_PER_GB: f64 = 1e9;
@@ -59,6 +63,14 @@ pub struct Throughput {
     pub faults: Option<FaultReport>,
     /// What the lines carried when `--delay` was given.
     pub delay: Option<DelayReport>,
+    /// The run over time; null in reports of older labs.
+    pub timeline: Option<Timeline>,
+    /// What limited it, when `--diagnose` was given and there was time.
+    pub diagnosis: Option<Diagnosed>,
+    /// Why there is none although it was asked for.
+    pub not_diagnosed: Option<String>,
+    /// The same with the cause removed, when `--fix` was given.
+    pub rerun: Option<Rerun>,
     pub environment: Environment,
 }
 

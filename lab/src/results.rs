@@ -34,14 +34,20 @@ pub fn create_folder(results: &Path, now: Timestamp) -> Result<PathBuf> {
     unreachable!("some number is free")
 }
 
+/// The report for programs, and the page for a browser.
+pub const REPORT: &str = "report.json";
+pub const PAGE: &str = "report.html";
+
 /// Writes `report.json` and `report.md`.
 pub fn write(folder: &Path, report: &impl Serialize, markdown: &str) -> Result<()> {
     let json = serde_json::to_string_pretty(report).context("cannot serialise the report")?;
-    for (name, text) in [("report.json", json.as_str()), ("report.md", markdown)] {
-        let path = folder.join(name);
-        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    Ok(())
+    write_file(&folder.join(REPORT), &json)?;
+    write_file(&folder.join("report.md"), markdown)
+}
+
+/// Writes a file whole.
+pub fn write_file(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
 #[cfg(test)]

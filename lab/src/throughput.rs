@@ -2,26 +2,35 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use bytesize::ByteSize;
 use jiff::Timestamp;
+use tracing::{info, warn};
 
 use crate::cli::{self, Format, Mode, Profile};
 use crate::cluster::{self, Brokers, Cluster};
 use crate::environment::Environment;
 use crate::faults::FaultPlan;
+use crate::fixes::{self, Fix};
 use crate::interrupt::Interrupt;
 use crate::limits::{self, Effort, Link};
 use crate::middle::{Carriers, Plan};
 use crate::netns::Net;
+use crate::observation::{Observation, Observed};
 use crate::outputs;
+use crate::process::Running;
 use crate::progress::Progress;
-use crate::report::{Broker, Limit, Publisher, Throughput, limit_of};
+use crate::report::{Broker, Diagnosed, Limit, Publisher, Rerun, Throughput, Timeline, limit_of};
 use crate::testbed::{Binaries, BufferDir};
+use crate::timeline::Sampler;
 use crate::verify::{self, Reading, StreamCheck};
 use crate::workload::{Publish, Source};
-use crate::{render, results};
+use crate::{page, render, results};
+
+/// The second run's folder, inside that of the first.
+const AFTER_FIX: &str = "after-fix";
 
 /// Room in the ring beyond an even share: brokers do not get exactly the same, and segments end
 /// with a gap.
@@ -62,7 +71,19 @@ struct Outcome {
     brokers: Vec<outputs::Broker>,
     limits: Option<Vec<Limit>>,
     verification: Option<Vec<StreamCheck>>,
+    timeline: Timeline,
+    diagnosis: Option<Diagnosed>,
+    not_diagnosed: Option<String>,
     problems: Vec<String>,
+}
+
+/// What the time of publishing brought.
+struct Published {
+    report: outputs::Publisher,
+    succeeded: bool,
+    timeline: Timeline,
+    diagnosis: Option<Diagnosed>,
+    not_diagnosed: Option<String>,
 }
 
 /// Runs it; true when every message was acked and is in the logs.
@@ -82,10 +103,12 @@ pub fn run(options: &cli::Throughput, interrupt: &Interrupt) -> Result<bool> {
         folder: &folder,
         interrupt,
     };
-    let outcome = run.report(started);
+    let outcome = run.report(started).and_then(|report| match options.fix {
+        true => run.again_without_the_cause(report, started),
+        false => Ok(report),
+    });
     let printed = outcome.and_then(|report| {
-        let markdown = render::throughput(&report);
-        results::write(&folder, &report, &markdown)?;
+        write(&folder, &report)?;
         match options.output.format {
             Format::Text => println!("{}", render::throughput_summary(&report)),
             Format::Json => println!("{}", serde_json::to_string_pretty(&report)?),
@@ -94,6 +117,12 @@ pub fn run(options: &cli::Throughput, interrupt: &Interrupt) -> Result<bool> {
     });
     println!("{}", folder.display());
     printed
+}
+
+/// Everything that people and programs read of a run.
+fn write(folder: &Path, report: &Throughput) -> Result<()> {
+    results::write(folder, report, &render::throughput(report))?;
+    results::write_file(&folder.join(results::PAGE), &page::throughput(report)?)
 }
 
 fn source_of(options: &cli::Throughput) -> Result<Source> {
@@ -188,6 +217,45 @@ fn check_faults(options: &cli::Throughput) -> Result<()> {
 }
 
 impl Run<'_> {
+    /// Runs once more with the cause removed that a diagnosis named first.
+    fn again_without_the_cause(
+        &self,
+        mut report: Throughput,
+        started: Timestamp,
+    ) -> Result<Throughput> {
+        let Some(cause) = report.diagnosis.as_ref().and_then(Diagnosed::cause) else {
+            return Ok(report);
+        };
+        let rerun = match self.fix_of(cause) {
+            Fix::None { why } => Rerun::not_made(cause, why),
+            Fix::Change { what, workload } => {
+                info!("once more, with {what}");
+                let folder = self.folder.join(AFTER_FIX);
+                fs::create_dir(&folder)
+                    .with_context(|| format!("cannot create {}", folder.display()))?;
+                let run = Run {
+                    workload: &workload,
+                    folder: &folder,
+                    ..*self
+                };
+                let after = run.report(started)?;
+                write(&folder, &after)?;
+                Rerun::made(cause, what, AFTER_FIX, &report, &after)
+            }
+        };
+        report.rerun = Some(rerun);
+        Ok(report)
+    }
+
+    fn fix_of(&self, cause: &str) -> Fix {
+        match self.source {
+            Source::Lines(path) if path.as_os_str() == "-" => Fix::None {
+                why: "standard input cannot be read a second time",
+            },
+            _ => fixes::of(cause, self.workload),
+        }
+    }
+
     fn report(&self, started: Timestamp) -> Result<Throughput> {
         let count = self.options.brokers as usize;
         let plan = self.plan(started);
@@ -249,10 +317,13 @@ impl Run<'_> {
         if self.verification == Verification::Along {
             readings = self.readings(net, &logs)?;
         }
-        let (publisher, publisher_succeeded) = self.publish(net, &mut cluster)?;
+        let published = self.publish(net, &mut cluster)?;
         let mut outcome = Outcome {
-            publisher,
-            publisher_succeeded,
+            publisher: published.report,
+            publisher_succeeded: published.succeeded,
+            timeline: published.timeline,
+            diagnosis: published.diagnosis,
+            not_diagnosed: published.not_diagnosed,
             brokers: cluster.stop()?,
             limits,
             verification: None,
@@ -271,7 +342,7 @@ impl Run<'_> {
         Ok(outcome)
     }
 
-    fn publish(&self, net: &Net, cluster: &mut Cluster) -> Result<(outputs::Publisher, bool)> {
+    fn publish(&self, net: &Net, cluster: &mut Cluster) -> Result<Published> {
         let publish = Publish {
             program: &self.binaries.publisher,
             namespace: Some(net.publisher()),
@@ -285,13 +356,41 @@ impl Run<'_> {
             digest: self.verification != Verification::No,
             folder: self.folder,
         };
-        let mut progress = Progress::over(&cluster.log_paths(), self.source.expected_bytes());
-        let watch = || {
+        let expected = self.source.expected_bytes();
+        let mut progress = Progress::over(&cluster.log_paths(), expected);
+        let mut sampler = Sampler::start(net, cluster, &cluster.log_paths())?;
+        let wanted = Duration::from_secs_f64(self.options.diagnose_seconds);
+        let mut observation = (self.options.diagnose)
+            .then(|| Observation::of(cluster.pids()[0], wanted, expected, self.interrupt));
+        let watch = |publisher: &Running| {
             progress.update();
+            sampler.look(publisher, cluster)?;
+            if let Some(observation) = &mut observation {
+                observation.look(sampler.committed());
+            }
             cluster.check()
         };
-        let published = publish.run(watch, self.interrupt)?;
+        let (report, succeeded) = publish.run(watch, self.interrupt)?;
         progress.finish();
+        let mut published = Published {
+            report,
+            succeeded,
+            timeline: sampler.finish(),
+            diagnosis: None,
+            not_diagnosed: None,
+        };
+        if let Some(observation) = observation {
+            match observation.finish() {
+                Ok(Observed { diagnosed, text }) => {
+                    results::write_file(&self.folder.join("diagnosis.txt"), &text)?;
+                    published.diagnosis = Some(diagnosed);
+                }
+                Err(why) => {
+                    warn!("not diagnosed: {why:#}");
+                    published.not_diagnosed = Some(format!("{why:#}"));
+                }
+            }
+        }
         Ok(published)
     }
 
@@ -358,6 +457,10 @@ fn report(
         verification: outcome.verification,
         faults: None,
         delay: None,
+        timeline: Some(outcome.timeline),
+        diagnosis: outcome.diagnosis,
+        not_diagnosed: outcome.not_diagnosed,
+        rerun: None,
         environment,
     };
     let counted = count_problems(&report, outcome.publisher_succeeded);

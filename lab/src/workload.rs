@@ -62,7 +62,7 @@ impl Publish<'_> {
     /// Returns the publisher's report and whether it exited with success.
     pub fn run(
         &self,
-        mut watch: impl FnMut() -> Result<()>,
+        mut watch: impl FnMut(&Running) -> Result<()>,
         interrupt: &Interrupt,
     ) -> Result<(outputs::Publisher, bool)> {
         let report = self.folder.join("publisher.json");
@@ -71,7 +71,7 @@ impl Publish<'_> {
             if let Some(status) = publisher.ended()? {
                 break status;
             }
-            watch()?;
+            watch(&publisher)?;
             interrupt.pause()?;
         };
         outputs::parse_file("publisher", &report)

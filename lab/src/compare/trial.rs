@@ -13,6 +13,7 @@ use crate::host::{Cpus, NetCounters};
 use crate::interrupt::Interrupt;
 use crate::netns::Net;
 use crate::outputs::{self, AckLatency};
+use crate::process::Running;
 use crate::report::per_gb;
 use crate::testbed::{Binaries, BufferDir};
 use crate::workload::{Publish, Source};
@@ -138,7 +139,7 @@ impl Bench<'_> {
         let counters = NetCounters::read(&namespaces)?;
         let brokers_before = brokers_cpu(&cluster)?;
         let host_before = Cpus::now()?;
-        let watch = || cluster.as_mut().map_or(Ok(()), Cluster::check);
+        let watch = |_: &Running| cluster.as_mut().map_or(Ok(()), Cluster::check);
         let (sent, succeeded) = publish.run(watch, self.interrupt)?;
         let host_cpu = Cpus::now()?.busy_since(&host_before);
         let brokers_cpu = brokers_cpu(&cluster)?

@@ -5,7 +5,7 @@
 //! own figures; the result is a [`sample::Sample`]. [`facts`] condenses it to a few numbers, the
 //! table in [`rules`] turns these into verdicts ([`verdict`]), and [`render`] prints them.
 
-mod cpu;
+pub mod cpu;
 mod facts;
 mod interfaces;
 pub mod namespaces;
@@ -116,6 +116,28 @@ fn keep(diagnosis: &Diagnosis, results: &Path) -> Result<PathBuf> {
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(folder)
+}
+
+/// Observes a process for `duration`, its system calls for `trace` of it; the diagnosis as JSON and as
+/// text.
+pub fn of_process(
+    pid: u32,
+    duration: Duration,
+    trace: Duration,
+    interrupt: &Interrupt,
+) -> Result<(serde_json::Value, String)> {
+    let mut unavailable = Vec::new();
+    let target = Target::of_process(pid, None, &mut unavailable)?;
+    let sample = watch::watch(&target, duration, trace, interrupt, &mut unavailable)?;
+    let diagnosis = Diagnosis::of(sample, unavailable);
+    let text = render::diagnosis(&diagnosis, Format::Text)?;
+    Ok((serde_json::to_value(&diagnosis)?, text))
+}
+
+/// The names of all causes that a verdict may have.
+#[cfg(test)]
+pub fn causes() -> impl Iterator<Item = &'static str> {
+    rules::CAUSES.iter().map(|cause| cause.id)
 }
 
 fn seconds(text: &str) -> Result<f64, String> {

@@ -4,7 +4,7 @@ use super::*;
 use crate::cli::Profile;
 use crate::faults::Direction;
 use crate::outputs::{AckLatency, Connection};
-use crate::report::Publisher;
+use crate::report::{ConnectionPoint, Diagnosed, Point, Publisher, Rerun, Timeline};
 use crate::verify::StreamCheck;
 
 fn stage(name: &str) -> StageReport {
@@ -124,8 +124,134 @@ pub fn example() -> Throughput {
         verification: None,
         faults: None,
         delay: None,
+        timeline: None,
+        diagnosis: None,
+        not_diagnosed: None,
+        rerun: None,
         environment: example_environment(),
     }
+}
+
+/// The same, with a diagnosis, a second run, and figures over time.
+pub fn diagnosed() -> Throughput {
+    let end = serde_json::json!({
+        "recv_q": 668.0, "receive_buffer": 131_072, "rcv_space": 43_690, "rcv_ssthresh": 80_495,
+        "rcv_wscale": 10, "busy": 1.0, "rwnd_limited": 0.33, "sndbuf_limited": 0.0,
+        "app_limited": 0.0, "cwnd_full": 0.0, "rtt_us": 10_274.0, "retransmits": 2,
+    });
+    let found = serde_json::json!({
+        "verdicts": [{
+            "cause": "receive-window-limited", "title": "The window is too small",
+            "confidence": 0.8, "reason": "rmem_max caps the buffer",
+            "evidence_for": ["the sender waited"], "evidence_against": ["a little"],
+            "next_command": "scripts/tune_kernel_buffers.sh show",
+        }],
+        "unavailable": [{ "what": "system calls by name", "why": "no root", "how": "sudo" }],
+        "sample": {
+            "seconds": 5.0,
+            "connections": [{
+                "local": "10.214.0.2:1214", "remote": "10.214.0.1:40000", "receives": true,
+                "end": end, "peer": end,
+            }],
+            "processes": [{
+                "name": "penstock-broker",
+                "threads": [{ "name": "worker-0", "run": 0.25, "wait": 0.05 }],
+            }],
+            "cores": [{ "idle": 0.96, "softirq": 0.01 }],
+            "syscalls": null,
+        },
+    });
+    let point = |seconds: f64, rate: f64| Point {
+        seconds,
+        mb_per_s: vec![rate],
+        connections: vec![ConnectionPoint {
+            peer: "10.214.0.1:40000".to_owned(),
+            bytes_received: 5 << 20,
+            rcv_wnd: 65_536,
+            ..ConnectionPoint::default()
+        }],
+        ..Point::default()
+    };
+    let mut report = example();
+    report.timeline = Some(Timeline {
+        interval_ms: 200,
+        points: vec![point(0.2, 100.0), point(0.4, 800.0), point(0.6, 400.0)],
+    });
+    report.diagnosis = Some(Diagnosed {
+        broker: 0,
+        after_seconds: 0.5,
+        found,
+    });
+    let mut after = example();
+    after.bandwidth_mb_per_s = 1769.06;
+    let fix = "brokers with --rcvbuf-force".to_owned();
+    let cause = "receive-window-limited";
+    report.rerun = Some(Rerun::made(cause, fix, "after-fix", &report, &after));
+    report
+}
+
+#[test]
+fn a_diagnosed_run_is_told_in_the_order_in_which_one_looks() {
+    let text = throughput(&diagnosed());
+    let wanted = [
+        "## Phase 1-2: what was measured",
+        "rcv_space 43690",
+        "rwnd_limited 33 %",
+        "not seen: no root",
+        "96.0 % idle",
+        "## Phase 3: interpretation",
+        "+ the sender waited",
+        "− a little",
+        "Not seen: system calls by name (no root; sudo).",
+        "## Root cause",
+        "rmem_max caps the buffer.",
+        "## Re-run after the fix",
+        "brokers with --rcvbuf-force: 1769.06 MB/s instead of 884.53 MB/s (+100.0 %)",
+        "## Next steps",
+        "tune_kernel_buffers.sh show",
+        "after-fix/report.md",
+        "# The run in full",
+        "## Publisher: where the time went",
+    ];
+    let mut rest = text.as_str();
+    for part in wanted {
+        let at = rest.find(part);
+        let at = at.unwrap_or_else(|| panic!("{part:?} is missing, or not in its place:\n{text}"));
+        rest = &rest[at..];
+    }
+    let terminal = throughput_summary(&diagnosed());
+    assert!(
+        terminal.contains("0.80  receive-window-limited"),
+        "{terminal}"
+    );
+    assert!(terminal.contains("▂█▅"), "{terminal}");
+}
+
+#[test]
+fn where_nothing_can_be_fixed_the_reason_is_told() {
+    let mut report = diagnosed();
+    report.rerun = Some(Rerun::not_made("sender-cpu", "no core is left"));
+    let text = throughput(&report);
+    assert!(
+        text.contains("None: the lab has no fix for sender-cpu: no core is left."),
+        "{text}"
+    );
+    report.rerun = None;
+    assert!(throughput(&report).contains("Not asked for (`--fix`)."));
+    (report.diagnosis, report.not_diagnosed) = (None, Some("too short".to_owned()));
+    assert!(throughput(&report).contains("Not diagnosed: too short"));
+}
+
+#[test]
+fn what_a_report_holds_is_read_back_as_it_was() {
+    let report = diagnosed();
+    let json = serde_json::to_value(&report).unwrap();
+    assert_eq!(
+        json["diagnosis"]["verdicts"][0]["cause"],
+        "receive-window-limited"
+    );
+    let back: Throughput = serde_json::from_value(json.clone()).unwrap();
+    assert_eq!(serde_json::to_value(&back).unwrap(), json);
 }
 
 #[test]

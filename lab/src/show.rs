@@ -1,0 +1,173 @@
+//! `penstock-lab report`: shows a `report.json` again, in the terminal or as a page.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::report::{Baseline, Compare, Limits, RCVBUF, RcvbufExperiment, Throughput};
+use crate::{baseline, compare, page, render, results};
+
+pub const EXAMPLES: &str = "\
+Examples:
+  # in the terminal
+  penstock-lab report results/2026-01-02T03-04-05Z
+
+  # as one self-contained page; the last line on stdout is its path
+  penstock-lab report results/2026-01-02T03-04-05Z --format html
+  penstock-lab report report.json --format html --output - > page.html
+
+Exit codes: 0 shown, 1 failed, 2 wrong usage.";
+
+/// What `report` is asked for.
+#[derive(Debug, Args)]
+pub struct Report {
+    /// A report.json, or a result folder with one in it.
+    #[arg(value_name = "FILE|DIR")]
+    path: PathBuf,
+    /// How it is shown.
+    #[arg(long, value_enum, default_value_t = View::Text)]
+    format: View,
+    /// Where it is written, `-` for stdout; by default stdout for text, and report.html beside the
+    /// report.json for html.
+    #[arg(long, value_name = "FILE|-")]
+    output: Option<PathBuf>,
+}
+
+/// How a report is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum View {
+    Text,
+    Html,
+}
+
+/// Any report that the lab writes.
+enum Shown {
+    Throughput(Box<Throughput>),
+    Baseline(Baseline),
+    Compare(Compare),
+    Limits(Limits),
+    Rcvbuf(RcvbufExperiment),
+}
+
+/// Shows it.
+pub fn run(options: &Report) -> Result<bool> {
+    let path = match options.path.is_dir() {
+        true => options.path.join(results::REPORT),
+        false => options.path.clone(),
+    };
+    let shown = read(&path)?;
+    let text = match options.format {
+        View::Text => shown.text() + "\n",
+        View::Html => shown.html()?,
+    };
+    match output(options, &path) {
+        None => print!("{text}"),
+        Some(file) => {
+            results::write_file(&file, &text)?;
+            println!("{}", file.display());
+        }
+    }
+    Ok(true)
+}
+
+/// Where it goes; none is stdout.
+fn output(options: &Report, report: &Path) -> Option<PathBuf> {
+    match (&options.output, options.format) {
+        (Some(path), _) if path.as_os_str() == "-" => None,
+        (Some(path), _) => Some(path.clone()),
+        (None, View::Text) => None,
+        (None, View::Html) => Some(report.with_file_name(results::PAGE)),
+    }
+}
+
+fn read(path: &Path) -> Result<Shown> {
+    let name = path.display();
+    let text = fs::read_to_string(path).with_context(|| {
+        format!("cannot read {name}; give a result folder, or the report.json in it")
+    })?;
+    let value: Value = serde_json::from_str(&text)
+        .with_context(|| format!("{name} is not JSON, and so no report of penstock-lab"))?;
+    let kind = value.get("kind").and_then(Value::as_str).unwrap_or("");
+    match kind {
+        "throughput" => Ok(Shown::Throughput(parsed(value.clone(), path)?)),
+        "baseline" => Ok(Shown::Baseline(parsed(value.clone(), path)?)),
+        "compare" => Ok(Shown::Compare(parsed(value.clone(), path)?)),
+        "limits" => Ok(Shown::Limits(parsed(value.clone(), path)?)),
+        RCVBUF => Ok(Shown::Rcvbuf(parsed(value.clone(), path)?)),
+        _ => bail!(
+            "{name} is no report of penstock-lab: its kind is {kind:?}, not throughput, baseline, compare, limits or {RCVBUF}"
+        ),
+    }
+}
+
+fn parsed<T: DeserializeOwned>(value: Value, path: &Path) -> Result<T> {
+    serde_json::from_value(value).with_context(|| {
+        format!(
+            "{} is damaged, or of another version of penstock-lab",
+            path.display()
+        )
+    })
+}
+
+impl Shown {
+    fn text(&self) -> String {
+        match self {
+            Self::Throughput(report) => render::throughput_summary(report),
+            Self::Baseline(report) => render::baseline_table(report),
+            Self::Compare(report) => render::compare_summary(report),
+            Self::Limits(report) => render::limits_table(&report.limits),
+            Self::Rcvbuf(report) => render::rcvbuf_summary(report),
+        }
+    }
+
+    fn html(&self) -> Result<String> {
+        let (title, picture) = match self {
+            Self::Throughput(report) => return page::throughput(report),
+            Self::Baseline(report) => ("Penstock against iperf3", Some(baseline::picture(report)?)),
+            Self::Compare(report) => ("xdp beside tcp", Some(compare::picture(report)?)),
+            Self::Limits(_) => ("What this host can do at best", None),
+            Self::Rcvbuf(_) => ("Where SO_RCVBUF is set, and what comes of it", None),
+        };
+        Ok(page::plain(title, picture.as_deref(), &self.text()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::render::tests::example;
+
+    fn shown(text: &str) -> Result<Shown> {
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join("report.json");
+        fs::write(&path, text)?;
+        read(&path)
+    }
+
+    #[test]
+    fn a_report_is_shown_as_it_was_written() {
+        let report = serde_json::to_string(&example()).unwrap();
+        let shown = shown(&report).unwrap();
+        assert!(shown.text().contains("884.5 MB/s"));
+        assert!(shown.html().unwrap().contains("884.5 MB/s"));
+    }
+
+    #[test]
+    fn what_is_no_report_is_refused_with_what_would_be() {
+        for (text, words) in [
+            ("", "is not JSON"),
+            ("[1, 2]", "no report of penstock-lab"),
+            (r#"{"kind": "else"}"#, "\"else\""),
+            (r#"{"kind": "throughput"}"#, "another version"),
+        ] {
+            let error = shown(text).err().unwrap();
+            assert!(format!("{error:#}").contains(words), "{error:#}");
+        }
+        let error = read(Path::new("/nowhere/report.json")).err().unwrap();
+        assert!(format!("{error:#}").contains("/nowhere/report.json"));
+    }
+}

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# The throughput workload, what limits it, and what comes of removing that: one command.
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+help() {
+  cat <<'TEXT'
+Runs the throughput workload, diagnoses a broker while it runs, runs once more with the cause removed
+where the lab can do that, and writes results/<UTC time>/: report.md (figures, what they mean, root
+cause, re-run after the fix, next steps), report.html, report.json, diagnosis.txt, every log; the second
+run is in after-fix/.
+
+Usage: [VARIABLE=value ...] scripts/run_throughput_with_diagnostics.sh [options of penstock-lab throughput]
+
+The variables are those of scripts/run_throughput.sh (ORDER, ACK, TEST_TYPE, TOTAL_MESSAGE_SIZE,
+MESSAGE_SIZE, NUM_BROKERS, MODE, PROFILE, MTU), with the same defaults. A run of less than about two
+seconds is too short to be diagnosed.
+
+Needs root (uses sudo if there is one). The last line printed is the result folder.
+Exit codes: 0 all acked and in the logs, 1 not so, 2 wrong usage.
+
+Examples:
+  scripts/run_throughput_with_diagnostics.sh
+  NUM_BROKERS=1 scripts/run_throughput_with_diagnostics.sh --rcvbuf 64KiB --delay 10ms --total-size 500MB
+  scripts/run_throughput_with_diagnostics.sh --diagnose-seconds 10
+TEXT
+}
+
+for argument in "$@"; do
+  case $argument in -h | --help)
+    help
+    exit 0
+    ;;
+  esac
+done
+
+exec "$ROOT/scripts/run_throughput.sh" --diagnose --fix "$@"
