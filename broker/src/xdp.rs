@@ -100,7 +100,10 @@ impl Xdp {
             Mode::Generic => LONGEST_PACKET,
             Mode::Native | Mode::Auto => mtu,
         };
-        let frame_size = frame_size(longest);
+        // A generic program gets packets when they have been copied already.
+        let copy = config.copy || attached.mode == Mode::Generic;
+        let driver_writes = !copy && ready.facts.xdp.is_some_and(|xdp| xdp.zero_copy);
+        let frame_size = frame_size(longest, driver_writes);
         let mut ports: Vec<Vec<Port>> = (0..config.workers).map(|_| Vec::new()).collect();
         let mut zero_copy = true;
         let mut next = 0;
@@ -110,13 +113,13 @@ impl Xdp {
                 queue: queue as u32,
                 ring: config.ring,
                 frame_size,
-                several_buffers: !fits(longest, frame_size),
-                copy: config.copy,
+                several_buffers: !fits(longest, frame_size, driver_writes),
+                copy,
                 busy_poll: config.busy_poll,
             };
             let opened = Port::open(&settings, sharing).or_else(|error| {
                 // Before Linux 6.6 a packet has one buffer; those of the MTU may fit.
-                if !settings.several_buffers || !fits(mtu, frame_size) {
+                if !settings.several_buffers || !fits(mtu, frame_size, driver_writes) {
                     return Err(error);
                 }
                 let settings = PortConfig {

@@ -40,10 +40,10 @@ const SMALL_FRAME: u32 = 2048;
 const LARGE_FRAME: u32 = 4096;
 
 /// Bytes of a frame for IP packets of up to `longest` bytes: as small as may be, for what is small
-/// stays in the cache.
+/// stays in the cache. `zero_copy`: the driver may receive into the frames itself.
 #[must_use]
-pub fn frame_size(longest: u32) -> u32 {
-    if fits(longest, SMALL_FRAME) {
+pub fn frame_size(longest: u32, zero_copy: bool) -> u32 {
+    if fits(longest, SMALL_FRAME, zero_copy) {
         SMALL_FRAME
     } else {
         LARGE_FRAME
@@ -57,10 +57,14 @@ pub fn packet_memory(ring: u32, frame_size: u32, count: u32) -> u64 {
     u64::from(ring + answers(count)) * u64::from(frame_size)
 }
 
-/// Whether an IP packet of `longest` bytes takes one frame.
+/// Whether an IP packet of `longest` bytes takes one frame. Some NICs are told a frame's room in KiB,
+/// rounded down, and put the rest of a longer packet into the next one (`igb_setup_srrctl` in the driver
+/// of Linux 6.14).
 #[must_use]
-pub fn fits(longest: u32, frame_size: u32) -> bool {
-    longest + ETHERNET + HEADROOM <= frame_size
+pub fn fits(longest: u32, frame_size: u32, zero_copy: bool) -> bool {
+    let room = frame_size - HEADROOM;
+    let room = if zero_copy { room / 1024 * 1024 } else { room };
+    longest + ETHERNET <= room
 }
 
 /// Frames for answers of all ports of a queue.
@@ -209,6 +213,9 @@ impl Port {
             }
             port.zero_copy = is_zero_copy(port.fd())?;
             port.give_back();
+            if port.zero_copy && !port.busy_poll {
+                port.let_driver_take_frames();
+            }
             ports.push(port);
         }
         Ok(ports)
@@ -301,7 +308,7 @@ impl Port {
             self.unsent = false;
             if self.tx.needs_wakeup() {
                 self.stats.kicks += 1;
-                match self.tx.wakeup() {
+                match self.wake_sender() {
                     // The interface is gone: that is a packet lost like any other.
                     Err(error) if error.raw_os_error() == Some(libc::ENXIO) => {}
                     woken => woken?,
@@ -312,6 +319,50 @@ impl Port {
         Ok(())
     }
 
+    /// The driver looked for frames when the socket was bound, before there were any, and igb does not
+    /// look again before a packet comes, for which it has no frame. Polling once makes it look.
+    fn let_driver_take_frames(&self) {
+        // Without the privilege, or before Linux 5.11, it goes as it goes.
+        if set_option(self.fd(), libc::SO_BUSY_POLL, 1).is_ok() {
+            self.receive_nothing();
+            let _ = set_option(self.fd(), libc::SO_BUSY_POLL, 0);
+        }
+    }
+
+    /// The call by which the kernel works on the queue.
+    fn receive_nothing(&self) {
+        // SAFETY: a receive of no bytes has no buffer.
+        unsafe {
+            libc::recvfrom(
+                self.rx.fd().as_raw_fd(),
+                std::ptr::null_mut(),
+                0,
+                libc::MSG_DONTWAIT,
+                std::ptr::null_mut(),
+                std::ptr::null_mut(),
+            );
+        }
+    }
+
+    fn wake_sender(&mut self) -> io::Result<()> {
+        if !(self.busy_poll && self.zero_copy) {
+            return self.tx.wakeup();
+        }
+        // Then send(2) leaves it to the busy poll of the receive queue, which does not send where the
+        // transmit queue has an interrupt of its own (igb with few queues); poll(2) wakes the driver
+        // in any case (`xsk_poll`).
+        let mut wanted = libc::pollfd {
+            fd: self.rx.fd().as_raw_fd(),
+            events: libc::POLLOUT,
+            revents: 0,
+        };
+        // SAFETY: takes one pollfd, which outlives the call.
+        match unsafe { libc::poll(&raw mut wanted, 1, 0) } {
+            0.. => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
     /// Lets the kernel work on the queue on this core, where it waits for that: one system call.
     pub fn drive(&mut self) {
         let needs_wakeup = || {
@@ -320,17 +371,7 @@ impl Port {
         };
         if self.busy_poll || needs_wakeup() {
             self.stats.kicks += 1;
-            // SAFETY: a receive of no bytes has no buffer.
-            unsafe {
-                libc::recvfrom(
-                    self.rx.fd().as_raw_fd(),
-                    std::ptr::null_mut(),
-                    0,
-                    libc::MSG_DONTWAIT,
-                    std::ptr::null_mut(),
-                    std::ptr::null_mut(),
-                );
-            }
+            self.receive_nothing();
         }
     }
 
@@ -388,29 +429,35 @@ impl Port {
 /// Lets system calls of this socket drive the queue instead of interrupts, so many packets a call.
 fn prefer_busy_poll(socket: BorrowedFd<'_>, budget: u16) -> Result<(), Error> {
     let wait_us = 20;
-    for (name, value) in [
+    let options = [
         (libc::SO_PREFER_BUSY_POLL, 1),
         (libc::SO_BUSY_POLL, wait_us),
         (libc::SO_BUSY_POLL_BUDGET, c_int::from(budget)),
-    ] {
-        // SAFETY: the option's value is an int, whose address and size are given.
-        let code = unsafe {
-            libc::setsockopt(
-                socket.as_raw_fd(),
-                libc::SOL_SOCKET,
-                name,
-                (&raw const value).cast(),
-                size_of::<c_int>() as libc::socklen_t,
-            )
-        };
-        if code != 0 {
-            return Err(Error::Option {
-                what: "cannot switch busy polling on (it needs CAP_NET_ADMIN, and Linux 5.11)",
-                source: io::Error::last_os_error(),
-            });
-        }
+    ];
+    let set = options
+        .into_iter()
+        .try_for_each(|(name, value)| set_option(socket, name, value));
+    set.map_err(|source| Error::Option {
+        what: "cannot switch busy polling on (it needs CAP_NET_ADMIN, and Linux 5.11)",
+        source,
+    })
+}
+
+fn set_option(socket: BorrowedFd<'_>, name: c_int, value: c_int) -> io::Result<()> {
+    // SAFETY: the option's value is an int, whose address and size are given.
+    let code = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            name,
+            (&raw const value).cast(),
+            size_of::<c_int>() as libc::socklen_t,
+        )
+    };
+    match code {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
-    Ok(())
 }
 
 /// `XDP_OPTIONS` tells in which mode the socket was bound.
@@ -434,4 +481,21 @@ fn is_zero_copy(socket: BorrowedFd<'_>) -> Result<bool, Error> {
         });
     }
     Ok(options.flags & libc::XDP_OPTIONS_ZEROCOPY != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_take_the_largest_packet_where_they_can() {
+        assert_eq!(frame_size(1770, false), SMALL_FRAME);
+        assert_eq!(frame_size(1771, false), LARGE_FRAME);
+        assert!(fits(3818, LARGE_FRAME, false) && !fits(3819, LARGE_FRAME, false));
+        // 1 KiB of a small frame, and 3 KiB of a large one, is what some NICs use.
+        assert_eq!(frame_size(1002, true), SMALL_FRAME);
+        assert_eq!(frame_size(1500, true), LARGE_FRAME);
+        assert!(fits(3050, LARGE_FRAME, true) && !fits(3051, LARGE_FRAME, true));
+        assert_eq!(packet_memory(1024, SMALL_FRAME, 1), 2560 << 10);
+    }
 }

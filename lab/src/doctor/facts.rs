@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::ops::BitOr;
 use std::path::PathBuf;
 
+use penstock_dataplane::xdp::frame_size;
 use penstock_ebpf::Attached;
 
 /// A set of capabilities, as the kernel's bits (linux/capability.h).
@@ -132,6 +133,18 @@ pub struct Interface {
     pub program: Option<Attached>,
     /// NUMA node that it is attached to.
     pub node: Option<u32>,
+}
+
+impl Interface {
+    /// Whether the broker would let the driver receive into its memory.
+    pub fn zero_copy(&self) -> bool {
+        self.nic.xdp.is_some_and(|xdp| xdp.zero_copy)
+    }
+
+    /// Bytes of the frames that the broker would use.
+    pub fn frame_size(&self) -> u32 {
+        frame_size(self.nic.mtu, self.zero_copy())
+    }
 }
 
 /// All that was seen, and what was not.

@@ -43,11 +43,11 @@ pub fn checks(host: &Host, interface: Option<&Interface>) -> Vec<Check> {
 
 /// Packet memory of all queues, and of the largest of them.
 fn memory_needed(interface: Option<&Interface>) -> Memory {
-    let (mtu, queues) = match interface {
-        Some(interface) => (interface.nic.mtu, u64::from(interface.nic.queues)),
-        None => (USUAL_MTU, 1),
+    let (frame, queues) = match interface {
+        Some(interface) => (interface.frame_size(), u64::from(interface.nic.queues)),
+        None => (frame_size(USUAL_MTU, false), 1),
     };
-    let queue = packet_memory(RING, frame_size(mtu), 1);
+    let queue = packet_memory(RING, frame, 1);
     Memory {
         queue,
         queues,

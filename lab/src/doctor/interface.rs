@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use penstock_dataplane::xdp::{ETHERNET, HEADROOM, frame_size};
+use penstock_dataplane::xdp::{ETHERNET, HEADROOM, fits};
 use penstock_ebpf::STEERING_NAME;
 use penstock_nic::{Link, ONE_BUFFER, Unfit, Wanted};
 
@@ -157,7 +157,7 @@ fn mtu(host: &Host, interface: &Interface) -> Check {
     let nic = &interface.nic;
     let (name, mtu) = (&nic.interface, nic.mtu);
     let found = format!("MTU {mtu}");
-    let frame = frame_size(mtu);
+    let frame = interface.frame_size();
     if nic.xdp.is_some_and(|xdp| xdp.native && !xdp.multi_buffer) && mtu > ONE_BUFFER {
         return topic.fail(
             format!(
@@ -170,13 +170,14 @@ fn mtu(host: &Host, interface: &Interface) -> Check {
         );
     }
     let one = room(frame);
-    if mtu > one && older_than(host, SEVERAL_BUFFERS_SINCE) {
+    let several = !fits(mtu, frame, interface.zero_copy());
+    if several && older_than(host, SEVERAL_BUFFERS_SINCE) {
         return topic.fail(
             format!("{found} takes AF_XDP sockets with packets in several buffers, Linux 6.6"),
             format!("ip link set dev {name} mtu {one}"),
         );
     }
-    topic.ok(match mtu > one {
+    topic.ok(match several {
         true => format!("{found}, packets in several buffers"),
         false => format!("{found}, each packet in one buffer"),
     })
