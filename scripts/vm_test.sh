@@ -1,0 +1,301 @@
+#!/usr/bin/env bash
+# The xdp path on drivers of real interfaces, in a virtual machine.
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+# Drivers, and what qemu calls their interfaces.
+declare -A DEVICES=([virtio_net]=virtio-net-pci [igb]=igb [e1000e]=e1000e [vmxnet3]=vmxnet3)
+MIRROR=http://deb.debian.org/debian
+
+help() {
+  cat <<TEXT
+Boots a Debian kernel in qemu with two interfaces of one driver, joined to each other, and publishes over
+the xdp path from one to the other: generic, native with a copy, native as the driver does it best, and
+with the worker driving the queue. Everything is verified by a reader.
+
+Usage: scripts/vm_test.sh [options]
+
+  --drivers LIST  of: virtio_net igb e1000e vmxnet3 (default: virtio_net,igb,e1000e)
+  --suite NAME    Debian suite that kernel and qemu come from (default: trixie, Linux 6.12)
+  --kernel NAME   package of the kernel (default: what linux-image-amd64 of the suite depends on)
+  --size SIZE     bytes to publish in each case (default: 16MiB)
+  --mtu BYTES     of both interfaces (default: 1500)
+
+Packages are downloaded to target/vm (about 150 MB) and unpacked there; nothing is installed. The
+processor is emulated, so no figure of it means anything. Needs root, for two taps in a namespace of its
+own; nothing else of the host's network is touched. One minute a driver, or a few on a busy machine.
+Prints a line for each case. Exit code: 0 when nothing failed.
+
+Examples:
+  sudo scripts/vm_test.sh
+  sudo scripts/vm_test.sh --drivers igb,virtio_net --suite trixie-backports
+TEXT
+}
+
+drivers=virtio_net,igb,e1000e suite=trixie kernel='' size=16MiB mtu=1500
+while [ $# -gt 0 ]; do
+  case $1 in
+    -h | --help)
+      help
+      exit 0
+      ;;
+    --drivers) drivers=$(option_value "$@") ;;
+    --suite) suite=$(option_value "$@") ;;
+    --kernel) kernel=$(option_value "$@") ;;
+    --size) size=$(option_value "$@") ;;
+    --mtu) mtu=$(option_value "$@") ;;
+    *) usage_error "unknown option '$1'" ;;
+  esac
+  shift 2
+done
+for driver in ${drivers//,/ }; do
+  [ -n "${DEVICES[$driver]:-}" ] || usage_error "--drivers: '$driver' is none of ${!DEVICES[*]}"
+done
+[[ $suite =~ ^[a-z-]+$ ]] || usage_error "--suite: '$suite' is no name of a suite"
+[[ $mtu =~ ^[0-9]+$ && $mtu -ge 576 && $mtu -le 9000 ]] || usage_error "--mtu: 576 to 9000"
+bytes_of "$size" >/dev/null
+need_root "the test" "$@"
+for program in apt-get dpkg-deb ethtool ip jq ldd xz; do
+  command -v "$program" >/dev/null || die "$program is missing"
+done
+BIN=${PENSTOCK_BIN:-$BIN_DIR}
+for program in broker publisher subscriber lab; do
+  [ -x "$BIN/penstock-$program" ] || die "penstock-$program is not in $BIN; cargo build --release"
+done
+
+VM=$TARGET_DIR/vm
+SUITE=$VM/$suite
+NET=pvm$$
+RUN=$(mktemp -d /tmp/penstock-vm.XXXXXX)
+qemu_pid=
+cleanup() {
+  if [ -n "$qemu_pid" ]; then
+    kill "$qemu_pid" 2>/dev/null || true
+    wait "$qemu_pid" || true
+  fi
+  ip netns del "$NET" 2>/dev/null || true
+  rm -rf "$RUN"
+}
+trap cleanup EXIT
+trap 'exit 130' INT TERM HUP
+
+# apt COMMAND...: apt with lists, status and downloads of its own, as if nothing was installed.
+apt() {
+  "$1" -qq -o Dir::Etc::sourcelist="$SUITE/sources.list" -o Dir::Etc::sourceparts=/dev/null \
+    -o Dir::State::lists="$SUITE/lists" -o Dir::State::status="$SUITE/status" -o Dir::Cache="$SUITE" \
+    -o Dir::Cache::archives="$SUITE/archives" -o APT::Sandbox::User=root -o APT::Get::List-Cleanup=0 "${@:2}"
+}
+
+# Packages of the suite: qemu with all that it needs, a busybox, the kernel.
+download() {
+  local base=${suite%-backports} package parts
+  mkdir -p "$SUITE"/{lists,archives}/partial "$SUITE/root"
+  for package in "$base" $([ "$base" = "$suite" ] || echo "$suite"); do
+    echo "deb [arch=amd64 signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $MIRROR $package main"
+  done >"$SUITE/sources.list"
+  : >"$SUITE/status"
+  say "packages of $suite"
+  apt apt-get update >&2 || die "the index of $suite cannot be had from $MIRROR"
+  if [ -z "$kernel" ]; then
+    kernel=$(apt apt-cache show -t "$suite" linux-image-amd64 | sed -n 's/^Depends: .*\(linux-image-[0-9][^ ,]*\).*/\1/p; s/^Depends: \(linux-image-[0-9][^ ,]*\).*/\1/p' | sort -V | tail -n 1)
+    [ -n "$kernel" ] || die "$suite has no linux-image-amd64"
+  fi
+  if [ ! -e "$SUITE/root/.whole" ]; then
+    apt apt-get install -y --no-install-recommends --download-only qemu-system-x86 busybox-static >&2
+    for package in "$SUITE"/archives/*.deb; do
+      dpkg-deb -x "$package" "$SUITE/root"
+    done
+    touch "$SUITE/root/.whole"
+  fi
+  KERNEL=$SUITE/$kernel
+  if [ ! -e "$KERNEL/.whole" ]; then
+    mkdir -p "$KERNEL"
+    # Newer kernels have their modules in a package of its own.
+    mapfile -t parts < <(apt apt-cache depends "$kernel" | sed -n 's/^ *Depends: \(linux-modules-[0-9].*\)/\1/p')
+    (cd "$KERNEL" && apt apt-get download -t "$suite" "$kernel" "${parts[@]}" >&2)
+    for package in "$KERNEL"/*.deb; do
+      dpkg-deb -x "$package" "$KERNEL"
+      rm "$package"
+    done
+    touch "$KERNEL/.whole"
+  fi
+}
+
+# A program of the suite, with its own loader and libraries.
+in_suite() {
+  "$SUITE/root/usr/lib64/ld-linux-x86-64.so.2" --library-path "$SUITE/root/usr/lib/x86_64-linux-gnu" "$@"
+}
+
+# install_program FILE: with the libraries that it needs, into the initial file system.
+install_program() {
+  local library
+  install -m 755 "$1" "$RUN/root/bin/"
+  for library in $(ldd "$1" | grep -o '/[^ ]*'); do
+    install -D -m 755 "$library" "$RUN/root$library"
+  done
+}
+
+# add_module NAME: and before it those that it depends on; fails if the kernel has no such module.
+add_module() {
+  local file name=${1//-/_} dependency
+  grep -qx "$name.ko" "$RUN/root/modules/order" && return 0
+  file=$(find "$KERNEL" -name "${name//_/[-_]}.ko.xz")
+  [ -n "$file" ] || return 1
+  xz -dc "$file" >"$RUN/root/modules/$name.ko"
+  for dependency in $(tr '\0' '\n' <"$RUN/root/modules/$name.ko" | sed -n 's/^depends=//p' | tr ',' ' '); do
+    add_module "$dependency"
+  done
+  echo "$name.ko" >>"$RUN/root/modules/order"
+}
+
+# initramfs DRIVER
+initramfs() {
+  rm -rf "$RUN/root"
+  mkdir -p "$RUN/root"/{bin,modules,proc,sys,dev,run,tmp}
+  install -m 755 "$SUITE/root/usr/bin/busybox" "$RUN/root/bin/"
+  install -m 755 "$ROOT/scripts/vm/init" "$RUN/root/init"
+  local program
+  for program in broker publisher subscriber lab; do
+    install_program "$BIN/penstock-$program"
+  done
+  install_program "$(command -v ip)"
+  install_program "$(command -v ethtool)"
+  : >"$RUN/root/modules/order"
+  add_module "$1" || return 1
+  (cd "$RUN/root" && find . | "$SUITE/root/usr/bin/busybox" cpio -o -H newc 2>/dev/null | gzip -1) >"$RUN/initramfs"
+}
+
+# network DRIVER: qemu's options for two interfaces, joined.
+network() {
+  local device=${DEVICES[$1]} queues=''
+  case $1 in
+    # Several queues take a tap.
+    virtio_net)
+      # Without iommu_platform the driver does without the kernel's DMA interface, and zero-copy with it.
+      queues=',mq=on,vectors=6,disable-legacy=on,iommu_platform=on'
+      echo "-netdev tap,id=a,ifname=a,script=no,downscript=no,queues=2"
+      echo "-netdev tap,id=b,ifname=b,script=no,downscript=no,queues=2"
+      ;;
+    *) echo "-netdev hubport,id=a,hubid=0 -netdev hubport,id=b,hubid=0" ;;
+  esac
+  # On ports of their own: two of igb's have too many virtual functions for one bus.
+  echo "-device pcie-root-port,id=port-a,chassis=1,slot=1 -device pcie-root-port,id=port-b,chassis=2,slot=2"
+  echo "-device $device,netdev=a,bus=port-a,mac=52:54:00:00:00:01$queues"
+  echo "-device $device,netdev=b,bus=port-b,mac=52:54:00:00:00:02$queues"
+}
+
+# taps: joined by a bridge, in a namespace of this run.
+taps() {
+  local tap
+  ip netns add "$NET"
+  ip -n "$NET" link add bridge type bridge
+  for tap in a b; do
+    ip -n "$NET" tuntap add dev "$tap" mode tap multi_queue vnet_hdr
+    ip -n "$NET" link set dev "$tap" mtu "$mtu" master bridge up
+  done
+  ip -n "$NET" link set dev bridge mtu "$mtu" up
+}
+
+# boot DRIVER: what the virtual machine says is in $RUN/said then.
+boot() {
+  local options
+  read -ra options < <(network "$1" | xargs)
+  ip netns list | grep -q "^$NET" || taps
+  : >"$RUN/said"
+  ip netns exec "$NET" timeout 1500 "$SUITE/root/usr/lib64/ld-linux-x86-64.so.2" \
+    --library-path "$SUITE/root/usr/lib/x86_64-linux-gnu" "$SUITE/root/usr/bin/qemu-system-x86_64" \
+    -L "$SUITE/root/usr/share/qemu" -L "$SUITE/root/usr/share/seabios" -L "$SUITE/root/usr/lib/ipxe/qemu" \
+    -accel tcg,thread=multi -cpu max -smp 2 -m 1536 -machine q35 -nodefaults -no-user-config -no-reboot \
+    -display none -serial "file:$RUN/console" -serial "file:$RUN/said" "${options[@]}" \
+    -kernel "$KERNEL"/boot/vmlinuz-* -initrd "$RUN/initramfs" \
+    -append "console=ttyS0 quiet no_timer_check panic=-1 rdinit=/init driver=$1 size=$size mtu=$mtu" >"$RUN/qemu" 2>&1 &
+  qemu_pid=$!
+  wait "$qemu_pid" || true
+  qemu_pid=
+}
+
+# value NAME: the last one that was said in $RUN/case.
+value() { sed -n "s/^$1 //p" "$RUN/case" | tail -n 1; }
+
+# judge DRIVER CASE: prints the verdict over $RUN/case.
+judge() {
+  local name="$1, Linux $version, $2" refused wrong=() mode
+  refused=$(value refused)
+  if [ -n "$refused" ]; then
+    # Only a driver that says so itself may do without native mode.
+    if [ "$2" != generic ] && [ "$native" = false ]; then
+      echo "SKIP $name: the driver has no native XDP ($refused)"
+      skipped=$((skipped + 1))
+      return
+    fi
+    echo "FAIL $name: $refused"
+    failed=$((failed + 1))
+    return
+  fi
+  [ "$(value publisher)$(value reader)$(value broker)" = 000 ] \
+    || wrong+=("exit codes of publisher, reader, broker: $(value publisher) $(value reader) $(value broker)")
+  [ "$(value attached)" = 0 ] || wrong+=("the program stayed attached")
+  value sent >"$RUN/sent"
+  value read >"$RUN/read"
+  value report >"$RUN/report"
+  local sent acked paths
+  sent=$(jq .messages_sent "$RUN/sent") acked=$(jq .messages_acked "$RUN/sent")
+  paths=$(jq -r '[.brokers[].streams[] | .path, .moves] | unique | join(" ")' "$RUN/sent")
+  [ "${acked:-0}" -gt 0 ] && [ "$sent" = "$acked" ] || wrong+=("$acked of $sent messages acked")
+  [ "$paths" = "0 xdp" ] || wrong+=("paths and moves: $paths")
+  [ "$(jq -S '[.brokers[].streams[] | {stream, messages, sha256}] | sort' "$RUN/sent")" = \
+    "$(jq -S '[.streams[] | {stream, messages, sha256}] | sort' "$RUN/read")" ] || wrong+=("the log holds something else than was sent")
+  [ "$(jq .xdp.placed "$RUN/report")" -gt 0 ] || wrong+=("no packet was placed")
+  mode=$(jq -r '.xdp | .xdp_mode + (if .zero_copy then ", zero-copy" else ", copy" end) + ", \(.queues | length) queues"' "$RUN/report")
+  if [ "${#wrong[@]}" -gt 0 ]; then
+    echo "FAIL $name: ${wrong[*]}"
+    sed -n 's/^log /    /p' "$RUN/case" | tail -n 5
+    failed=$((failed + 1))
+  else
+    echo "PASS $name: $mode; $acked messages verified"
+    passed=$((passed + 1))
+  fi
+}
+
+# judge_all DRIVER
+judge_all() {
+  local broken case native version
+  broken=$(sed -n 's/^broken //p' "$RUN/said" | head -n 1)
+  if [ -n "$broken" ] || ! grep -q '^end$' "$RUN/said"; then
+    echo "FAIL $1: ${broken:-the virtual machine did not come to its end}"
+    tail -n 5 "$RUN/qemu" "$RUN/console" | sed 's/^/    /'
+    failed=$((failed + 1))
+  fi
+  version=$(sed -n 's/^kernel //p' "$RUN/said")
+  native=$(sed -n 's/^doctor //p' "$RUN/said" | jq '.interface.checks | any(.name == "native_xdp" and .level == "ok")')
+  # shellcheck disable=SC2013 # names of cases hold no blanks
+  for case in $(sed -n 's/^case //p' "$RUN/said"); do
+    sed -n "/^case $case\$/,/^case\|^end/p" "$RUN/said" | sed '1d' >"$RUN/case"
+    judge "$1" "$case"
+  done
+}
+
+passed=0 failed=0 skipped=0
+download
+version=$(cd "$KERNEL/boot" && echo vmlinuz-*)
+for driver in ${drivers//,/ }; do
+  if ! in_suite "$SUITE/root/usr/bin/qemu-system-x86_64" -device help 2>/dev/null | grep -q "name \"${DEVICES[$driver]}\""; then
+    echo "SKIP $driver: this qemu has no ${DEVICES[$driver]}"
+    skipped=$((skipped + 1))
+    continue
+  fi
+  if ! initramfs "$driver"; then
+    echo "SKIP $driver: ${version#vmlinuz-} has no such module"
+    skipped=$((skipped + 1))
+    continue
+  fi
+  say "$driver with ${version#vmlinuz-}"
+  boot "$driver"
+  judge_all "$driver"
+  mkdir -p "$VM/last"
+  cp "$RUN/said" "$VM/last/$driver.said"
+  cp "$RUN/console" "$VM/last/$driver.console"
+done
+printf '%d passed, %d failed, %d skipped\n' "$passed" "$failed" "$skipped"
+[ "$failed" -eq 0 ]
