@@ -166,6 +166,10 @@ pub struct Cli {
     /// Without, everybody may publish.
     #[arg(long, value_name = "FILE")]
     auth_keys: Option<PathBuf>,
+    /// Take nothing but authenticated packets: over xdp only, each with a tag that nobody without the
+    /// stream's key can make. Without, publishers may ask for it.
+    #[arg(long, requires = "auth_keys")]
+    packet_auth: bool,
     /// Make a key, write it to a new file that only its owner can read, and end. It is for the
     /// publisher's --auth-key; the same line goes into --auth-keys.
     #[arg(long, value_name = "FILE")]
@@ -236,6 +240,7 @@ pub struct Config {
     pub cpus: Vec<usize>,
     pub user: Option<String>,
     pub auth_keys: Option<PathBuf>,
+    pub packet_auth: bool,
     pub report: Option<PathBuf>,
 }
 
@@ -260,6 +265,9 @@ impl Cli {
             );
         }
         let xdp = self.xdp()?;
+        if self.packet_auth && xdp.is_none() {
+            bail!("--packet-auth takes packets only: it needs --mode xdp and --iface");
+        }
         // Beside xdp workers, one serves whoever comes over tcp.
         let tcp_workers = if xdp.is_some() { 1 } else { self.workers };
         let xdp_workers = xdp.as_ref().map_or(0, |xdp| xdp.workers);
@@ -317,6 +325,7 @@ impl Cli {
             cpus,
             user: self.user,
             auth_keys: self.auth_keys,
+            packet_auth: self.packet_auth,
             report: self.report,
         })
     }
@@ -460,6 +469,8 @@ mod tests {
             (&["--buffer-mode", "660"], "mode 660 is none of"),
             (&["--buffer-mode", "rw"], "no mode such as 640"),
             (&["--buffer-group", "no-such-group"], "getent group"),
+            (&["--packet-auth"], "--auth-keys"),
+            (&["--packet-auth", "--auth-keys", "keys"], "--mode xdp"),
             (&["--cpus", "1-x"], "1-x"),
             (&["--index-slots", "64"], "--index-slots of at least 8192"),
             (&["--stall-timeout=-1"], "not a number of seconds"),

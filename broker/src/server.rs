@@ -76,7 +76,7 @@ pub fn run(config: &Config) -> Result<()> {
         Arc::clone(&shared),
     )
     .context("cannot start the accept loop")?
-    .with_keys(keys.clone());
+    .with_keys(keys.clone(), config.packet_auth);
     // Whatever ends the broker says so here.
     let (ending, ended) = crossbeam_channel::unbounded();
     let waker = acceptor.poller();

@@ -151,7 +151,7 @@ impl Broker {
         request: &Request,
     ) -> Result<(TcpStream, Offer), Refused> {
         let (mut socket, mut channel) = self.knock(key)?;
-        let question = Question::new(request, topic).unwrap();
+        let question = Question::new(request, topic, false).unwrap();
         socket
             .write_all(&channel.seal(question.as_bytes()))
             .unwrap();
@@ -257,7 +257,11 @@ fn a_recorded_opening_takes_nothing_over() {
     let mut channel = publisher
         .finish(&KnockAnswer::read_from_bytes(&answer).unwrap())
         .unwrap();
-    let question = channel.seal(Question::new(&request(), "trades.a").unwrap().as_bytes());
+    let question = channel.seal(
+        Question::new(&request(), "trades.a", false)
+            .unwrap()
+            .as_bytes(),
+    );
     socket.write_all(&question).unwrap();
     channel
         .open(&read::<SEALED_REPLY_LEN>(&mut socket))

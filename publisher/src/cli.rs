@@ -106,6 +106,10 @@ pub struct Cli {
     /// one); only its owner may have access to it.
     #[arg(long, value_name = "FILE")]
     auth_key: Option<PathBuf>,
+    /// Have each packet authenticated, over xdp, so that nobody on the way can change or add any. Over
+    /// tcp there is no such thing: --mode xdp fails rather than go without.
+    #[arg(long, requires = "auth_key")]
+    packet_auth: bool,
     /// Compute the SHA-256 of each stream: over every message followed by a newline.
     #[arg(long)]
     digest: bool,
@@ -239,6 +243,7 @@ impl Cli {
             in_flight: self.in_flight,
             timeout: Duration::from_secs(self.timeout),
             sndbuf: self.sndbuf.map(|size| size.as_u64() as usize),
+            packet_auth: self.packet_auth,
             key: key.transpose().context("--auth-key")?,
             digest: self.digest,
             ..Config::new(self.brokers, &self.topic)
@@ -343,6 +348,7 @@ mod tests {
             (&["--tx-queue", "a"], "is no queue"),
             (&["--tx-queue", "3-1"], "no range of queues"),
             (&["--tx-queue", "0-5000"], "no range of queues"),
+            (&["--packet-auth"], "--auth-key"),
             (&["--ack", "2"], "supported: 0 (none), 1"),
             (&["--order", "4"], "supported: 0 (per stream)"),
             (&["--topic", "a/b"], "not allowed"),

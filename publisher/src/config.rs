@@ -81,6 +81,8 @@ pub struct Config {
     /// Key that the brokers take; with one, brokers that do not prove that they hold it are refused.
     /// [`penstock_dataplane::auth::read_key`] reads it from a file.
     pub key: Option<Key>,
+    /// Have packets authenticated, over xdp; needs a key. Brokers may ask for it by themselves.
+    pub packet_auth: bool,
     /// Compute the SHA-256 of each stream.
     pub digest: bool,
 }
@@ -103,6 +105,7 @@ impl Config {
             timeout: Duration::from_secs(30),
             sndbuf: None,
             key: None,
+            packet_auth: false,
             digest: false,
         }
     }

@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::Duration;
 
+use penstock_dataplane::auth::PacketKeys;
 use penstock_dataplane::wire::handshake::{Offer, Path, Request, check_topic};
 use socket2::SockRef;
 
@@ -41,6 +42,8 @@ pub(crate) fn resolve(broker: &str) -> Result<Vec<SocketAddr>, Error> {
 pub(crate) struct Opened {
     pub(crate) socket: TcpStream,
     pub(crate) offer: Offer,
+    /// Of its packets, if they are authenticated.
+    pub(crate) keys: Option<PacketKeys>,
     /// For the payload, over xdp.
     pub(crate) datagrams: Option<(Datagrams, Sending)>,
 }
@@ -89,11 +92,12 @@ pub(crate) fn open_stream(
         broker,
         socket: &socket,
     };
-    let offer = opening.ask(config, &request)?;
+    let (offer, keys) = opening.ask(config, &request)?;
     socket.set_nonblocking(true).map_err(connect)?;
     Ok(Opened {
         socket,
         offer,
+        keys,
         datagrams,
     })
 }

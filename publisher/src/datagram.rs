@@ -12,11 +12,12 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::TryRecvError;
 use nix::poll::{PollFd, PollFlags};
+use penstock_dataplane::auth::PacketKeys;
 use penstock_dataplane::sleep;
 use penstock_dataplane::transport::{Outgoing, Sender, SenderConfig, Transmit};
 use penstock_dataplane::wire::batch::Header;
 use penstock_dataplane::wire::handshake::Path;
-use penstock_dataplane::wire::packet::{DATA_LEN, Data, Feedback, StreamKey};
+use penstock_dataplane::wire::packet::{DATA_LEN, Data, Feedback, Head, StreamKey, TAG_LEN, Tag};
 use penstock_dataplane::wire::reply::{Fault, Parsed, REPLY_LEN, Reply};
 use polling::{Event, Events, PollMode};
 use zerocopy::{FromBytes, IntoBytes};
@@ -101,11 +102,14 @@ pub(crate) struct DatagramStream {
     /// Payload of batches that are not acked, oldest first.
     kept: VecDeque<Filled>,
     /// Headers of the packets of one call, and what they carry.
-    headers: Vec<Data>,
+    headers: Vec<Head>,
     group: Vec<Transmit>,
     /// A packet that did not fit into the last call.
     carried: Option<Transmit>,
     feedback: Feedback,
+    /// If packets are authenticated; and the counter of the newest ACK.
+    keys: Option<PacketKeys>,
+    newest_ack: u64,
     reply: [u8; REPLY_LEN],
     reply_filled: usize,
     account: Account,
@@ -125,6 +129,7 @@ impl DatagramStream {
         let Opened {
             socket: control,
             offer,
+            keys,
             datagrams,
         } = opened;
         let (Some(offered), Some((datagrams, sending))) = (offer.datagrams, datagrams) else {
@@ -139,10 +144,11 @@ impl DatagramStream {
             key: offered.key,
             stream: target.number as u16,
         };
+        let tag_len = if keys.is_some() { TAG_LEN } else { 0 };
         let settings = SenderConfig {
             first_batch: offer.committed,
             credit: offered.credit,
-            max_datagram: offered.max_datagram,
+            max_datagram: offered.max_datagram.saturating_sub(tag_len as u32),
         };
         let mut stream = Self {
             broker: target.broker.clone(),
@@ -159,6 +165,8 @@ impl DatagramStream {
             group: Vec::with_capacity(MAX_SEGMENTS),
             carried: None,
             feedback: Feedback::new(key),
+            keys,
+            newest_ack: 0,
             reply: [0; REPLY_LEN],
             reply_filled: 0,
             account: Account::new(config, target.number),
@@ -347,6 +355,7 @@ impl DatagramStream {
         } else {
             1
         };
+        let tag_len = if self.keys.is_some() { TAG_LEN } else { 0 };
         let (mut segment, mut total) = (0, 0);
         while self.group.len() < most {
             let next = self
@@ -354,7 +363,7 @@ impl DatagramStream {
                 .take()
                 .or_else(|| self.sender.poll_transmit(now));
             let Some(transmit) = next else { break };
-            let size = size_of_packet(&transmit);
+            let size = size_of_packet(&transmit) + tag_len;
             if !self.group.is_empty() && (size > segment || total + size > MAX_BYTES) {
                 self.carried = Some(transmit);
                 break;
@@ -379,6 +388,7 @@ impl DatagramStream {
             kept,
             sender,
             key,
+            keys,
             datagrams,
             sending,
             ..
@@ -392,21 +402,17 @@ impl DatagramStream {
             Outgoing::Ping { padding } => &PADDING[..padding as usize],
         };
         headers.clear();
-        headers.extend(group.iter().map(|transmit| match &transmit.what {
-            Outgoing::Payload { chunk, .. } => {
-                let payload = payload(transmit);
-                let header = Data::payload(*key, transmit.packet, chunk, payload);
-                match transmit.pause {
-                    None => header,
-                    Some(pause) => header.after(pause, payload),
-                }
+        headers.extend(group.iter().map(|transmit| {
+            let payload = payload(transmit);
+            match keys {
+                None => summed(*key, transmit, payload),
+                Some(keys) => sealed(*key, keys, transmit, payload),
             }
-            Outgoing::Ping { .. } => Data::ping(*key, transmit.packet, payload(transmit)),
         }));
         let mut packets = [[IoSlice::new(&[]); 2]; MAX_SEGMENTS];
         for ((packet, header), transmit) in packets.iter_mut().zip(&*headers).zip(&*group) {
             let payload = IoSlice::new(payload(transmit));
-            *packet = [IoSlice::new(header.as_bytes()), payload];
+            *packet = [IoSlice::new(header.on_wire()), payload];
         }
         match sending.send(datagrams, &packets[..group.len()]) {
             Ok(()) => Ok(()),
@@ -457,7 +463,19 @@ impl DatagramStream {
             };
             for index in 0..count {
                 // What is no ACK of this stream is a stranger's.
-                let read = self.feedback.read(self.datagrams.ack(index));
+                let datagram = self.datagrams.ack(index);
+                let ack = match &self.keys {
+                    None => datagram,
+                    Some(keys) => match keys.open_ack(datagram) {
+                        Some((counter, ack)) if counter > self.newest_ack => {
+                            self.newest_ack = counter;
+                            ack
+                        }
+                        // ACKs are cumulative: an old one, perhaps repeated by others, has nothing new.
+                        _ => continue,
+                    },
+                };
+                let read = self.feedback.read(ack);
                 if read.is_err() || self.feedback.stream != self.key {
                     continue;
                 }
@@ -664,6 +682,34 @@ impl Drop for DatagramStream {
     fn drop(&mut self) {
         self.ends.waker.forget(&self.control);
     }
+}
+
+/// Header of a packet with a checksum.
+fn summed(key: StreamKey, transmit: &Transmit, payload: &[u8]) -> Head {
+    let data = match &transmit.what {
+        Outgoing::Payload { chunk, .. } => {
+            let header = Data::payload(key, transmit.packet, chunk, payload);
+            match transmit.pause {
+                None => header,
+                Some(pause) => header.after(pause, payload),
+            }
+        }
+        Outgoing::Ping { .. } => Data::ping(key, transmit.packet, payload),
+    };
+    let tag = Tag::default();
+    Head { data, tag }
+}
+
+/// Header of a packet with a tag behind it.
+fn sealed(key: StreamKey, keys: &PacketKeys, transmit: &Transmit, payload: &[u8]) -> Head {
+    let (chunk, pause) = match &transmit.what {
+        Outgoing::Payload { chunk, .. } => (Some(chunk), transmit.pause),
+        Outgoing::Ping { .. } => (None, None),
+    };
+    let len = payload.len() as u16;
+    let data = Data::to_be_sealed(key, transmit.packet, chunk, pause, len);
+    let tag = keys.seal_data(transmit.packet, &[data.as_bytes(), payload]);
+    Head { data, tag }
 }
 
 fn size_of_packet(transmit: &Transmit) -> usize {

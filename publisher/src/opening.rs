@@ -3,7 +3,7 @@
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 
-use penstock_dataplane::auth::{Channel, Initiator, Key};
+use penstock_dataplane::auth::{Channel, Initiator, Key, PacketKeys};
 use penstock_dataplane::wire::MAGIC;
 use penstock_dataplane::wire::handshake::{Answer, Hello, Offer, Request, WELCOME_LEN, Welcome};
 use penstock_dataplane::wire::knock::{
@@ -20,10 +20,15 @@ pub(crate) struct Opening<'a> {
 }
 
 impl Opening<'_> {
-    /// Asks for a stream; returns what the broker offers.
-    pub(crate) fn ask(&self, config: &Config, request: &Request) -> Result<Offer, Error> {
+    /// Asks for a stream; returns what the broker offers, and the keys of its packets if they are
+    /// authenticated.
+    pub(crate) fn ask(
+        &self,
+        config: &Config,
+        request: &Request,
+    ) -> Result<(Offer, Option<PacketKeys>), Error> {
         match &config.key {
-            None => self.ask_openly(config, request),
+            None => self.ask_openly(config, request).map(|offer| (offer, None)),
             Some(key) => self.ask_sealed(key, config, request),
         }
     }
@@ -43,15 +48,23 @@ impl Opening<'_> {
         }
     }
 
-    fn ask_sealed(&self, key: &Key, config: &Config, request: &Request) -> Result<Offer, Error> {
+    fn ask_sealed(
+        &self,
+        key: &Key,
+        config: &Config,
+        request: &Request,
+    ) -> Result<(Offer, Option<PacketKeys>), Error> {
         let mut channel = self.knock(key)?;
-        let question = Question::new(request, &config.topic)?;
+        let question = Question::new(request, &config.topic, config.packet_auth)?;
         self.write(&channel.seal(question.as_bytes()))?;
         let reply = self.open(&mut channel, SEALED_REPLY_LEN)?;
         let reply = Reply::read_from_bytes(&reply).expect("it has this length");
         let welcome = Welcome::read_from_bytes(&reply.welcome).expect("plain bytes");
         match welcome.parse().map_err(|e| self.stranger(e))? {
-            Answer::Accepted(offer) => Ok(offer),
+            Answer::Accepted(offer) => {
+                let keys = reply.packets != [0; 32];
+                Ok((offer, keys.then(|| PacketKeys::new(&reply.packets))))
+            }
             Answer::Refused { code, text_len } => {
                 let text = self.open(&mut channel, text_len + SEAL_LEN)?;
                 Err(self.refused(code, &text))

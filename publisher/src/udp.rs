@@ -4,7 +4,7 @@ use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
-use penstock_dataplane::wire::packet::MAX_ACK_LEN;
+use penstock_dataplane::wire::packet::{ACK_SEAL_LEN, MAX_ACK_LEN};
 use socket2::SockRef;
 
 /// Packets that one call may send: `UDP_MAX_SEGMENTS` of kernels before 6.9.
@@ -13,6 +13,7 @@ pub(crate) const MAX_SEGMENTS: usize = 64;
 pub(crate) const MAX_BYTES: usize = 65_000;
 /// ACK packets taken with one call.
 const ACKS: usize = 16;
+const LONGEST_ACK: usize = MAX_ACK_LEN + ACK_SEAL_LEN;
 /// What the kernel may hold of packets to be sent.
 const SNDBUF: usize = 4 << 20;
 /// Headers of IP and UDP.
@@ -26,7 +27,7 @@ pub(crate) struct Datagrams {
     /// Whether the kernel, or the interface, cuts a long buffer into packets.
     segments: bool,
     calls: u64,
-    acks: Box<[[u8; MAX_ACK_LEN + 1]; ACKS]>,
+    acks: Box<[[u8; LONGEST_ACK + 1]; ACKS]>,
     lens: [usize; ACKS],
 }
 
@@ -59,7 +60,7 @@ impl Datagrams {
             socket,
             segments: true,
             calls: 0,
-            acks: Box::new([[0; MAX_ACK_LEN + 1]; ACKS]),
+            acks: Box::new([[0; LONGEST_ACK + 1]; ACKS]),
             lens: [0; ACKS],
         })
     }

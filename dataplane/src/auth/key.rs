@@ -75,7 +75,7 @@ pub fn generate() -> Result<Zeroizing<[u8; SECRET_LEN]>, getrandom::Error> {
     Ok(secret)
 }
 
-fn mac(key: &[u8; SECRET_LEN], parts: &[&[u8]]) -> [u8; SECRET_LEN] {
+pub(super) fn mac(key: &[u8; SECRET_LEN], parts: &[&[u8]]) -> [u8; SECRET_LEN] {
     let mut mac = Blake2sMac256::new(key.into());
     parts.iter().for_each(|part| mac.update(part));
     mac.finalize_fixed().into()

@@ -10,7 +10,9 @@
 mod channel;
 mod key;
 mod keys;
+mod packets;
 
 pub use channel::{Channel, Initiator, SUITE, Unproven, respond};
 pub use key::{Key, KeyId, generate};
 pub use keys::{Grant, Grants, KeyFileError, Keys, check_name, describe, read_key};
+pub use packets::PacketKeys;

@@ -21,7 +21,7 @@ use super::greeting::{Greeting, Step};
 use super::stats::{Counters, Shared};
 use super::worker::WorkerHandle;
 use crate::admission::{Admission, Admit, Refused};
-use crate::auth::Keys;
+use crate::auth::{Keys, PacketKeys, generate};
 use crate::wire::handshake::{DatagramOffer, Offer, Path, Refusal, Request, Welcome};
 use crate::wire::packet::StreamKey;
 use crate::xdp::{FIRST_CREDIT, Registry};
@@ -102,6 +102,8 @@ pub struct Acceptor<A> {
     workers: Vec<WorkerHandle>,
     datagrams: Option<DatagramPath>,
     keys: Option<Arc<Keys>>,
+    /// Packets are authenticated, and nothing comes over tcp, whether publishers ask for it or not.
+    packet_auth: bool,
     shared: Arc<Shared>,
     poller: Arc<Poller>,
     newcomers: Vec<Option<Newcomer>>,
@@ -137,6 +139,7 @@ impl<A: Admit> Acceptor<A> {
             workers,
             datagrams,
             keys: None,
+            packet_auth: false,
             shared,
             poller,
             newcomers: Vec::new(),
@@ -147,10 +150,11 @@ impl<A: Admit> Acceptor<A> {
         })
     }
 
-    /// Lets only holders of a key publish; without, everybody may.
+    /// Lets only holders of a key publish; without, everybody may. With `packet_auth` they do so with
+    /// authenticated packets only.
     #[must_use]
-    pub fn with_keys(mut self, keys: Option<Arc<Keys>>) -> Self {
-        self.keys = keys;
+    pub fn with_keys(mut self, keys: Option<Arc<Keys>>, packet_auth: bool) -> Self {
+        (self.keys, self.packet_auth) = (keys, packet_auth);
         self
     }
 
@@ -329,6 +333,12 @@ impl<A: Admit> Acceptor<A> {
                 refusal: Refusal::Resources,
                 text,
             })
+        } else if request.path == Path::Tcp && self.packet_auth {
+            let text = "this broker takes authenticated packets only (--packet-auth), and there are none over tcp: use --mode xdp".to_owned();
+            Err(Refused {
+                refusal: Refusal::Path,
+                text,
+            })
         } else if request.path == Path::Xdp && !self.offers_datagrams() {
             let text = "this broker takes payload over tcp only: use --mode tcp or auto, or start it with --mode xdp".to_owned();
             Err(Refused {
@@ -373,7 +383,17 @@ impl<A: Admit> Acceptor<A> {
                 max_datagram: admission.max_datagram.min(path.max_datagram),
             }),
         };
-        let welcome = greeting.seal(Welcome::accept(offer).as_bytes().to_vec());
+        let authentic = self.packet_auth || greeting.wants_packet_auth();
+        let secret = match path.filter(|_| authentic).map(|_| generate()) {
+            None => None,
+            Some(Ok(secret)) => Some(secret),
+            Some(Err(error)) => {
+                warn!(%peer, %error, "no random numbers; a connection is dropped");
+                return;
+            }
+        };
+        let packets = secret.as_deref().copied().unwrap_or_default();
+        let welcome = greeting.seal(Welcome::accept(offer).as_bytes().to_vec(), packets);
         // A new socket has room for these few bytes; one that has not is not worth keeping.
         if !matches!((&socket).write(&welcome), Ok(n) if n == welcome.len()) {
             Counters::count(&self.shared.counters.handshake_closed);
@@ -389,6 +409,7 @@ impl<A: Admit> Acceptor<A> {
             peer,
             buffers,
             admission,
+            keys: secret.map(|secret| Arc::new(PacketKeys::new(&secret))),
         };
         if let Some(path) = path {
             let key = StreamKey {
@@ -424,7 +445,9 @@ impl<A: Admit> Acceptor<A> {
         if self.shared.lines.allows() {
             info!(peer = %newcomer.peer, "stream refused: {logged}");
         }
-        let answer = newcomer.greeting.seal(Welcome::refuse(refusal, told));
+        let answer = newcomer
+            .greeting
+            .seal(Welcome::refuse(refusal, told), [0; 32]);
         // Best effort: a peer that does not read its refusal sees the connection close.
         let _ = (&newcomer.socket).write(&answer);
     }

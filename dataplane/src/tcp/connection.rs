@@ -16,6 +16,7 @@ use super::outbox::Outbox;
 use super::stats::{ConnectionReport, Counters, PathStage, Shared, WorkerStats};
 use super::{LINGER, worker::WorkerConfig};
 use crate::admission::Admission;
+use crate::auth::PacketKeys;
 use crate::log::{Commit, Reservation, Writer};
 use crate::profile::Tick;
 use crate::wire::batch::{self, Batch, Frame, HEADER_LEN, Header};
@@ -49,6 +50,8 @@ pub(crate) struct Opened {
     pub(crate) peer: SocketAddr,
     pub(crate) buffers: Effective,
     pub(crate) admission: Admission,
+    /// Of its packets, over xdp, if they are authenticated.
+    pub(crate) keys: Option<Arc<PacketKeys>>,
 }
 
 /// Where the next bytes belong.
@@ -164,6 +167,7 @@ impl Connection {
             peer,
             buffers,
             admission,
+            keys: _,
         } = opened;
         let first_batch = admission.lease.committed();
         Self {

@@ -49,6 +49,7 @@ enum Stage {
 struct Proven {
     channel: Channel,
     grant: Arc<Grant>,
+    packet_auth: bool,
 }
 
 /// What comes of the bytes that were received.
@@ -195,6 +196,7 @@ impl Greeting {
         self.stage = Stage::Question(Box::new(Proven {
             channel,
             grant: Arc::clone(grant),
+            packet_auth: false,
         }));
         (self.filled, self.end) = (0, SEALED_QUESTION_LEN);
         Ok(Step::Say(answer.as_bytes().to_vec()))
@@ -204,10 +206,12 @@ impl Greeting {
         let Ok(opened) = proven.channel.open(&self.buffer[..SEALED_QUESTION_LEN]) else {
             return Err(GreetingError::Repeated(proven.grant.name.clone()));
         };
+        let question = Question::ref_from_bytes(&opened).expect("it has this length");
+        let parsed = question.parse();
+        proven.packet_auth = matches!(parsed, Ok((_, _, true)));
         // From here on refusals are sealed as well.
         self.stage = Stage::Complete(Some(proven));
-        let question = Question::ref_from_bytes(&opened).expect("it has this length");
-        let (request, topic) = question.parse().map_err(GreetingError::Knock)?;
+        let (request, topic, _) = parsed.map_err(GreetingError::Knock)?;
         Ok(Step::Ask(request, topic.to_owned()))
     }
 
@@ -219,13 +223,22 @@ impl Greeting {
         }
     }
 
-    /// The bytes of an answer: a Welcome and its text, sealed if the publisher has proved its key.
-    pub(crate) fn seal(&mut self, answer: Vec<u8>) -> Vec<u8> {
+    /// Whether the publisher wants its packets authenticated.
+    pub(crate) fn wants_packet_auth(&self) -> bool {
+        matches!(&self.stage, Stage::Complete(Some(proven)) if proven.packet_auth)
+    }
+
+    /// The bytes of an answer: a Welcome and its text, sealed if the publisher has proved its key;
+    /// then with the secret of the stream's packets.
+    pub(crate) fn seal(&mut self, answer: Vec<u8>, packets: [u8; 32]) -> Vec<u8> {
         let Stage::Complete(Some(proven)) = &mut self.stage else {
             return answer;
         };
         let (welcome, text) = answer.split_at(WELCOME_LEN);
-        let welcome = Reply::new(welcome.try_into().expect("split at its length"));
+        let welcome = Reply {
+            packets,
+            ..Reply::new(welcome.try_into().expect("split at its length"))
+        };
         let mut sealed = proven.channel.seal(welcome.as_bytes());
         if !text.is_empty() {
             sealed.extend(proven.channel.seal(text));
@@ -314,7 +327,7 @@ mod tests {
         assert!(greeting.grant().is_none(), "not before it has proved it");
         let answer = KnockAnswer::read_from_bytes(&answer).unwrap();
         let mut channel = publisher.finish(&answer).unwrap();
-        let question = Question::new(&request(), topic).unwrap();
+        let question = Question::new(&request(), topic, false).unwrap();
         let mut bytes = channel.seal(question.as_bytes());
         let len = bytes.len();
         bytes.extend_from_slice(b"first frame");
@@ -379,7 +392,7 @@ mod tests {
         };
         let answer = KnockAnswer::read_from_bytes(&answer).unwrap();
         let mut channel = publisher.finish(&answer).unwrap();
-        let question = channel.seal(Question::new(&request(), "t").unwrap().as_bytes());
+        let question = channel.seal(Question::new(&request(), "t", false).unwrap().as_bytes());
         let mut steps = question.iter().map(|byte| {
             greeting.wanted()[0] = *byte;
             greeting.received(1, Some(&grants)).unwrap()
@@ -407,7 +420,7 @@ mod tests {
             let (_, answer) = respond(&key(1), &knock).unwrap();
             (publisher.finish(&answer).unwrap(), ())
         };
-        let question = channel.seal(Question::new(&request(), "t").unwrap().as_bytes());
+        let question = channel.seal(Question::new(&request(), "t", false).unwrap().as_bytes());
         let mut greeting = Greeting::new();
         let said = feed(&mut greeting, knock.as_bytes(), Some(&grants), || 99).1;
         assert!(matches!(said, Ok(Step::Say(_))), "{said:?}");
@@ -440,10 +453,10 @@ mod tests {
     #[test]
     fn answers_are_sealed_once_the_key_is_proved_and_not_before() {
         let refusal = Welcome::refuse(Refusal::Topic, "no more topics");
-        assert_eq!(Greeting::new().seal(refusal.clone()), refusal);
+        assert_eq!(Greeting::new().seal(refusal.clone(), [0; 32]), refusal);
         let (mut greeting, mut channel) = asked(&grants(), &key(2), "t", || 999);
         assert!(!greeting.grant().unwrap().permits("t"));
-        let sealed = greeting.seal(refusal);
+        let sealed = greeting.seal(refusal, [0; 32]);
         let (reply, text) = sealed.split_at(SEALED_REPLY_LEN);
         let reply = channel.open(reply).unwrap();
         let welcome = Welcome::read_from_prefix(&reply).unwrap().0;

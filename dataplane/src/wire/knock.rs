@@ -63,7 +63,8 @@ pub struct KnockAnswer {
 #[repr(C)]
 pub struct Question {
     hello: Hello,
-    reserved: [u8; 8],
+    packet_auth: u8,
+    reserved: [u8; 7],
     topic: [u8; MAX_TOPIC_LEN],
 }
 
@@ -73,7 +74,8 @@ pub struct Question {
 pub struct Reply {
     /// A Welcome.
     pub welcome: [u8; WELCOME_LEN],
-    reserved: [u8; 32],
+    /// Secret of the stream's packets; zeros if they are not authenticated.
+    pub packets: [u8; 32],
 }
 
 /// What came is not as this version has it.
@@ -174,28 +176,30 @@ impl Question {
     ///
     /// # Errors
     /// [`BadTopic`] for another name.
-    pub fn new(request: &Request, topic: &str) -> Result<Self, BadTopic> {
+    pub fn new(request: &Request, topic: &str, packet_auth: bool) -> Result<Self, BadTopic> {
         check_topic(topic.as_bytes())?;
         let mut name = [0; MAX_TOPIC_LEN];
         name[..topic.len()].copy_from_slice(topic.as_bytes());
         Ok(Self {
             hello: Hello::new(request, topic.len()),
-            reserved: [0; 8],
+            packet_auth: packet_auth.into(),
+            reserved: [0; 7],
             topic: name,
         })
     }
 
-    /// What is asked for, on which topic.
+    /// What is asked for, on which topic, and whether packets are to be authenticated.
     ///
     /// # Errors
     /// [`KnockError`] says what cannot be served.
-    pub fn parse(&self) -> Result<(Request, &str), KnockError> {
+    pub fn parse(&self) -> Result<(Request, &str, bool), KnockError> {
         let (topic_len, request) = self.hello.parse()?;
         let (topic, padding) = self.topic.split_at(topic_len);
-        if self.reserved != [0; 8] || padding.iter().any(|byte| *byte != 0) {
+        if self.packet_auth > 1 || self.reserved != [0; 7] || padding.iter().any(|byte| *byte != 0)
+        {
             return Err(KnockError::Reserved);
         }
-        Ok((request, check_topic(topic)?))
+        Ok((request, check_topic(topic)?, self.packet_auth == 1))
     }
 }
 
@@ -205,7 +209,7 @@ impl Reply {
     pub fn new(welcome: [u8; WELCOME_LEN]) -> Self {
         Self {
             welcome,
-            reserved: [0; 32],
+            packets: [0; 32],
         }
     }
 }
@@ -233,11 +237,11 @@ mod tests {
     #[test]
     fn questions_are_of_one_length_and_round_trip() {
         for topic in ["t", &"x".repeat(MAX_TOPIC_LEN)] {
-            let question = Question::new(&request(), topic).unwrap();
+            let question = Question::new(&request(), topic, true).unwrap();
             assert_eq!(question.as_bytes().len() + SEAL_LEN, SEALED_QUESTION_LEN);
-            assert_eq!(question.parse(), Ok((request(), topic)));
+            assert_eq!(question.parse(), Ok((request(), topic, true)));
         }
-        assert!(Question::new(&request(), "../etc").is_err());
+        assert!(Question::new(&request(), "../etc", false).is_err());
         assert_eq!((SEALED_QUESTION_LEN, SEALED_REPLY_LEN), (200, 104));
         assert_eq!((KNOCK_LEN, KNOCK_ANSWER_LEN), (72, 56));
     }
@@ -255,7 +259,7 @@ mod tests {
         let version = KnockError::Version { theirs: 9 };
         assert_eq!(with(4).parse().unwrap_err(), version);
         assert_eq!(with(6).parse().unwrap_err(), KnockError::Reserved);
-        let question = Question::new(&request(), "ab").unwrap();
+        let question = Question::new(&request(), "ab", false).unwrap();
         for offset in [50, 58] {
             let mut bytes: [u8; 184] = question.as_bytes().try_into().unwrap();
             bytes[offset] ^= 1;
@@ -271,7 +275,7 @@ mod tests {
             let _ = KnockAnswer::read_from_bytes(&answer).unwrap().parse();
             let mut question = question;
             if good_hello {
-                question[..56].copy_from_slice(&Question::new(&request(), "t").unwrap().as_bytes()[..56]);
+                question[..56].copy_from_slice(&Question::new(&request(), "t", false).unwrap().as_bytes()[..56]);
             }
             let _ = Question::read_from_bytes(&question).unwrap().parse();
         }

@@ -20,6 +20,14 @@ pub const MAX_GAPS: usize = 31;
 /// Bytes of the largest ACK.
 pub const MAX_ACK_LEN: usize = ACK_LEN + MAX_GAPS * size_of::<Gap>();
 
+/// Bytes of the tag that stands behind a sealed DATA header.
+pub const TAG_LEN: usize = 16;
+/// Bytes of counter and tag that stand behind a sealed ACK.
+pub const ACK_SEAL_LEN: usize = 8 + TAG_LEN;
+
+/// Stands for the checksum where packets are authenticated; see [`crate::auth::PacketKeys`].
+pub type Tag = [u8; TAG_LEN];
+
 /// Packet numbers stay below this; at 100 million packets a second it takes a thousand years.
 pub const MAX_PACKET: u64 = 1 << 62;
 
@@ -37,7 +45,8 @@ pub struct Data {
     stream: U16,
     len: U16,
     pause: u8,
-    reserved: [u8; 3],
+    sealed: u8,
+    reserved: [u8; 2],
     packet: U64,
     batch_seq: U64,
     batch_len: U32,
@@ -131,6 +140,9 @@ pub enum Invalid {
     /// Fields that contradict each other.
     #[error("claims {0}")]
     Claim(&'static str),
+    /// Its tag is wrong, or missing, or there where none is to be.
+    #[error("not authentic")]
+    Seal,
 }
 
 impl Data {
@@ -159,6 +171,42 @@ impl Data {
     #[must_use]
     pub fn ping(stream: StreamKey, packet: u64, padding: &[u8]) -> Self {
         Self::empty(stream, packet).with_checksum(padding)
+    }
+
+    /// Header of a packet whose tag follows it: with `len` bytes of a batch, or of padding if it only
+    /// asks for an ACK. It has no checksum.
+    #[must_use]
+    pub fn to_be_sealed(
+        stream: StreamKey,
+        packet: u64,
+        chunk: Option<&Chunk>,
+        pause: Option<Pause>,
+        len: u16,
+    ) -> Self {
+        let chunk = chunk.copied().unwrap_or_default();
+        Self {
+            len: len.into(),
+            pause: pause.map_or(0, |pause| pause as u8),
+            sealed: 1,
+            batch_seq: chunk.batch.seq.into(),
+            batch_len: chunk.batch.len.into(),
+            offset: chunk.offset.into(),
+            messages: chunk.batch.messages.into(),
+            batch_checksum: chunk.batch.checksum.into(),
+            ..Self::empty(stream, packet)
+        }
+    }
+
+    /// Whether a tag follows the header, as it says, before anything is checked.
+    #[must_use]
+    pub fn is_sealed(&self) -> bool {
+        self.sealed != 0
+    }
+
+    /// The number of the packet, before anything is checked.
+    #[must_use]
+    pub fn packet(&self) -> u64 {
+        self.packet.get()
     }
 
     /// Bytes that follow the header, as it says, before anything is checked: behind them another
@@ -191,11 +239,32 @@ impl Data {
         if computed != sent {
             return Err(Invalid::Checksum { computed, sent });
         }
+        if self.is_sealed() {
+            return Err(Invalid::Seal);
+        }
+        self.claims(rest_len)
+    }
+
+    /// Likewise for a packet whose tag says that it is as it was sealed, `rest_len` bytes behind it.
+    ///
+    /// # Errors
+    /// [`Invalid`] when it claims what cannot be.
+    pub fn parse_sealed(&self, rest_len: usize) -> Result<Received, Invalid> {
+        if self.magic != DATA_MAGIC {
+            return Err(Invalid::Magic);
+        }
+        if self.sealed != 1 || self.checksum.get() != 0 {
+            return Err(Invalid::Claim("reserved bits"));
+        }
+        self.claims(rest_len)
+    }
+
+    fn claims(&self, rest_len: usize) -> Result<Received, Invalid> {
         let claim = |what| Err(Invalid::Claim(what));
         if rest_len != self.rest_len() {
             return claim("another length than it has");
         }
-        if self.reserved != [0; 3] {
+        if self.reserved != [0; 2] {
             return claim("reserved bits");
         }
         let pause = match self.pause {
@@ -253,7 +322,8 @@ impl Data {
             stream: stream.stream.into(),
             len: U16::ZERO,
             pause: 0,
-            reserved: [0; 3],
+            sealed: 0,
+            reserved: [0; 2],
             packet: packet.into(),
             batch_seq: U64::ZERO,
             batch_len: U32::ZERO,
@@ -273,6 +343,25 @@ impl Data {
 
     fn checksum_with(&self, rest: &[&[u8]]) -> u32 {
         crc(&self.as_bytes()[COVERED..], rest)
+    }
+}
+
+/// A header and room for the tag behind it.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct Head {
+    /// The header.
+    pub data: Data,
+    /// The tag, if the header says that there is one.
+    pub tag: Tag,
+}
+
+impl Head {
+    /// What goes before the payload on the wire.
+    #[must_use]
+    pub fn on_wire(&self) -> &[u8] {
+        let tag = if self.data.is_sealed() { TAG_LEN } else { 0 };
+        &self.as_bytes()[..DATA_LEN + tag]
     }
 }
 

@@ -4,10 +4,11 @@
 //! chosen beforehand.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::auth::PacketKeys;
 use crate::tcp::Opened;
 use crate::wire::packet::StreamKey;
 
@@ -36,6 +37,15 @@ impl Registry {
         waiting.retain(|_, (_, since)| since.elapsed() < PATIENCE);
         waiting.insert(key, (opened, Instant::now()));
         self.count.store(waiting.len(), Ordering::Release);
+    }
+
+    /// Keys of a stream that waits, if its packets are authenticated: it is taken by no other packet.
+    pub(super) fn keys_of(&self, key: StreamKey) -> Option<Arc<PacketKeys>> {
+        if self.count.load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        let waiting = self.waiting.lock().expect("no holder of this lock panics");
+        waiting.get(&key)?.0.keys.clone()
     }
 
     /// Takes a stream whose first packet came. Costs next to nothing while none waits, so that

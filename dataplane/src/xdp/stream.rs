@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::io::{self, Read};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use zerocopy::FromBytes;
@@ -11,6 +12,7 @@ use zerocopy::FromBytes;
 use super::frame::{Datagram, Headers};
 use super::stats::XdpStats;
 use crate::admission::Admission;
+use crate::auth::PacketKeys;
 use crate::log::{Commit, Reservation, Writer};
 use crate::tcp::{ConnectionReport, Effective, Opened, Outbox, PathStage, WorkerStats};
 use crate::transport::{Limits, Receiver, Refusal, Turn};
@@ -62,6 +64,9 @@ pub(super) struct Stream {
     buffers: Effective,
     pub(super) admission: Admission,
     receiver: Receiver<Room>,
+    /// If its packets are authenticated; and how many ACKs were.
+    pub(super) keys: Option<Arc<PacketKeys>>,
+    acks: u64,
     /// Complete batches that wait for room in the ring.
     complete: VecDeque<(BatchInfo, Room)>,
     /// Batches committed.
@@ -103,6 +108,7 @@ impl Stream {
             peer,
             buffers,
             admission,
+            keys,
         } = opened;
         let first = admission.lease.committed();
         let limits = Limits {
@@ -114,6 +120,8 @@ impl Stream {
             control: socket,
             peer,
             buffers,
+            keys,
+            acks: 0,
             receiver: Receiver::new(key, first, limits, now),
             complete: VecDeque::with_capacity(8),
             committed: first,
@@ -305,7 +313,11 @@ impl Stream {
         self.told = self.visible;
         let headers = self.back.len();
         let (head, rest) = frame.split_at_mut(headers);
-        let len = feedback.write(&mut rest[..MAX_ACK_LEN]);
+        let mut len = feedback.write(&mut rest[..MAX_ACK_LEN]);
+        if let Some(keys) = &self.keys {
+            self.acks += 1;
+            len = keys.seal_ack(self.acks, rest, len);
+        }
         self.back.write(head, &[&rest[..len]]);
         Some(headers + len)
     }

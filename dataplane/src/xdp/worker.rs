@@ -13,7 +13,7 @@ use nix::poll::{PollFd, PollFlags};
 use polling::{Event, Events, PollMode, Poller};
 use quanta::Clock;
 use tracing::{debug, info, warn};
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 use super::FIRST_CREDIT;
 use super::frame::{self, Datagram, Headers};
@@ -22,11 +22,15 @@ use super::port::{BURST, MAX_BUFFERS, Port};
 use super::registry::Registry;
 use super::stats::{WorkerNow, XdpStats};
 use super::stream::{Context, Ending, Stream};
+use crate::auth::PacketKeys;
 use crate::log::{Log, Writer};
 use crate::profile::{Live, SHOW_EVERY, Tick};
 use crate::sleep;
 use crate::tcp::{Counters, Opened, PathStage, Shared, WorkerStats};
-use crate::wire::packet::{Content, DATA_LEN, Data, Feedback, MAX_ACK_LEN, StreamKey};
+use crate::wire::packet::{
+    ACK_SEAL_LEN, Content, DATA_LEN, Data, Feedback, Invalid, MAX_ACK_LEN, Received, StreamKey,
+    TAG_LEN, Tag,
+};
 use crate::wire::reply::Fault;
 
 /// How often time is looked after, nanoseconds.
@@ -168,7 +172,7 @@ impl Worker {
             by_key: HashMap::new(),
             touched: Vec::with_capacity(64),
             feedback: Feedback::new(StreamKey { key: 0, stream: 0 }),
-            frame: vec![0; 128 + MAX_ACK_LEN],
+            frame: vec![0; 128 + MAX_ACK_LEN + ACK_SEAL_LEN],
             stats: WorkerStats::default(),
             xdp: XdpStats::default(),
             first_packet: None,
@@ -375,18 +379,32 @@ impl State {
         self.seen += 1;
         let start = timed.then(|| self.stats.stages.now());
         let mut rest: Parts<'_> = [&[]; MAX_BUFFERS];
-        let Some((header, count)) = next_packet(pieces, &mut rest) else {
+        let Some((header, tag, count)) = next_packet(pieces, &mut rest) else {
             self.xdp.malformed += 1;
             return false;
         };
         let rest = &rest[..count];
-        let Ok(received) = header.parse(rest) else {
+        let known = self.by_key.get(&header.stream()).copied();
+        let waiting;
+        let keys = match known.and_then(|number| self.streams[number].as_ref()) {
+            Some(entry) => entry.stream.keys.as_deref(),
+            None => {
+                waiting = self.registry.keys_of(header.stream());
+                waiting.as_deref()
+            }
+        };
+        if known.is_none() && keys.is_none() && tag.is_some() {
+            // Nobody could tell whether it is authentic.
+            self.xdp.unknown_stream += 1;
+            return true;
+        }
+        let Ok(received) = check(&header, tag.as_ref(), rest, keys) else {
             self.xdp.corrupt += 1;
             return false;
         };
         let len = header.rest_len() as u32;
-        let number = match self.by_key.get(&received.stream) {
-            Some(&number) => number,
+        let number = match known {
+            Some(number) => number,
             None => match self.registry.take(received.stream) {
                 Some(opened) => {
                     let back = Headers::back(frame, datagram);
@@ -583,11 +601,41 @@ impl State {
     }
 }
 
-/// Header of the next packet, and in how many parts of `rest` its payload lies.
-fn next_packet<'a>(pieces: &mut Pieces<'a>, rest: &mut Parts<'a>) -> Option<(Data, usize)> {
+/// Header of the next packet, its tag if it says that it has one, and in how many parts of `rest` its
+/// payload lies.
+fn next_packet<'a>(
+    pieces: &mut Pieces<'a>,
+    rest: &mut Parts<'a>,
+) -> Option<(Data, Option<Tag>, usize)> {
     let header = Data::read_from_bytes(&pieces.take_array::<DATA_LEN>()?).expect("plain bytes");
+    let tag = match header.is_sealed() {
+        true => Some(pieces.take_array::<TAG_LEN>()?),
+        false => None,
+    };
     let count = pieces.take(header.rest_len(), rest)?;
-    Some((header, count))
+    Some((header, tag, count))
+}
+
+/// Whether a packet is as it was sent, by its tag if its stream has keys, by its checksum otherwise.
+fn check(
+    header: &Data,
+    tag: Option<&Tag>,
+    rest: &[&[u8]],
+    keys: Option<&PacketKeys>,
+) -> Result<Received, Invalid> {
+    match (keys, tag) {
+        (None, None) => header.parse(rest),
+        (Some(keys), Some(tag)) => {
+            let mut parts: [&[u8]; MAX_BUFFERS + 1] = [&[]; MAX_BUFFERS + 1];
+            parts[0] = header.as_bytes();
+            parts[1..=rest.len()].copy_from_slice(rest);
+            if !keys.verify_data(header.packet(), tag, &parts[..=rest.len()]) {
+                return Err(Invalid::Seal);
+            }
+            header.parse_sealed(header.rest_len())
+        }
+        (None, Some(_)) | (Some(_), None) => Err(Invalid::Seal),
+    }
 }
 
 #[cfg(test)]
@@ -596,7 +644,6 @@ mod tests {
 
     use fastrand::Rng;
     use tempfile::TempDir;
-    use zerocopy::IntoBytes;
 
     use super::*;
     use crate::admission::{Admission, StreamState};
@@ -623,6 +670,10 @@ mod tests {
 
     impl Bench {
         fn new() -> Self {
+            Self::with_keys(None)
+        }
+
+        fn with_keys(keys: Option<PacketKeys>) -> Self {
             let dir = TempDir::new().unwrap();
             let options = LogOptions {
                 geometry: Geometry::new(1 << 20, 1 << 16, 64).unwrap(),
@@ -658,6 +709,7 @@ mod tests {
                     key: KEY.key,
                     lease: Arc::new(StreamState::new(0)).lease().unwrap(),
                 },
+                keys: keys.map(Arc::new),
             };
             registry.leave(KEY, opened);
             let config = WorkerConfig {
@@ -751,6 +803,80 @@ mod tests {
         bench.take(&damaged);
         let xdp = &bench.worker.state.xdp;
         assert_eq!((xdp.placed, xdp.corrupt, xdp.malformed), (4, 1, 1));
+    }
+
+    /// Batch `seq` in one packet, sealed.
+    fn sealed(from: u8, keys: &PacketKeys, packet: u64, seq: u64) -> Vec<u8> {
+        let payload = [&4u32.to_le_bytes()[..], &(seq as u32).to_le_bytes()].concat();
+        let chunk = Chunk {
+            batch: BatchInfo {
+                seq,
+                len: payload.len() as u32,
+                messages: 1,
+                checksum: batch::checksum(seq, 1, &payload),
+            },
+            offset: 0,
+        };
+        let header = Data::to_be_sealed(KEY, packet, Some(&chunk), None, payload.len() as u16);
+        let tag = keys.seal_data(packet, &[header.as_bytes(), &payload]);
+        frame(from, &header, &[&tag[..], &payload].concat())
+    }
+
+    #[test]
+    fn only_packets_of_its_publisher_reach_a_stream_with_keys() {
+        let keys = PacketKeys::new(&[1; 32]);
+        let mut bench = Bench::with_keys(Some(PacketKeys::new(&[1; 32])));
+        // Whoever sees its packets can make others with a good checksum, also before the first.
+        let forged = whole(66, KEY, 0, 0);
+        let other = sealed(66, &PacketKeys::new(&[2; 32]), 0, 0);
+        bench.take(&forged);
+        bench.take(&other);
+        assert!(bench.worker.state.streams.is_empty(), "nothing takes it up");
+        for seq in 0..20 {
+            let honest = sealed(2, &keys, seq, seq);
+            for bit in 42 * 8..honest.len() * 8 {
+                let mut changed = honest.clone();
+                changed[bit / 8] ^= 1 << (bit % 8);
+                bench.take(&changed);
+                assert_eq!(bench.log.info().batches, seq, "bit {bit}");
+            }
+            bench.take(&honest);
+            bench.take(&forged);
+            bench.take(&other);
+            bench.take(&honest);
+            assert_eq!(bench.stream(), (seq + 1, address(2)));
+        }
+        let packets: Vec<_> = (20..24).map(|seq| sealed(2, &keys, seq, seq)).collect();
+        bench.take(&row(&packets));
+        assert_eq!(bench.stream().0, 24);
+        assert_eq!(bench.worker.state.xdp.placed, 24);
+        // Nor is one without keys reached by sealed ones.
+        let mut open = Bench::new();
+        open.take(&sealed(2, &keys, 0, 0));
+        open.take(&whole(2, KEY, 0, 0));
+        open.take(&sealed(2, &keys, 1, 1));
+        assert_eq!(open.stream().0, 1);
+    }
+
+    #[test]
+    fn acks_of_a_stream_with_keys_are_sealed_each_with_a_counter_of_its_own() {
+        let keys = PacketKeys::new(&[1; 32]);
+        let mut bench = Bench::with_keys(Some(PacketKeys::new(&[1; 32])));
+        let (mut frame, mut feedback) = (vec![0; 2048], Feedback::new(KEY));
+        for seq in 0..5 {
+            bench.take(&sealed(2, &keys, seq, seq));
+            let entry = bench.worker.state.streams[0].as_mut().unwrap();
+            let len = entry
+                .stream
+                .ack(u64::MAX, &mut feedback, &mut frame)
+                .unwrap();
+            let datagram = frame::parse(&frame, len).unwrap();
+            let answer = &frame[datagram.start..][..datagram.len];
+            let (counter, ack) = keys.open_ack(answer).unwrap();
+            let mut read = Feedback::new(KEY);
+            read.read(ack).unwrap();
+            assert_eq!((counter, read.committed), (seq + 1, seq + 1));
+        }
     }
 
     #[test]
