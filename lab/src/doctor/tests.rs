@@ -243,7 +243,7 @@ fn who_may_start_the_broker() {
 
 #[test]
 fn locked_memory_counts_for_whoever_starts_the_broker() {
-    // Four queues of 1,280 frames, 2 KiB each.
+    // Four queues of 1,280 frames, 4 KiB each.
     let limited = |capabilities, root, file| Host {
         memlock: 64 << 10,
         capabilities,
@@ -256,7 +256,7 @@ fn locked_memory_counts_for_whoever_starts_the_broker() {
         &limited(xdp, true, NONE),
         "memlock",
         Level::Fail,
-        "ulimit -l 10240",
+        "ulimit -l 20480",
     );
     let locking = limited(xdp | Capabilities::IPC_LOCK, true, NONE);
     assert_eq!(complaints(host::checks(&locking, Some(&nic()))), []);
@@ -272,17 +272,28 @@ fn locked_memory_counts_for_whoever_starts_the_broker() {
     let found = complaints(host::checks(&limited(NONE, false, NONE), Some(&nic())));
     assert_eq!(found.len(), 2, "{found:?}");
     assert_eq!((found[1].0, found[1].1), ("memlock", Level::Warn));
-    // Frames are larger with a larger MTU, so more is needed.
+    // Frames are larger with a larger MTU, and where the driver may do without a copy.
     let enough = Host {
         memlock: 11 << 20,
         capabilities: xdp,
         huge_pages: None,
         ..machine()
     };
-    assert_eq!(complaints(host::checks(&enough, Some(&nic()))), []);
-    let jumbo = changed(|interface| interface.nic.mtu = 9000);
-    let found = complaints(host::checks(&enough, Some(&jumbo)));
-    assert_one(found, "memlock", Level::Fail, "ulimit -l 20480");
+    let copying = |mtu| {
+        changed(|interface| {
+            interface.nic.mtu = mtu;
+            interface.nic.xdp = Some(Features {
+                native: true,
+                zero_copy: false,
+                multi_buffer: true,
+            });
+        })
+    };
+    assert_eq!(complaints(host::checks(&enough, Some(&copying(1500)))), []);
+    for needs_more in [copying(9000), nic()] {
+        let found = complaints(host::checks(&enough, Some(&needs_more)));
+        assert_one(found, "memlock", Level::Fail, "ulimit -l 20480");
+    }
 }
 
 #[test]
@@ -292,12 +303,12 @@ fn memory_and_limits_of_the_machine() {
         free,
         size: 2 << 20,
     };
-    // Two a queue, of which 3 are there.
+    // Three a queue, of which 3 are there.
     let host = Host {
         huge_pages: Some(pages(3)),
         ..machine()
     };
-    complains(&host, "huge_pages", Level::Warn, "vm.nr_hugepages=15");
+    complains(&host, "huge_pages", Level::Warn, "vm.nr_hugepages=19");
     let host = Host {
         shared_memory: Some(64 << 20),
         ..machine()
