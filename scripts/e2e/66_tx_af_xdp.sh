@@ -26,13 +26,13 @@ lab_run() {
 
 one_broker() {
   lab_run --brokers 1 --total-size 512MiB
-  expect "payload of a packet" "$datagram" 1420
+  expect "payload of a packet" "$datagram" 1416
   [ "$packets" -gt $((2 * calls)) ] || fail "$calls calls for $packets packets"
 }
 
 one_broker_jumbo() {
   lab_run --brokers 1 --total-size 512MiB --mtu 9000
-  expect "payload of a packet" "$datagram" 8920
+  expect "payload of a packet" "$datagram" 8916
 }
 
 four_brokers() { lab_run --brokers 4 --total-size 512MiB; }

@@ -76,7 +76,7 @@ wire() {
 
 offload() {
   lab_report compare "${SMALL[@]}" --profile offload --mtu 1500 --brokers 2 --threads-per-broker 2
-  expect "rows in native mode" "$(rows '.xdp_mode == "native"')" 12
+  expect "rows with both modes" "$(rows '.xdp_by_mode | keys == ["generic", "native"]')" 12
   every_run "tcp xdp"
   expect "streams of a run" "$(jq '[.brokers[].streams[]] | length' "$folder"/*/publisher.json | sort -u)" 4
 }
