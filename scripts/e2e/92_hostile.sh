@@ -32,7 +32,8 @@ grew_little() {
 publish() {
   publisher --brokers "$(at 0)" --mode xdp --total-size "$TOTAL" --format json >"$T/$1.json"
   expect "acked ($1)" "$(jq .messages_acked "$T/$1.json")" "$(($(bytes_of "$TOTAL") / 1024))"
-  expect "path ($1)" "$(jq -r '.brokers[0].streams[0] | "\(.path) \(.moves)"' "$T/$1.json")" "xdp 0"
+  # A flood on two cores may silence the path for so long that the stream is opened anew.
+  expect "path ($1)" "$(jq -r '.brokers[0].streams[0].path' "$T/$1.json")" xdp
 }
 
 # in_order NAME...: the rings' readers find nothing but what these publishers sent.
