@@ -410,9 +410,27 @@ case_of() {
   [[ " ${PENSTOCK_CASES:-$2} " == *" $2 "* ]] || return 0
   CASE=$1
   eval "with_loads_$2() { trap stop_loads EXIT; $2; }"
+  if [ "$REPEAT" -eq 1 ]; then
+    two_of_three "$1" "with_loads_$2"
+    return
+  fi
   for ((run = 1; run <= REPEAT; run++)); do
     run_test "$1" "with_loads_$2"
   done
+}
+
+# What else the machine does may mislead once: a case that was wrong must be right twice then.
+two_of_three() {
+  local before=$failed
+  run_test "$@" >"$WORK/verdict"
+  if [ "$failed" -eq "$before" ]; then
+    cat "$WORK/verdict"
+    return
+  fi
+  sed 's/^FAIL/wrong once:/' "$WORK/verdict"
+  failed=$before
+  run_test "$@"
+  run_test "$@"
 }
 
 # How often each cause was named first, by truth; and cases that were wrong too often.
