@@ -149,15 +149,7 @@ impl Data {
     /// Header of a packet with `payload`, a part of a batch.
     #[must_use]
     pub fn payload(stream: StreamKey, packet: u64, chunk: &Chunk, payload: &[u8]) -> Self {
-        let header = Self {
-            batch_seq: chunk.batch.seq.into(),
-            batch_len: chunk.batch.len.into(),
-            offset: chunk.offset.into(),
-            messages: chunk.batch.messages.into(),
-            batch_checksum: chunk.batch.checksum.into(),
-            ..Self::empty(stream, packet)
-        };
-        header.with_checksum(payload)
+        Self::of_chunk(stream, packet, chunk).with_checksum(payload)
     }
 
     /// The same header, telling why nothing was sent before it; `payload` is what follows it.
@@ -188,12 +180,7 @@ impl Data {
             len: len.into(),
             pause: pause.map_or(0, |pause| pause as u8),
             sealed: 1,
-            batch_seq: chunk.batch.seq.into(),
-            batch_len: chunk.batch.len.into(),
-            offset: chunk.offset.into(),
-            messages: chunk.batch.messages.into(),
-            batch_checksum: chunk.batch.checksum.into(),
-            ..Self::empty(stream, packet)
+            ..Self::of_chunk(stream, packet, &chunk)
         }
     }
 
@@ -311,6 +298,17 @@ impl Data {
                 checksum: self.batch_checksum.get(),
             },
             offset: self.offset.get(),
+        }
+    }
+
+    fn of_chunk(stream: StreamKey, packet: u64, chunk: &Chunk) -> Self {
+        Self {
+            batch_seq: chunk.batch.seq.into(),
+            batch_len: chunk.batch.len.into(),
+            offset: chunk.offset.into(),
+            messages: chunk.batch.messages.into(),
+            batch_checksum: chunk.batch.checksum.into(),
+            ..Self::empty(stream, packet)
         }
     }
 

@@ -53,6 +53,13 @@ impl<'a> Pieces<'a> {
 
     /// The next `N` bytes, copied.
     pub(super) fn take_array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        if let Some((whole, rest)) = self.current.split_first_chunk()
+            && let Some(left) = self.left.checked_sub(N)
+        {
+            // Nearly always.
+            (self.current, self.left) = (rest, left);
+            return Some(*whole);
+        }
         let mut parts: Parts<'a> = [&[]; MAX_BUFFERS];
         let count = self.take(N, &mut parts)?;
         let mut bytes = [0; N];

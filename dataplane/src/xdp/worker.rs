@@ -759,8 +759,8 @@ mod tests {
         frame
     }
 
-    /// Batch `seq` in one packet.
-    fn whole(from: u8, key: StreamKey, packet: u64, seq: u64) -> Vec<u8> {
+    /// Batch `seq`, of one message, as a packet carries it whole.
+    fn batch_of_one(seq: u64) -> (Chunk, Vec<u8>) {
         let payload = [&4u32.to_le_bytes()[..], &(seq as u32).to_le_bytes()].concat();
         let chunk = Chunk {
             batch: BatchInfo {
@@ -771,6 +771,12 @@ mod tests {
             },
             offset: 0,
         };
+        (chunk, payload)
+    }
+
+    /// Batch `seq` in one packet.
+    fn whole(from: u8, key: StreamKey, packet: u64, seq: u64) -> Vec<u8> {
+        let (chunk, payload) = batch_of_one(seq);
         let header = Data::payload(key, packet, &chunk, &payload);
         frame(from, &header, &payload)
     }
@@ -778,11 +784,8 @@ mod tests {
     /// Several packets, as they come where no kernel has cut them apart.
     fn row(packets: &[Vec<u8>]) -> Vec<u8> {
         let headers = packets[0].len() - frame::parse(&packets[0], packets[0].len()).unwrap().len;
-        let rest: Vec<_> = packets
-            .iter()
-            .flat_map(|packet| &packet[headers..])
-            .collect();
-        let rest: Vec<u8> = rest.into_iter().copied().collect();
+        let rest: Vec<&[u8]> = packets.iter().map(|packet| &packet[headers..]).collect();
+        let rest = rest.concat();
         let (header, payload) = rest.split_at(DATA_LEN);
         frame(2, Data::ref_from_bytes(header).unwrap(), payload)
     }
@@ -807,16 +810,7 @@ mod tests {
 
     /// Batch `seq` in one packet, sealed.
     fn sealed(from: u8, keys: &PacketKeys, packet: u64, seq: u64) -> Vec<u8> {
-        let payload = [&4u32.to_le_bytes()[..], &(seq as u32).to_le_bytes()].concat();
-        let chunk = Chunk {
-            batch: BatchInfo {
-                seq,
-                len: payload.len() as u32,
-                messages: 1,
-                checksum: batch::checksum(seq, 1, &payload),
-            },
-            offset: 0,
-        };
+        let (chunk, payload) = batch_of_one(seq);
         let header = Data::to_be_sealed(KEY, packet, Some(&chunk), None, payload.len() as u16);
         let tag = keys.seal_data(packet, &[header.as_bytes(), &payload]);
         frame(from, &header, &[&tag[..], &payload].concat())
