@@ -1,6 +1,7 @@
 //! `penstock-lab experiment`: measurements that settle a question about the kernel.
 
 mod claims;
+mod observer;
 mod rcvbuf;
 mod trial;
 
@@ -8,8 +9,9 @@ use anyhow::Result;
 use bytesize::ByteSize;
 use clap::{Args, Subcommand};
 
-use crate::cli::{self, Output, Profile, Programs};
+use crate::cli::{self, Output, Profile, Programs, Route, Workload};
 use crate::delay::Delay;
+use crate::diagnose;
 use crate::interrupt::Interrupt;
 
 const EXAMPLES: &str = "\
@@ -26,12 +28,49 @@ and puts it back, however the lab ends.
 With --format json there is nothing but JSON on stdout; otherwise the last line is the result folder.
 Exit codes: 0 measured, 1 failed, 2 wrong usage, 130 interrupted.";
 
+const OBSERVER_EXAMPLES: &str = "\
+Examples:
+  # three and a half minutes over tcp; over xdp
+  sudo penstock-lab experiment diagnose
+  sudo penstock-lab experiment diagnose --mode xdp
+
+With --format json there is nothing but JSON on stdout; otherwise the last line is the result folder.
+Exit codes: 0 measured, 1 failed, 2 wrong usage, 130 interrupted.";
+
 #[derive(Debug, Subcommand)]
 pub enum Experiment {
     /// What SO_RCVBUF does, by where it is set and by net.core.rmem_max: window scale, first and
     /// final window, throughput, and how long the sender waited for the window.
     #[command(after_help = EXAMPLES, args_override_self = true)]
     Rcvbuf(Rcvbuf),
+    /// What being diagnosed costs a broker: its throughput in intervals with and without a diagnosis, which
+    /// alternate while one publisher sends.
+    #[command(after_help = OBSERVER_EXAMPLES, args_override_self = true)]
+    Diagnose(Box<Observer>),
+}
+
+#[derive(Debug, Args)]
+pub struct Observer {
+    #[command(flatten)]
+    pub route: Route,
+    #[command(flatten)]
+    pub workload: Workload,
+    /// Pairs of intervals; 95 % confidence takes six at least.
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub pairs: u32,
+    /// Length of an interval, seconds, and --duration of the diagnosis in it.
+    #[arg(long, default_value = "5", value_parser = diagnose::seconds)]
+    pub seconds: f64,
+    /// Segmentation offloads of the broker's link.
+    #[arg(long, value_enum, default_value_t = Profile::Wire)]
+    pub profile: Profile,
+    /// MTU of the link, bytes.
+    #[arg(long, default_value_t = 1500, value_parser = clap::value_parser!(u32).range(576..=65535))]
+    pub mtu: u32,
+    #[command(flatten)]
+    pub programs: Programs,
+    #[command(flatten)]
+    pub output: Output,
 }
 
 #[derive(Debug, Args)]
@@ -74,5 +113,6 @@ pub struct Rcvbuf {
 pub fn run(experiment: &Experiment, interrupt: &Interrupt) -> Result<bool> {
     match experiment {
         Experiment::Rcvbuf(options) => rcvbuf::run(options, interrupt),
+        Experiment::Diagnose(options) => observer::run(options, interrupt),
     }
 }

@@ -20,7 +20,7 @@ use crate::spread::Spread;
 
 pub use comparison::{compare, compare_summary, limits, limits_table, panels};
 pub use diagnosis::{figures as diagnosis_figures, rerun};
-pub use experiment::{rcvbuf, rcvbuf_summary};
+pub use experiment::{observer, observer_summary, rcvbuf, rcvbuf_summary};
 
 /// Heights of a row of blocks, and how many there are at most.
 const BLOCKS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];

@@ -22,7 +22,10 @@ pub use comparison::{
     Compare, Limit, Limits, PercentOfLimit, Row, limit_of, ratio, ratio_of_pairs,
 };
 pub use diagnosis::{Diagnosed, Rerun};
-pub use experiment::{Claim, RCVBUF, RcvbufExperiment, RcvbufRow, RcvbufRun};
+pub use experiment::{
+    Claim, OBSERVER, ObserverExperiment, ObserverPair, RCVBUF, RcvbufExperiment, RcvbufRow,
+    RcvbufRun,
+};
 pub use timeline::{ConnectionPoint, HostCores, Point, Timeline};
 
 /// 1 GB = 10^9 bytes, as 1 MB = 10^6 bytes.

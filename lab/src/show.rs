@@ -8,7 +8,9 @@ use clap::{Args, ValueEnum};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::report::{Baseline, Compare, Limits, RCVBUF, RcvbufExperiment, Throughput};
+use crate::report::{
+    Baseline, Compare, Limits, OBSERVER, ObserverExperiment, RCVBUF, RcvbufExperiment, Throughput,
+};
 use crate::{baseline, compare, page, render, results};
 
 pub const EXAMPLES: &str = "\
@@ -51,6 +53,7 @@ enum Shown {
     Compare(Compare),
     Limits(Limits),
     Rcvbuf(RcvbufExperiment),
+    Observer(ObserverExperiment),
 }
 
 /// Shows it.
@@ -98,8 +101,9 @@ fn read(path: &Path) -> Result<Shown> {
         "compare" => Ok(Shown::Compare(parsed(value.clone(), path)?)),
         "limits" => Ok(Shown::Limits(parsed(value.clone(), path)?)),
         RCVBUF => Ok(Shown::Rcvbuf(parsed(value.clone(), path)?)),
+        OBSERVER => Ok(Shown::Observer(parsed(value.clone(), path)?)),
         _ => bail!(
-            "{name} is no report of penstock-lab: its kind is {kind:?}, not throughput, baseline, compare, limits or {RCVBUF}"
+            "{name} is no report of penstock-lab: its kind is {kind:?}, not throughput, baseline, compare, limits, {RCVBUF} or {OBSERVER}"
         ),
     }
 }
@@ -121,6 +125,7 @@ impl Shown {
             Self::Compare(report) => render::compare_summary(report),
             Self::Limits(report) => render::limits_table(&report.limits),
             Self::Rcvbuf(report) => render::rcvbuf_summary(report),
+            Self::Observer(report) => render::observer_summary(report),
         }
     }
 
@@ -131,6 +136,7 @@ impl Shown {
             Self::Compare(report) => ("xdp beside tcp", Some(compare::picture(report)?)),
             Self::Limits(_) => ("What this host can do at best", None),
             Self::Rcvbuf(_) => ("Where SO_RCVBUF is set, and what comes of it", None),
+            Self::Observer(_) => ("What being diagnosed costs a broker", None),
         };
         Ok(page::plain(title, picture.as_deref(), &self.text()))
     }

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The receive buffer experiment: what Linux does with SO_RCVBUF, never how fast it is.
+# Experiments: what Linux does with SO_RCVBUF, and what being diagnosed costs; never how fast anything is.
 set -euo pipefail
 # shellcheck source=scripts/e2e/lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -78,6 +78,21 @@ killed() {
   lab throughput --brokers 1 --total-size 1MiB --results "$T/results" >/dev/null
 }
 
+# Figures are whole and add up; how large they are is not for a test to say.
+observer() {
+  local folder
+  lab experiment diagnose --pairs 6 --seconds 0.5 --format json --results "$T/results" >"$T/out.json"
+  expect "pairs that are not whole" "$(jq '[.pairs[] | select((.alone_mb_per_s > 0 and
+    .observed_mb_per_s > 0 and .observer_cores > 0) | not)]' "$T/out.json")" "[]"
+  expect "pairs, their ratios in order, the interval around the median" "$(jq -c '[(.pairs | length),
+    ([.pairs[] | .observed_mb_per_s / .alone_mb_per_s] == .ratio.runs),
+    (.ratio_low <= .ratio.median and .ratio.median <= .ratio_high)]' "$T/out.json")" "[6,true,true]"
+  folder=$(jq -r .folder "$T/out.json")
+  expect "diagnoses that saw the broker" "$(jq -s '[.[] | select(.sample.broker.workers | length > 0)] | length' \
+    "$folder"/diagnosis-*.json)" 6
+  lab report "$folder" | grep -q 'Throughput observed / alone: median' || fail "it is not shown again"
+}
+
 wrong() {
   refuses '4 KiB to 1 GiB' lab experiment rcvbuf --rmem-max 1KiB --results "$T/results"
   refuses '4 KiB to 1 GiB' lab experiment rcvbuf --rcvbuf 2GiB --results "$T/results"
@@ -90,6 +105,7 @@ wrong() {
 }
 
 run_test "experiment rcvbuf: inheritance, caps, window scales, first windows" facts
+run_test "experiment diagnose: pairs of intervals of one run" observer
 run_test "Ctrl-C puts rmem_max back" interrupted
 run_test "SIGTERM puts rmem_max back" terminated
 run_test "kill -9 puts rmem_max back" killed

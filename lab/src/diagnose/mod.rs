@@ -9,7 +9,7 @@ pub mod cpu;
 mod facts;
 mod interfaces;
 pub mod namespaces;
-mod penstock;
+pub mod penstock;
 mod processes;
 mod render;
 mod rules;
@@ -140,7 +140,7 @@ pub fn causes() -> impl Iterator<Item = &'static str> {
     rules::CAUSES.iter().map(|cause| cause.id)
 }
 
-fn seconds(text: &str) -> Result<f64, String> {
+pub fn seconds(text: &str) -> Result<f64, String> {
     in_range(text, 0.5)
 }
 

@@ -175,6 +175,11 @@ impl Figures {
         serde_json::from_slice(&answer).context("the broker is of another version")
     }
 
+    /// Payload committed so far, bytes.
+    pub fn payload_bytes(&self) -> u64 {
+        self.topics.iter().map(|topic| topic.payload_bytes).sum()
+    }
+
     /// Whether a connection waits for room in the shared buffer.
     fn is_blocked(&self) -> bool {
         self.workers.iter().any(|worker| worker.blocked > 0)
@@ -183,7 +188,7 @@ impl Figures {
 
 impl Broker {
     /// What happened between the first and the last of `looks`, `seconds` apart; none for fewer
-    /// than two.
+    /// than two. Counters that went back, for another broker took its place, count as nothing.
     pub fn between(looks: &[Figures], seconds: f64) -> Option<Self> {
         let [start, .., end] = looks else {
             return None;
@@ -203,7 +208,7 @@ impl Broker {
                 ring_bytes: topic.ring_bytes,
                 readers: topic.readers,
                 unread: unread as f64 / count / topic.ring_bytes.max(1) as f64,
-                bytes_per_second: (topic.payload_bytes - before) as f64 / seconds,
+                bytes_per_second: topic.payload_bytes.saturating_sub(before) as f64 / seconds,
             }
         });
         let counters = end.counters.iter().map(|(name, end)| {
@@ -278,8 +283,8 @@ impl Worker {
         let xdp = end.xdp.as_ref().zip(start.xdp.as_ref());
         Self {
             thread: end.thread.clone(),
-            batches_per_second: (end.batches - start.batches) as f64 / seconds,
-            bytes_per_second: (end.recv_bytes - start.recv_bytes) as f64 / seconds,
+            batches_per_second: end.batches.saturating_sub(start.batches) as f64 / seconds,
+            bytes_per_second: end.recv_bytes.saturating_sub(start.recv_bytes) as f64 / seconds,
             stages,
             xdp: xdp.map(|(end, start)| Xdp::between(start, end)),
         }
@@ -289,13 +294,13 @@ impl Worker {
 impl Xdp {
     fn between(start: &XdpAt, end: &XdpAt) -> Self {
         let ratio = |a: u64, b: u64| a as f64 / b.max(1) as f64;
-        let hits = end.polls - start.polls;
-        let misses = end.empty_polls - start.empty_polls;
-        let acks = end.acks - start.acks;
+        let hits = end.polls.saturating_sub(start.polls);
+        let misses = end.empty_polls.saturating_sub(start.empty_polls);
+        let acks = end.acks.saturating_sub(start.acks);
         Self {
-            packets: end.packets - start.packets,
-            bytes: end.bytes - start.bytes,
-            placed: end.placed - start.placed,
+            packets: end.packets.saturating_sub(start.packets),
+            bytes: end.bytes.saturating_sub(start.bytes),
+            placed: end.placed.saturating_sub(start.placed),
             dropped: happened([
                 ("receive ring full", start.rx_ring_full, end.rx_ring_full),
                 (
@@ -312,15 +317,20 @@ impl Xdp {
                 ("duplicate", start.duplicates, end.duplicates),
                 ("beyond a limit", start.refused, end.refused),
             ]),
-            missing: (end.skipped - start.skipped).saturating_sub(end.late - start.late),
-            late: end.late - start.late,
-            aside: end.aside - start.aside,
+            missing: (end.skipped.saturating_sub(start.skipped))
+                .saturating_sub(end.late.saturating_sub(start.late)),
+            late: end.late.saturating_sub(start.late),
+            aside: end.aside.saturating_sub(start.aside),
             hit_rate: ratio(hits, hits + misses),
-            full_looks: ratio(end.full_polls - start.full_polls, hits),
-            sleeps: end.sleeps - start.sleeps,
-            idle: ratio(end.pauses_idle - start.pauses_idle, acks),
-            credit: ratio(end.pauses_credit - start.pauses_credit, acks),
-            congestion: ratio(end.pauses_congestion - start.pauses_congestion, acks),
+            full_looks: ratio(end.full_polls.saturating_sub(start.full_polls), hits),
+            sleeps: end.sleeps.saturating_sub(start.sleeps),
+            idle: ratio(end.pauses_idle.saturating_sub(start.pauses_idle), acks),
+            credit: ratio(end.pauses_credit.saturating_sub(start.pauses_credit), acks),
+            congestion: ratio(
+                end.pauses_congestion
+                    .saturating_sub(start.pauses_congestion),
+                acks,
+            ),
             window: end.window,
         }
     }
@@ -329,7 +339,7 @@ impl Xdp {
 fn happened<const N: usize>(counts: [(&'static str, u64, u64); N]) -> BTreeMap<&'static str, u64> {
     let counts = counts
         .into_iter()
-        .map(|(name, start, end)| (name, end - start));
+        .map(|(name, start, end)| (name, end.saturating_sub(start)));
     counts.filter(|(_, count)| *count > 0).collect()
 }
 
@@ -386,6 +396,8 @@ mod tests {
         assert_eq!(xdp.dropped, [("receive ring full", 4)].into());
         assert_eq!(xdp.refused, [("corrupt", 2)].into());
         assert!(Broker::between(&looks[..1], 1.0).is_none());
+        let another = Broker::between(&[look(0, 0, 300), look(0, 0, 100)], 1.0).unwrap();
+        assert_eq!(another.xdp().unwrap().packets, 0);
     }
 
     #[test]

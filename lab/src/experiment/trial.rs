@@ -27,7 +27,7 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(20);
 /// Batches that may be on their way: 64 MiB, so that no wait for acks limits before the window.
 const IN_FLIGHT: u32 = 1024;
 /// More than any run takes.
-const ENDLESS: Source = Source::Synthetic(ByteSize::tib(64));
+pub const ENDLESS: Source = Source::Synthetic(ByteSize::tib(64));
 
 /// Where the broker sets its buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use bytesize::ByteSize;
 
 use super::{environment, reproduce, spread, table};
-use crate::report::{Claim, RcvbufExperiment, RcvbufRow};
+use crate::report::{Claim, ObserverExperiment, ObserverPair, RcvbufExperiment, RcvbufRow};
 
 /// `report.md` of `experiment rcvbuf`.
 pub fn rcvbuf(report: &RcvbufExperiment) -> String {
@@ -25,6 +25,63 @@ pub fn rcvbuf(report: &RcvbufExperiment) -> String {
 /// What is printed on the terminal.
 pub fn rcvbuf_summary(report: &RcvbufExperiment) -> String {
     [rcvbuf_table(&report.rows), claims(&report.claims)].join("\n\n")
+}
+
+/// `report.md` of `experiment diagnose`.
+pub fn observer(report: &ObserverExperiment) -> String {
+    let parts = [
+        "# What being diagnosed costs a broker".to_owned(),
+        format!(
+            "One publisher over {} sends all the time ({} profile, MTU {}); intervals with and without a \
+             diagnosis alternate, and either comes first in every other pair.",
+            report.mode,
+            report.profile.name(),
+            report.mtu,
+        ),
+        observer_summary(report),
+        environment(&report.environment),
+        reproduce(&report.environment),
+    ];
+    parts.join("\n\n") + "\n"
+}
+
+/// What is printed on the terminal.
+pub fn observer_summary(report: &ObserverExperiment) -> String {
+    let row = |(number, pair): (usize, &ObserverPair)| {
+        [
+            (number + 1).to_string(),
+            format!("{:.0}", pair.alone_mb_per_s),
+            format!("{:.0}", pair.observed_mb_per_s),
+            format!("{:.3}", pair.observed_mb_per_s / pair.alone_mb_per_s),
+            format!("{:.3}", pair.observer_cores),
+        ]
+    };
+    let rows: Vec<_> = report.pairs.iter().enumerate().map(row).collect();
+    let ratio = &report.ratio;
+    let confidence = match (report.ratio_low, report.ratio_high) {
+        (Some(low), Some(high)) => format!("95 % confidence {low:.3} to {high:.3}"),
+        _ => "too few pairs for a confidence interval".to_owned(),
+    };
+    format!(
+        "{}\n\nThroughput observed / alone: median {:.3}, {confidence}; pairs {:.3} to {:.3}.\n\
+         The observer kept {:.3} cores busy ({:.3} to {:.3}).",
+        table(
+            [
+                "pair",
+                "alone MB/s",
+                "observed MB/s",
+                "ratio",
+                "observer's cores"
+            ],
+            &rows
+        ),
+        ratio.median,
+        ratio.min,
+        ratio.max,
+        report.observer_cores.median,
+        report.observer_cores.min,
+        report.observer_cores.max,
+    )
 }
 
 const NOTES: &str = "\

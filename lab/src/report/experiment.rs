@@ -1,8 +1,10 @@
 //! `report.json` of `penstock-lab experiment`.
 
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
 
-use crate::cli::Profile;
+use crate::cli::{Mode, Profile};
 use crate::environment::Environment;
 use crate::spread::Spread;
 
@@ -73,6 +75,69 @@ pub struct RcvbufRun {
     pub rwnd_limited_percent: f64,
     pub sndbuf_limited_percent: f64,
     pub rtt_ms: f64,
+}
+
+/// Kind of the report of `experiment diagnose`.
+pub const OBSERVER: &str = "experiment-diagnose";
+
+/// `report.json` of `penstock-lab experiment diagnose`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ObserverExperiment {
+    pub kind: String,
+    /// The result folder.
+    pub folder: String,
+    pub mode: String,
+    pub profile: Profile,
+    pub mtu: u32,
+    pub pairs: Vec<ObserverPair>,
+    /// Throughput observed / alone, by pair.
+    pub ratio: Spread,
+    /// Within which the true median lies with 95 % confidence; null for fewer than six pairs.
+    pub ratio_low: Option<f64>,
+    pub ratio_high: Option<f64>,
+    /// Of cores, what the observer used.
+    pub observer_cores: Spread,
+    pub environment: Environment,
+}
+
+/// Two neighbouring intervals, one with and one without a diagnosis.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct ObserverPair {
+    /// Payload committed, 10^6 bytes a second.
+    pub alone_mb_per_s: f64,
+    pub observed_mb_per_s: f64,
+    /// Cores that the diagnosis kept busy.
+    pub observer_cores: f64,
+}
+
+impl ObserverExperiment {
+    /// Sums up what was measured; there must be a pair at least.
+    pub fn of(
+        folder: &Path,
+        mode: Mode,
+        profile: Profile,
+        mtu: u32,
+        pairs: Vec<ObserverPair>,
+        environment: Environment,
+    ) -> Self {
+        let ratio = |pair: &ObserverPair| pair.observed_mb_per_s / pair.alone_mb_per_s;
+        let ratio = Spread::of(pairs.iter().map(ratio).collect());
+        let (low, high) = ratio.confidence().unzip();
+        let cores = pairs.iter().map(|pair| pair.observer_cores).collect();
+        Self {
+            kind: OBSERVER.to_owned(),
+            folder: folder.display().to_string(),
+            mode: mode.name().to_owned(),
+            profile,
+            mtu,
+            ratio,
+            ratio_low: low,
+            ratio_high: high,
+            observer_cores: Spread::of(cores),
+            pairs,
+            environment,
+        }
+    }
 }
 
 /// Something that was said about receive buffers, and whether these rows bear it out.
