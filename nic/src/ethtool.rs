@@ -11,6 +11,7 @@ use zerocopy::IntoBytes;
 const GDRVINFO: u32 = 0x03;
 const GRINGPARAM: u32 = 0x10;
 const GSTRINGS: u32 = 0x1b;
+const GSTATS: u32 = 0x1d;
 const GRXFH: u32 = 0x29;
 const GRXCLSRLCNT: u32 = 0x2e;
 const GRXCLSRULE: u32 = 0x2f;
@@ -22,7 +23,8 @@ const GCHANNELS: u32 = 0x3c;
 /// Kinds of flows.
 pub(crate) const UDP_V4_FLOW: u32 = 0x02;
 pub(crate) const UDP_V6_FLOW: u32 = 0x06;
-/// The set of names of features.
+/// Sets of names: of the driver's counters, and of features.
+const COUNTERS: u32 = 1;
 const FEATURES: u32 = 4;
 /// Words of a name.
 const NAME: usize = 8;
@@ -183,28 +185,49 @@ impl Ethtool {
 
     /// Each feature's name, whether it is on, and whether it can be changed.
     pub(crate) fn features(&self) -> io::Result<Vec<(String, bool, bool)>> {
+        let names = self.names(FEATURES)?;
+        let blocks = names.len().div_ceil(32);
+        let mut states = vec![0; 2 + 4 * blocks];
+        states[..2].copy_from_slice(&[GFEATURES, blocks as u32]);
+        self.ask(&mut states)?;
+        let features = names.into_iter().enumerate().map(|(number, name)| {
+            let (block, bit) = (2 + 4 * (number / 32), 1 << (number % 32));
+            // Masks: available, requested, active, never changed.
+            let is = |mask: usize| states[block + mask] & bit != 0;
+            (name, is(2), is(0) && !is(3))
+        });
+        Ok(features.collect())
+    }
+
+    /// The driver's own counters, by name.
+    pub(crate) fn counters(&self) -> io::Result<Vec<(String, u64)>> {
+        let names = self.names(COUNTERS)?;
+        // The kernel writes as many as there are then: more, if queues have just been added.
+        let mut words = vec![0; 2 + 2 * (names.len() + MANY as usize)];
+        words[..2].copy_from_slice(&[GSTATS, names.len() as u32]);
+        self.ask(&mut words)?;
+        let values = words[2..].chunks_exact(2).map(|pair| {
+            let mut value = 0u64;
+            value.as_mut_bytes().copy_from_slice(pair.as_bytes());
+            value
+        });
+        Ok(names.into_iter().zip(values).collect())
+    }
+
+    /// A set of names.
+    fn names(&self, set: u32) -> io::Result<Vec<String>> {
         let mut wanted = [0u32; 2];
         wanted
             .as_mut_bytes()
-            .copy_from_slice((1u64 << FEATURES).as_bytes());
+            .copy_from_slice((1u64 << set).as_bytes());
         let mut count = [GSSET_INFO, 0, wanted[0], wanted[1], 0];
         self.ask(&mut count)?;
         let count = count[4].min(MANY) as usize;
         let mut names = vec![0; 3 + count * NAME];
-        names[..3].copy_from_slice(&[GSTRINGS, FEATURES, count as u32]);
+        names[..3].copy_from_slice(&[GSTRINGS, set, count as u32]);
         self.ask(&mut names)?;
-        let blocks = count.div_ceil(32);
-        let mut states = vec![0; 2 + 4 * blocks];
-        states[..2].copy_from_slice(&[GFEATURES, blocks as u32]);
-        self.ask(&mut states)?;
-        let features = names[3..].chunks_exact(NAME).enumerate();
-        let features = features.map(|(number, name)| {
-            let (block, bit) = (2 + 4 * (number / 32), 1 << (number % 32));
-            // Masks: available, requested, active, never changed.
-            let is = |mask: usize| states[block + mask] & bit != 0;
-            (text(name.as_bytes()), is(2), is(0) && !is(3))
-        });
-        Ok(features.collect())
+        let names = names[3..].chunks_exact(NAME);
+        Ok(names.map(|name| text(name.as_bytes())).collect())
     }
 
     fn eight(&self, command: u32) -> io::Result<[u32; 8]> {

@@ -5,6 +5,7 @@
 //! what takes applied steps back, however the process that applied them ends.
 
 mod change;
+mod counters;
 mod error;
 mod ethtool;
 mod facts;
@@ -14,6 +15,7 @@ mod tests;
 mod undo;
 
 pub use change::{Attribute, Change};
+pub use counters::{offloads, packets_by_queue};
 pub use error::{Error, Unfit};
 pub use ethtool::Rule;
 pub use facts::{Channels, Facts, Feature, Link, Ring, link};

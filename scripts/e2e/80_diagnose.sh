@@ -18,6 +18,9 @@ MATRIX=$WORK/matrix
 loads=()
 labs=()
 group=
+# A value of the whole host, put back when it was changed.
+BACKLOG=/proc/sys/net/core/netdev_max_backlog
+backlog=
 : >"$MATRIX"
 
 # in_ns NAMESPACE COMMAND...: runs it in the background until the test ends; its pid is in $load.
@@ -31,6 +34,7 @@ in_ns() {
 
 stop_loads() {
   local pid
+  [ -z "$backlog" ] || echo "$backlog" >"$BACKLOG"
   for pid in "${loads[@]}"; do
     kill -KILL "$pid" 2>/dev/null || true
     wait "$pid" 2>/dev/null || true
@@ -205,6 +209,18 @@ slow_network() {
   publish
   settle
   names congestion-limited --pid "${brokers_running[0]}"
+}
+
+# Room for so few packets that a burst does not fit.
+drops_before_the_socket() {
+  [ -w "$BACKLOG" ] || skip "$BACKLOG cannot be set here"
+  start_broker 0
+  publish
+  settle
+  backlog=$(cat "$BACKLOG")
+  echo 5 >"$BACKLOG"
+  names nic-drops --pid "${brokers_running[0]}"
+  because "raise net.core.netdev_max_backlog"
 }
 
 # A window of 8 MiB, twice the usual rmem_max, over 100 ms: 80 MB/s. The sender's buffer must hold more.
@@ -466,6 +482,7 @@ if [ "$QUICK" = 0 ]; then
   case_of "send buffer of 64 KiB, 30 ms away" small_send_buffer
   case_of "window of a buffer that rmem_max caps" window_capped
   case_of "window of a buffer that was set too late" window_late
+  case_of "queues of the cores too short" drops_before_the_socket
   case_of "window without autotuning" window_without_autotuning
   case_of "window at the limit of tcp_rmem" window_at_tcp_rmem
   case_of "throttled publisher over xdp" xdp_throttled

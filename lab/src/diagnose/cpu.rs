@@ -55,9 +55,19 @@ pub struct Thread {
     pub involuntary_switches: f64,
 }
 
-/// The host's cores at one moment: ticks by kind.
+/// The host's cores at one moment: ticks by kind, and packets.
 #[derive(Debug, Clone, Default)]
-pub struct CoresAt(Vec<[u64; 8]>);
+pub struct CoresAt {
+    ticks: Vec<[u64; 8]>,
+    packets: BTreeMap<usize, PacketsAt>,
+}
+
+/// What came through a core's receive queue, all interfaces and namespaces together.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+struct PacketsAt {
+    received: u64,
+    dropped: u64,
+}
 
 /// What a core did; shares of the interval, 0 to 1.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -70,6 +80,11 @@ pub struct Core {
     pub idle: f64,
     /// Taken by the hypervisor.
     pub steal: f64,
+    /// Packets that the kernel received on it, all interfaces and namespaces together; some drivers'
+    /// are counted twice, first as the driver's and then as the core's own queue's.
+    pub packets: u64,
+    /// Packets that the core's own queue (net.core.netdev_max_backlog) had no room for.
+    pub backlog_dropped: u64,
 }
 
 impl ProcessAt {
@@ -192,20 +207,26 @@ fn throttled_in(stat: &str) -> Option<u64> {
 }
 
 impl CoresAt {
-    /// Reads `/proc/stat`.
+    /// Reads `/proc/stat` and `/proc/net/softnet_stat`.
     pub fn now() -> Result<Self> {
         let text = fs::read_to_string("/proc/stat").context("cannot read /proc/stat")?;
-        Ok(Self(cores_in(&text)))
+        let packets = fs::read_to_string("/proc/net/softnet_stat").unwrap_or_default();
+        Ok(Self {
+            ticks: cores_in(&text),
+            packets: packets_in(&packets),
+        })
     }
 
     /// What each core did since `start`, `seconds` ago.
     pub fn since(&self, start: &Self, seconds: f64) -> Result<Vec<Core>> {
         let ticks = sysconf(SysconfVar::CLK_TCK)?.context("the kernel tells no clock tick")?;
-        let pairs = self.0.iter().zip(&start.0).enumerate();
+        let packets = |of: &Self, core| of.packets.get(&core).copied().unwrap_or_default();
+        let pairs = self.ticks.iter().zip(&start.ticks).enumerate();
         Ok(pairs
-            .map(|(core, (end, start))| {
+            .map(|(core, (end, first))| {
+                let (came, before) = (packets(self, core), packets(start, core));
                 let share = |kind: usize| {
-                    end[kind].saturating_sub(start[kind]) as f64 / ticks as f64 / seconds
+                    end[kind].saturating_sub(first[kind]) as f64 / ticks as f64 / seconds
                 };
                 Core {
                     core,
@@ -215,6 +236,8 @@ impl CoresAt {
                     irq: share(5),
                     softirq: share(6),
                     steal: share(7),
+                    packets: came.received.saturating_sub(before.received),
+                    backlog_dropped: came.dropped.saturating_sub(before.dropped),
                 }
             })
             .collect())
@@ -231,6 +254,24 @@ fn cores_in(text: &str) -> Vec<[u64; 8]> {
         counts.collect::<Vec<u64>>().get(..8)?.try_into().ok()
     });
     cores.collect()
+}
+
+/// A line for each core that is on: packets and those dropped first, the core's number 13th (since Linux
+/// 5.10, before that lines are in order), all in hexadecimal (net/core/net-procfs.c).
+fn packets_in(text: &str) -> BTreeMap<usize, PacketsAt> {
+    let lines = text.lines().enumerate().filter_map(|(line, text)| {
+        let words = text
+            .split_whitespace()
+            .map(|word| u64::from_str_radix(word, 16).ok());
+        let words = words.collect::<Option<Vec<u64>>>()?;
+        let core = words.get(12).map_or(line, |core| *core as usize);
+        let packets = PacketsAt {
+            received: *words.first()?,
+            dropped: *words.get(1)?,
+        };
+        Some((core, packets))
+    });
+    lines.collect()
 }
 
 #[cfg(test)]
@@ -271,5 +312,18 @@ mod tests {
     fn cores_are_told_from_their_sum() {
         let text = "cpu  9 9 9 9 9 9 9 9 0 0\ncpu0 1 2 3 4 5 6 7 8 0 0\nintr 1\n";
         assert_eq!(cores_in(text), [[1, 2, 3, 4, 5, 6, 7, 8]]);
+    }
+
+    #[test]
+    fn packets_of_a_core_are_found_by_its_number() {
+        let packets = |received, dropped| PacketsAt { received, dropped };
+        let new = "000000ff 00000003 0 0 0 0 0 0 0 0 0 0 00000002 0 0\n";
+        assert_eq!(packets_in(new), [(2, packets(255, 3))].into());
+        let old = "00000001 00000000 0 0 0 0 0 0 0 0 0\n00000002 00000001 0 0 0 0 0 0 0 0 0\n";
+        assert_eq!(
+            packets_in(old),
+            [(0, packets(1, 0)), (1, packets(2, 1))].into()
+        );
+        assert!(packets_in("").is_empty());
     }
 }

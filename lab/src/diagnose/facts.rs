@@ -148,7 +148,8 @@ impl Facts {
         let tcp: u64 = sample.connections.iter().map(Connection::bytes).sum();
         let xdp = sample.broker.as_ref().and_then(|broker| broker.xdp());
         let bytes = tcp + xdp.as_ref().map_or(0, |xdp| xdp.bytes);
-        self.set(Figure::Rate, Some(bytes as f64 / sample.seconds));
+        let rate = bytes as f64 / sample.seconds;
+        self.set(Figure::Rate, (!sample.broker_silent).then_some(rate));
         let queued = sample.connections.iter().map(Connection::queued).sum();
         self.set(Figure::Queued, Some(queued));
         let interfaces = || sample.interfaces.iter();
@@ -384,5 +385,11 @@ mod tests {
         }
         assert_eq!(facts.get(Figure::ReceiveQueue), Some(0.5));
         assert_eq!(facts.get(Figure::ReadDelay), Some(500.0));
+        assert_eq!(facts.get(Figure::Rate), Some(1000.0));
+        let silent = Sample {
+            broker_silent: true,
+            ..sample
+        };
+        assert_eq!(Facts::of(&silent).get(Figure::Rate), None);
     }
 }

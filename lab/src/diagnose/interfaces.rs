@@ -2,13 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 
+use anyhow::Result;
 use serde::Serialize;
+
+use super::namespaces;
 
 /// Counters of a namespace's interfaces and of its TCP at one moment.
 #[derive(Debug, Clone, Default)]
 pub struct InterfacesAt {
     devices: BTreeMap<String, [u64; 16]>,
+    /// Packets by receive queue, and offloads that are on, of interfaces that could be asked.
+    drivers: BTreeMap<String, (BTreeMap<u32, u64>, Vec<String>)>,
     tcp: BTreeMap<String, u64>,
 }
 
@@ -24,6 +30,10 @@ pub struct Interface {
     pub rx_fifo: u64,
     pub tx_packets: u64,
     pub tx_dropped: u64,
+    /// Packets by receive queue, where the driver counts them.
+    pub queues: BTreeMap<u32, u64>,
+    /// What it joins and splits by itself, as `ethtool -k` and the kernel name it.
+    pub offloads: Vec<String>,
 }
 
 /// Events of TCP that lose or throw away data, of all the namespace's connections (`TcpExt` of
@@ -49,13 +59,30 @@ impl InterfacesAt {
             tcp: read("netstat")
                 .map(|text| tcp_in(&text))
                 .unwrap_or_default(),
+            drivers: BTreeMap::new(),
         }
     }
 
+    /// Asks drivers as well, inside the namespace of the handle.
+    pub fn with_drivers(mut self, namespace: &Path) -> Result<Self> {
+        let names = self.devices.keys();
+        self.drivers = namespaces::inside(namespace, || {
+            let ask = |name: &String| {
+                let offloads = penstock_nic::offloads(name).unwrap_or_default();
+                (
+                    name.clone(),
+                    (penstock_nic::packets_by_queue(name), offloads),
+                )
+            };
+            Ok(names.map(ask).collect())
+        })?;
+        Ok(self)
+    }
+
     /// What those did that carried something since `start`.
-    pub fn since(&self, start: &Self) -> Vec<Interface> {
+    pub fn since(&self, start_of_all: &Self) -> Vec<Interface> {
         let did = self.devices.iter().filter_map(|(name, end)| {
-            let start = start.devices.get(name)?;
+            let start = start_of_all.devices.get(name)?;
             let count = |column: usize| end[column].saturating_sub(start[column]);
             let interface = Interface {
                 name: name.clone(),
@@ -66,10 +93,29 @@ impl InterfacesAt {
                 rx_fifo: count(4),
                 tx_packets: count(9),
                 tx_dropped: count(11),
+                queues: self.queues_since(start_of_all, name),
+                offloads: self
+                    .drivers
+                    .get(name)
+                    .map_or(Vec::new(), |(_, on)| on.clone()),
             };
             (count(1) + count(9) + count(2) + count(3) > 0).then_some(interface)
         });
         did.collect()
+    }
+
+    fn queues_since(&self, start: &Self, name: &str) -> BTreeMap<u32, u64> {
+        let (Some((end, _)), Some((start, _))) = (self.drivers.get(name), start.drivers.get(name))
+        else {
+            return BTreeMap::new();
+        };
+        let count = |(queue, end): (&u32, &u64)| {
+            (
+                *queue,
+                end.saturating_sub(start.get(queue).copied().unwrap_or(0)),
+            )
+        };
+        end.iter().map(count).collect()
     }
 
     /// TCP events since `start`, those that happened.
@@ -122,14 +168,22 @@ mod tests {
         let end = InterfacesAt {
             devices: devices_in(DEV),
             tcp: tcp_in("TcpExt: A RcvPruned\nTcpExt: 5 6\nIpExt: B\nIpExt: 1\n"),
+            drivers: [(
+                "lo".to_owned(),
+                ([(0, 9), (1, 4)].into(), vec!["rx-gro".to_owned()]),
+            )]
+            .into(),
         };
         assert!(end.since(&start).is_empty(), "an interface that is new");
         let zero = InterfacesAt {
             devices: [("lo".to_owned(), [0; 16])].into(),
+            drivers: [("lo".to_owned(), ([(0, 2)].into(), Vec::new()))].into(),
             ..start
         };
         let did = &end.since(&zero)[0];
         assert_eq!((did.rx_packets, did.rx_dropped, did.tx_dropped), (2, 1, 3));
+        assert_eq!(did.queues, [(0, 7), (1, 4)].into());
+        assert_eq!(did.offloads, ["rx-gro"]);
         let events = end.tcp_events_since(&zero);
         assert_eq!(events, [("RcvPruned".to_owned(), 6)].into());
         assert!(end.since(&end).is_empty(), "nothing happened");
@@ -137,6 +191,9 @@ mod tests {
 
     #[test]
     fn this_namespace_is_read() {
-        assert!(InterfacesAt::now(None).devices.contains_key("lo"));
+        let now = InterfacesAt::now(None)
+            .with_drivers(Path::new(namespaces::OWN))
+            .unwrap();
+        assert!(now.devices.contains_key("lo") && now.drivers.contains_key("lo"));
     }
 }

@@ -22,6 +22,7 @@ pub const OWN: &str = "/proc/self/ns/net";
 pub struct Namespace {
     /// Inode of its handle, which is its identity.
     pub id: u64,
+    pub handle: PathBuf,
     pub diag: Diag,
     pub settings: Settings,
 }
@@ -64,33 +65,37 @@ fn entries(folder: &str) -> impl Iterator<Item = PathBuf> + use<> {
 }
 
 impl Namespace {
-    /// Opens the namespace of a handle, from a thread that goes there and ends: the caller stays
-    /// where it is.
+    /// Opens the namespace of a handle.
     pub fn open(handle: &Path) -> Result<Self> {
         let id = id_of(handle)?;
-        let ask = || {
+        inside(handle, || {
             Ok(Self {
                 id,
+                handle: handle.to_owned(),
                 diag: Diag::open()?,
                 settings: Settings::read(),
             })
-        };
-        if id_of(Path::new(OWN))? == id {
-            return ask();
-        }
-        let file =
-            File::open(handle).with_context(|| format!("cannot open {}", handle.display()))?;
-        let visit = move || {
-            setns(file, CloneFlags::CLONE_NEWNET).context(
-                "cannot enter its network namespace, which takes CAP_SYS_ADMIN: run with sudo",
-            )?;
-            ask()
-        };
-        thread::scope(|scope| {
-            let visitor = scope.spawn(visit);
-            visitor.join().map_err(|_| anyhow!("a thread panicked"))?
         })
     }
+}
+
+/// Asks something inside the namespace of a handle, from a thread that goes there and ends: the caller
+/// stays where it is.
+pub fn inside<T: Send>(handle: &Path, ask: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    if id_of(Path::new(OWN))? == id_of(handle)? {
+        return ask();
+    }
+    let file = File::open(handle).with_context(|| format!("cannot open {}", handle.display()))?;
+    let visit = move || {
+        setns(file, CloneFlags::CLONE_NEWNET).context(
+            "cannot enter its network namespace, which takes CAP_SYS_ADMIN: run with sudo",
+        )?;
+        ask()
+    };
+    thread::scope(|scope| {
+        let visitor = scope.spawn(visit);
+        visitor.join().map_err(|_| anyhow!("a thread panicked"))?
+    })
 }
 
 #[cfg(test)]

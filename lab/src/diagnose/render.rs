@@ -5,6 +5,7 @@ use std::fmt::{self, Write};
 use anyhow::{Context, Result};
 use serde::Serialize;
 
+use super::interfaces::Interface;
 use super::penstock::Worker;
 use super::rules::CAUSES;
 use super::sample::{Connection, End, Sample};
@@ -286,13 +287,15 @@ fn write_host(out: &mut String, sample: &Sample) -> fmt::Result {
     for core in &sample.cores {
         writeln!(
             out,
-            "  core {}: user {}, system {}, softirq {}, idle {}, stolen {}",
+            "  core {}: user {}, system {}, softirq {}, idle {}, stolen {}; {} packets, {} dropped at its queue",
             core.core,
             percent(core.user),
             percent(core.system),
             percent(core.softirq),
             percent(core.idle),
             percent(core.steal),
+            core.packets,
+            core.backlog_dropped,
         )?;
     }
     for interface in &sample.interfaces {
@@ -305,6 +308,7 @@ fn write_host(out: &mut String, sample: &Sample) -> fmt::Result {
             interface.rx_errors,
             interface.rx_fifo,
         )?;
+        write_queues(out, interface)?;
     }
     write_settings(out, sample)?;
     if let Some(pressure) = sample.pressure {
@@ -317,6 +321,20 @@ fn write_host(out: &mut String, sample: &Sample) -> fmt::Result {
         )?;
     }
     writeln!(out)
+}
+
+fn write_queues(out: &mut String, interface: &Interface) -> fmt::Result {
+    let queues = interface.queues.iter();
+    if queues.clone().any(|(_, count)| *count > 0) {
+        let packets = queues.map(|(queue, count)| format!("{queue}: {count}"));
+        let packets: Vec<_> = packets.collect();
+        writeln!(out, "    packets by receive queue {}", packets.join(", "))?;
+    }
+    let offloads = match interface.offloads.as_slice() {
+        [] => "none".to_owned(),
+        on => on.join(", "),
+    };
+    writeln!(out, "    offloads that join or split packets: {offloads}")
 }
 
 fn write_settings(out: &mut String, sample: &Sample) -> fmt::Result {

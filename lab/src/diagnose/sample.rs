@@ -31,8 +31,10 @@ pub struct Sample {
     pub tcp_events: BTreeMap<String, u64>,
     pub settings: Settings,
     pub pressure: Option<Pressure>,
-    /// Set when the process is a Penstock broker.
+    /// Set when the process is a Penstock broker that told something of itself.
     pub broker: Option<Broker>,
+    /// It is one, and told nothing: what came over xdp is unknown.
+    pub broker_silent: bool,
 }
 
 /// A connection of the observed process, its payload's direction, and both of its ends.

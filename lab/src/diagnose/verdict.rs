@@ -3,6 +3,8 @@
 use serde::Serialize;
 
 use super::facts::{Facts, Unit};
+use super::interfaces::Interface;
+use super::penstock::Broker;
 use super::rules::{CAUSES, Cause, Clue, Is};
 use super::sample::{End, Sample, Unavailable};
 use super::settings::Settings;
@@ -48,9 +50,13 @@ fn verdicts(sample: &Sample) -> Vec<Verdict> {
     let mut verdicts = judge(&Facts::of(sample));
     for verdict in &mut verdicts {
         verdict.next_command = fill_in(&verdict.next_command, sample);
-        if verdict.cause == "receive-window-limited" {
-            verdict.reason = receiver_of(sample).map(|end| window_reason(end, &sample.settings));
-        }
+        verdict.reason = match verdict.cause {
+            "receive-window-limited" => {
+                receiver_of(sample).map(|end| window_reason(end, &sample.settings))
+            }
+            "nic-drops" => drops_reason(sample),
+            _ => None,
+        };
     }
     verdicts
 }
@@ -199,6 +205,34 @@ fn fill_in(command: &str, sample: &Sample) -> String {
 /// The receiving end of the busiest connection.
 fn receiver_of(sample: &Sample) -> Option<&End> {
     sample.connections.first()?.receiver()
+}
+
+/// Where most packets were dropped, if it can be told.
+fn drops_reason(sample: &Sample) -> Option<String> {
+    let sum = |of: fn(&Interface) -> u64| sample.interfaces.iter().map(of).sum::<u64>();
+    let xdp = sample.broker.as_ref().and_then(Broker::xdp);
+    let at_socket = xdp.into_iter().flat_map(|xdp| xdp.dropped);
+    let at_socket = at_socket.map(|(reason, count)| {
+        let what = format!("found the AF_XDP socket short ({reason}): a larger --xdp-ring");
+        (what, count)
+    });
+    let elsewhere = [
+        (
+            "found the queue of a core full: raise net.core.netdev_max_backlog",
+            sample.cores.iter().map(|core| core.backlog_dropped).sum(),
+        ),
+        (
+            "found the interface's ring full: a larger one (ethtool -G), or more queues",
+            sum(|i| i.rx_fifo),
+        ),
+        (
+            "came damaged: look at cable and transceiver (ethtool -S)",
+            sum(|i| i.rx_errors),
+        ),
+    ];
+    let elsewhere = elsewhere.map(|(what, count)| (what.to_owned(), count));
+    let (what, count) = at_socket.chain(elsewhere).max_by_key(|(_, count)| *count)?;
+    (count > 0).then(|| format!("{} {what}", counted(count as usize, "packet")))
 }
 
 /// Why a window is small, from the receiver's socket and the kernel's limits.

@@ -62,7 +62,7 @@ pub fn watch(
 ) -> Result<Sample> {
     let mut watch = Watch::new(target, unavailable);
     let cores = CoresAt::now()?;
-    let interfaces = InterfacesAt::now(target.pid);
+    let interfaces = interfaces(target, &mut Vec::new());
     let began = Instant::now();
     let apart = (duration / LOOKS).max(APART);
     let mut tracer = start_tracer(target, trace, unavailable);
@@ -86,8 +86,18 @@ pub fn watch(
         }
     }
     let seconds = began.elapsed().as_secs_f64();
+    let broker = Broker::between(&watch.figures, seconds);
+    let broker_silent = broker.is_none() && watch.broker.is_some();
+    if broker_silent {
+        unavailable.push(Unavailable {
+            what: "what the broker says of itself".to_owned(),
+            why: format!("it answered {} of {looks} times", watch.figures.len()),
+            how: "look again for longer (--duration); a broker without CPU is slow to answer"
+                .to_owned(),
+        });
+    }
     let cores_end = CoresAt::now()?;
-    let interfaces_end = InterfacesAt::now(target.pid);
+    let interfaces_end = self::interfaces(target, unavailable);
     let pressure = Pressure::read();
     if pressure.is_none() {
         unavailable.push(Unavailable {
@@ -109,8 +119,23 @@ pub fn watch(
         tcp_events: interfaces_end.tcp_events_since(&interfaces),
         settings: target.namespace.settings.clone().or(&Settings::read()),
         pressure,
-        broker: Broker::between(&watch.figures, seconds),
+        broker,
+        broker_silent,
         connections: watch.connections(seconds, unavailable),
+    })
+}
+
+/// Counters of the target's interfaces; those of drivers as well, if its namespace can be entered.
+fn interfaces(target: &Target, unavailable: &mut Vec<Unavailable>) -> InterfacesAt {
+    let counted = InterfacesAt::now(target.pid);
+    let asked = counted.clone().with_drivers(&target.namespace.handle);
+    asked.unwrap_or_else(|error| {
+        unavailable.push(Unavailable {
+            what: "receive queues and offloads of the interfaces".to_owned(),
+            why: format!("{error:#}"),
+            how: "run with sudo".to_owned(),
+        });
+        counted
     })
 }
 

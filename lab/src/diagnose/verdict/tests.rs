@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::*;
+use crate::diagnose::cpu::Core;
 use crate::diagnose::facts::Figure;
 use crate::diagnose::sample::Connection;
 
@@ -357,6 +358,62 @@ fn the_reason_of_a_small_window_is_told_apart() {
         ..settings
     };
     assert!(window_reason(&end(131_072, 10, 65_483, false), &off).contains("=0"));
+}
+
+#[test]
+fn the_reason_of_drops_is_where_most_were() {
+    let core = Core {
+        core: 0,
+        user: 0.0,
+        system: 0.0,
+        softirq: 0.0,
+        irq: 0.0,
+        idle: 1.0,
+        steal: 0.0,
+        packets: 100,
+        backlog_dropped: 7,
+    };
+    let interface = |rx_fifo, rx_errors| Interface {
+        name: "eth0".to_owned(),
+        rx_packets: 100,
+        rx_bytes: 1000,
+        rx_errors,
+        rx_dropped: 20,
+        rx_fifo,
+        tx_packets: 0,
+        tx_dropped: 0,
+        queues: [].into(),
+        offloads: Vec::new(),
+    };
+    for (cores, fifo, errors, words) in [
+        (
+            vec![core.clone()],
+            5,
+            0,
+            "7 packets found the queue of a core full",
+        ),
+        (
+            vec![core],
+            8,
+            0,
+            "8 packets found the interface's ring full",
+        ),
+        (vec![], 0, 1, "1 packet came damaged"),
+    ] {
+        let sample = Sample {
+            cores,
+            interfaces: vec![interface(fifo, errors)],
+            ..Sample::default()
+        };
+        let reason = drops_reason(&sample).unwrap();
+        assert!(reason.contains(words), "{words}: {reason}");
+    }
+    // Dropped somewhere that nobody counts apart.
+    let sample = Sample {
+        interfaces: vec![interface(0, 0)],
+        ..Sample::default()
+    };
+    assert_eq!(drops_reason(&sample), None);
 }
 
 #[test]
