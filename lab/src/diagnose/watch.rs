@@ -25,6 +25,9 @@ use crate::interrupt::Interrupt;
 const LOOKS: u32 = 25;
 /// Looks are at least so far apart: a look costs the observed host about a millisecond.
 const APART: Duration = Duration::from_millis(50);
+/// Namespaces in which no other end was found are asked at every so many looks: the kernel goes through
+/// all of the host's connections for each of them.
+const RESCAN: u32 = 5;
 /// Connections whose receive buffer is asked after.
 const ASKED: usize = 64;
 
@@ -38,11 +41,18 @@ struct Track {
 /// Both addresses and the inode, for addresses may be used again.
 type Key = (SocketAddr, SocketAddr, u32);
 
+/// Another namespace: its sockets at this look, if it was asked, and whether other ends were among them.
+struct Elsewhere {
+    namespace: Namespace,
+    sockets: Vec<Socket>,
+    has_ends: bool,
+}
+
 /// What is being watched.
 struct Watch<'a> {
     target: &'a Target,
     /// Other namespaces, in which other ends may be.
-    others: Vec<Namespace>,
+    others: Vec<Elsewhere>,
     owners: Owners,
     tracks: BTreeMap<Key, Track>,
     /// Processes as they were when first seen, and in which order.
@@ -67,9 +77,9 @@ pub fn watch(
     let apart = (duration / LOOKS).max(APART);
     let mut tracer = start_tracer(target, trace, unavailable);
     let mut syscalls = None;
-    let mut looks = 0;
+    let mut looks = 0_u32;
     loop {
-        watch.look()?;
+        watch.look(looks.is_multiple_of(RESCAN))?;
         looks += 1;
         let now = began.elapsed();
         if now >= trace.min(duration)
@@ -194,11 +204,17 @@ impl<'a> Watch<'a> {
         watch
     }
 
-    /// One look at everything that is a gauge.
-    fn look(&mut self) -> Result<()> {
+    /// One look at everything that is a gauge; at all other namespaces, or those with other ends.
+    fn look(&mut self, rescan: bool) -> Result<()> {
         let ours = self.target.namespace.diag.sockets()?;
-        let elsewhere = self.others.iter().map(|other| other.diag.sockets());
-        let elsewhere = elsewhere.collect::<Result<Vec<_>>>()?.concat();
+        for other in &mut self.others {
+            other.sockets = match rescan || other.has_ends {
+                true => other.namespace.diag.sockets()?,
+                false => Vec::new(),
+            };
+        }
+        let elsewhere = self.others.iter().flat_map(|other| other.sockets.clone());
+        let elsewhere: Vec<Socket> = elsewhere.collect();
         let inodes = match (self.target.pid, self.target.ports.is_empty()) {
             (Some(pid), true) => processes::sockets_of(pid).unwrap_or_default(),
             _ => Default::default(),
@@ -217,6 +233,10 @@ impl<'a> Watch<'a> {
             let track = self.tracks.entry(key).or_default();
             track.ours.push(socket.clone());
             track.theirs.extend(peer.cloned());
+        }
+        for other in &mut self.others {
+            let is_end = |socket: &Socket| present.contains(&socket.inode);
+            other.has_ends = other.sockets.iter().any(is_end);
         }
         self.owners.find(present.iter().copied());
         for inode in present {
@@ -297,7 +317,7 @@ impl<'a> Watch<'a> {
     }
 }
 
-fn other_namespaces(own: u64, unavailable: &mut Vec<Unavailable>) -> Vec<Namespace> {
+fn other_namespaces(own: u64, unavailable: &mut Vec<Unavailable>) -> Vec<Elsewhere> {
     let handles = namespaces::all();
     let others = handles.iter().filter(|(id, _)| **id != own);
     let (open, closed): (Vec<_>, Vec<_>) = others
@@ -313,7 +333,13 @@ fn other_namespaces(own: u64, unavailable: &mut Vec<Unavailable>) -> Vec<Namespa
             how: "run with sudo".to_owned(),
         });
     }
-    open.into_iter().flatten().collect()
+    let open = open.into_iter().flatten();
+    open.map(|namespace| Elsewhere {
+        namespace,
+        sockets: Vec::new(),
+        has_ends: false,
+    })
+    .collect()
 }
 
 /// Asks receivers whether their buffer was sized by the application.

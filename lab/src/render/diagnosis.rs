@@ -3,7 +3,7 @@
 
 use super::table;
 use crate::report::Throughput;
-use crate::report::diagnosis::{Connection, Findings, Verdict};
+use crate::report::diagnosis::{Connection, Findings, Verdict, Xdp};
 
 /// Lines of each kind; the JSON has all.
 const MOST: usize = 5;
@@ -92,12 +92,45 @@ pub fn figures(report: &Throughput, findings: &Findings) -> Vec<(&'static str, S
         );
         rows.push(("recv calls per batch", calls));
     }
+    let workers = sample.broker.iter().flat_map(|broker| &broker.workers);
+    let packets = workers.filter_map(|worker| Some((worker, worker.xdp.as_ref()?)));
+    let packets = packets.filter(|(_, xdp)| xdp.packets > 0);
+    let before = rows.len();
+    rows.extend(packets.map(|(worker, xdp)| ("xdp packets", xdp_packets(&worker.thread, xdp))));
+    let of_connection = match rows.len() == before {
+        true => "payload socket",
+        false => "control socket",
+    };
     for connection in sample.connections.iter().take(MOST) {
-        rows.push(("payload socket", socket(connection)));
+        rows.push((of_connection, socket(connection)));
     }
     rows.push(("system calls", syscalls(findings)));
     rows.push(("CPU", cpu(findings)));
     rows
+}
+
+fn xdp_packets(thread: &str, xdp: &Xdp) -> String {
+    let dropped = xdp.dropped.iter();
+    let mut dropped: Vec<_> = dropped
+        .map(|(why, count)| format!("{count} {why}"))
+        .collect();
+    if dropped.is_empty() {
+        dropped.push("none".to_owned());
+    }
+    format!(
+        "{thread}: {} with {} bytes; dropped: {}; {} never came; looks that found some {:.0} %, of these \
+         full {:.0} %; publishers paused per ACK: idle {:.2}, no credit {:.2}, congestion {:.2}; window {} bytes",
+        xdp.packets,
+        xdp.bytes,
+        dropped.join(", "),
+        xdp.missing,
+        100.0 * xdp.hit_rate,
+        100.0 * xdp.full_looks,
+        xdp.idle,
+        xdp.credit,
+        xdp.congestion,
+        xdp.window
+    )
 }
 
 fn socket(connection: &Connection) -> String {
@@ -210,7 +243,7 @@ fn root_cause(findings: &Findings) -> String {
 /// What came of removing the cause, in a sentence or two.
 pub fn rerun(report: &Throughput) -> String {
     let Some(rerun) = &report.rerun else {
-        return "Not asked for (`--fix`).".to_owned();
+        return "Not asked for (--fix).".to_owned();
     };
     let (Some(fix), Some(rate), Some(ratio)) = (&rerun.fix, rerun.bandwidth_mb_per_s, rerun.ratio)
     else {

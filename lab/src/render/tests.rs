@@ -237,9 +237,29 @@ fn where_nothing_can_be_fixed_the_reason_is_told() {
         "{text}"
     );
     report.rerun = None;
-    assert!(throughput(&report).contains("Not asked for (`--fix`)."));
+    assert!(throughput(&report).contains("Not asked for (--fix)."));
     (report.diagnosis, report.not_diagnosed) = (None, Some("too short".to_owned()));
     assert!(throughput(&report).contains("Not diagnosed: too short"));
+}
+
+/// Over xdp the sockets only control.
+#[test]
+fn packets_over_xdp_are_told_from_the_sockets_beside_them() {
+    let mut report = diagnosed();
+    assert!(throughput(&report).contains("payload socket"));
+    let xdp = serde_json::json!({"packets": 70, "bytes": 9000, "dropped": {"fill ring empty": 3}, "missing": 4,
+        "hit_rate": 0.5, "full_looks": 0.25, "idle": 0.1, "credit": 0.2, "congestion": 0.3, "window": 65536});
+    report.diagnosis.as_mut().unwrap().found["sample"]["broker"] =
+        serde_json::json!({"workers": [{"thread": "worker-0"}, {"thread": "xdp-0", "xdp": xdp}]});
+    let text = throughput(&report);
+    for wanted in [
+        "xdp-0: 70 with 9000 bytes; dropped: 3 fill ring empty; 4 never came",
+        "no credit 0.20",
+        "control socket",
+    ] {
+        assert!(text.contains(wanted), "{wanted} is missing from:\n{text}");
+    }
+    assert!(!text.contains("payload socket"), "{text}");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The parts of `report.json` that tell what limited a run, and what came of removing that.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
@@ -78,6 +79,33 @@ pub struct Sample {
     #[serde(default)]
     pub cores: Vec<Core>,
     pub syscalls: Option<Vec<Syscall>>,
+    pub broker: Option<Broker>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Broker {
+    pub workers: Vec<Worker>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Worker {
+    pub thread: String,
+    pub xdp: Option<Xdp>,
+}
+
+/// A worker's packets.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Xdp {
+    pub packets: u64,
+    pub bytes: u64,
+    pub dropped: BTreeMap<String, u64>,
+    pub missing: u64,
+    pub hit_rate: f64,
+    pub full_looks: f64,
+    pub idle: f64,
+    pub credit: f64,
+    pub congestion: f64,
+    pub window: u64,
 }
 
 #[derive(Debug, Clone, Deserialize)]
