@@ -106,12 +106,26 @@ loom() {
     cargo test --locked --release -p penstock-dataplane --lib loom
 }
 
+# The fuzz targets are built on their own, seldom, and name again what the programs depend on.
+fuzz_dependencies() {
+  local missing
+  dependencies() {
+    cat "$@" | awk '/^\[/ { of = $0 == "[dependencies]" } of && /^[a-z]/ { sub(/[ .=].*/, ""); print }' | sort -u
+  }
+  missing=$(comm -23 <(dependencies {broker,publisher,subscriber,lab}/Cargo.toml) <(dependencies fuzz/Cargo.toml))
+  [ -z "$missing" ] || {
+    echo "missing in fuzz/Cargo.toml: $missing"
+    return 1
+  }
+}
+
 install_deps
 install_packages libcap2-bin python3 shellcheck strace systemd
 
 step "rustfmt" cargo fmt --all -- --check
 step "clippy" cargo clippy --locked --workspace --all-targets -- -D warnings
-step "shellcheck" shellcheck -x scripts/*.sh scripts/e2e/*.sh .ci/run
+step "shellcheck" shellcheck -x scripts/*.sh scripts/e2e/*.sh scripts/vm/systemd-test .ci/run
+step "dependencies of the fuzz targets" fuzz_dependencies
 # What is marked as ignored loads programs into the kernel.
 ignored=()
 [ "$(id -u)" -ne 0 ] || ignored=(-- --include-ignored)
