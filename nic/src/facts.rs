@@ -179,7 +179,12 @@ pub fn link(index: u32) -> io::Result<Link> {
     let mut name = [0u8; libc::IF_NAMESIZE];
     // SAFETY: the buffer has IF_NAMESIZE bytes, as the call requires.
     if unsafe { libc::if_indextoname(index, name.as_mut_ptr().cast()) }.is_null() {
-        return Ok(Link::Gone);
+        let error = io::Error::last_os_error();
+        return match error.raw_os_error() {
+            Some(libc::ENXIO | libc::ENODEV) => Ok(Link::Gone),
+            // It asks through a socket of its own, for which there may be no descriptor.
+            _ => Err(error),
+        };
     }
     let name = CStr::from_bytes_until_nul(&name).expect("the kernel ends names with a zero");
     let flags = match Ethtool::of(&name.to_string_lossy()).and_then(|driver| driver.flags()) {

@@ -168,6 +168,22 @@ broker_killed() { goes_on kill_and_restart; }
 broker_stopped() { goes_on stop_and_restart; }
 publisher_asleep() { goes_on fall_asleep; }
 
+# The kernel tells of an interface through a socket: a broker that has no descriptor for one knows nothing,
+# and not that the interface is gone.
+out_of_descriptors() {
+  start_broker 0 --topic penstock --mode xdp --iface eth0
+  local pid
+  pid=$(ip netns pids "$NET-b0" | head -n 1)
+  prlimit --pid "$pid" --nofile="$(find "/proc/$pid/fd" -type l | wc -l):"
+  # It looks twice a second.
+  sleep 1.5
+  prlimit --pid "$pid" --nofile=1024:
+  publisher --brokers "$(at 0)" --mode xdp --total-size 4MiB --format json >"$T/sent.json"
+  expect "path" "$(jq -r '.brokers[0].streams[0].path' "$T/sent.json")" xdp
+  stop_broker 0
+  ! grep 'is gone' "$T/broker-0.log" || fail "the broker takes its interface for gone"
+}
+
 run_test "xdp: four brokers, wire, contents verified" wire
 run_test "xdp: four brokers, MTU 9000" jumbo
 run_test "xdp: four brokers, offload profile" offload
@@ -184,6 +200,7 @@ run_test "packets that nobody answers: an error, or over tcp" silent_path
 run_test "a path that dies in mid-stream: over tcp, nothing lost or doubled" path_dies
 run_test "an interface that takes no datagrams any more: likewise" shrunk
 run_test "tcp and xdp publishers at once into one log" both_at_once
+run_test "a broker without a free descriptor: its interface is still there afterwards" out_of_descriptors
 run_test "a second broker on the interface is refused" second_broker
 run_test "kill -9 and restart of the broker: the publisher goes on, nothing lost or doubled" broker_killed
 run_test "an ordinary restart of the broker: likewise" broker_stopped
