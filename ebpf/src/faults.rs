@@ -30,8 +30,6 @@ mod skeleton {
 
 /// How late a packet may be. The program knows the same.
 pub const OVERDUE: Duration = Duration::from_millis(2);
-/// The one entry of a map that has one.
-const ONLY: [u8; 4] = [0; 4];
 
 /// Which packets meet faults; all others go through as they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +40,20 @@ pub struct Treated {
     pub udp: bool,
     /// TCP segments.
     pub tcp: bool,
+}
+
+/// A protocol that packets are treated of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// Datagrams.
+    Udp,
+    /// Segments.
+    Tcp,
+}
+
+impl Protocol {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Udp, Self::Tcp];
 }
 
 /// What packets meet. Chances are from 0 to 1.
@@ -211,7 +223,9 @@ impl Injector {
             events: MapHandle::try_from(&loaded.maps.events).map_err(load)?,
             link: None,
         };
-        injector.set(faults)?;
+        for protocol in Protocol::ALL {
+            injector.set(protocol, faults)?;
+        }
         Ok(injector)
     }
 
@@ -239,11 +253,11 @@ impl Injector {
         Ok(())
     }
 
-    /// Changes what packets meet from now on.
+    /// Changes what packets of a protocol meet from now on.
     ///
     /// # Errors
     /// [`Error::Injector`] when the kernel does not take it.
-    pub fn set(&self, faults: &Faults) -> Result<(), Error> {
+    pub fn set(&self, protocol: Protocol, faults: &Faults) -> Result<(), Error> {
         let settings = [
             parts(faults.loss),
             parts(faults.reorder),
@@ -254,7 +268,7 @@ impl Injector {
         ];
         self.settings
             .update(
-                &ONLY,
+                &(protocol as u32).to_ne_bytes(),
                 &settings.map(u64::to_ne_bytes).concat(),
                 MapFlags::ANY,
             )

@@ -32,7 +32,7 @@ mod tests;
 pub use attached::{Attached, Features, Mode, attached, features, index_of};
 pub use calls::{CallSum, Calls};
 pub use error::Error;
-pub use faults::{EVENTS, Events, Faults, Injector, OVERDUE, Treated};
+pub use faults::{EVENTS, Events, Faults, Injector, OVERDUE, Protocol, Treated};
 pub use outcome::{OUTCOMES, Outcomes};
 pub use steering::{
     Config, MAX_ADDRESSES, MAX_SOCKETS, NAME as STEERING_NAME, Steering, check_free, worker_of,

@@ -83,9 +83,12 @@ struct slot {
 	__u8 bytes[SLOT_BYTES];
 };
 
+/* Protocols, each with settings of its own; the loader knows the same numbers. */
+enum protocol { UDP, TCP, PROTOCOLS };
+
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
+	__uint(max_entries, PROTOCOLS);
 	__type(key, __u32);
 	__type(value, struct settings);
 } settings SEC(".maps");
@@ -111,8 +114,9 @@ struct {
 	__type(value, __u64);
 } events SEC(".maps");
 
-/* Where the parts of a packet begin. */
+/* Which packet it is, and where its parts begin. */
 struct layout {
+	__u32 protocol;
 	__u32 transport;
 	__u32 payload;
 };
@@ -190,6 +194,7 @@ static __always_inline int treats(struct __sk_buff *skb, struct layout *layout)
 		return 0;
 	layout->transport = at;
 	if (protocol == IPPROTO_UDP && udp) {
+		layout->protocol = UDP;
 		layout->payload = at + sizeof(struct udphdr);
 		return 1;
 	}
@@ -198,6 +203,7 @@ static __always_inline int treats(struct __sk_buff *skb, struct layout *layout)
 
 		if (bpf_skb_load_bytes(skb, at, &header, sizeof(header)))
 			return 0;
+		layout->protocol = TCP;
 		layout->payload = at + header.doff * 4;
 		return 1;
 	}
@@ -352,7 +358,7 @@ int penstock_faults(struct __sk_buff *skb)
 
 	if (!treats(skb, &layout))
 		return bpf_redirect(output, 0);
-	chances = bpf_map_lookup_elem(&settings, &key);
+	chances = bpf_map_lookup_elem(&settings, &layout.protocol);
 	now = bpf_map_lookup_elem(&state, &key);
 	if (!chances || !now)
 		return TC_ACT_SHOT;

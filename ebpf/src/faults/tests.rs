@@ -284,7 +284,7 @@ fn late_packets_come_whole_and_once_and_not_much_later() {
         let mut sent = datagrams(1000);
         let mut came = path.through(&sent);
         // Those that still wait come with what follows.
-        path.injector.set(&NONE).unwrap();
+        path.injector.set(Protocol::Udp, &NONE).unwrap();
         let rest: Vec<_> = datagrams(1040).split_off(1000);
         came.extend(path.through(&rest));
         sent.extend(rest);
@@ -323,7 +323,7 @@ fn late_packets_that_nothing_follows_come_in_time() {
         let path = Path::with(&UDP, &faults, 1);
         let sent = datagrams(4);
         assert!(path.through(&sent[..3]).len() <= 1);
-        path.injector.set(&NONE).unwrap();
+        path.injector.set(Protocol::Udp, &NONE).unwrap();
         let mut came = path.through(&sent[3..]);
         while came.len() < 4 {
             path.injector.let_out_overdue().unwrap();
@@ -368,15 +368,42 @@ fn a_black_hole_comes_and_goes() {
         let path = Path::with(&UDP, &NONE, 1);
         let sent = datagrams(8);
         let largest = 1000;
-        path.injector.set(&Faults { largest, ..NONE }).unwrap();
+        path.injector
+            .set(Protocol::Udp, &Faults { largest, ..NONE })
+            .unwrap();
         let fits = |frame: &&Vec<u8>| frame.len() <= ETHERNET + largest as usize;
         let small: Vec<_> = sent.iter().filter(fits).cloned().collect();
         assert!(path.through(&sent) == small && small.len() == 4);
-        path.injector.set(&Faults { largest: 0, ..NONE }).unwrap();
+        path.injector
+            .set(Protocol::Udp, &Faults { largest: 0, ..NONE })
+            .unwrap();
         assert!(path.through(&sent).is_empty());
-        path.injector.set(&NONE).unwrap();
+        path.injector.set(Protocol::Udp, &NONE).unwrap();
         assert!(path.through(&sent) == sent);
         assert_eq!(path.events().swallowed, 4 + 8);
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn each_protocol_meets_its_own_faults() {
+    in_namespace(|| {
+        let both = Treated { tcp: true, ..UDP };
+        let path = Path::with(&both, &NONE, 1);
+        let datagram = Packet::payload_to(V4);
+        let tcp = Packet {
+            next_header: 6,
+            ..datagram.clone()
+        };
+        let [datagram, tcp] = [datagram.bytes(), tcp.bytes()];
+        let through = || path.through(&[datagram.clone(), tcp.clone()]);
+        assert!(through() == [datagram.clone(), tcp.clone()]);
+        let all_lost = Faults { loss: 1.0, ..NONE };
+        path.injector.set(Protocol::Udp, &all_lost).unwrap();
+        assert!(through() == [tcp.clone()]);
+        path.injector.set(Protocol::Udp, &NONE).unwrap();
+        path.injector.set(Protocol::Tcp, &all_lost).unwrap();
+        assert!(through() == [datagram.clone()]);
     });
 }
 
