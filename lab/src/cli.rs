@@ -155,7 +155,8 @@ pub struct Throughput {
     /// an IP packet that gets through; `protocol=udp|tcp|both` (default udp); `seed=N` to repeat a run.
     #[arg(long, value_name = "FAULTS")]
     pub faults: Option<FaultPlan>,
-    /// Make packets to the brokers wait on their way, and so every round trip longer: 100us to 200ms.
+    /// Make packets to the brokers wait on their way, and so every round trip longer: 100us to 200ms;
+    /// 10ms+5ms is 10 to 15 ms by chance, in order.
     #[arg(long, value_name = "TIME")]
     pub delay: Option<Delay>,
     /// Diagnose the first broker while it runs, for at most --diagnose-seconds: what limits the

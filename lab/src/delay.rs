@@ -12,6 +12,7 @@ use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
+use fastrand::Rng;
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, send, setsockopt, sockopt};
@@ -30,35 +31,49 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// How long packets wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Delay(Duration);
+pub struct Delay {
+    /// Each at least.
+    least: Duration,
+    /// And by chance so much longer; packets stay in order.
+    jitter: Duration,
+}
 
 impl Delay {
+    /// What each packet waits at least.
     pub fn micros(self) -> u64 {
-        self.0.as_micros() as u64
+        self.least.as_micros() as u64
+    }
+
+    fn draw(self, rng: &mut Rng) -> Duration {
+        self.least + self.jitter.mul_f64(rng.f64())
     }
 }
 
 /// Why a delay is refused.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("not a delay from 100us to {} ms, such as 10ms or 500us", LONGEST.as_millis())]
+#[error("not a delay from 100us to {} ms, such as 10ms, 500us or, with jitter, 10ms+5ms", LONGEST.as_millis())]
 pub struct NoDelay;
 
 impl FromStr for Delay {
     type Err = NoDelay;
 
     fn from_str(text: &str) -> Result<Self, NoDelay> {
-        let (number, unit) = match text.strip_suffix("ms") {
-            Some(number) => (number, 1000),
-            None => (text.strip_suffix("us").ok_or(NoDelay)?, 1),
+        let (least, jitter) = match text.split_once('+') {
+            Some((least, jitter)) => (time(least)?, time(jitter)?),
+            None => (time(text)?, Duration::ZERO),
         };
-        let number: u64 = number.parse().map_err(|_| NoDelay)?;
-        let delay = Duration::from_micros(number.saturating_mul(unit));
-        let possible = Duration::from_micros(100)..=LONGEST;
-        possible
-            .contains(&delay)
-            .then_some(Self(delay))
-            .ok_or(NoDelay)
+        let possible = least >= Duration::from_micros(100) && least + jitter <= LONGEST;
+        possible.then_some(Self { least, jitter }).ok_or(NoDelay)
     }
+}
+
+fn time(text: &str) -> Result<Duration, NoDelay> {
+    let (number, unit) = match text.strip_suffix("ms") {
+        Some(number) => (number, 1000),
+        None => (text.strip_suffix("us").ok_or(NoDelay)?, 1),
+    };
+    let number: u32 = number.parse().map_err(|_| NoDelay)?;
+    Ok(Duration::from_micros(u64::from(number) * unit))
 }
 
 /// What the lines did, for the report.
@@ -85,7 +100,7 @@ pub struct Line {
     broker: usize,
     input: OwnedFd,
     output: OwnedFd,
-    delay: Duration,
+    delay: Delay,
 }
 
 impl Line {
@@ -103,7 +118,7 @@ impl Line {
             input: receiver,
             // Of no protocol: hears nothing.
             output: packet_socket(output, 0)?,
-            delay: delay.0,
+            delay,
         })
     }
 
@@ -111,6 +126,7 @@ impl Line {
     pub fn run(&self, stop: &AtomicBool) -> Result<LineCount> {
         let mut packet = vec![0; PACKET_BYTES];
         let mut control = nix::cmsg_space!(TimeSpec);
+        let mut rng = Rng::with_seed(self.broker as u64);
         let mut count = LineCount {
             broker: self.broker,
             ..LineCount::default()
@@ -120,7 +136,7 @@ impl Line {
                 continue;
             };
             let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
-            if let Some(rest) = (came + self.delay).checked_sub(now) {
+            if let Some(rest) = (came + self.delay.draw(&mut rng)).checked_sub(now) {
                 thread::sleep(rest);
             }
             match send(self.output.as_raw_fd(), &packet[..len], MsgFlags::empty()) {
@@ -228,11 +244,37 @@ mod tests {
 
     #[test]
     fn delays_have_a_unit_and_bounds() {
-        let parsed = |text: &str| text.parse().map(|Delay(delay)| delay);
-        assert_eq!(parsed("10ms"), Ok(Duration::from_millis(10)));
-        assert_eq!(parsed("500us"), Ok(Duration::from_micros(500)));
-        for wrong in ["10", "ms", "0ms", "201ms", "-1ms", "1s", "1.5ms", "99us"] {
+        let parsed = |text: &str| text.parse().map(|delay: Delay| [delay.least, delay.jitter]);
+        let micros = |times: [u64; 2]| Ok(times.map(Duration::from_micros));
+        assert_eq!(parsed("10ms"), micros([10_000, 0]));
+        assert_eq!(parsed("500us"), micros([500, 0]));
+        assert_eq!(parsed("10ms+500us"), micros([10_000, 500]));
+        for wrong in [
+            "10",
+            "ms",
+            "0ms",
+            "201ms",
+            "-1ms",
+            "1s",
+            "1.5ms",
+            "99us",
+            "10ms+",
+            "+1ms",
+            "1ms+1",
+            "190ms+11ms",
+        ] {
             assert_eq!(parsed(wrong), Err(NoDelay), "{wrong}");
         }
+    }
+
+    #[test]
+    fn jitter_makes_a_delay_longer_by_chance() {
+        let delay: Delay = "1ms+2ms".parse().unwrap();
+        let mut rng = Rng::with_seed(1);
+        let drawn: Vec<_> = (0..1000).map(|_| delay.draw(&mut rng)).collect();
+        let between = Duration::from_millis(1)..=Duration::from_millis(3);
+        assert!(drawn.iter().all(|time| between.contains(time)));
+        let half = Duration::from_millis(2);
+        assert!(drawn.iter().any(|time| *time < half) && drawn.iter().any(|time| *time > half));
     }
 }
