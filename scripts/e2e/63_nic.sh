@@ -20,11 +20,7 @@ link_up() {
   ip netns exec "$NET-pub" ethtool -K m0 tso off gso off gro off tx-udp-segmentation off
   ip -n "$NET-b0" link set eth1 up
   ip -n "$NET-pub" link set m0 up
-  for _ in {1..100}; do
-    ip -n "$NET-b0" -o link show dev eth1 | grep -q 'state UP' && return 0
-    sleep 0.05
-  done
-  fail "eth1 has no carrier"
+  has_carrier
 }
 
 link_down() { ip -n "$NET-b0" link del eth1 2>/dev/null || true; }

@@ -14,11 +14,7 @@ link_up() {
   ip -n "$NET-b0" addr add 10.215.0.2/24 dev eth1
   ip -n "$NET-b0" link set eth1 mtu "${2:-1500}" up
   ip -n "$NET-pub" link set m0 mtu "${2:-1500}" up
-  for _ in {1..100}; do
-    ip -n "$NET-b0" -o link show dev eth1 | grep -q 'state UP' && return 0
-    sleep 0.05
-  done
-  fail "eth1 has no carrier"
+  has_carrier
 }
 
 link_down() { ip -n "$NET-b0" link del eth1 2>/dev/null || true; }

@@ -43,6 +43,15 @@ testbed() {
   "$ROOT/scripts/netns.sh" up --name "$NET" --brokers "$brokers" "$@" >/dev/null
 }
 
+# has_carrier: waits until eth1 of the first broker, a second link, has one.
+has_carrier() {
+  for _ in {1..100}; do
+    ip -n "$NET-b0" -o link show dev eth1 | grep -q 'state UP' && return 0
+    sleep 0.05
+  done
+  fail "eth1 has no carrier"
+}
+
 # run_test NAME FUNCTION: runs one test and prints its verdict.
 run_test() {
   T=$WORK/$2
