@@ -688,11 +688,7 @@ impl Drop for DatagramStream {
 fn summed(key: StreamKey, transmit: &Transmit, payload: &[u8]) -> Head {
     let data = match &transmit.what {
         Outgoing::Payload { chunk, .. } => {
-            let header = Data::payload(key, transmit.packet, chunk, payload);
-            match transmit.pause {
-                None => header,
-                Some(pause) => header.after(pause, payload),
-            }
+            Data::payload(key, transmit.packet, chunk, transmit.pause, payload)
         }
         Outgoing::Ping { .. } => Data::ping(key, transmit.packet, payload),
     };

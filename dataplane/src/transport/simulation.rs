@@ -221,7 +221,8 @@ impl Flow {
                     );
                     let from = chunk.offset as usize;
                     let payload = &self.batches[seq][from..from + len as usize];
-                    let header = Data::payload(self.key, transmit.packet, &chunk, payload);
+                    let header =
+                        Data::payload(self.key, transmit.packet, &chunk, transmit.pause, payload);
                     [header.as_bytes(), payload].concat()
                 }
                 Outgoing::Ping { padding } => {

@@ -146,17 +146,18 @@ pub enum Invalid {
 }
 
 impl Data {
-    /// Header of a packet with `payload`, a part of a batch.
+    /// Header of a packet with `payload`, a part of a batch; tells why nothing was sent before it.
     #[must_use]
-    pub fn payload(stream: StreamKey, packet: u64, chunk: &Chunk, payload: &[u8]) -> Self {
-        Self::of_chunk(stream, packet, chunk).with_checksum(payload)
-    }
-
-    /// The same header, telling why nothing was sent before it; `payload` is what follows it.
-    #[must_use]
-    pub fn after(mut self, pause: Pause, payload: &[u8]) -> Self {
-        self.pause = pause as u8;
-        self.with_checksum(payload)
+    pub fn payload(
+        stream: StreamKey,
+        packet: u64,
+        chunk: &Chunk,
+        pause: Option<Pause>,
+        payload: &[u8],
+    ) -> Self {
+        Self::of_chunk(stream, packet, chunk)
+            .after(pause)
+            .with_checksum(payload)
     }
 
     /// Header of a packet that only asks for an ACK, with `padding` behind it.
@@ -178,9 +179,8 @@ impl Data {
         let chunk = chunk.copied().unwrap_or_default();
         Self {
             len: len.into(),
-            pause: pause.map_or(0, |pause| pause as u8),
             sealed: 1,
-            ..Self::of_chunk(stream, packet, &chunk)
+            ..Self::of_chunk(stream, packet, &chunk).after(pause)
         }
     }
 
@@ -310,6 +310,11 @@ impl Data {
             batch_checksum: chunk.batch.checksum.into(),
             ..Self::empty(stream, packet)
         }
+    }
+
+    fn after(mut self, pause: Option<Pause>) -> Self {
+        self.pause = pause.map_or(0, |pause| pause as u8);
+        self
     }
 
     fn empty(stream: StreamKey, packet: u64) -> Self {
@@ -563,7 +568,7 @@ mod tests {
     }
 
     fn datagram(chunk: &Chunk, payload: &[u8]) -> Vec<u8> {
-        let header = Data::payload(STREAM, 11, chunk, payload);
+        let header = Data::payload(STREAM, 11, chunk, None, payload);
         [header.as_bytes(), payload].concat()
     }
 
@@ -593,13 +598,16 @@ mod tests {
 
     #[test]
     fn a_packet_tells_why_nothing_was_sent_before_it() {
-        let header = Data::payload(STREAM, 11, &chunk(100, 90), &[1; 10]);
+        let after = |pause| Data::payload(STREAM, 11, &chunk(100, 90), pause, &[1; 10]);
         for pause in [Pause::Idle, Pause::Credit, Pause::Congestion] {
-            let header = header.after(pause, &[1; 10]);
-            let bytes = [header.as_bytes(), &[1; 10]].concat();
+            let bytes = [after(Some(pause)).as_bytes(), &[1; 10]].concat();
             assert_eq!(parsed(&bytes).unwrap().pause, Some(pause));
         }
-        let unknown = Data { pause: 4, ..header }.with_checksum(&[1; 10]);
+        let unknown = Data {
+            pause: 4,
+            ..after(None)
+        }
+        .with_checksum(&[1; 10]);
         let bytes = [unknown.as_bytes(), &[1; 10]].concat();
         assert!(matches!(parsed(&bytes), Err(Invalid::Claim { .. })));
     }

@@ -777,7 +777,7 @@ mod tests {
     /// Batch `seq` in one packet.
     fn whole(from: u8, key: StreamKey, packet: u64, seq: u64) -> Vec<u8> {
         let (chunk, payload) = batch_of_one(seq);
-        let header = Data::payload(key, packet, &chunk, &payload);
+        let header = Data::payload(key, packet, &chunk, None, &payload);
         frame(from, &header, &payload)
     }
 
