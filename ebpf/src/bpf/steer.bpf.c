@@ -85,12 +85,20 @@ static __always_inline int count(enum outcome outcome, int action)
 	return action;
 }
 
-/* A broker has few addresses, nearly always one: comparing is cheaper than a hash. */
+/*
+ * A broker has few addresses, nearly always one: comparing is cheaper than a hash. Unrolled, for where each
+ * lies is a constant then: Linux before 6.16 lets a loader without CAP_PERFMON work out no address that a
+ * CPU could use for another while it speculates. The verifier takes out what is beyond the count.
+ */
 static __always_inline int is_ours(const struct address *to)
 {
-	for (__u32 i = 0; i < address_count && i < MAX_ADDRESSES; i++)
+#pragma unroll
+	for (__u32 i = 0; i < MAX_ADDRESSES; i++) {
+		if (i >= address_count)
+			break;
 		if (addresses[i].high == to->high && addresses[i].low == to->low)
 			return 1;
+	}
 	return 0;
 }
 
