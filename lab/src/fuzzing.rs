@@ -5,8 +5,11 @@ use clap::Parser;
 use serde::de::DeserializeOwned;
 
 use crate::cli::Cli;
-use crate::report::{self, Baseline, Compare, Limits, Throughput};
-use crate::{iperf, outputs, render};
+use crate::diagnose::penstock::Figures;
+use crate::report::{
+    self, Baseline, Compare, Limits, ObserverExperiment, RcvbufExperiment, Throughput,
+};
+use crate::{baseline, compare, iperf, outputs, page, render};
 
 #[cfg(fuzzing)]
 libfuzzer_sys::fuzz_target!(|data: &[u8]| any_text(data));
@@ -32,6 +35,7 @@ fn of_programs(text: &str) {
         report::Broker::from_output(0, String::new(), "penstock", broker);
     }
     read::<outputs::Subscriber>(text);
+    read::<Figures>(text);
     let _ = iperf::received_mb_per_s(text);
 }
 
@@ -39,15 +43,24 @@ fn of_runs(text: &str) {
     if let Some(throughput) = read::<Throughput>(text) {
         assert!(!render::throughput(&throughput).is_empty());
         assert!(!render::throughput_summary(&throughput).is_empty());
+        let _ = page::throughput(&throughput);
     }
-    if let Some(baseline) = read::<Baseline>(text) {
-        assert!(!render::baseline(&baseline).is_empty());
+    if let Some(report) = read::<Baseline>(text) {
+        assert!(!render::baseline(&report).is_empty());
+        let _ = baseline::picture(&report);
     }
-    if let Some(compare) = read::<Compare>(text) {
-        assert!(!render::compare(&compare).is_empty());
+    if let Some(report) = read::<Compare>(text) {
+        assert!(!render::compare(&report).is_empty());
+        let _ = compare::picture(&report);
     }
     if let Some(limits) = read::<Limits>(text) {
         assert!(!render::limits(&limits).is_empty());
+    }
+    if let Some(rcvbuf) = read::<RcvbufExperiment>(text) {
+        assert!(!render::rcvbuf(&rcvbuf).is_empty());
+    }
+    if let Some(observer) = read::<ObserverExperiment>(text) {
+        assert!(!render::observer(&observer).is_empty());
     }
 }
 
