@@ -288,7 +288,8 @@ fn open_xdp(
     let open = || {
         privileges::require("it", privileges::XDP)?;
         let ready = nic::prepare(wanted, address)?;
-        Xdp::open(wanted, ready, address, shared, stop)
+        let most = config.limits.max_connections;
+        Xdp::open(wanted, ready, address, most, shared, stop)
     };
     match open() {
         Ok(open) => Ok(Some(open)),

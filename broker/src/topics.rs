@@ -334,7 +334,6 @@ impl Admit for Sessions {
             ack: request.ack,
             path: request.path,
             max_datagram: request.max_datagram,
-            key: random()?,
             lease,
         })
     }

@@ -11,10 +11,10 @@ use nix::ifaddrs::getifaddrs;
 use penstock_dataplane::tcp::{DatagramPath, Shared, WorkerStats};
 use penstock_dataplane::wire::packet::DATA_MAGIC;
 use penstock_dataplane::xdp::{
-    ETHERNET, HEADROOM, LONGEST_PACKET, MAX_BUFFERS, Polling, Port, PortConfig, Registry, Worker,
-    WorkerConfig, WorkerHandle, XdpStats, fits, frame_size,
+    ETHERNET, Gate, HEADROOM, LONGEST_PACKET, MAX_BUFFERS, Polling, Port, PortConfig, Registry,
+    Worker, WorkerConfig, WorkerHandle, XdpStats, fits, frame_size,
 };
-use penstock_ebpf::{Attached, Mode, Outcomes, Steering};
+use penstock_ebpf::{Attached, Mode, Outcomes, Steering, Streams};
 use penstock_nic::Facts;
 use serde::Serialize;
 use tracing::{info, warn};
@@ -77,6 +77,7 @@ impl Xdp {
         config: &Config,
         ready: Ready,
         listen: SocketAddr,
+        max_streams: usize,
         shared: &Arc<Shared>,
         stop: &Arc<AtomicBool>,
     ) -> Result<(Self, Vec<(Worker, WorkerHandle)>)> {
@@ -93,6 +94,7 @@ impl Xdp {
             port: listen.port(),
             magic: DATA_MAGIC,
             sockets_per_queue: sharing,
+            streams: max_streams,
         })?;
         // Until it has sockets to send them to, it lets packets pass.
         let attached = steering.attach(interface, config.mode, config.force)?;
@@ -135,7 +137,8 @@ impl Xdp {
                 next += 1;
             }
         }
-        let registry = Arc::new(Registry::default());
+        let gate = Arc::new(Program(steering.streams()?));
+        let registry = Arc::new(Registry::new(gate));
         let per_queue =
             u64::from(config.ring) * u64::from((mtu - IP_UDP).min(frame_size - HEADROOM));
         let workers = ports.into_iter().map(|ports| {
@@ -214,6 +217,20 @@ impl Xdp {
             outcomes: outcomes.ok(),
             stats,
         }
+    }
+}
+
+/// The program lets through packets of streams that there are.
+#[derive(Debug)]
+struct Program(Streams);
+
+impl Gate for Program {
+    fn admit(&self, key: u64) -> bool {
+        self.0.admit(key)
+    }
+
+    fn dismiss(&self, key: u64) {
+        self.0.dismiss(key);
     }
 }
 

@@ -46,8 +46,6 @@ pub struct Admission {
     pub max_payload: u32,
     /// Largest UDP payload that the publisher's interface takes, bytes; 0 over tcp.
     pub max_datagram: u32,
-    /// Names the stream in its packets, over xdp; random.
-    pub key: u64,
     /// The stream's place; given back when it is dropped.
     pub lease: Lease,
 }

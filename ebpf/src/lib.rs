@@ -1,8 +1,8 @@
 //! The XDP program that steers a broker's payload packets to its AF_XDP sockets, and its loader; and
 //! a bad network for tests.
 //!
-//! [`Steering::load`] puts the program into the kernel, [`Steering::insert`] names the sockets, and
-//! [`Steering::attach`] lets it see packets. It is attached by a `bpf_link`, which the kernel takes
+//! [`Steering::load`] puts the program into the kernel, [`Steering::insert`] names the sockets,
+//! [`Streams::admit`] the streams, and [`Steering::attach`] lets it see packets. It is attached by a `bpf_link`, which the kernel takes
 //! down with the process, however that ends. What the program does is in `bpf/steer.bpf.c`.
 //!
 //! An [`Injector`] carries packets from one interface to another and loses, delays and damages some
@@ -26,6 +26,7 @@ mod skeleton {
     include!(concat!(env!("OUT_DIR"), "/steer.skel.rs"));
 }
 mod steering;
+mod streams;
 #[cfg(test)]
 mod tests;
 
@@ -37,3 +38,4 @@ pub use outcome::{OUTCOMES, Outcomes};
 pub use steering::{
     Config, MAX_ADDRESSES, MAX_SOCKETS, NAME as STEERING_NAME, Steering, check_free, worker_of,
 };
+pub use streams::Streams;

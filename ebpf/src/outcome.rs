@@ -1,9 +1,10 @@
 //! What became of packets, as the program counts it.
 
 /// Names of the program's outcomes, in the order of its `enum outcome`.
-pub const OUTCOMES: [&str; 9] = [
+pub const OUTCOMES: [&str; 10] = [
     "steered",
     "no_socket",
+    "unknown_stream",
     "not_ip",
     "not_udp",
     "fragment",
@@ -13,13 +14,15 @@ pub const OUTCOMES: [&str; 9] = [
     "malformed",
 ];
 
-/// Packets by outcome, over all cores. All but `steered` went on to the kernel.
+/// Packets by outcome, over all cores. All but `steered` and `unknown_stream` went on to the kernel.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Outcomes {
     /// Redirected to an AF_XDP socket.
     pub steered: u64,
     /// Payload packets of a queue that has no socket.
     pub no_socket: u64,
+    /// Payload packets with the key of no stream that there is: dropped.
+    pub unknown_stream: u64,
     /// Neither IPv4 nor IPv6 (below at most two VLAN tags).
     pub not_ip: u64,
     /// IP, but not UDP; IPv6 with extension headers counts as that.
@@ -43,6 +46,7 @@ impl Outcomes {
         let counts = [
             self.steered,
             self.no_socket,
+            self.unknown_stream,
             self.not_ip,
             self.not_udp,
             self.fragment,
@@ -58,6 +62,7 @@ impl Outcomes {
         let [
             steered,
             no_socket,
+            unknown_stream,
             not_ip,
             not_udp,
             fragment,
@@ -69,6 +74,7 @@ impl Outcomes {
         Self {
             steered,
             no_socket,
+            unknown_stream,
             not_ip,
             not_udp,
             fragment,

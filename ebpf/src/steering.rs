@@ -14,6 +14,7 @@ use crate::counter::counter;
 use crate::error;
 use crate::outcome::{OUTCOMES, Outcomes};
 use crate::skeleton::SteerSkelBuilder;
+use crate::streams::{Streams, places_for};
 
 /// Most AF_XDP sockets: queues × workers that share a queue.
 pub const MAX_SOCKETS: u32 = 1024;
@@ -33,6 +34,8 @@ pub struct Config {
     pub magic: [u8; 4],
     /// Workers that share each receive queue.
     pub sockets_per_queue: u32,
+    /// Most streams at a time.
+    pub streams: usize,
 }
 
 /// The program in the kernel; dropping it takes it out again.
@@ -41,6 +44,7 @@ pub struct Steering {
     program: OwnedFd,
     sockets: MapHandle,
     outcomes: MapHandle,
+    streams: MapHandle,
     sockets_per_queue: u32,
     /// Holds the program on the interface.
     link: Option<OwnedFd>,
@@ -48,8 +52,8 @@ pub struct Steering {
 
 /// Which of `workers` sockets of a queue a stream's packets go to, as the program works it out.
 #[must_use]
-pub fn worker_of(session: u64, stream: u16, workers: u32) -> u32 {
-    let mixed = (session ^ u64::from(stream)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+pub fn worker_of(key: u64, stream: u16, workers: u32) -> u32 {
+    let mixed = (key ^ u64::from(stream)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     (mixed >> 32) as u32 % workers
 }
 
@@ -78,6 +82,8 @@ impl Steering {
         constants.port = config.port.to_be();
         constants.magic = u32::from_ne_bytes(config.magic);
         constants.sockets_per_queue = config.sockets_per_queue;
+        let places = places_for(config.streams);
+        constants.last_place = places - 1;
         if config.addresses.len() > MAX_ADDRESSES {
             return Err(Error::Addresses {
                 count: config.addresses.len(),
@@ -88,6 +94,7 @@ impl Steering {
             let (high, low) = key_of(*address);
             (slot.high, slot.low) = (high, low);
         }
+        open.maps.streams.set_max_entries(places).map_err(load)?;
         let loaded = open.load().map_err(load)?;
         let program = loaded.progs.penstock_steer.as_fd().try_clone_to_owned();
         let program = program.map_err(|source| Error::Load { source })?;
@@ -95,6 +102,7 @@ impl Steering {
             program,
             sockets: MapHandle::try_from(&loaded.maps.sockets).map_err(load)?,
             outcomes: MapHandle::try_from(&loaded.maps.outcomes).map_err(load)?,
+            streams: MapHandle::try_from(&loaded.maps.streams).map_err(load)?,
             sockets_per_queue: config.sockets_per_queue,
             link: None,
         })
@@ -117,6 +125,17 @@ impl Steering {
                 what: "cannot name an AF_XDP socket to the XDP program",
                 source: error::io(e),
             })
+    }
+
+    /// The streams whose packets it lets through: none yet.
+    ///
+    /// # Errors
+    /// [`Error::Map`] when the kernel does not share the memory.
+    pub fn streams(&self) -> Result<Streams, Error> {
+        Streams::of(self.streams.as_fd(), self.streams.max_entries()).map_err(|source| Error::Map {
+            what: "cannot share the list of streams with the XDP program",
+            source,
+        })
     }
 
     /// Lets the program see the packets of an interface. Another program there stays, and is

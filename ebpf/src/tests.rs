@@ -6,7 +6,7 @@ use std::ffi::CStr;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::process::Command;
-use std::{io, thread};
+use std::{fs, io, thread};
 
 use crate::attached::{check, index_of};
 use crate::faults::run;
@@ -18,7 +18,8 @@ const MAGIC: [u8; 4] = *b"PNSD";
 const PORT: u16 = 1214;
 const V4: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
 const V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2);
-const SESSION: u64 = 0x0123_4567_89ab_cdef;
+const KEY: u64 = 0x0123_4567_89ab_cdef;
+const DROP: u32 = 1;
 
 fn config(sockets_per_queue: u32) -> Config {
     Config {
@@ -26,6 +27,7 @@ fn config(sockets_per_queue: u32) -> Config {
         port: PORT,
         magic: MAGIC,
         sockets_per_queue,
+        streams: 4,
     }
 }
 
@@ -56,7 +58,7 @@ pub(crate) struct Packet {
 
 impl Packet {
     pub(crate) fn payload_to(to: IpAddr) -> Self {
-        let payload = [&MAGIC[..], &[0; 4], &SESSION.to_le_bytes(), &[0; 80]].concat();
+        let payload = [&MAGIC[..], &[0; 4], &KEY.to_le_bytes(), &[0; 80]].concat();
         Self {
             tags: Vec::new(),
             to,
@@ -116,6 +118,7 @@ fn loaded() -> (Steering, OwnedFd) {
     let steering = Steering::load(&config(1)).expect("the program loads");
     let socket = socket();
     steering.insert(0, 0, socket.as_fd()).unwrap();
+    assert!(steering.streams().unwrap().admit(KEY));
     (steering, socket)
 }
 
@@ -128,6 +131,7 @@ fn judged(steering: &Steering, packet: &[u8]) -> (u32, Outcomes) {
     let counted = Outcomes {
         steered: since(|o| o.steered),
         no_socket: since(|o| o.no_socket),
+        unknown_stream: since(|o| o.unknown_stream),
         not_ip: since(|o| o.not_ip),
         not_udp: since(|o| o.not_udp),
         fragment: since(|o| o.fragment),
@@ -173,7 +177,7 @@ fn payload_of_every_encapsulation_is_steered() {
 
 #[test]
 #[ignore = "needs root"]
-fn everything_else_goes_on_to_the_kernel_and_is_counted() {
+fn what_is_no_payload_goes_on_to_the_kernel_and_is_counted() {
     let (steering, _socket) = loaded();
     let v4 = Packet::payload_to(V4.into());
     let v6 = Packet::payload_to(V6.into());
@@ -236,6 +240,68 @@ fn everything_else_goes_on_to_the_kernel_and_is_counted() {
 
 #[test]
 #[ignore = "needs root"]
+fn packets_of_streams_that_there_are_not_are_dropped() {
+    let (steering, _socket) = loaded();
+    let streams = steering.streams().unwrap();
+    let with_key = |key: u64| {
+        let mut packet = Packet::payload_to(V4.into());
+        packet.payload[8..16].copy_from_slice(&key.to_le_bytes());
+        packet.bytes()
+    };
+    // No key at all; others that have the place of one, or a place where there is none.
+    for bit in 0..64 {
+        assert_judged!(&steering, with_key(KEY ^ 1 << bit), DROP, unknown_stream);
+    }
+    for key in 0..32 {
+        assert_judged!(&steering, with_key(key), DROP, unknown_stream);
+    }
+    let neighbour = KEY + 1;
+    assert!(streams.admit(neighbour));
+    assert!(!streams.admit(KEY ^ 1 << 63), "its place is taken");
+    assert!(!streams.admit(0));
+    for key in [KEY, neighbour] {
+        assert_judged!(&steering, with_key(key), REDIRECT, steered);
+    }
+    streams.dismiss(KEY);
+    assert_judged!(&steering, with_key(KEY), DROP, unknown_stream);
+    assert_judged!(&steering, with_key(neighbour), REDIRECT, steered);
+    assert!(streams.admit(KEY ^ 1 << 63), "its place is free");
+    // Nobody else's packets are looked at.
+    let mut foreign = Packet::payload_to(V4.into());
+    foreign.port = PORT + 1;
+    foreign.payload[8..16].fill(0);
+    assert_judged!(&steering, foreign.bytes(), PASS, other_port);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn streams_are_admitted_without_any_capability() {
+    let (steering, _socket) = loaded();
+    let streams = steering.streams().unwrap();
+    let key = KEY + 1;
+    let without = thread::spawn(move || {
+        give_up_capabilities();
+        assert!(streams.admit(key));
+        streams.dismiss(KEY);
+    });
+    without.join().unwrap();
+    let mut packet = Packet::payload_to(V4.into());
+    assert_judged!(&steering, packet.bytes(), DROP, unknown_stream);
+    packet.payload[8..16].copy_from_slice(&key.to_le_bytes());
+    assert_judged!(&steering, packet.bytes(), REDIRECT, steered);
+}
+
+/// This thread is an ordinary user from now on.
+fn give_up_capabilities() {
+    // SAFETY: takes numbers only; the raw call concerns this thread alone.
+    let code = unsafe { libc::syscall(libc::SYS_setresuid, 65534, 65534, 65534) };
+    assert_eq!(code, 0);
+    let status = fs::read_to_string("/proc/thread-self/status").unwrap();
+    assert!(status.contains("CapEff:\t0000000000000000"), "{status}");
+}
+
+#[test]
+#[ignore = "needs root"]
 fn a_packet_that_is_cut_short_anywhere_goes_on_to_the_kernel() {
     let (steering, _socket) = loaded();
     // What the program looks at of the UDP payload.
@@ -266,11 +332,12 @@ fn streams_are_shared_out_over_the_sockets_of_a_queue() {
     for worker in 0..WORKERS {
         let steering = Steering::load(&config(WORKERS)).unwrap();
         steering.insert(0, worker, socket.as_fd()).unwrap();
+        assert!(steering.streams().unwrap().admit(KEY));
         let mut mine = 0;
         for stream in 0..200u16 {
             let mut packet = Packet::payload_to(V4.into());
             packet.payload[16..18].copy_from_slice(&stream.to_le_bytes());
-            let wanted = worker_of(SESSION, stream, WORKERS) == worker;
+            let wanted = worker_of(KEY, stream, WORKERS) == worker;
             mine += u32::from(wanted);
             let (verdict, counted) = judged(&steering, &packet.bytes());
             assert_eq!(verdict, if wanted { REDIRECT } else { PASS });

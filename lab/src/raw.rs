@@ -20,6 +20,8 @@ use crate::netns::{self, BROKER_END, Net, enter};
 const MEMORY: usize = 256 << 20;
 /// First bytes of every packet, by which the program knows it.
 const MAGIC: [u8; 4] = *b"PNSR";
+/// Of its stream, likewise.
+const KEY: u64 = 1;
 const PORT: u16 = 1215;
 /// Entries of the receiver's rings, as a broker has them.
 const RING: u32 = 1024;
@@ -166,6 +168,7 @@ fn frame_size(datagram: usize) -> u32 {
 fn packet_of(len: usize) -> Vec<u8> {
     let mut packet: Vec<u8> = (0..len).map(|at| (at / 4 % 251) as u8).collect();
     packet[..MAGIC.len()].copy_from_slice(&MAGIC);
+    packet[8..16].copy_from_slice(&KEY.to_le_bytes());
     packet
 }
 
@@ -176,7 +179,9 @@ fn receive(namespace: &str, mode: Mode, packet: &[u8], shared: &Shared) -> Resul
         port: PORT,
         magic: MAGIC,
         sockets_per_queue: 1,
+        streams: 1,
     })?;
+    ensure!(steering.streams()?.admit(KEY), "a key was refused");
     let settings = PortConfig {
         interface: BROKER_END.to_owned(),
         queue: 0,

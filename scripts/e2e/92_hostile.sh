@@ -16,7 +16,8 @@ GROWTH=$((8 << 20))
 SECONDS_LONG=2 TOTAL=128MiB
 [ "$QUICK" -ne 0 ] || SECONDS_LONG=8 TOTAL=1GiB
 
-hostile() { limited ip netns exec "$NET-pub" python3 "$E2E/hostile.py" "$ATTACKER" 10.214.0.2 1214 "$@"; }
+PORT=1214
+hostile() { limited ip netns exec "$NET-pub" python3 "$E2E/hostile.py" "$ATTACKER" 10.214.0.2 "$PORT" "$@"; }
 
 rss() { awk '/^VmRSS/ { print $2 * 1024 }' "/proc/${brokers_running[0]}/status"; }
 
@@ -53,9 +54,9 @@ count() { jq "$1" "$T/broker-0.json"; }
 
 at_least() { [ "$2" -ge "$3" ] || fail "$1: $2, wanted at least $3"; }
 
-# beneath KIND COUNTER: an honest publisher alone, then beneath a flood.
+# beneath KIND COUNTED: an honest publisher alone, then beneath a flood of which so many are counted.
 beneath() {
-  local kind=$1 counter=$2 before flood sent
+  local kind=$1 counted=$2 before flood sent came
   start_broker 0 "${XDP[@]}"
   publish alone
   before=$(rss)
@@ -73,16 +74,36 @@ beneath() {
   jq -c . "$T/hostile.json"
   jq -c .xdp "$T/broker-0.json"
   # What the receive queue had no room for is dropped; of the rest each is counted.
-  at_least "$counter" "$(count ".xdp.$counter")" $((sent / 20))
+  came=$(count ".xdp | $counted")
+  at_least "$counted" "$came" $((sent / 20))
   printf '%s: alone %.0f MB/s, beneath %.0f MB/s; %.0f packets/s of %d bytes were sent, %.0f %% came through\n' \
-    "$kind" "$(jq .bandwidth_mb_per_s "$T/alone.json")" "$(jq .bandwidth_mb_per_s "$T/beneath.json")" \
+    "${FUNCNAME[1]}" "$(jq .bandwidth_mb_per_s "$T/alone.json")" "$(jq .bandwidth_mb_per_s "$T/beneath.json")" \
     "$(jq '.packets / .seconds' "$T/hostile.json")" "$(jq .bytes "$T/hostile.json")" \
-    "$(jq ".xdp.$counter * 100 / $sent" "$T/broker-0.json")" >>"$REPORT"
+    "$((came * 100 / sent))" >>"$REPORT"
 }
 
-guessed() { beneath guessed unknown_stream; }
-damaged() { beneath damaged corrupt; }
-repeated() { beneath repeated duplicates; }
+# The XDP program drops them: no worker sees one.
+guessed() {
+  beneath guessed .outcomes.unknown_stream
+  expect "seen by workers" "$(count .xdp.unknown_stream)" 0
+}
+
+# For comparison: the same packets to a port that nobody serves.
+elsewhere() {
+  PORT=1300
+  beneath guessed .outcomes.other_port
+}
+
+# These have the key of an honest stream, so a worker must look at them; when it has ended, no more.
+damaged() {
+  beneath damaged '.corrupt + .outcomes.unknown_stream'
+  at_least "seen by workers" "$(count .xdp.corrupt)" 1000
+}
+
+repeated() {
+  beneath repeated '.duplicates + .outcomes.unknown_stream'
+  at_least "seen by workers" "$(count .xdp.duplicates)" 1000
+}
 
 # More refusals than lines may be written about; those that come later are only counted.
 refusals() {
@@ -154,6 +175,7 @@ claims() {
 
 REPORT=$WORK/report
 run_test "a flood of packets of streams that nobody has: nothing changes" guessed
+run_test "the same flood to a port that nobody serves: nothing changes" elsewhere
 run_test "a flood of damaged packets: nothing changes" damaged
 run_test "a flood of repeated packets: nothing changes" repeated
 run_test "5,000 refused handshakes: counted, and told at a limited rate" refusals

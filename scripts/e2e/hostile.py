@@ -110,14 +110,18 @@ def guessed(broker, seconds):
 
 
 def damaged(broker, seconds):
-    """Well made but for a checksum that fits nothing."""
+    """What was seen of an honest publisher, with a checksum that fits nothing."""
     rng = random.Random(2)
-    good = [packet(rng.getrandbits(64), n, n, 1 << 16, 0, bytes(64)) for n in range(20 * SEGMENTS)]
-    return flood(broker, seconds, [each[:4] + rng.randbytes(4) + each[HEAD:] for each in good])
+    return flood(broker, seconds, [each[:4] + rng.randbytes(4) + each[HEAD:] for each in overheard()])
 
 
 def repeated(broker, seconds):
     """What was seen of an honest publisher, from another address."""
+    return flood(broker, seconds, overheard())
+
+
+def overheard():
+    """Packets of an honest publisher, all of one size; says "ready" when it listens."""
     seen = collections.defaultdict(list)
     tap = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(3))
     tap.settimeout(10)
@@ -131,7 +135,7 @@ def repeated(broker, seconds):
         if payload[:4] == MAGIC:
             seen[len(payload)].append(payload)
     tap.close()
-    return flood(broker, seconds, max(seen.values(), key=len))
+    return max(seen.values(), key=len)
 
 
 def refused(broker, count):

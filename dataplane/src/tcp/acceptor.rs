@@ -23,7 +23,6 @@ use super::worker::WorkerHandle;
 use crate::admission::{Admission, Admit, Refused};
 use crate::auth::{Keys, PacketKeys, generate};
 use crate::wire::handshake::{DatagramOffer, Offer, Path, Refusal, Request, Welcome};
-use crate::wire::packet::StreamKey;
 use crate::xdp::{FIRST_CREDIT, Registry};
 
 /// Key of the listener in the poller.
@@ -373,24 +372,29 @@ impl<A: Admit> Acceptor<A> {
         };
         let path = self.datagrams.as_ref();
         let path = path.filter(|_| admission.path == Path::Xdp);
+        let authentic = self.packet_auth || greeting.wants_packet_auth();
+        let drawn = path.map(|path| {
+            let pass = path.registry.pass(admission.stream as u16)?;
+            Ok((pass, authentic.then(generate).transpose()?))
+        });
+        let (pass, secret) = match drawn.transpose() {
+            Ok(drawn) => drawn.unzip(),
+            Err::<_, getrandom::Error>(error) => {
+                warn!(%peer, %error, "no random numbers; a connection is dropped");
+                return;
+            }
+        };
+        let secret = secret.flatten();
+        let path = path.zip(pass);
         let offer = Offer {
             session: admission.session,
             max_payload: admission.max_payload,
             committed: admission.lease.committed(),
-            datagrams: path.map(|path| DatagramOffer {
-                key: admission.key,
+            datagrams: path.as_ref().map(|(path, pass)| DatagramOffer {
+                key: pass.stream().key,
                 credit: FIRST_CREDIT,
                 max_datagram: admission.max_datagram.min(path.max_datagram),
             }),
-        };
-        let authentic = self.packet_auth || greeting.wants_packet_auth();
-        let secret = match path.filter(|_| authentic).map(|_| generate()) {
-            None => None,
-            Some(Ok(secret)) => Some(secret),
-            Some(Err(error)) => {
-                warn!(%peer, %error, "no random numbers; a connection is dropped");
-                return;
-            }
         };
         let packets = secret.as_deref().copied().unwrap_or_default();
         let welcome = greeting.seal(Welcome::accept(offer).as_bytes().to_vec(), packets);
@@ -411,12 +415,8 @@ impl<A: Admit> Acceptor<A> {
             admission,
             keys: secret.map(|secret| Arc::new(PacketKeys::new(&secret))),
         };
-        if let Some(path) = path {
-            let key = StreamKey {
-                key: opened.admission.key,
-                stream: opened.admission.stream as u16,
-            };
-            return path.registry.leave(key, opened);
+        if let Some((path, pass)) = path {
+            return path.registry.leave(pass, opened);
         }
         let least = self.workers.iter().min_by_key(|worker| worker.load());
         let worker = least.expect("a broker has at least one worker");

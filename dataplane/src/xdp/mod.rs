@@ -8,6 +8,7 @@
 
 mod error;
 pub(crate) mod frame;
+mod gate;
 mod pieces;
 mod port;
 mod registry;
@@ -19,6 +20,7 @@ mod worker;
 
 pub use error::Error;
 pub use frame::{Endpoint, Headers};
+pub use gate::Gate;
 pub use port::{
     ETHERNET, HEADROOM, LONGEST_PACKET, MAX_BUFFERS, Port, PortConfig, PortStats, fits, frame_size,
     packet_memory,

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use super::gate::{Gate, Pass};
 use crate::auth::PacketKeys;
 use crate::tcp::Opened;
 use crate::wire::packet::StreamKey;
@@ -15,10 +16,19 @@ use crate::wire::packet::StreamKey;
 /// A publisher sends its first packet at once; one that has not by then has gone over to tcp.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// A stream without a worker.
+#[derive(Debug)]
+struct Waiting {
+    opened: Opened,
+    pass: Pass,
+    since: Instant,
+}
+
 /// Streams without a worker.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Registry {
-    waiting: Mutex<HashMap<StreamKey, (Opened, Instant)>>,
+    gate: Arc<dyn Gate>,
+    waiting: Mutex<HashMap<StreamKey, Waiting>>,
     count: AtomicUsize,
     /// Streams that workers have.
     adopted: AtomicUsize,
@@ -27,15 +37,40 @@ pub struct Registry {
 }
 
 impl Registry {
+    /// For streams whose packets come through this gate.
+    #[must_use]
+    pub fn new(gate: Arc<dyn Gate>) -> Self {
+        Self {
+            gate,
+            waiting: Mutex::default(),
+            count: AtomicUsize::new(0),
+            adopted: AtomicUsize::new(0),
+            closed: AtomicBool::new(false),
+        }
+    }
+
+    /// Makes a key for a stream's packets, and lets them through.
+    ///
+    /// # Errors
+    /// If the system gives no random numbers.
+    pub(crate) fn pass(&self, stream: u16) -> Result<Pass, getrandom::Error> {
+        Pass::draw(&self.gate, stream)
+    }
+
     /// Leaves a stream to whoever gets its first packet.
-    pub(crate) fn leave(&self, key: StreamKey, opened: Opened) {
+    pub(crate) fn leave(&self, pass: Pass, opened: Opened) {
         let mut waiting = self.waiting.lock().expect("no holder of this lock panics");
         if self.is_closed() {
             // The publisher sees its connection close, and asks again.
             return;
         }
-        waiting.retain(|_, (_, since)| since.elapsed() < PATIENCE);
-        waiting.insert(key, (opened, Instant::now()));
+        waiting.retain(|_, waiting| waiting.since.elapsed() < PATIENCE);
+        let entry = Waiting {
+            opened,
+            pass,
+            since: Instant::now(),
+        };
+        waiting.insert(entry.pass.stream(), entry);
         self.count.store(waiting.len(), Ordering::Release);
     }
 
@@ -45,20 +80,20 @@ impl Registry {
             return None;
         }
         let waiting = self.waiting.lock().expect("no holder of this lock panics");
-        waiting.get(&key)?.0.keys.clone()
+        waiting.get(&key)?.opened.keys.clone()
     }
 
     /// Takes a stream whose first packet came. Costs next to nothing while none waits, so that
     /// packets of unknown streams are no burden.
-    pub(super) fn take(&self, key: StreamKey) -> Option<Opened> {
+    pub(super) fn take(&self, key: StreamKey) -> Option<(Opened, Pass)> {
         if self.count.load(Ordering::Acquire) == 0 {
             return None;
         }
         let mut waiting = self.waiting.lock().expect("no holder of this lock panics");
-        let (opened, _) = waiting.remove(&key)?;
+        let Waiting { opened, pass, .. } = waiting.remove(&key)?;
         self.count.store(waiting.len(), Ordering::Release);
         self.adopted.fetch_add(1, Ordering::Relaxed);
-        Some(opened)
+        Some((opened, pass))
     }
 
     pub(super) fn ended(&self) {
@@ -69,8 +104,8 @@ impl Registry {
     pub(super) fn expire(&self) {
         if self.count.load(Ordering::Relaxed) > 0 {
             let mut waiting = self.waiting.lock().expect("no holder of this lock panics");
-            waiting.retain(|_, (opened, since)| {
-                since.elapsed() < PATIENCE && !opened.admission.lease.is_wanted()
+            waiting.retain(|_, waiting| {
+                waiting.since.elapsed() < PATIENCE && !waiting.opened.admission.lease.is_wanted()
             });
             self.count.store(waiting.len(), Ordering::Release);
         }

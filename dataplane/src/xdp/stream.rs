@@ -10,6 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use zerocopy::FromBytes;
 
 use super::frame::{Datagram, Headers};
+use super::gate::Pass;
 use super::stats::XdpStats;
 use crate::admission::Admission;
 use crate::auth::PacketKeys;
@@ -58,7 +59,7 @@ pub(super) struct Context<'a> {
 /// An open stream.
 #[derive(Debug)]
 pub(super) struct Stream {
-    pub(super) key: StreamKey,
+    pass: Pass,
     pub(super) control: TcpStream,
     peer: SocketAddr,
     buffers: Effective,
@@ -97,7 +98,7 @@ pub(super) struct Stream {
 impl Stream {
     pub(super) fn new(
         opened: Opened,
-        key: StreamKey,
+        pass: Pass,
         back: Headers,
         port: usize,
         window: u64,
@@ -115,8 +116,9 @@ impl Stream {
             max_payload: admission.max_payload,
             window,
         };
+        let key = pass.stream();
         Self {
-            key,
+            pass,
             control: socket,
             peer,
             buffers,
@@ -142,6 +144,10 @@ impl Stream {
             payload_bytes: 0,
             admission,
         }
+    }
+
+    pub(super) fn key(&self) -> StreamKey {
+        self.pass.stream()
     }
 
     pub(super) fn set_window(&mut self, window: u64) {

@@ -17,6 +17,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::FIRST_CREDIT;
 use super::frame::{self, Datagram, Headers};
+use super::gate::Pass;
 use super::pieces::{Parts, Pieces};
 use super::port::{BURST, MAX_BUFFERS, Port};
 use super::registry::Registry;
@@ -406,9 +407,9 @@ impl State {
         let number = match known {
             Some(number) => number,
             None => match self.registry.take(received.stream) {
-                Some(opened) => {
+                Some((opened, pass)) => {
                     let back = Headers::back(frame, datagram);
-                    match self.adopt(opened, received.stream, back, port, now) {
+                    match self.adopt(opened, pass, back, port, now) {
                         Some(number) => number,
                         None => return true,
                     }
@@ -485,7 +486,7 @@ impl State {
     fn adopt(
         &mut self,
         opened: Opened,
-        key: StreamKey,
+        pass: Pass,
         back: Headers,
         port: usize,
         now: u64,
@@ -496,7 +497,7 @@ impl State {
             self.streams.len() - 1
         });
         debug!(from = %back.peer(), "first packet of a stream");
-        let stream = Stream::new(opened, key, back, port, MIN_WINDOW, now);
+        let stream = Stream::new(opened, pass, back, port, MIN_WINDOW, now);
         // SAFETY: the socket is deleted from the poller in `remove`, before it is closed.
         let added = unsafe {
             self.poller
@@ -508,7 +509,7 @@ impl State {
             self.registry.ended();
             return None;
         }
-        self.by_key.insert(key, number);
+        self.by_key.insert(stream.key(), number);
         self.streams[number] = Some(Entry {
             stream,
             writer,
@@ -574,7 +575,7 @@ impl State {
         };
         // A descriptor that is not watched any more is what is wanted.
         let _ = self.poller.delete(&entry.stream.control);
-        self.by_key.remove(&entry.stream.key);
+        self.by_key.remove(&entry.stream.key());
         let counters = &self.shared.counters;
         Counters::count(match ending {
             Ending::Completed => &counters.streams_completed,
@@ -640,7 +641,7 @@ fn check(
 
 #[cfg(test)]
 mod tests {
-    use std::net::{SocketAddr, TcpListener, TcpStream};
+    use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 
     use fastrand::Rng;
     use tempfile::TempDir;
@@ -653,6 +654,7 @@ mod tests {
     use crate::wire::handshake::{AckLevel, Path};
     use crate::wire::packet::{BatchInfo, Chunk};
     use crate::xdp::Endpoint;
+    use crate::xdp::gate::tests::Odd;
 
     const KEY: StreamKey = StreamKey {
         key: 0x5ec2e7,
@@ -663,8 +665,9 @@ mod tests {
     struct Bench {
         worker: Worker,
         log: Arc<Log>,
+        gate: Arc<Odd>,
         /// The publisher's end of the control connection.
-        _control: TcpStream,
+        control: TcpStream,
         dir: TempDir,
     }
 
@@ -692,7 +695,8 @@ mod tests {
                 rcvbuf_on: RcvbufOn::None,
                 force: false,
             };
-            let registry = Arc::new(Registry::default());
+            let gate = Arc::new(Odd::default());
+            let registry = Arc::new(Registry::new(Arc::clone(&gate) as _));
             let opened = Opened {
                 buffers: wanted.apply_to_accepted(&socket).unwrap(),
                 socket,
@@ -706,12 +710,12 @@ mod tests {
                     path: Path::Xdp,
                     max_payload: log.geometry().max_payload(),
                     max_datagram: 1472,
-                    key: KEY.key,
                     lease: Arc::new(StreamState::new(0)).lease().unwrap(),
                 },
                 keys: keys.map(Arc::new),
             };
-            registry.leave(KEY, opened);
+            let pass = Pass::of(&(Arc::clone(&gate) as _), KEY).unwrap();
+            registry.leave(pass, opened);
             let config = WorkerConfig {
                 verify_on_receive: false,
                 polling: Polling::Busy,
@@ -723,7 +727,8 @@ mod tests {
             Self {
                 worker,
                 log,
-                _control: control,
+                gate,
+                control,
                 dir,
             }
         }
@@ -920,6 +925,22 @@ mod tests {
             batch.verify().unwrap();
             assert_eq!(batch.batch_seq, seq);
         }
+    }
+
+    #[test]
+    fn the_gate_is_open_as_long_as_the_stream() {
+        let mut bench = Bench::new();
+        let admitted = |bench: &Bench| bench.gate.0.lock().unwrap().contains(&KEY.key);
+        assert!(admitted(&bench), "before its first packet");
+        bench.take(&whole(2, KEY, 0, 0));
+        assert!(admitted(&bench));
+        bench.control.shutdown(Shutdown::Both).unwrap();
+        while bench.worker.state.streams[0].is_some() {
+            assert!(admitted(&bench));
+            let now = bench.worker.state.now();
+            bench.worker.tick(now).unwrap();
+        }
+        assert!(!admitted(&bench));
     }
 
     #[test]

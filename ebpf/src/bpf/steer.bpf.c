@@ -5,6 +5,7 @@
  * A packet is the broker's when it is a whole UDP datagram over IPv4 or IPv6, with at most two VLAN
  * tags, to one of the broker's addresses and its port, and begins with the magic of a payload
  * packet. Its socket is the entry of the receive queue and of the worker that the stream belongs to.
+ * Where there is no such stream the packet ends here, before it costs a buffer or anybody's time.
  */
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
@@ -25,6 +26,7 @@
 enum outcome {
 	STEERED,
 	NO_SOCKET,
+	UNKNOWN_STREAM,
 	NOT_IP,
 	NOT_UDP,
 	FRAGMENT,
@@ -39,7 +41,7 @@ enum outcome {
 struct payload {
 	__u32 magic;
 	__u32 checksum;
-	__u64 session;
+	__u64 key;
 	__u16 stream;
 } __attribute__((packed));
 
@@ -58,6 +60,7 @@ struct address {
 const volatile __u16 port;	       /* network byte order */
 const volatile __u32 magic;	       /* as its four bytes lie in the packet */
 const volatile __u32 sockets_per_queue = 1;
+const volatile __u32 last_place;       /* of streams; their number is a power of two */
 const volatile __u32 address_count;
 const volatile struct address addresses[MAX_ADDRESSES];
 
@@ -67,6 +70,19 @@ struct {
 	__type(key, __u32);
 	__type(value, __u32);
 } sockets SEC(".maps");
+
+/*
+ * Keys of the streams that there are, each in the place that its lowest bits name, 0 where there is
+ * none. The broker writes them through memory that it shares with the kernel: it takes no system call
+ * and no capability.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1); /* the loader knows better */
+	__type(key, __u32);
+	__type(value, __u64);
+} streams SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -102,10 +118,18 @@ static __always_inline int is_ours(const struct address *to)
 	return 0;
 }
 
-/* The worker of a stream among those that share a queue; the broker works it out the same way. */
-static __always_inline __u32 worker_of(__u64 session, __u16 stream)
+static __always_inline int is_known(__u64 key)
 {
-	__u64 mixed = (session ^ stream) * 0x9e3779b97f4a7c15ULL;
+	__u32 place = key & last_place;
+	const __u64 *known = bpf_map_lookup_elem(&streams, &place);
+
+	return known && *known == key && key;
+}
+
+/* The worker of a stream among those that share a queue; the broker works it out the same way. */
+static __always_inline __u32 worker_of(__u64 key, __u16 stream)
+{
+	__u64 mixed = (key ^ stream) * 0x9e3779b97f4a7c15ULL;
 
 	return (__u32)(mixed >> 32) % sockets_per_queue;
 }
@@ -133,8 +157,10 @@ static __always_inline int steer(struct xdp_md *ctx, const struct udphdr *udp, c
 
 	if ((const void *)(payload + 1) > end || payload->magic != magic)
 		return count(NOT_PAYLOAD, XDP_PASS);
+	if (!is_known(payload->key))
+		return count(UNKNOWN_STREAM, XDP_DROP);
 	socket = ctx->rx_queue_index * sockets_per_queue +
-		 worker_of(payload->session, payload->stream);
+		 worker_of(payload->key, payload->stream);
 	action = bpf_redirect_map(&sockets, socket, XDP_PASS);
 	return count(action == XDP_REDIRECT ? STEERED : NO_SOCKET, action);
 }
