@@ -181,10 +181,20 @@ impl Stream {
 
     /// A packet that only asks for an ack.
     pub(super) fn ping(&mut self, cx: &mut Context<'_>, packet: u64) {
+        let newest = self.receiver.is_newest(packet);
         let turn = self.receiver.arrived(cx.now, packet);
         cx.xdp.note_turn(turn);
         cx.xdp.pings += 1;
-        self.ack_due = Some(cx.now);
+        if newest {
+            self.ack_due = Some(cx.now);
+        } else {
+            self.ack_later(cx.now);
+        }
+    }
+
+    /// Within the delay that an ack may have: however many packets are repeated, that many answers.
+    fn ack_later(&mut self, now: u64) {
+        self.ack_due.get_or_insert(now + ACK_DELAY);
     }
 
     /// Places a packet's payload; `parts` has `len` bytes.
@@ -207,7 +217,7 @@ impl Stream {
             Err(Refusal::Duplicate) => {
                 cx.xdp.duplicates += 1;
                 // Perhaps the ack was lost.
-                self.ack_due = Some(cx.now);
+                self.ack_later(cx.now);
                 return;
             }
             Err(_) => {
@@ -230,8 +240,8 @@ impl Stream {
         self.unacked += 1;
         if turn != Turn::InTurn || self.unacked >= ACK_EVERY {
             self.ack_due = Some(cx.now);
-        } else if self.ack_due.is_none() {
-            self.ack_due = Some(cx.now + ACK_DELAY);
+        } else {
+            self.ack_later(cx.now);
         }
     }
 

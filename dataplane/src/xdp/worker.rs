@@ -928,6 +928,28 @@ mod tests {
     }
 
     #[test]
+    fn repeated_packets_are_answered_now_and_then_only() {
+        let mut bench = Bench::new();
+        let batch = whole(2, KEY, 0, 0);
+        let ping = frame(2, &Data::ping(KEY, 1, &[]), &[]);
+        let (mut out, mut feedback) = (vec![0; 2048], Feedback::new(KEY));
+        let mut answers = |bench: &mut Bench, sent: &[u8], now: u64| {
+            let state = &mut bench.worker.state;
+            state.datagram(0, &[sent], now);
+            state.commit_touched(now);
+            let stream = &mut state.streams[0].as_mut().unwrap().stream;
+            [now, now + 100_000].map(|now| stream.ack(now, &mut feedback, &mut out).is_some())
+        };
+        // A batch that is committed is told at once, as is a ping.
+        assert_eq!(answers(&mut bench, &batch, 1), [true, false]);
+        assert_eq!(answers(&mut bench, &ping, 2), [true, false]);
+        for now in 3..100 {
+            let repeated = [&batch, &ping][now as usize % 2];
+            assert_eq!(answers(&mut bench, repeated, now), [false, true]);
+        }
+    }
+
+    #[test]
     fn the_gate_is_open_as_long_as_the_stream() {
         let mut bench = Bench::new();
         let admitted = |bench: &Bench| bench.gate.0.lock().unwrap().contains(&KEY.key);
