@@ -124,7 +124,8 @@ pub struct Cli {
     /// Most open streams.
     #[arg(long, default_value_t = 4096)]
     max_connections: usize,
-    /// Most connections that have not finished their handshake; the oldest goes first.
+    /// Most connections that have not finished their handshake; the oldest of the host with most goes
+    /// first.
     #[arg(long, default_value_t = 4096)]
     max_handshakes: usize,
     /// Seconds for a handshake.

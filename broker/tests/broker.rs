@@ -15,6 +15,7 @@ use penstock_dataplane::wire::handshake::{
 };
 use penstock_dataplane::wire::message::{Messages, append};
 use penstock_dataplane::wire::reply::{Fault, Parsed, REPLY_LEN, Reply};
+use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -103,14 +104,28 @@ impl Buffers {
 
 impl Broker {
     fn connect(&self) -> TcpStream {
-        let socket = TcpStream::connect(self.address).unwrap();
+        self.connect_from([127, 0, 0, 1])
+    }
+
+    fn connect_from(&self, host: [u8; 4]) -> TcpStream {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from((host, 0)).into()).unwrap();
+        socket.connect(&self.address.into()).unwrap();
+        let socket = TcpStream::from(socket);
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         socket.set_nodelay(true).unwrap();
         socket
     }
 
     fn ask(&self, topic: &str, request: &Request) -> Result<(Peer, u64), (u16, String)> {
-        let mut socket = self.connect();
+        Self::greet(self.connect(), topic, request)
+    }
+
+    fn greet(
+        mut socket: TcpStream,
+        topic: &str,
+        request: &Request,
+    ) -> Result<(Peer, u64), (u16, String)> {
         let hello = Hello::new(request, topic.len());
         socket
             .write_all(&[hello.as_bytes(), topic.as_bytes()].concat())
@@ -382,6 +397,21 @@ fn silent_connections_time_out_and_the_oldest_goes_first() {
     let counters = &buffers.report()["counters"];
     assert_eq!(counters["handshake_evictions"], 4);
     assert_eq!(counters["handshake_timeouts"], 4);
+}
+
+#[test]
+fn a_host_with_many_silent_connections_takes_no_place_from_another() {
+    let buffers = Buffers::new();
+    let broker = buffers.start(&["--max-handshakes", "8"]);
+    let honest = broker.connect_from([127, 0, 0, 2]);
+    let mut silent: Vec<_> = (0..100).map(|_| broker.connect()).collect();
+    for socket in &mut silent[..93] {
+        assert!(matches!(socket.read(&mut [0]), Ok(0)));
+    }
+    let (peer, _) = Broker::greet(honest, "t", &request()).expect("it is still known");
+    peer.end();
+    assert!(broker.stop().success());
+    assert_eq!(buffers.report()["counters"]["handshake_evictions"], 93);
 }
 
 #[test]

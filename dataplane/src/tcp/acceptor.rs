@@ -3,9 +3,10 @@
 //! Silent and slow peers stay here, where they cost one small entry each; a worker only ever sees
 //! a connection that has been admitted.
 
-use std::collections::VecDeque;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -37,7 +38,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Limits {
     /// Open streams, all workers together.
     pub max_connections: usize,
-    /// Connections that have not finished their handshake; the oldest goes first.
+    /// Connections that have not finished their handshake; the oldest of the host with most goes first.
     pub max_handshakes: usize,
     /// Time for a handshake.
     pub handshake_timeout: Duration,
@@ -109,6 +110,8 @@ pub struct Acceptor<A> {
     free: Vec<usize>,
     /// Newcomers by age: key and number.
     by_age: VecDeque<(usize, u64)>,
+    /// How many each source has.
+    by_source: HashMap<IpAddr, usize>,
     next_number: u64,
     paused_until: Option<Instant>,
 }
@@ -144,6 +147,7 @@ impl<A: Admit> Acceptor<A> {
             newcomers: Vec::new(),
             free: Vec::new(),
             by_age: VecDeque::new(),
+            by_source: HashMap::new(),
             next_number: 0,
             paused_until: None,
         })
@@ -237,7 +241,7 @@ impl<A: Admit> Acceptor<A> {
             .with_interval(Duration::from_secs(10));
         SockRef::from(&socket).set_tcp_keepalive(&keepalive)?;
         if self.newcomers.len() - self.free.len() >= self.limits.max_handshakes {
-            self.evict_oldest();
+            self.make_room();
         }
         let key = self.free.pop().unwrap_or_else(|| {
             self.newcomers.push(None);
@@ -265,6 +269,7 @@ impl<A: Admit> Acceptor<A> {
             number,
         });
         self.by_age.push_back((key, number));
+        *self.by_source.entry(source_of(peer)).or_default() += 1;
         Ok(())
     }
 
@@ -476,15 +481,18 @@ impl<A: Admit> Acceptor<A> {
         Ok(())
     }
 
-    fn evict_oldest(&mut self) {
-        while let Some((key, number)) = self.by_age.pop_front() {
-            if self.newcomers[key]
-                .as_ref()
-                .is_some_and(|newcomer| newcomer.number == number)
-            {
-                Counters::count(&self.shared.counters.handshake_evictions);
-                return self.dismiss(key);
-            }
+    /// The oldest newcomer goes, of the sources that have most: one alone takes no place from others.
+    fn make_room(&mut self) {
+        let most = self.by_source.values().max();
+        let goes = self.by_age.iter().position(|&(key, number)| {
+            let newcomer = self.newcomers[key].as_ref();
+            newcomer.is_some_and(|newcomer| {
+                newcomer.number == number && self.by_source.get(&source_of(newcomer.peer)) == most
+            })
+        });
+        if let Some((key, _)) = goes.and_then(|index| self.by_age.remove(index)) {
+            Counters::count(&self.shared.counters.handshake_evictions);
+            self.dismiss(key);
         }
     }
 
@@ -496,8 +504,22 @@ impl<A: Admit> Acceptor<A> {
         let newcomer = self.newcomers[key].take()?;
         // A descriptor that is not watched any more is what is wanted.
         let _ = self.poller.delete(&newcomer.socket);
+        if let Entry::Occupied(mut count) = self.by_source.entry(source_of(newcomer.peer)) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
         self.free.push(key);
         Some(newcomer)
+    }
+}
+
+/// Where a peer is, as far as it cannot choose: a host with IPv6 has 2^64 addresses.
+fn source_of(peer: SocketAddr) -> IpAddr {
+    match peer.ip().to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+        v4 @ IpAddr::V4(_) => v4,
     }
 }
 
