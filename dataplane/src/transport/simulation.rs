@@ -3,6 +3,8 @@
 //! Every packet is written and read as bytes. A failure names its seed; `PENSTOCK_SEED=n cargo test
 //! -p penstock-dataplane simulation` runs that one alone, `PENSTOCK_SEEDS=n` sets how many are run.
 
+mod schedules;
+
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::env;
@@ -116,7 +118,26 @@ enum Event {
     Ack(usize),
     /// The publisher looks at its timers.
     Wake(usize),
+    /// Something befalls path or ends: what a schedule has at this place.
+    Strike(usize),
+    /// And passes.
+    Pass(usize),
+    /// Publishers that lost their connections open others.
+    Reopen,
 }
+
+/// One end of the path, and what befalls it.
+#[derive(Debug, Default)]
+struct End {
+    /// It does nothing until then; packets wait.
+    asleep_until: u64,
+    waiting: usize,
+    /// What its clock is ahead of the world's.
+    ahead: u64,
+}
+
+/// Packets that wait for an end that is asleep; more are dropped.
+const BACKLOG: usize = 1024;
 
 /// One stream, and what is known about it from outside.
 struct Flow {
@@ -169,17 +190,18 @@ impl Flow {
             quiet: 0,
             spoke_at: 0,
         };
-        flow.open(0, number as u64 + 1, window, datagram);
+        flow.open([0; 2], number as u64 + 1, window, datagram);
         flow
     }
 
-    /// A connection of the stream, after the first or another.
-    fn open(&mut self, now: u64, key: u64, window: u64, datagram: u32) {
+    /// A connection of the stream, after the first or another; times are those of publisher and
+    /// broker.
+    fn open(&mut self, [now, brokers]: [u64; 2], key: u64, window: u64, datagram: u32) {
         self.key.key = key;
         self.first = self.receiver.committed() as usize;
         let first = self.first as u64;
         self.sender = Sender::new(&sender_config(first, window, datagram), now);
-        self.receiver = Receiver::new(self.key, first, limits(window), now);
+        self.receiver = Receiver::new(self.key, first, limits(window), brokers);
         self.positions.clear();
         self.pushed = self.first;
         self.granted = window;
@@ -309,6 +331,12 @@ struct World {
     events: BinaryHeap<Reverse<(u64, u64, Event)>>,
     count: u64,
     wakes: Vec<u64>,
+    publisher: End,
+    broker: End,
+    schedule: Vec<schedules::Strike>,
+    /// There is no broker until then.
+    gone_until: u64,
+    connections: u64,
 }
 
 impl World {
@@ -322,6 +350,11 @@ impl World {
             flows,
             events: BinaryHeap::new(),
             count: 0,
+            publisher: End::default(),
+            broker: End::default(),
+            schedule: Vec::new(),
+            gone_until: 0,
+            connections: 0,
         };
         for number in 0..world.flows.len() {
             world.drive(number);
@@ -337,9 +370,10 @@ impl World {
     /// Lets a publisher send, and sees to it that it is woken in time.
     fn drive(&mut self, number: usize) {
         let now = self.now;
+        let ahead = self.publisher.ahead;
         let flow = &mut self.flows[number];
         flow.fill();
-        for datagram in flow.transmit(now) {
+        for datagram in flow.transmit(now + ahead) {
             for (at, bytes) in self.forth.carry(now, &datagram, &mut self.rng) {
                 self.at(at, Event::ToBroker(number, bytes));
             }
@@ -349,7 +383,8 @@ impl World {
             flow.finished_at.get_or_insert(now);
             return;
         }
-        let wake = flow.sender.next_timeout().max(now + US);
+        let wake = flow.sender.next_timeout().saturating_sub(ahead);
+        let wake = wake.max(now + US);
         if wake < self.wakes[number] || self.wakes[number] <= now {
             self.wakes[number] = wake;
             self.at(wake, Event::Wake(number));
@@ -362,10 +397,18 @@ impl World {
         };
         self.now = self.now.max(time);
         let now = self.now;
+        let Some(event) = self.unless_asleep(event) else {
+            return true;
+        };
+        let (publishers, brokers) = (now + self.publisher.ahead, now + self.broker.ahead);
         match event {
+            Event::ToBroker(..) if now < self.gone_until => {}
+            Event::Strike(number) => self.strike(number),
+            Event::Pass(number) => self.pass(number),
+            Event::Reopen => self.reopen(),
             Event::ToBroker(number, datagram) => {
                 let flow = &mut self.flows[number];
-                flow.receive(now, &datagram);
+                flow.receive(brokers, &datagram);
                 if flow.receiver.owes_ack() && !flow.ack_scheduled {
                     flow.ack_scheduled = true;
                     self.at(now + ACK_AFTER, Event::Ack(number));
@@ -374,8 +417,11 @@ impl World {
             Event::Ack(number) => {
                 let flow = &mut self.flows[number];
                 flow.ack_scheduled = false;
+                if now < self.gone_until {
+                    return true;
+                }
                 let mut feedback = Feedback::new(flow.key);
-                flow.receiver.feedback(now, false, &mut feedback);
+                flow.receiver.feedback(brokers, false, &mut feedback);
                 flow.granted = flow.granted.max(feedback.credit);
                 let mut packet = [0; MAX_ACK_LEN];
                 let len = feedback.write(&mut packet);
@@ -388,8 +434,10 @@ impl World {
                 let mut feedback = Feedback::new(flow.key);
                 if feedback.read(&datagram).is_ok() && feedback.stream == flow.key {
                     flow.sender
-                        .on_feedback(now, &feedback)
+                        .on_feedback(publishers, &feedback)
                         .expect("an honest broker");
+                    // Whoever is told of more than there is has lost it.
+                    assert!(flow.sender.committed() <= flow.receiver.committed());
                 }
                 assert!(flow.sender.memory() < 50_000, "memory grows");
                 self.drive(number);
@@ -397,7 +445,7 @@ impl World {
             Event::Wake(number) => {
                 if self.wakes[number] <= now {
                     self.wakes[number] = u64::MAX;
-                    self.flows[number].sender.on_timeout(now);
+                    self.flows[number].sender.on_timeout(publishers);
                     self.drive(number);
                 }
             }
@@ -450,12 +498,12 @@ fn batches(rng: &mut Rng, count: usize, largest: usize) -> Vec<Vec<u8>> {
     (0..count).map(batch).collect()
 }
 
-/// Runs a scenario for many seeds; says which one failed.
-fn seeds(scenario: impl Fn(Rng)) {
+/// Runs a scenario for so many seeds, unless told otherwise; says which one failed.
+fn seeds(count: u64, scenario: impl Fn(Rng)) {
     let number = |name| env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
     let range = match number("PENSTOCK_SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..number("PENSTOCK_SEEDS").unwrap_or(SEEDS),
+        None => 0..number("PENSTOCK_SEEDS").unwrap_or(count),
     };
     for seed in range {
         let run = AssertUnwindSafe(|| scenario(Rng::with_seed(seed)));
@@ -494,7 +542,7 @@ fn deliver(mut rng: Rng, faults: &Faults, limit: u64) -> World {
 
 #[test]
 fn simulation_of_a_good_path() {
-    seeds(|rng| {
+    seeds(SEEDS, |rng| {
         let world = deliver(rng, &Faults::default(), 60 * SECOND);
         let stats = world.flows[0].sender.stats();
         assert!(stats.spurious <= stats.lost);
@@ -503,7 +551,7 @@ fn simulation_of_a_good_path() {
 
 #[test]
 fn simulation_of_loss_up_to_30_percent() {
-    seeds(|mut rng| {
+    seeds(SEEDS, |mut rng| {
         let faults = Faults {
             loss: rng.f64() * 0.3,
             ..Faults::default()
@@ -514,7 +562,7 @@ fn simulation_of_loss_up_to_30_percent() {
 
 #[test]
 fn simulation_of_bursts_of_loss() {
-    seeds(|mut rng| {
+    seeds(SEEDS, |mut rng| {
         let faults = Faults {
             burst: (rng.f64() * 0.02, rng.u64(0..30 * MS)),
             ..Faults::default()
@@ -525,7 +573,7 @@ fn simulation_of_bursts_of_loss() {
 
 #[test]
 fn simulation_of_reordering_duplication_and_jitter() {
-    seeds(|mut rng| {
+    seeds(SEEDS, |mut rng| {
         let faults = Faults {
             reorder: rng.f64() * 0.5,
             hold: rng.u64(1..20 * MS),
@@ -539,7 +587,7 @@ fn simulation_of_reordering_duplication_and_jitter() {
 
 #[test]
 fn simulation_of_everything_at_once_with_corruption() {
-    seeds(|mut rng| {
+    seeds(SEEDS, |mut rng| {
         let faults = Faults {
             loss: rng.f64() * 0.1,
             burst: (rng.f64() * 0.005, 5 * MS),
@@ -556,7 +604,7 @@ fn simulation_of_everything_at_once_with_corruption() {
 
 #[test]
 fn simulation_of_paths_that_take_less_than_was_said() {
-    seeds(|mut rng| {
+    seeds(SEEDS, |mut rng| {
         let from = if rng.bool() { 0 } else { rng.u64(0..200 * MS) };
         let faults = Faults {
             largest: Some((from, rng.usize(1200..9000))),
@@ -569,7 +617,7 @@ fn simulation_of_paths_that_take_less_than_was_said() {
 
 #[test]
 fn simulation_of_a_path_that_dies_and_a_stream_that_goes_on_elsewhere() {
-    seeds(|mut rng| {
+    seeds(SEEDS, |mut rng| {
         let dies_at = Some(rng.u64(0..20 * MS));
         let (forth, back) = match rng.u8(0..3) {
             0 => (dies_at, None),
@@ -605,7 +653,7 @@ fn simulation_of_a_path_that_dies_and_a_stream_that_goes_on_elsewhere() {
         let now = world.now;
         world.forth = Link::new(100 * US, 100_000_000, 300_000, Faults::default());
         world.back = Link::new(100 * US, 100_000_000, 300_000, Faults::default());
-        world.flows[0].open(now, 77, 200_000, 1472);
+        world.flows[0].open([now; 2], 77, 200_000, 1472);
         world.wakes[0] = u64::MAX;
         world.drive(0);
         world.finish(now + 60 * SECOND);
@@ -619,7 +667,7 @@ fn simulation_of_a_path_that_dies_and_a_stream_that_goes_on_elsewhere() {
 
 #[test]
 fn simulation_of_publishers_that_share_a_path() {
-    seeds(|mut rng| {
+    seeds(SEEDS, |mut rng| {
         // Fewer seeds: each is many packets.
         if rng.u8(0..8) != 0 {
             return;
