@@ -130,6 +130,8 @@ step "dependencies of the fuzz targets" fuzz_dependencies
 ignored=()
 [ "$(id -u)" -ne 0 ] || ignored=(-- --include-ignored)
 cargo_tests "unit tests" cargo test --locked --workspace "${ignored[@]}"
+[ "$quick" -ne 0 ] || cargo_tests "fault schedules over tcp" \
+  env PENSTOCK_SEEDS=1000 cargo test --locked -p penstock-broker --test broker schedules
 cargo_tests "concurrency models (loom)" loom
 step "release build" build_release
 

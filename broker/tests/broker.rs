@@ -1,5 +1,8 @@
 //! The program at the edges of its protocol: byte by byte, wrong, slow, too many, killed.
 
+#[path = "broker/schedules.rs"]
+mod schedules;
+
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
@@ -46,7 +49,10 @@ impl Buffers {
             .arg(self.0.path())
             .arg("--report")
             .arg(self.report_path());
-        command.args(["--ring-size", "256KiB", "--segment-size", "64KiB"]);
+        if !flags.contains(&"--ring-size") {
+            command.args(["--ring-size", "256KiB"]);
+        }
+        command.args(["--segment-size", "64KiB"]);
         command.args(flags).env_remove("RUST_LOG");
         command
             .stdin(Stdio::null())
