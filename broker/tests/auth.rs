@@ -1,5 +1,7 @@
 //! The program with keys: who gets in, who is told what, and whose session it is.
 
+mod common;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -10,13 +12,15 @@ use std::time::{Duration, Instant};
 
 use penstock_dataplane::auth::{Channel, Initiator, Key, read_key};
 use penstock_dataplane::wire::handshake::{
-    AckLevel, Answer, Hello, Offer, OrderLevel, Path, Refusal, Request, WELCOME_LEN, Welcome,
+    Answer, Hello, Offer, Refusal, Request, WELCOME_LEN, Welcome,
 };
 use penstock_dataplane::wire::knock::{
     KNOCK_ANSWER_LEN, KnockAnswer, Question, Reply, SEAL_LEN, SEALED_REPLY_LEN,
 };
 use tempfile::TempDir;
 use zerocopy::{FromBytes, IntoBytes};
+
+use common::request;
 
 /// Longer than anything here takes; a test that waits for it has failed anyhow.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -187,20 +191,6 @@ fn read<const LEN: usize>(socket: &mut TcpStream) -> [u8; LEN] {
     let mut bytes = [0; LEN];
     socket.read_exact(&mut bytes).unwrap();
     bytes
-}
-
-fn request() -> Request {
-    Request {
-        session: 0,
-        stream: 0,
-        streams: 1,
-        ack: AckLevel::Committed,
-        order: OrderLevel::PerStream,
-        max_payload: 4096,
-        path: Path::Tcp,
-        resume_from: None,
-        max_datagram: 0,
-    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The program at the edges of its protocol: byte by byte, wrong, slow, too many, killed.
 
+mod common;
 #[path = "broker/schedules.rs"]
 mod schedules;
 
@@ -13,14 +14,14 @@ use std::time::{Duration, Instant};
 
 use penstock_dataplane::log::{Reader, Start};
 use penstock_dataplane::wire::batch::{Header, payload_checksum};
-use penstock_dataplane::wire::handshake::{
-    AckLevel, Answer, Hello, OrderLevel, Path, Refusal, Request, WELCOME_LEN, Welcome,
-};
+use penstock_dataplane::wire::handshake::{Answer, Hello, Refusal, Request, WELCOME_LEN, Welcome};
 use penstock_dataplane::wire::message::{Messages, append};
 use penstock_dataplane::wire::reply::{Fault, Parsed, REPLY_LEN, Reply};
 use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
 use zerocopy::{FromBytes, IntoBytes};
+
+use common::request;
 
 /// Longer than anything here takes; a test that waits for it has failed anyhow.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -171,20 +172,6 @@ impl Drop for Broker {
         // A test that failed leaves nothing running; otherwise it has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
-    }
-}
-
-fn request() -> Request {
-    Request {
-        session: 0,
-        stream: 0,
-        streams: 1,
-        ack: AckLevel::Committed,
-        order: OrderLevel::PerStream,
-        max_payload: 32 << 10,
-        path: Path::Tcp,
-        resume_from: None,
-        max_datagram: 0,
     }
 }
 

@@ -251,23 +251,10 @@ impl Greeting {
 mod tests {
     use super::*;
     use crate::auth::{Initiator, Key};
-    use crate::wire::handshake::{AckLevel, Answer, OrderLevel, Path, Welcome};
+    use crate::wire::handshake::tests::request;
+    use crate::wire::handshake::{Answer, Welcome};
     use crate::wire::knock::{KNOCK_ANSWER_LEN, KnockAnswer, SEAL_LEN, SEALED_REPLY_LEN};
     use proptest::prelude::*;
-
-    fn request() -> Request {
-        Request {
-            session: 0,
-            stream: 0,
-            streams: 1,
-            ack: AckLevel::Committed,
-            order: OrderLevel::PerStream,
-            max_payload: 4096,
-            path: Path::Tcp,
-            resume_from: None,
-            max_datagram: 0,
-        }
-    }
 
     fn key(byte: u8) -> Key {
         Key::new(&[byte; 32])

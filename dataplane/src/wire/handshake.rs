@@ -526,37 +526,52 @@ impl fmt::Display for OrderLevel {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn request() -> Request {
+    /// For the only stream of a new session, over tcp.
+    pub(crate) fn request() -> Request {
+        Request {
+            session: 0,
+            stream: 0,
+            streams: 1,
+            ack: AckLevel::Committed,
+            order: OrderLevel::PerStream,
+            max_payload: 4096,
+            path: Path::Tcp,
+            resume_from: None,
+            max_datagram: 0,
+        }
+    }
+
+    /// One that differs from it wherever it can.
+    fn resumed() -> Request {
         Request {
             session: 9,
             stream: 1,
             streams: 2,
-            ack: AckLevel::Committed,
-            order: OrderLevel::PerStream,
             max_payload: 1 << 20,
             path: Path::Xdp,
             resume_from: Some(0),
             max_datagram: 8972,
+            ..request()
         }
     }
 
     #[test]
     fn hello_round_trips() {
-        let hello = Hello::new(&request(), 5);
+        let hello = Hello::new(&resumed(), 5);
         assert_eq!((HELLO_LEN, WELCOME_LEN), (48, 56));
         assert!(Hello::may_start_with(&hello.as_bytes()[..3]));
-        assert_eq!(hello.parse(), Ok((5, request())));
+        assert_eq!(hello.parse(), Ok((5, resumed())));
     }
 
     #[test]
     fn each_wrong_field_is_named() {
         let with = |offset: usize, byte: u8| {
             let mut bytes: [u8; HELLO_LEN] =
-                Hello::new(&request(), 5).as_bytes().try_into().unwrap();
+                Hello::new(&resumed(), 5).as_bytes().try_into().unwrap();
             bytes[offset] = byte;
             Hello::read_from_bytes(&bytes).unwrap().parse().unwrap_err()
         };

@@ -217,22 +217,8 @@ impl Reply {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::handshake::{AckLevel, OrderLevel, Path};
+    use crate::wire::handshake::tests::request;
     use proptest::prelude::*;
-
-    fn request() -> Request {
-        Request {
-            session: 7,
-            stream: 0,
-            streams: 1,
-            ack: AckLevel::Committed,
-            order: OrderLevel::PerStream,
-            max_payload: 4096,
-            path: Path::Tcp,
-            resume_from: None,
-            max_datagram: 0,
-        }
-    }
 
     #[test]
     fn questions_are_of_one_length_and_round_trip() {
