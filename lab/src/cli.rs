@@ -8,6 +8,7 @@ use penstock_dataplane::wire::handshake::{AckLevel, OrderLevel};
 use serde::{Deserialize, Serialize};
 
 use crate::delay::Delay;
+use crate::fault_runs::KINDS;
 use crate::faults::FaultPlan;
 
 use crate::diagnose::{self, Diagnose};
@@ -83,6 +84,27 @@ the second), and as many descriptors are open at the end as before the first pub
 The last line on stdout is the result folder. Exit codes: 0 all is well, 1 not so, 2 wrong usage,
 130 interrupted.";
 
+const FAULTS_EXAMPLES: &str = "\
+Examples:
+  # every fault once on each path, some six minutes
+  sudo penstock-lab faults
+
+  # twelve runs of some of them
+  sudo penstock-lab faults --schedules 12 --faults broker-killed,link-down,loss
+
+  # what was a problem in a run with seed 42, alone
+  sudo penstock-lab faults --seed 42 --only 17
+
+  # what there is
+  penstock-lab faults --list
+
+In each run one to three publishers send numbered lines to a broker for some three seconds, while the
+fault that the run is about happens up to three times, and up to three others. Afterwards a reader's
+lines are compared with what publishers were told: no acked line may be missing, none there twice, torn,
+or before one that its stream had before. What a killed publisher left must be the beginning of what it
+sent. The last line on stdout is the result folder.
+Exit codes: 0 nothing is wrong, 1 something is, 2 wrong usage, 130 interrupted.";
+
 /// Runs Penstock workloads in network namespaces, measures them and writes reports.
 #[derive(Debug, Parser)]
 #[command(name = "penstock-lab", version, after_help = EXAMPLES)]
@@ -121,6 +143,10 @@ pub enum Command {
     /// brokers lose or keep anything.
     #[command(after_help = SOAK_EXAMPLES)]
     Soak(Soak),
+    /// Lets every kind of fault befall publishers, brokers and readers, on every path, and compares logs
+    /// with what publishers were told.
+    #[command(after_help = FAULTS_EXAMPLES)]
+    Faults(Faults),
 }
 
 #[derive(Debug, Args)]
@@ -300,26 +326,87 @@ pub struct Soak {
     pub output: Output,
 }
 
-impl Soak {
-    /// Brokers over xdp, with the defaults of everything but topic and ring.
-    pub fn of_brokers(topic: &str, ring: ByteSize) -> (Route, Workload) {
-        /// The flags that subcommands hand on.
-        #[derive(Parser)]
-        struct Defaults {
-            #[command(flatten)]
-            route: Route,
-            #[command(flatten)]
-            workload: Workload,
+#[derive(Debug, Args)]
+pub struct Faults {
+    /// Fault runs; default: each fault once on each path.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    pub schedules: Option<u64>,
+    /// Repeats the schedules of an earlier run, as its report tells it; others each time if not given.
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Only this schedule of them.
+    #[arg(
+        long,
+        value_name = "N",
+        requires = "seed",
+        conflicts_with = "schedules"
+    )]
+    pub only: Option<u64>,
+    /// Paths; `fallback` is --mode auto while datagrams do not get through.
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "tcp,xdp,fallback"
+    )]
+    pub paths: Vec<FaultPath>,
+    /// Only runs that are about these faults; --list tells them.
+    #[arg(long, value_delimiter = ',', value_name = "FAULT", value_parser = fault_kind())]
+    pub faults: Vec<String>,
+    /// Tell what faults there are, and end.
+    #[arg(long)]
+    pub list: bool,
+    #[command(flatten)]
+    pub programs: Programs,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+fn fault_kind() -> clap::builder::PossibleValuesParser {
+    KINDS
+        .iter()
+        .map(|kind| kind.name)
+        .collect::<Vec<_>>()
+        .into()
+}
+
+/// Path that payload takes while there are faults.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FaultPath {
+    Tcp,
+    Xdp,
+    Fallback,
+}
+
+impl FaultPath {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Xdp => "xdp",
+            Self::Fallback => "fallback",
         }
-        let Defaults {
-            mut route,
-            mut workload,
-        } = Defaults::parse_from(["defaults"]);
-        route.mode = Mode::Xdp;
-        topic.clone_into(&mut workload.topic);
-        workload.ring_size = Some(ring);
-        (route, workload)
     }
+}
+
+/// What brokers are started with: the defaults of everything but path, topic and ring.
+pub fn of_brokers(mode: Mode, topic: &str, ring: ByteSize) -> (Route, Workload) {
+    /// The flags that subcommands hand on.
+    #[derive(Parser)]
+    struct Defaults {
+        #[command(flatten)]
+        route: Route,
+        #[command(flatten)]
+        workload: Workload,
+    }
+    let Defaults {
+        mut route,
+        mut workload,
+    } = Defaults::parse_from(["defaults"]);
+    route.mode = mode;
+    topic.clone_into(&mut workload.topic);
+    workload.ring_size = Some(ring);
+    (route, workload)
 }
 
 /// The path of the payload, and how brokers take it.

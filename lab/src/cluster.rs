@@ -53,11 +53,16 @@ struct Member {
 impl Brokers<'_> {
     /// Starts them and waits until all are ready.
     pub fn start(&self, interrupt: &Interrupt) -> Result<Cluster> {
+        self.start_by(&[], interrupt)
+    }
+
+    /// As [`Self::start`], by way of a program, given with its arguments, that becomes the broker.
+    pub fn start_by(&self, starter: &[String], interrupt: &Interrupt) -> Result<Cluster> {
         let mut cluster = Cluster {
             members: Vec::with_capacity(self.count),
         };
         for index in 0..self.count {
-            cluster.members.push(self.start_one(index)?);
+            cluster.members.push(self.start_one(index, starter)?);
         }
         for member in &mut cluster.members {
             member
@@ -67,11 +72,19 @@ impl Brokers<'_> {
         Ok(cluster)
     }
 
-    fn start_one(&self, index: usize) -> Result<Member> {
+    fn start_one(&self, index: usize, starter: &[String]) -> Result<Member> {
         let report = self.folder.join(format!("broker-{index}.json"));
         let log = self.folder.join(format!("broker-{index}.log"));
         let buffer_dir = self.buffers.of_broker(index);
-        let mut command = inside(self.net.broker(index), &self.binaries.broker);
+        let namespace = self.net.broker(index);
+        let mut command = match starter.split_first() {
+            None => inside(namespace, &self.binaries.broker),
+            Some((program, arguments)) => {
+                let mut command = inside(namespace, Path::new(program));
+                command.args(arguments).arg(&self.binaries.broker);
+                command
+            }
+        };
         command
             .stdin(Stdio::null())
             .arg("--listen")
@@ -106,6 +119,11 @@ impl Cluster {
     /// Numbers of the brokers' processes.
     pub fn pids(&self) -> Vec<u32> {
         self.members.iter().map(|m| m.process.id()).collect()
+    }
+
+    /// The brokers' processes.
+    pub fn processes(&mut self) -> impl Iterator<Item = &mut Running> {
+        self.members.iter_mut().map(|member| &mut member.process)
     }
 
     /// CPU time that the brokers have used so far, seconds.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::str::FromStr;
 
 use anyhow::Result;
-use penstock_ebpf::{Faults, Injector, Treated};
+use penstock_ebpf::{Faults, Injector, Protocol, Treated};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -196,6 +196,11 @@ impl Way {
             direction,
             injector,
         })
+    }
+
+    /// Changes what packets of a protocol meet.
+    pub fn set(&self, protocol: Protocol, faults: &Faults) -> Result<()> {
+        Ok(self.injector.set(protocol, faults)?)
     }
 
     /// To be called once a millisecond, from a thread in the same namespace.

@@ -2,7 +2,9 @@
 
 #![cfg_attr(fuzzing, no_main)]
 
+mod actors;
 mod baseline;
+mod chance;
 mod chart;
 mod cli;
 mod cluster;
@@ -13,6 +15,7 @@ mod diagnose;
 mod doctor;
 mod environment;
 mod experiment;
+mod fault_runs;
 mod faults;
 mod fixes;
 #[cfg(any(test, fuzzing))]
@@ -21,6 +24,7 @@ mod host;
 mod interrupt;
 mod iperf;
 mod limits;
+mod lines;
 mod middle;
 mod netns;
 mod observation;
@@ -40,6 +44,7 @@ mod testbed;
 mod throughput;
 mod timeline;
 mod verify;
+mod vitals;
 mod workload;
 
 use std::io::IsTerminal;
@@ -74,6 +79,7 @@ fn main() -> ExitCode {
         Command::Diagnose(options) => diagnose::run(options, &interrupt),
         Command::Doctor(options) => doctor::run(options),
         Command::Soak(options) => soak::run(options, &interrupt),
+        Command::Faults(options) => fault_runs::run(options, &interrupt),
     });
     match outcome {
         Ok(true) => ExitCode::SUCCESS,

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result};
-use penstock_ebpf::OVERDUE;
+use penstock_ebpf::{Faults, OVERDUE, Protocol};
 use tracing::warn;
 
 use crate::cli::Profile;
@@ -81,6 +81,13 @@ impl Carriers {
             clock: Some(clock),
             stop,
         })
+    }
+
+    /// Changes what packets of a protocol meet from now on, on all links both ways.
+    pub fn set(&self, protocol: Protocol, faults: &Faults) -> Result<()> {
+        self.ways
+            .iter()
+            .try_for_each(|way| way.set(protocol, faults))
     }
 
     /// Ends them; tells what became of packets, as far as faults and delays were asked for.

@@ -45,6 +45,24 @@ pub struct Middle {
     pub detour: bool,
 }
 
+/// Where a link that leads through the middle can be changed: at its ends, and at those of the middle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    Publisher,
+    TowardsPublisher,
+    TowardsBroker,
+    Broker,
+}
+
+impl Place {
+    pub const ALL: [Self; 4] = [
+        Self::Publisher,
+        Self::TowardsPublisher,
+        Self::TowardsBroker,
+        Self::Broker,
+    ];
+}
+
 /// One end of a veth pair.
 struct End<'a> {
     namespace: &'a str,
@@ -180,7 +198,25 @@ impl Net {
         })
     }
 
-    fn wait_for_carriers(&self) -> Result<()> {
+    /// Changes the interface of a link at a place, with words of ip-link(8) such as `down` or `mtu 1280`.
+    ///
+    /// # Panics
+    /// If there is no middle.
+    pub fn change(&self, index: usize, place: Place, change: &[&str]) -> Result<()> {
+        let middle = self.middle.as_ref().expect("the net has a middle");
+        let (namespace, device) = match place {
+            Place::Publisher => (&self.publisher, publisher_device(index)),
+            Place::TowardsPublisher => (middle, towards_publisher(index)),
+            Place::TowardsBroker => (middle, towards_broker(index)),
+            Place::Broker => (&self.brokers[index], BROKER_END.to_owned()),
+        };
+        let command = ["ip", "-n", namespace, "link", "set", "dev", &device];
+        run(&[&command, change].concat())?;
+        Ok(())
+    }
+
+    /// Waits until all links work.
+    pub fn wait_for_carriers(&self) -> Result<()> {
         for index in 0..self.brokers.len() {
             wait_for_carrier(&self.publisher, &publisher_device(index))?;
             wait_for_carrier(&self.brokers[index], BROKER_END)?;

@@ -142,6 +142,29 @@ impl Running {
         }
     }
 
+    /// Sets how much of something it may have from now on (prlimit(2)); the hard limit stays.
+    pub fn limit(&self, resource: libc::__rlimit_resource_t, soft: Option<u64>) -> Result<()> {
+        let pid = libc::pid_t::try_from(self.child.id()).expect("a pid fits in pid_t");
+        let mut limit = libc::rlimit {
+            rlim_cur: 0,
+            rlim_max: 0,
+        };
+        let none = std::ptr::null();
+        // SAFETY: the limit outlives the call; the child is not reaped yet, so the pid is its own.
+        let mut code = unsafe { libc::prlimit(pid, resource, none, &raw mut limit) };
+        if code == 0 {
+            limit.rlim_cur = soft.unwrap_or(limit.rlim_max).min(limit.rlim_max);
+            let none = std::ptr::null_mut();
+            // SAFETY: as above.
+            code = unsafe { libc::prlimit(pid, resource, &raw const limit, none) };
+        }
+        if code != 0 {
+            let error = io::Error::last_os_error();
+            return Err(error).with_context(|| format!("cannot set a limit of {}", self.name));
+        }
+        Ok(())
+    }
+
     /// An error that says what happened to this process and quotes the end of its log.
     pub fn failure(&self, what: &str) -> anyhow::Error {
         let tail = log_text(&self.log).unwrap_or_default();

@@ -1,12 +1,9 @@
 //! `penstock-lab soak`: publishers and readers come and go over bad links, some are stopped or killed,
 //! and brokers must lose nothing and hold on to nothing.
 
-mod actors;
 mod ledger;
-mod lines;
 mod report;
 mod script;
-mod vitals;
 mod weather;
 
 use std::path::{Path, PathBuf};
@@ -18,26 +15,28 @@ use fastrand::Rng;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use jiff::Timestamp;
 
-use crate::cli::{self, Format};
+use crate::actors::{self, End, Fate, Guest, Publishing, Stage};
+use crate::chance::seconds;
+use crate::cli::{self, Format, Mode};
 use crate::cluster::{Brokers, Cluster};
 use crate::interrupt::Interrupt;
+use crate::lines::Lines;
 use crate::netns::Net;
 use crate::outputs::Subscriber;
 use crate::results;
 use crate::testbed::{Binaries, BufferDir};
-use crate::verify::Reading;
-use actors::{End, Guest, Publishing, Stage};
+use crate::verify::{Prints, Reading};
+use crate::vitals::{Look, Vitals};
 use ledger::Ledger;
-use lines::Lines;
 use report::{Counts, Report};
-use script::{Fate, seconds};
-use vitals::{Look, Vitals};
 use weather::Weather;
 
 /// Brokers, each on a link of its own.
 const BROKERS: usize = 2;
 const MTU: u32 = 1500;
 const TOPIC: &str = "soak";
+/// What every publisher sends, bytes.
+const LINES: usize = 8 << 20;
 /// Of each broker: small, so that readers matter.
 const RING: u64 = 32 << 20;
 /// At any time at most.
@@ -75,12 +74,12 @@ fn soak(
     interrupt: &Interrupt,
 ) -> Result<Report> {
     let mut rng = Rng::with_seed(seed);
-    let lines = Lines::write(folder.join("lines"), &mut rng)?;
+    let lines = Lines::write(folder.join("lines"), "line", LINES, &mut rng)?;
     let net = Net::create_with_middle(BROKERS, MTU, &weather::middle())?;
     let mut weather = Weather::new();
     weather.change(&net, BROKERS, &mut rng)?;
     let buffers = BufferDir::create()?;
-    let (route, workload) = cli::Soak::of_brokers(TOPIC, ByteSize(RING));
+    let (route, workload) = cli::of_brokers(Mode::Xdp, TOPIC, ByteSize(RING));
     let brokers = Brokers {
         count: BROKERS,
         net: &net,
@@ -95,11 +94,10 @@ fn soak(
     let stage = Stage {
         net: &net,
         binaries,
-        lines: &lines,
         topic: TOPIC,
         folder,
     };
-    let mut soak = Soak::new(stage, cluster, weather, rng, interrupt)?;
+    let mut soak = Soak::new(stage, &lines, cluster, weather, rng, interrupt)?;
     let length = Duration::from_secs_f64(options.minutes * 60.0);
     soak.go_on_for(length)?;
     soak.wind_down()?;
@@ -109,6 +107,7 @@ fn soak(
 /// A run in progress.
 struct Soak<'a> {
     stage: Stage<'a>,
+    lines: &'a Lines,
     cluster: Cluster,
     weather: Weather,
     rng: Rng,
@@ -129,6 +128,7 @@ struct Soak<'a> {
 impl<'a> Soak<'a> {
     fn new(
         stage: Stage<'a>,
+        lines: &'a Lines,
         cluster: Cluster,
         weather: Weather,
         rng: Rng,
@@ -139,12 +139,14 @@ impl<'a> Soak<'a> {
         let program = &stage.binaries.subscriber;
         let readings = logs.iter().enumerate().map(|(broker, path)| {
             let log = stage.folder.join(format!("verifier-{broker}.log"));
-            Reading::along(program, stage.net.broker(broker), path, &log, interrupt)
+            let namespace = stage.net.broker(broker);
+            Reading::along(program, namespace, path, &log, Prints::Sums, interrupt)
         });
         let readings = readings.collect::<Result<Vec<_>>>()?;
         let idle = descriptors(&cluster)?;
         Ok(Self {
             stage,
+            lines,
             cluster,
             weather,
             rng,
@@ -192,14 +194,14 @@ impl<'a> Soak<'a> {
 
     fn somebody_joins(&mut self) -> Result<()> {
         if self.publishers.len() < PUBLISHERS {
-            let script = script::Publisher::draw(&mut self.rng, BROKERS);
+            let script = actors::Publisher::draw(&mut self.rng, BROKERS);
             self.counts.publishers += 1;
             let number = self.counts.publishers;
-            let publishing = Publishing::start(number, script, self.stage)?;
+            let publishing = Publishing::start(number, script, self.lines, self.stage)?;
             self.publishers.push(publishing);
         }
         if self.guests.len() < READERS {
-            let script = script::Reader::draw(&mut self.rng, BROKERS);
+            let script = actors::Reader::draw(&mut self.rng, BROKERS);
             self.counts.readers += 1;
             let log = &self.logs[script.broker];
             let guest = Guest::start(self.counts.readers, script, log, self.stage)?;
@@ -297,8 +299,7 @@ impl<'a> Soak<'a> {
             .map(|reading| reading.finish(self.interrupt))
             .collect::<Result<_>>()?;
         let members = self.ledgers.iter().zip(&brokers).zip(&read);
-        let audits =
-            members.map(|((ledger, broker), read)| ledger.audit(read, broker, self.stage.lines));
+        let audits = members.map(|((ledger, broker), read)| ledger.audit(read, broker, self.lines));
         let mut report = Report {
             seed,
             seconds: length.as_secs_f64(),

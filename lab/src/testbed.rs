@@ -1,9 +1,10 @@
 //! What a run needs around the processes: the programs, the namespaces, memory for the buffers.
 
-use std::fs;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use anyhow::{Context, Result, ensure};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tracing::{info, warn};
 
 use crate::netns;
@@ -63,11 +64,43 @@ impl BufferDir {
     pub fn of_broker(&self, index: usize) -> PathBuf {
         self.0.join(format!("b{index}"))
     }
+
+    /// Empties it.
+    pub fn clear(&self) -> Result<()> {
+        remove(&self.0)
+            .and_then(|()| fs::create_dir(&self.0))
+            .with_context(|| format!("cannot empty {}", self.0.display()))
+    }
+
+    /// Gives broker `index`, which must not have one yet, a directory that holds so many bytes only.
+    pub fn bound(&self, index: usize, bytes: u64) -> Result<()> {
+        let path = self.of_broker(index);
+        let what = || format!("cannot mount a file system at {}", path.display());
+        fs::create_dir(&path).with_context(what)?;
+        let size = format!("size={bytes}");
+        mount(
+            Some("tmpfs"),
+            &path,
+            Some("tmpfs"),
+            MsFlags::empty(),
+            Some(size.as_str()),
+        )
+        .with_context(what)
+    }
+}
+
+/// Removes a directory of buffers, and what is mounted in it.
+fn remove(path: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        // Fails where nothing is mounted, which is what is wanted.
+        let _ = umount2(&entry?.path(), MntFlags::MNT_DETACH);
+    }
+    fs::remove_dir_all(path)
 }
 
 impl Drop for BufferDir {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.0) {
+        if let Err(error) = remove(&self.0) {
             warn!("{} is left behind: {error}", self.0.display());
         }
     }
@@ -82,7 +115,7 @@ fn sweep_stale() -> Result<()> {
             "removing {}, left behind by a lab that was killed",
             path.display()
         );
-        fs::remove_dir_all(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+        remove(&path).with_context(|| format!("cannot remove {}", path.display()))?;
     }
     Ok(())
 }

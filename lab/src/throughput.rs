@@ -25,7 +25,7 @@ use crate::progress::Progress;
 use crate::report::{Broker, Diagnosed, Limit, Publisher, Rerun, Throughput, Timeline, limit_of};
 use crate::testbed::{Binaries, BufferDir};
 use crate::timeline::Sampler;
-use crate::verify::{self, Reading, StreamCheck};
+use crate::verify::{self, Prints, Reading, StreamCheck};
 use crate::workload::{Publish, Source};
 use crate::{page, render, results};
 
@@ -401,9 +401,9 @@ impl Run<'_> {
             let (program, namespace) = (&self.binaries.subscriber, net.broker(index));
             match self.verification {
                 Verification::Along => {
-                    Reading::along(program, namespace, path, &log, self.interrupt)
+                    Reading::along(program, namespace, path, &log, Prints::Sums, self.interrupt)
                 }
-                _ => Reading::of(program, namespace, path, &log),
+                _ => Reading::of(program, namespace, path, &log, Prints::Sums),
             }
         };
         logs.iter().enumerate().map(reading).collect()

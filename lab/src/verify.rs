@@ -28,14 +28,29 @@ pub struct StreamCheck {
     pub differences: Vec<String>,
 }
 
+/// What a verifying subscriber prints.
+#[derive(Debug, Clone, Copy)]
+pub enum Prints {
+    /// Counts and SHA-256 of each stream.
+    Sums,
+    /// Every message, of the streams of this number.
+    Lines(u32),
+}
+
 /// A verifying subscriber on one broker's log.
 #[derive(Debug)]
 pub struct Reading(Reporting);
 
 impl Reading {
     /// Reads what is in the log at `path`, inside the broker's namespace.
-    pub fn of(program: &Path, namespace: &str, path: &Path, log: &Path) -> Result<Self> {
-        Self::start(program, namespace, path, log, &[])
+    pub fn of(
+        program: &Path,
+        namespace: &str,
+        path: &Path,
+        log: &Path,
+        prints: Prints,
+    ) -> Result<Self> {
+        Self::start(program, namespace, path, log, prints, &[])
     }
 
     /// Follows the log while it is written, until its broker ends; the broker waits for it. Returns
@@ -45,9 +60,11 @@ impl Reading {
         namespace: &str,
         path: &Path,
         log: &Path,
+        prints: Prints,
         interrupt: &Interrupt,
     ) -> Result<Self> {
-        let mut reading = Self::start(program, namespace, path, log, &["--follow", "--register"])?;
+        let options = ["--follow", "--register"];
+        let mut reading = Self::start(program, namespace, path, log, prints, &options)?;
         let running = reading.0.running();
         running.wait_for_line(REGISTERED, READY_LIMIT, interrupt)?;
         Ok(reading)
@@ -58,18 +75,29 @@ impl Reading {
         namespace: &str,
         path: &Path,
         log: &Path,
+        prints: Prints,
         options: &[&str],
     ) -> Result<Self> {
         let mut command = inside(namespace, program);
         command.env("RUST_LOG", "info").arg("--path").arg(path);
-        command.args(["--stat", "--verify", "--output", "none", "--format", "json"]);
-        command.args(options);
+        command.arg("--verify").args(options);
+        match prints {
+            Prints::Sums => command.args(["--stat", "--output", "none", "--format", "json"]),
+            Prints::Lines(stream) => {
+                command.args(["--output", "lines", "--stream", &stream.to_string()])
+            }
+        };
         Reporting::start("subscriber", &mut command, log).map(Self)
     }
 
-    /// Waits for its end; returns what it read.
+    /// Waits for its end; returns the sums.
     pub fn finish(self, interrupt: &Interrupt) -> Result<Subscriber> {
-        outputs::parse("penstock-subscriber", &self.0.output(interrupt)?)
+        outputs::parse("penstock-subscriber", &self.text(interrupt)?)
+    }
+
+    /// Waits for its end; returns what it printed. Fails if a batch was damaged or missed.
+    pub fn text(self, interrupt: &Interrupt) -> Result<String> {
+        self.0.output(interrupt)
     }
 }
 

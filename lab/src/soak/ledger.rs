@@ -1,7 +1,7 @@
 //! Compares what publishers were told with what the logs hold: all that was acked is there, and
 //! nothing else but the beginnings of what killed publishers sent.
 
-use super::lines::Lines;
+use crate::lines::Lines;
 use crate::outputs::{self, Publisher, ReadStream, Subscriber};
 use crate::verify;
 
@@ -99,7 +99,13 @@ mod tests {
 
     fn lines() -> (tempfile::TempDir, Lines) {
         let dir = tempfile::tempdir().unwrap();
-        let lines = Lines::write(dir.path().join("lines"), &mut Rng::with_seed(7)).unwrap();
+        let lines = Lines::write(
+            dir.path().join("lines"),
+            "s",
+            10_000,
+            &mut Rng::with_seed(7),
+        )
+        .unwrap();
         (dir, lines)
     }
 

@@ -7,8 +7,8 @@ use bytesize::ByteSize;
 use serde::Serialize;
 
 use super::ledger::Audit;
-use super::vitals::{Course, Vitals, grew};
 use crate::outputs::Publisher;
+use crate::vitals::{Course, Vitals, grew};
 
 /// The report; `report.json` has this shape.
 #[derive(Debug, Serialize)]

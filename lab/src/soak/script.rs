@@ -1,51 +1,14 @@
 //! What happens and when, by chance: who joins, how fast and how long, and what befalls it. The same
 //! seed gives the same script, though not the same interleaving.
 
-use std::time::Duration;
-
 use fastrand::Rng;
 
+use crate::actors::{Fate, Publisher, Reader};
+use crate::chance::seconds;
 use crate::cli::Mode;
 
 /// Longest that anything is stopped: well below what a broker takes for the end of a publisher.
 const LONGEST_STOP: f64 = 2.0;
-
-/// What befalls a program.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Fate {
-    /// It ends by itself, or is asked to.
-    Ends,
-    /// SIGSTOP after the first time, SIGCONT after the second one more.
-    Stopped(Duration, Duration),
-    /// SIGKILL.
-    Killed(Duration),
-}
-
-/// A publisher that joins.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Publisher {
-    pub broker: usize,
-    pub mode: Mode,
-    pub streams: u32,
-    /// Message bytes per second.
-    pub rate: u64,
-    /// Bytes of a batch.
-    pub batch: u64,
-    pub fate: Fate,
-}
-
-/// A reader that joins.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Reader {
-    pub broker: usize,
-    /// The broker waits for it.
-    pub registered: bool,
-    /// From the oldest batch that is still there, not from the newest. Not if registered: the oldest
-    /// may be overwritten before it is.
-    pub from_start: bool,
-    pub stays: Duration,
-    pub fate: Fate,
-}
 
 impl Publisher {
     pub fn draw(rng: &mut Rng, brokers: usize) -> Self {
@@ -100,11 +63,6 @@ pub fn weather(rng: &mut Rng) -> String {
         share(0.2),
         share(0.1),
     )
-}
-
-/// A time between the two, in seconds.
-pub fn seconds(rng: &mut Rng, least: f64, most: f64) -> Duration {
-    Duration::from_secs_f64(least + rng.f64() * (most - least))
 }
 
 #[cfg(test)]

@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::lines::Lines;
-use super::script::{self, Fate};
+use crate::cli::Mode;
 use crate::cluster;
 use crate::interrupt::Interrupt;
+use crate::lines::Lines;
 use crate::netns::Net;
 use crate::outputs;
-use crate::process::{Reporting, inside};
+use crate::process::{Reporting, Running, inside};
 use crate::testbed::Binaries;
 
 /// Longest that a publisher takes for its lines, at the lowest rate and in the worst weather; and a
@@ -19,12 +19,48 @@ use crate::testbed::Binaries;
 const PUBLISHER_LIMIT: Duration = Duration::from_secs(120);
 const READER_LIMIT: Duration = Duration::from_secs(20);
 
+/// What befalls a program.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Fate {
+    /// It ends by itself, or is asked to.
+    Ends,
+    /// SIGSTOP after the first time, SIGCONT after the second one more.
+    Stopped(Duration, Duration),
+    /// SIGKILL.
+    Killed(Duration),
+}
+
+/// A publisher that joins.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Publisher {
+    pub broker: usize,
+    pub mode: Mode,
+    pub streams: u32,
+    /// Message bytes per second.
+    pub rate: u64,
+    /// Bytes of a batch.
+    pub batch: u64,
+    pub fate: Fate,
+}
+
+/// A reader that joins.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Reader {
+    pub broker: usize,
+    /// The broker waits for it.
+    pub registered: bool,
+    /// From the oldest batch that is still there, not from the newest. Not if registered: the oldest
+    /// may be overwritten before it is.
+    pub from_start: bool,
+    pub stays: Duration,
+    pub fate: Fate,
+}
+
 /// Where actors act.
 #[derive(Debug, Clone, Copy)]
 pub struct Stage<'a> {
     pub net: &'a Net,
     pub binaries: &'a Binaries,
-    pub lines: &'a Lines,
     pub topic: &'a str,
     /// Gets what they print and log.
     pub folder: &'a Path,
@@ -50,6 +86,12 @@ impl Actor {
             struck: false,
             resumes: None,
         }
+    }
+
+    /// Something else befalls it than was meant to; times count from when it joined.
+    fn meet(&mut self, fate: Fate) {
+        (self.fate, self.struck) = (fate, false);
+        self.strike();
     }
 
     /// Does to it what is due. Returns what has just happened.
@@ -95,12 +137,12 @@ pub enum End<T> {
 /// A publisher at work.
 #[derive(Debug)]
 pub struct Publishing {
-    pub script: script::Publisher,
+    pub script: Publisher,
     actor: Actor,
 }
 
 impl Publishing {
-    pub fn start(number: u64, script: script::Publisher, stage: Stage<'_>) -> Result<Self> {
+    pub fn start(number: u64, script: Publisher, lines: &Lines, stage: Stage<'_>) -> Result<Self> {
         let mut command = inside(stage.net.publisher(), &stage.binaries.publisher);
         command.args(["--brokers", &cluster::address(script.broker)]);
         command.args(["--topic", stage.topic, "--mode", script.mode.name()]);
@@ -112,7 +154,7 @@ impl Publishing {
         ] {
             command.args([option, &value.to_string()]);
         }
-        command.arg("--input").arg(stage.lines.path());
+        command.arg("--input").arg(lines.path());
         let name = format!("publisher {number}");
         let log = stage.folder.join(format!("publisher-{number}.log"));
         Ok(Self {
@@ -123,6 +165,15 @@ impl Publishing {
 
     pub fn strike(&mut self) -> Option<Fate> {
         self.actor.strike()
+    }
+
+    /// Something else befalls it than was meant to; times count from when it joined.
+    pub fn meet(&mut self, fate: Fate) {
+        self.actor.meet(fate);
+    }
+
+    pub fn process(&mut self) -> &mut Running {
+        self.actor.reporting.running()
     }
 
     /// Nothing happens to it any more.
@@ -167,12 +218,7 @@ pub struct Guest {
 }
 
 impl Guest {
-    pub fn start(
-        number: u64,
-        script: script::Reader,
-        log: &Path,
-        stage: Stage<'_>,
-    ) -> Result<Self> {
+    pub fn start(number: u64, script: Reader, log: &Path, stage: Stage<'_>) -> Result<Self> {
         let namespace = stage.net.broker(script.broker);
         let mut command = inside(namespace, &stage.binaries.subscriber);
         command.arg("--path").arg(log);
@@ -196,6 +242,11 @@ impl Guest {
 
     pub fn strike(&mut self) -> Option<Fate> {
         self.actor.strike()
+    }
+
+    /// As [`Publishing::meet`].
+    pub fn meet(&mut self, fate: Fate) {
+        self.actor.meet(fate);
     }
 
     /// Whether its time has come, or its end.

@@ -1,5 +1,6 @@
-//! What every publisher sends: the same lines, numbered and of different lengths, so that what came of
-//! one that was killed can be told from its beginning.
+//! What publishers send where every message is to be accounted for: numbered lines of different lengths,
+//! so that one that is lost, doubled, torn or out of order shows, and what came of a publisher that was
+//! killed can be told from its beginning.
 
 use std::fs;
 use std::io::Write;
@@ -9,9 +10,7 @@ use anyhow::{Context, Result};
 use fastrand::Rng;
 use sha2::{Digest, Sha256};
 
-/// Bytes of all of them.
-const SIZE: usize = 8 << 20;
-/// Longest line beside its number.
+/// Longest line beside its name and number.
 const LONGEST: usize = 600;
 
 /// A file of lines.
@@ -24,14 +23,14 @@ pub struct Lines {
 }
 
 impl Lines {
-    /// Writes them to `path`.
-    pub fn write(path: PathBuf, rng: &mut Rng) -> Result<Self> {
-        let (mut text, mut ends) = (Vec::with_capacity(SIZE + LONGEST), Vec::new());
-        while text.len() < SIZE {
+    /// Writes `size` bytes of them to `path`; each begins with the name of who sends them.
+    pub fn write(path: PathBuf, name: &str, size: usize, rng: &mut Rng) -> Result<Self> {
+        let (mut text, mut ends) = (Vec::with_capacity(size + LONGEST), Vec::new());
+        while text.len() < size {
             let filler = rng.alphanumeric();
             let filler = std::iter::repeat_n(filler, rng.usize(..LONGEST));
-            writeln!(text, "{} {}", ends.len(), filler.collect::<String>())
-                .expect("memory takes all");
+            let filler: String = filler.collect();
+            writeln!(text, "{name} {} {filler}", ends.len()).expect("memory takes all");
             ends.push(text.len());
         }
         fs::write(&path, &text).with_context(|| format!("cannot write {}", path.display()))?;
@@ -40,6 +39,17 @@ impl Lines {
 
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    pub fn count(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// A line without its newline, if there are so many.
+    pub fn get(&self, number: usize) -> Option<&[u8]> {
+        let end = *self.ends.get(number)?;
+        let start = number.checked_sub(1).map_or(0, |before| self.ends[before]);
+        Some(&self.text[start..end - 1])
     }
 
     /// SHA-256 of the first `count`, as publishers and subscribers compute it; none if there are not
@@ -61,7 +71,13 @@ mod tests {
     #[test]
     fn beginnings_have_digests() {
         let dir = tempfile::tempdir().unwrap();
-        let lines = Lines::write(dir.path().join("lines"), &mut Rng::with_seed(1)).unwrap();
+        let lines = Lines::write(
+            dir.path().join("lines"),
+            "a",
+            1 << 20,
+            &mut Rng::with_seed(1),
+        )
+        .unwrap();
         let text = fs::read_to_string(lines.path()).unwrap();
         let count = text.lines().count() as u64;
         let first: String = text
@@ -74,5 +90,19 @@ mod tests {
         assert_eq!(lines.digest(2), Some(wanted));
         assert!(lines.digest(0).is_some() && lines.digest(count).is_some());
         assert_eq!(lines.digest(count + 1), None);
+    }
+
+    #[test]
+    fn lines_can_be_had_one_by_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lines");
+        let lines = Lines::write(path, "me", 10_000, &mut Rng::with_seed(1)).unwrap();
+        let text = fs::read_to_string(lines.path()).unwrap();
+        for (number, line) in text.lines().enumerate() {
+            assert_eq!(lines.get(number), Some(line.as_bytes()));
+            assert!(line.starts_with(&format!("me {number} ")));
+        }
+        assert_eq!(lines.count(), text.lines().count());
+        assert_eq!(lines.get(lines.count()), None);
     }
 }

@@ -1,5 +1,4 @@
-//! What a process holds on to: memory and descriptors, looked at once a second, and whether they stay
-//! what they are.
+//! What a process holds on to: memory and descriptors, and whether they stay what they are.
 
 use std::fs;
 use std::path::Path;
@@ -17,6 +16,7 @@ const MEMORY_SHARE: f64 = 0.02;
 pub struct Look {
     /// Resident memory, with the logs that are mapped, bytes.
     pub rss_bytes: u64,
+    pub address_space_bytes: u64,
     pub descriptors: u64,
 }
 
@@ -27,17 +27,18 @@ impl Look {
             .with_context(|| format!("cannot look at process {pid}"))?;
         let descriptors = fs::read_dir(proc.join("fd"))
             .with_context(|| format!("cannot count the descriptors of process {pid}"))?;
+        let field = |name| kib(&status, name).with_context(|| format!("process {pid} has ended"));
         Ok(Self {
-            rss_bytes: rss(&status).with_context(|| format!("process {pid} has ended"))?,
+            rss_bytes: field("VmRSS:")?,
+            address_space_bytes: field("VmSize:")?,
             descriptors: descriptors.count() as u64,
         })
     }
 }
 
-fn rss(status: &str) -> Option<u64> {
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+/// A field of a process's status that is in KiB, in bytes.
+fn kib(status: &str, name: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
     Some(kib * 1024)
 }
@@ -102,6 +103,7 @@ mod tests {
     fn course(figures: impl IntoIterator<Item = u64>) -> Course {
         let looks = figures.into_iter().map(|mib| Look {
             rss_bytes: mib << 20,
+            address_space_bytes: mib << 20,
             descriptors: mib,
         });
         Vitals(looks.collect()).memory()
@@ -141,6 +143,7 @@ mod tests {
     fn a_process_can_be_looked_at() {
         let look = Look::at(std::process::id()).unwrap();
         assert!(look.rss_bytes > 1 << 20 && look.descriptors >= 3);
+        assert!(look.address_space_bytes >= look.rss_bytes);
         assert!(Look::at(u32::MAX).is_err());
     }
 }

@@ -1,0 +1,122 @@
+//! `penstock-lab faults`: everything that may befall publishers, brokers, readers and the link between
+//! them, on every path, and whether the logs hold what publishers were told that they hold.
+
+mod checker;
+mod kinds;
+mod links;
+mod report;
+mod schedule;
+mod seat;
+mod trial;
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use jiff::Timestamp;
+
+pub use kinds::KINDS;
+
+use crate::actors::Stage;
+use crate::cli::{self, Format};
+use crate::interrupt::Interrupt;
+use crate::netns::Net;
+use crate::results;
+use crate::testbed::{Binaries, BufferDir};
+use report::Report;
+use schedule::Schedule;
+use trial::Trial;
+
+const MTU: u32 = 1500;
+const TOPIC: &str = "faults";
+
+/// Runs it; true when nothing was wrong.
+pub fn run(options: &cli::Faults, interrupt: &Interrupt) -> Result<bool> {
+    if options.list {
+        for kind in KINDS {
+            println!("{:<20} {}", kind.name, kind.what);
+        }
+        return Ok(true);
+    }
+    let started = Timestamp::now();
+    let binaries = Binaries::find(options.programs.bin_dir.as_deref())?;
+    let folder = results::create_folder(&options.output.results, started)?;
+    let seed = options.seed.unwrap_or(started.as_millisecond() as u64);
+    let outcome = fault_runs(options, seed, &binaries, &folder, interrupt);
+    let printed = outcome.and_then(|report| {
+        results::write(&folder, &report, &report.markdown())?;
+        match options.output.format {
+            Format::Text => println!("{}", report.summary()),
+            Format::Json => println!("{}", serde_json::to_string_pretty(&report)?),
+        }
+        Ok(report.problems == 0)
+    });
+    println!("{}", folder.display());
+    printed
+}
+
+fn fault_runs(
+    options: &cli::Faults,
+    seed: u64,
+    binaries: &Binaries,
+    folder: &Path,
+    interrupt: &Interrupt,
+) -> Result<Report> {
+    let asked = |name: &str| options.faults.is_empty() || options.faults.iter().any(|f| f == name);
+    let kinds: Vec<_> = KINDS.iter().filter(|kind| asked(kind.name)).collect();
+    let cells = schedule::cells(seed, &kinds, &options.paths);
+    let numbers = match options.only {
+        Some(number) => number..number + 1,
+        None => 0..options.schedules.unwrap_or(cells.len() as u64),
+    };
+    let net = Net::create_with_middle(1, MTU, &links::middle())?;
+    let buffers = BufferDir::create()?;
+    let bar = progress(numbers.end - numbers.start);
+    let mut report = Report::new(seed, selection(options));
+    for number in numbers {
+        let schedule = Schedule::draw(seed, number, &cells);
+        bar.set_message(format!(
+            "{} over {}",
+            schedule.kind.name,
+            schedule.path.name()
+        ));
+        let own = folder.join(format!("run-{number}"));
+        fs::create_dir(&own).with_context(|| format!("cannot create {}", own.display()))?;
+        let stage = Stage {
+            net: &net,
+            binaries,
+            topic: TOPIC,
+            folder: &own,
+        };
+        let trial = Trial::prepare(stage, &buffers, &schedule, interrupt)?;
+        let run = trial.run()?;
+        for problem in &run.problems {
+            bar.suspend(|| eprintln!("{}: {problem}", run.title()));
+        }
+        report.add(run);
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    Ok(report)
+}
+
+/// What a command to repeat a run needs beside its numbers.
+fn selection(options: &cli::Faults) -> String {
+    let mut selection = String::new();
+    let paths: Vec<_> = options.paths.iter().map(|path| path.name()).collect();
+    if paths != ["tcp", "xdp", "fallback"] {
+        selection += &format!(" --paths {}", paths.join(","));
+    }
+    if !options.faults.is_empty() {
+        selection += &format!(" --faults {}", options.faults.join(","));
+    }
+    selection
+}
+
+fn progress(schedules: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template("{bar:40} {pos} of {len} runs, {elapsed}, {msg}");
+    let target = ProgressDrawTarget::stderr();
+    ProgressBar::with_draw_target(Some(schedules), target)
+        .with_style(style.expect("the template is valid"))
+}

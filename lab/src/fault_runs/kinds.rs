@@ -1,0 +1,299 @@
+//! Every fault in one table: what it is called, how it begins and how it ends.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use penstock_ebpf::Faults;
+
+use super::trial::{Probe, Trial};
+use crate::netns::Place;
+
+/// How much of a run its log holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Room {
+    /// All: it is read afterwards.
+    Large,
+    /// All, in a directory that holds little more.
+    Bounded,
+    /// Little: readers that lag matter.
+    Small,
+}
+
+impl Room {
+    /// Bytes of the log's ring.
+    pub fn ring(self) -> u64 {
+        match self {
+            Self::Large | Self::Bounded => 32 << 20,
+            Self::Small => 2 << 20,
+        }
+    }
+}
+
+/// A kind of fault.
+pub struct Kind {
+    pub name: &'static str,
+    /// For `--list`.
+    pub what: &'static str,
+    /// Which count of the run tells how often it happened.
+    pub counted: &'static str,
+    /// How long it lasts, seconds.
+    pub lasts: [f64; 2],
+    pub room: Room,
+    /// It may happen beside others.
+    pub mixes: bool,
+    /// Publishers may end by it, and not have been told of all that is acked.
+    pub kills_publishers: bool,
+    /// Brokers end by it, and readers that follow with them.
+    pub ends_brokers: bool,
+    pub begin: fn(&mut Trial<'_>, Duration) -> Result<()>,
+    pub end: fn(&mut Trial<'_>) -> Result<()>,
+}
+
+impl Kind {
+    /// Whether it may happen in a run that is about `main`.
+    pub fn goes_with(&self, main: &Self) -> bool {
+        self.mixes && !(self.ends_brokers && main.room == Room::Small)
+    }
+}
+
+impl std::fmt::Debug for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+impl PartialEq for Kind {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+/// What most kinds are like.
+const PLAIN: Kind = Kind {
+    name: "",
+    what: "",
+    counted: "",
+    lasts: [0.3, 1.4],
+    room: Room::Large,
+    mixes: true,
+    kills_publishers: false,
+    ends_brokers: false,
+    begin: |_, _| Ok(()),
+    end: |_| Ok(()),
+};
+
+pub static KINDS: &[Kind] = &[
+    Kind {
+        name: "loss",
+        what: "2 to 15 % of the packets are lost",
+        counted: "lost",
+        begin: |trial, _| treat(trial, 0.15, |faults, share| faults.loss = share),
+        end: |trial| trial.links.treat(|faults| faults.loss = 0.0),
+        ..PLAIN
+    },
+    Kind {
+        name: "reorder",
+        what: "2 to 30 % of the packets come 1 to 16 packets late",
+        counted: "held",
+        begin: |trial, _| treat(trial, 0.3, |faults, share| faults.reorder = share),
+        end: |trial| trial.links.treat(|faults| faults.reorder = 0.0),
+        ..PLAIN
+    },
+    Kind {
+        name: "duplicate",
+        what: "2 to 30 % of the packets come twice",
+        counted: "duplicated",
+        begin: |trial, _| treat(trial, 0.3, |faults, share| faults.duplicate = share),
+        end: |trial| trial.links.treat(|faults| faults.duplicate = 0.0),
+        ..PLAIN
+    },
+    Kind {
+        name: "corrupt",
+        what: "one bit of 2 to 5 % of the packets is another",
+        counted: "corrupted",
+        begin: |trial, _| treat(trial, 0.05, |faults, share| faults.corrupt = share),
+        end: |trial| trial.links.treat(|faults| faults.corrupt = 0.0),
+        ..PLAIN
+    },
+    Kind {
+        name: "truncate",
+        what: "2 to 5 % of the packets come without their end",
+        counted: "truncated",
+        begin: |trial, _| treat(trial, 0.05, |faults, share| faults.truncate = share),
+        end: |trial| trial.links.treat(|faults| faults.truncate = 0.0),
+        ..PLAIN
+    },
+    Kind {
+        name: "delay",
+        what: "packets to the broker take 1 to 20 ms, and up to as much again by chance",
+        counted: "delayed",
+        // Links are interrupted when it begins, and take a while to recover.
+        lasts: [1.0, 2.0],
+        mixes: false,
+        begin: |trial, _| {
+            let least = trial.rng.u32(1..=20);
+            let jitter = trial.rng.u32(0..=least);
+            trial.links.delay(&format!("{least}ms+{jitter}ms"))
+        },
+        end: |trial| trial.links.no_delay(),
+        ..PLAIN
+    },
+    Kind {
+        name: "link-down",
+        what: "an interface of the link is down, at either end or in the middle",
+        counted: "links_down",
+        begin: |trial, _| change_link(trial, "links_down", &["down"]),
+        end: |trial| trial.links.everywhere(&["up"]),
+        ..PLAIN
+    },
+    Kind {
+        name: "mtu",
+        what: "an interface of the link has another MTU: 1280, 1400 or 9000 instead of 1500",
+        counted: "mtu_changes",
+        begin: |trial, _| {
+            let mtu = ["1280", "1400", "9000"][trial.rng.usize(..3)];
+            change_link(trial, "mtu_changes", &["mtu", mtu])
+        },
+        end: |trial| trial.links.everywhere(&["mtu", "1500"]),
+        ..PLAIN
+    },
+    Kind {
+        name: "broker-killed",
+        what: "kill -9 of the broker; another one starts on its log",
+        counted: "brokers_killed",
+        ends_brokers: true,
+        begin: |trial, _| trial.kill_broker(),
+        end: |trial| trial.broker_comes(0),
+        ..PLAIN
+    },
+    Kind {
+        name: "broker-stopped",
+        what: "the broker sleeps (SIGSTOP)",
+        counted: "brokers_stopped",
+        begin: |trial, _| trial.signal_broker("brokers_stopped", libc::SIGSTOP),
+        end: |trial| trial.signal_broker("brokers_resumed", libc::SIGCONT),
+        ..PLAIN
+    },
+    Kind {
+        name: "publisher-killed",
+        what: "kill -9 of a publisher; another one comes",
+        counted: "publishers_killed",
+        kills_publishers: true,
+        begin: |trial, _| trial.kill_publisher(),
+        ..PLAIN
+    },
+    Kind {
+        name: "publisher-stopped",
+        what: "a publisher sleeps (SIGSTOP)",
+        counted: "publishers_stopped",
+        begin: |trial, lasts| trial.stop_publisher(lasts),
+        ..PLAIN
+    },
+    Kind {
+        name: "directory-full",
+        what: "no byte is free in the buffer directory: no new topic, all others go on",
+        counted: "directories_full",
+        room: Room::Bounded,
+        mixes: false,
+        begin: |trial, _| {
+            trial.broker.fill_directory()?;
+            trial.count("directories_full");
+            trial.probe(Probe::MayBeRefused("no room for"))
+        },
+        end: |trial| {
+            trial.broker.empty_directory()?;
+            trial.probe(Probe::Accepted)
+        },
+        ..PLAIN
+    },
+    Kind {
+        name: "reader-slow",
+        what: "readers sleep: the broker waits for the registered one, and overruns the other",
+        counted: "readers_stopped",
+        room: Room::Small,
+        mixes: false,
+        begin: |trial, lasts| {
+            trial.stop_reader(true, lasts);
+            trial.stop_reader(false, lasts);
+            Ok(())
+        },
+        ..PLAIN
+    },
+    Kind {
+        name: "reader-killed",
+        what: "a registered reader that the broker waits for gets a kill -9; another one comes",
+        counted: "readers_killed",
+        room: Room::Small,
+        mixes: false,
+        begin: |trial, lasts| {
+            trial.stop_reader(true, lasts * 2);
+            Ok(())
+        },
+        end: |trial| trial.kill_reader(),
+        ..PLAIN
+    },
+    Kind {
+        name: "clock",
+        what: "kill -9 of the broker; the next one's monotonic clock is days ahead, or behind",
+        counted: "clock_jumps",
+        mixes: false,
+        ends_brokers: true,
+        begin: |trial, _| {
+            trial.count("clock_jumps");
+            trial.kill_broker()
+        },
+        end: |trial| {
+            let ahead = trial.rng.i64(-trial.uptime..=10 * 86_400);
+            trial.broker_comes(ahead)
+        },
+        ..PLAIN
+    },
+    Kind {
+        name: "descriptors",
+        what: "broker or publishers may open no file more; meanwhile somebody connects, or has to again",
+        counted: "limits_set",
+        mixes: false,
+        ends_brokers: true,
+        begin: |trial, _| {
+            if trial.rng.bool() {
+                trial.limit_broker(libc::RLIMIT_NOFILE)?;
+                trial.probe(Probe::MayBeRefused("Too many open files"))
+            } else {
+                trial.limit_publishers(libc::RLIMIT_NOFILE)?;
+                trial.kill_broker()?;
+                trial.broker_comes(0)
+            }
+        },
+        end: |trial| trial.lift_limits(libc::RLIMIT_NOFILE),
+        ..PLAIN
+    },
+    Kind {
+        name: "memory",
+        what: "broker or publishers get no more memory (RLIMIT_AS); meanwhile there is a new topic",
+        counted: "limits_set",
+        mixes: false,
+        kills_publishers: true,
+        ends_brokers: true,
+        begin: |trial, _| {
+            if trial.rng.bool() {
+                trial.limit_broker(libc::RLIMIT_AS)?;
+                trial.probe(Probe::MayBeRefused("annot allocate memory"))
+            } else {
+                trial.limit_publishers(libc::RLIMIT_AS)
+            }
+        },
+        end: |trial| trial.lift_limits(libc::RLIMIT_AS),
+        ..PLAIN
+    },
+];
+
+fn treat(trial: &mut Trial<'_>, most: f64, set: fn(&mut Faults, f64)) -> Result<()> {
+    let share = 0.02 + trial.rng.f64() * (most - 0.02);
+    trial.links.treat(|faults| set(faults, share))
+}
+
+fn change_link(trial: &mut Trial<'_>, counted: &'static str, change: &[&str]) -> Result<()> {
+    let place = Place::ALL[trial.rng.usize(..Place::ALL.len())];
+    trial.count(counted);
+    trial.links.change(place, change)
+}
