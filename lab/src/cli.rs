@@ -371,7 +371,7 @@ fn fault_kind() -> clap::builder::PossibleValuesParser {
 }
 
 /// Path that payload takes while there are faults.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FaultPath {
     Tcp,

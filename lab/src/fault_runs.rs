@@ -24,7 +24,7 @@ use crate::interrupt::Interrupt;
 use crate::netns::Net;
 use crate::results;
 use crate::testbed::{Binaries, BufferDir};
-use report::Report;
+pub use report::{FAULTS, Report};
 use schedule::Schedule;
 use trial::Trial;
 

@@ -8,9 +8,11 @@ use clap::{Args, ValueEnum};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::fault_runs::{self, FAULTS};
 use crate::report::{
     Baseline, Compare, Limits, OBSERVER, ObserverExperiment, RCVBUF, RcvbufExperiment, Throughput,
 };
+use crate::soak::{self, SOAK};
 use crate::{baseline, compare, page, render, results};
 
 pub const EXAMPLES: &str = "\
@@ -54,6 +56,8 @@ enum Shown {
     Limits(Limits),
     Rcvbuf(RcvbufExperiment),
     Observer(ObserverExperiment),
+    Soak(soak::Report),
+    Faults(fault_runs::Report),
 }
 
 /// Shows it.
@@ -102,8 +106,10 @@ fn read(path: &Path) -> Result<Shown> {
         "limits" => Ok(Shown::Limits(parsed(value.clone(), path)?)),
         RCVBUF => Ok(Shown::Rcvbuf(parsed(value.clone(), path)?)),
         OBSERVER => Ok(Shown::Observer(parsed(value.clone(), path)?)),
+        SOAK => Ok(Shown::Soak(parsed(value.clone(), path)?)),
+        FAULTS => Ok(Shown::Faults(parsed(value.clone(), path)?)),
         _ => bail!(
-            "{name} is no report of penstock-lab: its kind is {kind:?}, not throughput, baseline, compare, limits, {RCVBUF} or {OBSERVER}"
+            "{name} is no report of penstock-lab: its kind is {kind:?}, not throughput, baseline, compare, limits, {RCVBUF}, {OBSERVER}, {SOAK} or {FAULTS}"
         ),
     }
 }
@@ -126,6 +132,8 @@ impl Shown {
             Self::Limits(report) => render::limits_table(&report.limits),
             Self::Rcvbuf(report) => render::rcvbuf_summary(report),
             Self::Observer(report) => render::observer_summary(report),
+            Self::Soak(report) => report.summary(),
+            Self::Faults(report) => report.summary(),
         }
     }
 
@@ -137,6 +145,8 @@ impl Shown {
             Self::Limits(_) => ("What this host can do at best", None),
             Self::Rcvbuf(_) => ("Where SO_RCVBUF is set, and what comes of it", None),
             Self::Observer(_) => ("What being diagnosed costs a broker", None),
+            Self::Soak(_) => ("Soak", None),
+            Self::Faults(_) => ("Fault runs", None),
         };
         Ok(page::plain(title, picture.as_deref(), &self.text()))
     }

@@ -28,7 +28,8 @@ use crate::testbed::{Binaries, BufferDir};
 use crate::verify::{Prints, Reading};
 use crate::vitals::{Look, Vitals};
 use ledger::Ledger;
-use report::{Counts, Report};
+use report::Counts;
+pub use report::{Report, SOAK};
 use weather::Weather;
 
 /// Brokers, each on a link of its own.
@@ -301,6 +302,7 @@ impl<'a> Soak<'a> {
         let members = self.ledgers.iter().zip(&brokers).zip(&read);
         let audits = members.map(|((ledger, broker), read)| ledger.audit(read, broker, self.lines));
         let mut report = Report {
+            kind: SOAK.to_owned(),
             seed,
             seconds: length.as_secs_f64(),
             counts: self.counts,

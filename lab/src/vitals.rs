@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Growth of memory that is none: the kernel counts in pages that it hands to threads in lots.
 const MEMORY_SLACK: u64 = 4 << 20;
@@ -48,7 +48,7 @@ fn kib(status: &str, name: &str) -> Option<u64> {
 pub struct Vitals(Vec<Look>);
 
 /// What became of one figure.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Course {
     pub first: u64,
     pub last: u64,

@@ -3,7 +3,7 @@
 
 use std::ops::AddAssign;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::lines::Lines;
 
@@ -32,7 +32,7 @@ pub enum Told {
 }
 
 /// What is wrong with a log, in lines.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wrong {
     /// Acked, but not in the log; of a killed publisher, missing before others that are.
     pub lost: u64,

@@ -3,21 +3,24 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::checker::Wrong;
 use super::kinds::KINDS;
 use super::schedule::{Schedule, StrikeReport};
 use crate::cli::FaultPath;
 
+/// Kind of the report.
+pub const FAULTS: &str = "faults";
+
 /// One fault run.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct RunReport {
     /// Of its schedule.
     pub number: u64,
     pub path: FaultPath,
     /// What it was about.
-    pub fault: &'static str,
+    pub fault: String,
     pub strikes: Vec<StrikeReport>,
     pub seconds: f64,
     /// Lines that publishers were told are acked.
@@ -37,8 +40,9 @@ pub struct RunReport {
 }
 
 /// All fault runs; `report.json` has this shape.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Report {
+    pub kind: String,
     /// Repeats the schedules.
     pub seed: u64,
     /// Paths and faults that were asked for, as options.
@@ -49,9 +53,9 @@ pub struct Report {
 }
 
 /// All runs about one fault on one path.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Cell {
-    pub fault: &'static str,
+    pub fault: String,
     pub path: FaultPath,
     pub runs: u64,
     pub lines_acked: u64,
@@ -67,7 +71,7 @@ impl RunReport {
         Self {
             number: schedule.number,
             path: schedule.path,
-            fault: schedule.kind.name,
+            fault: schedule.kind.name.to_owned(),
             strikes: schedule
                 .strikes
                 .iter()
@@ -98,6 +102,7 @@ impl RunReport {
 impl Report {
     pub fn new(seed: u64, selection: String) -> Self {
         Self {
+            kind: FAULTS.to_owned(),
             seed,
             selection,
             problems: 0,
@@ -214,7 +219,7 @@ impl Report {
 impl Cell {
     fn of(run: &RunReport) -> Self {
         Self {
-            fault: run.fault,
+            fault: run.fault.clone(),
             path: run.path,
             runs: 0,
             lines_acked: 0,

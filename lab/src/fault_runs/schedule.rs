@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use fastrand::Rng;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::kinds::{KINDS, Kind, Room};
 use crate::chance::seconds;
@@ -53,9 +53,9 @@ pub struct Publisher {
 }
 
 /// A fault of a schedule, for the report.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct StrikeReport {
-    pub fault: &'static str,
+    pub fault: String,
     pub at_ms: u64,
     pub lasts_ms: u64,
 }
@@ -63,7 +63,7 @@ pub struct StrikeReport {
 impl Strike {
     pub fn report(&self) -> StrikeReport {
         StrikeReport {
-            fault: self.kind.name,
+            fault: self.kind.name.to_owned(),
             at_ms: self.at.as_millis() as u64,
             lasts_ms: self.lasts.as_millis() as u64,
         }

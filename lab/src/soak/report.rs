@@ -4,15 +4,19 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use bytesize::ByteSize;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::ledger::Audit;
 use crate::outputs::Publisher;
 use crate::vitals::{Course, Vitals, grew};
 
+/// Kind of the report.
+pub const SOAK: &str = "soak";
+
 /// The report; `report.json` has this shape.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Report {
+    pub kind: String,
     /// Repeats the script of the run.
     pub seed: u64,
     pub seconds: f64,
@@ -28,7 +32,7 @@ pub struct Report {
 }
 
 /// Who came, and what became of them.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Counts {
     pub publishers: u64,
     pub publishers_stopped: u64,
@@ -45,7 +49,7 @@ pub struct Counts {
 }
 
 /// One broker.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct BrokerReport {
     /// Of publishers that ended by themselves.
     pub messages_acked: u64,
