@@ -5,6 +5,7 @@ mod blows;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -75,6 +76,8 @@ pub struct Trial<'a> {
     /// A registered reader, and one that is not.
     guests: [Option<Guest>; 2],
     along: Option<Reading>,
+    /// Where readers print lines.
+    printed: Vec<PathBuf>,
     /// The broker has been short of memory.
     broker_may_die: bool,
     /// There should be a broker, whose clock is so many seconds ahead, but it did not start.
@@ -109,6 +112,7 @@ impl<'a> Trial<'a> {
             readers: 0,
             guests: [None, None],
             along: None,
+            printed: Vec::new(),
             broker_may_die: false,
             broker_due: None,
             counts: BTreeMap::new(),
@@ -121,6 +125,7 @@ impl<'a> Trial<'a> {
             let along =
                 Reading::along(program, namespace, &log, &said, Prints::Lines(0), interrupt);
             trial.along = Some(along?);
+            trial.printed.push(said.with_extension("json"));
             for registered in [true, false] {
                 trial.reader_comes(registered)?;
             }
@@ -365,6 +370,7 @@ impl<'a> Trial<'a> {
                     let program = &self.stage.binaries.subscriber;
                     let namespace = self.stage.net.broker(0);
                     let prints = Prints::Lines(number);
+                    self.printed.push(said.with_extension("json"));
                     let reading = Reading::of(program, namespace, &log, &said, prints)?;
                     self.read(&mut checker, number, reading)?;
                 }
@@ -380,9 +386,9 @@ impl<'a> Trial<'a> {
             .for_each(|example| self.problem(example));
         // Seldom worth the room; with a seed they can be had again.
         if self.report.problems.is_empty() {
-            for sent in sent {
-                let path = sent.lines.path();
-                fs::remove_file(path)
+            let sent = sent.iter().map(|sent| sent.lines.path().to_owned());
+            for path in sent.chain(self.printed.drain(..)) {
+                fs::remove_file(&path)
                     .with_context(|| format!("cannot remove {}", path.display()))?;
             }
         }
