@@ -144,12 +144,19 @@ impl<'a> Seat<'a> {
         let path = self.buffers.of_broker(0).join(FILLER);
         let what = || format!("cannot fill {}", path.display());
         let file = File::create(&path).with_context(what)?;
-        let free = nix::sys::statvfs::fstatvfs(&file).with_context(what)?;
-        let bytes = free.blocks_available() * free.fragment_size();
-        // SAFETY: the descriptor is open; posix_fallocate touches no memory of ours.
-        match unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, bytes as i64) } {
-            0 => Ok(()),
-            code => Err(std::io::Error::from_raw_os_error(code)).with_context(what),
+        loop {
+            let free = nix::sys::statvfs::fstatvfs(&file).with_context(what)?;
+            let bytes = free.blocks_available() * free.fragment_size();
+            if bytes == 0 {
+                return Ok(());
+            }
+            // SAFETY: the descriptor is open; posix_fallocate touches no memory of ours.
+            match unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, bytes as i64) } {
+                0 => return Ok(()),
+                // A log that is being made has taken some of it.
+                libc::ENOSPC => {}
+                code => return Err(std::io::Error::from_raw_os_error(code)).with_context(what),
+            }
         }
     }
 
