@@ -5,14 +5,19 @@ mod observer;
 mod rcvbuf;
 mod trial;
 
+use std::path::Path;
+
 use anyhow::Result;
 use bytesize::ByteSize;
 use clap::{Args, Subcommand};
+use serde::Serialize;
+use tracing::info;
 
-use crate::cli::{self, Output, Profile, Programs, Route, Workload};
+use crate::cli::{self, Format, Output, Profile, Programs, Route, Workload};
 use crate::delay::Delay;
 use crate::diagnose;
 use crate::interrupt::Interrupt;
+use crate::results;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -115,4 +120,29 @@ pub fn run(experiment: &Experiment, interrupt: &Interrupt) -> Result<bool> {
         Experiment::Rcvbuf(options) => rcvbuf::run(options, interrupt),
         Experiment::Diagnose(options) => observer::run(options, interrupt),
     }
+}
+
+/// Keeps and prints what was measured, then where it is. Errors aside it is always a success: the figures
+/// are for the reader to judge.
+fn finish<R: Serialize>(
+    output: &Output,
+    folder: &Path,
+    measured: Result<R>,
+    markdown: fn(&R) -> String,
+    summary: fn(&R) -> String,
+) -> Result<bool> {
+    let printed = measured.and_then(|report| {
+        results::write(folder, &report, &markdown(&report))?;
+        match output.format {
+            Format::Text => println!("{}", summary(&report)),
+            Format::Json => println!("{}", serde_json::to_string_pretty(&report)?),
+        }
+        Ok(true)
+    });
+    match output.format {
+        Format::Text => println!("{}", folder.display()),
+        // Stdout is JSON and nothing else.
+        Format::Json => info!("results are in {}", folder.display()),
+    }
+    printed
 }

@@ -13,7 +13,6 @@ use tracing::info;
 
 use super::Observer;
 use super::trial::ENDLESS;
-use crate::cli::Format;
 use crate::cluster::{Brokers, Cluster};
 use crate::diagnose::penstock::{self, Figures};
 use crate::environment::Environment;
@@ -30,25 +29,19 @@ const FLOW_LIMIT: Duration = Duration::from_secs(20);
 /// Windows open and rings are touched before anything is measured.
 const SETTLE: Duration = Duration::from_secs(1);
 
-/// Runs it; errors aside, always a success: the ratio is for the reader to judge.
+/// Runs it.
 pub fn run(options: &Observer, interrupt: &Interrupt) -> Result<bool> {
     let started = Timestamp::now();
     let binaries = Binaries::find(options.programs.bin_dir.as_deref())?;
     let folder = results::create_folder(&options.output.results, started)?;
-    let measured = measure(options, &binaries, &folder, started, interrupt).and_then(|report| {
-        results::write(&folder, &report, &render::observer(&report))?;
-        match options.output.format {
-            Format::Text => println!("{}", render::observer_summary(&report)),
-            Format::Json => println!("{}", serde_json::to_string_pretty(&report)?),
-        }
-        Ok(true)
-    });
-    match options.output.format {
-        Format::Text => println!("{}", folder.display()),
-        // Stdout is JSON and nothing else.
-        Format::Json => info!("results are in {}", folder.display()),
-    }
-    measured
+    let measured = measure(options, &binaries, &folder, started, interrupt);
+    super::finish(
+        &options.output,
+        &folder,
+        measured,
+        render::observer,
+        render::observer_summary,
+    )
 }
 
 fn measure(

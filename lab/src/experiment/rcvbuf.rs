@@ -11,7 +11,6 @@ use tracing::info;
 use super::Rcvbuf;
 use super::claims;
 use super::trial::{Bench, Case};
-use crate::cli::Format;
 use crate::environment::Environment;
 use crate::interrupt::Interrupt;
 use crate::middle::{Carriers, Plan};
@@ -27,26 +26,20 @@ const LARGEST: u64 = 1 << 30;
 /// Below this the kernel has minimums of its own.
 const SMALLEST: u64 = 4 << 10;
 
-/// Runs it; errors aside, always a success: the table is for the reader to judge.
+/// Runs it.
 pub fn run(options: &Rcvbuf, interrupt: &Interrupt) -> Result<bool> {
     let started = Timestamp::now();
     check(options)?;
     let binaries = Binaries::find(options.programs.bin_dir.as_deref())?;
     let folder = results::create_folder(&options.output.results, started)?;
-    let measured = measure(options, &binaries, &folder, started, interrupt).and_then(|report| {
-        results::write(&folder, &report, &render::rcvbuf(&report))?;
-        match options.output.format {
-            Format::Text => println!("{}", render::rcvbuf_summary(&report)),
-            Format::Json => println!("{}", serde_json::to_string_pretty(&report)?),
-        }
-        Ok(true)
-    });
-    match options.output.format {
-        Format::Text => println!("{}", folder.display()),
-        // Stdout is JSON and nothing else.
-        Format::Json => info!("results are in {}", folder.display()),
-    }
-    measured
+    let measured = measure(options, &binaries, &folder, started, interrupt);
+    super::finish(
+        &options.output,
+        &folder,
+        measured,
+        render::rcvbuf,
+        render::rcvbuf_summary,
+    )
 }
 
 fn check(options: &Rcvbuf) -> Result<()> {
