@@ -12,7 +12,17 @@ use serde::Serialize;
 #[derive(Debug, Clone, Default)]
 pub struct ProcessAt {
     threads: BTreeMap<u32, ThreadAt>,
-    throttled_ns: Option<u64>,
+    quota: Option<QuotaAt>,
+}
+
+/// What a control group had of its CPU quota (`cpu.stat`).
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+struct QuotaAt {
+    /// Time out of quota; a stretch of it is counted at its end.
+    throttled_ns: u64,
+    /// Periods in which somebody wanted to run, and those of them at whose end the group was out of quota.
+    periods: u64,
+    throttled_periods: u64,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -99,7 +109,7 @@ impl ProcessAt {
         });
         Some(Self {
             threads: threads.collect(),
-            throttled_ns: throttled_ns(pid),
+            quota: quota(pid),
         })
     }
 
@@ -110,12 +120,12 @@ impl ProcessAt {
             .map(|(tid, end)| end.since(start.threads.get(tid), *tid, seconds))
             .collect();
         threads.sort_by(|a, b| (b.run + b.wait).total_cmp(&(a.run + a.wait)));
-        let throttled = self.throttled_ns.zip(start.throttled_ns);
+        let throttled = self.quota.zip(start.quota);
         Process {
             pid,
             name,
             threads,
-            throttled: throttled.map(|(end, start)| share(end.saturating_sub(start), seconds)),
+            throttled: throttled.map(|(end, start)| end.throttled_since(start, seconds)),
         }
     }
 }
@@ -176,8 +186,24 @@ fn share(ns: u64, seconds: f64) -> f64 {
     ns as f64 * 1e-9 / seconds
 }
 
-/// Nanoseconds for which the process's control group was out of CPU quota, if it has one.
-fn throttled_ns(pid: u32) -> Option<u64> {
+impl QuotaAt {
+    /// Share of the interval that the group was out of quota, summed over cores. One that has used up much at
+    /// once stays so for seconds, and all that tells of it meanwhile is the count of periods.
+    fn throttled_since(self, start: Self, seconds: f64) -> f64 {
+        let ns = self.throttled_ns.saturating_sub(start.throttled_ns);
+        let periods = self.periods.saturating_sub(start.periods);
+        let throttled = self
+            .throttled_periods
+            .saturating_sub(start.throttled_periods);
+        match ns {
+            0 => throttled as f64 / periods.max(1) as f64,
+            ns => share(ns, seconds),
+        }
+    }
+}
+
+/// The quota of the process's control group, if it has one.
+fn quota(pid: u32) -> Option<QuotaAt> {
     let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
     groups.lines().find_map(|line| {
         let mut parts = line.splitn(3, ':').skip(1);
@@ -190,19 +216,22 @@ fn throttled_ns(pid: u32) -> Option<u64> {
             _ => return None,
         };
         let mut files = roots.iter().map(|root| format!("{root}{group}/cpu.stat"));
-        files.find_map(|file| throttled_in(&fs::read_to_string(file).ok()?))
+        files.find_map(|file| quota_in(&fs::read_to_string(file).ok()?))
     })
 }
 
 /// The second version of control groups counts microseconds, the first one nanoseconds.
-fn throttled_in(stat: &str) -> Option<u64> {
-    stat.lines().find_map(|line| {
-        let (name, value) = line.split_once(' ')?;
-        match name {
-            "throttled_usec" => Some(value.parse::<u64>().ok()? * 1000),
-            "throttled_time" => value.parse().ok(),
-            _ => None,
-        }
+fn quota_in(stat: &str) -> Option<QuotaAt> {
+    let value = |wanted: &str| {
+        let mut lines = stat.lines().filter_map(|line| line.split_once(' '));
+        let (_, value) = lines.find(|(name, _)| *name == wanted)?;
+        value.parse::<u64>().ok()
+    };
+    let microseconds = value("throttled_usec").map(|us| us * 1000);
+    Some(QuotaAt {
+        throttled_ns: microseconds.or_else(|| value("throttled_time"))?,
+        periods: value("nr_periods")?,
+        throttled_periods: value("nr_throttled")?,
     })
 }
 
@@ -297,15 +326,30 @@ mod tests {
 
     #[test]
     fn both_versions_of_control_groups_tell_throttling() {
-        assert_eq!(
-            throttled_in("nr_periods 3\nthrottled_usec 250\n"),
-            Some(250_000)
-        );
-        assert_eq!(
-            throttled_in("nr_periods 3\nthrottled_time 250\n"),
-            Some(250)
-        );
-        assert_eq!(throttled_in("usage_usec 1\n"), None);
+        let quota = QuotaAt {
+            throttled_ns: 250_000,
+            periods: 3,
+            throttled_periods: 1,
+        };
+        let second = "nr_periods 3\nnr_throttled 1\nthrottled_usec 250\n";
+        assert_eq!(quota_in(second), Some(quota));
+        let first = "nr_periods 3\nnr_throttled 1\nthrottled_time 250000\n";
+        assert_eq!(quota_in(first), Some(quota));
+        assert_eq!(quota_in("usage_usec 1\n"), None);
+    }
+
+    #[test]
+    fn a_group_that_is_out_of_quota_all_the_time_is_seen_before_that_ends() {
+        let at = |throttled_ns, periods, throttled_periods| QuotaAt {
+            throttled_ns,
+            periods,
+            throttled_periods,
+        };
+        let start = at(5_000_000_000, 40, 30);
+        assert_eq!(at(5_000_000_000, 60, 50).throttled_since(start, 2.0), 1.0);
+        assert_eq!(at(5_500_000_000, 60, 50).throttled_since(start, 2.0), 0.25);
+        assert_eq!(at(5_000_000_000, 60, 30).throttled_since(start, 2.0), 0.0);
+        assert_eq!(start.throttled_since(start, 2.0), 0.0);
     }
 
     #[test]

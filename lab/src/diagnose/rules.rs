@@ -85,6 +85,7 @@ const A_FIFTH: &str =
 const OUT_OF_QUOTA: &str =
     "a control group that is out of quota a tenth of the time holds its threads back";
 const OFTEN_OUT_OF_QUOTA: &str = "out of quota for three tenths of the time is no accident";
+const NOT_ALLOWED_TO_RUN: &str = "an end that is out of CPU quota would do more";
 const NOT_THE_NETWORK: &str =
     "while an end is out of CPU quota data is on its way for longer, whatever the network does";
 
@@ -524,6 +525,8 @@ pub const CAUSES: &[Cause] = &[
                 0.5,
                 "connections wait for room in the shared buffer",
             ),
+            at_least(Figure::ReceiverThrottled, 0.1, 0.5, NOT_ALLOWED_TO_RUN),
+            at_least(Figure::SenderThrottled, 0.1, 0.5, NOT_ALLOWED_TO_RUN),
         ],
         next: "penstock-lab diagnose --pid PID --duration 30  # while the load runs",
     },

@@ -324,6 +324,19 @@ fn every_figure_that_decided_is_named_with_its_threshold() {
     assert!(verdicts.windows(2).all(falls));
 }
 
+/// So little quota that nothing moves while one looks.
+#[test]
+fn who_may_not_run_is_not_idle() {
+    let nothing = [(Figure::Rate, 0.0), (Figure::Queued, 0.0)];
+    assert_eq!(first(&nothing), "idle-or-offered-slower-than-capacity");
+    for (figure, cause) in [
+        (Figure::ReceiverThrottled, "receiver-cpu"),
+        (Figure::SenderThrottled, "sender-cpu"),
+    ] {
+        assert_eq!(first(&[&nothing[..], &[(figure, 1.0)]].concat()), cause);
+    }
+}
+
 #[test]
 fn the_reason_of_a_small_window_is_told_apart() {
     let settings = Settings {
