@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use tracing::info;
 
 use crate::chart::{Chart, Panel};
-use crate::cli::{self, Format, Profile};
+use crate::cli::{self, Profile};
 use crate::cluster::Brokers;
 use crate::environment::Environment;
 use crate::interrupt::Interrupt;
@@ -50,10 +50,9 @@ pub fn run(options: &cli::Baseline, interrupt: &Interrupt) -> Result<bool> {
         };
         results::write(&folder, &report, &render::baseline(&report))?;
         results::write_file(&folder.join(PICTURE), &picture(&report)?)?;
-        match options.output.format {
-            Format::Text => println!("{}", render::baseline_table(&report)),
-            Format::Json => println!("{}", serde_json::to_string_pretty(&report)?),
-        }
+        results::print(options.output.format, &report, || {
+            render::baseline_table(&report)
+        })?;
         Ok(true)
     });
     println!("{}", folder.display());

@@ -16,7 +16,7 @@ use penstock_dataplane::wire::message::OVERHEAD;
 use tracing::{info, warn};
 
 use crate::chart::{Chart, Panel};
-use crate::cli::{self, Format, Profile, XdpMode};
+use crate::cli::{self, Profile, XdpMode};
 use crate::environment::Environment;
 use crate::interrupt::Interrupt;
 use crate::limits::{self, Effort, Link};
@@ -102,10 +102,9 @@ pub fn run(options: &cli::Compare, interrupt: &Interrupt) -> Result<bool> {
     let printed = compared.and_then(|report| {
         results::write(&folder, &report, &render::compare(&report))?;
         results::write_file(&folder.join(PICTURE), &picture(&report)?)?;
-        match options.output.format {
-            Format::Text => println!("{}", render::compare_summary(&report)),
-            Format::Json => println!("{}", serde_json::to_string_pretty(&report)?),
-        }
+        results::print(options.output.format, &report, || {
+            render::compare_summary(&report)
+        })?;
         Ok(true)
     });
     println!("{}", folder.display());

@@ -133,10 +133,7 @@ fn finish<R: Serialize>(
 ) -> Result<bool> {
     let printed = measured.and_then(|report| {
         results::write(folder, &report, &markdown(&report))?;
-        match output.format {
-            Format::Text => println!("{}", summary(&report)),
-            Format::Json => println!("{}", serde_json::to_string_pretty(&report)?),
-        }
+        results::print(output.format, &report, || summary(&report))?;
         Ok(true)
     });
     match output.format {

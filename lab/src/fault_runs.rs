@@ -19,7 +19,7 @@ use jiff::Timestamp;
 pub use kinds::KINDS;
 
 use crate::actors::Stage;
-use crate::cli::{self, Format};
+use crate::cli;
 use crate::interrupt::Interrupt;
 use crate::netns::Net;
 use crate::results;
@@ -46,10 +46,7 @@ pub fn run(options: &cli::Faults, interrupt: &Interrupt) -> Result<bool> {
     let outcome = fault_runs(options, seed, &binaries, &folder, interrupt);
     let printed = outcome.and_then(|report| {
         results::write(&folder, &report, &report.markdown())?;
-        match options.output.format {
-            Format::Text => println!("{}", report.summary()),
-            Format::Json => println!("{}", serde_json::to_string_pretty(&report)?),
-        }
+        results::print(options.output.format, &report, || report.summary())?;
         Ok(report.problems == 0)
     });
     println!("{}", folder.display());

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use penstock_ebpf::Mode;
 use tracing::info;
 
-use crate::cli::{self, Format, Profile, XdpMode};
+use crate::cli::{self, Profile, XdpMode};
 use crate::environment::Environment;
 use crate::interrupt::Interrupt;
 use crate::iperf::{self, Amount};
@@ -49,10 +49,9 @@ pub fn run(options: &cli::Limits, interrupt: &Interrupt) -> Result<bool> {
     let measured = measure_all(options, &folder, started, interrupt);
     let printed = measured.and_then(|report| {
         results::write(&folder, &report, &render::limits(&report))?;
-        match options.output.format {
-            Format::Text => println!("{}", render::limits_table(&report.limits)),
-            Format::Json => println!("{}", serde_json::to_string_pretty(&report)?),
-        }
+        results::print(options.output.format, &report, || {
+            render::limits_table(&report.limits)
+        })?;
         Ok(true)
     });
     println!("{}", folder.display());

@@ -8,6 +8,8 @@ use anyhow::{Context, Result};
 use jiff::Timestamp;
 use serde::Serialize;
 
+use crate::cli::Format;
+
 /// Creates `<results>/<UTC time>`; runs that start in the same second get a number behind it.
 pub fn create_folder(results: &Path, now: Timestamp) -> Result<PathBuf> {
     fs::create_dir_all(results)
@@ -43,6 +45,19 @@ pub fn write(folder: &Path, report: &impl Serialize, markdown: &str) -> Result<(
     let json = serde_json::to_string_pretty(report).context("cannot serialise the report")?;
     write_file(&folder.join(REPORT), &json)?;
     write_file(&folder.join("report.md"), markdown)
+}
+
+/// Prints a report as it was asked for; `summary` is for people.
+pub fn print(
+    format: Format,
+    report: &impl Serialize,
+    summary: impl FnOnce() -> String,
+) -> Result<()> {
+    match format {
+        Format::Text => println!("{}", summary()),
+        Format::Json => println!("{}", serde_json::to_string_pretty(report)?),
+    }
+    Ok(())
 }
 
 /// Writes a file whole.

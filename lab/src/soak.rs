@@ -17,7 +17,7 @@ use jiff::Timestamp;
 
 use crate::actors::{self, End, Fate, Guest, Publishing, Stage};
 use crate::chance::seconds;
-use crate::cli::{self, Format, Mode};
+use crate::cli::{self, Mode};
 use crate::cluster::{Brokers, Cluster};
 use crate::interrupt::Interrupt;
 use crate::lines::Lines;
@@ -57,10 +57,7 @@ pub fn run(options: &cli::Soak, interrupt: &Interrupt) -> Result<bool> {
     let outcome = soak(options, seed, &binaries, &folder, interrupt);
     let printed = outcome.and_then(|report| {
         results::write(&folder, &report, &report.markdown())?;
-        match options.output.format {
-            Format::Text => println!("{}", report.summary()),
-            Format::Json => println!("{}", serde_json::to_string_pretty(&report)?),
-        }
+        results::print(options.output.format, &report, || report.summary())?;
         Ok(report.problems.is_empty())
     });
     println!("{}", folder.display());

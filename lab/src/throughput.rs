@@ -9,7 +9,7 @@ use bytesize::ByteSize;
 use jiff::Timestamp;
 use tracing::{info, warn};
 
-use crate::cli::{self, Format, Mode, Profile};
+use crate::cli::{self, Mode, Profile};
 use crate::cluster::{self, Brokers, Cluster};
 use crate::environment::Environment;
 use crate::faults::FaultPlan;
@@ -109,10 +109,9 @@ pub fn run(options: &cli::Throughput, interrupt: &Interrupt) -> Result<bool> {
     });
     let printed = outcome.and_then(|report| {
         write(&folder, &report)?;
-        match options.output.format {
-            Format::Text => println!("{}", render::throughput_summary(&report)),
-            Format::Json => println!("{}", serde_json::to_string_pretty(&report)?),
-        }
+        results::print(options.output.format, &report, || {
+            render::throughput_summary(&report)
+        })?;
         Ok(report.problems.is_empty())
     });
     println!("{}", folder.display());

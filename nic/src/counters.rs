@@ -16,8 +16,10 @@ const OFFLOADS: [&str; 7] = [
     "tx-udp-segmentation",
 ];
 
-/// Words of the name of a counter of packets that a receive queue got.
-const WORDS: [&str; 7] = ["rx", "queue", "q", "ring", "packets", "pkts", "cnt"];
+/// Words of the name of a counter of packets that a receive queue got: one of the first, "rx", and any of
+/// the others.
+const PACKETS: [&str; 3] = ["packets", "pkts", "cnt"];
+const WORDS: [&str; 3] = ["queue", "q", "ring"];
 
 /// Features that are on, of those that join or split packets, as `ethtool -k` and the kernel name them.
 ///
@@ -57,26 +59,18 @@ fn by_queue(counters: &[(String, u64)]) -> BTreeMap<u32, u64> {
 /// The queue that a counter of packets is of; it may have these words in its name as well.
 fn queue_of(name: &str, also: &[&str]) -> Option<u32> {
     let name = name.to_ascii_lowercase();
-    let is_digit = |byte: &u8| byte.is_ascii_digit();
-    let parts = name.as_bytes().chunk_by(|a, b| {
-        is_digit(a) == is_digit(b) && a.is_ascii_alphanumeric() == b.is_ascii_alphanumeric()
-    });
+    let kind = |byte: &u8| (byte.is_ascii_digit(), byte.is_ascii_alphanumeric());
+    let parts = name.as_bytes().chunk_by(|a, b| kind(a) == kind(b));
     let (mut number, mut packets, mut receives) = (None, false, false);
     for part in parts.filter_map(|part| str::from_utf8(part).ok()) {
-        if !part.as_bytes()[0].is_ascii_alphanumeric() {
-            continue;
-        }
-        if part.as_bytes()[0].is_ascii_digit() {
-            number = match number {
-                None => Some(part.parse().ok()?),
-                Some(_) => return None,
-            };
-            continue;
-        }
-        packets |= ["packets", "pkts", "cnt"].contains(&part);
-        receives |= part == "rx";
-        if !WORDS.contains(&part) && !also.contains(&part) {
-            return None;
+        match kind(&part.as_bytes()[0]) {
+            (_, false) => {}
+            (true, _) if number.is_some() => return None,
+            (true, _) => number = Some(part.parse().ok()?),
+            _ if PACKETS.contains(&part) => packets = true,
+            _ if part == "rx" => receives = true,
+            _ if WORDS.contains(&part) || also.contains(&part) => {}
+            _ => return None,
         }
     }
     number.filter(|_| packets && receives)
