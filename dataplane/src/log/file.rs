@@ -69,14 +69,14 @@ pub struct LogInfo {
 pub(super) struct Mapping {
     pub(super) path: PathBuf,
     pub(super) geometry: Geometry,
-    file: File,
+    pub(super) file: File,
     map: MmapRaw,
 }
 
 /// A log that this process writes.
 #[derive(Debug)]
 pub struct Log {
-    mapping: Mapping,
+    pub(super) mapping: Mapping,
     registry: Option<Registry>,
     marks: Vec<CachePadded<Mark>>,
     taken: Vec<AtomicBool>,
@@ -204,30 +204,11 @@ impl Log {
     /// # Errors
     /// [`OpenError`] says which file and what to do.
     pub fn open(path: &Path, options: &LogOptions) -> Result<Self, OpenError> {
-        if !path.exists() {
-            make(path, options.geometry)?;
-        }
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(path)
-            .map_err(|source| OpenError::Io {
-                action: "open for writing",
-                path: path.into(),
-                source,
-            })?;
-        // Locked before it is looked into: whoever held it has finished with it.
-        match lock::try_lock(&file, WRITER_LOCK) {
-            Ok(true) => {}
-            Ok(false) => return Err(OpenError::Locked(path.to_owned())),
-            Err(source) => {
-                return Err(OpenError::Io {
-                    action: "lock",
-                    path: path.to_owned(),
-                    source,
-                });
-            }
-        }
+        // One open file and one lock, from making the log or looking into it until its end.
+        let file = match path.exists() {
+            true => take(path)?,
+            false => make(path, options.geometry)?,
+        };
         let mapping = Mapping::map(path, file, true)?;
         if mapping.geometry != options.geometry {
             return Err(OpenError::OtherGeometry {
@@ -368,18 +349,38 @@ fn read_geometry(path: &Path, file: &File) -> Result<Geometry, OpenError> {
     })
 }
 
+impl Drop for Log {
+    fn drop(&mut self) {
+        // Best effort: the lock ends with the open file at the latest.
+        let _ = lock::unlock(&self.mapping.file, WRITER_LOCK);
+    }
+}
+
+/// The log at `path`, locked before it is looked into: whoever held it has finished with it.
+fn take(path: &Path) -> Result<File, OpenError> {
+    let io = |action| {
+        move |source| OpenError::Io {
+            action,
+            path: path.to_owned(),
+            source,
+        }
+    };
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .map_err(io("open for writing"))?;
+    match lock::try_lock(&file, WRITER_LOCK).map_err(io("lock"))? {
+        true => Ok(file),
+        false => Err(OpenError::Locked(path.to_owned())),
+    }
+}
+
 /// Makes the file under another name and moves it into place, so that no crash leaves half a log.
 /// The other name is always the same: what a crash left there is used again.
-fn make(path: &Path, geometry: Geometry) -> Result<(), OpenError> {
+fn make(path: &Path, geometry: Geometry) -> Result<File, OpenError> {
     let temporary = path.with_extension("new");
-    let made = make_at(&temporary, geometry).and_then(|file| {
-        fs::rename(&temporary, path).map_err(|e| ("rename into place", e))?;
-        crash_point();
-        // Unlocked only now, so that a second broker does not make it as well.
-        drop(file);
-        Ok(())
-    });
-    made.map_err(|(action, source)| {
+    make_at(&temporary, path, geometry).map_err(|(action, source)| {
         if source.kind() == io::ErrorKind::WouldBlock {
             return OpenError::Locked(path.to_owned());
         }
@@ -399,8 +400,13 @@ fn make(path: &Path, geometry: Geometry) -> Result<(), OpenError> {
     })
 }
 
-/// The file, locked; an error of the kind `WouldBlock` if another broker is making it.
-fn make_at(path: &Path, geometry: Geometry) -> Result<File, (&'static str, io::Error)> {
+/// The file at `path`, locked; an error of the kind `WouldBlock` if another broker makes it or has
+/// made it meanwhile.
+pub(super) fn make_at(
+    temporary: &Path,
+    path: &Path,
+    geometry: Geometry,
+) -> Result<File, (&'static str, io::Error)> {
     use std::os::unix::fs::FileExt;
     let file = OpenOptions::new()
         .read(true)
@@ -408,13 +414,13 @@ fn make_at(path: &Path, geometry: Geometry) -> Result<File, (&'static str, io::E
         .create(true)
         .truncate(false)
         .mode(0o600)
-        .open(path)
+        .open(temporary)
         .map_err(|e| ("create", e))?;
     crash_point();
-    match lock::try_lock(&file, WRITER_LOCK) {
-        Ok(true) => {}
-        Ok(false) => return Err(("lock", io::ErrorKind::WouldBlock.into())),
-        Err(error) => return Err(("lock", error)),
+    // Another broker moves its file into place while it holds the lock: if there is a log now, the
+    // file that was opened here may be that log, and is not emptied.
+    if !lock::try_lock(&file, WRITER_LOCK).map_err(|e| ("lock", e))? || path.exists() {
+        return Err(("lock", io::ErrorKind::WouldBlock.into()));
     }
     file.set_len(0).map_err(|e| ("empty", e))?;
     crash_point();
@@ -426,6 +432,8 @@ fn make_at(path: &Path, geometry: Geometry) -> Result<File, (&'static str, io::E
     crash_point();
     file.write_all_at(&geometry.encode(), 0)
         .map_err(|e| ("write", e))?;
+    crash_point();
+    fs::rename(temporary, path).map_err(|e| ("rename into place", e))?;
     crash_point();
     Ok(file)
 }

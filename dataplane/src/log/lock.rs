@@ -16,6 +16,12 @@ pub(super) fn try_lock(file: &File, byte: u64) -> io::Result<bool> {
     }
 }
 
+/// Gives the lock up now: closing is not enough while a child that is about to execute another
+/// program has the open file too.
+pub(super) fn unlock(file: &File, byte: u64) -> io::Result<()> {
+    control(file, libc::F_OFD_SETLK, &mut request(libc::F_UNLCK, byte))
+}
+
 /// Whether another open file holds a lock on the byte.
 pub(super) fn is_locked(file: &File, byte: u64) -> io::Result<bool> {
     let mut lock = request(libc::F_RDLCK, byte);

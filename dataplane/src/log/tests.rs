@@ -341,6 +341,32 @@ fn only_one_process_writes() {
 }
 
 #[test]
+fn a_child_that_has_the_open_file_too_does_not_keep_the_log() {
+    let dir = TempDir::new().unwrap();
+    let wanted = options(4, 16, Full::Block);
+    let (path, log) = log_in(&dir, &wanted);
+    // As between fork and exec, before close-on-exec takes effect.
+    let _child = log.mapping.file.try_clone().unwrap();
+    drop(log);
+    drop(Log::open(&path, &wanted).unwrap());
+}
+
+#[test]
+fn a_log_that_another_broker_made_meanwhile_is_not_emptied() {
+    let dir = TempDir::new().unwrap();
+    let wanted = options(4, 16, Full::Block);
+    let (path, log) = log_in(&dir, &wanted);
+    write(&mut log.writer(), 0, 0, b"already here");
+    drop(log);
+    // Who opened the other name just before it was moved holds what is the log by now.
+    let temporary = dir.path().join("opened-before.new");
+    fs::hard_link(&path, &temporary).unwrap();
+    let made = super::file::make_at(&temporary, &path, wanted.geometry);
+    assert_eq!(made.unwrap_err().1.kind(), std::io::ErrorKind::WouldBlock);
+    assert_eq!(Log::open(&path, &wanted).unwrap().info().messages, 1);
+}
+
+#[test]
 fn other_files_are_refused_with_the_reason() {
     let dir = TempDir::new().unwrap();
     let wanted = options(4, 16, Full::Block);
