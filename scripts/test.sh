@@ -39,7 +39,7 @@ LONG=" 65_xdp_faults 66_tx_af_xdp 70_compare 80_diagnose 82_experiment 84_report
   88_soak 89_faults 90_kill 92_hostile 95_buffer_modes "
 
 cd "$ROOT"
-passed=0 failed=0 skipped=()
+passed=0 failures=() skipped=()
 out=$(mktemp)
 trap 'rm -f "$out"' EXIT
 
@@ -54,9 +54,13 @@ step() {
     echo "PASS $name"
     passed=$((passed + 1))
   else
-    echo "FAIL $name"
-    failed=$((failed + 1))
+    fail "$name"
   fi
+}
+
+fail() {
+  echo "FAIL $1"
+  failures+=("$1")
 }
 
 skip() {
@@ -66,36 +70,38 @@ skip() {
 
 # cargo_tests NAME COMMAND...: counts each test that the command runs; none at all is a failure.
 cargo_tests() {
-  local name=$1 code=0 ok bad ignored
+  local name=$1 code=0 ok ignored bad
   shift
   heading "$name"
   "$@" 2>&1 | tee "$out" || code=$?
-  read -r ok bad ignored < <(awk '/^test result:/ { ok += $4; bad += $6; ignored += $8 }
-    END { print ok + 0, bad + 0, ignored + 0 }' "$out")
+  read -r ok ignored < <(awk '/^test result:/ { ok += $4; ignored += $8 }
+    END { print ok + 0, ignored + 0 }' "$out")
   passed=$((passed + ok))
-  failed=$((failed + bad))
   [ "$ignored" -eq 0 ] || skipped+=("$name: $ignored tests need root; run sudo scripts/test.sh")
-  if [ "$bad" -eq 0 ] && { [ "$code" -ne 0 ] || [ "$ok" -eq 0 ]; }; then
-    echo "FAIL $name: it did not run to its end, or ran no test"
-    failed=$((failed + 1))
+  # The names of a program's failed tests stand between its last "failures:" and its result.
+  mapfile -t bad < <(awk '/^failures:$/ { names = "" } sub(/^    /, "") { names = names $0 "\n" }
+    /^test result: FAILED/ { printf "%s", names }' "$out")
+  failures+=("${bad[@]}")
+  if [ "${#bad[@]}" -eq 0 ] && { [ "$code" -ne 0 ] || [ "$ok" -eq 0 ]; }; then
+    fail "$name: it did not run to its end, or ran no test"
   fi
 }
 
 # end_to_end SCRIPT: counts the verdicts that it prints; a script that breaks off is a failure.
 end_to_end() {
-  local code=0 bad
-  heading "end to end: $(basename "$1" .sh)"
+  local code=0 name bad
+  name=$(basename "$1" .sh)
+  heading "end to end: $name"
   as_root env PENSTOCK_QUICK="$quick" PENSTOCK_BIN="$BIN_DIR" "$1" 2>&1 | tee "$out" || code=$?
   passed=$((passed + $(grep -c '^PASS ' "$out" || true)))
-  bad=$(grep -c '^FAIL ' "$out" || true)
-  failed=$((failed + bad))
+  mapfile -t bad < <(sed -n "s/^FAIL /$name: /p" "$out")
+  failures+=("${bad[@]}")
   local line
   while IFS= read -r line; do
     skipped+=("${line#SKIP }")
   done < <(grep '^SKIP ' "$out" || true)
-  if [ "$code" -ne 0 ] && [ "$bad" -eq 0 ]; then
-    echo "FAIL $1: it broke off with $code"
-    failed=$((failed + 1))
+  if [ "$code" -ne 0 ] && [ "${#bad[@]}" -eq 0 ]; then
+    fail "$name: it broke off with $code"
   fi
 }
 
@@ -129,7 +135,7 @@ step "dependencies of the fuzz targets" fuzz_dependencies
 # What is marked as ignored loads programs into the kernel.
 ignored=()
 [ "$(id -u)" -ne 0 ] || ignored=(-- --include-ignored)
-cargo_tests "unit tests" cargo test --locked --workspace "${ignored[@]}"
+cargo_tests "unit tests" cargo test --locked --workspace --no-fail-fast "${ignored[@]}"
 [ "$quick" -ne 0 ] || cargo_tests "fault schedules over tcp" \
   env PENSTOCK_SEEDS=1000 cargo test --locked -p penstock-broker --test broker schedules
 cargo_tests "concurrency models (loom)" loom
@@ -152,5 +158,9 @@ if [ "${#skipped[@]}" -gt 0 ]; then
   printf '\nSkipped:\n'
   printf '  %s\n' "${skipped[@]}"
 fi
-printf '\n%d passed, %d failed, %d skipped\n' "$passed" "$failed" "${#skipped[@]}"
-[ "$failed" -eq 0 ]
+if [ "${#failures[@]}" -gt 0 ]; then
+  printf '\nFailed:\n'
+  printf '  %s\n' "${failures[@]}"
+fi
+printf '\n%d passed, %d failed, %d skipped\n' "$passed" "${#failures[@]}" "${#skipped[@]}"
+[ "${#failures[@]}" -eq 0 ]
