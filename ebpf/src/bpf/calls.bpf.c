@@ -61,8 +61,13 @@ int penstock_enter(struct arguments *arguments)
 	if (id >> 32 != process)
 		return 0;
 	struct begun call = {.at = bpf_ktime_get_ns(), .number = arguments->value};
-	/* When there is no room for more threads, the others are still counted. */
-	bpf_map_update_elem(&begun, &thread, &call, BPF_ANY);
+	struct begun *earlier = bpf_map_lookup_elem(&begun, &thread);
+	if (earlier)
+		/* In place: an update takes a new entry and a lock. */
+		*earlier = call;
+	else
+		/* When there is no room for more threads, the others are still counted. */
+		bpf_map_update_elem(&begun, &thread, &call, BPF_NOEXIST);
 	return 0;
 }
 
