@@ -4,6 +4,7 @@
 //! libFuzzer, the tests below over its kept corpora and random bytes.
 
 use std::collections::HashMap;
+use std::path::Path;
 
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -38,6 +39,7 @@ pub const TARGETS: &[Target] = &[
     ("receiver", receiver),
     ("sender", sender),
     ("log", log),
+    ("keys", keys),
 ];
 
 /// Packets of both directions. A checksum that is wrong ends it soon, so the right one is tried too.
@@ -401,10 +403,24 @@ pub fn log(data: &[u8]) {
     look_at(&snapshot).expect("memory for a small file");
 }
 
+/// A broker's file of keys: some, or a message that tells none of its secrets.
+pub fn keys(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    match Grants::parse(Path::new("keys"), &text) {
+        Ok(grants) => assert!(grants.len() > 0),
+        Err(error) => {
+            let said = error.to_string();
+            let is_secret =
+                |word: &&str| word.len() == 64 && word.bytes().all(|b| b.is_ascii_hexdigit());
+            let told = |word: &str| said.contains(word);
+            assert!(!text.split_whitespace().filter(is_secret).any(told));
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::path::Path;
 
     use fastrand::Rng;
 

@@ -6,10 +6,8 @@ use serde::de::DeserializeOwned;
 
 use crate::cli::Cli;
 use crate::diagnose::penstock::Figures;
-use crate::report::{
-    self, Baseline, Compare, Limits, ObserverExperiment, RcvbufExperiment, Throughput,
-};
-use crate::{baseline, compare, iperf, outputs, page, render};
+use crate::show::Shown;
+use crate::{iperf, outputs, report};
 
 #[cfg(fuzzing)]
 libfuzzer_sys::fuzz_target!(|data: &[u8]| any_text(data));
@@ -40,27 +38,10 @@ fn of_programs(text: &str) {
 }
 
 fn of_runs(text: &str) {
-    if let Some(throughput) = read::<Throughput>(text) {
-        assert!(!render::throughput(&throughput).is_empty());
-        assert!(!render::throughput_summary(&throughput).is_empty());
-        let _ = page::throughput(&throughput);
-    }
-    if let Some(report) = read::<Baseline>(text) {
-        assert!(!render::baseline(&report).is_empty());
-        let _ = baseline::picture(&report);
-    }
-    if let Some(report) = read::<Compare>(text) {
-        assert!(!render::compare(&report).is_empty());
-        let _ = compare::picture(&report);
-    }
-    if let Some(limits) = read::<Limits>(text) {
-        assert!(!render::limits(&limits).is_empty());
-    }
-    if let Some(rcvbuf) = read::<RcvbufExperiment>(text) {
-        assert!(!render::rcvbuf(&rcvbuf).is_empty());
-    }
-    if let Some(observer) = read::<ObserverExperiment>(text) {
-        assert!(!render::observer(&observer).is_empty());
+    if let Ok(shown) = Shown::of(text) {
+        assert!(!shown.text().is_empty());
+        // Figures that no picture can be made of are an error.
+        let _ = shown.html();
     }
 }
 

@@ -49,7 +49,7 @@ enum View {
 }
 
 /// Any report that the lab writes.
-enum Shown {
+pub enum Shown {
     Throughput(Box<Throughput>),
     Baseline(Baseline),
     Compare(Compare),
@@ -96,35 +96,36 @@ fn read(path: &Path) -> Result<Shown> {
     let text = fs::read_to_string(path).with_context(|| {
         format!("cannot read {name}; give a result folder, or the report.json in it")
     })?;
-    let value: Value = serde_json::from_str(&text)
-        .with_context(|| format!("{name} is not JSON, and so no report of penstock-lab"))?;
-    let kind = value.get("kind").and_then(Value::as_str).unwrap_or("");
-    match kind {
-        "throughput" => Ok(Shown::Throughput(parsed(value.clone(), path)?)),
-        "baseline" => Ok(Shown::Baseline(parsed(value.clone(), path)?)),
-        "compare" => Ok(Shown::Compare(parsed(value.clone(), path)?)),
-        "limits" => Ok(Shown::Limits(parsed(value.clone(), path)?)),
-        RCVBUF => Ok(Shown::Rcvbuf(parsed(value.clone(), path)?)),
-        OBSERVER => Ok(Shown::Observer(parsed(value.clone(), path)?)),
-        SOAK => Ok(Shown::Soak(parsed(value.clone(), path)?)),
-        FAULTS => Ok(Shown::Faults(parsed(value.clone(), path)?)),
-        _ => bail!(
-            "{name} is no report of penstock-lab: its kind is {kind:?}, not throughput, baseline, compare, limits, {RCVBUF}, {OBSERVER}, {SOAK} or {FAULTS}"
-        ),
-    }
+    Shown::of(&text).with_context(|| format!("{name} cannot be shown"))
 }
 
-fn parsed<T: DeserializeOwned>(value: Value, path: &Path) -> Result<T> {
-    serde_json::from_value(value).with_context(|| {
-        format!(
-            "{} is damaged, or of another version of penstock-lab",
-            path.display()
-        )
-    })
+fn parsed<T: DeserializeOwned>(value: Value) -> Result<T> {
+    serde_json::from_value(value).context("it is damaged, or of another version of penstock-lab")
 }
 
 impl Shown {
-    fn text(&self) -> String {
+    /// The report in a text.
+    pub fn of(text: &str) -> Result<Self> {
+        let value: Value = serde_json::from_str(text)
+            .context("it is not JSON, and so no report of penstock-lab")?;
+        let kind = value.get("kind").and_then(Value::as_str).unwrap_or("");
+        match kind {
+            "throughput" => Ok(Self::Throughput(parsed(value)?)),
+            "baseline" => Ok(Self::Baseline(parsed(value)?)),
+            "compare" => Ok(Self::Compare(parsed(value)?)),
+            "limits" => Ok(Self::Limits(parsed(value)?)),
+            RCVBUF => Ok(Self::Rcvbuf(parsed(value)?)),
+            OBSERVER => Ok(Self::Observer(parsed(value)?)),
+            SOAK => Ok(Self::Soak(parsed(value)?)),
+            FAULTS => Ok(Self::Faults(parsed(value)?)),
+            _ => bail!(
+                "it is no report of penstock-lab: its kind is {kind:?}, not throughput, baseline, compare, limits, {RCVBUF}, {OBSERVER}, {SOAK} or {FAULTS}"
+            ),
+        }
+    }
+
+    /// For the terminal.
+    pub fn text(&self) -> String {
         match self {
             Self::Throughput(report) => render::throughput_summary(report),
             Self::Baseline(report) => render::baseline_table(report),
@@ -137,7 +138,8 @@ impl Shown {
         }
     }
 
-    fn html(&self) -> Result<String> {
+    /// As a page.
+    pub fn html(&self) -> Result<String> {
         let (title, picture) = match self {
             Self::Throughput(report) => return page::throughput(report),
             Self::Baseline(report) => ("Penstock against iperf3", Some(baseline::picture(report)?)),

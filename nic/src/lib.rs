@@ -20,4 +20,6 @@ pub use error::{Error, Unfit};
 pub use ethtool::Rule;
 pub use facts::{Channels, Facts, Feature, Link, Ring, link};
 pub use plan::{Kind, ONE_BUFFER, Plan, Reverse, Step, Wanted, plan};
+#[cfg(fuzzing)]
+pub use undo::fuzz as fuzz_undo;
 pub use undo::{DIRECTORY, Taken, Undo};

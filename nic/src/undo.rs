@@ -49,6 +49,19 @@ struct State {
     changes: Vec<Change>,
 }
 
+impl State {
+    /// Behind the first value there may be the rest of a longer one. Nothing whole: whoever wrote it
+    /// was killed before it did anything.
+    fn of(text: &str) -> Self {
+        let first = Deserializer::from_str(text).into_iter().next();
+        first.and_then(Result::ok).unwrap_or_default()
+    }
+
+    fn text(&self) -> String {
+        serde_json::to_string(self).expect("its parts are plain")
+    }
+}
+
 impl Undo {
     /// Takes the file of an interface in `directory`, which is made if need be, for new changes.
     /// Waits a moment for one who is taking changes back.
@@ -131,10 +144,7 @@ impl Undo {
                 _ => continue,
             }
             let text = io::read_to_string(&file).map_err(failed("read"))?;
-            // Behind the first value there may be the rest of a longer one. Nothing whole: whoever
-            // wrote it was killed before it did anything.
-            let first = Deserializer::from_str(&text).into_iter().next();
-            let state = first.and_then(Result::ok).unwrap_or_default();
+            let state = State::of(&text);
             return Ok(Taken::Ours(Self { path, file, state }));
         }
     }
@@ -208,9 +218,9 @@ impl Undo {
     }
 
     fn write(&self) -> Result<(), Error> {
-        let text = serde_json::to_vec(&self.state).expect("its parts are plain");
+        let text = self.state.text();
         // In this order, so that one who is killed in between leaves the old or the new state.
-        let written = self.file.write_all_at(&text, 0);
+        let written = self.file.write_all_at(text.as_bytes(), 0);
         let written = written.and_then(|()| self.file.set_len(text.len() as u64));
         written.map_err(|source| Error::File {
             action: "write",
@@ -249,9 +259,30 @@ fn patiently<T, E>(start: Instant, mut attempt: impl FnMut() -> Result<T, E>) ->
     }
 }
 
+/// A file in any state, driven by libFuzzer in `fuzz/` and by a test over its corpus: what is read from
+/// it is what was written, whatever an earlier and longer one left behind it.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let state = State::of(&text);
+    assert_eq!(State::of(&(state.text() + &text)), state);
+    for change in &state.changes {
+        assert!(!change.to_string().is_empty());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn kept_files_whole_and_cut_short() {
+        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus/undo");
+        for file in fs::read_dir(corpus).unwrap() {
+            let input = fs::read(file.unwrap().path()).unwrap();
+            (0..=input.len()).for_each(|len| fuzz(&input[..len]));
+        }
+    }
 
     fn ours(taken: Taken) -> Undo {
         match taken {

@@ -25,6 +25,7 @@ use crate::wire::handshake::check_topic;
 const MAX_FILE: u64 = 1 << 20;
 /// Longest name of a key, bytes.
 const MAX_NAME: usize = 64;
+const NAME_RULE: &str = "1 to 64 of A-Z a-z 0-9 . _ - that are no secret";
 
 /// A file of keys cannot be used.
 #[derive(Debug, Error)]
@@ -288,19 +289,30 @@ fn read_secret_file(path: &Path) -> Result<Zeroizing<String>, KeyFileError> {
     Ok(text)
 }
 
+/// What is wrong is told without quoting the line: there may be a secret anywhere in it.
 fn parse_line(line: &str) -> Result<Grant, String> {
     let mut words = line.split_whitespace();
-    let name = words.next().unwrap_or_default();
-    check_name(name)?;
+    let name = words.next().filter(|name| is_name(name));
+    let name =
+        name.ok_or_else(|| format!("it does not begin with the name of a key, {NAME_RULE}"))?;
     let secret = words.next().and_then(parse_secret).ok_or_else(|| {
         let digits = 2 * SECRET_LEN;
-        format!("behind the name {name} comes no secret of {digits} hexadecimal digits")
+        format!("behind the name comes no secret of {digits} hexadecimal digits")
     })?;
-    let topics = words.map(|pattern| check_pattern(pattern).map(|()| pattern.to_owned()));
+    let mut topics = Vec::new();
+    for pattern in words {
+        topics.push(pattern.to_owned());
+        if !is_pattern(pattern) {
+            return Err(format!(
+                "number {} behind the secret is no topic, nor the beginning of one with * behind it",
+                topics.len()
+            ));
+        }
+    }
     Ok(Grant {
         name: name.to_owned(),
         key: Key::new(&secret),
-        topics: topics.collect::<Result<_, _>>()?,
+        topics,
     })
 }
 
@@ -322,23 +334,23 @@ fn parse_secret(digits: &str) -> Option<Zeroizing<[u8; SECRET_LEN]>> {
 /// # Errors
 /// The rule.
 pub fn check_name(name: &str) -> Result<(), String> {
-    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"._-".contains(byte);
-    if (1..=MAX_NAME).contains(&name.len()) && name.as_bytes().iter().all(plain) {
-        return Ok(());
+    match is_name(name) {
+        true => Ok(()),
+        false => Err(format!("{name:?} is no name of a key, {NAME_RULE}")),
     }
-    Err(format!(
-        "{name:?} is no name of a key: use 1 to {MAX_NAME} of A-Z a-z 0-9 . _ -"
-    ))
 }
 
-fn check_pattern(pattern: &str) -> Result<(), String> {
+/// What could be a secret is none, for names are told in logs.
+fn is_name(name: &str) -> bool {
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"._-".contains(byte);
+    (1..=MAX_NAME).contains(&name.len())
+        && name.as_bytes().iter().all(plain)
+        && parse_secret(name).is_none()
+}
+
+fn is_pattern(pattern: &str) -> bool {
     let name = pattern.strip_suffix('*').unwrap_or(pattern);
-    if name.is_empty() && pattern == "*" {
-        return Ok(());
-    }
-    check_topic(name.as_bytes())
-        .map(|_| ())
-        .map_err(|_| format!("{pattern:?} is no topic, nor the beginning of one with * behind it"))
+    pattern == "*" || check_topic(name.as_bytes()).is_ok()
 }
 
 #[cfg(test)]
@@ -398,14 +410,30 @@ mod tests {
             ),
             (
                 "eu".to_owned(),
-                "line 1: behind the name eu comes no secret of 64",
+                "line 1: behind the name comes no secret of 64",
             ),
             (format!("eu {} *", &ONE[1..]), "no secret of 64"),
             (format!("eu {}g *", &ONE[1..]), "no secret of 64"),
             (format!("eu {ONE}"), "may publish nothing"),
-            (format!("e/u {ONE} *"), "is no name of a key"),
-            (format!("eu {ONE} a*b"), "is no topic"),
-            (format!("eu {ONE} .hidden"), "is no topic"),
+            (
+                format!("e/u {ONE} *"),
+                "begin with the name of a key, 1 to 64",
+            ),
+            (
+                format!("{ONE} eu *"),
+                "begin with the name of a key, 1 to 64",
+            ),
+            (ONE.to_owned(), "that are no secret"),
+            (format!("eu * {ONE}"), "no secret of 64"),
+            (
+                format!("eu {ONE} a a*b"),
+                "number 2 behind the secret is no topic",
+            ),
+            (
+                format!("eu {ONE} .hidden"),
+                "number 1 behind the secret is no topic",
+            ),
+            (format!("eu {ONE} /{ONE}"), "is no topic"),
             (
                 format!("eu {ONE} *\neu {TWO} *"),
                 "line 2: there is a key eu already",
