@@ -89,17 +89,15 @@ cargo_tests() {
 
 # end_to_end SCRIPT: counts the verdicts that it prints; a script that breaks off is a failure.
 end_to_end() {
-  local code=0 name bad
+  local code=0 name bad left_out
   name=$(basename "$1" .sh)
   heading "end to end: $name"
   as_root env PENSTOCK_QUICK="$quick" PENSTOCK_BIN="$BIN_DIR" "$1" 2>&1 | tee "$out" || code=$?
   passed=$((passed + $(grep -c '^PASS ' "$out" || true)))
   mapfile -t bad < <(sed -n "s/^FAIL /$name: /p" "$out")
   failures+=("${bad[@]}")
-  local line
-  while IFS= read -r line; do
-    skipped+=("${line#SKIP }")
-  done < <(grep '^SKIP ' "$out" || true)
+  mapfile -t left_out < <(sed -n 's/^SKIP //p' "$out")
+  skipped+=("${left_out[@]}")
   if [ "$code" -ne 0 ] && [ "${#bad[@]}" -eq 0 ]; then
     fail "$name: it broke off with $code"
   fi

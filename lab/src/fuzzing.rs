@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use crate::cli::Cli;
 use crate::diagnose::penstock::Figures;
 use crate::show::Shown;
-use crate::{iperf, outputs, report};
+use crate::{iperf, outputs, render, report};
 
 #[cfg(fuzzing)]
 libfuzzer_sys::fuzz_target!(|data: &[u8]| any_text(data));
@@ -40,8 +40,23 @@ fn of_programs(text: &str) {
 fn of_runs(text: &str) {
     if let Ok(shown) = Shown::of(text) {
         assert!(!shown.text().is_empty());
+        assert!(!markdown(&shown).is_empty());
         // Figures that no picture can be made of are an error.
         let _ = shown.html();
+    }
+}
+
+/// What a run writes beside its report.
+fn markdown(shown: &Shown) -> String {
+    match shown {
+        Shown::Throughput(report) => render::throughput(report),
+        Shown::Baseline(report) => render::baseline(report),
+        Shown::Compare(report) => render::compare(report),
+        Shown::Limits(report) => render::limits(report),
+        Shown::Rcvbuf(report) => render::rcvbuf(report),
+        Shown::Observer(report) => render::observer(report),
+        Shown::Soak(report) => report.markdown(),
+        Shown::Faults(report) => report.markdown(),
     }
 }
 

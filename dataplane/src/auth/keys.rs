@@ -25,7 +25,6 @@ use crate::wire::handshake::check_topic;
 const MAX_FILE: u64 = 1 << 20;
 /// Longest name of a key, bytes.
 const MAX_NAME: usize = 64;
-const NAME_RULE: &str = "1 to 64 of A-Z a-z 0-9 . _ - that are no secret";
 
 /// A file of keys cannot be used.
 #[derive(Debug, Error)]
@@ -293,21 +292,20 @@ fn read_secret_file(path: &Path) -> Result<Zeroizing<String>, KeyFileError> {
 fn parse_line(line: &str) -> Result<Grant, String> {
     let mut words = line.split_whitespace();
     let name = words.next().filter(|name| is_name(name));
-    let name =
-        name.ok_or_else(|| format!("it does not begin with the name of a key, {NAME_RULE}"))?;
+    let name = name.ok_or_else(|| {
+        let rule = name_rule();
+        format!("it does not begin with the name of a key, {rule}")
+    })?;
     let secret = words.next().and_then(parse_secret).ok_or_else(|| {
         let digits = 2 * SECRET_LEN;
         format!("behind the name comes no secret of {digits} hexadecimal digits")
     })?;
-    let mut topics = Vec::new();
-    for pattern in words {
-        topics.push(pattern.to_owned());
-        if !is_pattern(pattern) {
-            return Err(format!(
-                "number {} behind the secret is no topic, nor the beginning of one with * behind it",
-                topics.len()
-            ));
-        }
+    let topics: Vec<_> = words.map(str::to_owned).collect();
+    if let Some(index) = topics.iter().position(|pattern| !is_pattern(pattern)) {
+        let number = index + 1;
+        return Err(format!(
+            "number {number} behind the secret is no topic, nor the beginning of one with * behind it"
+        ));
     }
     Ok(Grant {
         name: name.to_owned(),
@@ -316,7 +314,7 @@ fn parse_line(line: &str) -> Result<Grant, String> {
     })
 }
 
-fn parse_secret(digits: &str) -> Option<Zeroizing<[u8; SECRET_LEN]>> {
+pub(crate) fn parse_secret(digits: &str) -> Option<Zeroizing<[u8; SECRET_LEN]>> {
     let digits = digits.as_bytes();
     if digits.len() != 2 * SECRET_LEN {
         return None;
@@ -336,8 +334,12 @@ fn parse_secret(digits: &str) -> Option<Zeroizing<[u8; SECRET_LEN]>> {
 pub fn check_name(name: &str) -> Result<(), String> {
     match is_name(name) {
         true => Ok(()),
-        false => Err(format!("{name:?} is no name of a key, {NAME_RULE}")),
+        false => Err(format!("{name:?} is no name of a key, {}", name_rule())),
     }
+}
+
+fn name_rule() -> String {
+    format!("1 to {MAX_NAME} of A-Z a-z 0-9 . _ - that are no secret")
 }
 
 /// What could be a secret is none, for names are told in logs.

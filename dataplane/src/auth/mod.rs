@@ -14,5 +14,7 @@ mod packets;
 
 pub use channel::{Channel, Initiator, SUITE, Unproven, respond};
 pub use key::{Key, KeyId, generate};
+#[cfg(all(any(test, fuzzing), not(loom)))]
+pub(crate) use keys::parse_secret;
 pub use keys::{Grant, Grants, KeyFileError, Keys, check_name, describe, read_key};
 pub use packets::PacketKeys;

@@ -1,7 +1,7 @@
 //! Errors of the shared buffer; each says which file and what to do.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
@@ -83,6 +83,17 @@ pub enum OpenError {
         /// The system's answer.
         source: io::Error,
     },
+}
+
+impl OpenError {
+    /// What a failed action on a file is told as.
+    pub(super) fn io(action: &'static str, path: &Path) -> impl Fn(io::Error) -> Self {
+        move |source| Self::Io {
+            action,
+            path: path.to_owned(),
+            source,
+        }
+    }
 }
 
 /// A batch could not be read; the reader has moved on, so the next call goes on behind it.

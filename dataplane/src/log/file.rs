@@ -94,23 +94,12 @@ impl Mapping {
                 path: path.to_owned(),
                 action: "read",
             },
-            _ => OpenError::Io {
-                action: "open",
-                path: path.to_owned(),
-                source,
-            },
+            _ => OpenError::io("open", path)(source),
         })?;
         Self::map(path, file, false)
     }
 
     fn map(path: &Path, file: File, writable: bool) -> Result<Self, OpenError> {
-        let io = |action| {
-            move |source| OpenError::Io {
-                action,
-                path: path.to_owned(),
-                source,
-            }
-        };
         let geometry = read_geometry(path, &file)?;
         let options = {
             let mut options = MmapOptions::new();
@@ -121,7 +110,7 @@ impl Mapping {
             true => options.map_raw(&file),
             false => options.map_raw_read_only(&file),
         }
-        .map_err(io("map"))?;
+        .map_err(OpenError::io("map", path))?;
         Ok(Self {
             path: path.to_owned(),
             geometry,
@@ -333,22 +322,6 @@ impl Log {
     }
 }
 
-fn read_geometry(path: &Path, file: &File) -> Result<Geometry, OpenError> {
-    use std::os::unix::fs::FileExt;
-    let io = |source| OpenError::Io {
-        action: "read",
-        path: path.to_owned(),
-        source,
-    };
-    let len = file.metadata().map_err(io)?.len();
-    let mut header = vec![0; layout::HEADER_LEN.min(len as usize)];
-    file.read_exact_at(&mut header, 0).map_err(io)?;
-    Geometry::decode(&header, len).map_err(|reason| OpenError::Header {
-        path: path.to_owned(),
-        reason,
-    })
-}
-
 impl Drop for Log {
     fn drop(&mut self) {
         // Best effort: the lock ends with the open file at the latest.
@@ -356,21 +329,26 @@ impl Drop for Log {
     }
 }
 
+fn read_geometry(path: &Path, file: &File) -> Result<Geometry, OpenError> {
+    use std::os::unix::fs::FileExt;
+    let io = OpenError::io("read", path);
+    let len = file.metadata().map_err(&io)?.len();
+    let mut header = vec![0; layout::HEADER_LEN.min(len as usize)];
+    file.read_exact_at(&mut header, 0).map_err(&io)?;
+    Geometry::decode(&header, len).map_err(|reason| OpenError::Header {
+        path: path.to_owned(),
+        reason,
+    })
+}
+
 /// The log at `path`, locked before it is looked into: whoever held it has finished with it.
 fn take(path: &Path) -> Result<File, OpenError> {
-    let io = |action| {
-        move |source| OpenError::Io {
-            action,
-            path: path.to_owned(),
-            source,
-        }
-    };
     let file = OpenOptions::new()
         .read(true)
         .write(true)
         .open(path)
-        .map_err(io("open for writing"))?;
-    match lock::try_lock(&file, WRITER_LOCK).map_err(io("lock"))? {
+        .map_err(OpenError::io("open for writing", path))?;
+    match lock::try_lock(&file, WRITER_LOCK).map_err(OpenError::io("lock", path))? {
         true => Ok(file),
         false => Err(OpenError::Locked(path.to_owned())),
     }
@@ -391,11 +369,7 @@ fn make(path: &Path, geometry: Geometry) -> Result<File, OpenError> {
                 path: path.to_owned(),
                 bytes: geometry.file_bytes(),
             },
-            _ => OpenError::Io {
-                action,
-                path: path.to_owned(),
-                source,
-            },
+            _ => OpenError::io(action, path)(source),
         }
     })
 }

@@ -41,17 +41,13 @@ impl Registry {
     pub(super) fn open(log: &Path) -> Result<Self, OpenError> {
         let path = log.with_extension("readers");
         let io = |action| {
-            let path = path.clone();
+            let path = &path;
             move |source: io::Error| match source.kind() {
                 io::ErrorKind::PermissionDenied => OpenError::Denied {
-                    path,
+                    path: path.clone(),
                     action: "register in",
                 },
-                _ => OpenError::Io {
-                    action,
-                    path,
-                    source,
-                },
+                _ => OpenError::io(action, path)(source),
             }
         };
         let file = OpenOptions::new()
@@ -79,12 +75,8 @@ impl Registry {
     /// Takes a place for this open registry; `cursor` is the oldest batch needed.
     pub(super) fn register(&self, cursor: u64) -> Result<usize, OpenError> {
         for (number, place) in self.places().iter().enumerate() {
-            let taken =
-                lock::try_lock(&self.file, number as u64).map_err(|source| OpenError::Io {
-                    action: "lock a reader place in",
-                    path: self.path.clone(),
-                    source,
-                })?;
+            let taken = lock::try_lock(&self.file, number as u64)
+                .map_err(OpenError::io("lock a reader place in", &self.path))?;
             if taken {
                 place.cursor.store(cursor, Ordering::SeqCst);
                 return Ok(number);
