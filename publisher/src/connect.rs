@@ -48,13 +48,15 @@ pub(crate) struct Opened {
     pub(crate) datagrams: Option<(Datagrams, Sending)>,
 }
 
-/// Connects and opens a stream, or goes on with one of which so many batches were acked.
+/// Connects and opens a stream, or goes on with one of which so many batches were acked; waits so
+/// long for the connection, and for each answer over it.
 pub(crate) fn open_stream(
     config: &Config,
     target: &Target,
     tx_queues: &Arc<TxQueues>,
     resume_from: Option<u64>,
     path: Path,
+    wait: Duration,
 ) -> Result<Opened, Error> {
     check_topic(config.topic.as_bytes())?;
     let broker = &target.broker;
@@ -62,8 +64,8 @@ pub(crate) fn open_stream(
         broker: broker.to_owned(),
         source,
     };
-    let socket = connect_any(&resolve(broker)?, config.timeout).map_err(connect)?;
-    prepare(&socket, config).map_err(connect)?;
+    let socket = connect_any(&resolve(broker)?, wait).map_err(connect)?;
+    prepare(&socket, config, wait).map_err(connect)?;
     let datagrams = match path {
         Path::Tcp => None,
         Path::Xdp => {
@@ -113,11 +115,11 @@ fn connect_any(addresses: &[SocketAddr], timeout: Duration) -> io::Result<TcpStr
     Err(last)
 }
 
-fn prepare(socket: &TcpStream, config: &Config) -> io::Result<()> {
+fn prepare(socket: &TcpStream, config: &Config, wait: Duration) -> io::Result<()> {
     socket.set_nodelay(true)?;
     SockRef::from(socket).set_tcp_notsent_lowat(UNSENT)?;
-    socket.set_read_timeout(Some(config.timeout))?;
-    socket.set_write_timeout(Some(config.timeout))?;
+    socket.set_read_timeout(Some(wait))?;
+    socket.set_write_timeout(Some(wait))?;
     match config.sndbuf {
         Some(bytes) => SockRef::from(socket).set_send_buffer_size(bytes),
         None => Ok(()),

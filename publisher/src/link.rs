@@ -19,6 +19,10 @@ use crate::{Config, Error};
 
 /// Pause between attempts to open a stream again.
 const PAUSE: Duration = Duration::from_millis(50);
+/// How long the first of these attempts waits for the broker; doubled by each that waits in vain. A
+/// broker that dies with a connection in its queue resets it once (RFC 9293 3.10.4), and nobody
+/// sends that reset again if it is lost: whoever waits as long as he may at once, waits for nothing.
+const FIRST_WAIT: Duration = Duration::from_secs(1);
 
 /// A stream, over tcp or xdp.
 pub(crate) enum Link {
@@ -55,7 +59,9 @@ impl Link {
         let mut target = target.clone();
         let mut acked = None;
         if config.mode != Mode::Tcp {
-            let reason = match connect::open_stream(config, &target, queues, None, Path::Xdp) {
+            let wait = config.timeout;
+            let opened = connect::open_stream(config, &target, queues, None, Path::Xdp, wait);
+            let reason = match opened {
                 Ok(opened) => {
                     let (session, max) = (opened.offer.session, opened.offer.max_payload);
                     match DatagramStream::open(config, &target, opened, ends) {
@@ -80,9 +86,9 @@ impl Link {
                 "payload goes over tcp: {reason}"
             );
         }
-        let open = || connect::open_stream(config, &target, queues, acked, Path::Tcp);
+        let open = |wait| connect::open_stream(config, &target, queues, acked, Path::Tcp, wait);
         let opened = match acked {
-            None => open()?,
+            None => open(config.timeout)?,
             // The connection before may not quite have ended.
             Some(_) => patiently(config, Instant::now(), &ends.shared, open)?,
         };
@@ -147,10 +153,11 @@ impl Link {
         };
         let queues = &ends.shared.tx_queues;
         let acked = Some(left.first);
-        let attempt = move || {
+        let attempt = move |wait| {
             let mut last = Error::Failed;
             for &path in paths {
-                let opened = match connect::open_stream(config, target, queues, acked, path) {
+                let opened = connect::open_stream(config, target, queues, acked, path, wait);
+                let opened = match opened {
                     Ok(opened) => opened,
                     Err(error) => {
                         last = error;
@@ -223,18 +230,24 @@ impl Luck {
 }
 
 /// Tries again what may succeed a little later, until it was to no avail for as long as the
-/// settings say.
+/// settings say. Each attempt is told how long it may wait for the broker.
 fn patiently<T>(
     config: &Config,
     since: Instant,
     shared: &Shared,
-    mut attempt: impl FnMut() -> Result<T, Error>,
+    mut attempt: impl FnMut(Duration) -> Result<T, Error>,
 ) -> Result<T, Error> {
+    let mut wait = FIRST_WAIT;
     loop {
-        match attempt() {
+        let left = config.timeout.saturating_sub(since.elapsed());
+        let begun = Instant::now();
+        match attempt(wait.min(left).max(PAUSE)) {
             Err(error) if error.may_pass() && since.elapsed() < config.timeout => {
                 if shared.abandoned.load(Ordering::Relaxed) {
                     return Err(Error::Failed);
+                }
+                if begun.elapsed() >= wait {
+                    wait *= 2;
                 }
                 thread::sleep(PAUSE);
             }

@@ -420,6 +420,27 @@ fn a_stream_goes_on_when_only_the_confirmation_of_its_end_is_lost() {
 }
 
 #[test]
+fn a_stream_goes_on_when_nobody_tells_that_its_next_connection_is_gone() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let play = thread::spawn(move || {
+        let mut peer = Peer::accept(&listener);
+        peer.welcome();
+        let arrived = peer.batch();
+        drop(peer);
+        // As if the reset of a broker that died with it in the queue were lost.
+        let unanswered = Peer::accept(&listener);
+        assert!(Peer::accept(&listener).serve_from(1).is_empty());
+        drop(unanswered);
+        arrived
+    });
+    let mut publisher = Publisher::connect(config(&[&address])).unwrap();
+    publisher.publish(b"only").unwrap();
+    assert_eq!(publisher.close().unwrap().messages_acked, 1);
+    assert_eq!(play.join().unwrap(), [b"only"]);
+}
+
+#[test]
 fn a_broker_that_takes_connections_but_no_batches_is_given_up() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
