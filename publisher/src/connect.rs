@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use penstock_dataplane::auth::PacketKeys;
 use penstock_dataplane::wire::handshake::{Offer, Path, Request, check_topic};
-use socket2::SockRef;
+use socket2::{SockRef, TcpKeepalive};
 
 use crate::link::Target;
 use crate::opening::Opening;
@@ -20,6 +20,13 @@ use crate::{Config, Error};
 /// would let megabytes queue there, which the receiver then finds fallen out of the CPU's cache;
 /// window and bandwidth-delay product are not limited by it.
 const UNSENT: u32 = 16 << 10;
+
+/// `TCP_KEEPIDLE` and `TCP_KEEPINTVL`: how soon a connection over which nothing comes is asked
+/// whether it still exists (RFC 9293 3.8.4). A broker's host that lost its power, or whose reset was
+/// lost, says nothing by itself, and a publisher that waits for an ack says nothing either.
+const KEEPALIVE: Duration = Duration::from_secs(1);
+/// Largest `TCP_KEEPCNT` (tcp(7); `MAX_TCP_KEEPCNT` in include/net/tcp.h).
+const MAX_PROBES: u8 = 127;
 
 /// Looks a broker's address up.
 pub(crate) fn resolve(broker: &str) -> Result<Vec<SocketAddr>, Error> {
@@ -117,11 +124,19 @@ fn connect_any(addresses: &[SocketAddr], timeout: Duration) -> io::Result<TcpStr
 
 fn prepare(socket: &TcpStream, config: &Config, wait: Duration) -> io::Result<()> {
     socket.set_nodelay(true)?;
-    SockRef::from(socket).set_tcp_notsent_lowat(UNSENT)?;
+    let options = SockRef::from(socket);
+    options.set_tcp_notsent_lowat(UNSENT)?;
+    // A host that does not answer at all gets as long as the settings say.
+    let probes = config.timeout.as_secs().clamp(10, MAX_PROBES.into()) as u32;
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE)
+        .with_interval(KEEPALIVE)
+        .with_retries(probes);
+    options.set_tcp_keepalive(&keepalive)?;
     socket.set_read_timeout(Some(wait))?;
     socket.set_write_timeout(Some(wait))?;
     match config.sndbuf {
-        Some(bytes) => SockRef::from(socket).set_send_buffer_size(bytes),
+        Some(bytes) => options.set_send_buffer_size(bytes),
         None => Ok(()),
     }
 }

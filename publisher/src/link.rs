@@ -144,58 +144,69 @@ impl Link {
             left.reason
         );
         left.account.summary.moves += 1;
-        // A path that died may come back, but not for this stream; a broker that went away may
-        // be there again with its path.
-        let paths: &[Path] = match (config.mode, left.broker_lost) {
-            (Mode::Xdp, _) => &[Path::Xdp],
-            (Mode::Auto, true) => &[Path::Xdp, Path::Tcp],
-            (Mode::Auto, false) | (Mode::Tcp, _) => &[Path::Tcp],
-        };
-        let queues = &ends.shared.tx_queues;
-        let acked = Some(left.first);
-        let attempt = move |wait| {
+        let (acked, mut broker_lost) = (left.first, left.broker_lost);
+        let attempt = |wait| {
+            // A path that died may come back, but not for this stream; a broker that went away may
+            // be there again with its path.
+            let paths: &[Path] = match (config.mode, broker_lost) {
+                (Mode::Xdp, _) => &[Path::Xdp],
+                (Mode::Auto, true) => &[Path::Xdp, Path::Tcp],
+                (Mode::Auto, false) | (Mode::Tcp, _) => &[Path::Tcp],
+            };
             let mut last = Error::Failed;
             for &path in paths {
-                let opened = connect::open_stream(config, target, queues, acked, path, wait);
-                let opened = match opened {
-                    Ok(opened) => opened,
-                    Err(error) => {
-                        last = error;
-                        continue;
-                    }
-                };
-                let committed = opened.offer.committed;
-                let stream = match path {
-                    Path::Tcp => Stream::new(config, target, opened, ends)
-                        .map(|stream| Self::Tcp(Box::new(stream))),
-                    Path::Xdp => DatagramStream::open(config, target, opened, ends)
-                        .map(|stream| Self::Xdp(Box::new(stream))),
-                };
-                match stream {
-                    Ok(mut stream) => {
-                        left.drop_committed(committed, &ends.shared, !owns_kept(config));
-                        match &mut stream {
-                            Self::Tcp(stream) => stream.take_over(&mut left),
-                            Self::Xdp(stream) => stream.take_over(&mut left),
-                        }
-                        return Ok(stream);
+                match Self::reopen(config, target, ends, acked, path, wait) {
+                    // More than the path is gone.
+                    Err(error @ Error::Connect { .. }) => {
+                        broker_lost = true;
+                        return Err(error);
                     }
                     Err(error) => last = error,
+                    opened => return opened,
                 }
             }
             Err(last)
         };
         let opened = patiently(config, luck.since, &ends.shared, attempt);
         luck.connected = Instant::now();
-        opened.map_err(|error| match error {
-            Error::Failed => Error::Failed,
-            error => Error::NotResumed {
+        match opened {
+            Ok((mut link, committed)) => {
+                left.drop_committed(committed, &ends.shared, !owns_kept(config));
+                match &mut link {
+                    Self::Tcp(stream) => stream.take_over(&mut left),
+                    Self::Xdp(stream) => stream.take_over(&mut left),
+                }
+                Ok(link)
+            }
+            Err(Error::Failed) => Err(Error::Failed),
+            Err(error) => Err(Error::NotResumed {
                 broker: target.broker.clone(),
                 unacked,
                 reason,
                 source: Box::new(error),
-            },
-        })
+            }),
+        }
+    }
+
+    /// Opens a stream again over one path; returns how many of its batches are committed as well.
+    fn reopen(
+        config: &Config,
+        target: &Target,
+        ends: &Ends,
+        acked: u64,
+        path: Path,
+        wait: Duration,
+    ) -> Result<(Self, u64), Error> {
+        let queues = &ends.shared.tx_queues;
+        let opened = connect::open_stream(config, target, queues, Some(acked), path, wait)?;
+        let committed = opened.offer.committed;
+        let link = match path {
+            Path::Tcp => Self::Tcp(Box::new(Stream::new(config, target, opened, ends)?)),
+            Path::Xdp => Self::Xdp(Box::new(DatagramStream::open(
+                config, target, opened, ends,
+            )?)),
+        };
+        Ok((link, committed))
     }
 }
 

@@ -147,6 +147,21 @@ restart() {
 kill_and_restart() { restart KILL; }
 stop_and_restart() { restart TERM; }
 
+# As when a broker's machine loses its power: nobody tells the publisher that the connection is
+# gone. It takes the path for dead before the machine is there again, and is to find it again.
+vanish_and_restart() {
+  local broker
+  broker=$(ip netns pids "$NET-b0" | head -n 1)
+  kill -STOP "$broker"
+  sleep 0.5
+  ip -n "$NET-b0" link set eth0 down
+  kill -KILL "$broker"
+  wait "${brokers_running[0]}" || true
+  sleep 4
+  ip -n "$NET-b0" link set eth0 up
+  start_broker 0 "${XDP[@]}" --topic penstock
+}
+
 # Longer than the broker waits for a sign of life.
 fall_asleep() {
   local pid
@@ -166,6 +181,10 @@ shrunk() {
 
 broker_killed() { goes_on kill_and_restart; }
 broker_stopped() { goes_on stop_and_restart; }
+broker_vanished() {
+  goes_on vanish_and_restart
+  expect path "$(jq -r '.brokers[0].streams[0].path' "$T/sent.json")" xdp
+}
 publisher_asleep() { goes_on fall_asleep; }
 
 # The kernel tells of an interface through a socket: a broker that has no descriptor for one knows nothing,
@@ -204,5 +223,6 @@ run_test "a broker without a free descriptor: its interface is still there after
 run_test "a second broker on the interface is refused" second_broker
 run_test "kill -9 and restart of the broker: the publisher goes on, nothing lost or doubled" broker_killed
 run_test "an ordinary restart of the broker: likewise" broker_stopped
+run_test "a broker that vanishes without a word and comes back: likewise" broker_vanished
 run_test "a publisher that sleeps longer than the broker waits: likewise" publisher_asleep
 finish

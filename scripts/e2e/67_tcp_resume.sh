@@ -52,6 +52,19 @@ reset_connection() {
   [ -n "$killed" ] || skip "this kernel does not let ss close sockets (INET_DIAG_DESTROY)"
 }
 
+# As when a broker's machine loses its power: everything has arrived there, nothing is on its way,
+# and nobody tells the publisher that the connection is gone.
+vanish_and_restart() {
+  local broker
+  broker=$(ip netns pids "$NET-b0" | head -n 1)
+  kill -STOP "$broker"
+  sleep 0.5
+  ip -n "$NET-b0" link set eth0 down
+  kill -KILL "$broker"
+  wait "${brokers_running[0]}" || true
+  ip -n "$NET-b0" link set eth0 up
+  start_broker 0 --topic penstock --stall-timeout 2
+}
 
 # Longer than the broker waits for the rest of a batch.
 fall_asleep() {
@@ -65,6 +78,7 @@ fall_asleep() {
 broker_killed() { goes_on kill_and_restart; }
 broker_stopped() { goes_on stop_and_restart; }
 broker_restarted_often() { goes_on restart_three_times 3; }
+broker_vanished() { goes_on vanish_and_restart; }
 connection_reset() { goes_on reset_connection; }
 
 # Asleep between batches it is not missed; inside of one the broker ends it, and it goes on.
@@ -101,6 +115,7 @@ gone_for_good() {
 run_test "tcp: kill -9 and restart of the broker: the publisher goes on" broker_killed
 run_test "tcp: an ordinary restart of the broker: likewise" broker_stopped
 run_test "tcp: three restarts in a row: likewise" broker_restarted_often
+run_test "tcp: a broker that vanishes without a word and comes back: likewise" broker_vanished
 run_test "tcp: a connection that is reset: likewise" connection_reset
 run_test "tcp: a publisher that sleeps longer than the broker waits: likewise" publisher_asleep
 run_test "tcp: kill -9 at full speed, four streams: nothing lost or doubled" full_speed
