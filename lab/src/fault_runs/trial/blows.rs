@@ -82,8 +82,13 @@ impl Trial<'_> {
         self.reader_comes(true)
     }
 
-    /// A publisher asks for a new topic.
+    /// A publisher asks for a new topic. If it may be refused, so may those that asked before it and
+    /// still wait for a broker.
     pub fn probe(&mut self, probe: Probe) -> Result<()> {
+        if probe != Probe::Accepted {
+            let waiting = self.players.iter_mut().filter_map(|p| p.probe.as_mut());
+            waiting.for_each(|earlier| *earlier = probe);
+        }
         let topic = format!("probe-{}", self.publishers);
         let plan = schedule::Publisher {
             streams: 1,
