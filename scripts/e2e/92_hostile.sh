@@ -12,9 +12,9 @@ ip -n "$NET-pub" addr add "$ATTACKER/24" dev b0
 XDP=(--mode xdp --iface eth0 --ring-size 64MiB --topic penstock)
 # What a broker may need more than before: connections, what is kept of those that ended.
 GROWTH=$((8 << 20))
-# Seconds of a flood, and messages that are published beneath it.
+# Seconds of a flood at least, and messages that are published beneath it.
 SECONDS_LONG=2 TOTAL=128MiB
-[ "$QUICK" -ne 0 ] || SECONDS_LONG=8 TOTAL=1GiB
+[ "$QUICK" -ne 0 ] || SECONDS_LONG=8 TOTAL=512MiB
 
 PORT=1214
 hostile() { limited ip netns exec "$NET-pub" python3 "$E2E/hostile.py" "$ATTACKER" 10.214.0.2 "$PORT" "$@"; }
@@ -67,6 +67,7 @@ beneath() {
     sleep 0.05
   done
   publish beneath
+  kill "$(sed -n 's/^ready //p' "$T/said" | tail -n 1)"
   wait "$flood" || fail "the attacker failed: $(cat "$T/said")"
   grew_little "$before"
   in_order alone beneath

@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
 """Peers that a broker must be able to bear. Usage: hostile.py FROM ADDRESS PORT KIND [NUMBER]
 
-Speaks just enough of docs/protocol.md to do harm. FROM is its own address; NUMBER means seconds for
-floods, and connections otherwise. Says "ready" on stderr before a flood, and on stdout how much it sent,
-as one JSON object.
+Speaks just enough of docs/protocol.md to do harm. FROM is its own address. NUMBER means connections, or for
+floods seconds: they last so long at least, and until SIGTERM. Says "ready" and its pid on stderr before a
+flood, and on stdout how much it sent, as one JSON object.
 """
 
 import collections
 import json
+import os
 import random
+import signal
 import socket
 import struct
 import sys
@@ -17,6 +19,7 @@ import time
 UDP_SEGMENT = 103  # linux/udp.h
 SEGMENTS = 64
 LARGEST_BURST = 65000
+LONGEST = 120  # seconds of a flood that nobody ends
 DATA = struct.Struct("<4sIQHHB3xQQIIII")
 HEAD = 8  # magic and checksum
 MAGIC = b"PNSD"
@@ -78,8 +81,12 @@ class Broker:
         return struct.unpack_from("<H", welcome, 6)[0], welcome
 
 
+told_to_end = []
+
+
 def ready():
-    print("ready", file=sys.stderr, flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: told_to_end.append(True))
+    print("ready", os.getpid(), file=sys.stderr, flush=True)
 
 
 def flood(broker, seconds, packets):
@@ -91,7 +98,7 @@ def flood(broker, seconds, packets):
     sock = broker.datagrams(size)
     ready()
     sent, start = 0, time.monotonic()
-    while time.monotonic() < start + seconds:
+    while time.monotonic() < start + (seconds if told_to_end else LONGEST):
         for burst in bursts:
             try:
                 sock.send(burst)
