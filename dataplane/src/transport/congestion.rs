@@ -1,7 +1,7 @@
 //! How much may be on its way: CUBIC (RFC 9438) with a delay-based end of slow start (RFC 9406).
 //!
 //! A loss while the round-trip time shows no queue is more likely noise, or a burst that a short
-//! ring did not hold, than a congested path: the window gives way less then.
+//! ring did not hold, than a congested path: the window gives way only if there are many, and less.
 
 use super::rtt::Rtt;
 
@@ -11,6 +11,9 @@ const C: f64 = 0.4;
 const BETA: f64 = 0.7;
 /// What is left of it when there was no sign of a queue.
 const BETA_NOISE: f64 = 0.9;
+/// So many packets arrive for each that is lost without a sign of a queue, or the window gives way: 2 %
+/// (`BBR.LossThresh`, draft-ietf-ccwg-bbr).
+const NOISE: u64 = 50;
 /// Segments gained per round trip that keep pace with Reno: 3 (1 − β) / (1 + β).
 const RENO: f64 = 3.0 * (1.0 - BETA) / (1.0 + BETA);
 /// RFC 6928.
@@ -19,7 +22,7 @@ const MIN_SEGMENTS: u64 = 4;
 /// Pacing goes this much faster than the window per round trip, as the window must be filled.
 const GAIN: f64 = 1.25;
 const GAIN_SLOW_START: f64 = 2.0;
-/// Bounds of the rise of the round-trip time that ends slow start (RFC 9406).
+/// Bounds of the rise of the round-trip time that shows a queue, and ends slow start (RFC 9406).
 const MIN_RISE: u64 = 4_000_000;
 const MAX_RISE: u64 = 16_000_000;
 
@@ -35,6 +38,8 @@ pub struct Congestion {
     /// Packets sent before belong to the last loss, which has been answered.
     answered: Option<u64>,
     epoch: Option<Epoch>,
+    /// Losses without a queue that are not made up for, in bytes that have to arrive for it.
+    noise: u64,
 }
 
 /// Growth since the last loss.
@@ -59,6 +64,7 @@ impl Congestion {
             threshold: f64::INFINITY,
             answered: None,
             epoch: None,
+            noise: 0,
         }
     }
 
@@ -88,12 +94,12 @@ impl Congestion {
     /// `bytes`, sent at `sent_at`, arrived. `used` says whether the window was full meanwhile;
     /// a window that nobody needs does not grow.
     pub fn on_ack(&mut self, now: u64, sent_at: u64, bytes: u64, rtt: &Rtt, used: bool) {
+        self.noise = self.noise.saturating_sub(bytes);
         if !used || self.answered.is_some_and(|answered| sent_at <= answered) {
             return;
         }
         if self.in_slow_start() {
-            let rise = (rtt.min() / 8).clamp(MIN_RISE, MAX_RISE);
-            if rtt.smoothed() > rtt.min() + rise {
+            if shows_queue(rtt) {
                 self.threshold = self.window;
             } else {
                 self.window += bytes as f64;
@@ -116,13 +122,22 @@ impl Congestion {
     }
 
     /// A packet that was sent at `sent_at` is lost. Returns whether the window gave way: it does
-    /// so once for all packets that were on their way together.
+    /// so once for all packets that were on their way together, and not for a few without a queue.
     pub fn on_loss(&mut self, now: u64, sent_at: u64, rtt: &Rtt) -> bool {
         if self.answered.is_some_and(|answered| sent_at <= answered) {
             return false;
         }
+        let queue = shows_queue(rtt);
+        if !queue {
+            self.noise += NOISE * self.segment;
+            // Few packets say nothing about a share.
+            let bearable = 2 * self.window().max(NOISE * self.segment);
+            if self.noise <= bearable {
+                return false;
+            }
+        }
+        self.noise = 0;
         self.answered = Some(now);
-        let queue = rtt.smoothed() > rtt.min() + rtt.min() / 4;
         let beta = if queue { BETA } else { BETA_NOISE };
         let segments = self.window / self.segment as f64;
         // A window smaller than at the last loss: others have come, leave them room.
@@ -159,6 +174,11 @@ impl Congestion {
     fn least(&self) -> f64 {
         (MIN_SEGMENTS * self.segment) as f64
     }
+}
+
+/// Whether packets wait on the path, as RFC 9406 sees it.
+fn shows_queue(rtt: &Rtt) -> bool {
+    rtt.smoothed() > rtt.min() + (rtt.min() / 8).clamp(MIN_RISE, MAX_RISE)
 }
 
 #[cfg(test)]
@@ -204,11 +224,32 @@ mod tests {
     }
 
     #[test]
-    fn a_loss_without_a_queue_costs_less() {
+    fn losses_without_a_queue_count_once_they_are_many() {
         let mut congestion = Congestion::new(1000);
         let now = rounds(&mut congestion, 0, 3);
-        congestion.on_loss(now, now, &rtt(10));
+        let rtt = rtt(10);
+        (0..3).for_each(|_| assert!(!congestion.on_loss(now, now, &rtt)));
+        assert_eq!(congestion.window(), 80_000);
+        assert!(
+            congestion.on_loss(now, now, &rtt),
+            "more than 2 % of two windows"
+        );
         assert_eq!(congestion.window(), 72_000);
+        assert!(!congestion.on_loss(now, now, &rtt), "the same event");
+    }
+
+    #[test]
+    fn losses_without_a_queue_are_made_up_for_by_what_arrives() {
+        let mut congestion = Congestion::new(1000);
+        for now in (1..100).map(|round| round * MS) {
+            congestion.on_ack(now, now, 50_000, &rtt(10), false);
+            assert!(!congestion.on_loss(now, now, &rtt(10)));
+        }
+        for now in (100..110).map(|round| round * MS) {
+            congestion.on_ack(now, now, 40_000, &rtt(10), false);
+            congestion.on_loss(now, now, &rtt(10));
+        }
+        assert!(congestion.window() < 10_000, "more than 2 %");
     }
 
     #[test]
@@ -246,7 +287,7 @@ mod tests {
     #[test]
     fn pacing_sends_a_window_in_less_than_a_round_trip() {
         let mut congestion = Congestion::new(1000);
-        congestion.on_loss(0, 0, &rtt(10));
+        congestion.on_loss(0, 0, &rtt(20));
         let whole = congestion.pace(congestion.window(), &rtt(10));
         assert!(whole < 10 * MS && whole > 7 * MS, "{whole}");
     }
