@@ -320,7 +320,7 @@ xdp_blocked_reader() {
 }
 
 xdp_losses() {
-  lab_link --mode xdp --faults loss=2%
+  lab_link --mode xdp --faults loss=5%
   settle
   names congestion-limited --pid "$(ip netns pids "$NET-b0" | head -n 1)"
 }
@@ -473,7 +473,7 @@ case_of "window of a fixed buffer" window_fixed
 case_of "idle connection" idle_connection
 case_of "credit for one burst over xdp" xdp_credit
 case_of "fill ring too small for its streams" xdp_small_fill_ring
-case_of "network that loses 2 % of xdp's packets" xdp_losses
+case_of "network that loses 5 % of xdp's packets" xdp_losses
 case_of "process and port, as text, both ends" by_port
 case_of "without privileges" unprivileged
 case_of "the original's arguments" original_arguments
