@@ -74,6 +74,12 @@ full_disk() {
   publisher --brokers "$(at 0)" --topic small --total-size 128MiB --format json >"$T/good.json"
   expect "messages acked" "$(jq .messages_acked "$T/good.json")" $((128 * 1024))
   stop_broker 0
+  local bytes
+  bytes=$(stat -c %s "$T/mnt/b0/small.log")
+  umount "$T/mnt"
+  # Room for the log, and none for its readers' registry.
+  mount -t tmpfs -o "size=$bytes" tmpfs "$T/mnt"
+  refuses 'readers: no room for [0-9]+ bytes; free some' broker --topic small --ring-size 32MiB --buffer-dir "$T/mnt"
   umount "$T/mnt"
 }
 

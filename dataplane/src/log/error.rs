@@ -57,12 +57,12 @@ pub enum OpenError {
     /// Another broker holds the log.
     #[error("{path}: another broker is writing this log; stop it, or name another --buffer-dir", path = .0.display())]
     Locked(PathBuf),
-    /// The file system has no room for the whole log.
+    /// The file system has no room for the whole log, or for its registry of readers.
     #[error("{path}: no room for {bytes} bytes; free some, choose a smaller --ring-size, or another --buffer-dir", path = .path.display())]
     NoSpace {
         /// The file.
         path: PathBuf,
-        /// Size of the log.
+        /// Size of the file.
         bytes: u64,
     },
     /// All places for readers are taken.

@@ -47,6 +47,10 @@ impl Registry {
                     path: path.clone(),
                     action: "register in",
                 },
+                io::ErrorKind::StorageFull => OpenError::NoSpace {
+                    path: path.clone(),
+                    bytes: BYTES,
+                },
                 _ => OpenError::io(action, path)(source),
             }
         };
