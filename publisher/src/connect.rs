@@ -26,7 +26,7 @@ const UNSENT: u32 = 16 << 10;
 /// lost, says nothing by itself, and a publisher that waits for an ack says nothing either.
 const KEEPALIVE: Duration = Duration::from_secs(1);
 /// Largest `TCP_KEEPCNT` (tcp(7); `MAX_TCP_KEEPCNT` in include/net/tcp.h).
-const MAX_PROBES: u8 = 127;
+const MAX_PROBES: u64 = 127;
 
 /// Looks a broker's address up.
 pub(crate) fn resolve(broker: &str) -> Result<Vec<SocketAddr>, Error> {
@@ -126,8 +126,8 @@ fn prepare(socket: &TcpStream, config: &Config, wait: Duration) -> io::Result<()
     socket.set_nodelay(true)?;
     let options = SockRef::from(socket);
     options.set_tcp_notsent_lowat(UNSENT)?;
-    // A host that does not answer at all gets as long as the settings say.
-    let probes = config.timeout.as_secs().clamp(10, MAX_PROBES.into()) as u32;
+    // A host that does not answer at all gets as long as the settings say, ten seconds at least.
+    let probes = config.timeout.as_secs().clamp(10, MAX_PROBES) as u32;
     let keepalive = TcpKeepalive::new()
         .with_time(KEEPALIVE)
         .with_interval(KEEPALIVE)

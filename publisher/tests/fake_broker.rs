@@ -136,12 +136,17 @@ impl Peer {
     }
 }
 
+fn listen() -> (TcpListener, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    (listener, address)
+}
+
 /// Plays a broker of one stream; returns its address.
 fn broker<T: Send + 'static>(
     play: impl FnOnce(Peer) -> T + Send + 'static,
 ) -> (String, JoinHandle<T>) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
+    let (listener, address) = listen();
     (
         address,
         thread::spawn(move || play(Peer::accept(&listener))),
@@ -157,8 +162,7 @@ struct Served {
 
 /// Plays a good broker of so many streams.
 fn good_broker(streams: usize) -> (String, JoinHandle<Vec<Served>>) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
+    let (listener, address) = listen();
     let serve = move || {
         // The next stream comes once the one before is welcome.
         let peers: Vec<_> = (0..streams)
@@ -353,8 +357,7 @@ fn one_of_two_brokers_dying_for_good_fails_the_publisher() {
 /// A publisher whose first connection `lose` ends, `committed` batches being in the log by then,
 /// and whose second is good; checks that everything arrived once and in order.
 fn goes_on(lose: impl FnOnce(Peer) -> Vec<Vec<u8>> + Send + 'static, acked: u64, committed: u64) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
+    let (listener, address) = listen();
     let play = thread::spawn(move || {
         let mut arrived = lose(Peer::accept(&listener));
         let peer = Peer::accept(&listener);
@@ -400,50 +403,46 @@ fn a_stream_goes_on_after_an_ordinary_restart() {
     goes_on(lose, 1, 1);
 }
 
-#[test]
-fn a_stream_goes_on_when_only_the_confirmation_of_its_end_is_lost() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
+/// A publisher of one message whose broker dies once it has it; `then` plays those that come after,
+/// to the last of which nothing is left to be sent.
+fn one_message(then: impl FnOnce(&TcpListener, Peer) + Send + 'static) {
+    let (listener, address) = listen();
     let play = thread::spawn(move || {
         let mut peer = Peer::accept(&listener);
         peer.welcome();
         let arrived = peer.batch();
-        assert!(matches!(peer.frame(), Frame::End { batches: 1 }));
-        drop(peer);
-        assert!(Peer::accept(&listener).serve_from(1).is_empty());
+        then(&listener, peer);
         arrived
     });
     let mut publisher = Publisher::connect(config(&[&address])).unwrap();
     publisher.publish(b"only").unwrap();
     assert_eq!(publisher.close().unwrap().messages_acked, 1);
     assert_eq!(play.join().unwrap(), [b"only"]);
+}
+
+#[test]
+fn a_stream_goes_on_when_only_the_confirmation_of_its_end_is_lost() {
+    one_message(|listener, mut peer| {
+        assert!(matches!(peer.frame(), Frame::End { batches: 1 }));
+        drop(peer);
+        assert!(Peer::accept(listener).serve_from(1).is_empty());
+    });
 }
 
 #[test]
 fn a_stream_goes_on_when_nobody_tells_that_its_next_connection_is_gone() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    let play = thread::spawn(move || {
-        let mut peer = Peer::accept(&listener);
-        peer.welcome();
-        let arrived = peer.batch();
+    one_message(|listener, peer| {
         drop(peer);
         // As if the reset of a broker that died with it in the queue were lost.
-        let unanswered = Peer::accept(&listener);
-        assert!(Peer::accept(&listener).serve_from(1).is_empty());
+        let unanswered = Peer::accept(listener);
+        assert!(Peer::accept(listener).serve_from(1).is_empty());
         drop(unanswered);
-        arrived
     });
-    let mut publisher = Publisher::connect(config(&[&address])).unwrap();
-    publisher.publish(b"only").unwrap();
-    assert_eq!(publisher.close().unwrap().messages_acked, 1);
-    assert_eq!(play.join().unwrap(), [b"only"]);
 }
 
 #[test]
 fn a_broker_that_takes_connections_but_no_batches_is_given_up() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
+    let (listener, address) = listen();
     let (stop, stopped) = channel::<()>();
     let play = thread::spawn(move || {
         // The last connection is the one that wakes this after the end.
@@ -502,8 +501,7 @@ fn refusals_and_strangers_are_told_apart() {
     assert!(matches!(&error, Error::Connect { .. }), "{error}");
     play.join().unwrap();
 
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
+    let (listener, address) = listen();
     drop(listener);
     let error = refusal_of(config(&[&address]));
     assert!(matches!(&error, Error::Connect { .. }), "{error}");

@@ -147,18 +147,10 @@ restart() {
 kill_and_restart() { restart KILL; }
 stop_and_restart() { restart TERM; }
 
-# As when a broker's machine loses its power: nobody tells the publisher that the connection is
-# gone. It takes the path for dead before the machine is there again, and is to find it again.
+# Long enough for the publisher to take the path for dead before the machine is there again; it is to
+# find it again.
 vanish_and_restart() {
-  local broker
-  broker=$(ip netns pids "$NET-b0" | head -n 1)
-  kill -STOP "$broker"
-  sleep 0.5
-  ip -n "$NET-b0" link set eth0 down
-  kill -KILL "$broker"
-  wait "${brokers_running[0]}" || true
-  sleep 4
-  ip -n "$NET-b0" link set eth0 up
+  vanish 0 4
   start_broker 0 "${XDP[@]}" --topic penstock
 }
 

@@ -52,17 +52,8 @@ reset_connection() {
   [ -n "$killed" ] || skip "this kernel does not let ss close sockets (INET_DIAG_DESTROY)"
 }
 
-# As when a broker's machine loses its power: everything has arrived there, nothing is on its way,
-# and nobody tells the publisher that the connection is gone.
 vanish_and_restart() {
-  local broker
-  broker=$(ip netns pids "$NET-b0" | head -n 1)
-  kill -STOP "$broker"
-  sleep 0.5
-  ip -n "$NET-b0" link set eth0 down
-  kill -KILL "$broker"
-  wait "${brokers_running[0]}" || true
-  ip -n "$NET-b0" link set eth0 up
+  vanish 0 0
   start_broker 0 --topic penstock --stall-timeout 2
 }
 

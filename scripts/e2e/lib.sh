@@ -132,6 +132,20 @@ stop_broker() {
   [ -s "$T/broker-$1.json" ] || fail "broker $1 wrote no report"
 }
 
+# vanish INDEX SECONDS: a broker's machine loses its power for so long. Everything has arrived there,
+# nothing is on its way, and nobody tells the publisher that the connection is gone.
+vanish() {
+  local broker
+  broker=$(ip netns pids "$NET-b$1" | head -n 1)
+  kill -STOP "$broker"
+  sleep 0.5
+  ip -n "$NET-b$1" link set eth0 down
+  kill -KILL "$broker"
+  wait "${brokers_running[$1]}" || true
+  sleep "$2"
+  ip -n "$NET-b$1" link set eth0 up
+}
+
 stop_brokers() {
   local pid
   for pid in "${brokers_running[@]}"; do
