@@ -12,6 +12,7 @@ use nix::unistd::{AccessFlags, Uid, User, access, geteuid};
 use penstock_dataplane::admission::{Admission, Admit, Lease, Refused, StreamState};
 use penstock_dataplane::auth::Key;
 use penstock_dataplane::log::{Log, LogOptions};
+use penstock_dataplane::peer::Tenant;
 use penstock_dataplane::wire::handshake::{Refusal, Request};
 use tracing::info;
 
@@ -321,6 +322,7 @@ impl Admit for Sessions {
         &mut self,
         topic: &str,
         request: &Request,
+        tenant: Tenant,
         owner: Option<&Key>,
     ) -> Result<Admission, Refused> {
         let open = self.topics.topic(topic)?;
@@ -329,6 +331,7 @@ impl Admit for Sessions {
             max_payload: open.log.geometry().max_payload(),
             log: open.log,
             topic: topic.to_owned(),
+            tenant,
             session,
             stream: request.stream,
             ack: request.ack,
@@ -359,6 +362,7 @@ fn refuse<T>(text: String) -> Result<T, Refused> {
 mod tests {
     use super::*;
     use penstock_dataplane::log::{Access, Full, Geometry};
+    use penstock_dataplane::peer::Host;
     use penstock_dataplane::wire::handshake::{AckLevel, OrderLevel, Path};
 
     fn sessions(dir: &tempfile::TempDir) -> Sessions {
@@ -372,6 +376,13 @@ mod tests {
         let logs = dir.path().join("logs");
         make_directory(&logs, None, None).unwrap();
         Sessions::new(Arc::new(Topics::new(logs, options, 2).unwrap()))
+    }
+
+    fn tenant() -> Tenant {
+        Tenant {
+            host: Host::of(([10, 0, 0, 1], 1).into()),
+            key: None,
+        }
     }
 
     fn request(session: u64, stream: u32) -> Request {
@@ -392,18 +403,21 @@ mod tests {
     fn streams_join_their_session_once() {
         let dir = tempfile::tempdir().unwrap();
         let mut sessions = sessions(&dir);
-        let first = sessions.admit("a", &request(0, 0), None).unwrap();
+        let first = sessions.admit("a", &request(0, 0), tenant(), None).unwrap();
         let second = sessions
-            .admit("a", &request(first.session, 1), None)
+            .admit("a", &request(first.session, 1), tenant(), None)
             .unwrap();
         assert_eq!(first.session, second.session);
         assert_ne!(
-            sessions.admit("a", &request(0, 0), None).unwrap().session,
+            sessions
+                .admit("a", &request(0, 0), tenant(), None)
+                .unwrap()
+                .session,
             first.session
         );
         let mut refused = |topic, request| {
             sessions
-                .admit(topic, &request, None)
+                .admit(topic, &request, tenant(), None)
                 .unwrap_err()
                 .to_string()
         };
@@ -417,19 +431,19 @@ mod tests {
     fn a_stream_goes_on_over_another_connection() {
         let dir = tempfile::tempdir().unwrap();
         let mut sessions = sessions(&dir);
-        let first = sessions.admit("a", &request(0, 0), None).unwrap();
+        let first = sessions.admit("a", &request(0, 0), tenant(), None).unwrap();
         first.lease.set_committed(5);
         let resume = |acked| Request {
             resume_from: Some(acked),
             ..request(first.session, 0)
         };
-        let busy = sessions.admit("a", &resume(3), None).unwrap_err();
+        let busy = sessions.admit("a", &resume(3), tenant(), None).unwrap_err();
         assert_eq!(busy.refusal, Refusal::Busy);
         assert!(first.lease.is_wanted());
         drop(first.lease);
-        let lie = sessions.admit("a", &resume(6), None).unwrap_err();
+        let lie = sessions.admit("a", &resume(6), tenant(), None).unwrap_err();
         assert!(lie.text.contains("not 6"), "{lie}");
-        let second = sessions.admit("a", &resume(3), None).unwrap();
+        let second = sessions.admit("a", &resume(3), tenant(), None).unwrap();
         assert_eq!(second.lease.committed(), 5);
     }
 
@@ -439,8 +453,8 @@ mod tests {
         let mut sessions = sessions(&dir);
         let start = Instant::now();
         let after = |seconds| start + Duration::from_secs(seconds);
-        let open = sessions.admit("a", &request(0, 0), None).unwrap();
-        let idle = sessions.admit("a", &request(0, 0), None).unwrap();
+        let open = sessions.admit("a", &request(0, 0), tenant(), None).unwrap();
+        let idle = sessions.admit("a", &request(0, 0), tenant(), None).unwrap();
         drop(idle.lease);
         // However old a session is: its time begins when its last stream ends.
         sessions.make_room(after(5000)).unwrap();
@@ -459,7 +473,7 @@ mod tests {
             resume_from: Some(0),
             ..request(open.session, 0)
         };
-        let again = sessions.admit("a", &again, None).unwrap();
+        let again = sessions.admit("a", &again, tenant(), None).unwrap();
         sessions.make_room(after(7000)).unwrap();
         assert_eq!(sessions.sessions.len(), 1);
         drop(again);
@@ -474,14 +488,16 @@ mod tests {
             ..request(session, 0)
         };
         for session in 1..=MAX_SESSIONS as u64 {
-            sessions.admit("a", &made_up(session), None).unwrap();
+            sessions
+                .admit("a", &made_up(session), tenant(), None)
+                .unwrap();
         }
         let one_more = made_up(MAX_SESSIONS as u64 + 1);
-        let refused = sessions.admit("a", &one_more, None).unwrap_err();
+        let refused = sessions.admit("a", &one_more, tenant(), None).unwrap_err();
         assert_eq!(refused.refusal, Refusal::Resources);
         assert_eq!(sessions.sessions.len(), MAX_SESSIONS);
         // Those that are known are served as before.
-        sessions.admit("a", &made_up(7), None).unwrap();
+        sessions.admit("a", &made_up(7), tenant(), None).unwrap();
     }
 
     #[test]
@@ -492,7 +508,7 @@ mod tests {
             resume_from: Some(9),
             ..request(77, 1)
         };
-        let admission = sessions.admit("a", &resume, None).unwrap();
+        let admission = sessions.admit("a", &resume, tenant(), None).unwrap();
         assert_eq!((admission.session, admission.lease.committed()), (77, 9));
     }
 
@@ -502,12 +518,16 @@ mod tests {
         let [mine, yours] = [1, 2].map(|byte| Key::new(&[byte; 32]));
         let session = {
             let mut sessions = sessions(&dir);
-            let first = sessions.admit("a", &request(0, 0), Some(&mine)).unwrap();
+            let first = sessions
+                .admit("a", &request(0, 0), tenant(), Some(&mine))
+                .unwrap();
             let join = request(first.session, 1);
-            let stolen = sessions.admit("a", &join, Some(&yours)).unwrap_err();
+            let stolen = sessions
+                .admit("a", &join, tenant(), Some(&yours))
+                .unwrap_err();
             assert_eq!(stolen.refusal, Refusal::Session);
             assert!(!first.lease.is_wanted(), "its owner notices nothing");
-            sessions.admit("a", &join, Some(&mine)).unwrap();
+            sessions.admit("a", &join, tenant(), Some(&mine)).unwrap();
             first.session
         };
         let resume = Request {
@@ -515,11 +535,17 @@ mod tests {
             ..request(session, 0)
         };
         let mut restarted = sessions(&dir);
-        let stolen = restarted.admit("a", &resume, Some(&yours)).unwrap_err();
+        let stolen = restarted
+            .admit("a", &resume, tenant(), Some(&yours))
+            .unwrap_err();
         assert_eq!(stolen.refusal, Refusal::Session);
-        let elsewhere = restarted.admit("b", &resume, Some(&mine)).unwrap_err();
+        let elsewhere = restarted
+            .admit("b", &resume, tenant(), Some(&mine))
+            .unwrap_err();
         assert_eq!(elsewhere.refusal, Refusal::Session);
-        let back = restarted.admit("a", &resume, Some(&mine)).unwrap();
+        let back = restarted
+            .admit("a", &resume, tenant(), Some(&mine))
+            .unwrap();
         assert_eq!((back.session, back.lease.committed()), (session, 3));
     }
 }

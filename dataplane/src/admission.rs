@@ -10,12 +10,13 @@ use thiserror::Error;
 
 use crate::auth::Key;
 use crate::log::Log;
+use crate::peer::Tenant;
 use crate::wire::handshake::{AckLevel, Path, Refusal, Request};
 
 /// Decides who may publish what; implemented by the broker.
 pub trait Admit: Send {
     /// Opens a stream of `request` on `topic`, for the holder of `key`, who may publish there; for
-    /// anybody without.
+    /// anybody without. `tenant` is charged for it.
     ///
     /// # Errors
     /// The refusal, with a text that says what to do.
@@ -23,6 +24,7 @@ pub trait Admit: Send {
         &mut self,
         topic: &str,
         request: &Request,
+        tenant: Tenant,
         key: Option<&Key>,
     ) -> Result<Admission, Refused>;
 }
@@ -34,6 +36,8 @@ pub struct Admission {
     pub log: Arc<Log>,
     /// Topic.
     pub topic: String,
+    /// Who publishes: what the stream holds is charged to its host and key.
+    pub tenant: Tenant,
     /// Session key.
     pub session: u64,
     /// Stream inside the session.

@@ -13,6 +13,8 @@ pub mod fuzzing;
 pub mod log;
 #[cfg(not(loom))]
 mod log_quota;
+#[cfg(not(loom))]
+pub mod peer;
 pub mod profile;
 #[cfg(not(loom))]
 pub mod sleep;

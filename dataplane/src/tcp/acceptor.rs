@@ -6,7 +6,7 @@
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -23,6 +23,7 @@ use super::stats::{Counters, Shared};
 use super::worker::WorkerHandle;
 use crate::admission::{Admission, Admit, Refused};
 use crate::auth::{Keys, PacketKeys, generate};
+use crate::peer::{Host, Tenant};
 use crate::wire::handshake::{DatagramOffer, Offer, Path, Refusal, Request, Welcome};
 use crate::xdp::{FIRST_CREDIT, Registry};
 
@@ -110,8 +111,8 @@ pub struct Acceptor<A> {
     free: Vec<usize>,
     /// Newcomers by age: key and number.
     by_age: VecDeque<(usize, u64)>,
-    /// How many each source has.
-    by_source: HashMap<IpAddr, usize>,
+    /// How many each host has.
+    by_host: HashMap<Host, usize>,
     next_number: u64,
     paused_until: Option<Instant>,
 }
@@ -147,7 +148,7 @@ impl<A: Admit> Acceptor<A> {
             newcomers: Vec::new(),
             free: Vec::new(),
             by_age: VecDeque::new(),
-            by_source: HashMap::new(),
+            by_host: HashMap::new(),
             next_number: 0,
             paused_until: None,
         })
@@ -269,7 +270,7 @@ impl<A: Admit> Acceptor<A> {
             number,
         });
         self.by_age.push_back((key, number));
-        *self.by_source.entry(source_of(peer)).or_default() += 1;
+        *self.by_host.entry(Host::of(peer)).or_default() += 1;
         Ok(())
     }
 
@@ -311,8 +312,10 @@ impl<A: Admit> Acceptor<A> {
     }
 
     fn admit(&mut self, key: usize, topic: &str, request: &Request) {
-        let newcomer = self.newcomers[key].as_ref();
-        let grant = newcomer.and_then(|newcomer| newcomer.greeting.grant());
+        let Some(newcomer) = &self.newcomers[key] else {
+            return;
+        };
+        let grant = newcomer.greeting.grant();
         let over_tcp: usize = self.workers.iter().map(WorkerHandle::load).sum();
         let over_xdp = self
             .datagrams
@@ -351,7 +354,11 @@ impl<A: Admit> Acceptor<A> {
             })
         } else {
             let key = grant.map(|grant| &grant.key);
-            self.admit.admit(topic, request, key)
+            let tenant = Tenant {
+                host: Host::of(newcomer.peer),
+                key: key.map(|key| *key.id()),
+            };
+            self.admit.admit(topic, request, tenant, key)
         };
         match admitted {
             Ok(admission) => self.hand_over(key, admission),
@@ -481,13 +488,13 @@ impl<A: Admit> Acceptor<A> {
         Ok(())
     }
 
-    /// The oldest newcomer goes, of the sources that have most: one alone takes no place from others.
+    /// The oldest newcomer goes, of the hosts that have most: one alone takes no place from others.
     fn make_room(&mut self) {
-        let most = self.by_source.values().max();
+        let most = self.by_host.values().max();
         let goes = self.by_age.iter().position(|&(key, number)| {
             let newcomer = self.newcomers[key].as_ref();
             newcomer.is_some_and(|newcomer| {
-                newcomer.number == number && self.by_source.get(&source_of(newcomer.peer)) == most
+                newcomer.number == number && self.by_host.get(&Host::of(newcomer.peer)) == most
             })
         });
         if let Some((key, _)) = goes.and_then(|index| self.by_age.remove(index)) {
@@ -504,7 +511,7 @@ impl<A: Admit> Acceptor<A> {
         let newcomer = self.newcomers[key].take()?;
         // A descriptor that is not watched any more is what is wanted.
         let _ = self.poller.delete(&newcomer.socket);
-        if let Entry::Occupied(mut count) = self.by_source.entry(source_of(newcomer.peer)) {
+        if let Entry::Occupied(mut count) = self.by_host.entry(Host::of(newcomer.peer)) {
             *count.get_mut() -= 1;
             if *count.get() == 0 {
                 count.remove();
@@ -512,14 +519,6 @@ impl<A: Admit> Acceptor<A> {
         }
         self.free.push(key);
         Some(newcomer)
-    }
-}
-
-/// Where a peer is, as far as it cannot choose: a host with IPv6 has 2^64 addresses.
-fn source_of(peer: SocketAddr) -> IpAddr {
-    match peer.ip().to_canonical() {
-        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
-        v4 @ IpAddr::V4(_) => v4,
     }
 }
 

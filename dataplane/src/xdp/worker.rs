@@ -649,6 +649,7 @@ mod tests {
     use super::*;
     use crate::admission::{Admission, StreamState};
     use crate::log::{Access, Full, Geometry, LogOptions, Reader, Start};
+    use crate::peer::{Host, Tenant};
     use crate::tcp::buffers::{RcvbufOn, Wanted};
     use crate::wire::batch;
     use crate::wire::handshake::{AckLevel, Path};
@@ -704,6 +705,10 @@ mod tests {
                 admission: Admission {
                     log: Arc::clone(&log),
                     topic: "t".to_owned(),
+                    tenant: Tenant {
+                        host: Host::of(peer),
+                        key: None,
+                    },
                     session: 1,
                     stream: 0,
                     ack: AckLevel::Committed,

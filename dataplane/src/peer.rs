@@ -1,0 +1,56 @@
+//! Who a peer is, as far as it cannot choose: what limits and shares are counted by.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use crate::auth::KeyId;
+
+/// The host that a peer's packets come from: an IPv4 address, or the /64 of an IPv6 address, because
+/// one host has all 2^64 addresses of its subnet to choose from (RFC 4291 section 2.5.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Host(IpAddr);
+
+impl Host {
+    /// The host of a peer with this address.
+    #[must_use]
+    pub fn of(peer: SocketAddr) -> Self {
+        Self(match peer.ip().to_canonical() {
+            IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+            v4 @ IpAddr::V4(_) => v4,
+        })
+    }
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            IpAddr::V4(address) => address.fmt(f),
+            IpAddr::V6(address) => write!(f, "{address}/64"),
+        }
+    }
+}
+
+/// Whom the broker charges for what a publisher holds: its host, and its key where it has one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Tenant {
+    /// The host.
+    pub host: Host,
+    /// The key that the publisher proved to hold.
+    pub key: Option<KeyId>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_an_ipv4_address_or_an_ipv6_subnet() {
+        let host = |address: &str| Host::of(format!("{address}:1").parse().unwrap());
+        assert_eq!(host("10.0.0.1"), host("[::ffff:10.0.0.1]"));
+        assert_ne!(host("10.0.0.1"), host("10.0.0.2"));
+        assert_eq!(host("[2001:db8::1]"), host("[2001:db8::ffff:2]"));
+        assert_ne!(host("[2001:db8::1]"), host("[2001:db8:0:1::1]"));
+        assert_eq!(host("10.0.0.1").to_string(), "10.0.0.1");
+        assert_eq!(host("[2001:db8::1]").to_string(), "2001:db8::/64");
+    }
+}
