@@ -3,118 +3,162 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use bytesize::ByteSize;
 use clap::{Parser, ValueEnum};
-use penstock_dataplane::auth;
-use penstock_dataplane::wire::handshake::{AckLevel, OrderLevel, check_topic};
+use penstock_dataplane::wire::handshake::{AckLevel, MAX_STREAMS, OrderLevel, check_topic};
+use penstock_flags::{BareUnit, MAX_SOCKET_BUFFER, duration, size, size_text};
 use penstock_publisher::{Config, Mode, Transmit};
 
 const EXAMPLES: &str = "\
 Examples:
-  1 GB of 1 KiB messages to two brokers:
-    penstock-publisher --brokers 10.0.0.1:1214,10.0.0.2:1214 --total-size 1GB
+  # Each line that another program prints is a message:
+  journalctl -f | penstock-publisher --brokers 10.0.0.1:1214
 
-  Every line of a file as a message:
-    penstock-publisher --brokers 10.0.0.1:1214 --input app.log --split lines
+  # Each line of a file:
+  penstock-publisher --brokers 10.0.0.1:1214 --input app.log
 
-  Follow a program's output:
-    journalctl -f | penstock-publisher --brokers 10.0.0.1:1214 --input -
+  # 1 GB of synthetic messages of 1 KiB to two brokers:
+  penstock-publisher --brokers 10.0.0.1:1214,10.0.0.2:1214 --synthetic \\
+      --total-size 1GB --message-size 1KiB
 
-  From a transmit queue of its own, past the kernel's network stack:
-    sudo penstock-publisher --brokers 10.0.0.1:1214 --mode xdp --tx af_xdp --tx-queue 3
+  # From a transmit queue of its own, past the kernel's network stack:
+  sudo penstock-publisher --brokers 10.0.0.1:1214 --synthetic --mode xdp \\
+      --tx af_xdp --tx-queue 3
 
-  To brokers that take publishers with a key only:
-    penstock-publisher --brokers 10.0.0.1:1214 --auth-key eu.key
+  # To brokers that only accept publishers with a key:
+  penstock-publisher --brokers 10.0.0.1:1214 --auth-key eu.key --input app.log
 
-  100 MB/s in four streams, result for a program:
-    penstock-publisher --brokers 10.0.0.1:1214 --rate 100MB --threads-per-broker 4 --format json
+  # 100 MB/s in four streams, summary as JSON:
+  penstock-publisher --brokers 10.0.0.1:1214 --synthetic --rate 100MB \\
+      --threads-per-broker 4 --format json
 
-  Exactly 1,000 batches a second, one message of 1 KiB in each (4 bytes frame a message):
-    penstock-publisher --brokers 10.0.0.1:1214 --rate 1024000 --message-size 1024 \
-        --batch-size 1028 --total-size 10MB
+  # 1,000 batches a second, each one message of 1 KiB (4 bytes frame it):
+  penstock-publisher --brokers 10.0.0.1:1214 --synthetic --rate 1024000 \\
+      --message-size 1024 --batch-size 1028 --total-size 10MB
 
 Ctrl-C ends the input, waits for the acks and prints the summary.
-Exit codes: 0 every message acknowledged, 1 failed, 2 wrong flags, 130 interrupted.";
+Exit codes: 0 every message acknowledged, 1 failed, 2 wrong usage,
+130 interrupted.";
+
+const TARGET: &str = "Where to";
+const MESSAGES: &str = "What to publish";
+const DELIVERY: &str = "Delivery";
+const PATH: &str = "Path";
+const SECURITY: &str = "Security";
+const RESULT: &str = "Result";
+
+const DAY: Duration = Duration::from_secs(86_400);
+const SECOND: Duration = Duration::from_secs(1);
+const MILLISECOND: Duration = Duration::from_millis(1);
+/// Largest batch and largest message, bytes.
+const MAX_BATCH: u64 = 1 << 30;
+/// Most bytes in all, and a second: more than any run comes to.
+const MAX_TOTAL: u64 = 1 << 60;
+/// Synthetic messages, where nothing else is asked for.
+const MESSAGE_SIZE: ByteSize = ByteSize::kib(1);
+const TOTAL_SIZE: ByteSize = ByteSize::gib(1);
 
 /// Publishes messages to brokers and counts those that were acknowledged.
+///
+/// Messages come from --input, from a pipe on standard input, or are made up with --synthetic.
 #[derive(Debug, Parser)]
 #[command(name = "penstock-publisher", version, after_help = EXAMPLES)]
 pub struct Cli {
     /// Brokers, separated by commas, each host:port.
-    #[arg(long, value_delimiter = ',', required = true)]
+    #[arg(long, value_delimiter = ',', required = true, help_heading = TARGET)]
     brokers: Vec<String>,
     /// Topic; each broker keeps its own log of it.
-    #[arg(long, default_value = "penstock")]
+    #[arg(long, default_value = "penstock", help_heading = TARGET)]
     topic: String,
-    /// Path that payload takes.
-    #[arg(long, value_enum, default_value_t = PathMode::Tcp)]
-    mode: PathMode,
-    /// How datagrams leave, with --mode xdp or auto.
-    #[arg(long, value_enum, default_value_t = Tx::Udp)]
-    tx: Tx,
-    /// Interface that --tx af_xdp sends through; without it, that of the route to each broker.
-    #[arg(long, value_name = "NAME")]
-    tx_iface: Option<String>,
-    /// Transmit queues for --tx af_xdp, such as 0,2-3, one for each stream on an interface; without
-    /// it, 0.
-    #[arg(long, value_name = "LIST", value_parser = parse_queues)]
-    tx_queue: Option<Queues>,
+    /// Time for opening each connection, and without a sign of life after which a broker is given
+    /// up: such as 30s or 2m; a number alone is seconds.
+    #[arg(long, value_name = "DURATION", default_value = "30s", help_heading = TARGET,
+        value_parser = duration(BareUnit::Seconds, SECOND..=DAY))]
+    timeout: Duration,
+    /// How long to try again while nobody listens at a broker's address, which may just be
+    /// starting; 0 gives up at once.
+    #[arg(long, value_name = "DURATION", default_value = "5s", help_heading = TARGET,
+        value_parser = duration(BareUnit::Seconds, Duration::ZERO..=DAY))]
+    connect_timeout: Duration,
+    /// File with real messages; - is standard input, which is also read when it is a pipe or a file
+    /// and nothing else is asked for.
+    #[arg(long, value_name = "FILE|-", help_heading = MESSAGES)]
+    input: Option<PathBuf>,
+    /// What a message is in the input: a line without its newline, or a 4-byte little-endian
+    /// length followed by that many bytes [default: lines].
+    #[arg(long, value_enum, help_heading = MESSAGES,
+        conflicts_with_all = ["synthetic", "total_size", "message_size"])]
+    split: Option<Split>,
+    /// Publish made-up messages, to measure; standard input is not read.
+    #[arg(long, help_heading = MESSAGES, conflicts_with = "input")]
+    synthetic: bool,
+    /// Bytes of synthetic messages in all; implies --synthetic [default: 1GiB].
+    #[arg(long, value_name = "SIZE", help_heading = MESSAGES, conflicts_with = "input",
+        value_parser = size(1..=MAX_TOTAL))]
+    total_size: Option<ByteSize>,
+    /// Size of a synthetic message [default: 1KiB].
+    #[arg(long, value_name = "SIZE", help_heading = MESSAGES, conflicts_with = "input",
+        value_parser = size(1..=MAX_BATCH))]
+    message_size: Option<ByteSize>,
+    /// Message bytes per second, such as 100MB; without it, as fast as the brokers take them.
+    /// Messages at least 100 µs apart are sent one by one when due, others a few in a row.
+    #[arg(long, value_name = "SIZE", help_heading = MESSAGES, value_parser = size(0..=MAX_TOTAL))]
+    rate: Option<ByteSize>,
     /// Acknowledged: 0 at the end of the stream only, 1 once committed in the broker's buffer.
-    #[arg(long, default_value_t = AckLevel::Committed)]
+    #[arg(long, default_value_t = AckLevel::Committed, help_heading = DELIVERY)]
     ack: AckLevel,
     /// Order kept: 0 per stream.
-    #[arg(long, default_value_t = OrderLevel::PerStream)]
+    #[arg(long, default_value_t = OrderLevel::PerStream, help_heading = DELIVERY)]
     order: OrderLevel,
     /// Streams to each broker, each a thread and a connection.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = DELIVERY,
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_STREAMS)))]
     threads_per_broker: u32,
     /// Bytes at which a batch is sent; a larger message travels in a batch of its own. With packet
     /// headers, 60KiB are what one call can send over xdp.
-    #[arg(long, default_value = "60KiB")]
+    #[arg(long, value_name = "SIZE", default_value = "60KiB", help_heading = DELIVERY,
+        value_parser = size(64..=MAX_BATCH))]
     batch_size: ByteSize,
-    /// Milliseconds after which a batch that is not full is sent.
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=60_000))]
-    linger: u64,
-    /// Batches of a stream that may be unacknowledged.
-    #[arg(long, default_value_t = 32)]
-    in_flight: usize,
-    /// Size of a synthetic message.
-    #[arg(long, default_value = "1KiB")]
-    message_size: ByteSize,
-    /// Bytes of synthetic messages in all; without it, 1GiB.
-    #[arg(long, conflicts_with = "input")]
-    total_size: Option<ByteSize>,
-    /// Message bytes per second, such as 100MB; without it, as fast as the brokers take them.
-    /// Messages at least 100 µs apart are sent one by one when due, others a few in a row.
-    #[arg(long)]
-    rate: Option<ByteSize>,
-    /// File with real messages; - is standard input.
-    #[arg(long, value_name = "FILE|-")]
-    input: Option<PathBuf>,
-    /// What a message is in the input: a line without its newline, or a 4-byte little-endian
-    /// length and so many bytes.
-    #[arg(long, value_enum, default_value_t = Split::Lines)]
-    split: Split,
-    /// Seconds for connecting, and without a sign of life after which a broker is given up.
-    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=86_400))]
-    timeout: u64,
+    /// Time after which a batch that is not full is sent, such as 5ms; a number alone is
+    /// milliseconds.
+    #[arg(long, value_name = "DURATION", default_value = "5ms", help_heading = DELIVERY,
+        value_parser = duration(BareUnit::Milliseconds, MILLISECOND..=60 * SECOND))]
+    linger: Duration,
+    /// Batches of a stream that may be unacknowledged, 1 to 65536.
+    #[arg(long, value_name = "N", default_value_t = 32, help_heading = DELIVERY,
+        value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    in_flight: u32,
     /// SO_SNDBUF; without it the kernel tunes it.
-    #[arg(long)]
+    #[arg(long, value_name = "SIZE", help_heading = DELIVERY,
+        value_parser = size(1..=MAX_SOCKET_BUFFER))]
     sndbuf: Option<ByteSize>,
+    /// Path that payload takes.
+    #[arg(long, value_enum, default_value_t = PathMode::Tcp, help_heading = PATH)]
+    mode: PathMode,
+    /// How datagrams leave, with --mode xdp or auto.
+    #[arg(long, value_enum, default_value_t = Tx::Udp, help_heading = PATH)]
+    tx: Tx,
+    /// Interface that --tx af_xdp sends through; without it, that of the route to each broker.
+    #[arg(long, value_name = "NAME", help_heading = PATH)]
+    tx_iface: Option<String>,
+    /// Transmit queues for --tx af_xdp, such as 0,2-3, one for each stream on an interface; without
+    /// it, 0.
+    #[arg(long, value_name = "LIST", value_parser = parse_queues, help_heading = PATH)]
+    tx_queue: Option<Queues>,
     /// File with the key that the brokers know this publisher by (penstock-broker --keygen makes
     /// one); only its owner may have access to it.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = SECURITY)]
     auth_key: Option<PathBuf>,
     /// Have each packet authenticated, over xdp, so that nobody on the way can change or add any. Over
     /// tcp there is no such thing: --mode xdp fails rather than go without.
-    #[arg(long, requires = "auth_key")]
+    #[arg(long, requires = "auth_key", help_heading = SECURITY)]
     packet_auth: bool,
     /// Compute the SHA-256 of each stream: over every message followed by a newline.
-    #[arg(long)]
+    #[arg(long, help_heading = RESULT)]
     digest: bool,
     /// Form of the summary.
-    #[arg(long, value_enum, default_value_t = Format::Text)]
+    #[arg(long, value_enum, default_value_t = Format::Text, help_heading = RESULT)]
     format: Format,
 }
 
@@ -165,10 +209,15 @@ pub enum Job {
     Input { source: PathBuf, split: Split },
 }
 
+/// The name of standard input.
+pub const STDIN: &str = "-";
+
 /// A checked command line.
 #[derive(Debug)]
 pub struct Plan {
     pub config: Config,
+    /// File with the key, which goes into the settings.
+    pub key: Option<PathBuf>,
     pub job: Job,
     /// Message bytes per second.
     pub rate: Option<u64>,
@@ -212,21 +261,38 @@ impl Cli {
         })
     }
 
-    /// Checks what clap cannot.
-    pub fn plan(self) -> Result<Plan> {
+    /// What to publish; `piped` says whether standard input is a pipe or a file.
+    fn job(&self, piped: bool) -> Result<Job> {
+        let input = |source: PathBuf| Job::Input {
+            source,
+            split: self.split.unwrap_or(Split::Lines),
+        };
+        match &self.input {
+            Some(source) => Ok(input(source.clone())),
+            None if self.synthetic || self.total_size.is_some() => {
+                synthetic(self.message_size, self.total_size)
+            }
+            None if self.message_size.is_some() => bail!(
+                "--message-size is for synthetic messages; ask for them with --synthetic or \
+                 --total-size, or leave it out to publish what standard input holds"
+            ),
+            None if piped => Ok(input(PathBuf::from(STDIN))),
+            None => bail!(
+                "nothing to publish: name a file with --input FILE, pipe messages into standard \
+                 input, or ask for made-up messages with --synthetic"
+            ),
+        }
+    }
+
+    /// Checks what clap cannot; `piped` says whether standard input is a pipe or a file, and so
+    /// meant to be read.
+    pub fn plan(self, piped: bool) -> Result<Plan> {
         check_topic(self.topic.as_bytes())?;
         let transmit = self.transmit()?;
-        let job = match self.input {
-            Some(source) => Job::Input {
-                source,
-                split: self.split,
-            },
-            None => synthetic(self.message_size, self.total_size)?,
-        };
+        let job = self.job(piped)?;
         if self.rate.is_some_and(|rate| rate.as_u64() == 0) {
             bail!("--rate 0 would never end; leave it out for full speed");
         }
-        let key = self.auth_key.as_deref().map(auth::read_key);
         let config = Config {
             transmit,
             mode: match self.mode {
@@ -238,18 +304,20 @@ impl Cli {
             ack: self.ack,
             order: self.order,
             threads_per_broker: self.threads_per_broker,
-            batch_size: usize::try_from(self.batch_size.as_u64())?,
-            linger: Duration::from_millis(self.linger),
-            in_flight: self.in_flight,
-            timeout: Duration::from_secs(self.timeout),
+            batch_size: self.batch_size.as_u64() as usize,
+            linger: self.linger,
+            in_flight: self.in_flight as usize,
+            timeout: self.timeout,
+            connect_timeout: self.connect_timeout,
             sndbuf: self.sndbuf.map(|size| size.as_u64() as usize),
             packet_auth: self.packet_auth,
-            key: key.transpose().context("--auth-key")?,
             digest: self.digest,
             ..Config::new(self.brokers, &self.topic)
         };
+        config.check()?;
         Ok(Plan {
             config,
+            key: self.auth_key,
             job,
             rate: self.rate.map(|rate| rate.as_u64()),
             format: self.format,
@@ -276,14 +344,15 @@ fn parse_queues(list: &str) -> Result<Queues> {
     Ok(Queues(queues))
 }
 
-fn synthetic(message_size: ByteSize, total: Option<ByteSize>) -> Result<Job> {
-    let size = message_size.as_u64();
-    if size == 0 || size > 1 << 30 {
-        bail!("--message-size {message_size} is not from 1 B to 1 GiB");
-    }
-    let total = total.unwrap_or(ByteSize::gib(1)).as_u64();
+fn synthetic(message_size: Option<ByteSize>, total: Option<ByteSize>) -> Result<Job> {
+    let size = message_size.unwrap_or(MESSAGE_SIZE).as_u64();
+    let total = total.unwrap_or(TOTAL_SIZE.max(ByteSize(size))).as_u64();
     if total < size {
-        bail!("--total-size {total} is less than one message of {size} bytes");
+        bail!(
+            "--total-size {} is less than one message of --message-size {}",
+            size_text(total),
+            size_text(size)
+        );
     }
     Ok(Job::Synthetic {
         message_size: size as usize,
@@ -299,7 +368,71 @@ mod tests {
         let words = ["penstock-publisher", "--brokers", "127.0.0.1:1"]
             .iter()
             .chain(flags);
-        Cli::try_parse_from(words)?.plan()
+        Cli::try_parse_from(words)?.plan(false)
+    }
+
+    fn plan_with_pipe(flags: &[&str]) -> Result<Plan> {
+        let words = ["penstock-publisher", "--brokers", "127.0.0.1:1"]
+            .iter()
+            .chain(flags);
+        Cli::try_parse_from(words)?.plan(true)
+    }
+
+    #[test]
+    fn a_pipe_is_read_unless_something_else_is_asked_for() {
+        let source = |flags: &[&str]| match plan_with_pipe(flags).unwrap().job {
+            Job::Input { source, .. } => source.display().to_string(),
+            Job::Synthetic { .. } => "synthetic".to_owned(),
+        };
+        assert_eq!(source(&[]), "-");
+        assert_eq!(source(&["--split", "length-prefixed"]), "-");
+        assert_eq!(source(&["--input", "x"]), "x");
+        assert_eq!(source(&["--synthetic"]), "synthetic");
+        assert_eq!(source(&["--total-size", "1MB"]), "synthetic");
+        for (flags, words) in [
+            (&["--message-size", "5"][..], "--synthetic"),
+            (&["--synthetic", "--input", "x"], "cannot be used with"),
+            (&["--synthetic", "--split", "lines"], "cannot be used with"),
+        ] {
+            let error = format!("{:#}", plan_with_pipe(flags).unwrap_err());
+            assert!(error.contains(words), "{flags:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn nothing_to_publish_is_told_with_what_there_is_to_choose() {
+        let error = plan(&[]).unwrap_err().to_string();
+        for choice in ["--input FILE", "pipe", "--synthetic"] {
+            assert!(error.contains(choice), "{error}");
+        }
+    }
+
+    #[test]
+    fn durations_take_units() {
+        let config = |flags: &[&str]| {
+            let flags = [&["--synthetic"], flags].concat();
+            plan(&flags).unwrap().config
+        };
+        let defaults = config(&[]);
+        assert_eq!(defaults.timeout, Duration::from_secs(30));
+        assert_eq!(defaults.linger, Duration::from_millis(5));
+        let bare = config(&["--timeout", "2", "--linger", "3", "--connect-timeout", "0"]);
+        assert_eq!(bare.timeout, Duration::from_secs(2));
+        assert_eq!(bare.linger, Duration::from_millis(3));
+        assert_eq!(bare.connect_timeout, Duration::ZERO);
+        let units = config(&["--timeout", "2m", "--linger", "1s"]);
+        assert_eq!(units.timeout, Duration::from_secs(120));
+        assert_eq!(units.linger, Duration::from_secs(1));
+    }
+
+    #[test]
+    fn examples_are_valid_and_fit_in_80_columns() {
+        assert_eq!(EXAMPLES.lines().find(|line| line.len() > 79), None);
+        let examples = penstock_flags::examples(EXAMPLES, "penstock-publisher");
+        assert_eq!(examples.len(), 7);
+        for words in examples {
+            Cli::try_parse_from(&words).unwrap().plan(true).unwrap();
+        }
     }
 
     #[test]
@@ -325,7 +458,7 @@ mod tests {
     #[test]
     fn transmit_queues_are_a_list() {
         let transmit = |flags: &[&str]| {
-            let flags = [&["--mode", "xdp", "--tx", "af_xdp"], flags].concat();
+            let flags = [&["--synthetic", "--mode", "xdp", "--tx", "af_xdp"], flags].concat();
             plan(&flags).unwrap().config.transmit
         };
         let af_xdp = |interface: Option<&str>, queues: &[u32]| Transmit::AfXdp {
@@ -339,7 +472,7 @@ mod tests {
 
     #[test]
     fn wrong_flags_say_what_to_do() {
-        for (flags, words) in [
+        let wrong = [
             (&["--mode", "udp"][..], "possible values: tcp, xdp, auto"),
             (&["--tx", "raw"], "possible values: udp, af_xdp"),
             (&["--tx", "af_xdp"], "--mode xdp or auto"),
@@ -353,16 +486,22 @@ mod tests {
             (&["--order", "4"], "supported: 0 (per stream)"),
             (&["--topic", "a/b"], "not allowed"),
             (&["--rate", "0"], "leave it out"),
-            (
-                &["--message-size", "2KiB", "--total-size", "1KiB"],
-                "less than one message",
-            ),
-            (
-                &["--input", "x", "--total-size", "1KiB"],
-                "cannot be used with",
-            ),
-        ] {
-            let error = format!("{:#}", plan(flags).unwrap_err());
+            (&["--sndbuf", "4GiB"], "the nearest is 1073741823"),
+            (&["--sndbuf", "0"], "the nearest is 1"),
+            (&["--batch-size", "1"], "the nearest is 64"),
+            (&["--batch-size", "5x"], "KiB, MiB, GiB"),
+            (&["--message-size", "0"], "the nearest is 1"),
+            (&["--in-flight", "0"], "1..=65536"),
+            (&["--threads-per-broker", "0"], "1..=1024"),
+            (&["--timeout", "0"], "the nearest is 1s"),
+            (&["--timeout", "5x"], "such as 5s"),
+            (&["--linger", "0"], "the nearest is 1ms"),
+            (&["--message-size", "2MiB"], "less than one message"),
+            (&["--input", "x"], "cannot be used with"),
+        ];
+        for (flags, words) in wrong {
+            let flags = [&["--total-size", "1MB"], flags].concat();
+            let error = format!("{:#}", plan(&flags).unwrap_err());
             assert!(error.contains(words), "{flags:?}: {error}");
         }
     }

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use penstock_dataplane::auth::Key;
-use penstock_dataplane::wire::handshake::{AckLevel, OrderLevel};
+use penstock_dataplane::wire::handshake::{AckLevel, MAX_STREAMS, OrderLevel};
+
+use crate::Error;
 
 /// Path that payload takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,8 +76,11 @@ pub struct Config {
     pub linger: Duration,
     /// Batches of one stream that may be unacknowledged.
     pub in_flight: usize,
-    /// Time for connecting, and time without a sign of life after which a broker is given up.
+    /// Time for opening each connection, and time without a sign of life after which a broker is given up.
     pub timeout: Duration,
+    /// How long [`crate::Publisher::connect`] tries again while nobody listens at a broker's address:
+    /// a broker that was started at the same moment is not there yet.
+    pub connect_timeout: Duration,
     /// `SO_SNDBUF`, bytes; none leaves the kernel's autotuning on.
     pub sndbuf: Option<usize>,
     /// Key that the brokers take; with one, brokers that do not prove that they hold it are refused.
@@ -86,6 +91,10 @@ pub struct Config {
     /// Compute the SHA-256 of each stream.
     pub digest: bool,
 }
+
+/// Largest `SO_SNDBUF`: the option is an `int`, which the kernel doubles (`sock_setsockopt` in
+/// net/core/sock.c); a larger number would arrive cut off.
+const MAX_SNDBUF: usize = i32::MAX as usize / 2;
 
 impl Config {
     /// Settings for publishing to `topic` at `brokers`, acknowledged once committed.
@@ -103,10 +112,58 @@ impl Config {
             linger: Duration::from_millis(5),
             in_flight: 32,
             timeout: Duration::from_secs(30),
+            connect_timeout: Duration::ZERO,
             sndbuf: None,
             key: None,
             packet_auth: false,
             digest: false,
         }
+    }
+
+    /// Whether these settings are possible; [`crate::Publisher::connect`] asks this as well.
+    ///
+    /// # Errors
+    /// The first setting that is not, and what it may be.
+    pub fn check(&self) -> Result<(), Error> {
+        let wrong = |text: String| Err(Error::Config(text));
+        if self.brokers.is_empty() {
+            return wrong("no broker is named; give at least one host:port".to_owned());
+        }
+        if !(1..=MAX_STREAMS).contains(&self.threads_per_broker) {
+            return wrong(format!(
+                "{} threads per broker are not from 1 to {MAX_STREAMS}",
+                self.threads_per_broker
+            ));
+        }
+        if !(64..=1 << 30).contains(&self.batch_size) {
+            return wrong(format!(
+                "batch size {} is not from 64 B to 1 GiB",
+                self.batch_size
+            ));
+        }
+        if let Transmit::AfXdp { queues, .. } = &self.transmit {
+            if self.mode == Mode::Tcp {
+                return wrong(
+                    "AF_XDP transmits datagrams; the mode must be xdp or auto".to_owned(),
+                );
+            }
+            if queues.is_empty() {
+                return wrong("AF_XDP transmits through a queue; name at least one".to_owned());
+            }
+        }
+        if self.in_flight == 0 || self.in_flight > 65_536 {
+            return wrong(format!(
+                "{} batches in flight are not from 1 to 65536",
+                self.in_flight
+            ));
+        }
+        if let Some(bytes) = self.sndbuf
+            && !(1..=MAX_SNDBUF).contains(&bytes)
+        {
+            return wrong(format!(
+                "a send buffer of {bytes} bytes is not from 1 to {MAX_SNDBUF}"
+            ));
+        }
+        Ok(())
     }
 }

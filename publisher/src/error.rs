@@ -180,6 +180,19 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the address answered that nobody listens there, or cannot be reached yet: what a
+    /// broker, or a host, says that is just starting.
+    pub(crate) fn nobody_listens(&self) -> bool {
+        use io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkDown, NetworkUnreachable};
+        let Self::Connect { source, .. } = self else {
+            return false;
+        };
+        matches!(
+            source.kind(),
+            ConnectionRefused | HostUnreachable | NetworkDown | NetworkUnreachable
+        )
+    }
+
     /// Whether the same attempt may succeed a little later.
     pub(crate) fn may_pass(&self) -> bool {
         match self {

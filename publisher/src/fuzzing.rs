@@ -11,7 +11,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| flags(data));
 fn flags(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let words = ["penstock-publisher"].into_iter().chain(text.lines());
-    let plan = match Cli::try_parse_from(words).map(Cli::plan) {
+    let plan = match Cli::try_parse_from(words).map(|cli| cli.plan(true)) {
         Ok(Ok(plan)) => plan,
         Ok(Err(error)) => return assert!(!error.to_string().is_empty()),
         // Asked for help, or wrong.

@@ -1,4 +1,4 @@
-//! `penstock-publisher`: publishes synthetic load or real input.
+//! `penstock-publisher`: publishes real input or synthetic load.
 
 #![cfg_attr(fuzzing, no_main)]
 
@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, Result};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
+use penstock_dataplane::auth;
 use penstock_dataplane::profile::ProcessUsage;
 use penstock_dataplane::sleep;
 use penstock_publisher::{Config, Publisher, Summary};
@@ -23,7 +24,8 @@ use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use tracing_subscriber::EnvFilter;
 
-use cli::{Cli, Format, Job, Plan};
+use cli::{Cli, Format, Plan};
+use input::Source;
 use pace::Pace;
 
 /// Exit code after Ctrl-C, as shells have it: 128 + SIGINT.
@@ -53,22 +55,41 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
-    match cli.plan().and_then(|plan| run(&plan)) {
+    let plan = match cli.plan(input::is_piped()) {
+        Ok(plan) => plan,
+        Err(error) => penstock_flags::usage_error::<Cli>(&error).exit(),
+    };
+    match run(plan) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("penstock-publisher: {error:#}");
+            eprintln!(
+                "penstock-publisher: {}",
+                penstock_flags::explain(error.as_ref())
+            );
             ExitCode::FAILURE
         }
     }
 }
 
-fn run(plan: &Plan) -> Result<ExitCode> {
+fn run(mut plan: Plan) -> Result<ExitCode> {
     let stop = watch_signals()?;
+    let key = plan.key.as_deref().map(auth::read_key).transpose();
+    plan.config.key = key.context("--auth-key")?;
+    let plan = &plan;
+    let source = Source::open(&plan.job)?;
     let mut publisher = Publisher::connect(plan.config.clone())?;
     let progress = publisher.progress();
-    let published = publish(plan, &mut publisher, &stop);
+    let published = publish(plan, source, &mut publisher, &stop);
     let interrupted = stop.load(Ordering::Relaxed);
-    let closed = published.and_then(|()| Ok(publisher.close()?));
+    let closed = match published {
+        Ok(()) => publisher.close().map_err(anyhow::Error::from),
+        // What came before the fault of the input is delivered all the same.
+        Err(Halt::Input(error)) => match publisher.close() {
+            Ok(_) => Err(error),
+            Err(failure) => Err(failure).context(penstock_flags::explain(error.as_ref())),
+        },
+        Err(Halt::Publisher(error)) => Err(error.into()),
+    };
     let summary = closed.with_context(|| {
         format!(
             "failed; {} messages had been acknowledged before",
@@ -95,16 +116,35 @@ fn watch_signals() -> Result<Arc<AtomicBool>> {
     Ok(stop)
 }
 
-fn publish(plan: &Plan, publisher: &mut Publisher, stop: &AtomicBool) -> Result<()> {
+/// Why publishing ended early.
+enum Halt {
+    /// The input cannot be read on.
+    Input(anyhow::Error),
+    /// The publisher accepts nothing more.
+    Publisher(penstock_publisher::Error),
+}
+
+fn publish(
+    plan: &Plan,
+    source: Source,
+    publisher: &mut Publisher,
+    stop: &AtomicBool,
+) -> Result<(), Halt> {
     if plan.rate.is_some() {
-        sleep::be_punctual().context("cannot make the timer exact")?;
+        let punctual = sleep::be_punctual().context("cannot make the timer exact");
+        punctual.map_err(Halt::Input)?;
     }
     let mut pace = plan.rate.map(Pace::new);
     let bar = progress_bar(plan);
     let mut count = 0u64;
     let mut bytes = 0u64;
-    let mut one = |message: &[u8]| -> Result<bool> {
-        publisher.publish(message)?;
+    let limit = publisher.max_message();
+    let mut failure = None;
+    let mut one = |message: &[u8]| {
+        if let Err(error) = publisher.publish(message) {
+            failure = Some(error);
+            return false;
+        }
         bytes += message.len() as u64;
         count += 1;
         if let Some(pace) = &mut pace {
@@ -113,19 +153,14 @@ fn publish(plan: &Plan, publisher: &mut Publisher, stop: &AtomicBool) -> Result<
         if count.is_multiple_of(REDRAW) {
             bar.set_position(bytes);
         }
-        Ok(!stop.load(Ordering::Relaxed))
+        !stop.load(Ordering::Relaxed)
     };
-    match &plan.job {
-        Job::Synthetic {
-            message_size,
-            messages,
-        } => {
-            input::synthetic(*message_size, *messages, &mut one)?;
-        }
-        Job::Input { source, split } => input::read(source, *split, stop, &mut one)?,
-    }
+    let read = source.read(limit, stop, &mut one);
     bar.finish_and_clear();
-    Ok(())
+    match failure {
+        Some(error) => Err(Halt::Publisher(error)),
+        None => read.map_err(Halt::Input),
+    }
 }
 
 fn progress_bar(plan: &Plan) -> ProgressBar {

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Select, Sender, TrySendError};
 use penstock_dataplane::profile::{StageReport, StageTimer};
 use penstock_dataplane::wire::batch;
-use penstock_dataplane::wire::handshake::MAX_STREAMS;
 use penstock_dataplane::wire::message::{self, OVERHEAD};
+use tracing::warn;
 
 use crate::account::Closed;
-use crate::config::{Mode, Transmit};
+use crate::config::Mode;
 use crate::latency::Waits;
 use crate::link::{Ends, Link, Target};
 use crate::pool::Pool;
@@ -27,6 +27,9 @@ const QUEUE: usize = 8;
 const SAMPLE: u32 = 16;
 /// How often a blocked publisher looks whether a stream has failed.
 const LOOK: Duration = Duration::from_millis(50);
+
+/// Pause between attempts to reach a broker that is not there yet.
+const RETRY: Duration = Duration::from_millis(50);
 
 type StreamThread = JoinHandle<Result<Closed, Error>>;
 
@@ -100,7 +103,7 @@ impl Publisher {
     /// # Errors
     /// The first broker that cannot be reached or says no, and what to do.
     pub fn connect(config: Config) -> Result<Self, Error> {
-        check(&config)?;
+        config.check()?;
         let streams = config.brokers.len() * config.threads_per_broker as usize;
         // Some queued for each stream, and what it holds until it is written, or acked.
         let held = match config.mode {
@@ -119,6 +122,7 @@ impl Publisher {
         let mut opened = Vec::with_capacity(streams);
         let mut brokers = Vec::with_capacity(config.brokers.len());
         let mut max_payload = u32::MAX;
+        let mut first = FirstAttempts::new(config.connect_timeout);
         for broker in &config.brokers {
             let mut target = Target {
                 broker: broker.clone(),
@@ -134,7 +138,7 @@ impl Publisher {
                     waker: Arc::new(Waker::new()?),
                     shared: Arc::clone(&shared),
                 };
-                let (link, session, max) = Link::open(&config, &target, &ends)?;
+                let (link, session, max) = first.open(&config, &target, &ends)?;
                 target.session = session;
                 max_payload = max_payload.min(max);
                 let waker = Arc::clone(&ends.waker);
@@ -184,6 +188,12 @@ impl Publisher {
         }
         publisher.linger = Some(Linger::start(config.linger, Arc::clone(&publisher.open))?);
         Ok(publisher)
+    }
+
+    /// Largest message that fits in a batch that every broker accepts, bytes.
+    #[must_use]
+    pub fn max_message(&self) -> usize {
+        self.front().max_message
     }
 
     /// Adds a message to the open batch; sends the batch when it is full. Waits while every stream
@@ -459,6 +469,45 @@ impl Front {
     }
 }
 
+/// Opens the first connections, patiently while nobody listens: a broker that was started at the
+/// same moment is not there yet.
+struct FirstAttempts {
+    deadline: Instant,
+    warned: bool,
+}
+
+impl FirstAttempts {
+    fn new(patience: Duration) -> Self {
+        Self {
+            deadline: Instant::now() + patience,
+            warned: false,
+        }
+    }
+
+    fn open(
+        &mut self,
+        config: &Config,
+        target: &Target,
+        ends: &Ends,
+    ) -> Result<(Link, u64, u32), Error> {
+        loop {
+            let error = match Link::open(config, target, ends) {
+                Err(error) if error.nobody_listens() => error,
+                done => return done,
+            };
+            let left = self.deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(error);
+            }
+            if !self.warned {
+                warn!("{error}; trying again for {:.1} s", left.as_secs_f64());
+                self.warned = true;
+            }
+            thread::sleep(RETRY.min(left));
+        }
+    }
+}
+
 impl Failure {
     fn note(&self, error: Error) {
         self.error
@@ -549,38 +598,4 @@ fn pipeline_shares(stages: &StageTimer<PublishStage>, batches: u64) -> Vec<Stage
         .map(|stage| stage.total_ns)
         .sum();
     stages.report(total, batches)
-}
-
-fn check(config: &Config) -> Result<(), Error> {
-    let wrong = |text: String| Err(Error::Config(text));
-    if config.brokers.is_empty() {
-        return wrong("no broker is named; give at least one host:port".to_owned());
-    }
-    if !(1..=MAX_STREAMS).contains(&config.threads_per_broker) {
-        return wrong(format!(
-            "{} threads per broker are not from 1 to {MAX_STREAMS}",
-            config.threads_per_broker
-        ));
-    }
-    if !(64..=1 << 30).contains(&config.batch_size) {
-        return wrong(format!(
-            "batch size {} is not from 64 B to 1 GiB",
-            config.batch_size
-        ));
-    }
-    if let Transmit::AfXdp { queues, .. } = &config.transmit {
-        if config.mode == Mode::Tcp {
-            return wrong("AF_XDP transmits datagrams; the mode must be xdp or auto".to_owned());
-        }
-        if queues.is_empty() {
-            return wrong("AF_XDP transmits through a queue; name at least one".to_owned());
-        }
-    }
-    if config.in_flight == 0 || config.in_flight > 65_536 {
-        return wrong(format!(
-            "{} batches in flight are not from 1 to 65536",
-            config.in_flight
-        ));
-    }
-    Ok(())
 }
