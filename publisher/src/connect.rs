@@ -76,8 +76,11 @@ pub(crate) fn open_stream(
     let datagrams = match path {
         Path::Tcp => None,
         Path::Xdp => {
-            let address = socket.peer_addr().map_err(connect)?;
-            let datagrams = Datagrams::connect(address).map_err(connect)?;
+            let ends = socket
+                .local_addr()
+                .and_then(|own| Ok((own, socket.peer_addr()?)));
+            let (own, address) = ends.map_err(connect)?;
+            let datagrams = Datagrams::connect(own, address).map_err(connect)?;
             let sending = Sending::open(config, target, &datagrams, tx_queues)?;
             Some((datagrams, sending))
         }

@@ -32,13 +32,11 @@ pub(crate) struct Datagrams {
 }
 
 impl Datagrams {
-    /// A socket for datagrams to `broker`, from any port.
-    pub(crate) fn connect(broker: SocketAddr) -> io::Result<Self> {
-        let any = match broker {
-            SocketAddr::V4(_) => SocketAddr::from(([0, 0, 0, 0], 0)),
-            SocketAddr::V6(_) => SocketAddr::from(([0u16; 8], 0)),
-        };
-        let socket = UdpSocket::bind(any)?;
+    /// A socket for datagrams to `broker`, from any port of `own`: the address of the connection that
+    /// opened the stream, because the broker answers no other.
+    pub(crate) fn connect(mut own: SocketAddr, broker: SocketAddr) -> io::Result<Self> {
+        own.set_port(0);
+        let socket = UdpSocket::bind(own)?;
         socket.connect(broker)?;
         // The kernel gives what wmem_max allows, which is enough.
         SockRef::from(&socket).set_send_buffer_size(SNDBUF)?;
@@ -239,7 +237,8 @@ mod tests {
     #[test]
     fn a_buffer_is_cut_into_packets_and_answers_come_back() {
         let broker = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let mut datagrams = Datagrams::connect(broker.local_addr().unwrap()).unwrap();
+        let own: SocketAddr = "127.0.0.7:1".parse().unwrap();
+        let mut datagrams = Datagrams::connect(own, broker.local_addr().unwrap()).unwrap();
         assert!(datagrams.max_datagram().unwrap() >= 65_000);
         let part = |len| IoSlice::new(&[1; 200][..len]);
         let packets = [
@@ -253,6 +252,7 @@ mod tests {
         let mut lens = Vec::new();
         for _ in 0..3 {
             let (len, from) = broker.recv_from(&mut packet).unwrap();
+            assert_eq!(from.ip(), own.ip());
             lens.push(len);
             broker.send_to(&packet[..len], from).unwrap();
         }

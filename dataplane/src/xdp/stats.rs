@@ -20,6 +20,8 @@ pub struct XdpStats {
     pub corrupt: u64,
     /// Packets of streams that this worker does not have.
     pub unknown_stream: u64,
+    /// Packets from another host than the stream's publisher: they are placed, but not answered.
+    pub foreign_source: u64,
     /// Packets all of which came before.
     pub duplicates: u64,
     /// Packets refused because they ignore a limit or contradict others.
@@ -76,6 +78,7 @@ impl XdpStats {
         self.unknown_stream += other.unknown_stream;
         self.duplicates += other.duplicates;
         self.refused += other.refused;
+        self.foreign_source += other.foreign_source;
         self.skipped += other.skipped;
         self.late += other.late;
         self.acks += other.acks;

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Read};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -75,9 +75,11 @@ pub(super) struct Stream {
     /// Batches that readers see; with index in the log and number of those that they do not yet.
     visible: u64,
     unseen: Option<(u64, u64)>,
-    /// Where its packets come from, and which port they came to.
-    pub(super) back: Headers,
+    /// Where ACKs go, once a packet came from the publisher's host; and which port it came to.
+    pub(super) back: Option<Headers>,
     pub(super) port: usize,
+    /// The host that ACKs go to: the other end of the control connection, whose address is proven.
+    host: IpAddr,
     /// Where the newest packet came from, if that was somewhere else.
     elsewhere: Option<Headers>,
     /// When its last packet came.
@@ -96,14 +98,7 @@ pub(super) struct Stream {
 }
 
 impl Stream {
-    pub(super) fn new(
-        opened: Opened,
-        pass: Pass,
-        back: Headers,
-        port: usize,
-        window: u64,
-        now: u64,
-    ) -> Self {
+    pub(super) fn new(opened: Opened, pass: Pass, port: usize, window: u64, now: u64) -> Self {
         let Opened {
             socket,
             peer,
@@ -129,8 +124,9 @@ impl Stream {
             committed: first,
             visible: first,
             unseen: None,
-            back,
+            back: None,
             port,
+            host: peer.ip().to_canonical(),
             elsewhere: None,
             heard_at: now,
             unacked: 0,
@@ -159,24 +155,45 @@ impl Stream {
         self.receiver.is_newest(packet)
     }
 
-    /// Its newest packet came, to this port.
+    /// Its newest packet came, to this port. Returns false if it came from another host than the
+    /// publisher's: it is placed, but nobody gets an ACK for it.
     ///
-    /// A publisher may come from elsewhere, after a router in between forgot it. Answers follow it
-    /// with the second packet in a row: the checksum does not cover addresses, and one that was
-    /// damaged on the way must not lead them astray. Whoever repeats its packets from elsewhere gets
-    /// none, for those are not the newest (as RFC 9000 section 9.3 has it).
-    pub(super) fn heard(&mut self, now: u64, port: usize, frame: &[u8], datagram: &Datagram) {
+    /// Anybody can open a stream and send its packets with the source address of somebody else, who
+    /// would get larger ACKs than these packets are (RFC 9000 section 8). So ACKs go only to the host
+    /// that the control connection proves; its port is learnt.
+    ///
+    /// The port may change, after a router in between forgot it. Answers follow it with the second
+    /// packet in a row: the checksum does not cover addresses, and one that was damaged on the way must
+    /// not lead them astray. Whoever repeats its packets from elsewhere gets none, for those are not the
+    /// newest (as RFC 9000 section 9.3 has it).
+    pub(super) fn heard(
+        &mut self,
+        now: u64,
+        port: usize,
+        frame: &[u8],
+        datagram: &Datagram,
+    ) -> bool {
         self.heard_at = now;
-        self.port = port;
-        if self.back.leads_back(frame, datagram) {
+        let known = self.back.as_ref();
+        if known.is_some_and(|back| back.leads_back(frame, datagram)) {
+            self.port = port;
             self.elsewhere = None;
-            return;
+            return true;
         }
         let back = Headers::back(frame, datagram);
-        match self.elsewhere.take() {
-            Some(same) if same == back => self.back = back,
-            _ => self.elsewhere = Some(back),
+        if back.peer().ip() != self.host {
+            return false;
         }
+        self.port = port;
+        let is_second = self.elsewhere.as_ref() == Some(&back);
+        match &self.back {
+            Some(_) if !is_second => self.elsewhere = Some(back),
+            _ => {
+                self.elsewhere = None;
+                self.back = Some(back);
+            }
+        }
+        true
     }
 
     /// A packet that only asks for an ack.
@@ -323,18 +340,19 @@ impl Stream {
         }
         self.ack_due = None;
         self.unacked = 0;
-        let blocked = self.is_blocked();
+        let back = self.back.as_ref()?;
+        let blocked = !self.complete.is_empty();
         self.receiver.feedback(now, blocked, feedback);
         feedback.committed = self.visible;
         self.told = self.visible;
-        let headers = self.back.len();
+        let headers = back.len();
         let (head, rest) = frame.split_at_mut(headers);
         let mut len = feedback.write(&mut rest[..MAX_ACK_LEN]);
         if let Some(keys) = &self.keys {
             self.acks += 1;
             len = keys.seal_ack(self.acks, rest, len);
         }
-        self.back.write(head, &[&rest[..len]]);
+        back.write(head, &[&rest[..len]]);
         Some(headers + len)
     }
 

@@ -16,7 +16,7 @@ use tracing::{debug, info, warn};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::FIRST_CREDIT;
-use super::frame::{self, Datagram, Headers};
+use super::frame::{self, Datagram};
 use super::gate::Pass;
 use super::pieces::{Parts, Pieces};
 use super::port::{BURST, MAX_BUFFERS, Port};
@@ -407,13 +407,10 @@ impl State {
         let number = match known {
             Some(number) => number,
             None => match self.registry.take(received.stream) {
-                Some((opened, pass)) => {
-                    let back = Headers::back(frame, datagram);
-                    match self.adopt(opened, pass, back, port, now) {
-                        Some(number) => number,
-                        None => return true,
-                    }
-                }
+                Some((opened, pass)) => match self.adopt(opened, pass, port, now) {
+                    Some(number) => number,
+                    None => return true,
+                },
                 None => {
                     self.xdp.unknown_stream += 1;
                     return true;
@@ -422,7 +419,9 @@ impl State {
         };
         let entry = self.streams[number].as_mut().expect("it was just found");
         if entry.stream.is_newest(received.packet) {
-            entry.stream.heard(now, port, frame, datagram);
+            if !entry.stream.heard(now, port, frame, datagram) {
+                self.xdp.foreign_source += 1;
+            }
             if let Some(pause) = received.pause {
                 self.xdp.note_pause(pause);
             }
@@ -483,21 +482,14 @@ impl State {
         }
     }
 
-    fn adopt(
-        &mut self,
-        opened: Opened,
-        pass: Pass,
-        back: Headers,
-        port: usize,
-        now: u64,
-    ) -> Option<usize> {
+    fn adopt(&mut self, opened: Opened, pass: Pass, port: usize, now: u64) -> Option<usize> {
         let writer = self.writer_for(&opened.admission.log);
         let number = self.free.pop().unwrap_or_else(|| {
             self.streams.push(None);
             self.streams.len() - 1
         });
-        debug!(from = %back.peer(), "first packet of a stream");
-        let stream = Stream::new(opened, pass, back, port, MIN_WINDOW, now);
+        debug!(peer = %opened.peer, "first packet of a stream");
+        let stream = Stream::new(opened, pass, port, MIN_WINDOW, now);
         // SAFETY: the socket is deleted from the poller in `remove`, before it is closed.
         let added = unsafe {
             self.poller
@@ -654,13 +646,16 @@ mod tests {
     use crate::wire::batch;
     use crate::wire::handshake::{AckLevel, Path};
     use crate::wire::packet::{BatchInfo, Chunk};
-    use crate::xdp::Endpoint;
     use crate::xdp::gate::tests::Odd;
+    use crate::xdp::{Endpoint, Headers};
 
     const KEY: StreamKey = StreamKey {
         key: 0x5ec2e7,
         stream: 0,
     };
+
+    /// The publisher's host, the other end of the control connection as far as the worker knows.
+    const PUBLISHER: u8 = 2;
 
     /// A worker without ports, and a stream that waits for its first packet.
     struct Bench {
@@ -688,8 +683,9 @@ mod tests {
             let log = Arc::new(Log::open(&dir.path().join("topic.log"), &options).unwrap());
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             let control = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-            let (socket, peer) = listener.accept().unwrap();
+            let (socket, _) = listener.accept().unwrap();
             socket.set_nonblocking(true).unwrap();
+            let peer = address(PUBLISHER);
             let wanted = Wanted {
                 rcvbuf: 1 << 16,
                 sndbuf: 1 << 16,
@@ -747,7 +743,8 @@ mod tests {
         /// What the stream's packets have brought about.
         fn stream(&self) -> (u64, SocketAddr) {
             let entry = self.worker.state.streams[0].as_ref().unwrap();
-            (self.log.info().batches, entry.stream.back.peer())
+            let back = entry.stream.back.as_ref();
+            (self.log.info().batches, back.unwrap().peer())
         }
     }
 
@@ -885,7 +882,6 @@ mod tests {
 
     #[test]
     fn strangers_and_repeaters_change_nothing() {
-        const PUBLISHER: u8 = 2;
         const STRANGER: u8 = 66;
         let mut bench = Bench::new();
         let mut rng = Rng::with_seed(1);
@@ -970,14 +966,58 @@ mod tests {
         assert!(!admitted(&bench));
     }
 
+    /// The same packet from another UDP port.
+    fn from_port(mut sent: Vec<u8>, port: u16) -> Vec<u8> {
+        sent[34..36].copy_from_slice(&port.to_be_bytes());
+        sent
+    }
+
     #[test]
-    fn a_publisher_that_comes_from_elsewhere_is_answered_there() {
+    fn a_publisher_whose_port_changes_is_answered_there() {
         let mut bench = Bench::new();
-        bench.take(&whole(2, KEY, 0, 0));
-        bench.take(&whole(3, KEY, 1, 1));
-        assert_eq!(bench.stream(), (2, address(2)), "one packet is not enough");
-        bench.take(&whole(3, KEY, 2, 2));
-        assert_eq!(bench.stream(), (3, address(3)));
+        bench.take(&whole(PUBLISHER, KEY, 0, 0));
+        bench.take(&from_port(whole(PUBLISHER, KEY, 1, 1), 4000));
+        let before = (2, address(PUBLISHER));
+        assert_eq!(bench.stream(), before, "one packet is not enough");
+        bench.take(&from_port(whole(PUBLISHER, KEY, 2, 2), 4000));
+        let mut there = address(PUBLISHER);
+        there.set_port(4000);
+        assert_eq!(bench.stream(), (3, there));
+    }
+
+    #[test]
+    fn only_the_host_of_the_control_connection_is_answered() {
+        const VICTIM: u8 = 66;
+        let mut bench = Bench::new();
+        let (mut out, mut feedback) = (vec![0; 2048], Feedback::new(KEY));
+        let mut answers = |bench: &mut Bench| {
+            let stream = &mut bench.worker.state.streams[0].as_mut().unwrap().stream;
+            let len = stream.ack(u64::MAX, &mut feedback, &mut out)?;
+            let datagram = frame::parse(&out[..len], len).unwrap();
+            assert_eq!(datagram.len, out[datagram.start..len].len());
+            Some(len)
+        };
+        // From the first packet on, however many come in a row.
+        for packet in 0..20 {
+            bench.take(&frame(VICTIM, &Data::ping(KEY, 2 * packet, &[]), &[]));
+            assert_eq!(answers(&mut bench), None, "packet {packet}");
+            let stream = &bench.worker.state.streams[0].as_ref().unwrap().stream;
+            assert_eq!(stream.ack_due(), None, "nothing stays due");
+        }
+        for packet in 50..70 {
+            bench.take(&frame(PUBLISHER, &Data::ping(KEY, 10 * packet, &[]), &[]));
+            assert!(answers(&mut bench).is_some());
+            for more in 1..5 {
+                bench.take(&frame(
+                    VICTIM,
+                    &Data::ping(KEY, 10 * packet + more, &[]),
+                    &[],
+                ));
+            }
+            answers(&mut bench);
+            assert_eq!(bench.stream().1, address(PUBLISHER));
+        }
+        assert_eq!(bench.worker.state.xdp.foreign_source, 20 + 20 * 4);
     }
 
     #[test]
@@ -995,7 +1035,8 @@ mod tests {
             bench.take(&sent);
             assert_eq!(bench.log.info().batches, packet + 1);
             if packet >= 2 {
-                let back = &bench.worker.state.streams[0].as_ref().unwrap().stream.back;
+                let stream = &bench.worker.state.streams[0].as_ref().unwrap().stream;
+                let back = stream.back.as_ref().unwrap();
                 let good = whole(2, KEY, 0, 0);
                 let datagram = frame::parse(&good, good.len()).unwrap();
                 assert!(back.leads_back(&good, &datagram), "after packet {packet}");
