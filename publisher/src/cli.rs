@@ -37,7 +37,7 @@ Examples:
   penstock-publisher --brokers 10.0.0.1:1214 --synthetic --rate 1024000 \\
       --message-size 1024 --batch-size 1028 --total-size 10MB
 
-Ctrl-C ends the input, waits for the acks and prints the summary.
+Ctrl-C ends the input, waits 2 s for the acks and prints the summary.
 Exit codes: 0 every message acknowledged, 1 failed, 2 wrong usage,
 130 interrupted.";
 
@@ -71,8 +71,9 @@ pub struct Cli {
     /// Topic; each broker keeps its own log of it.
     #[arg(long, default_value = "penstock", help_heading = TARGET)]
     topic: String,
-    /// Time for opening each connection, and without a sign of life after which a broker is given
-    /// up: such as 30s or 2m; a number alone is seconds.
+    /// Time for opening each connection, and without progress after which a broker is given up, also
+    /// one that lives and waits for room in its log (at least 4s over xdp): such as 30s or 2m; a
+    /// number alone is seconds.
     #[arg(long, value_name = "DURATION", default_value = "30s", help_heading = TARGET,
         value_parser = duration(BareUnit::Seconds, SECOND..=DAY))]
     timeout: Duration,

@@ -76,7 +76,8 @@ pub struct Config {
     pub linger: Duration,
     /// Batches of one stream that may be unacknowledged.
     pub in_flight: usize,
-    /// Time for opening each connection, and time without a sign of life after which a broker is given up.
+    /// Time for opening each connection, and time without progress after which a broker is given up,
+    /// be it silent or waiting for room in its log. Over xdp it is at least 4 s.
     pub timeout: Duration,
     /// How long [`crate::Publisher::connect`] tries again while nobody listens at a broker's address:
     /// a broker that was started at the same moment is not there yet.

@@ -26,6 +26,7 @@ use crate::account::Account;
 use crate::af_xdp::TransmitError;
 use crate::connect::Opened;
 use crate::link::{Ends, Target};
+use crate::progress::ProgressClock;
 use crate::sending::Sending;
 use crate::stream::{Filled, Job, Shared};
 use crate::summary::PublishStage;
@@ -46,6 +47,8 @@ const TRIAL: Duration = Duration::from_millis(800);
 const QUIET: u64 = 50_000_000;
 /// A stream that has packets on their way and hears nothing for so long goes over tcp.
 const DEAD: u64 = 3_000_000_000;
+/// A stream that makes no progress is not given up before its path had time to show that it is dead.
+const LEAST_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// How a stream over xdp ended.
 pub(crate) enum Outcome {
@@ -98,6 +101,9 @@ pub(crate) struct DatagramStream {
     sender: Sender,
     start: Instant,
     in_flight: usize,
+    progress: ProgressClock,
+    /// Payload bytes that had arrived when last looked at.
+    delivered: u64,
     ends: Ends,
     /// Payload of batches that are not acked, oldest first.
     kept: VecDeque<Filled>,
@@ -159,6 +165,8 @@ impl DatagramStream {
             sender: Sender::new(&settings, 0),
             start: Instant::now(),
             in_flight: config.in_flight,
+            progress: ProgressClock::new(config.timeout.max(LEAST_TIMEOUT)),
+            delivered: 0,
             ends: ends.clone(),
             kept: VecDeque::with_capacity(config.in_flight),
             headers: Vec::with_capacity(MAX_SEGMENTS),
@@ -261,7 +269,8 @@ impl DatagramStream {
     pub(crate) fn run(&mut self) -> Result<Outcome, Error> {
         sleep::be_punctual().map_err(|e| Error::Thread(e.to_string()))?;
         match self.serve() {
-            Ok(()) => Ok(Outcome::Ended(Box::new(self.take_account()))),
+            // A cancelled stream says how far it came.
+            Ok(()) | Err(Error::Failed) => Ok(Outcome::Ended(Box::new(self.take_account()))),
             Err(Error::PathDead { reason, .. }) => Ok(Outcome::Moves(Box::new(self.leave(reason)))),
             Err(error) => Err(error),
         }
@@ -290,12 +299,17 @@ impl DatagramStream {
             if !open && self.kept.is_empty() {
                 return self.end();
             }
-            if self.ends.shared.abandoned.load(Ordering::Relaxed) {
-                return Err(Error::Failed);
-            }
+            self.check_abandoned()?;
             if !sent {
                 self.rest()?;
             }
+        }
+    }
+
+    fn check_abandoned(&self) -> Result<(), Error> {
+        match self.ends.shared.abandoned.load(Ordering::Relaxed) {
+            true => Err(Error::Failed),
+            false => Ok(()),
         }
     }
 
@@ -325,6 +339,9 @@ impl DatagramStream {
     }
 
     fn enqueue(&mut self, batch: Filled) {
+        if self.kept.is_empty() {
+            self.progress.restart(Instant::now());
+        }
         let seq = self.sender.committed() + self.kept.len() as u64;
         let checksum = batch.header(seq).checksum();
         self.sender
@@ -461,6 +478,7 @@ impl DatagramStream {
                 Ok(count) => count,
                 Err(error) => return self.explain(&error),
             };
+            let mut heard = false;
             for index in 0..count {
                 // What is no ACK of this stream is a stranger's.
                 let datagram = self.datagrams.ack(index);
@@ -480,6 +498,7 @@ impl DatagramStream {
                     continue;
                 }
                 self.refused = false;
+                heard = true;
                 let now = self.now();
                 let told = self.sender.on_feedback(now, &self.feedback);
                 told.map_err(|source| Error::BadFeedback {
@@ -487,10 +506,25 @@ impl DatagramStream {
                     source,
                 })?;
             }
+            if heard {
+                self.note_progress();
+            }
             self.release();
             if count < Datagrams::BATCH {
                 return Ok(());
             }
+        }
+    }
+
+    /// What ACKs told: payload arrived, batches were committed, or the broker only lives.
+    fn note_progress(&mut self) {
+        let now = Instant::now();
+        self.progress.on_heard(now, self.sender.is_blocked());
+        let delivered = self.sender.stats().delivered;
+        self.progress.on_bytes(now, delivered - self.delivered);
+        self.delivered = delivered;
+        if self.kept.len() > self.sender.uncommitted() {
+            self.progress.restart(now);
         }
     }
 
@@ -517,8 +551,15 @@ impl DatagramStream {
         if outstanding && now - self.sender.heard_at() > DEAD {
             return Err(self.path_dead("nothing has been heard for 3 s".to_owned()));
         }
+        if outstanding {
+            let now = self.start + Duration::from_nanos(now);
+            self.progress
+                .check(now, &self.broker, || self.unacked_messages())?;
+        }
         let since = self.sender.undelivered_since();
-        if since.is_some_and(|since| now - since > DEAD) {
+        // A broker that waits for room may have none for what arrives.
+        let is_lost = since.is_some_and(|since| now - since > DEAD);
+        if is_lost && !self.sender.is_blocked() {
             let reason = "the broker answers, but no payload arrives intact";
             return Err(self.path_dead(reason.to_owned()));
         }
@@ -628,6 +669,7 @@ impl DatagramStream {
             if start.elapsed() > Duration::from_nanos(DEAD) {
                 return Err(self.path_dead("the end of the stream is not confirmed".to_owned()));
             }
+            self.check_abandoned()?;
             self.wait_for_control()?;
         }
     }

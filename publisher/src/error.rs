@@ -135,6 +135,30 @@ pub enum Error {
         /// Messages of the stream that were sent and not acked.
         unacked: u64,
     },
+    /// The broker lives, and waits for room in the topic's log.
+    #[error(
+        "broker {broker}: no progress for {timeout:.0?} with {unacked} messages unacknowledged: the broker waits for room, because a registered reader holds up the topic's log; the broker's log names the reader: resume or end it, or start the broker with --reader-timeout-action evict"
+    )]
+    Blocked {
+        /// The broker.
+        broker: String,
+        /// How long nothing went on.
+        timeout: Duration,
+        /// Messages of the stream that were sent and not acked.
+        unacked: u64,
+    },
+    /// The broker answers, and neither takes nor acks anything.
+    #[error(
+        "broker {broker}: no progress for {timeout:.0?} with {unacked} messages unacknowledged: the broker answers, but takes nothing; its log may say why"
+    )]
+    NoProgress {
+        /// The broker.
+        broker: String,
+        /// How long nothing went on.
+        timeout: Duration,
+        /// Messages of the stream that were sent and not acked.
+        unacked: u64,
+    },
     /// The connection broke, of a stream without acks or again and again without an ack between.
     #[error(
         "broker {broker}: connection lost with {unacked} messages unacknowledged: {source}; they may or may not be in its log"

@@ -10,7 +10,7 @@ use crossbeam_channel::Receiver;
 use penstock_dataplane::wire::handshake::{Path, Refusal};
 use tracing::warn;
 
-use crate::account::Closed;
+use crate::account::{Account, Closed};
 use crate::config::Mode;
 use crate::connect;
 use crate::datagram::{DatagramStream, Leftover, Outcome};
@@ -124,7 +124,10 @@ impl Link {
                     source: io::Error::other(leftover.reason),
                 });
             }
-            link = Self::again(config, target, ends, leftover, &mut luck)?;
+            link = match Self::again(config, target, ends, leftover, &mut luck)? {
+                Next::Link(link) => link,
+                Next::Cancelled(account) => return Ok(account.close()),
+            };
         }
     }
 
@@ -135,7 +138,7 @@ impl Link {
         ends: &Ends,
         mut left: Leftover,
         luck: &mut Luck,
-    ) -> Result<Self, Error> {
+    ) -> Result<Next, Error> {
         let (reason, unacked) = (left.reason.clone(), left.unacked_messages());
         warn!(
             broker = target.broker,
@@ -172,13 +175,14 @@ impl Link {
         match opened {
             Ok((mut link, committed)) => {
                 left.drop_committed(committed, &ends.shared, !owns_kept(config));
+                luck.is_owed = !left.unacked.is_empty();
                 match &mut link {
                     Self::Tcp(stream) => stream.take_over(&mut left),
                     Self::Xdp(stream) => stream.take_over(&mut left),
                 }
-                Ok(link)
+                Ok(Next::Link(link))
             }
-            Err(Error::Failed) => Err(Error::Failed),
+            Err(Error::Failed) => Ok(Next::Cancelled(Box::new(left.account))),
             Err(error) => Err(Error::NotResumed {
                 broker: target.broker.clone(),
                 unacked,
@@ -210,12 +214,21 @@ impl Link {
     }
 }
 
+/// What follows on a lost connection.
+enum Next {
+    Link(Link),
+    /// The publisher is cancelled: the figures of the stream, as far as it came.
+    Cancelled(Box<Account>),
+}
+
 /// Since when a stream has had no luck with its connections. A broker that takes connections but
 /// never anything over them is given up as one that takes none.
 struct Luck {
     since: Instant,
     connected: Instant,
     acked: u64,
+    /// The connection began with batches that wait for an ack.
+    is_owed: bool,
 }
 
 impl Luck {
@@ -225,13 +238,15 @@ impl Luck {
             since: now,
             connected: now,
             acked: 0,
+            is_owed: false,
         }
     }
 
-    /// A connection ended when so many batches were acked. If it brought some, or lasted, what was
-    /// before it is forgotten.
+    /// A connection ended when so many batches were acked. If it brought some, or lasted while there
+    /// was nothing to bring, what was before it is forgotten.
     fn lost_connection(&mut self, acked: u64, timeout: Duration) {
-        if acked > self.acked || self.connected.elapsed() > timeout {
+        let has_lasted = !self.is_owed && self.connected.elapsed() > timeout;
+        if acked > self.acked || has_lasted {
             self.since = Instant::now();
         } else {
             thread::sleep(PAUSE);

@@ -6,11 +6,11 @@ mod cli;
 #[cfg(any(test, fuzzing))]
 mod fuzzing;
 mod input;
+mod interrupt;
 mod pace;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
@@ -21,14 +21,14 @@ use penstock_dataplane::profile::ProcessUsage;
 use penstock_dataplane::sleep;
 use penstock_publisher::{Config, Publisher, Summary};
 use serde::Serialize;
-use signal_hook::consts::{SIGINT, SIGTERM};
 use tracing_subscriber::EnvFilter;
 
 use cli::{Cli, Format, Plan};
 use input::Source;
+use interrupt::Interrupt;
 use pace::Pace;
 
-/// Exit code after Ctrl-C, as shells have it: 128 + SIGINT.
+/// Exit code after SIGINT or SIGTERM.
 const INTERRUPTED: u8 = 130;
 /// Messages between two looks at the progress bar.
 const REDRAW: u64 = 4096;
@@ -72,17 +72,21 @@ fn main() -> ExitCode {
 }
 
 fn run(mut plan: Plan) -> Result<ExitCode> {
-    let stop = watch_signals()?;
+    let interrupt = Interrupt::watch()?;
     let key = plan.key.as_deref().map(auth::read_key).transpose();
     plan.config.key = key.context("--auth-key")?;
     let plan = &plan;
     let source = Source::open(&plan.job)?;
     let mut publisher = Publisher::connect(plan.config.clone())?;
+    interrupt.connected(publisher.canceller(), publisher.progress());
     let progress = publisher.progress();
-    let published = publish(plan, source, &mut publisher, &stop);
-    let interrupted = stop.load(Ordering::Relaxed);
+    let published = publish(plan, source, &mut publisher, interrupt.flag());
     let closed = match published {
         Ok(()) => publisher.close().map_err(anyhow::Error::from),
+        // It was cancelled: the summary tells how far it came.
+        Err(Halt::Publisher(penstock_publisher::Error::Failed)) if interrupt.came() => {
+            publisher.close().map_err(anyhow::Error::from)
+        }
         // What came before the fault of the input is delivered all the same.
         Err(Halt::Input(error)) => match publisher.close() {
             Ok(_) => Err(error),
@@ -97,23 +101,13 @@ fn run(mut plan: Plan) -> Result<ExitCode> {
         )
     })?;
     print(plan, &summary)?;
+    interrupt.finished();
     let complete = summary.messages_acked == summary.messages_sent;
-    Ok(match (interrupted, complete) {
+    Ok(match (interrupt.came(), complete) {
         (true, _) => ExitCode::from(INTERRUPTED),
         (false, true) => ExitCode::SUCCESS,
         (false, false) => ExitCode::FAILURE,
     })
-}
-
-/// A flag that the first SIGINT or SIGTERM sets; the second ends the process at once.
-fn watch_signals() -> Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register_conditional_default(signal, Arc::clone(&stop))
-            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&stop)))
-            .context("cannot watch signals")?;
-    }
-    Ok(stop)
 }
 
 /// Why publishing ended early.

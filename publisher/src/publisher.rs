@@ -69,6 +69,27 @@ impl Progress {
     }
 }
 
+/// Ends a publisher from another thread, whatever it waits for.
+#[derive(Debug, Clone)]
+pub struct Canceller {
+    shared: Arc<Shared>,
+    failure: Arc<Failure>,
+    wakers: Vec<Arc<Waker>>,
+}
+
+impl Canceller {
+    /// Gives up at once what is not acked: [`Publisher::publish`] and [`Publisher::flush`] fail from
+    /// now on, and [`Publisher::close`] returns what was acked.
+    pub fn cancel(&self) {
+        self.shared.abandoned.store(true, Ordering::Release);
+        self.failure.happened.store(true, Ordering::Release);
+        for waker in &self.wakers {
+            // A stream that cannot be woken looks around by itself, a little later.
+            let _ = waker.wake();
+        }
+    }
+}
+
 /// The batch that is being filled, and the way out.
 struct Front {
     payload: Vec<u8>,
@@ -230,14 +251,17 @@ impl Publisher {
         Ok(())
     }
 
-    /// Sends what is left, ends every stream and waits until all is acked.
+    /// Sends what is left, ends every stream and waits until all is acked, unless it is cancelled.
     ///
     /// # Errors
     /// The failure of a stream; what was acked before it is in [`Publisher::progress`].
     pub fn close(mut self) -> Result<Summary, Error> {
         self.stop_linger();
         let mut front = self.front();
-        front.seal()?;
+        match front.seal() {
+            Err(Error::Failed) if self.is_cancelled() => {}
+            sealed => sealed?,
+        }
         // Without senders the streams see that no more comes.
         front.streams.clear();
         let (first, total_messages) = (front.first, front.total_messages);
@@ -246,7 +270,7 @@ impl Publisher {
         self.wake_all();
         let mut waits = Waits::default();
         let mut results = Vec::with_capacity(self.threads.len());
-        for thread in self.threads.drain(..) {
+        for thread in std::mem::take(&mut self.threads) {
             let joined = thread
                 .join()
                 .map_err(|_| Error::Thread("it panicked".to_owned()))?;
@@ -258,6 +282,8 @@ impl Publisher {
                     }
                     results.push(closed.summary);
                 }
+                // Its failure was told before.
+                Err(Error::Failed) if self.is_cancelled() => results.push(StreamSummary::default()),
                 Err(Error::Failed) => return Err(self.failure.take()),
                 Err(error) => return Err(error),
             }
@@ -274,6 +300,20 @@ impl Publisher {
         Progress {
             shared: Arc::clone(&self.shared),
         }
+    }
+
+    /// What ends this publisher from another thread.
+    #[must_use]
+    pub fn canceller(&self) -> Canceller {
+        Canceller {
+            shared: Arc::clone(&self.shared),
+            failure: Arc::clone(&self.failure),
+            wakers: self.wakers.clone(),
+        }
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.shared.abandoned.load(Ordering::Acquire)
     }
 
     fn front(&self) -> MutexGuard<'_, Front> {
@@ -331,13 +371,11 @@ impl Publisher {
 
 impl Drop for Publisher {
     fn drop(&mut self) {
-        self.shared.abandoned.store(true, Ordering::Release);
-        self.failure.happened.store(true, Ordering::Release);
+        self.canceller().cancel();
         self.stop_linger();
         if let Ok(mut front) = self.open.lock() {
             front.streams.clear();
         }
-        self.wake_all();
         for thread in self.threads.drain(..) {
             // Nobody asks for the result of an abandoned stream.
             let _ = thread.join();

@@ -21,6 +21,7 @@ use crate::connect::Opened;
 use crate::datagram::{Leftover, Outcome};
 use crate::link::{Ends, Target};
 use crate::pool::Pool;
+use crate::progress::ProgressClock;
 use crate::summary::PublishStage;
 use crate::tx_queues::TxQueues;
 use crate::window::Window;
@@ -141,7 +142,7 @@ pub(crate) struct Stream {
     socket: TcpStream,
     ends: Ends,
     ack: AckLevel,
-    timeout: Duration,
+    progress: ProgressClock,
     window: Window,
     /// Buffers that stand in for those that are kept until they are acked, so that the publisher
     /// gets as far ahead of the stream as if none were kept, and no farther than the CPU's cache.
@@ -152,7 +153,6 @@ pub(crate) struct Stream {
     reply_filled: usize,
     /// The end frame is sent.
     ended: bool,
-    last_life: Instant,
     account: Account,
     events: Events,
 }
@@ -175,7 +175,7 @@ impl Stream {
             socket,
             ends: ends.clone(),
             ack: config.ack,
-            timeout: config.timeout,
+            progress: ProgressClock::new(config.timeout),
             window: Window::new(limit, offer.committed),
             spares: owns_kept(config).then(|| {
                 let buffers = std::iter::repeat_with(|| Vec::with_capacity(config.batch_size));
@@ -185,7 +185,6 @@ impl Stream {
             reply: [0; REPLY_LEN],
             reply_filled: 0,
             ended: false,
-            last_life: Instant::now(),
             account,
             events: Events::new(),
         })
@@ -206,7 +205,10 @@ impl Stream {
     /// connection when this one ends too early; nothing tells how far one without acks has come.
     pub(crate) fn run(&mut self) -> Result<Outcome, Error> {
         match self.serve() {
-            Ok(()) => Ok(Outcome::Ended(Box::new(std::mem::take(&mut self.account)))),
+            // A cancelled stream says how far it came.
+            Ok(()) | Err(Error::Failed) => {
+                Ok(Outcome::Ended(Box::new(std::mem::take(&mut self.account))))
+            }
             Err(Error::Lost { source, .. }) if self.ack == AckLevel::Committed => {
                 Ok(Outcome::Moves(Box::new(self.leave(source.to_string()))))
             }
@@ -255,7 +257,9 @@ impl Stream {
     fn send(&mut self, batch: Filled) -> Result<(), Error> {
         let start = self.account.stages.now();
         let header = batch.header(self.window.next_seq());
-        self.last_life = Instant::now();
+        if !self.window.is_owed() {
+            self.progress.restart(Instant::now());
+        }
         let written = self.write_all(header.as_bytes(), &batch.payload);
         // Kept also if the connection broke inside of it: the next one sends it again.
         if let Some(batch) = self.window.push(batch) {
@@ -285,7 +289,7 @@ impl Stream {
             match (&self.socket).write_vectored(&[IoSlice::new(header), IoSlice::new(payload)]) {
                 Ok(more) => {
                     sent += more;
-                    self.last_life = Instant::now();
+                    self.progress.on_bytes(Instant::now(), more as u64);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.take_replies()?;
@@ -302,6 +306,9 @@ impl Stream {
     fn end(&mut self) -> Result<(), Error> {
         let start = self.account.stages.now();
         let header = Header::for_end(self.window.next_seq());
+        if !self.window.is_owed() {
+            self.progress.restart(Instant::now());
+        }
         self.write_all(header.as_bytes(), &[])?;
         self.ended = true;
         self.take_replies()?;
@@ -337,12 +344,9 @@ impl Stream {
             .wait(&mut self.events, Some(LOOK))
             .map_err(io)?;
         let owed = for_room || self.ended || self.window.is_owed();
-        if owed && self.last_life.elapsed() > self.timeout {
-            return Err(Error::Silent {
-                broker: self.broker.clone(),
-                timeout: self.timeout,
-                unacked: self.window.unacked_messages(),
-            });
+        if owed {
+            let unacked = || self.window.unacked_messages();
+            self.progress.check(Instant::now(), &self.broker, unacked)?;
         }
         if self.ends.shared.abandoned.load(Ordering::Relaxed) {
             return Err(Error::Failed);
@@ -363,7 +367,6 @@ impl Stream {
             }
             if self.reply_filled == REPLY_LEN {
                 self.reply_filled = 0;
-                self.last_life = Instant::now();
                 self.take_reply()?;
             }
         }
@@ -376,7 +379,10 @@ impl Stream {
             source,
         })?;
         match parsed {
-            Parsed::Ack { committed, .. } => self.account(committed),
+            Parsed::Ack { committed, blocked } => {
+                self.progress.on_heard(Instant::now(), blocked);
+                self.account(committed)
+            }
             Parsed::Error {
                 committed,
                 text_len,
@@ -410,6 +416,9 @@ impl Stream {
             source,
         })?;
         let batches = committed - before;
+        if batches > 0 {
+            self.progress.restart(Instant::now());
+        }
         self.account
             .acked(batches, acked.messages, &self.ends.shared);
         let buffers = acked.batches.map(|batch| batch.payload);

@@ -112,6 +112,8 @@ pub struct SenderStats {
     pub credit_stalls: u64,
     /// Times that full packets had to become smaller.
     pub black_holes: u64,
+    /// Payload bytes that arrived, each as often as it did.
+    pub delivered: u64,
 }
 
 /// A batch that is not committed.
@@ -687,8 +689,9 @@ impl Sender {
             if sent.size > BASE {
                 self.large_lost = 0;
             }
-            if let Cargo::Payload(_) = sent.cargo {
+            if let Cargo::Payload(span) = sent.cargo {
                 self.undelivered_since = Some(now);
+                self.stats.delivered += u64::from(span.len);
             }
             if sent.cargo == Cargo::MtuProbe {
                 self.mtu.on_arrived(now, sent.size);
