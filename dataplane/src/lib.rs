@@ -8,6 +8,8 @@
 pub mod admission;
 #[cfg(not(loom))]
 pub mod auth;
+#[cfg(not(loom))]
+pub mod deadline;
 #[cfg(all(any(test, fuzzing), not(loom)))]
 pub mod fuzzing;
 pub mod log;
@@ -20,6 +22,7 @@ pub mod profile;
 pub mod sleep;
 #[cfg(not(loom))]
 pub mod tcp;
+pub mod text;
 #[cfg(not(loom))]
 pub mod transport;
 pub mod wire;

@@ -1,0 +1,127 @@
+//! Helper programs (`ip`, `ethtool`) that are not waited for for ever and may not say without end.
+
+use std::io::{self, Read};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Bytes that a helper may print on stdout, and on stderr.
+pub const MAX_OUTPUT: u64 = 16 << 20;
+/// Pause between two looks at whether it has ended.
+const LOOK_EVERY: Duration = Duration::from_millis(2);
+
+/// Runs `command` to its end and returns what it printed; stdin is empty.
+///
+/// # Errors
+/// If it cannot be started; `TimedOut` when it runs for longer than `limit`, and `FileTooLarge` when
+/// it prints more than [`MAX_OUTPUT`]. It is killed then.
+pub fn output(command: &mut Command, limit: Duration) -> io::Result<Output> {
+    let deadline = Instant::now() + limit;
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command.spawn()?;
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    // A read ends when the child and all that it has started have closed their end. So what reads
+    // after the deadline is left behind.
+    let (sender, texts) = crossbeam_channel::bounded(2);
+    read_in_background(0, stdout, sender.clone())?;
+    read_in_background(1, stderr, sender)?;
+    let mut output = [Vec::new(), Vec::new()];
+    for _ in 0..output.len() {
+        match texts.recv_deadline(deadline) {
+            Ok((stream, Ok(text))) => output[stream] = text,
+            Ok((_, Err(error))) => return Err(killed(child, error)),
+            Err(_) => return Err(killed(child, io::ErrorKind::TimedOut.into())),
+        }
+    }
+    let status = match wait(&mut child, deadline) {
+        Ok(status) => status,
+        Err(error) => return Err(killed(child, error)),
+    };
+    let [stdout, stderr] = output;
+    Ok(Output {
+        status,
+        stdout,
+        stderr,
+    })
+}
+
+type Text = (usize, io::Result<Vec<u8>>);
+
+fn read_in_background(
+    stream: usize,
+    from: Option<impl Read + Send + 'static>,
+    to: crossbeam_channel::Sender<Text>,
+) -> io::Result<()> {
+    let Some(from) = from else {
+        return Ok(());
+    };
+    thread::Builder::new()
+        .name("output".to_owned())
+        .spawn(move || {
+            let mut text = Vec::new();
+            let read = from.take(MAX_OUTPUT + 1).read_to_end(&mut text);
+            let result = match read {
+                Ok(read) if read as u64 > MAX_OUTPUT => Err(io::Error::new(
+                    io::ErrorKind::FileTooLarge,
+                    format!("it printed more than {MAX_OUTPUT} bytes"),
+                )),
+                Ok(_) => Ok(text),
+                Err(error) => Err(error),
+            };
+            // Nobody waits any more after the deadline.
+            let _ = to.send((stream, result));
+        })?;
+    Ok(())
+}
+
+fn wait(child: &mut Child, deadline: Instant) -> io::Result<ExitStatus> {
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        if Instant::now() >= deadline {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        thread::sleep(LOOK_EVERY);
+    }
+}
+
+fn killed(mut child: Child, error: io::Error) -> io::Error {
+    // Both fail only when it has ended already.
+    let _ = child.kill();
+    let _ = child.wait();
+    error
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str, limit: Duration) -> io::Result<Output> {
+        output(Command::new("sh").args(["-c", script]), limit)
+    }
+
+    #[test]
+    fn both_streams_and_the_status_come_back() {
+        let output = shell("echo out; echo err >&2; exit 3", Duration::from_secs(60)).unwrap();
+        assert_eq!(
+            (&output.stdout[..], &output.stderr[..]),
+            (&b"out\n"[..], &b"err\n"[..])
+        );
+        assert_eq!(output.status.code(), Some(3));
+    }
+
+    #[test]
+    fn one_that_hangs_or_never_stops_is_ended() {
+        let error = shell("exec sleep 600", Duration::from_millis(50)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        // Whoever inherited its output keeps nobody waiting.
+        let error = shell("sleep 5 & exit 0", Duration::from_millis(50)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        let error = shell("exec cat /dev/zero", Duration::from_secs(60)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
+    }
+}

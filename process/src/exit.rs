@@ -1,0 +1,66 @@
+//! Exit codes, the same in all programs.
+
+use std::fmt::{self, Display};
+use std::process::ExitCode;
+
+use anyhow::Error;
+
+/// The program did not do what was asked of it.
+pub const FAILURE: u8 = 1;
+/// The command line is wrong; nothing was done.
+pub const USAGE: u8 = 2;
+/// Ended by SIGINT or SIGTERM, as shells report SIGINT: 128 + 2.
+pub const INTERRUPTED: u8 = 130;
+
+/// Marks an error as wrong usage. Made by [`usage`] and [`wrong_usage`].
+#[derive(Debug)]
+pub struct Usage(Error);
+
+/// Wrong usage, described by `text`.
+pub fn wrong_usage(text: impl Display + fmt::Debug + Send + Sync + 'static) -> Error {
+    usage(Error::msg(text))
+}
+
+/// Turns an error into one of wrong usage; its text stays.
+pub fn usage(error: impl Into<Error>) -> Error {
+    Error::new(Usage(error.into()))
+}
+
+impl Display for Usage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // With its causes in any case: it has no source of its own that a caller would print.
+        write!(f, "{:#}", self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
+/// The exit code of a failure.
+#[must_use]
+pub fn code_of(error: &Error) -> ExitCode {
+    let usage = error.chain().any(<dyn std::error::Error>::is::<Usage>);
+    ExitCode::from(if usage { USAGE } else { FAILURE })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context;
+
+    fn code(error: &Error) -> String {
+        format!("{:?}", code_of(error))
+    }
+
+    #[test]
+    fn wrong_usage_keeps_its_code_behind_a_context() {
+        let wrong = wrong_usage("--workers 0 is not from 1 to 256");
+        assert_eq!(code(&wrong), format!("{:?}", ExitCode::from(2)));
+        assert_eq!(format!("{wrong:#}"), "--workers 0 is not from 1 to 256");
+        let inner = Err::<(), _>(Error::msg("no number")).context("--workers");
+        let outer = inner.map_err(usage).context("flags").unwrap_err();
+        assert_eq!(code(&outer), format!("{:?}", ExitCode::from(2)));
+        assert_eq!(format!("{outer:#}"), "flags: --workers: no number");
+        let failed = Error::msg("no room");
+        assert_eq!(code(&failed), format!("{:?}", ExitCode::from(1)));
+    }
+}

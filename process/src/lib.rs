@@ -1,0 +1,18 @@
+//! What every Penstock program does as a process: output that survives a closed or blocked stdout
+//! and stderr, exit codes, threads whose end is noticed, and readiness.
+//!
+//! A program's `main` is one call of [`run`]; it prints with [`output`] and never with `println!`,
+//! which panics when nobody reads.
+
+pub mod child;
+pub mod exit;
+pub mod logging;
+pub mod notify;
+pub mod output;
+pub mod progress;
+mod run;
+mod stderr;
+pub mod supervisor;
+
+pub use exit::{usage, wrong_usage};
+pub use run::{Program, run};

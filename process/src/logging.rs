@@ -1,0 +1,187 @@
+//! Log lines: one line an event, with every foreign character escaped, to stderr by way of a queue.
+
+use std::fmt::{self, Debug, Write as _};
+use std::io::{self, IsTerminal};
+use std::time::Duration;
+
+use penstock_dataplane::text::Escaper;
+use tracing::field::{Field, Visit};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::field::RecordFields;
+use tracing_subscriber::fmt::FormatFields;
+use tracing_subscriber::fmt::format::Writer;
+
+use crate::stderr;
+
+/// Bytes of a log line at most; longer ones are cut.
+const MAX_LINE: usize = 8 << 10;
+/// How long the end of a program waits for its last lines to be written.
+const FLUSH: Duration = Duration::from_secs(1);
+
+/// Installs the program's log. `variable` names the environment variable with the levels wanted.
+///
+/// Until [`start_thread`], lines are written by their callers, as far as stderr takes them at once.
+pub fn install(variable: &str, level: &str) {
+    let filter = EnvFilter::try_from_env(variable).unwrap_or_else(|_| EnvFilter::new(level));
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(|| Line)
+        .with_ansi(has_colours())
+        // Ours never fail to be written.
+        .log_internal_errors(false)
+        .fmt_fields(Fields)
+        .finish();
+    // Fails only when there is one already.
+    let _ = tracing::subscriber::set_global_default(subscriber);
+}
+
+/// Whether stderr is a terminal that shows colours, and the user wants them (<https://no-color.org>).
+fn has_colours() -> bool {
+    let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+    io::stderr().is_terminal() && !is_set("NO_COLOR") && !dumb
+}
+
+/// Starts the thread that writes log lines. It gets the privileges of the calling thread.
+///
+/// # Errors
+/// If the system has no thread left.
+pub fn start_thread() -> io::Result<()> {
+    stderr::start()
+}
+
+/// Waits until the lines so far are written, for a second at most.
+pub fn flush() {
+    stderr::flush(FLUSH);
+}
+
+/// Log lines that were dropped because stderr did not take them.
+#[must_use]
+pub fn dropped_lines() -> u64 {
+    stderr::dropped()
+}
+
+/// Takes one formatted event.
+struct Line;
+
+impl io::Write for Line {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        stderr::say(cut(line));
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn cut(line: &[u8]) -> Vec<u8> {
+    if line.len() <= MAX_LINE {
+        return line.to_vec();
+    }
+    // Not within a character.
+    let end = (0..=MAX_LINE)
+        .rev()
+        .find(|&end| line[end] & 0xc0 != 0x80)
+        .unwrap_or_default();
+    [&line[..end], "…\n".as_bytes()].concat()
+}
+
+/// Formats the fields of an event as tracing does, and escapes what is in them.
+struct Fields;
+
+impl<'writer> FormatFields<'writer> for Fields {
+    fn format_fields<R: RecordFields>(&self, writer: Writer<'writer>, fields: R) -> fmt::Result {
+        let mut visitor = Visitor {
+            writer,
+            first: true,
+            result: Ok(()),
+        };
+        fields.record(&mut visitor);
+        visitor.result
+    }
+}
+
+struct Visitor<'writer> {
+    writer: Writer<'writer>,
+    first: bool,
+    result: fmt::Result,
+}
+
+impl Visitor<'_> {
+    fn write(&mut self, field: &Field, value: fmt::Arguments<'_>) -> fmt::Result {
+        if !std::mem::take(&mut self.first) {
+            self.writer.write_char(' ')?;
+        }
+        if field.name() != "message" {
+            match self.writer.has_ansi_escapes() {
+                true => write!(self.writer, "\x1b[3m{}\x1b[0m\x1b[2m=\x1b[0m", field.name())?,
+                false => write!(self.writer, "{}=", field.name())?,
+            }
+        }
+        Escaper(&mut self.writer).write_fmt(value)
+    }
+}
+
+impl Visit for Visitor<'_> {
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        if self.result.is_ok() {
+            self.result = self.write(field, format_args!("{value:?}"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, Mutex};
+
+    #[derive(Clone, Default)]
+    struct Kept(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Kept {
+        fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(line);
+            Ok(line.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn an_event_is_one_line_whatever_is_in_it() {
+        let kept = Kept::default();
+        let to = kept.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_writer(move || to.clone())
+            .with_ansi(false)
+            .without_time()
+            .fmt_fields(Fields)
+            .finish();
+        let evil = "x\x1b[2J\n2026-01-01 INFO all is well\u{202e}\u{9b}";
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::info!(plain = 7, text = evil, shown = %evil, error = &io::Error::other(evil) as &dyn std::error::Error, "said {evil}");
+        });
+        let lines = String::from_utf8(kept.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(lines.matches('\n').count(), 1, "{lines}");
+        let line = lines.trim_end_matches('\n');
+        assert!(
+            !line.contains(penstock_dataplane::text::is_unsafe),
+            "{line}"
+        );
+        assert!(
+            line.contains("plain=7") && line.contains("said x\\x1b[2J\\n2026"),
+            "{line}"
+        );
+    }
+
+    #[test]
+    fn long_lines_are_cut_between_characters() {
+        let line = "é".repeat(MAX_LINE);
+        let cut = String::from_utf8(cut(line.as_bytes())).unwrap();
+        assert!(cut.ends_with("é…\n") && cut.len() <= MAX_LINE + 4);
+        assert_eq!(super::cut(b"short\n"), b"short\n");
+    }
+}

@@ -1,0 +1,110 @@
+//! The frame around a program: arguments, log, panics, exit code.
+
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::io::{self, IsTerminal};
+use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
+use std::process::ExitCode;
+use std::thread;
+
+use anyhow::Result;
+use clap::Parser;
+use penstock_dataplane::text::{escape, escape_lines};
+
+use crate::{exit, logging, output, stderr};
+
+/// What distinguishes the programs.
+#[derive(Debug, Clone, Copy)]
+pub struct Program {
+    /// As messages begin.
+    pub name: &'static str,
+    /// Environment variable with the levels of log lines.
+    pub log_variable: &'static str,
+    /// Levels without it.
+    pub log_level: &'static str,
+    /// Start the log's thread at once. A program that gives up privileges calls
+    /// [`logging::start_thread`] once it has.
+    pub log_thread: bool,
+}
+
+/// Runs a program from its command line to its exit code. Failures, panics too, are reported on
+/// stderr as far as it takes them, and never hold up the end.
+pub fn run<Cli: Parser>(program: Program, body: impl FnOnce(Cli) -> Result<ExitCode>) -> ExitCode {
+    panic::set_hook(Box::new(move |panic| report_panic(program.name, panic)));
+    logging::install(program.log_variable, program.log_level);
+    let code = match Cli::try_parse() {
+        Err(error) => answer(&error),
+        Ok(cli) => {
+            let started = match program.log_thread {
+                true => logging::start_thread(),
+                false => Ok(()),
+            };
+            // What it leaves behind is not looked at any more.
+            let ran = panic::catch_unwind(AssertUnwindSafe(|| {
+                started?;
+                body(cli)
+            }));
+            match ran {
+                Ok(Ok(code)) => code,
+                Ok(Err(error)) => {
+                    report_error(program.name, &error);
+                    exit::code_of(&error)
+                }
+                Err(_) => ExitCode::from(exit::FAILURE),
+            }
+        }
+    };
+    logging::flush();
+    code
+}
+
+/// Reports a failure that ends the program.
+fn report_error(name: &str, error: &anyhow::Error) {
+    stderr::say(format!("{name}: {}\n", escape_lines(&format!("{error:#}"))).into_bytes());
+}
+
+/// Answers `--help` and `--version`, or tells what is wrong with the command line.
+fn answer(error: &clap::Error) -> ExitCode {
+    if error.use_stderr() {
+        // Without colours, which cannot be told from what is in an argument.
+        let text = error.render().to_string();
+        stderr::say(escape_lines(&text).into_owned().into_bytes());
+        return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(exit::USAGE));
+    }
+    let text = error.render();
+    let printed = match io::stdout().is_terminal() {
+        true => output::print(text.ansi()),
+        false => output::print(text),
+    };
+    match printed {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            stderr::say(format!("{error:#}\n").into_bytes());
+            ExitCode::from(exit::FAILURE)
+        }
+    }
+}
+
+/// The panic hook: unlike the default one it neither fails nor blocks when stderr cannot be written.
+fn report_panic(name: &str, panic: &PanicHookInfo<'_>) {
+    let thread = thread::current();
+    let place = panic.location().map(ToString::to_string);
+    let mut text = format!(
+        "{name}: thread {} panicked at {}: {}\n",
+        thread.name().unwrap_or("without a name"),
+        place.as_deref().unwrap_or("an unknown place"),
+        escape(message(panic.payload()))
+    );
+    let trace = Backtrace::capture();
+    match trace.status() {
+        BacktraceStatus::Captured => text.push_str(&trace.to_string()),
+        _ => text.push_str("This is a bug; RUST_BACKTRACE=1 shows where it comes from.\n"),
+    }
+    stderr::say(text.into_bytes());
+}
+
+/// What a panic says.
+pub(crate) fn message(payload: &(dyn std::any::Any + Send)) -> &str {
+    let text = payload.downcast_ref::<&str>().copied();
+    text.or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("without a message")
+}
