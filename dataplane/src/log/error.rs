@@ -65,6 +65,9 @@ pub enum OpenError {
         /// Size of the file.
         bytes: u64,
     },
+    /// Nobody waits for readers of this log.
+    #[error("{path}: no such file, so no broker waits for readers of this log: --full block makes it; read without registering", path = .0.display())]
+    NoRegistry(PathBuf),
     /// All places for readers are taken.
     #[error("{path}: all {places} reader places are taken; end a reader, or read without registering", path = .path.display())]
     TooManyReaders {

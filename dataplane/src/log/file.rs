@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -64,6 +64,20 @@ pub struct LogInfo {
     pub payload_bytes: u64,
 }
 
+/// What has become of an open log's file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileState {
+    /// It is where it was, and as long as it was.
+    Whole,
+    /// It was deleted, or another file is in its place: who opens the log now does not find it.
+    Gone,
+    /// It was truncated or extended: what lies beyond its end cannot be accessed (SIGBUS).
+    Resized {
+        /// Bytes that it has now.
+        bytes: u64,
+    },
+}
+
 /// A mapped log file; the base of [`Log`] and of a reader.
 #[derive(Debug)]
 pub(super) struct Mapping {
@@ -119,6 +133,16 @@ impl Mapping {
         })
     }
 
+    /// Touches every page, so that no page fault happens on the hot path.
+    fn populate(&self) -> Result<(), OpenError> {
+        match self.map.advise(Advice::PopulateWrite) {
+            // Kernels before 5.14 do not know it: pages are touched on first use.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+            Err(source) => Err(no_space(&self.path, self.geometry, "touch", source)),
+            Ok(()) => Ok(()),
+        }
+    }
+
     pub(super) fn base(&self) -> *mut u8 {
         self.map.as_mut_ptr()
     }
@@ -144,13 +168,13 @@ impl Mapping {
         unsafe { &*self.base().add(EPOCH_OFFSET).cast::<AtomicU64>() }
     }
 
-    /// View of the algorithm without places and marks, as a reader has it.
+    /// View of the algorithm without readers and marks, as a reader has it.
     pub(super) fn ring(&self) -> Ring<'_> {
         Ring {
             geometry: self.geometry,
             control: self.control(),
             slots: self.slots(),
-            places: &[],
+            readers: None,
             marks: &[],
         }
     }
@@ -206,13 +230,21 @@ impl Log {
                 asked: options.geometry.to_string(),
             });
         }
+        // An earlier log may have holes, as a copy has (`cp --sparse`, `rsync -S`).
+        allocate(&mapping.file, mapping.geometry.file_bytes())
+            .map_err(|source| no_space(path, mapping.geometry, "allocate", source))?;
         recover(&mapping).map_err(|what| OpenError::Header {
             path: path.to_owned(),
             reason: HeaderError::Control(what),
         })?;
+        if options.full == Full::Overwrite {
+            // Every position counts as granted, so that no registered reader borrows payload from a
+            // writer that does not wait for it.
+            let granted = &mapping.control().granted;
+            granted.store(u64::MAX, Ordering::Release);
+        }
         options.access.apply_to_log(path, &mapping.file)?;
-        // Best effort: older kernels do not know it, and then pages are touched on first use.
-        let _ = mapping.map.advise(Advice::PopulateWrite);
+        mapping.populate()?;
         let registry = match options.full {
             Full::Block => Some(Registry::make(path, options.access)?),
             Full::Overwrite => None,
@@ -269,6 +301,25 @@ impl Log {
         self.mapping.info()
     }
 
+    /// Looks at the file: two system calls, for now and then.
+    ///
+    /// # Errors
+    /// If it cannot be asked for.
+    pub fn check_file(&self) -> io::Result<FileState> {
+        let ours = self.mapping.file.metadata()?;
+        if ours.len() != self.geometry().file_bytes() {
+            return Ok(FileState::Resized { bytes: ours.len() });
+        }
+        match fs::symlink_metadata(&self.mapping.path) {
+            Ok(there) if (there.dev(), there.ino()) == (ours.dev(), ours.ino()) => {
+                Ok(FileState::Whole)
+            }
+            Ok(_) => Ok(FileState::Gone),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(FileState::Gone),
+            Err(error) => Err(error),
+        }
+    }
+
     /// How far each stream has come, by session and stream: the sequence number behind its newest
     /// batch in the index. Streams whose batches have all left the index are not known.
     #[must_use]
@@ -292,7 +343,7 @@ impl Log {
         self.ring().backlog()
     }
 
-    /// Frees the places of registered readers that have died; returns how many.
+    /// Frees the slots of registered readers that have died; returns how many.
     ///
     /// # Errors
     /// If the registry cannot be asked for its locks.
@@ -306,7 +357,7 @@ impl Log {
 
     pub(super) fn ring(&self) -> Ring<'_> {
         Ring {
-            places: self.registry.as_ref().map_or(&[], Registry::places),
+            readers: self.registry.as_ref().map(|registry| registry as _),
             marks: &self.marks,
             ..self.mapping.ring()
         }
@@ -364,14 +415,19 @@ fn make(path: &Path, geometry: Geometry) -> Result<File, OpenError> {
         }
         // Best effort: what could not be made need not be there to be removed.
         let _ = fs::remove_file(&temporary);
-        match source.raw_os_error() {
-            Some(libc::ENOSPC) => OpenError::NoSpace {
-                path: path.to_owned(),
-                bytes: geometry.file_bytes(),
-            },
-            _ => OpenError::io(action, path)(source),
-        }
+        no_space(path, geometry, action, source)
     })
+}
+
+/// Tells what there is no room for; EFAULT is a page that the kernel cannot make (madvise(2)).
+fn no_space(path: &Path, geometry: Geometry, action: &'static str, source: io::Error) -> OpenError {
+    match source.raw_os_error() {
+        Some(libc::ENOSPC | libc::EDQUOT | libc::ENOMEM | libc::EFAULT) => OpenError::NoSpace {
+            path: path.to_owned(),
+            bytes: geometry.file_bytes(),
+        },
+        _ => OpenError::io(action, path)(source),
+    }
 }
 
 /// The file at `path`, locked; an error of the kind `WouldBlock` if another broker makes it or has
@@ -398,11 +454,7 @@ pub(super) fn make_at(
     }
     file.set_len(0).map_err(|e| ("empty", e))?;
     crash_point();
-    // SAFETY: the descriptor is open; posix_fallocate touches no memory of ours.
-    match unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, geometry.file_bytes() as i64) } {
-        0 => {}
-        error => return Err(("allocate", io::Error::from_raw_os_error(error))),
-    }
+    allocate(&file, geometry.file_bytes()).map_err(|e| ("allocate", e))?;
     crash_point();
     file.write_all_at(&geometry.encode(), 0)
         .map_err(|e| ("write", e))?;
@@ -410,6 +462,18 @@ pub(super) fn make_at(
     fs::rename(temporary, path).map_err(|e| ("rename into place", e))?;
     crash_point();
     Ok(file)
+}
+
+/// Sees to it that the file system has room for the whole file; what is in it stays.
+pub(super) fn allocate(file: &File, bytes: u64) -> io::Result<()> {
+    loop {
+        // SAFETY: the descriptor is open; posix_fallocate touches no memory of ours.
+        match unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, bytes as i64) } {
+            0 => return Ok(()),
+            libc::EINTR => {}
+            error => return Err(io::Error::from_raw_os_error(error)),
+        }
+    }
 }
 
 /// Takes over a log, whatever its last writer was doing when it ended.

@@ -10,15 +10,29 @@ use loom::sync::atomic::{AtomicU64, Ordering};
 use loom::thread;
 
 use super::layout::Geometry;
-use super::ring::{Control, Mark, NOTHING_OPEN, Place, Ring};
+use super::ring::{Control, FREE, MAX_READERS, Mark, NOTHING_OPEN, ReaderCursors, Ring};
 use super::slot::{Descriptor, Found, Slot};
 
 const SEGMENT: u64 = 4096;
 
+/// Cursors of registered readers.
+#[derive(Debug)]
+struct Readers(Vec<AtomicU64>);
+
+impl ReaderCursors for Readers {
+    fn load(&self) -> [u64; MAX_READERS] {
+        let mut cursors = [FREE; MAX_READERS];
+        for (cursor, reader) in cursors.iter_mut().zip(&self.0) {
+            *cursor = reader.load(Ordering::Acquire);
+        }
+        cursors
+    }
+}
+
 struct Model {
     control: Control,
     slots: Vec<Slot>,
-    places: Vec<Place>,
+    readers: Readers,
     marks: Vec<CachePadded<Mark>>,
     /// Payload that is only ever touched by who may: loom reports a race.
     exclusive: Vec<UnsafeCell<u64>>,
@@ -27,15 +41,15 @@ struct Model {
 }
 
 impl Model {
-    fn new(writers: usize, places: usize) -> Arc<Self> {
-        Self::with_slots(2, writers, places)
+    fn new(writers: usize, readers: usize) -> Arc<Self> {
+        Self::with_slots(2, writers, readers)
     }
 
-    fn with_slots(slots: usize, writers: usize, places: usize) -> Arc<Self> {
+    fn with_slots(slots: usize, writers: usize, readers: usize) -> Arc<Self> {
         Arc::new(Self {
             control: Control::default(),
             slots: (0..slots).map(|_| Slot::default()).collect(),
-            places: (0..places).map(|_| Place::default()).collect(),
+            readers: Readers((0..readers).map(|_| AtomicU64::new(FREE)).collect()),
             marks: (0..writers).map(|_| CachePadded::default()).collect(),
             exclusive: (0..2).map(|_| UnsafeCell::new(0)).collect(),
             shared: (0..2).map(|_| AtomicU64::new(0)).collect(),
@@ -47,7 +61,7 @@ impl Model {
             geometry: Geometry::new(2 * SEGMENT, SEGMENT, self.slots.len() as u64).unwrap(),
             control: &self.control,
             slots: &self.slots,
-            places: &self.places,
+            readers: (!self.readers.0.is_empty()).then_some(&self.readers),
             marks: &self.marks,
         }
     }
@@ -168,7 +182,7 @@ fn loom_nothing_is_written_under_a_registered_reader() {
             }
         });
         let ring = model.ring();
-        model.places[0].cursor.store(0, Ordering::SeqCst);
+        model.readers.0[0].store(0, Ordering::SeqCst);
         if let Found::Published(d, _) = ring.slot(0).read(0)
             && ring.may_lend(d.position)
         {
@@ -183,7 +197,7 @@ fn loom_nothing_is_written_under_a_registered_reader() {
 fn loom_a_batch_above_the_frontier_is_kept_for_a_registered_reader() {
     bounded(2).check(|| {
         let model = Model::with_slots(4, 2, 1);
-        model.places[0].cursor.store(0, Ordering::SeqCst);
+        model.readers.0[0].store(0, Ordering::SeqCst);
         let (first, second) = (model.open(0), model.open(1));
         let other = Arc::clone(&model);
         // If this one takes index 0 and is held up, the other's batch is published above the

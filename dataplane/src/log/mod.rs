@@ -46,7 +46,7 @@ mod writer;
 pub use {
     access::Access,
     error::{OpenError, ReadError},
-    file::{Full, Log, LogInfo, LogOptions},
+    file::{FileState, Full, Log, LogInfo, LogOptions},
     reader::{Batch, ChecksumMismatch, Reader, Start},
     writer::{Commit, Region, Reservation, Writer},
 };

@@ -1,7 +1,6 @@
 //! The reading end: follows the frontier from any process, and never shows a torn byte.
 
 use std::path::Path;
-use std::sync::atomic::Ordering;
 
 use thiserror::Error;
 
@@ -91,12 +90,32 @@ impl Batch<'_> {
 #[derive(Debug)]
 pub struct Reader {
     mapping: Mapping,
-    registered: Option<(Registry, usize)>,
+    registered: Option<Registered>,
     /// Index of the next batch.
     next: u64,
     /// Messages below `next`, to tell how many were lost when lapped.
     messages_below: u64,
     copy: Vec<u8>,
+}
+
+/// A reader's slot in the registry.
+#[derive(Debug)]
+struct Registered {
+    registry: Registry,
+    slot: usize,
+    /// What the slot says; none when it could not be written.
+    announced: Option<u64>,
+}
+
+impl Registered {
+    /// Says that batches from `cursor` on are needed; whether the broker can know.
+    fn announce(&mut self, cursor: u64) -> bool {
+        if self.announced != Some(cursor) {
+            let written = self.registry.announce(self.slot, cursor);
+            self.announced = written.is_ok().then_some(cursor);
+        }
+        self.announced.is_some()
+    }
 }
 
 /// Where a batch was found, before its bytes are looked at.
@@ -136,12 +155,16 @@ impl Reader {
     /// registration is reported as [`ReadError::Lapped`], as always.
     ///
     /// # Errors
-    /// [`OpenError`] when the registry cannot be written or is full.
+    /// [`OpenError`] when there is no registry, or it cannot be written or is full.
     pub fn register(&mut self) -> Result<(), OpenError> {
         if self.registered.is_none() {
             let registry = Registry::open(&self.mapping.path)?;
-            let place = registry.register(self.next)?;
-            self.registered = Some((registry, place));
+            let slot = registry.register(self.next)?;
+            self.registered = Some(Registered {
+                registry,
+                slot,
+                announced: Some(self.next),
+            });
         }
         Ok(())
     }
@@ -155,12 +178,11 @@ impl Reader {
     // Named as what it does; an Iterator cannot lend from itself.
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Result<Option<Batch<'_>>, ReadError> {
-        if let Some((registry, place)) = &self.registered {
-            registry.places()[*place]
-                .cursor
-                .store(self.next, Ordering::SeqCst);
-        }
         let index = self.next;
+        let is_waited_for = self
+            .registered
+            .as_mut()
+            .is_some_and(|registered| registered.announce(index));
         let (descriptor, totals) = match self.find(index) {
             Next::Here(descriptor, totals) => (descriptor, totals),
             Next::NotYet => return Ok(None),
@@ -170,7 +192,7 @@ impl Reader {
                 return Err(ReadError::Damaged { index });
             }
         };
-        let lent = self.registered.is_some() && self.mapping.ring().may_lend(descriptor.position);
+        let lent = is_waited_for && self.mapping.ring().may_lend(descriptor.position);
         if !lent && !self.copy_payload(&descriptor) {
             return Err(self.skip_lost());
         }
@@ -291,10 +313,9 @@ impl Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        if let Some((registry, place)) = &self.registered {
-            registry.places()[*place]
-                .cursor
-                .store(FREE, Ordering::Release);
+        if let Some(Registered { registry, slot, .. }) = &self.registered {
+            // Best effort: the broker frees the slots of readers that are gone.
+            let _ = registry.announce(*slot, FREE);
         }
     }
 }

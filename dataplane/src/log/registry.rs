@@ -1,59 +1,94 @@
 //! Readers that a broker with `--full block` waits for: a small file beside the log, writable by
 //! readers, so that the log itself can stay read-only for them.
 //!
-//! Each reader owns one place: a cursor in the mapping and a lock on the byte of the same number.
-//! The lock goes when the reader goes, so a dead reader never holds up the broker for long.
+//! Each reader owns one slot, and a lock on the byte of the same number. The lock goes when the
+//! reader goes, so a dead reader never holds up the broker for long.
+//!
+//! Whoever may register may also truncate the file or write anything into it. So nobody maps it:
+//! reading what is no longer there is a short read, where a mapping gives SIGBUS. A slot counts only
+//! with its check word, since the kernel promises no atomic copy of eight bytes.
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 
-use memmap2::{MmapOptions, MmapRaw};
+use crc_fast::{CrcAlgorithm, Digest};
 
 use super::OpenError;
 use super::access::Access;
+use super::layout::MAX_POSITION;
 use super::lock;
-use super::ring::{FREE, Place};
+use super::ring::{FREE, MAX_READERS, ReaderCursors};
 
-/// Places in a registry.
-const PLACES: usize = 64;
-const BYTES: u64 = (PLACES * size_of::<Place>()) as u64;
+/// Bytes of a slot; the rest of its cache line is unused.
+const SLOT_BYTES: usize = 64;
+const BYTES: usize = MAX_READERS * SLOT_BYTES;
+/// Bytes of a slot that are used: cursor, process, check word.
+const USED: usize = 24;
+/// Times that a slot is read again when its check word disagrees: its reader may be writing it.
+const REREADS: usize = 2;
 
-/// A mapped registry.
+/// An open registry.
 #[derive(Debug)]
 pub(super) struct Registry {
     path: PathBuf,
     file: File,
-    map: MmapRaw,
+}
+
+/// What a reader says in its slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Slot {
+    /// Nobody uses it.
+    Free,
+    /// A reader that needs every batch from this index on.
+    Reader { cursor: u64 },
+    /// No reader writes such a thing, unless it is being written at this moment.
+    Invalid,
+}
+
+impl Slot {
+    fn decode(number: usize, bytes: &[u8]) -> Self {
+        let word = |n: usize| {
+            let bytes = bytes[8 * n..].first_chunk();
+            u64::from_le_bytes(*bytes.expect("a slot has three words"))
+        };
+        let (cursor, process, check) = (word(0), word(1), word(2));
+        // What nobody has written yet is a hole, or was filled with ones by an earlier version.
+        if cursor == FREE || (cursor, process, check) == (0, 0, 0) {
+            return Self::Free;
+        }
+        match check == check_word(number, cursor, process) && cursor <= MAX_POSITION {
+            true => Self::Reader { cursor },
+            false => Self::Invalid,
+        }
+    }
+
+    fn encode(number: usize, cursor: u64) -> [u8; USED] {
+        let process = u64::from(std::process::id());
+        let mut bytes = [0; USED];
+        let words = [cursor, process, check_word(number, cursor, process)];
+        for (chunk, word) in bytes.chunks_exact_mut(8).zip(words) {
+            chunk.copy_from_slice(&word.to_le_bytes());
+        }
+        bytes
+    }
+}
+
+fn check_word(number: usize, cursor: u64, process: u64) -> u64 {
+    let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
+    for word in [number as u64, cursor, process] {
+        digest.update(&word.to_le_bytes());
+    }
+    // Never 0, which is what a hole has.
+    digest.finalize() | 1 << 63
 }
 
 impl Registry {
-    /// The registry of the log at `log`, for its broker.
+    /// The registry of the log at `log`, for its broker: makes it if need be, and frees the slots of
+    /// readers that died while no broker ran.
     pub(super) fn make(log: &Path, access: Access) -> Result<Self, OpenError> {
-        let registry = Self::open(log)?;
-        access.apply_to_registry(&registry.path, &registry.file)?;
-        Ok(registry)
-    }
-
-    /// Opens the registry of the log at `log`, or makes it.
-    pub(super) fn open(log: &Path) -> Result<Self, OpenError> {
         let path = log.with_extension("readers");
-        let io = |action| {
-            let path = &path;
-            move |source: io::Error| match source.kind() {
-                io::ErrorKind::PermissionDenied => OpenError::Denied {
-                    path: path.clone(),
-                    action: "register in",
-                },
-                io::ErrorKind::StorageFull => OpenError::NoSpace {
-                    path: path.clone(),
-                    bytes: BYTES,
-                },
-                _ => OpenError::io(action, path)(source),
-            }
-        };
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -61,58 +96,196 @@ impl Registry {
             .truncate(false)
             .mode(0o600)
             .open(&path)
-            .map_err(io("open for writing"))?;
-        initialise(&file).map_err(io("initialise"))?;
-        let map = MmapOptions::new()
-            .len(BYTES as usize)
-            .map_raw(&file)
-            .map_err(io("map"))?;
-        Ok(Self { path, file, map })
+            .map_err(OpenError::io("open for writing", &path))?;
+        let registry = Self { path, file };
+        // Whole, so that a reader finds room for its slot when the file system is full by then.
+        allocate(&registry.file, BYTES as u64).map_err(|source| match source.kind() {
+            io::ErrorKind::StorageFull => OpenError::NoSpace {
+                path: registry.path.clone(),
+                bytes: BYTES as u64,
+            },
+            _ => OpenError::io("allocate", &registry.path)(source),
+        })?;
+        access.apply_to_registry(&registry.path, &registry.file)?;
+        registry
+            .sweep()
+            .map_err(OpenError::io("free reader slots in", &registry.path))?;
+        Ok(registry)
     }
 
-    pub(super) fn places(&self) -> &[Place] {
-        // SAFETY: the mapping is page-aligned, BYTES long and lives as long as self; a Place is one
-        // atomic word plus padding, valid for any bit pattern, and only accessed atomically.
-        unsafe { std::slice::from_raw_parts(self.map.as_ptr().cast::<Place>(), PLACES) }
+    /// The registry of the log at `log`, for a reader.
+    pub(super) fn open(log: &Path) -> Result<Self, OpenError> {
+        let path = log.with_extension("readers");
+        let opened = OpenOptions::new().read(true).write(true).open(&path);
+        let file = opened.map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => OpenError::NoRegistry(path.clone()),
+            io::ErrorKind::PermissionDenied => OpenError::Denied {
+                path: path.clone(),
+                action: "register in",
+            },
+            _ => OpenError::io("open for writing", &path)(source),
+        })?;
+        Ok(Self { path, file })
     }
 
-    /// Takes a place for this open registry; `cursor` is the oldest batch needed.
+    /// Takes a slot for this open registry; `cursor` is the oldest batch needed.
     pub(super) fn register(&self, cursor: u64) -> Result<usize, OpenError> {
-        for (number, place) in self.places().iter().enumerate() {
-            let taken = lock::try_lock(&self.file, number as u64)
-                .map_err(OpenError::io("lock a reader place in", &self.path))?;
-            if taken {
-                place.cursor.store(cursor, Ordering::SeqCst);
+        let io = |action| OpenError::io(action, &self.path);
+        // Twice: the broker holds the lock of a slot for a moment when it frees it.
+        for number in (0..MAX_READERS).chain(0..MAX_READERS) {
+            let taken = lock::try_lock(&self.file, number as u64);
+            if taken.map_err(io("lock a reader slot in"))? {
+                self.announce(number, cursor).map_err(io("write to"))?;
                 return Ok(number);
             }
         }
         Err(OpenError::TooManyReaders {
             path: self.path.clone(),
-            places: PLACES,
+            places: MAX_READERS,
         })
     }
 
-    /// Frees the places of readers that are gone; returns how many there were.
+    /// Says what the reader of a slot needs from now on; [`FREE`] for nothing.
+    pub(super) fn announce(&self, number: usize, cursor: u64) -> io::Result<()> {
+        let bytes = Slot::encode(number, cursor);
+        self.file.write_all_at(&bytes, offset_of(number))
+    }
+
+    /// Frees the slots of readers that are gone; returns how many there were.
     pub(super) fn sweep(&self) -> io::Result<usize> {
         let mut gone = 0;
-        for (number, place) in self.places().iter().enumerate() {
-            if place.cursor.load(Ordering::Acquire) != FREE
-                && !lock::is_locked(&self.file, number as u64)?
-            {
-                place.cursor.store(FREE, Ordering::Release);
-                gone += 1;
+        for (number, slot) in self.slots()?.into_iter().enumerate() {
+            // With its lock, so that no reader takes the slot at this moment.
+            if slot == Slot::Free || !lock::try_lock(&self.file, number as u64)? {
+                continue;
             }
+            let freed = self.announce(number, FREE);
+            lock::unlock(&self.file, number as u64)?;
+            freed?;
+            gone += usize::from(slot != Slot::Invalid);
         }
         Ok(gone)
     }
+
+    fn slots(&self) -> io::Result<[Slot; MAX_READERS]> {
+        let mut slots = self.read()?;
+        for _ in 0..REREADS {
+            if !slots.contains(&Slot::Invalid) {
+                break;
+            }
+            slots = self.read()?;
+        }
+        Ok(slots)
+    }
+
+    fn read(&self) -> io::Result<[Slot; MAX_READERS]> {
+        let mut bytes = [0; BYTES];
+        // What a short read leaves is zero: free.
+        self.file.read_at(&mut bytes, 0)?;
+        let slot = |number: usize| Slot::decode(number, &bytes[number * SLOT_BYTES..]);
+        Ok(std::array::from_fn(slot))
+    }
 }
 
-/// Gives a new file its size and free places. Whoever comes second finds it done: the file gets
-/// its size only by a write of the whole content.
-fn initialise(file: &File) -> io::Result<()> {
-    use std::os::unix::fs::FileExt;
-    if file.metadata()?.len() < BYTES {
-        file.write_all_at(&[0xff; BYTES as usize], 0)?;
+impl ReaderCursors for Registry {
+    fn load(&self) -> [u64; MAX_READERS] {
+        match self.slots() {
+            Ok(slots) => slots.map(|slot| match slot {
+                Slot::Reader { cursor } => cursor,
+                Slot::Free | Slot::Invalid => FREE,
+            }),
+            // Unknown: no reader may lose anything by that. `sweep` tells of it.
+            Err(_) => [0; MAX_READERS],
+        }
     }
-    Ok(())
+}
+
+fn offset_of(number: usize) -> u64 {
+    (number * SLOT_BYTES) as u64
+}
+
+/// Gives a file that is ours exactly this length, allocated; what is in it stays.
+fn allocate(file: &File, bytes: u64) -> io::Result<()> {
+    if file.metadata()?.len() > bytes {
+        file.set_len(bytes)?;
+    }
+    super::file::allocate(file, bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+    use tempfile::TempDir;
+
+    fn made() -> (TempDir, Registry, Registry) {
+        let dir = TempDir::new().unwrap();
+        let log = dir.path().join("topic.log");
+        let broker = Registry::make(&log, Access::default()).unwrap();
+        let reader = Registry::open(&log).unwrap();
+        (dir, broker, reader)
+    }
+
+    fn cursors(registry: &Registry) -> Vec<u64> {
+        let all = registry.load().into_iter();
+        all.filter(|cursor| *cursor != FREE).collect()
+    }
+
+    #[test]
+    fn what_readers_do_to_the_file_is_no_harm_to_the_broker() {
+        let (_dir, broker, reader) = made();
+        let slot = reader.register(7).unwrap();
+        assert_eq!(cursors(&broker), [7]);
+        for len in [0, 1, 23, 63, 4096, 1 << 30] {
+            reader.file.set_len(len).unwrap();
+            let seen = cursors(&broker);
+            assert!(seen.is_empty() || seen == [7], "{len}: {seen:?}");
+            broker.sweep().unwrap();
+            reader.announce(slot, 7).unwrap();
+            assert_eq!(cursors(&broker), [7], "a reader that goes on is back");
+        }
+        for word in [0u64, 1, u64::MAX - 1, 1 << 63, 0x4141_4141_4141_4141] {
+            let garbage: Vec<u8> = std::iter::repeat_n(word.to_le_bytes(), BYTES / 8)
+                .flatten()
+                .collect();
+            reader.file.write_all_at(&garbage, 0).unwrap();
+            assert_eq!(cursors(&broker), [], "{word:x}");
+            broker.sweep().unwrap();
+        }
+        // A slot that was copied over another's names its own number.
+        reader.announce(slot, 9).unwrap();
+        let mut bytes = [0; USED];
+        reader.file.read_exact_at(&mut bytes, 0).unwrap();
+        reader.file.write_all_at(&bytes, offset_of(5)).unwrap();
+        assert_eq!(cursors(&broker), [9]);
+    }
+
+    #[test]
+    fn slots_of_dead_readers_are_freed_also_those_from_before_the_broker() {
+        let (dir, broker, reader) = made();
+        let (first, second) = (reader.register(1).unwrap(), reader.register(2));
+        // Another slot, for the first one is this open file's already.
+        assert_eq!(first, second.unwrap());
+        let other = Registry::open(&dir.path().join("topic.log")).unwrap();
+        assert_ne!(other.register(3).unwrap(), first);
+        assert_eq!(broker.sweep().unwrap(), 0);
+        drop(other);
+        assert_eq!(broker.sweep().unwrap(), 1);
+        drop((broker, reader));
+        let log = dir.path().join("topic.log");
+        let next = Registry::make(&log, Access::default()).unwrap();
+        assert_eq!(cursors(&next), []);
+    }
+
+    #[test]
+    fn a_full_registry_says_so() {
+        let (dir, _broker, _reader) = made();
+        let log = dir.path().join("topic.log");
+        let open = || Registry::open(&log).unwrap();
+        let all: Vec<_> = (0..MAX_READERS).map(|_| open()).collect();
+        let slots: HashSet<_> = all.iter().map(|one| one.register(0).unwrap()).collect();
+        assert_eq!(slots.len(), MAX_READERS);
+        let full = open().register(0).unwrap_err();
+        assert!(matches!(full, OpenError::TooManyReaders { places, .. } if places == MAX_READERS));
+    }
 }

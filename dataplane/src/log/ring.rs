@@ -14,13 +14,17 @@
 //! - a registered reader announces its cursor, then looks at the granted limit; a writer announces
 //!   a limit, then looks at the cursors again ([`Ring::may_lend`] / [`Ring::limits`]).
 
+use std::fmt;
+
 use crossbeam_utils::CachePadded;
 
 use super::layout::{ALIGNMENT, Geometry};
 use super::slot::{Descriptor, Slot, Totals};
 use super::sync::{AtomicU64, Ordering, crash_point, fence, yield_now};
 
-/// Cursor of a reader place that nobody uses.
+/// Most readers that register with one log.
+pub const MAX_READERS: usize = 64;
+/// Cursor of a reader slot that nobody uses.
 pub const FREE: u64 = u64::MAX;
 /// Mark of a writer that has nothing open.
 pub const NOTHING_OPEN: u64 = u64::MAX;
@@ -70,19 +74,12 @@ impl Default for Control {
     }
 }
 
-/// Where a registered reader stands: the index of the oldest batch that it still needs.
-#[derive(Debug)]
-#[repr(C, align(64))]
-pub struct Place {
-    pub(super) cursor: AtomicU64,
-}
-
-impl Default for Place {
-    fn default() -> Self {
-        Self {
-            cursor: AtomicU64::new(FREE),
-        }
-    }
+/// Where registered readers stand: the index of the oldest batch that each still needs, or [`FREE`].
+///
+/// Loading is no promise of order: who needs one adds a fence.
+pub trait ReaderCursors: fmt::Debug {
+    /// All of them, as of now.
+    fn load(&self) -> [u64; MAX_READERS];
 }
 
 /// How far writers may go before they must look again at what others need.
@@ -100,8 +97,8 @@ pub struct Ring<'a> {
     pub(super) geometry: Geometry,
     pub(super) control: &'a Control,
     pub(super) slots: &'a [Slot],
-    /// Readers that writers wait for; empty when the policy is to overwrite.
-    pub(super) places: &'a [Place],
+    /// Readers that writers wait for; none when the policy is to overwrite.
+    pub(super) readers: Option<&'a dyn ReaderCursors>,
     /// One per writer of this process; empty in a reader.
     pub(super) marks: &'a [CachePadded<Mark>],
 }
@@ -136,24 +133,25 @@ impl Ring<'_> {
     /// How far writers may go. Kept by the caller until it has gone that far.
     pub(super) fn limits(&self) -> Limits {
         let taken = self.control.index_tail.load(Ordering::Acquire);
-        let oldest = self.cursors().fold(taken, u64::min);
+        // In this order: a batch goes from one bound to the next.
+        let open = self.lowest_open();
+        let committing = self.lowest_committing();
+        let cursors = self.cursors();
+        let oldest = registered(&cursors).fold(taken, u64::min);
         // Half of the index is kept for batches that are already being received, so that no commit
         // waits for a reader.
         let index = oldest + self.geometry.index_slots() / 2;
 
-        // In this order: a batch goes from one bound to the next.
-        let open = self.lowest_open();
-        let committing = self.lowest_committing();
-        let unread = open.min(committing).min(self.lowest_unread());
+        let unread = open.min(committing).min(self.lowest_unread(&cursors));
         let position = unread + self.geometry.ring_bytes();
         self.control.granted.fetch_max(position, Ordering::AcqRel);
-        if self.places.is_empty() {
+        if self.readers.is_none() {
             return Limits { position, index };
         }
         // A reader that registered meanwhile either sees the granted limit, or is seen here.
         fence(Ordering::SeqCst);
         let seen_now = self
-            .lowest_unread()
+            .lowest_unread(&self.cursors())
             .saturating_add(self.geometry.ring_bytes());
         Limits {
             position: position.min(seen_now),
@@ -186,7 +184,7 @@ impl Ring<'_> {
 
     /// Lower bound of what registered readers still need among committed batches. The others are
     /// covered by [`Self::lowest_open`] and [`Self::lowest_committing`], called before.
-    fn lowest_unread(&self) -> u64 {
+    fn lowest_unread(&self, cursors: &[u64; MAX_READERS]) -> u64 {
         let needed_by = |cursor| match self.slot(cursor).floor_of(cursor) {
             Some(floor) => floor,
             // Not yet committed: nothing is needed.
@@ -195,25 +193,25 @@ impl Ring<'_> {
             // it may still be looking at the payload: grant nothing until it has moved on.
             None => 0,
         };
-        self.cursors().map(needed_by).min().unwrap_or(NOTHING_OPEN)
+        let needed = registered(cursors).map(needed_by);
+        needed.min().unwrap_or(NOTHING_OPEN)
     }
 
     /// Registered readers, and the payload that the slowest of them has not read yet, bytes.
     pub(super) fn backlog(&self) -> (usize, u64) {
         let tail = self.control.tail.load(Ordering::Acquire);
-        let unread = tail.saturating_sub(self.lowest_unread());
+        let cursors = self.cursors();
+        let unread = tail.saturating_sub(self.lowest_unread(&cursors));
         // A reader that registered too late to be seen may seem to need all that there ever was.
         (
-            self.cursors().count(),
+            registered(&cursors).count(),
             unread.min(self.geometry.ring_bytes()),
         )
     }
 
-    fn cursors(&self) -> impl Iterator<Item = u64> {
-        self.places
-            .iter()
-            .map(|place| place.cursor.load(Ordering::Acquire))
-            .filter(|cursor| *cursor != FREE)
+    fn cursors(&self) -> [u64; MAX_READERS] {
+        self.readers
+            .map_or([FREE; MAX_READERS], ReaderCursors::load)
     }
 
     /// Publishes a batch and returns its index. The writer's mark must still cover it as open.
@@ -279,10 +277,14 @@ impl Ring<'_> {
         self.control.tail.load(Ordering::Relaxed) <= position + self.geometry.ring_bytes()
     }
 
-    /// Whether a reader whose cursor is stored in its place may read `position` in place for as
+    /// Whether a reader whose cursor is announced in its slot may read `position` in place for as
     /// long as the cursor stays: no writer has been granted what lies one ring above it.
     pub(super) fn may_lend(&self, position: u64) -> bool {
         fence(Ordering::SeqCst);
         self.control.granted.load(Ordering::Acquire) <= position + self.geometry.ring_bytes()
     }
+}
+
+fn registered(cursors: &[u64; MAX_READERS]) -> impl Iterator<Item = u64> {
+    cursors.iter().copied().filter(|cursor| *cursor != FREE)
 }

@@ -147,6 +147,72 @@ fn a_registered_reader_blocks_the_writer_until_it_reads_or_dies() {
     assert_eq!(log.backlog(), (0, 0));
 }
 
+/// The registry is a blocking broker's; the one that has the log now overwrites.
+#[test]
+fn a_registered_reader_borrows_nothing_from_a_writer_that_does_not_wait() {
+    let dir = TempDir::new().unwrap();
+    drop(log_in(&dir, &options(2, 16, Full::Block)));
+    let (path, log) = log_in(&dir, &options(2, 16, Full::Overwrite));
+    let mut reader = Reader::open(&path, Start::Oldest).unwrap();
+    reader.register().unwrap();
+    let mut writer = log.writer();
+    write(&mut writer, 0, 0, &payload(0, 0, 2048));
+    let batch = reader.next().unwrap().unwrap();
+    for seq in 1..9 {
+        write(&mut writer, 0, seq, &payload(0, seq, 2048));
+    }
+    assert_eq!(batch.payload, payload(0, 0, 2048));
+}
+
+#[test]
+fn a_log_without_a_registry_cannot_be_registered_with() {
+    let dir = TempDir::new().unwrap();
+    let (path, _log) = log_in(&dir, &options(2, 16, Full::Overwrite));
+    let mut reader = Reader::open(&path, Start::Oldest).unwrap();
+    let refused = reader.register().unwrap_err();
+    assert!(matches!(refused, OpenError::NoRegistry(_)), "{refused}");
+    assert!(
+        !path.with_extension("readers").exists(),
+        "readers make none"
+    );
+}
+
+#[test]
+fn a_registry_that_is_cut_short_ends_neither_writer_nor_reader() {
+    let dir = TempDir::new().unwrap();
+    let (path, log) = log_in(&dir, &options(2, 16, Full::Block));
+    let mut reader = Reader::open(&path, Start::Oldest).unwrap();
+    reader.register().unwrap();
+    let mut writer = log.writer();
+    let registry = path.with_extension("readers");
+    for seq in 0..20 {
+        let file = OpenOptions::new().write(true).open(&registry).unwrap();
+        file.set_len(0).unwrap();
+        write(&mut writer, 0, seq, &payload(0, seq, 2048));
+        assert_eq!(reader.next().unwrap().unwrap().batch_seq, seq);
+    }
+    assert_eq!(log.backlog().0, 1, "it registers again as it reads on");
+}
+
+#[test]
+fn a_file_that_is_deleted_replaced_or_resized_is_noticed() {
+    let dir = TempDir::new().unwrap();
+    let (path, log) = log_in(&dir, &options(2, 16, Full::Block));
+    assert_eq!(log.check_file().unwrap(), FileState::Whole);
+    let aside = dir.path().join("aside");
+    fs::rename(&path, &aside).unwrap();
+    assert_eq!(log.check_file().unwrap(), FileState::Gone);
+    fs::write(&path, "another").unwrap();
+    assert_eq!(log.check_file().unwrap(), FileState::Gone);
+    fs::rename(&aside, &path).unwrap();
+    assert_eq!(log.check_file().unwrap(), FileState::Whole);
+    log.mapping.file.set_len(4096).unwrap();
+    assert_eq!(
+        log.check_file().unwrap(),
+        FileState::Resized { bytes: 4096 }
+    );
+}
+
 #[test]
 fn a_full_index_blocks_as_a_full_ring_does() {
     let dir = TempDir::new().unwrap();
