@@ -1,0 +1,127 @@
+//! A directory that nobody else can write to.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, renameat};
+use nix::sys::stat::{FileStat, SFlag, fstatat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
+
+use crate::file::{Open, Rules, open_in};
+use crate::walk::{self, Care};
+use crate::{is_trusted, refuse, user_name};
+
+/// How a directory is made, if it is missing.
+#[derive(Debug, Clone, Copy)]
+pub struct NewDir {
+    /// Its mode, whatever the umask is.
+    pub mode: u32,
+    /// Its owner, if it is to be another one than who makes it.
+    pub owner: Option<u32>,
+    /// Its group, likewise.
+    pub group: Option<u32>,
+}
+
+impl NewDir {
+    /// A directory on the way to the one that is wanted.
+    pub(crate) fn parent() -> Self {
+        Self {
+            mode: 0o755,
+            owner: None,
+            group: None,
+        }
+    }
+}
+
+/// An open directory that belongs to this user or root, and in which nobody else can replace anything:
+/// neither by writing to it, nor by writing to one of its parents.
+#[derive(Debug)]
+pub struct Dir(OwnedFd);
+
+impl Dir {
+    /// Opens the directory at `path`.
+    ///
+    /// # Errors
+    /// If it is missing or somebody else could replace what is in it.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        walk::directory(path, Care::Verified, None).map(Self)
+    }
+
+    /// Opens the directory at `path`, or makes it, and its parents with mode 755.
+    ///
+    /// # Errors
+    /// As [`Self::open`], or if it cannot be made.
+    pub fn make(path: &Path, new: &NewDir) -> io::Result<Self> {
+        walk::directory(path, Care::Verified, Some(new)).map(Self)
+    }
+
+    /// Opens a regular file of this user's in the directory, which has no other name.
+    ///
+    /// # Errors
+    /// If it is missing, or anything else.
+    pub fn file(&self, name: &OsStr, open: Open) -> io::Result<File> {
+        open_in(self.0.as_fd(), name, open, &Rules::OWN)
+    }
+
+    /// Whether anything has the name.
+    ///
+    /// # Errors
+    /// If that cannot be told.
+    pub fn contains(&self, name: &OsStr) -> io::Result<bool> {
+        Ok(self.stat(name)?.is_some())
+    }
+
+    /// Removes a Unix socket of this user's or root's, if there is one of the name.
+    ///
+    /// # Errors
+    /// If something else has the name, or it cannot be removed.
+    pub fn remove_socket(&self, name: &OsStr) -> io::Result<()> {
+        let Some(about) = self.stat(name)? else {
+            return Ok(());
+        };
+        if walk::file_type(&about) != SFlag::S_IFSOCK || !is_trusted(about.st_uid) {
+            let owner = user_name(about.st_uid);
+            return refuse(format!(
+                "something of {owner}'s that is no socket of ours has the name: remove it"
+            ));
+        }
+        self.remove(name)
+    }
+
+    /// Removes a file.
+    ///
+    /// # Errors
+    /// If it cannot be removed; one that is missing is no error.
+    pub fn remove(&self, name: &OsStr) -> io::Result<()> {
+        match unlinkat(&self.0, name, UnlinkatFlags::NoRemoveDir) {
+            Ok(()) | Err(Errno::ENOENT) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Gives a file another name in the directory.
+    ///
+    /// # Errors
+    /// If it cannot be renamed.
+    pub fn rename(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
+        Ok(renameat(&self.0, from, &self.0, to)?)
+    }
+
+    fn stat(&self, name: &OsStr) -> io::Result<Option<FileStat>> {
+        match fstatat(&self.0, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Ok(about) => Ok(Some(about)),
+            Err(Errno::ENOENT) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl AsFd for Dir {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}

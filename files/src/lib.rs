@@ -1,0 +1,40 @@
+//! Opens files and directories so that no other local user decides which ones they are.
+//!
+//! A path is walked component by component, each opened relative to the one before it and looked at
+//! while it is open, so what was checked is what is used. Symbolic links on the way are followed only
+//! if root or this user made them; the last component of a file's path is never followed.
+//!
+//! - [`Dir`] is a directory that nobody else can write to, also by way of its parents;
+//! - [`open_to_write`] is for files that a user names, such as reports;
+//! - [`open_to_read`] is for files that decide something, such as keys.
+//!
+//! A refusal is an [`io::Error`] whose text says whose the thing is and what to do; callers put the
+//! path and the action before it.
+
+mod dir;
+mod file;
+mod walk;
+
+pub use dir::{Dir, NewDir};
+pub use file::{Open, open_to_read, open_to_write};
+
+use std::io;
+
+use nix::unistd::{Uid, User, geteuid};
+
+/// Users whose files and links count as our own: this one, and root.
+fn is_trusted(uid: u32) -> bool {
+    uid == 0 || uid == geteuid().as_raw()
+}
+
+/// A user for people: the name if there is one.
+fn user_name(uid: u32) -> String {
+    match User::from_uid(Uid::from_raw(uid)) {
+        Ok(Some(user)) => user.name,
+        _ => format!("user {uid}"),
+    }
+}
+
+fn refuse<T>(text: String) -> io::Result<T> {
+    Err(io::Error::other(text))
+}

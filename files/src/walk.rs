@@ -1,0 +1,218 @@
+//! From the root directory to a path, one component at a time.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, open, openat, readlinkat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, mkdirat};
+use nix::unistd::{Group, User, fchownat, geteuid};
+
+use crate::{NewDir, is_trusted, refuse, user_name};
+
+/// Links on one path, as many as the kernel follows.
+const MAX_LINKS: u32 = 40;
+const STICKY: u32 = 0o1000;
+
+/// How far the directories on the way must be out of others' reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Care {
+    /// Nobody else can replace any of them, or anything in the last one.
+    Verified,
+    /// Links that others made are not followed.
+    Links,
+}
+
+/// The directory at `path`; missing ones are made if `new` says how.
+pub(crate) fn directory(path: &Path, care: Care, new: Option<&NewDir>) -> io::Result<OwnedFd> {
+    let mut walk = Walk::new(care)?;
+    walk.other_owner = new.and_then(|new| new.owner);
+    walk.push(&std::path::absolute(path)?);
+    while let Some(name) = walk.rest.pop() {
+        let last = walk.rest.is_empty();
+        walk.step(&name, last, new)?;
+    }
+    if care == Care::Verified {
+        walk.verify(true)?;
+    }
+    Ok(walk.dir)
+}
+
+struct Walk {
+    care: Care,
+    dir: OwnedFd,
+    /// Where `dir` is, for messages.
+    at: PathBuf,
+    /// Components to come, the next one last.
+    rest: Vec<OsString>,
+    links: u32,
+    /// Whose the last directory may be besides this user's and root's.
+    other_owner: Option<u32>,
+    /// Owner of the root directory, whom every path depends on. Not always 0: in a user namespace
+    /// the host's root has no number.
+    root_owner: u32,
+}
+
+impl Walk {
+    fn new(care: Care) -> io::Result<Self> {
+        let dir = open_root()?;
+        let root_owner = fstat(&dir)?.st_uid;
+        Ok(Self {
+            care,
+            dir,
+            at: PathBuf::from("/"),
+            rest: Vec::new(),
+            links: 0,
+            other_owner: None,
+            root_owner,
+        })
+    }
+
+    fn push(&mut self, path: &Path) {
+        for component in path.components().rev() {
+            if let Component::Normal(_) | Component::ParentDir = component {
+                self.rest.push(component.as_os_str().to_owned());
+            }
+        }
+    }
+
+    fn step(&mut self, name: &OsStr, last: bool, new: Option<&NewDir>) -> io::Result<()> {
+        if self.care == Care::Verified {
+            self.verify(false)?;
+        }
+        let there = match peek(&self.dir, name) {
+            Err(Errno::ENOENT) if new.is_some() => {
+                let parents = NewDir::parent();
+                make(&self.dir, name, new.filter(|_| last).unwrap_or(&parents))
+            }
+            opened => opened.map_err(io::Error::from),
+        };
+        let there = there.map_err(|error| self.about(name, error))?;
+        let about = fstat(&there)?;
+        match file_type(&about) {
+            SFlag::S_IFLNK => self.follow(name, &there, &about),
+            SFlag::S_IFDIR => {
+                match name == ".." {
+                    true => drop(self.at.pop()),
+                    false => self.at.push(name),
+                }
+                self.dir = there;
+                Ok(())
+            }
+            _ => Err(self.about(name, Errno::ENOTDIR.into())),
+        }
+    }
+
+    fn follow(&mut self, name: &OsStr, link: &OwnedFd, about: &FileStat) -> io::Result<()> {
+        if !self.is_trusted(about.st_uid) {
+            return refuse(format!(
+                "{} is a symbolic link that {} made, which is not followed: name the directory itself",
+                self.at.join(name).display(),
+                user_name(about.st_uid)
+            ));
+        }
+        self.links += 1;
+        if self.links > MAX_LINKS {
+            return Err(self.about(name, Errno::ELOOP.into()));
+        }
+        let target = PathBuf::from(readlinkat(link, "")?);
+        if target.is_absolute() {
+            self.dir = open_root()?;
+            self.at = PathBuf::from("/");
+        }
+        self.push(&target);
+        Ok(())
+    }
+
+    /// Whether nobody else can replace what is in `dir`. In a directory with the sticky bit everybody
+    /// may make files, but nobody may replace those of others; `last` is where ours are to be.
+    fn verify(&self, last: bool) -> io::Result<()> {
+        let about = fstat(&self.dir)?;
+        let (owner, mode) = (about.st_uid, about.st_mode);
+        let trusted = match last {
+            true => is_trusted(owner) || self.other_owner == Some(owner),
+            false => self.is_trusted(owner),
+        };
+        let path = self.at.display();
+        if !trusted {
+            let (owner, me) = (user_name(owner), user_name(geteuid().as_raw()));
+            return refuse(format!(
+                "{path} is {owner}'s, who could replace what {me} keeps there: remove it, or name another directory"
+            ));
+        }
+        let by_group = mode & 0o020 != 0 && !is_private_group(owner, about.st_gid);
+        if mode & STICKY == 0 && (by_group || mode & 0o002 != 0) {
+            return refuse(format!(
+                "{path} has mode {:03o}, so that others could replace what is kept there: chmod go-w {path}, or name another directory",
+                mode & 0o7777
+            ));
+        }
+        Ok(())
+    }
+
+    fn is_trusted(&self, uid: u32) -> bool {
+        is_trusted(uid) || uid == self.root_owner
+    }
+
+    fn about(&self, name: &OsStr, error: io::Error) -> io::Error {
+        // The kind and the number stay, for those who look at them.
+        match self.rest.is_empty() {
+            true => error,
+            false => io::Error::new(
+                error.kind(),
+                format!("{}: {error}", self.at.join(name).display()),
+            ),
+        }
+    }
+}
+
+/// Whether a group is its user's alone, as distributions make one for each user: then what it may
+/// write is not others'. Root's group counts as root.
+fn is_private_group(owner: u32, gid: u32) -> bool {
+    if gid == 0 {
+        return true;
+    }
+    let (Ok(Some(user)), Ok(Some(group))) =
+        (User::from_uid(owner.into()), Group::from_gid(gid.into()))
+    else {
+        return false;
+    };
+    user.name == group.name && group.mem.iter().all(|member| *member == user.name)
+}
+
+fn open_root() -> nix::Result<OwnedFd> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    open("/", flags, Mode::empty())
+}
+
+/// Opens whatever has the name, without any effect on it.
+fn peek(dir: &OwnedFd, name: &OsStr) -> nix::Result<OwnedFd> {
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    openat(dir, name, flags, Mode::empty())
+}
+
+/// Makes a directory with exactly the mode asked for, whatever the umask is.
+fn make(dir: &OwnedFd, name: &OsStr, new: &NewDir) -> io::Result<OwnedFd> {
+    match mkdirat(dir, name, Mode::S_IRWXU) {
+        // Another process was faster; what it made is looked at as what was there is.
+        Err(Errno::EEXIST) => return Ok(peek(dir, name)?),
+        made => made?,
+    }
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let made = openat(dir, name, flags, Mode::empty())?;
+    if !is_trusted(fstat(&made)?.st_uid) {
+        return refuse("another user replaced it while it was made".to_owned());
+    }
+    if new.owner.is_some() || new.group.is_some() {
+        let (uid, gid) = (new.owner.map(Into::into), new.group.map(Into::into));
+        fchownat(made.as_fd(), "", uid, gid, AtFlags::AT_EMPTY_PATH)?;
+    }
+    fchmod(&made, Mode::from_bits_truncate(new.mode))?;
+    Ok(made)
+}
+
+pub(crate) fn file_type(about: &FileStat) -> SFlag {
+    SFlag::from_bits_truncate(about.st_mode & SFlag::S_IFMT.bits())
+}
