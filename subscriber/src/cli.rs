@@ -1,75 +1,90 @@
 //! Command line of the subscriber.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
+use penstock_flags::{BareUnit, duration};
 use penstock_subscriber::Start;
 
 const EXAMPLES: &str = "\
 Examples:
-  Print every message that is still in the log, one a line:
-    penstock-subscriber --path /dev/shm/penstock/trades.log
+  # Print every message that is still in the log, one a line:
+  penstock-subscriber --path /dev/shm/penstock/trades.log
 
-  Follow new messages; make a broker with --full block wait for this reader:
-    penstock-subscriber --path /dev/shm/penstock/trades.log --from end --follow --register
+  # Follow new messages; a broker with --full block waits for this reader:
+  penstock-subscriber --path /dev/shm/penstock/trades.log --from end \\
+      --follow --register
 
-  Check every batch and sum up each stream:
-    penstock-subscriber --path /dev/shm/penstock/trades.log --stat --verify
+  # Check every batch and sum up each stream:
+  penstock-subscriber --path /dev/shm/penstock/trades.log --stat --verify
 
-  One stream only, as raw bytes:
-    penstock-subscriber --path trades.log --session 00c0ffee00c0ffee --stream 2 --output raw
+  # One stream only, as raw bytes:
+  penstock-subscriber --path /dev/shm/penstock/trades.log \\
+      --session 00c0ffee00c0ffee --stream 2 --output raw
 
-Following ends with Ctrl-C (sums are printed; a second one ends at once), or when no broker has the
-log open and all of it is read.
-Exit codes: 0 all read, 1 failed or a batch is damaged, 2 wrong flags, 3 some batches were
-overwritten before they were read.";
+Following ends with Ctrl-C (sums are printed; a second one ends at once), or
+when no broker has the log open and all of it is read.
+Exit codes: 0 all read, 1 failed or a batch is damaged, 2 wrong usage, 3 some
+batches were overwritten after reading began and before they were read.";
+
+const SOURCE: &str = "What to read";
+const RESULT: &str = "What comes of it";
+/// Longest wait that a flag can ask for.
+const YEAR: Duration = Duration::from_secs(365 * 86_400);
 
 /// Reads a topic's log in place: prints, counts, checks.
 #[derive(Debug, Parser)]
 #[command(name = "penstock-subscriber", version, after_help = EXAMPLES)]
 pub struct Cli {
     /// The log: <buffer-dir>/<topic>.log of a broker on this host.
-    #[arg(long)]
+    #[arg(long, value_name = "FILE", help_heading = SOURCE)]
     pub path: PathBuf,
     /// Where to begin: at the oldest batch that is still there, or behind the newest.
-    #[arg(long, value_enum, default_value_t = From::Start)]
+    #[arg(long, value_enum, default_value_t = From::Start, help_heading = SOURCE)]
     from: From,
-    /// Wait for more at the end of the log.
-    #[arg(long)]
+    /// Wait for more at the end of the log, and for the log if there is none yet.
+    #[arg(long, help_heading = SOURCE)]
     pub follow: bool,
-    /// With --follow, end after so many seconds without a batch.
-    #[arg(long, value_name = "SECONDS", requires = "follow")]
-    pub until_idle: Option<u64>,
+    /// With --follow, end after so long without a batch, such as 5s; a number alone is seconds.
+    #[arg(long, value_name = "DURATION", requires = "follow", help_heading = SOURCE,
+        value_parser = duration(BareUnit::Seconds, Duration::ZERO..=YEAR))]
+    pub until_idle: Option<Duration>,
+    /// How long to wait for a log that does not exist yet, such as 10s; without it, for ever with
+    /// --follow (but for --until-idle), otherwise not at all.
+    #[arg(long, value_name = "DURATION", help_heading = SOURCE,
+        value_parser = duration(BareUnit::Seconds, Duration::ZERO..=YEAR))]
+    wait: Option<Duration>,
     /// End after so many messages.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = SOURCE)]
     pub count: Option<u64>,
     /// Make a broker with --full block wait for this reader; needs write permission for the
     /// .readers file beside the log.
-    #[arg(long)]
+    #[arg(long, help_heading = SOURCE)]
     pub register: bool,
-    /// How messages are printed; without it lines, or none with --stat.
-    #[arg(long, value_enum)]
-    output: Option<Output>,
     /// Only this session, as 16 hexadecimal digits.
-    #[arg(long, value_parser = parse_session, value_name = "HEX")]
+    #[arg(long, value_parser = parse_session, value_name = "HEX", help_heading = SOURCE)]
     session: Option<u64>,
     /// Only streams of this number.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = SOURCE)]
     stream: Option<u32>,
+    /// How messages are printed; without it lines, or none with --stat.
+    #[arg(long, value_enum, help_heading = RESULT)]
+    output: Option<Output>,
     /// Sum up counts, bytes and SHA-256 per stream at the end: on stdout, or on stderr when
     /// messages are printed too. The SHA-256 is over every message followed by a newline.
-    #[arg(long)]
+    #[arg(long, help_heading = RESULT)]
     pub stat: bool,
     /// Compare every batch also with its message count and its stream's order; without it only a batch
     /// whose messages cannot be told apart is a failure, or one that differs from its CRC32C, which
     /// is never shown.
-    #[arg(long)]
+    #[arg(long, help_heading = RESULT)]
     pub verify: bool,
     /// Overwritten batches are no failure.
-    #[arg(long)]
+    #[arg(long, help_heading = RESULT)]
     pub allow_loss: bool,
     /// Form of --stat.
-    #[arg(long, value_enum, default_value_t = Format::Text)]
+    #[arg(long, value_enum, default_value_t = Format::Text, help_heading = RESULT)]
     pub format: Format,
 }
 
@@ -108,6 +123,12 @@ impl Cli {
         }
     }
 
+    /// How long a log that does not exist is waited for, if at all.
+    pub fn longest_wait(&self) -> Option<Duration> {
+        let follows = self.follow.then(|| self.until_idle.unwrap_or(YEAR));
+        self.wait.or(follows)
+    }
+
     pub fn output(&self) -> Output {
         self.output.unwrap_or(if self.stat {
             Output::None
@@ -125,4 +146,39 @@ impl Cli {
 
 fn parse_session(text: &str) -> Result<u64, String> {
     u64::from_str_radix(text, 16).map_err(|_| "not a session key of up to 16 hex digits".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn examples_are_valid_and_fit_in_80_columns() {
+        assert_eq!(EXAMPLES.lines().find(|line| line.len() > 79), None);
+        let examples = penstock_flags::examples(EXAMPLES, "penstock-subscriber");
+        assert_eq!(examples.len(), 4);
+        for words in examples {
+            Cli::try_parse_from(&words).unwrap();
+        }
+    }
+
+    #[test]
+    fn waiting_is_asked_for() {
+        let wait = |flags: &[&str]| {
+            let words = ["penstock-subscriber", "--path", "x"];
+            let cli = Cli::try_parse_from(words.iter().chain(flags)).unwrap();
+            cli.longest_wait()
+        };
+        assert_eq!(wait(&[]), None);
+        assert_eq!(wait(&["--follow"]), Some(YEAR));
+        assert_eq!(
+            wait(&["--follow", "--until-idle", "3"]),
+            Some(Duration::from_secs(3))
+        );
+        assert_eq!(wait(&["--wait", "500ms"]), Some(Duration::from_millis(500)));
+        assert_eq!(
+            wait(&["--follow", "--wait", "1m"]),
+            Some(Duration::from_secs(60))
+        );
+    }
 }

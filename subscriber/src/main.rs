@@ -11,11 +11,12 @@ use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use penstock_subscriber::{Account, Event, Received, Subscriber, Trouble};
+use penstock_subscriber::{Account, Event, OpenError, Received, Start, Subscriber, Trouble};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
@@ -31,6 +32,10 @@ const LOST: u8 = 3;
 const TOLD: u64 = 10;
 /// How long nothing comes before it is asked whether the broker still lives.
 const GONE_CHECK: Duration = Duration::from_millis(100);
+/// Pause between attempts to open a log that is not there yet.
+const OPEN_RETRY: Duration = Duration::from_millis(50);
+/// How long a broker may take to give a log that it has just made its mode, group and registry.
+const SETTLING: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -40,12 +45,16 @@ fn main() -> ExitCode {
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
         .init();
-    match Run::start(&cli).and_then(|run| run.finish()) {
+    let run = Run::start(&cli).and_then(|run| run.map_or(Ok(ExitCode::SUCCESS), Run::finish));
+    match run {
         Ok(code) => code,
         // Whoever read our output has had enough, as in `… | head`.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("penstock-subscriber: {error:#}");
+            eprintln!(
+                "penstock-subscriber: {}",
+                penstock_flags::explain(error.as_ref())
+            );
             ExitCode::FAILURE
         }
     }
@@ -59,6 +68,53 @@ struct Run<'a> {
     stop: Arc<AtomicBool>,
 }
 
+/// Opens the log, and registers with it if that is asked for.
+fn open(cli: &Cli, start: Start) -> Result<Subscriber, OpenError> {
+    let mut subscriber = Subscriber::open(&cli.path, start)?;
+    if cli.register {
+        subscriber.register()?;
+        info!("registered with the log");
+    }
+    Ok(subscriber)
+}
+
+/// Opens the log as soon as a broker has made it; none if a signal ends the wait.
+fn open_patiently(
+    cli: &Cli,
+    longest: Duration,
+    stop: &AtomicBool,
+) -> Result<Option<Subscriber>, OpenError> {
+    let begun = Instant::now();
+    let mut start = cli.start();
+    let mut was_missing = false;
+    let mut appeared = None;
+    while !stop.load(Ordering::Relaxed) {
+        let error = match open(cli, start) {
+            Ok(subscriber) => return Ok(Some(subscriber)),
+            Err(error) => error,
+        };
+        let gives_up = if matches!(error, OpenError::Missing(_)) {
+            if !was_missing {
+                warn!(
+                    "{}: no such log yet; waiting for a broker to make it",
+                    cli.path.display()
+                );
+                was_missing = true;
+                // Whatever comes into a log that does not exist yet is new.
+                start = Start::Oldest;
+            }
+            begun.elapsed() >= longest
+        } else {
+            !was_missing || appeared.get_or_insert_with(Instant::now).elapsed() >= SETTLING
+        };
+        if gives_up {
+            return Err(error);
+        }
+        thread::sleep(OPEN_RETRY);
+    }
+    Ok(None)
+}
+
 /// Where batches go; apart from the subscriber, which lends them.
 struct Sink<'a> {
     cli: &'a Cli,
@@ -70,12 +126,8 @@ struct Sink<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn start(cli: &'a Cli) -> Result<Self> {
-        let mut subscriber = Subscriber::open(&cli.path, cli.start())?;
-        if cli.register {
-            subscriber.register()?;
-            info!("registered with the log");
-        }
+    /// None if a signal came while the log was waited for.
+    fn start(cli: &'a Cli) -> Result<Option<Self>> {
         let stop = Arc::new(AtomicBool::new(false));
         for signal in [SIGINT, SIGTERM] {
             // The first ends the reading, the second the process.
@@ -83,6 +135,13 @@ impl<'a> Run<'a> {
                 .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&stop)))
                 .context("cannot watch signals")?;
         }
+        let subscriber = match cli.longest_wait() {
+            None => Some(open(cli, cli.start())?),
+            Some(longest) => open_patiently(cli, longest, &stop)?,
+        };
+        let Some(subscriber) = subscriber else {
+            return Ok(None);
+        };
         let sink = Sink {
             cli,
             account: Account::new(cli.stat),
@@ -90,19 +149,20 @@ impl<'a> Run<'a> {
             taken: 0,
             troubles: 0,
         };
-        Ok(Self {
+        Ok(Some(Self {
             cli,
             subscriber,
             sink,
             stop,
-        })
+        }))
     }
 
     fn finish(mut self) -> Result<ExitCode> {
         self.read()?;
         self.sink.printer.flush()?;
         if self.cli.stat {
-            output::print_stat(self.cli, &self.subscriber.info(), &self.sink.account)?;
+            let (info, gone) = (self.subscriber.info(), self.subscriber.overwritten());
+            output::print_stat(self.cli, &info, &gone, &self.sink.account)?;
         }
         if self.sink.troubles > TOLD {
             warn!(
@@ -153,11 +213,7 @@ impl<'a> Run<'a> {
 
     /// Whether nothing more is to be waited for.
     fn is_over(&self, idle: Duration) -> bool {
-        !self.cli.follow
-            || self
-                .cli
-                .until_idle
-                .is_some_and(|seconds| idle >= Duration::from_secs(seconds))
+        !self.cli.follow || self.cli.until_idle.is_some_and(|longest| idle >= longest)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::io::{self, BufWriter, Stdout, Write};
 
 use anyhow::Result;
-use penstock_dataplane::log::LogInfo;
+use penstock_dataplane::log::{LogInfo, Overwritten};
 use penstock_subscriber::{Account, StreamAccount};
 use serde::Serialize;
 
@@ -69,10 +69,14 @@ struct LogStat {
     messages: u64,
     batches: u64,
     payload_bytes: u64,
+    /// What the ring no longer held when this reader opened it.
+    overwritten_messages: u64,
+    overwritten_batches: u64,
+    overwritten_payload_bytes: u64,
 }
 
 /// Prints the sums, where they do not mix with messages.
-pub fn print_stat(cli: &Cli, info: &LogInfo, account: &Account) -> Result<()> {
+pub fn print_stat(cli: &Cli, info: &LogInfo, gone: &Overwritten, account: &Account) -> Result<()> {
     let streams = account.streams();
     let sum = |of: fn(&StreamAccount) -> u64| streams.iter().map(of).sum();
     let stat = Stat {
@@ -89,6 +93,9 @@ pub fn print_stat(cli: &Cli, info: &LogInfo, account: &Account) -> Result<()> {
             messages: info.messages,
             batches: info.batches,
             payload_bytes: info.payload_bytes,
+            overwritten_messages: gone.messages,
+            overwritten_batches: gone.batches,
+            overwritten_payload_bytes: gone.payload_bytes,
         },
         streams,
     };
@@ -117,11 +124,22 @@ fn table(stat: &Stat<'_>) -> String {
             stat.log.ring_bytes,
             stat.log.epoch
         ),
-        format!(
-            "{:<16} {:>6} {:>12} {:>10} {:>15} {:>8} {}",
-            "session", "stream", "messages", "batches", "bytes", "missing", "sha256"
-        ),
     ];
+    if stat.log.overwritten_batches > 0 {
+        lines.push(format!(
+            "gone {} messages, {} batches, {} bytes ({:.1} % of the log) were overwritten before this \
+             reader began",
+            stat.log.overwritten_messages,
+            stat.log.overwritten_batches,
+            stat.log.overwritten_payload_bytes,
+            100.0 * stat.log.overwritten_payload_bytes as f64
+                / stat.log.payload_bytes.max(1) as f64,
+        ));
+    }
+    lines.push(format!(
+        "{:<16} {:>6} {:>12} {:>10} {:>15} {:>8} {}",
+        "session", "stream", "messages", "batches", "bytes", "missing", "sha256"
+    ));
     lines.extend(stat.streams.iter().map(|stream| {
         format!(
             "{:<16} {:>6} {:>12} {:>10} {:>15} {:>8} {}",

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use penstock_dataplane::log::{Batch, LogInfo, OpenError, ReadError, Reader, Start};
+use penstock_dataplane::log::{Batch, LogInfo, OpenError, Overwritten, ReadError, Reader, Start};
 use penstock_dataplane::wire::message::Messages;
 
 /// Empty looks before the first sleep.
@@ -118,5 +118,11 @@ impl Subscriber {
     #[must_use]
     pub fn info(&self) -> LogInfo {
         self.reader.info()
+    }
+
+    /// What the log no longer held when it was opened.
+    #[must_use]
+    pub fn overwritten(&self) -> Overwritten {
+        self.reader.overwritten()
     }
 }

@@ -23,14 +23,17 @@ struct Fixture {
 
 impl Fixture {
     fn new(full: Full) -> Self {
-        let dir = TempDir::new().unwrap();
+        Self::in_dir(TempDir::new().unwrap(), "t.log", full)
+    }
+
+    fn in_dir(dir: TempDir, name: &str, full: Full) -> Self {
         let options = LogOptions {
             geometry: Geometry::new(4 * SEGMENT, SEGMENT, 64).unwrap(),
             full,
             access: Access::default(),
             writers: 1,
         };
-        let log = Arc::new(Log::open(&dir.path().join("t.log"), &options).unwrap());
+        let log = Arc::new(Log::open(&dir.path().join(name), &options).unwrap());
         let writer = log.writer();
         let next = [0; 4];
         Self {
@@ -228,8 +231,27 @@ fn a_lapped_reader_is_told_what_it_lost() {
     // Whoever comes late begins with what is left, which is no loss of its own.
     let late = run(&path, &["--stat", "--format", "json"]);
     let stat: serde_json::Value = serde_json::from_slice(&late.stdout).unwrap();
-    assert!(stat["messages"].as_u64().unwrap() <= 8);
+    let read = stat["messages"].as_u64().unwrap();
+    assert!(read <= 8);
+    assert_eq!(stat["lost_messages"], 0);
+    // But it is told how much that is: all that came, less what it has read.
+    let log = &stat["log"];
+    for (total, gone, here) in [
+        ("messages", "overwritten_messages", &stat["messages"]),
+        ("batches", "overwritten_batches", &stat["batches"]),
+        (
+            "payload_bytes",
+            "overwritten_payload_bytes",
+            &stat["payload_bytes"],
+        ),
+    ] {
+        let [total, gone, here] = [&log[total], &log[gone], here].map(|n| n.as_u64().unwrap());
+        assert_eq!(gone + here, total);
+    }
     assert_eq!(late.status.code(), Some(0));
+    let text = stdout(&run(&path, &["--stat"]));
+    let gone = format!("gone {} messages", 2002 - read);
+    assert!(text.contains(&gone), "{text}");
 }
 
 #[test]
@@ -283,6 +305,57 @@ fn an_interrupt_prints_the_sums() {
             .unwrap()
             .success()
     );
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_log_that_does_not_exist_yet_is_waited_for() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("sub/t.log");
+    let mut child = command(
+        &path,
+        &["--follow", "--from", "end", "--register", "--count", "1"],
+    )
+    .stdout(Stdio::piped())
+    .stderr(Stdio::piped())
+    .spawn()
+    .unwrap();
+    let mut said = BufReader::new(child.stderr.take().unwrap());
+    let told = line(&mut said);
+    assert!(
+        told.contains("sub/t.log") && told.contains("waiting"),
+        "{told}"
+    );
+    fs::create_dir(path.parent().unwrap()).unwrap();
+    let mut f = Fixture::in_dir(dir, "sub/t.log", Full::Block);
+    f.write(0, &[b"first"]);
+    assert_eq!(stdout(&child.wait_with_output().unwrap()), "first\n");
+}
+
+#[test]
+fn waiting_for_a_log_ends() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("none.log");
+    for flags in [
+        &["--wait", "10ms"][..],
+        &["--follow", "--until-idle", "10ms"],
+    ] {
+        let output = run(&path, flags);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(
+            stderr(&output).contains("no such log;"),
+            "{}",
+            stderr(&output)
+        );
+    }
+    let mut child = command(&path, &["--follow"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    line(&mut BufReader::new(child.stderr.take().unwrap()));
+    let pid = child.id().to_string();
+    let kill = Command::new("kill").args(["-INT", &pid]).status();
+    assert!(kill.unwrap().success());
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
 

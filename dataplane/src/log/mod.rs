@@ -47,6 +47,6 @@ pub use {
     access::Access,
     error::{OpenError, ReadError},
     file::{FileState, Full, Log, LogInfo, LogOptions},
-    reader::{Batch, ChecksumMismatch, Reader, Start},
+    reader::{Batch, ChecksumMismatch, Overwritten, Reader, Start},
     writer::{Commit, Region, Reservation, Writer},
 };

@@ -95,6 +95,7 @@ pub struct Reader {
     next: u64,
     /// Messages below `next`, to tell how many were lost when lapped.
     messages_below: u64,
+    overwritten: Overwritten,
     copy: Vec<u8>,
 }
 
@@ -118,6 +119,17 @@ impl Registered {
     }
 }
 
+/// What came into a log and was overwritten since.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Overwritten {
+    /// Batches.
+    pub batches: u64,
+    /// Messages.
+    pub messages: u64,
+    /// Message bytes, without framing.
+    pub payload_bytes: u64,
+}
+
 /// Where a batch was found, before its bytes are looked at.
 enum Next {
     Here(Descriptor, Totals),
@@ -138,10 +150,19 @@ impl Reader {
             registered: None,
             next: 0,
             messages_below: 0,
+            overwritten: Overwritten::default(),
             copy: Vec::new(),
         };
+        let (oldest, below) = reader.oldest_from(0);
+        reader.overwritten = Overwritten {
+            batches: oldest,
+            messages: below.messages,
+            payload_bytes: below.payload_bytes,
+        };
         match start {
-            Start::Oldest => (reader.next, reader.messages_below) = reader.oldest_from(0),
+            Start::Oldest => {
+                (reader.next, reader.messages_below) = (oldest, below.messages);
+            }
             Start::End => {
                 let info = reader.mapping.info();
                 (reader.next, reader.messages_below) = (info.batches, info.messages);
@@ -214,6 +235,12 @@ impl Reader {
         self.mapping.info()
     }
 
+    /// What the log no longer held when this reader opened it, wherever it started.
+    #[must_use]
+    pub fn overwritten(&self) -> Overwritten {
+        self.overwritten
+    }
+
     fn find(&self, index: u64) -> Next {
         let ring = self.mapping.ring();
         if index >= ring.frontier() {
@@ -276,17 +303,17 @@ impl Reader {
 
     /// Moves to the oldest batch that is still whole, and says what lies between.
     fn skip_lost(&mut self) -> ReadError {
-        let (next, messages_below) = self.oldest_from(self.next + 1);
+        let (next, below) = self.oldest_from(self.next + 1);
         let lost = ReadError::Lapped {
             batches: next - self.next,
-            messages: messages_below.saturating_sub(self.messages_below),
+            messages: below.messages.saturating_sub(self.messages_below),
         };
-        (self.next, self.messages_below) = (next, messages_below);
+        (self.next, self.messages_below) = (next, below.messages);
         lost
     }
 
-    /// The oldest whole batch from `index` on, and the messages below it.
-    fn oldest_from(&self, index: u64) -> (u64, u64) {
+    /// The oldest whole batch from `index` on, and the totals below it.
+    fn oldest_from(&self, index: u64) -> (u64, Totals) {
         let ring = self.mapping.ring();
         let mut index = index;
         loop {
@@ -295,7 +322,11 @@ impl Reader {
             if index >= frontier {
                 let info = self.mapping.info();
                 if info.batches <= index {
-                    return (info.batches, info.messages);
+                    let below = Totals {
+                        messages: info.messages,
+                        payload_bytes: info.payload_bytes,
+                    };
+                    return (info.batches, below);
                 }
                 continue;
             }
@@ -303,7 +334,12 @@ impl Reader {
                 && ring.is_whole(descriptor.position)
             {
                 // Totals are not covered by the check word: a damaged file may tell too few.
-                let below = totals.messages.saturating_sub(descriptor.messages.into());
+                let below = Totals {
+                    messages: totals.messages.saturating_sub(descriptor.messages.into()),
+                    payload_bytes: totals
+                        .payload_bytes
+                        .saturating_sub(descriptor.message_bytes()),
+                };
                 return (index, below);
             }
             index += 1;

@@ -45,6 +45,15 @@ pub struct Descriptor {
     pub floor: u64,
 }
 
+#[cfg(not(loom))]
+impl Descriptor {
+    /// Message bytes of the batch, without framing.
+    pub(super) fn message_bytes(&self) -> u64 {
+        let framing = u64::from(self.messages) * crate::wire::message::OVERHEAD as u64;
+        u64::from(self.payload_len).saturating_sub(framing)
+    }
+}
+
 /// Totals up to and including a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Totals {
