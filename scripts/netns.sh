@@ -22,7 +22,7 @@ Needs root. Nothing outside these namespaces is touched.
 
 Examples:
   sudo scripts/netns.sh up --brokers 1 --profile offload
-  sudo ip netns exec penstock-b0 target/release/penstock-broker &
+  sudo ip netns exec penstock-b0 target/release/penstock-broker --topic penstock &
   sudo ip netns exec penstock-pub target/release/penstock-publisher \
       --brokers 10.214.0.2:1214 --total-size 1GiB
   sudo scripts/netns.sh down

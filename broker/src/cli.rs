@@ -8,13 +8,17 @@ use anyhow::{Context, Result, anyhow, bail};
 use bytesize::ByteSize;
 use clap::{Parser, ValueEnum};
 use nix::unistd::Group;
+use penstock_dataplane::auth::TopicPattern;
 use penstock_dataplane::log::{Access, Full, Geometry, LogOptions};
+use penstock_dataplane::shares;
 use penstock_dataplane::tcp::buffers::{RcvbufOn, Wanted};
 use penstock_dataplane::tcp::{Limits, WorkerConfig};
 use penstock_dataplane::wire::handshake::check_topic;
 use penstock_dataplane::xdp::Polling;
 
 use crate::machine::parse_cpus;
+use crate::topic_policy::{Creators, TopicPolicy};
+use crate::topics::TopicConfig;
 use crate::xdp;
 
 const EXAMPLES: &str = "\
@@ -40,6 +44,9 @@ Examples:
 
   Window scale from the listener's buffer as well, and a report at the end:
     penstock-broker --rcvbuf-on both --report broker.json
+
+  Publishers anywhere may make topics that begin with trades., at most 64:
+    penstock-broker --create-topics any --topics 'trades.*' --max-topics 64
 
 A topic's log is <buffer-dir>/<topic>.log; read it with penstock-subscriber --path.
 Logs go to stderr (RUST_LOG sets the level). SIGINT and SIGTERM end the broker; its logs stay.
@@ -115,15 +122,33 @@ pub struct Cli {
     /// When a registered reader lags: wait for it, or overwrite.
     #[arg(long, value_enum, default_value_t = FullPolicy::Block)]
     full: FullPolicy,
-    /// Topic to make at the start; may be given several times. Others are made when first used.
+    /// Topic to make at the start; may be given several times.
     #[arg(long = "topic", value_name = "NAME")]
     topics: Vec<String>,
+    /// Who may make other topics, by publishing to them. Default: keyed with --auth-keys, local without.
+    /// A log that is in the directory already is a topic in any case.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "never|local|keyed|any",
+        hide_possible_values = true,
+        overrides_with = "create_topics"
+    )]
+    create_topics: Option<Creators>,
+    /// Topics that may be made so: names, or beginnings with * behind them, such as trades.*; all if not
+    /// given.
+    #[arg(long = "topics", value_name = "PATTERN,...", value_delimiter = ',')]
+    topic_patterns: Vec<TopicPattern>,
     /// Most topics; each takes a ring's memory.
     #[arg(long, default_value_t = 16)]
     max_topics: usize,
     /// Most open streams.
     #[arg(long, default_value_t = 4096)]
     max_connections: usize,
+    /// What one host (IPv6: /64), or one key there, may have of the streams, sessions and topics that
+    /// others leave, percent; all hosts with one key may have half of the rest as well.
+    #[arg(long, value_name = "PERCENT", overrides_with = "max_share", default_value_t = shares::DEFAULT_PERCENT, value_parser = clap::value_parser!(u8).range(1..=100))]
+    max_share: u8,
     /// Most connections that have not finished their handshake; the oldest of the host with most goes
     /// first.
     #[arg(long, default_value_t = 4096)]
@@ -230,7 +255,7 @@ pub struct Config {
     pub buffer_dir: PathBuf,
     pub log: LogOptions,
     pub topics: Vec<String>,
-    pub max_topics: usize,
+    pub topic: TopicConfig,
     pub buffers: Wanted,
     pub limits: Limits,
     pub worker: WorkerConfig,
@@ -288,6 +313,7 @@ impl Cli {
             .map(parse_cpus)
             .transpose()?
             .unwrap_or_default();
+        let policy = self.topic_policy()?;
         let access = self.access()?;
         let full = match self.full {
             FullPolicy::Block => Full::Block,
@@ -303,7 +329,11 @@ impl Cli {
                 writers: tcp_workers + xdp_workers,
             },
             topics: self.topics,
-            max_topics: self.max_topics,
+            topic: TopicConfig {
+                max: self.max_topics,
+                share_percent: self.max_share,
+                policy,
+            },
             buffers: Wanted {
                 rcvbuf: socket_buffer("--rcvbuf", self.rcvbuf)?,
                 sndbuf: socket_buffer("--sndbuf", self.sndbuf)?,
@@ -314,6 +344,7 @@ impl Cli {
                 max_connections: self.max_connections,
                 max_handshakes: self.max_handshakes.max(1),
                 handshake_timeout: Duration::from_secs_f64(self.handshake_timeout),
+                share_percent: self.max_share,
             },
             worker: WorkerConfig {
                 verify_on_receive: self.verify_on_receive,
@@ -378,6 +409,22 @@ impl Cli {
             idle_timeout: Duration::from_secs_f64(self.stall_timeout),
             configure: self.configure_nic,
         }))
+    }
+
+    /// Who may make topics.
+    fn topic_policy(&self) -> Result<TopicPolicy> {
+        let has_keys = self.auth_keys.is_some();
+        if self.create_topics == Some(Creators::Keyed) && !has_keys {
+            bail!("--create-topics keyed needs --auth-keys, the file with the keys");
+        }
+        let default = match has_keys {
+            true => Creators::Keyed,
+            false => Creators::Local,
+        };
+        Ok(TopicPolicy {
+            creators: self.create_topics.unwrap_or(default),
+            patterns: self.topic_patterns.clone(),
+        })
     }
 
     /// Who may read the logs.
@@ -465,6 +512,10 @@ mod tests {
             (&["--segment-size", "3MiB"], "power of two"),
             (&["--workers", "0"], "from 1 to 256"),
             (&["--topic", "../etc"], "is not allowed"),
+            (&["--topics", "a,b*c"], "nor the beginning of one with *"),
+            (&["--create-topics", "keyed"], "--auth-keys"),
+            (&["--create-topics", "all"], "never, local, keyed, any"),
+            (&["--max-share", "0"], "1..=100"),
             (&["--rcvbuf", "8GiB"], "--rcvbuf 8.0 GiB is not"),
             (&["--rcvbuf-on", "some"], "none, listener, accepted, both"),
             (&["--buffer-mode", "660"], "mode 660 is none of"),

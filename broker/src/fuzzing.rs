@@ -19,7 +19,7 @@ fn flags(data: &[u8]) {
     };
     assert!(config.tcp_workers > 0 && config.limits.max_handshakes > 0);
     assert!(config.limits.max_connections as u64 <= config.log.geometry.index_slots() / 2);
-    assert!(config.topics.len() <= config.max_topics);
+    assert!(config.topics.len() <= config.topic.max);
     assert!(!config.worker.stall_timeout.is_zero());
 }
 

@@ -12,6 +12,8 @@ mod nic;
 mod privileges;
 mod report;
 mod server;
+mod sessions;
+mod topic_policy;
 mod topics;
 mod xdp;
 

@@ -22,7 +22,8 @@ use tracing::{info, warn};
 use crate::cli::Config;
 use crate::live::{self, Sources};
 use crate::report::{Report, Target};
-use crate::topics::{self, Sessions, Topics};
+use crate::sessions::Sessions;
+use crate::topics::{self, Topics};
 use crate::xdp::Xdp;
 use crate::{keys, machine, nic, privileges};
 
@@ -66,11 +67,12 @@ pub fn run(config: &Config) -> Result<()> {
     }
     let topics = open_topics(config)?;
     let (workers, handles) = make_workers(config, &shared, &stop)?;
+    let (jobs, opener) = crossbeam_channel::unbounded();
     let acceptor = Acceptor::new(
         listener,
         config.buffers,
         config.limits.clone(),
-        Sessions::new(Arc::clone(&topics)),
+        Sessions::new(Arc::clone(&topics), config.limits.share_percent, jobs),
         handles.clone(),
         xdp.as_ref().map(Xdp::offer),
         Arc::clone(&shared),
@@ -80,11 +82,20 @@ pub fn run(config: &Config) -> Result<()> {
     // Whatever ends the broker says so here.
     let (ending, ended) = crossbeam_channel::unbounded();
     let waker = acceptor.poller();
+    let opening = {
+        let (topics, waker) = (Arc::clone(&topics), Arc::clone(&waker));
+        move || {
+            // A loop that cannot be woken looks again within a second.
+            topics.serve(&opener, || drop(waker.notify()));
+            Ok(())
+        }
+    };
     let flag = Arc::clone(&stop);
     // The only thread that needs what was kept: it sizes the buffers of accepted sockets.
     let told = Told(Arc::clone(&stop), ending.clone());
     let accepting = spawn("accept", &told, move || acceptor.run(&flag))?;
     privileges::keep(&[])?;
+    let opening = spawn("topics", &told, opening)?;
     watch_signals(signals, keys, ending.clone())?;
     let workers = start_workers(config, workers, &told)?;
     let told = Told(Arc::clone(&stop_xdp), ending);
@@ -118,6 +129,8 @@ pub fn run(config: &Config) -> Result<()> {
     stop_xdp.store(true, Ordering::Release);
     waker.notify().context("cannot wake the accept loop")?;
     join(accepting)?.context("the accept loop failed")?;
+    // Nobody asks it for logs any more.
+    join(opening)?.context("the thread that opens logs failed")?;
     let mut stats = stop_workers(workers, &handles)?;
     let worker_count = handles.len() + xdp_workers.len();
     let (all, packets) = crate::xdp::sum(stop_xdp_workers(xdp_workers)?);
@@ -182,10 +195,10 @@ fn open_topics(config: &Config) -> Result<Arc<Topics>> {
     let topics = Topics::new(
         config.buffer_dir.clone(),
         config.log.clone(),
-        config.max_topics,
+        config.topic.clone(),
     )?;
     for topic in &config.topics {
-        topics.open(topic).map_err(|e| anyhow!("{e}"))?;
+        topics.open_own(topic).map_err(|e| anyhow!("{e}"))?;
     }
     Ok(Arc::new(topics))
 }

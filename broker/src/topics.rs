@@ -1,109 +1,402 @@
-//! Topics and sessions: which log a stream writes, and whether it may.
+//! Topics: which log a stream writes, whether it may be made, and the thread that opens logs.
 
 use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, chown};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use crossbeam_channel::{Receiver, Sender};
 use nix::unistd::{AccessFlags, Uid, User, access, geteuid};
-use penstock_dataplane::admission::{Admission, Admit, Lease, Refused, StreamState};
-use penstock_dataplane::auth::Key;
+use penstock_dataplane::admission::{Asked, Refused};
 use penstock_dataplane::log::{Log, LogOptions};
-use penstock_dataplane::peer::Tenant;
-use penstock_dataplane::wire::handshake::{Refusal, Request};
-use tracing::info;
+use penstock_dataplane::peer::{Host, Tenant};
+use penstock_dataplane::shares::{Exceeded, Shares, Use};
+use penstock_dataplane::wire::handshake::Refusal;
+use tracing::{info, warn};
 
-/// A session that has been without open streams for so long is forgotten: its publisher would have
-/// been back by now. One that comes later all the same is taken up from what the log's index tells.
-const SESSION_GRACE: Duration = Duration::from_secs(600);
-/// How often the sessions are looked through.
-const LOOK: Duration = Duration::from_secs(1);
-/// Most sessions that are kept; peers can make them faster than they are forgotten.
-const MAX_SESSIONS: usize = 65_536;
+use crate::topic_policy::TopicPolicy;
 
-/// Every topic's log; shared with the report.
+/// A log that was made for a publisher which then is not there any more goes after so long.
+const UNCLAIMED: Duration = Duration::from_secs(2);
+/// Publishers that ask for a topic get the same error for so long, before its log is tried again.
+const FAILED: Duration = Duration::from_secs(1);
+
+/// What a broker is told of topics.
+#[derive(Debug, Clone)]
+pub struct TopicConfig {
+    /// Most topics.
+    pub max: usize,
+    /// What one host may make of those that others leave, percent.
+    pub share_percent: u8,
+    pub policy: TopicPolicy,
+}
+
+/// Every topic's log; shared with the report and with the thread that opens logs.
 #[derive(Debug)]
 pub struct Topics {
     directory: PathBuf,
     options: LogOptions,
-    max: usize,
-    logs: Mutex<HashMap<String, Topic>>,
+    policy: TopicPolicy,
+    table: Mutex<Table>,
+    /// A log was opened, or could not be, since a publisher asked last.
+    news: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Table {
+    topics: HashMap<String, Entry>,
+    /// Topics by whom they were opened for; those of --topic are the broker's own.
+    shares: Shares<String>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    tenant: Tenant,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    /// The thread that opens logs has it.
+    Opening,
+    Open(Open),
+    Failed(Refused, Instant),
 }
 
 /// A topic that is open.
 #[derive(Debug, Clone)]
-struct Topic {
-    log: Arc<Log>,
+pub struct Topic {
+    pub log: Arc<Log>,
     /// How far streams had come when the log was opened, after an earlier broker.
-    earlier: Arc<HashMap<(u64, u32), u64>>,
+    pub earlier: Arc<HashMap<(u64, u32), u64>>,
+}
+
+#[derive(Debug)]
+struct Open {
+    topic: Topic,
+    /// Its log was not there before a publisher asked for it.
+    is_new: bool,
+    opened: Instant,
+    /// A stream was opened on it.
+    is_claimed: bool,
+}
+
+/// What the thread that opens logs is asked to do; in this order, so that a log that goes is gone before
+/// another of its name is made.
+#[derive(Debug)]
+pub enum Job {
+    Open(String),
+    /// Closes a log, whose file goes as well if so.
+    Close(Arc<Log>, bool),
 }
 
 impl Topics {
     /// Topics with their logs in `directory`, which must be there.
-    pub fn new(directory: PathBuf, options: LogOptions, max: usize) -> Result<Self> {
+    pub fn new(directory: PathBuf, options: LogOptions, config: TopicConfig) -> Result<Self> {
         check_writable(&directory)?;
         Ok(Self {
             directory,
             options,
-            max,
-            logs: Mutex::default(),
+            policy: config.policy,
+            table: Mutex::new(Table {
+                topics: HashMap::new(),
+                shares: Shares::new(config.max, config.share_percent),
+            }),
+            news: AtomicBool::new(false),
         })
     }
 
-    /// The log of a topic, opened or made when first asked for.
-    pub fn open(&self, topic: &str) -> Result<Arc<Log>, Refused> {
-        self.topic(topic).map(|topic| topic.log)
+    /// Opens the log of one of the broker's own topics, or makes it.
+    pub fn open_own(&self, name: &str) -> Result<Arc<Log>, Refused> {
+        let mut table = self.lock();
+        if let Some(topic) = table.find(name) {
+            return Ok(topic.log);
+        }
+        let mut open = self.open_log(name)?;
+        let log = Arc::clone(&open.topic.log);
+        (open.is_new, open.is_claimed) = (false, true);
+        // Nobody has this address.
+        let tenant = Tenant {
+            host: Host::of(([0, 0, 0, 0], 0).into()),
+            key: None,
+        };
+        table.shares.charge(&tenant, 1);
+        let state = State::Open(open);
+        table
+            .topics
+            .insert(name.to_owned(), Entry { tenant, state });
+        Ok(log)
     }
 
-    fn topic(&self, topic: &str) -> Result<Topic, Refused> {
-        let mut logs = self.logs.lock().expect("no holder of this lock panics");
-        if let Some(open) = logs.get(topic) {
-            return Ok(open.clone());
+    /// Whether a publisher may have the topic that it asks for; nothing is made.
+    pub fn check(&self, asked: &Asked<'_>) -> Result<(), Refused> {
+        let table = self.lock();
+        match table.topics.get(asked.topic).map(|entry| &entry.state) {
+            Some(State::Open(_) | State::Opening) => Ok(()),
+            Some(State::Failed(refused, at)) if at.elapsed() < FAILED => Err(refused.clone()),
+            _ if self.path(asked.topic).exists() => Ok(()),
+            _ => self.policy.check(asked),
         }
-        if logs.len() >= self.max {
-            let text = format!(
-                "topic {topic:?} would be one more than this broker's --max-topics {}",
-                self.max
-            );
-            return Err(Refused {
-                refusal: Refusal::Topic,
-                text,
-            });
+    }
+
+    /// The topic that a publisher asks for; none while its log is being opened or made, of which the
+    /// publisher is told by [`Self::take_news`].
+    pub fn find_or_open(
+        &self,
+        asked: &Asked<'_>,
+        jobs: &Sender<Job>,
+    ) -> Result<Option<Topic>, Refused> {
+        self.check(asked)?;
+        let mut table = self.lock();
+        if let Some(topic) = table.find(asked.topic) {
+            return Ok(Some(topic));
         }
-        let path = self.directory.join(format!("{topic}.log"));
+        match table.topics.get(asked.topic).map(|entry| &entry.state) {
+            Some(State::Opening) => return Ok(None),
+            Some(State::Failed(..)) => {
+                table.forget(asked.topic);
+            }
+            _ => {}
+        }
+        self.make_room(&mut table, asked, jobs)?;
+        table.shares.charge(&asked.tenant, 1);
+        let name = asked.topic.to_owned();
+        table.shares.list(&asked.tenant, name.clone(), |_| false);
+        let entry = Entry {
+            tenant: asked.tenant,
+            state: State::Opening,
+        };
+        table.topics.insert(name.clone(), entry);
+        send(jobs, Job::Open(name))?;
+        Ok(None)
+    }
+
+    /// Takes note that a stream was opened on a topic.
+    pub fn claim(&self, name: &str) {
+        if let Some(State::Open(open)) = self.lock().topics.get_mut(name).map(|e| &mut e.state) {
+            open.is_claimed = true;
+        }
+    }
+
+    /// As if so much time had passed.
+    #[cfg(test)]
+    pub fn backdate(&self, time: Duration) {
+        for entry in self.lock().topics.values_mut() {
+            match &mut entry.state {
+                State::Open(open) => open.opened -= time,
+                State::Failed(_, at) => *at -= time,
+                State::Opening => {}
+            }
+        }
+    }
+
+    /// Whether there is room for the log that a publisher asks for; one that nobody uses may have to go.
+    fn make_room(
+        &self,
+        table: &mut Table,
+        asked: &Asked<'_>,
+        jobs: &Sender<Job>,
+    ) -> Result<(), Refused> {
+        let Err(exceeded) = table.shares.check(&asked.tenant) else {
+            return Ok(());
+        };
+        let topics = &table.topics;
+        let look = |name: &String| match topics.get(name).map(|entry| &entry.state) {
+            Some(State::Open(open)) if open.is_unused() => Use::Unused,
+            Some(_) => Use::InUse,
+            None => Use::Gone,
+        };
+        let Some((_, name)) = table.shares.evict(&asked.tenant, exceeded, look) else {
+            return Err(refuse(asked, exceeded, table.shares.limit()));
+        };
+        table.close(&name, jobs)
+    }
+
+    /// Closes logs that were made for publishers which are gone.
+    pub fn tick(&self, jobs: &Sender<Job>) {
+        let mut table = self.lock();
+        let abandoned = table.topics.iter().filter(|(_, entry)| match &entry.state {
+            State::Open(open) => {
+                open.is_new && !open.is_claimed && open.opened.elapsed() >= UNCLAIMED
+            }
+            State::Failed(_, at) => at.elapsed() >= FAILED,
+            State::Opening => false,
+        });
+        let abandoned: Vec<_> = abandoned.map(|(name, _)| name.clone()).collect();
+        for name in abandoned {
+            // Nobody opens logs any more when the broker ends.
+            let _ = table.close(&name, jobs);
+        }
+    }
+
+    /// Whether a log was opened, or could not be, since this was asked last.
+    pub fn take_news(&self) -> bool {
+        self.news.swap(false, Ordering::AcqRel)
+    }
+
+    /// Opens and closes logs until nobody asks any more; tells of each with `wake`.
+    pub fn serve(&self, jobs: &Receiver<Job>, wake: impl Fn()) {
+        for job in jobs {
+            match job {
+                Job::Open(name) => {
+                    self.open_for_publisher(&name);
+                    self.news.store(true, Ordering::Release);
+                    wake();
+                }
+                Job::Close(log, with_file) => close(log, with_file),
+            }
+        }
+    }
+
+    fn open_for_publisher(&self, name: &str) {
+        // Takes as long as the file system needs for a whole ring: others go on meanwhile.
+        let state = match self.open_log(name) {
+            Ok(open) => State::Open(open),
+            Err(refused) => State::Failed(refused, Instant::now()),
+        };
+        if let Some(entry) = self.lock().topics.get_mut(name) {
+            entry.state = state;
+        }
+    }
+
+    fn open_log(&self, name: &str) -> Result<Open, Refused> {
+        let path = self.path(name);
+        let is_new = !path.exists();
         let log = Log::open(&path, &self.options).map_err(|e| Refused {
             refusal: Refusal::Resources,
             text: e.to_string(),
         })?;
         let found = log.info();
         info!(
-            topic,
+            topic = name,
             path = %path.display(),
             ring_bytes = found.ring_bytes,
             epoch = found.epoch,
             batches = found.batches,
             "log open"
         );
-        let open = Topic {
+        let topic = Topic {
             earlier: Arc::new(log.streams()),
             log: Arc::new(log),
         };
-        logs.insert(topic.to_owned(), open.clone());
-        Ok(open)
+        Ok(Open {
+            topic,
+            is_new,
+            opened: Instant::now(),
+            is_claimed: false,
+        })
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(format!("{name}.log"))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().expect("no holder of this lock panics")
     }
 
     /// Open logs by topic, sorted.
     pub fn list(&self) -> Vec<(String, Arc<Log>)> {
-        let logs = self.logs.lock().expect("no holder of this lock panics");
-        let mut list: Vec<_> = logs
-            .iter()
-            .map(|(name, topic)| (name.clone(), Arc::clone(&topic.log)))
-            .collect();
+        let table = self.lock();
+        let open = table.topics.iter().filter_map(|(name, entry)| {
+            let State::Open(open) = &entry.state else {
+                return None;
+            };
+            Some((name.clone(), Arc::clone(&open.topic.log)))
+        });
+        let mut list: Vec<_> = open.collect();
         list.sort_by(|a, b| a.0.cmp(&b.0));
         list
+    }
+}
+
+impl Table {
+    /// A topic that is open.
+    fn find(&self, name: &str) -> Option<Topic> {
+        match &self.topics.get(name)?.state {
+            State::Open(open) => Some(open.topic.clone()),
+            State::Opening | State::Failed(..) => None,
+        }
+    }
+
+    fn forget(&mut self, name: &str) -> Option<Entry> {
+        let entry = self.topics.remove(name)?;
+        self.shares.unlist(&entry.tenant, |listed| listed == name);
+        self.shares.release(&entry.tenant, 1);
+        Some(entry)
+    }
+
+    /// Has a topic's log closed; one that was made for a publisher and is empty goes with its file.
+    fn close(&mut self, name: &str, jobs: &Sender<Job>) -> Result<(), Refused> {
+        match self.forget(name).map(|entry| entry.state) {
+            Some(State::Open(open)) => {
+                info!(
+                    topic = name,
+                    is_new = open.is_new,
+                    "log closed: nobody uses it"
+                );
+                let with_file = open.is_new && open.is_empty();
+                send(jobs, Job::Close(open.topic.log, with_file))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Open {
+    fn is_empty(&self) -> bool {
+        self.topic.log.info().batches == 0
+    }
+
+    /// Whether it may go: no stream has it, and there is nothing in it that would be lost.
+    fn is_unused(&self) -> bool {
+        Arc::strong_count(&self.topic.log) == 1 && (!self.is_new || self.is_empty())
+    }
+}
+
+fn close(log: Arc<Log>, with_file: bool) {
+    let path = log.path().to_owned();
+    if with_file {
+        for path in [&path, &path.with_extension("readers")] {
+            if let Err(error) = fs::remove_file(path)
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
+                warn!(path = %path.display(), %error, "cannot remove the file of an empty log");
+            }
+        }
+    }
+    drop(log);
+}
+
+fn send(jobs: &Sender<Job>, job: Job) -> Result<(), Refused> {
+    // The queue takes one of each for every topic that there may be.
+    jobs.send(job).map_err(|_| Refused {
+        refusal: Refusal::Resources,
+        text: "the broker is ending".to_owned(),
+    })
+}
+
+fn refuse(asked: &Asked<'_>, exceeded: Exceeded, max: usize) -> Refused {
+    let topic = asked.topic;
+    let text = match exceeded {
+        Exceeded::Total => {
+            format!("topic {topic:?} would be one more than this broker's --max-topics {max}")
+        }
+        Exceeded::Host { held } => format!(
+            "topic {topic:?} would be one more than host {} may make: {held} of this broker's --max-topics {max} are its own already; raise that or --max-share, or start the broker with --topic {topic}",
+            asked.tenant.host
+        ),
+        Exceeded::Key { held } => format!(
+            "topic {topic:?} would be one more than publishers with this key may make: {held} of this broker's --max-topics {max} are theirs already; raise that or --max-share, or start the broker with --topic {topic}"
+        ),
+    };
+    Refused {
+        refusal: Refusal::Topic,
+        text,
     }
 }
 
@@ -146,406 +439,4 @@ fn check_writable(directory: &Path) -> Result<()> {
         "user {me} cannot make logs in {dir}, which is {owner}'s: {error}; chown {me} {dir}, start the broker as {owner} (--user), or name another --buffer-dir",
         dir = directory.display()
     )
-}
-
-/// One publisher's relation to one topic.
-#[derive(Debug)]
-struct Session {
-    topic: String,
-    streams: u32,
-    /// Streams that have been opened. A number never begins anew, so that (session, stream, batch)
-    /// names one batch only.
-    opened_streams: HashMap<u32, Arc<StreamState>>,
-    /// When it was first seen without an open stream, if it has none.
-    idle_since: Option<Instant>,
-}
-
-impl Session {
-    fn new(topic: &str, streams: u32) -> Self {
-        Self {
-            topic: topic.to_owned(),
-            streams,
-            opened_streams: HashMap::new(),
-            idle_since: None,
-        }
-    }
-
-    /// Whether its publisher may still come back.
-    fn is_live(&mut self, now: Instant) -> bool {
-        let mut streams = self.opened_streams.values();
-        if streams.any(|stream| stream.is_leased()) {
-            self.idle_since = None;
-            return true;
-        }
-        now - *self.idle_since.get_or_insert(now) < SESSION_GRACE
-    }
-}
-
-/// Admits streams to topics.
-#[derive(Debug)]
-pub struct Sessions {
-    topics: Arc<Topics>,
-    sessions: HashMap<u64, Session>,
-    looked: Instant,
-}
-
-impl Sessions {
-    pub fn new(topics: Arc<Topics>) -> Self {
-        Self {
-            topics,
-            sessions: HashMap::new(),
-            looked: Instant::now(),
-        }
-    }
-
-    /// Forgets sessions whose publishers do not come back; there is room for one more then, or it
-    /// is refused.
-    fn make_room(&mut self, now: Instant) -> Result<(), Refused> {
-        if now - self.looked >= LOOK {
-            self.looked = now;
-            self.sessions.retain(|_, session| session.is_live(now));
-        }
-        if self.sessions.len() >= MAX_SESSIONS {
-            return Err(Refused {
-                refusal: Refusal::Resources,
-                text: format!("this broker keeps {MAX_SESSIONS} sessions at most; try later"),
-            });
-        }
-        Ok(())
-    }
-
-    /// The session's key, and the stream's place in it.
-    fn join(
-        &mut self,
-        name: &str,
-        topic: &Topic,
-        request: &Request,
-        owner: Option<&Key>,
-    ) -> Result<(u64, Lease), Refused> {
-        let asked = request.session;
-        if asked != 0 && owner.is_some_and(|owner| !owner.owns(asked, name)) {
-            // As if there were no such session: whose it is is none of this publisher's business.
-            return refuse(format!("no session {asked:016x} here; connect anew"));
-        }
-        let known = self.sessions.contains_key(&asked);
-        if !known && (asked == 0 || request.resume_from.is_some()) {
-            self.make_room(Instant::now())?;
-        }
-        let key = match asked {
-            0 => self.open(name, topic, request.streams, owner)?,
-            key => key,
-        };
-        if let Some(acked) = request.resume_from {
-            self.revive(key, name, topic, request, acked);
-        }
-        let Some(session) = self.sessions.get_mut(&key) else {
-            return refuse(format!("no session {key:016x} here; connect anew"));
-        };
-        if session.topic != name || session.streams != request.streams {
-            return refuse(format!(
-                "session {key:016x} is for another topic or stream count"
-            ));
-        }
-        let number = request.stream;
-        let stream = match (session.opened_streams.get(&number), request.resume_from) {
-            (Some(_), None) => {
-                return refuse(format!(
-                    "stream {number} of session {key:016x} has been opened before"
-                ));
-            }
-            (Some(stream), Some(_)) => Arc::clone(stream),
-            (None, _) => {
-                let stream = Arc::new(StreamState::new(0));
-                session.opened_streams.insert(number, Arc::clone(&stream));
-                stream
-            }
-        };
-        let Some(lease) = stream.lease() else {
-            return Err(Refused {
-                refusal: Refusal::Busy,
-                text: format!("stream {number} of session {key:016x} has not ended yet; ask again"),
-            });
-        };
-        let (committed, acked) = (lease.committed(), request.resume_from.unwrap_or(0));
-        if acked > committed {
-            return refuse(format!(
-                "stream {number} of session {key:016x} has {committed} batches here, not {acked}; connect anew"
-            ));
-        }
-        Ok((key, lease))
-    }
-
-    /// A stream of an earlier broker goes on: it left what the log's index tells, and at least
-    /// what its publisher got acks for.
-    fn revive(&mut self, key: u64, name: &str, topic: &Topic, request: &Request, acked: u64) {
-        let session = self
-            .sessions
-            .entry(key)
-            .or_insert_with(|| Session::new(name, request.streams));
-        session
-            .opened_streams
-            .entry(request.stream)
-            .or_insert_with(|| {
-                let found = topic.earlier.get(&(key, request.stream));
-                Arc::new(StreamState::new(
-                    found.map_or(acked, |next| acked.max(*next)),
-                ))
-            });
-    }
-
-    fn open(
-        &mut self,
-        name: &str,
-        topic: &Topic,
-        streams: u32,
-        owner: Option<&Key>,
-    ) -> Result<u64, Refused> {
-        let key = loop {
-            let random = random()?;
-            let key = match owner {
-                None => random,
-                Some(owner) => owner.session(random as u32, name),
-            };
-            let earlier =
-                owner.is_some() && topic.earlier.keys().any(|(session, _)| *session == key);
-            if key != 0 && !earlier && !self.sessions.contains_key(&key) {
-                break key;
-            }
-        };
-        self.sessions.insert(key, Session::new(name, streams));
-        Ok(key)
-    }
-}
-
-impl Admit for Sessions {
-    fn admit(
-        &mut self,
-        topic: &str,
-        request: &Request,
-        tenant: Tenant,
-        owner: Option<&Key>,
-    ) -> Result<Admission, Refused> {
-        let open = self.topics.topic(topic)?;
-        let (session, lease) = self.join(topic, &open, request, owner)?;
-        Ok(Admission {
-            max_payload: open.log.geometry().max_payload(),
-            log: open.log,
-            topic: topic.to_owned(),
-            tenant,
-            session,
-            stream: request.stream,
-            ack: request.ack,
-            path: request.path,
-            max_datagram: request.max_datagram,
-            lease,
-        })
-    }
-}
-
-/// A key that nobody can guess; never 0.
-fn random() -> Result<u64, Refused> {
-    let key = getrandom::u64().map_err(|e| Refused {
-        refusal: Refusal::Resources,
-        text: format!("the broker's host gives no random numbers: {e}"),
-    })?;
-    Ok(key.max(1))
-}
-
-fn refuse<T>(text: String) -> Result<T, Refused> {
-    Err(Refused {
-        refusal: Refusal::Session,
-        text,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use penstock_dataplane::log::{Access, Full, Geometry};
-    use penstock_dataplane::peer::Host;
-    use penstock_dataplane::wire::handshake::{AckLevel, OrderLevel, Path};
-
-    fn sessions(dir: &tempfile::TempDir) -> Sessions {
-        let geometry = Geometry::new(1 << 16, 1 << 12, 16).unwrap();
-        let options = LogOptions {
-            geometry,
-            full: Full::Block,
-            access: Access::default(),
-            writers: 1,
-        };
-        let logs = dir.path().join("logs");
-        make_directory(&logs, None, None).unwrap();
-        Sessions::new(Arc::new(Topics::new(logs, options, 2).unwrap()))
-    }
-
-    fn tenant() -> Tenant {
-        Tenant {
-            host: Host::of(([10, 0, 0, 1], 1).into()),
-            key: None,
-        }
-    }
-
-    fn request(session: u64, stream: u32) -> Request {
-        Request {
-            session,
-            stream,
-            streams: 2,
-            ack: AckLevel::Committed,
-            order: OrderLevel::PerStream,
-            max_payload: 1024,
-            path: Path::Tcp,
-            resume_from: None,
-            max_datagram: 0,
-        }
-    }
-
-    #[test]
-    fn streams_join_their_session_once() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut sessions = sessions(&dir);
-        let first = sessions.admit("a", &request(0, 0), tenant(), None).unwrap();
-        let second = sessions
-            .admit("a", &request(first.session, 1), tenant(), None)
-            .unwrap();
-        assert_eq!(first.session, second.session);
-        assert_ne!(
-            sessions
-                .admit("a", &request(0, 0), tenant(), None)
-                .unwrap()
-                .session,
-            first.session
-        );
-        let mut refused = |topic, request| {
-            sessions
-                .admit(topic, &request, tenant(), None)
-                .unwrap_err()
-                .to_string()
-        };
-        assert!(refused("a", request(first.session, 1)).contains("opened before"));
-        assert!(refused("b", request(first.session, 1)).contains("another topic"));
-        assert!(refused("a", request(first.session ^ 1, 1)).contains("connect anew"));
-        assert!(refused("c", request(0, 0)).contains("--max-topics 2"));
-    }
-
-    #[test]
-    fn a_stream_goes_on_over_another_connection() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut sessions = sessions(&dir);
-        let first = sessions.admit("a", &request(0, 0), tenant(), None).unwrap();
-        first.lease.set_committed(5);
-        let resume = |acked| Request {
-            resume_from: Some(acked),
-            ..request(first.session, 0)
-        };
-        let busy = sessions.admit("a", &resume(3), tenant(), None).unwrap_err();
-        assert_eq!(busy.refusal, Refusal::Busy);
-        assert!(first.lease.is_wanted());
-        drop(first.lease);
-        let lie = sessions.admit("a", &resume(6), tenant(), None).unwrap_err();
-        assert!(lie.text.contains("not 6"), "{lie}");
-        let second = sessions.admit("a", &resume(3), tenant(), None).unwrap();
-        assert_eq!(second.lease.committed(), 5);
-    }
-
-    #[test]
-    fn a_session_is_forgotten_once_it_has_been_without_streams_for_long() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut sessions = sessions(&dir);
-        let start = Instant::now();
-        let after = |seconds| start + Duration::from_secs(seconds);
-        let open = sessions.admit("a", &request(0, 0), tenant(), None).unwrap();
-        let idle = sessions.admit("a", &request(0, 0), tenant(), None).unwrap();
-        drop(idle.lease);
-        // However old a session is: its time begins when its last stream ends.
-        sessions.make_room(after(5000)).unwrap();
-        assert_eq!(sessions.sessions.len(), 2);
-        sessions.make_room(after(5000 + 599)).unwrap();
-        assert_eq!(sessions.sessions.len(), 2);
-        sessions.make_room(after(5000 + 600)).unwrap();
-        assert_eq!(
-            sessions.sessions.keys().collect::<Vec<_>>(),
-            [&open.session]
-        );
-        drop(open.lease);
-        sessions.make_room(after(6000)).unwrap();
-        // Back in time, it lives again.
-        let again = Request {
-            resume_from: Some(0),
-            ..request(open.session, 0)
-        };
-        let again = sessions.admit("a", &again, tenant(), None).unwrap();
-        sessions.make_room(after(7000)).unwrap();
-        assert_eq!(sessions.sessions.len(), 1);
-        drop(again);
-    }
-
-    #[test]
-    fn made_up_sessions_take_bounded_room() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut sessions = sessions(&dir);
-        let made_up = |session| Request {
-            resume_from: Some(0),
-            ..request(session, 0)
-        };
-        for session in 1..=MAX_SESSIONS as u64 {
-            sessions
-                .admit("a", &made_up(session), tenant(), None)
-                .unwrap();
-        }
-        let one_more = made_up(MAX_SESSIONS as u64 + 1);
-        let refused = sessions.admit("a", &one_more, tenant(), None).unwrap_err();
-        assert_eq!(refused.refusal, Refusal::Resources);
-        assert_eq!(sessions.sessions.len(), MAX_SESSIONS);
-        // Those that are known are served as before.
-        sessions.admit("a", &made_up(7), tenant(), None).unwrap();
-    }
-
-    #[test]
-    fn a_stream_of_an_earlier_broker_goes_on_where_its_publisher_left_off() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut sessions = sessions(&dir);
-        let resume = Request {
-            resume_from: Some(9),
-            ..request(77, 1)
-        };
-        let admission = sessions.admit("a", &resume, tenant(), None).unwrap();
-        assert_eq!((admission.session, admission.lease.committed()), (77, 9));
-    }
-
-    #[test]
-    fn only_its_key_takes_a_session_up_also_after_a_restart() {
-        let dir = tempfile::tempdir().unwrap();
-        let [mine, yours] = [1, 2].map(|byte| Key::new(&[byte; 32]));
-        let session = {
-            let mut sessions = sessions(&dir);
-            let first = sessions
-                .admit("a", &request(0, 0), tenant(), Some(&mine))
-                .unwrap();
-            let join = request(first.session, 1);
-            let stolen = sessions
-                .admit("a", &join, tenant(), Some(&yours))
-                .unwrap_err();
-            assert_eq!(stolen.refusal, Refusal::Session);
-            assert!(!first.lease.is_wanted(), "its owner notices nothing");
-            sessions.admit("a", &join, tenant(), Some(&mine)).unwrap();
-            first.session
-        };
-        let resume = Request {
-            resume_from: Some(3),
-            ..request(session, 0)
-        };
-        let mut restarted = sessions(&dir);
-        let stolen = restarted
-            .admit("a", &resume, tenant(), Some(&yours))
-            .unwrap_err();
-        assert_eq!(stolen.refusal, Refusal::Session);
-        let elsewhere = restarted
-            .admit("b", &resume, tenant(), Some(&mine))
-            .unwrap_err();
-        assert_eq!(elsewhere.refusal, Refusal::Session);
-        let back = restarted
-            .admit("a", &resume, tenant(), Some(&mine))
-            .unwrap();
-        assert_eq!((back.session, back.lease.committed()), (session, 3));
-    }
 }

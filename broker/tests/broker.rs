@@ -410,22 +410,129 @@ fn a_host_with_many_silent_connections_takes_no_place_from_another() {
 #[test]
 fn limits_are_named_to_those_who_meet_them() {
     let buffers = Buffers::new();
-    let broker = buffers.start(&["--max-connections", "2", "--max-topics", "1"]);
-    let first = broker.open("t");
+    let broker = buffers.start(&["--max-connections", "4", "--max-topics", "1"]);
+    let mut first = broker.open("t");
     let (code, text) = broker.ask("second", &request()).err().unwrap();
     assert_eq!(code, Refusal::Topic as u16);
     assert!(text.contains("--max-topics 1"), "{text}");
     let (code, text) = broker.ask("../t", &request()).err().unwrap();
     assert_eq!(code, Refusal::Topic as u16, "{text}");
-    let second = broker.open("t");
-    let (_, text) = broker.ask("t", &request()).err().unwrap();
-    assert!(text.contains("at most 2 streams"), "{text}");
+    let mut second = broker.open("t");
+    for peer in [&mut first, &mut second] {
+        peer.send(&[b"it is used"]);
+        peer.acked();
+    }
+    // What one host may have leaves as much to others.
+    let (code, text) = broker.ask("t", &request()).err().unwrap();
+    assert_eq!(code, Refusal::Resources as u16);
+    let words = "host 127.0.0.1 has 2 of at most 4 streams open";
+    assert!(text.contains(words), "{text}");
+    let elsewhere = broker.connect_from([127, 0, 0, 2]);
+    let other = Broker::greet(elsewhere, "t", &request())
+        .expect("another host")
+        .0;
     // Once one has gone, another may come.
     first.end();
     eventually("a place becomes free", || {
         broker.ask("t", &request()).is_ok()
     });
     second.end();
+    other.end();
+    assert!(broker.stop().success());
+}
+
+/// Hellos that are refused make nothing; those that are welcome and then not used give way.
+#[test]
+fn a_host_that_opens_whatever_it_can_keeps_nobody_out() {
+    let buffers = Buffers::new();
+    let broker = buffers.start(&["--max-connections", "16", "--max-topics", "4"]);
+    let mut early = broker.open("early");
+    early.send(&[b"before"]);
+    early.acked();
+    let made_up = Request {
+        session: 12_345,
+        ..request()
+    };
+    for number in 0..16 {
+        let (code, _) = broker
+            .ask(&format!("junk{number}"), &made_up)
+            .err()
+            .unwrap();
+        assert_eq!(code, Refusal::Session as u16);
+        assert!(!buffers.log(&format!("junk{number}")).exists());
+    }
+    // Far more streams than there may be, and none is closed by its publisher.
+    let mut held = Vec::new();
+    let mut refused = 0;
+    for number in 0..100 {
+        match broker.ask(&format!("junk{}", number % 8), &request()) {
+            Ok((peer, _)) => held.push(peer),
+            Err(_) => refused += 1,
+        }
+    }
+    assert!(refused > 0, "topics have a limit");
+    let honest = broker.connect_from([127, 0, 0, 2]);
+    let (mut honest, _) = Broker::greet(honest, "honest", &request()).expect("another host");
+    honest.send(&[b"after"]);
+    honest.end();
+    // The same host gets in as well, for what is not used goes; its stream that is used stays.
+    eventually("one ends for the next", || {
+        broker.ask("early", &request()).is_ok()
+    });
+    early.send(&[b"after"]);
+    early.acked();
+    early.end();
+    let mut codes = held.iter_mut().map(Peer::fault);
+    let (code, text) = codes.next().unwrap();
+    assert_eq!(code, Fault::Stalled as u16);
+    assert!(text.contains("not used"), "{text}");
+    drop(held);
+    assert!(broker.stop().success());
+    assert_eq!(buffers.messages("early"), [b"before".as_slice(), b"after"]);
+    let counters = &buffers.report()["counters"];
+    assert!(counters["stream_evictions"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn publishers_that_ask_for_topics_and_go_away_hold_up_nobody() {
+    let buffers = Buffers::new();
+    let broker = buffers.start(&["--topic", "t", "--ring-size", "64MiB"]);
+    // They ask and go away at once.
+    for number in 0..4 {
+        let name = format!("gone{number}");
+        let hello = Hello::new(&request(), name.len());
+        let bytes = [hello.as_bytes(), name.as_bytes()].concat();
+        broker.connect().write_all(&bytes).unwrap();
+    }
+    broker.open("t").end();
+    let mut patient = broker.open("patient");
+    patient.send(&[b"m"]);
+    patient.end();
+    assert!(broker.stop().success());
+    assert_eq!(buffers.messages("patient"), [b"m"]);
+}
+
+#[test]
+fn who_may_make_topics_is_told_with_the_flag_that_lets_them() {
+    let buffers = Buffers::new();
+    // From this host, without a flag.
+    let mut broker = buffers.start(&["--listen", "0.0.0.0:0"]);
+    broker.address.set_ip([127, 0, 0, 1].into());
+    broker.open("demo").end();
+    assert!(broker.stop().success());
+    let broker = buffers.start(&["--create-topics", "never"]);
+    // Its log is there.
+    broker.open("demo").end();
+    let (code, text) = broker.ask("other", &request()).err().unwrap();
+    assert_eq!(code, Refusal::Topic as u16);
+    let words = "start the broker with --topic other, or with --create-topics any";
+    assert!(text.contains(words), "{text}");
+    assert!(!buffers.log("other").exists());
+    assert!(broker.stop().success());
+    let broker = buffers.start(&["--topics", "trades.*,audit"]);
+    broker.open("trades.eu").end();
+    let (_, text) = broker.ask("other", &request()).err().unwrap();
+    assert!(text.contains("--topics"), "{text}");
     assert!(broker.stop().success());
 }
 

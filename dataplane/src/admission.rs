@@ -5,29 +5,68 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
 
 use thiserror::Error;
 
 use crate::auth::Key;
 use crate::log::Log;
 use crate::peer::Tenant;
+use crate::permits::StreamPermit;
 use crate::wire::handshake::{AckLevel, Path, Refusal, Request};
 
 /// Decides who may publish what; implemented by the broker.
+///
+/// A stream is first checked, then it gets a permit, then it is admitted: what may not be opened takes
+/// nothing from anybody, and nothing is made before it is known that the stream may be opened.
 pub trait Admit: Send {
-    /// Opens a stream of `request` on `topic`, for the holder of `key`, who may publish there; for
-    /// anybody without. `tenant` is charged for it.
+    /// Whether the stream may be opened, as far as that can be told without making anything.
     ///
     /// # Errors
     /// The refusal, with a text that says what to do.
-    fn admit(
-        &mut self,
-        topic: &str,
-        request: &Request,
-        tenant: Tenant,
-        key: Option<&Key>,
-    ) -> Result<Admission, Refused>;
+    fn check(&mut self, asked: &Asked<'_>) -> Result<(), Refused>;
+
+    /// Opens the stream, or sees to it that its topic is opened.
+    ///
+    /// # Errors
+    /// As [`Self::check`].
+    fn admit(&mut self, asked: &Asked<'_>) -> Result<Outcome, Refused>;
+
+    /// Whether topics were opened, or could not be, since this was last asked.
+    fn has_news(&mut self) -> bool {
+        false
+    }
+
+    /// Looks after what only takes time; called about once a second.
+    fn tick(&mut self, _now: Instant) {}
 }
+
+/// A stream that a publisher asks for.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    /// Topic, whose name is allowed.
+    pub topic: &'a str,
+    /// What is asked for.
+    pub request: &'a Request,
+    /// Whom it is charged to.
+    pub tenant: Tenant,
+    /// The publisher's key, which permits the topic; none on a broker without keys.
+    pub key: Option<&'a Key>,
+    /// The publisher is on the broker's own host.
+    pub is_local: bool,
+}
+
+/// What comes of a stream that may be opened.
+#[derive(Debug)]
+pub enum Outcome {
+    /// It is open.
+    Admitted(Box<Admission>),
+    /// Its topic is being opened: ask again when there are news.
+    TopicOpening,
+}
+
+/// What a publisher is told whose stream ends because it is not used.
+pub(crate) const REVOKED: &str = "the stream is not used, and others ask for its place: connect anew when there is something to send";
 
 /// A stream that may publish.
 #[derive(Debug)]
@@ -55,7 +94,7 @@ pub struct Admission {
 }
 
 /// A stream that may not.
-#[derive(Debug, Error)]
+#[derive(Debug, Clone, Error)]
 #[error("{text}")]
 pub struct Refused {
     /// Code for the publisher.
@@ -74,7 +113,10 @@ pub struct StreamState {
 
 /// The right to write a stream: at most one connection has it at a time.
 #[derive(Debug)]
-pub struct Lease(Arc<StreamState>);
+pub struct Lease {
+    stream: Arc<StreamState>,
+    permit: Option<StreamPermit>,
+}
 
 impl StreamState {
     /// A stream of which so many batches are committed.
@@ -107,7 +149,10 @@ impl StreamState {
             return None;
         }
         self.wanted.store(false, Ordering::Release);
-        Some(Lease(Arc::clone(self)))
+        Some(Lease {
+            stream: Arc::clone(self),
+            permit: None,
+        })
     }
 }
 
@@ -115,24 +160,40 @@ impl Lease {
     /// Batches that are committed: the next has this number.
     #[must_use]
     pub fn committed(&self) -> u64 {
-        self.0.committed()
+        self.stream.committed()
     }
 
     /// So many batches are committed now.
     pub fn set_committed(&self, batches: u64) {
-        self.0.committed.store(batches, Ordering::Release);
+        self.stream.committed.store(batches, Ordering::Release);
+        if let Some(permit) = &self.permit {
+            permit.note_commit();
+        }
+    }
+
+    /// The lease of a stream that is open by this permit.
+    #[must_use]
+    pub fn with_permit(mut self, permit: StreamPermit) -> Self {
+        self.permit = Some(permit);
+        self
+    }
+
+    /// Whether the stream is to end because it is not used and another is to be opened.
+    #[must_use]
+    pub fn is_revoked(&self) -> bool {
+        self.permit.as_ref().is_some_and(StreamPermit::is_revoked)
     }
 
     /// Whether another connection asks for the stream: this one is to end.
     #[must_use]
     pub fn is_wanted(&self) -> bool {
-        self.0.wanted.load(Ordering::Acquire)
+        self.stream.wanted.load(Ordering::Acquire)
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.0.leased.store(false, Ordering::Release);
+        self.stream.leased.store(false, Ordering::Release);
     }
 }
 

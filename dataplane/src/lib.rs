@@ -17,7 +17,11 @@ pub mod log;
 mod log_quota;
 #[cfg(not(loom))]
 pub mod peer;
+#[cfg(not(loom))]
+pub mod permits;
 pub mod profile;
+#[cfg(not(loom))]
+pub mod shares;
 #[cfg(not(loom))]
 pub mod sleep;
 #[cfg(not(loom))]

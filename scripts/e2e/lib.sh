@@ -103,14 +103,15 @@ brokers_running=()
 AS=()
 BROKER=$BIN/penstock-broker
 
-# start_broker INDEX [options]: runs in its namespace; logs to $T/broker-INDEX.log.
+# start_broker INDEX [options]: runs in its namespace, where publishers from others may make topics; logs to
+# $T/broker-INDEX.log.
 start_broker() {
   local index=$1 log=$T/broker-$1.log
   shift
   # An earlier broker may have said that it is ready.
   : >"$log"
   ip netns exec "$NET-b$index" "${AS[@]}" "$BROKER" --buffer-dir "$BUFFERS/b$index" \
-    --report "$T/broker-$index.json" "$@" >"$log" 2>&1 &
+    --report "$T/broker-$index.json" --create-topics any "$@" >"$log" 2>&1 &
   brokers_running[index]=$!
   for _ in {1..200}; do
     grep -q '^penstock-broker ready on' "$log" && return 0

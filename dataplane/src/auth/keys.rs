@@ -19,7 +19,7 @@ use thiserror::Error;
 use zeroize::Zeroizing;
 
 use super::key::{Key, KeyId, SECRET_LEN, generate};
-use crate::wire::handshake::check_topic;
+use super::pattern::TopicPattern;
 
 /// Longest file that is read, bytes: some ten thousand keys.
 const MAX_FILE: u64 = 1 << 20;
@@ -79,19 +79,14 @@ pub struct Grant {
     pub name: String,
     /// The key.
     pub key: Key,
-    topics: Vec<String>,
+    topics: Vec<TopicPattern>,
 }
 
 impl Grant {
     /// Whether the holder may publish to a topic.
     #[must_use]
     pub fn permits(&self, topic: &str) -> bool {
-        self.topics
-            .iter()
-            .any(|pattern| match pattern.strip_suffix('*') {
-                Some(prefix) => topic.starts_with(prefix),
-                None => topic == pattern,
-            })
+        self.topics.iter().any(|pattern| pattern.matches(topic))
     }
 }
 
@@ -300,13 +295,15 @@ fn parse_line(line: &str) -> Result<Grant, String> {
         let digits = 2 * SECRET_LEN;
         format!("behind the name comes no secret of {digits} hexadecimal digits")
     })?;
-    let topics: Vec<_> = words.map(str::to_owned).collect();
-    if let Some(index) = topics.iter().position(|pattern| !is_pattern(pattern)) {
+    let topics = words.enumerate().map(|(index, pattern)| {
         let number = index + 1;
-        return Err(format!(
-            "number {number} behind the secret is no topic, nor the beginning of one with * behind it"
-        ));
-    }
+        pattern.parse().map_err(|_| {
+            format!(
+                "number {number} behind the secret is no topic, nor the beginning of one with * behind it"
+            )
+        })
+    });
+    let topics = topics.collect::<Result<_, _>>()?;
     Ok(Grant {
         name: name.to_owned(),
         key: Key::new(&secret),
@@ -348,11 +345,6 @@ fn is_name(name: &str) -> bool {
     (1..=MAX_NAME).contains(&name.len())
         && name.as_bytes().iter().all(plain)
         && parse_secret(name).is_none()
-}
-
-fn is_pattern(pattern: &str) -> bool {
-    let name = pattern.strip_suffix('*').unwrap_or(pattern);
-    pattern == "*" || check_topic(name.as_bytes()).is_ok()
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ mod channel;
 mod key;
 mod keys;
 mod packets;
+mod pattern;
 
 pub use channel::{Channel, Initiator, SUITE, Unproven, respond};
 pub use key::{Key, KeyId, generate};
@@ -18,3 +19,4 @@ pub use key::{Key, KeyId, generate};
 pub(crate) use keys::parse_secret;
 pub use keys::{Grant, Grants, KeyFileError, Keys, check_name, describe, read_key};
 pub use packets::PacketKeys;
+pub use pattern::TopicPattern;

@@ -21,9 +21,11 @@ use super::connection::Opened;
 use super::greeting::{Greeting, Step};
 use super::stats::{Counters, Shared};
 use super::worker::WorkerHandle;
-use crate::admission::{Admission, Admit, Refused};
+use crate::admission::{Admission, Admit, Asked, Outcome, Refused};
 use crate::auth::{Keys, PacketKeys, generate};
 use crate::peer::{Host, Tenant};
+use crate::permits::{StreamPermit, StreamPermits};
+use crate::shares;
 use crate::wire::handshake::{DatagramOffer, Offer, Path, Refusal, Request, Welcome};
 use crate::xdp::{FIRST_CREDIT, Registry};
 
@@ -33,6 +35,10 @@ const LISTENER: usize = usize::MAX - 1;
 const BACKLOG: i32 = 4096;
 /// How long accept rests after it failed for lack of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long a publisher waits for its topic: as large a log as there may be is allocated by then.
+const TOPIC_PATIENCE: Duration = Duration::from_secs(30);
+/// How often what only takes time is looked after.
+const TICK: Duration = Duration::from_secs(1);
 
 /// Bounds on what peers may take.
 #[derive(Debug, Clone)]
@@ -43,6 +49,8 @@ pub struct Limits {
     pub max_handshakes: usize,
     /// Time for a handshake.
     pub handshake_timeout: Duration,
+    /// What one host may have of the streams that others leave, percent.
+    pub share_percent: u8,
 }
 
 impl Default for Limits {
@@ -51,6 +59,7 @@ impl Default for Limits {
             max_connections: 4096,
             max_handshakes: 4096,
             handshake_timeout: Duration::from_secs(5),
+            share_percent: shares::DEFAULT_PERCENT,
         }
     }
 }
@@ -92,6 +101,38 @@ struct Newcomer {
     deadline: Instant,
     /// Distinguishes it from a later one with the same key.
     number: u64,
+    /// What it asked for, while its topic is being opened.
+    waiting: Option<Waiting>,
+}
+
+/// A stream that may be opened once its topic is.
+#[derive(Debug)]
+struct Waiting {
+    topic: String,
+    request: Request,
+    permit: StreamPermit,
+    /// It waits already.
+    is_waiting: bool,
+}
+
+impl Newcomer {
+    fn asks<'a>(&'a self, topic: &'a str, request: &'a Request) -> Asked<'a> {
+        let key = self.greeting.grant().map(|grant| &grant.key);
+        let own = self.socket.local_addr().map(|own| own.ip().to_canonical());
+        let from = self.peer.ip().to_canonical();
+        Asked {
+            topic,
+            request,
+            tenant: Tenant {
+                host: Host::of(self.peer),
+                key: key.map(|key| *key.id()),
+            },
+            key,
+            // From outside the kernel takes no packet with a source address of this host (`accept_local`
+            // in Documentation/networking/ip-sysctl.rst).
+            is_local: from.is_loopback() || own.is_ok_and(|own| own == from),
+        }
+    }
 }
 
 /// The accept loop.
@@ -113,7 +154,11 @@ pub struct Acceptor<A> {
     by_age: VecDeque<(usize, u64)>,
     /// How many each host has.
     by_host: HashMap<Host, usize>,
+    /// Those whose topics are being opened: key and number.
+    waiting: Vec<(usize, u64)>,
+    permits: StreamPermits,
     next_number: u64,
+    next_tick: Instant,
     paused_until: Option<Instant>,
 }
 
@@ -134,6 +179,7 @@ impl<A: Admit> Acceptor<A> {
         let poller = Arc::new(Poller::new()?);
         // SAFETY: the listener is deleted from the poller before it is dropped, in `run`.
         unsafe { poller.add_with_mode(&listener, Event::readable(LISTENER), PollMode::Level)? };
+        let permits = StreamPermits::new(limits.max_connections, limits.share_percent);
         Ok(Self {
             listener,
             wanted,
@@ -149,7 +195,10 @@ impl<A: Admit> Acceptor<A> {
             free: Vec::new(),
             by_age: VecDeque::new(),
             by_host: HashMap::new(),
+            waiting: Vec::new(),
+            permits,
             next_number: 0,
+            next_tick: Instant::now() + TICK,
             paused_until: None,
         })
     }
@@ -183,6 +232,7 @@ impl<A: Admit> Acceptor<A> {
                     key => self.hear(key),
                 }
             }
+            self.ask_again();
             self.expire(Instant::now())?;
         }
         self.poller.delete(&self.listener)?;
@@ -196,10 +246,9 @@ impl<A: Admit> Acceptor<A> {
             let newcomer = self.newcomers[*key].as_ref()?;
             (newcomer.number == *number).then_some(newcomer.deadline)
         });
-        let until = [oldest, self.paused_until].into_iter().flatten().min();
-        until.map_or(Duration::from_secs(1), |until| {
-            until.saturating_duration_since(now)
-        })
+        let until = [oldest, self.paused_until, Some(self.next_tick)];
+        let until = until.into_iter().flatten().min();
+        until.map_or(TICK, |until| until.saturating_duration_since(now))
     }
 
     fn accept_all(&mut self) -> io::Result<()> {
@@ -268,6 +317,7 @@ impl<A: Admit> Acceptor<A> {
             greeting,
             deadline,
             number,
+            waiting: None,
         });
         self.by_age.push_back((key, number));
         *self.by_host.entry(Host::of(peer)).or_default() += 1;
@@ -279,6 +329,11 @@ impl<A: Admit> Acceptor<A> {
             return;
         };
         let peer = newcomer.peer;
+        if newcomer.waiting.is_some() {
+            // Nothing but the connection's end is told of meanwhile.
+            Counters::count(&self.shared.counters.handshake_closed);
+            return self.dismiss(key);
+        }
         loop {
             let got = match (&newcomer.socket).read(newcomer.greeting.wanted()) {
                 Ok(0) => {
@@ -302,7 +357,7 @@ impl<A: Admit> Acceptor<A> {
                     // A new socket has room for these few bytes; without them nothing more comes.
                     let _ = (&newcomer.socket).write(&bytes);
                 }
-                Ok(Step::Ask(request, topic)) => return self.admit(key, &topic, &request),
+                Ok(Step::Ask(request, topic)) => return self.admit(key, topic, request),
                 Err(error) => {
                     let (refusal, told) = (error.refusal(), error.told());
                     return self.turn_away(key, refusal, &told, &error.to_string());
@@ -311,59 +366,143 @@ impl<A: Admit> Acceptor<A> {
         }
     }
 
-    fn admit(&mut self, key: usize, topic: &str, request: &Request) {
-        let Some(newcomer) = &self.newcomers[key] else {
-            return;
+    /// Opens the stream that a newcomer asks for, refuses it, or has it wait for its topic.
+    fn admit(&mut self, key: usize, topic: String, request: Request) {
+        let permit = match self.permit(key, &topic, &request) {
+            Ok(permit) => permit,
+            Err(Refused { refusal, text }) => {
+                return self.turn_away(key, Some(refusal), &text, &text);
+            }
         };
-        let grant = newcomer.greeting.grant();
-        let over_tcp: usize = self.workers.iter().map(WorkerHandle::load).sum();
-        let over_xdp = self
-            .datagrams
-            .as_ref()
-            .map_or(0, |path| path.registry.load());
-        let open = over_tcp + over_xdp;
-        let forbidden = grant.filter(|grant| !grant.permits(topic));
-        let admitted = if let Some(grant) = forbidden {
+        let waiting = Waiting {
+            topic,
+            request,
+            permit,
+            is_waiting: false,
+        };
+        self.ask(key, waiting);
+    }
+
+    /// The order is that of cost: who may at all, then whether there is such a stream, then whether there
+    /// is room for it. Only then anything is made.
+    fn permit(
+        &mut self,
+        key: usize,
+        topic: &str,
+        request: &Request,
+    ) -> Result<StreamPermit, Refused> {
+        let newcomer = self.newcomers[key].as_ref().expect("it has just asked");
+        if let Some(grant) = newcomer.greeting.grant()
+            && !grant.permits(topic)
+        {
             let text = format!(
                 "key {} may not publish to topic {topic:?}; what it may is in the broker's --auth-keys",
                 grant.name
             );
-            Err(Refused {
+            return Err(Refused {
                 refusal: Refusal::Permission,
                 text,
-            })
-        } else if open >= self.limits.max_connections {
-            let text = format!(
-                "this broker serves at most {open} streams at once; try later, or raise --max-connections"
-            );
-            Err(Refused {
-                refusal: Refusal::Resources,
-                text,
-            })
-        } else if request.path == Path::Tcp && self.packet_auth {
-            let text = "this broker takes authenticated packets only (--packet-auth), and there are none over tcp: use --mode xdp".to_owned();
-            Err(Refused {
-                refusal: Refusal::Path,
-                text,
-            })
-        } else if request.path == Path::Xdp && !self.offers_datagrams() {
-            let text = "this broker takes payload over tcp only: use --mode tcp or auto, or start it with --mode xdp".to_owned();
-            Err(Refused {
-                refusal: Refusal::Path,
-                text,
-            })
-        } else {
-            let key = grant.map(|grant| &grant.key);
-            let tenant = Tenant {
-                host: Host::of(newcomer.peer),
-                key: key.map(|key| *key.id()),
-            };
-            self.admit.admit(topic, request, tenant, key)
-        };
-        match admitted {
-            Ok(admission) => self.hand_over(key, admission),
-            Err(Refused { refusal, text }) => self.turn_away(key, Some(refusal), &text, &text),
+            });
         }
+        self.check_path(request.path)?;
+        let asked = newcomer.asks(topic, request);
+        self.admit.check(&asked)?;
+        let (permit, evicts) = self.permits.acquire(asked.tenant, Instant::now())?;
+        if evicts {
+            Counters::count(&self.shared.counters.stream_evictions);
+        }
+        Ok(permit)
+    }
+
+    fn check_path(&self, path: Path) -> Result<(), Refused> {
+        let text = match path {
+            Path::Tcp if self.packet_auth => {
+                "this broker takes authenticated packets only (--packet-auth), and there are none over tcp: use --mode xdp"
+            }
+            Path::Xdp if !self.offers_datagrams() => {
+                "this broker takes payload over tcp only: use --mode tcp or auto, or start it with --mode xdp"
+            }
+            _ => return Ok(()),
+        };
+        Err(Refused {
+            refusal: Refusal::Path,
+            text: text.to_owned(),
+        })
+    }
+
+    /// Opens a stream that has a permit, unless its topic has to be opened first.
+    fn ask(&mut self, key: usize, waiting: Waiting) {
+        let Some(newcomer) = &self.newcomers[key] else {
+            return;
+        };
+        let asked = newcomer.asks(&waiting.topic, &waiting.request);
+        match self.admit.admit(&asked) {
+            Ok(Outcome::Admitted(mut admission)) => {
+                admission.lease = admission.lease.with_permit(waiting.permit);
+                self.hand_over(key, *admission);
+            }
+            Ok(Outcome::TopicOpening) => self.wait_for_topic(key, waiting),
+            Err(Refused { refusal, text }) => {
+                self.turn_away(key, Some(refusal), &text, &text);
+            }
+        }
+    }
+
+    /// Lets a newcomer wait for its topic; meanwhile nothing is read from it. It has a permit, so there
+    /// are no more of these than streams.
+    fn wait_for_topic(&mut self, key: usize, mut waiting: Waiting) {
+        let Some(newcomer) = &mut self.newcomers[key] else {
+            return;
+        };
+        if !std::mem::replace(&mut waiting.is_waiting, true) {
+            // Its age does not count any more.
+            newcomer.number = self.next_number;
+            self.next_number += 1;
+            newcomer.deadline = Instant::now() + TOPIC_PATIENCE;
+            self.waiting.push((key, newcomer.number));
+            let event = Event::none(key);
+            let modified = (self.poller).modify_with_mode(&newcomer.socket, event, PollMode::Level);
+            if modified.is_err() {
+                return self.dismiss(key);
+            }
+        }
+        newcomer.waiting = Some(waiting);
+    }
+
+    /// Asks again for those whose topics were being opened.
+    fn ask_again(&mut self) {
+        if !self.admit.has_news() {
+            return;
+        }
+        for (key, number) in self.waiting.clone() {
+            let newcomer = self.newcomers[key].as_mut();
+            let newcomer = newcomer.filter(|newcomer| newcomer.number == number);
+            if let Some(waiting) = newcomer.and_then(|newcomer| newcomer.waiting.take()) {
+                self.ask(key, waiting);
+            }
+        }
+        self.forget_waiting();
+    }
+
+    /// Ends those that waited for too long, or whose publisher is gone.
+    fn expire_waiting(&mut self, now: Instant) {
+        for (key, number) in self.waiting.clone() {
+            let newcomer = self.newcomers[key].as_ref();
+            let newcomer = newcomer.filter(|newcomer| newcomer.number == number);
+            if newcomer.is_some_and(|newcomer| now >= newcomer.deadline) {
+                let text = "the broker could not open the topic in time; try later";
+                self.turn_away(key, Some(Refusal::Resources), text, text);
+            }
+        }
+        self.forget_waiting();
+    }
+
+    fn forget_waiting(&mut self) {
+        let newcomers = &self.newcomers;
+        self.waiting.retain(|&(key, number)| {
+            let newcomer = newcomers[key].as_ref();
+            newcomer.is_some_and(|newcomer| newcomer.number == number)
+        });
     }
 
     fn offers_datagrams(&self) -> bool {
@@ -478,6 +617,12 @@ impl<A: Admit> Acceptor<A> {
                 _ => {}
             }
             self.by_age.pop_front();
+        }
+        if now >= self.next_tick {
+            self.next_tick = now + TICK;
+            self.expire_waiting(now);
+            self.permits.look(now);
+            self.admit.tick(now);
         }
         if self.paused_until.is_some_and(|until| now >= until) {
             self.paused_until = None;

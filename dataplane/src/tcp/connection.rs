@@ -15,7 +15,7 @@ use super::buffers::Effective;
 use super::outbox::Outbox;
 use super::stats::{ConnectionReport, Counters, PathStage, Shared, WorkerStats};
 use super::{LINGER, worker::WorkerConfig};
-use crate::admission::Admission;
+use crate::admission::{Admission, REVOKED};
 use crate::auth::PacketKeys;
 use crate::log::{Commit, Reservation, Writer};
 use crate::profile::Tick;
@@ -532,6 +532,11 @@ impl Connection {
     pub(super) fn tick(&mut self, cx: &mut Context<'_>) -> Result<(), Ending> {
         if self.admission.lease.is_wanted() {
             return Err(Ending::Superseded);
+        }
+        let is_over = matches!(self.state, State::Failed { .. } | State::Ended);
+        if self.admission.lease.is_revoked() && !is_over {
+            self.fail(cx, Fault::Stalled, REVOKED.to_owned());
+            return self.reply(cx);
         }
         let silent_for = cx.now - self.last_progress;
         match &self.state {

@@ -90,6 +90,8 @@ pub struct Counters {
     pub evacuated_batches: AtomicU64,
     /// Times that a batch had to wait for room in the shared buffer.
     pub waits_for_space: AtomicU64,
+    /// Streams ended because they were not used and others asked for their places.
+    pub stream_evictions: AtomicU64,
     /// Registered readers that died without leaving.
     pub readers_lost: AtomicU64,
     /// Bytes held outside the ring for publishers that stall inside a batch, now.

@@ -237,6 +237,7 @@ impl Worker {
         if let Err(error) = added {
             warn!(%error, "cannot watch a connection; it is dropped");
             self.free.push(key);
+            self.release_writer(writer);
             self.load.fetch_sub(1, Ordering::Relaxed);
             return;
         }
@@ -260,6 +261,24 @@ impl Worker {
             self.writers.push(log.writer());
             self.writers.len() - 1
         })
+    }
+
+    /// Lets go of a log that no connection of this worker writes any more, so that it can be closed.
+    fn release_writer(&mut self, writer: usize) {
+        if self
+            .connections
+            .iter()
+            .flatten()
+            .any(|entry| entry.writer == writer)
+        {
+            return;
+        }
+        self.writers.swap_remove(writer);
+        let moved = self.writers.len();
+        let entries = self.connections.iter_mut().flatten();
+        for entry in entries.filter(|entry| entry.writer == moved) {
+            entry.writer = writer;
+        }
     }
 
     /// Runs `action` on a connection with all that it needs from this worker.
@@ -370,6 +389,7 @@ impl Worker {
                 report.ended
             ),
         }
+        self.release_writer(entry.writer);
         self.shared.remember(report);
         self.load.fetch_sub(1, Ordering::Relaxed);
         self.free.push(key);

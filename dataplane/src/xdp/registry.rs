@@ -105,7 +105,8 @@ impl Registry {
         if self.count.load(Ordering::Relaxed) > 0 {
             let mut waiting = self.waiting.lock().expect("no holder of this lock panics");
             waiting.retain(|_, waiting| {
-                waiting.since.elapsed() < PATIENCE && !waiting.opened.admission.lease.is_wanted()
+                let lease = &waiting.opened.admission.lease;
+                waiting.since.elapsed() < PATIENCE && !lease.is_wanted() && !lease.is_revoked()
             });
             self.count.store(waiting.len(), Ordering::Release);
         }

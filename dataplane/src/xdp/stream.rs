@@ -12,7 +12,7 @@ use zerocopy::FromBytes;
 use super::frame::{Datagram, Headers};
 use super::gate::Pass;
 use super::stats::XdpStats;
-use crate::admission::Admission;
+use crate::admission::{Admission, REVOKED};
 use crate::auth::PacketKeys;
 use crate::log::{Commit, Reservation, Writer};
 use crate::tcp::{ConnectionReport, Effective, Opened, Outbox, PathStage, WorkerStats};
@@ -369,6 +369,9 @@ impl Stream {
     pub(super) fn tick(&mut self, cx: &mut Context<'_>) -> Result<(), Ending> {
         if self.admission.lease.is_wanted() {
             return Err(Ending::Superseded);
+        }
+        if self.admission.lease.is_revoked() {
+            return Err(Ending::Fault(Fault::Stalled, REVOKED.to_owned()));
         }
         // A publisher that lives sends something every second; one whose host went away closes nothing.
         if cx.now - self.heard_at > cx.idle_timeout {

@@ -498,6 +498,7 @@ impl State {
         if let Err(error) = added {
             warn!(%error, "cannot watch a control connection; the stream is dropped");
             self.free.push(number);
+            self.release_writer(writer);
             self.registry.ended();
             return None;
         }
@@ -533,6 +534,24 @@ impl State {
             self.writers.push(log.writer());
             self.writers.len() - 1
         })
+    }
+
+    /// Lets go of a log that no stream of this worker writes any more, so that it can be closed.
+    fn release_writer(&mut self, writer: usize) {
+        if self
+            .streams
+            .iter()
+            .flatten()
+            .any(|entry| entry.writer == writer)
+        {
+            return;
+        }
+        self.writers.swap_remove(writer);
+        let moved = self.writers.len();
+        let entries = self.streams.iter_mut().flatten();
+        for entry in entries.filter(|entry| entry.writer == moved) {
+            entry.writer = writer;
+        }
     }
 
     /// Runs `action` on a stream with all that it needs; ends the stream if that says so.
@@ -576,6 +595,7 @@ impl State {
             _ => &counters.streams_cut,
         });
         let report = entry.stream.finish(&mut self.writers[entry.writer], ending);
+        self.release_writer(entry.writer);
         match ending {
             Ending::Completed => debug!(peer = %report.peer, stream = report.stream, "completed"),
             _ if !self.shared.lines.allows() => {}

@@ -1,0 +1,781 @@
+//! Sessions: which streams there are, how far each has come, and who may go on with it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Sender;
+use penstock_dataplane::admission::{
+    Admission, Admit, Asked, Lease, Outcome, Refused, StreamState,
+};
+use penstock_dataplane::peer::Tenant;
+use penstock_dataplane::shares::{Exceeded, Shares, Use};
+use penstock_dataplane::wire::handshake::{Refusal, Request};
+
+use crate::topics::{Job, Topic, Topics};
+
+/// A session that has been without open streams for so long is forgotten: its publisher would have
+/// been back by now. One that comes later all the same is taken up from what the log's index tells.
+const SESSION_GRACE: Duration = Duration::from_secs(600);
+/// The same for one over which nothing was ever committed: nothing is lost with it.
+const UNUSED_GRACE: Duration = Duration::from_secs(5);
+/// Most streams, open or not, that are kept in mind; peers can make them faster than they are forgotten.
+const MAX_KEPT: usize = 65_536;
+/// How many sessions over which something was committed go at once where one has to: to look for one
+/// that is unused may mean to look at all.
+const BULK: usize = 64;
+
+/// One publisher's relation to one topic.
+#[derive(Debug)]
+struct Session {
+    topic: String,
+    /// How many streams it has at most.
+    streams: u32,
+    /// Who opened it: its streams are charged to it.
+    tenant: Tenant,
+    /// Streams that have been opened. A number never begins anew, so that (session, stream, batch)
+    /// names one batch only.
+    opened_streams: HashMap<u32, Stream>,
+    /// When it was first seen without an open stream, if it has none.
+    idle_since: Option<Instant>,
+}
+
+/// One stream of a session.
+#[derive(Debug)]
+struct Stream {
+    state: Arc<StreamState>,
+    /// Batches that its publisher says were committed before this broker knew of it.
+    claimed: u64,
+    /// The log knows of it since before this broker.
+    is_known: bool,
+}
+
+impl Stream {
+    fn new(claimed: u64, found: Option<u64>) -> Self {
+        let committed = claimed.max(found.unwrap_or(0));
+        Self {
+            state: Arc::new(StreamState::new(committed)),
+            claimed: committed,
+            is_known: found.is_some(),
+        }
+    }
+
+    /// Whether something was committed over it; what a publisher claims does not count.
+    fn has_commits(&self) -> bool {
+        self.is_known || self.state.committed() > self.claimed
+    }
+}
+
+impl Session {
+    fn new(topic: &str, streams: u32, tenant: Tenant) -> Self {
+        Self {
+            topic: topic.to_owned(),
+            streams,
+            tenant,
+            opened_streams: HashMap::new(),
+            idle_since: None,
+        }
+    }
+
+    fn is_open(&self) -> bool {
+        let mut streams = self.opened_streams.values();
+        streams.any(|stream| stream.state.is_leased())
+    }
+
+    fn has_commits(&self) -> bool {
+        self.opened_streams.values().any(Stream::has_commits)
+    }
+
+    /// Whether its publisher may still come back.
+    fn is_live(&mut self, now: Instant) -> bool {
+        if self.is_open() {
+            self.idle_since = None;
+            return true;
+        }
+        let grace = match self.has_commits() {
+            true => SESSION_GRACE,
+            false => UNUSED_GRACE,
+        };
+        now.saturating_duration_since(*self.idle_since.get_or_insert(now)) < grace
+    }
+}
+
+/// Admits streams to topics.
+#[derive(Debug)]
+pub struct Sessions {
+    topics: Arc<Topics>,
+    /// To the thread that opens logs.
+    jobs: Sender<Job>,
+    sessions: HashMap<u64, Session>,
+    /// Streams that are kept in mind; listed by session.
+    shares: Shares<u64>,
+}
+
+impl Sessions {
+    /// No sessions yet; one host may have so much of what others leave, percent.
+    pub fn new(topics: Arc<Topics>, share_percent: u8, jobs: Sender<Job>) -> Self {
+        Self {
+            topics,
+            jobs,
+            sessions: HashMap::new(),
+            shares: Shares::new(MAX_KEPT, share_percent),
+        }
+    }
+
+    /// Whether the stream may be opened, as far as that can be told without its log.
+    fn check_session(&self, asked: &Asked<'_>) -> Result<(), Refused> {
+        let Request {
+            session: key,
+            stream: number,
+            resume_from,
+            ..
+        } = *asked.request;
+        if key == 0 {
+            return Ok(());
+        }
+        if asked.key.is_some_and(|owner| !owner.owns(key, asked.topic)) {
+            // As if there were no such session: whose it is is none of this publisher's business.
+            return refuse(format!("no session {key:016x} here; connect anew"));
+        }
+        let Some(session) = self.sessions.get(&key) else {
+            return match resume_from {
+                Some(_) => Ok(()),
+                None => refuse(format!("no session {key:016x} here; connect anew")),
+            };
+        };
+        if session.topic != asked.topic || session.streams != asked.request.streams {
+            return refuse(format!(
+                "session {key:016x} is for another topic or stream count"
+            ));
+        }
+        match (session.opened_streams.get(&number), resume_from) {
+            (Some(_), None) => refuse(format!(
+                "stream {number} of session {key:016x} has been opened before"
+            )),
+            (Some(stream), Some(acked)) => take(stream, key, number, acked).map(drop),
+            (None, _) => Ok(()),
+        }
+    }
+
+    /// Whether one more stream of this session, or of a new one, may be kept in mind; another session
+    /// that has no open stream may have to go for it, first one over which nothing was committed.
+    fn make_room(&mut self, asked: &Asked<'_>) -> Result<(), Refused> {
+        let key = asked.request.session;
+        let session = self.sessions.get(&key);
+        if session.is_some_and(|s| s.opened_streams.contains_key(&asked.request.stream)) {
+            return Ok(());
+        }
+        let tenant = session.map_or(asked.tenant, |session| session.tenant);
+        let Err(exceeded) = self.shares.check(&tenant) else {
+            return Ok(());
+        };
+        if self.evict(&tenant, exceeded, key, false) {
+            return Ok(());
+        }
+        if !self.evict(&tenant, exceeded, key, true) {
+            return Err(no_room(&tenant, exceeded));
+        }
+        for _ in 1..BULK {
+            if !self.evict(&tenant, exceeded, key, true) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets a session without open streams, other than `kept`.
+    fn evict(
+        &mut self,
+        tenant: &Tenant,
+        exceeded: Exceeded,
+        kept: u64,
+        with_commits: bool,
+    ) -> bool {
+        let sessions = &self.sessions;
+        let look = |key: &u64| match sessions.get(key) {
+            None => Use::Gone,
+            Some(session)
+                if *key == kept
+                    || session.is_open()
+                    || (!with_commits && session.has_commits()) =>
+            {
+                Use::InUse
+            }
+            Some(_) => Use::Unused,
+        };
+        let Some((_, key)) = self.shares.evict(tenant, exceeded, look) else {
+            return false;
+        };
+        self.forget(key);
+        true
+    }
+
+    fn forget(&mut self, key: u64) {
+        if let Some(session) = self.sessions.remove(&key) {
+            let streams = session.opened_streams.len();
+            self.shares.release(&session.tenant, streams);
+        }
+    }
+
+    /// Forgets sessions whose publishers do not come back.
+    fn expire(&mut self, now: Instant) {
+        let sessions = self.sessions.iter_mut();
+        let gone: Vec<_> = sessions
+            .filter_map(|(key, session)| (!session.is_live(now)).then_some(*key))
+            .collect();
+        gone.into_iter().for_each(|key| self.forget(key));
+    }
+
+    /// The session's key, and the stream's place in it. It has been checked, and there is room.
+    fn join(&mut self, topic: &Topic, asked: &Asked<'_>) -> Result<(u64, Lease), Refused> {
+        let request = asked.request;
+        let key = match request.session {
+            0 => self.new_key(topic, asked)?,
+            key => key,
+        };
+        let number = request.stream;
+        let session = self
+            .sessions
+            .entry(key)
+            .or_insert_with(|| Session::new(asked.topic, request.streams, asked.tenant));
+        let tenant = session.tenant;
+        let is_first = session.opened_streams.is_empty();
+        let mut is_new = false;
+        let stream = session.opened_streams.entry(number).or_insert_with(|| {
+            is_new = true;
+            match request.resume_from {
+                None => Stream::new(0, None),
+                // A stream of an earlier broker goes on: it left what the log's index tells, and at
+                // least what its publisher got acks for.
+                Some(acked) => Stream::new(acked, topic.earlier.get(&(key, number)).copied()),
+            }
+        });
+        let taken = take(stream, key, number, request.resume_from.unwrap_or(0));
+        if is_new {
+            self.shares.charge(&tenant, 1);
+        }
+        if is_first {
+            let sessions = &self.sessions;
+            let is_gone = |key: &u64| !sessions.contains_key(key);
+            self.shares.list(&tenant, key, is_gone);
+        }
+        Ok((key, taken?))
+    }
+
+    /// A key for a new session.
+    fn new_key(&self, topic: &Topic, asked: &Asked<'_>) -> Result<u64, Refused> {
+        loop {
+            let random = random()?;
+            let key = match asked.key {
+                None => random,
+                Some(owner) => owner.session(random as u32, asked.topic),
+            };
+            let is_earlier =
+                asked.key.is_some() && topic.earlier.keys().any(|(session, _)| *session == key);
+            if key != 0 && !is_earlier && !self.sessions.contains_key(&key) {
+                return Ok(key);
+            }
+        }
+    }
+}
+
+impl Admit for Sessions {
+    fn check(&mut self, asked: &Asked<'_>) -> Result<(), Refused> {
+        self.topics.check(asked)?;
+        self.check_session(asked)
+    }
+
+    fn admit(&mut self, asked: &Asked<'_>) -> Result<Outcome, Refused> {
+        // Again, for the publisher may have waited for its topic.
+        self.check_session(asked)?;
+        self.make_room(asked)?;
+        let Some(topic) = self.topics.find_or_open(asked, &self.jobs)? else {
+            return Ok(Outcome::TopicOpening);
+        };
+        let (session, lease) = self.join(&topic, asked)?;
+        self.topics.claim(asked.topic);
+        let request = asked.request;
+        Ok(Outcome::Admitted(Box::new(Admission {
+            max_payload: topic.log.geometry().max_payload(),
+            log: topic.log,
+            topic: asked.topic.to_owned(),
+            tenant: asked.tenant,
+            session,
+            stream: request.stream,
+            ack: request.ack,
+            path: request.path,
+            max_datagram: request.max_datagram,
+            lease,
+        })))
+    }
+
+    fn has_news(&mut self) -> bool {
+        self.topics.take_news()
+    }
+
+    fn tick(&mut self, now: Instant) {
+        self.expire(now);
+        self.topics.tick(&self.jobs);
+    }
+}
+
+/// The right to write a stream, of which so many batches were acked.
+fn take(stream: &Stream, key: u64, number: u32, acked: u64) -> Result<Lease, Refused> {
+    let Some(lease) = stream.state.lease() else {
+        return Err(Refused {
+            refusal: Refusal::Busy,
+            text: format!("stream {number} of session {key:016x} has not ended yet; ask again"),
+        });
+    };
+    let committed = lease.committed();
+    if acked > committed {
+        return refuse(format!(
+            "stream {number} of session {key:016x} has {committed} batches here, not {acked}; connect anew"
+        ));
+    }
+    Ok(lease)
+}
+
+fn no_room(tenant: &Tenant, exceeded: Exceeded) -> Refused {
+    let text = match exceeded {
+        Exceeded::Total => {
+            format!(
+                "this broker keeps {MAX_KEPT} streams in mind at most, and all are open; try later"
+            )
+        }
+        Exceeded::Host { held } => format!(
+            "host {} has {held} streams, of {MAX_KEPT} that this broker keeps in mind, which is its share; try later, or raise --max-share of the broker",
+            tenant.host
+        ),
+        Exceeded::Key { held } => format!(
+            "publishers with this key have {held} streams, of {MAX_KEPT} that this broker keeps in mind, which is its share; try later, or raise --max-share of the broker"
+        ),
+    };
+    Refused {
+        refusal: Refusal::Resources,
+        text,
+    }
+}
+
+/// A key that nobody can guess; never 0.
+fn random() -> Result<u64, Refused> {
+    let key = getrandom::u64().map_err(|e| Refused {
+        refusal: Refusal::Resources,
+        text: format!("the broker's host gives no random numbers: {e}"),
+    })?;
+    Ok(key.max(1))
+}
+
+fn refuse<T>(text: String) -> Result<T, Refused> {
+    Err(Refused {
+        refusal: Refusal::Session,
+        text,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::PathBuf;
+
+    use crossbeam_channel::Receiver;
+    use penstock_dataplane::auth::Key;
+    use penstock_dataplane::log::{Access, Full, Geometry, LogOptions};
+    use penstock_dataplane::peer::Host;
+    use penstock_dataplane::wire::handshake::{AckLevel, OrderLevel, Path};
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::topic_policy::{Creators, TopicPolicy};
+    use crate::topics::{TopicConfig, make_directory};
+
+    /// Sessions, and the thread that opens logs, which runs when it is told to.
+    struct Bench {
+        sessions: Sessions,
+        opener: Receiver<Job>,
+        logs: PathBuf,
+    }
+
+    impl Bench {
+        fn new(dir: &TempDir) -> Self {
+            Self::with(dir, 4, Creators::Any, &[])
+        }
+
+        fn with(dir: &TempDir, max: usize, creators: Creators, patterns: &[&str]) -> Self {
+            let options = LogOptions {
+                geometry: Geometry::new(1 << 16, 1 << 12, 16).unwrap(),
+                full: Full::Block,
+                access: Access::default(),
+                writers: 1,
+            };
+            let logs = dir.path().join("logs");
+            make_directory(&logs, None, None).unwrap();
+            let config = TopicConfig {
+                max,
+                share_percent: 50,
+                policy: TopicPolicy {
+                    creators,
+                    patterns: patterns.iter().map(|p| p.parse().unwrap()).collect(),
+                },
+            };
+            let (jobs, opener) = crossbeam_channel::unbounded();
+            let topics = Arc::new(Topics::new(logs.clone(), options, config).unwrap());
+            Self {
+                sessions: Sessions::new(topics, 50, jobs),
+                opener,
+                logs,
+            }
+        }
+
+        fn work(&self) {
+            let (sender, jobs) = crossbeam_channel::unbounded();
+            self.opener
+                .try_iter()
+                .for_each(|job| sender.send(job).unwrap());
+            drop(sender);
+            self.sessions.topics.serve(&jobs, || {});
+        }
+
+        /// What becomes of a stream, once its topic is open.
+        fn ask(&mut self, asked: &Asked<'_>) -> Result<Admission, Refused> {
+            self.sessions.check(asked)?;
+            match self.sessions.admit(asked)? {
+                Outcome::Admitted(admission) => return Ok(*admission),
+                Outcome::TopicOpening => self.work(),
+            }
+            assert!(self.sessions.has_news());
+            match self.sessions.admit(asked)? {
+                Outcome::Admitted(admission) => Ok(*admission),
+                Outcome::TopicOpening => panic!("it is open"),
+            }
+        }
+
+        fn admit(&mut self, topic: &str, request: &Request) -> Result<Admission, Refused> {
+            self.ask(&asked(topic, request, 1, None))
+        }
+
+        fn kept(&self) -> usize {
+            assert_eq!(self.sessions.shares.total(), {
+                let sessions = self.sessions.sessions.values();
+                sessions.map(|s| s.opened_streams.len()).sum::<usize>()
+            });
+            self.sessions.sessions.len()
+        }
+
+        fn files(&self) -> Vec<String> {
+            let files = fs::read_dir(&self.logs).unwrap();
+            let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+            let mut names: Vec<_> = names.filter(|name| name.ends_with(".log")).collect();
+            names.sort();
+            names
+        }
+    }
+
+    fn asked<'a>(
+        topic: &'a str,
+        request: &'a Request,
+        host: u8,
+        key: Option<&'a Key>,
+    ) -> Asked<'a> {
+        Asked {
+            topic,
+            request,
+            tenant: Tenant {
+                host: Host::of(([10, 0, 0, host], 1).into()),
+                key: key.map(|key| *key.id()),
+            },
+            key,
+            is_local: false,
+        }
+    }
+
+    fn request(session: u64, stream: u32) -> Request {
+        Request {
+            session,
+            stream,
+            streams: 2,
+            ack: AckLevel::Committed,
+            order: OrderLevel::PerStream,
+            max_payload: 1024,
+            path: Path::Tcp,
+            resume_from: None,
+            max_datagram: 0,
+        }
+    }
+
+    #[test]
+    fn streams_join_their_session_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut bench = Bench::new(&dir);
+        let first = bench.admit("a", &request(0, 0)).unwrap();
+        let second = bench.admit("a", &request(first.session, 1)).unwrap();
+        assert_eq!(first.session, second.session);
+        let other = bench.admit("a", &request(0, 0)).unwrap();
+        assert_ne!(other.session, first.session);
+        bench.admit("b", &request(0, 0)).unwrap();
+        let mut refused = |topic, request| bench.admit(topic, &request).unwrap_err().text;
+        assert!(refused("a", request(first.session, 1)).contains("opened before"));
+        assert!(refused("b", request(first.session, 1)).contains("another topic"));
+        assert!(refused("a", request(first.session ^ 1, 1)).contains("connect anew"));
+    }
+
+    #[test]
+    fn a_stream_goes_on_over_another_connection() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut bench = Bench::new(&dir);
+        let first = bench.admit("a", &request(0, 0)).unwrap();
+        first.lease.set_committed(5);
+        let resume = |acked| Request {
+            resume_from: Some(acked),
+            ..request(first.session, 0)
+        };
+        let busy = bench.admit("a", &resume(3)).unwrap_err();
+        assert_eq!(busy.refusal, Refusal::Busy);
+        assert!(first.lease.is_wanted());
+        drop(first.lease);
+        let lie = bench.admit("a", &resume(6)).unwrap_err();
+        assert!(lie.text.contains("not 6"), "{lie}");
+        let second = bench.admit("a", &resume(3)).unwrap();
+        assert_eq!(second.lease.committed(), 5);
+    }
+
+    #[test]
+    fn a_session_is_forgotten_once_it_has_been_without_streams_for_long() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut bench = Bench::new(&dir);
+        let start = Instant::now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let open = bench.admit("a", &request(0, 0)).unwrap();
+        let used = bench.admit("a", &request(0, 0)).unwrap();
+        used.lease.set_committed(1);
+        drop(used.lease);
+        let unused = bench.admit("a", &request(0, 0)).unwrap();
+        drop(unused.lease);
+        // However old a session is: its time begins when its last stream ends.
+        bench.sessions.expire(after(5000));
+        bench.sessions.expire(after(5000 + 4));
+        assert_eq!(bench.kept(), 3);
+        // Nothing is lost with the one over which nothing was committed.
+        bench.sessions.expire(after(5000 + 5));
+        assert_eq!(bench.kept(), 2);
+        bench.sessions.expire(after(5000 + 599));
+        assert_eq!(bench.kept(), 2);
+        bench.sessions.expire(after(5000 + 600));
+        assert_eq!(bench.kept(), 1);
+        assert!(bench.sessions.sessions.contains_key(&open.session));
+        drop(open.lease);
+        bench.sessions.expire(after(6000));
+        // Back in time, it lives again.
+        let again = Request {
+            resume_from: Some(0),
+            ..request(open.session, 0)
+        };
+        let again = bench.admit("a", &again).unwrap();
+        bench.sessions.expire(after(7000));
+        assert_eq!(bench.kept(), 1);
+        drop(again);
+    }
+
+    fn made_up(session: u64) -> Request {
+        Request {
+            resume_from: Some(1000),
+            ..request(session, 0)
+        }
+    }
+
+    #[test]
+    fn sessions_without_a_commit_keep_nobody_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut bench = Bench::new(&dir);
+        let early = bench.admit("a", &request(0, 0)).unwrap();
+        let used = bench.admit("a", &request(0, 1)).unwrap();
+        used.lease.set_committed(1);
+        drop(used.lease);
+        // More than there may be, half of them made up; whatever they claim to have committed.
+        for session in 1..=MAX_KEPT as u64 {
+            bench.admit("a", &request(0, 0)).unwrap();
+            bench.admit("a", &made_up(session)).unwrap();
+        }
+        assert_eq!(bench.kept(), MAX_KEPT / 2, "the share of one host");
+        // One with an open stream stays, as does one over which something was committed.
+        for known in [early.session, used.session] {
+            assert!(bench.sessions.sessions.contains_key(&known));
+        }
+        let honest = request(0, 0);
+        bench.ask(&asked("a", &honest, 2, None)).unwrap();
+        bench.admit("a", &honest).unwrap();
+    }
+
+    #[test]
+    fn each_stream_of_a_session_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut bench = Bench::new(&dir);
+        let streams = 1024;
+        let many = |session, stream| Request {
+            streams,
+            ..request(session, stream)
+        };
+        let mut held = Vec::new();
+        for _ in 0..MAX_KEPT / 2 / streams as usize {
+            let first = bench.admit("a", &many(0, 0)).unwrap();
+            let admitted =
+                (1..streams).map_while(|n| bench.admit("a", &many(first.session, n)).ok());
+            let count = admitted.count();
+            held.push((first, count));
+        }
+        assert_eq!(bench.sessions.shares.total(), MAX_KEPT / 2);
+        let said = bench.admit("a", &many(0, 0)).map(|_| ());
+        drop(held);
+        let said = said.unwrap_err().text;
+        assert!(said.contains("host 10.0.0.1 has 32768 streams"), "{said}");
+        bench.admit("a", &many(0, 0)).unwrap();
+    }
+
+    #[test]
+    fn a_stream_of_an_earlier_broker_goes_on_where_its_publisher_left_off() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut bench = Bench::new(&dir);
+        let resume = Request {
+            resume_from: Some(9),
+            ..request(77, 1)
+        };
+        let admission = bench.admit("a", &resume).unwrap();
+        assert_eq!((admission.session, admission.lease.committed()), (77, 9));
+    }
+
+    #[test]
+    fn only_its_key_takes_a_session_up_also_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let [mine, yours] = [1, 2].map(|byte| Key::new(&[byte; 32]));
+        let session = {
+            let mut bench = Bench::new(&dir);
+            let first = request(0, 0);
+            let first = bench.ask(&asked("a", &first, 1, Some(&mine))).unwrap();
+            let join = request(first.session, 1);
+            let stolen = bench.ask(&asked("a", &join, 1, Some(&yours)));
+            assert_eq!(stolen.unwrap_err().refusal, Refusal::Session);
+            assert!(!first.lease.is_wanted(), "its owner notices nothing");
+            bench.ask(&asked("a", &join, 1, Some(&mine))).unwrap();
+            first.session
+        };
+        let resume = Request {
+            resume_from: Some(3),
+            ..request(session, 0)
+        };
+        let mut restarted = Bench::new(&dir);
+        let stolen = restarted.ask(&asked("a", &resume, 1, Some(&yours)));
+        assert_eq!(stolen.unwrap_err().refusal, Refusal::Session);
+        let elsewhere = restarted.ask(&asked("b", &resume, 1, Some(&mine)));
+        assert_eq!(elsewhere.unwrap_err().refusal, Refusal::Session);
+        let back = restarted.ask(&asked("a", &resume, 1, Some(&mine))).unwrap();
+        assert_eq!((back.session, back.lease.committed()), (session, 3));
+    }
+
+    #[test]
+    fn a_stream_that_is_refused_makes_no_log() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut bench = Bench::new(&dir);
+        let none = request(12345, 0);
+        let refused = bench.admit("junk", &none).unwrap_err();
+        assert_eq!(refused.refusal, Refusal::Session);
+        let key = Key::new(&[1; 32]);
+        let refused = bench.ask(&asked("junk", &made_up(1), 1, Some(&key)));
+        assert_eq!(refused.unwrap_err().refusal, Refusal::Session);
+        assert!(bench.opener.is_empty() && bench.files().is_empty());
+    }
+
+    #[test]
+    fn publishers_make_topics_as_the_policy_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = Key::new(&[1; 32]);
+        let first = request(0, 0);
+        let remote = asked("trades.eu", &first, 1, None);
+        let local = Asked {
+            is_local: true,
+            ..remote
+        };
+        let keyed = asked("trades.eu", &first, 1, Some(&key));
+        for (creators, may) in [
+            (Creators::Never, [false, false, false]),
+            (Creators::Local, [false, true, false]),
+            (Creators::Keyed, [false, false, true]),
+            (Creators::Any, [true, true, true]),
+        ] {
+            for (asked, may) in [remote, local, keyed].iter().zip(may) {
+                let dir = tempfile::tempdir().unwrap();
+                let mut bench = Bench::with(&dir, 4, creators, &[]);
+                match bench.ask(asked) {
+                    Ok(_) => assert!(may, "{creators:?}: {asked:?}"),
+                    Err(refused) => {
+                        assert!(!may && refused.refusal == Refusal::Topic, "{refused}");
+                        let flags = "--topic trades.eu, or with --create-topics any";
+                        assert!(refused.text.contains(flags), "{refused}");
+                    }
+                }
+            }
+        }
+        let mut bench = Bench::with(&dir, 4, Creators::Any, &["audit", "trades.*"]);
+        bench.ask(&remote).unwrap();
+        let refused = bench.admit("trades", &first).unwrap_err();
+        assert!(refused.text.contains("--topics"), "{refused}");
+        assert_eq!(bench.files(), ["trades.eu.log"]);
+        drop(bench);
+        // Whatever the policy, a log that is there is a topic.
+        let mut bench = Bench::with(&dir, 4, Creators::Never, &["audit"]);
+        bench.ask(&remote).unwrap();
+    }
+
+    #[test]
+    fn a_host_makes_no_more_topics_than_its_share() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut bench = Bench::new(&dir);
+        let first = request(0, 0);
+        let held: Vec<_> = ["a", "b"]
+            .map(|topic| bench.admit(topic, &first).unwrap())
+            .into();
+        let refused = bench.admit("c", &first).unwrap_err();
+        assert_eq!(refused.refusal, Refusal::Topic);
+        let words = "host 10.0.0.1 may make: 2 of this broker's --max-topics 4";
+        assert!(refused.text.contains(words), "{refused}");
+        let other = bench.ask(&asked("d", &first, 2, None)).unwrap();
+        assert_eq!(bench.files(), ["a.log", "b.log", "d.log"]);
+        // An empty one that no stream has any more goes for another.
+        drop((held, other));
+        bench.admit("c", &first).unwrap();
+        bench.work();
+        assert_eq!(bench.files(), ["b.log", "c.log", "d.log"]);
+    }
+
+    #[test]
+    fn a_log_that_was_made_for_nobody_does_not_remain() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut bench = Bench::new(&dir);
+        let first = request(0, 0);
+        let waits = asked("a", &first, 1, None);
+        assert!(matches!(
+            bench.sessions.admit(&waits),
+            Ok(Outcome::TopicOpening)
+        ));
+        bench.work();
+        assert_eq!(bench.files(), ["a.log"]);
+        // Its publisher is gone, and does not ask again.
+        bench.sessions.topics.backdate(Duration::from_secs(2));
+        bench.sessions.tick(Instant::now());
+        bench.work();
+        assert!(bench.files().is_empty());
+        assert!(bench.sessions.topics.list().is_empty());
+        bench.admit("a", &first).unwrap();
+    }
+
+    #[test]
+    fn a_log_that_cannot_be_made_is_told_to_those_who_wait_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut bench = Bench::new(&dir);
+        fs::create_dir(bench.logs.join("a.new")).unwrap();
+        let refused = bench.admit("a", &request(0, 0)).unwrap_err();
+        assert_eq!(refused.refusal, Refusal::Resources);
+        fs::remove_dir(bench.logs.join("a.new")).unwrap();
+        bench.sessions.topics.backdate(Duration::from_secs(1));
+        bench.admit("a", &request(0, 0)).unwrap();
+    }
+}

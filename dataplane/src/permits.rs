@@ -1,0 +1,312 @@
+//! Permits for open streams: as many as the broker serves, shared fairly, and taken back from streams
+//! that are not used when others ask.
+
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use crate::admission::Refused;
+use crate::peer::Tenant;
+use crate::shares::{Exceeded, Shares, Use};
+use crate::wire::handshake::Refusal;
+
+/// A stream that has committed nothing for so long may have to go for another.
+const IDLE: Duration = Duration::from_secs(10);
+/// Permits of one tenant that may be revoked and not yet returned while it asks for more, at least.
+const MIN_REVOKED: usize = 8;
+
+/// All permits of a broker.
+#[derive(Debug, Clone)]
+pub(crate) struct StreamPermits(Arc<Mutex<State>>);
+
+#[derive(Debug)]
+struct State {
+    shares: Shares<Listed>,
+    /// Permits that were revoked and whose streams have not ended yet.
+    revoked: HashMap<Tenant, usize>,
+}
+
+/// A permit as the broker lists it.
+#[derive(Debug)]
+struct Listed {
+    permit: Arc<Status>,
+    /// Batches committed when last looked at, and when that was first seen.
+    seen: Cell<(u64, Instant)>,
+}
+
+/// What a permit's holder and the list of permits tell each other.
+#[derive(Debug, Default)]
+struct Status {
+    batches: AtomicU64,
+    revoked: AtomicBool,
+    returned: AtomicBool,
+}
+
+/// The right to have a stream open; returned when it is dropped.
+#[derive(Debug)]
+pub struct StreamPermit {
+    tenant: Tenant,
+    status: Arc<Status>,
+    permits: StreamPermits,
+}
+
+impl StreamPermits {
+    pub(crate) fn new(limit: usize, percent: u8) -> Self {
+        Self(Arc::new(Mutex::new(State {
+            shares: Shares::new(limit, percent),
+            revoked: HashMap::new(),
+        })))
+    }
+
+    /// A permit for one more stream, and whether another stream has to end for it.
+    pub(crate) fn acquire(
+        &self,
+        tenant: Tenant,
+        now: Instant,
+    ) -> Result<(StreamPermit, bool), Refused> {
+        let mut state = self.lock();
+        let exceeded = state.shares.check(&tenant).err();
+        if let Some(exceeded) = exceeded {
+            state.revoke_for(&tenant, exceeded, now)?;
+        }
+        let status = Arc::new(Status::default());
+        let listed = Listed {
+            permit: Arc::clone(&status),
+            seen: Cell::new((0, now)),
+        };
+        state.shares.charge(&tenant, 1);
+        state.shares.list(&tenant, listed, Listed::is_gone);
+        let permit = StreamPermit {
+            tenant,
+            status,
+            permits: self.clone(),
+        };
+        Ok((permit, exceeded.is_some()))
+    }
+
+    /// Looks which streams go on committing; called about once a second.
+    pub(crate) fn look(&self, now: Instant) {
+        let state = self.lock();
+        state.shares.items().for_each(|listed| {
+            listed.look(now);
+        });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().expect("no holder of this lock panics")
+    }
+}
+
+impl State {
+    /// Has an unused stream end, so that this tenant may open one.
+    fn revoke_for(
+        &mut self,
+        tenant: &Tenant,
+        exceeded: Exceeded,
+        now: Instant,
+    ) -> Result<(), Refused> {
+        let limit = self.shares.limit();
+        let ending = self.revoked.get(tenant).copied().unwrap_or(0);
+        let evicted = if ending < MIN_REVOKED.max(limit / 16) {
+            let look = |listed: &Listed| listed.look(now);
+            self.shares.evict(tenant, exceeded, look)
+        } else {
+            None
+        };
+        let Some((holder, listed)) = evicted else {
+            return Err(refuse(tenant, exceeded, limit));
+        };
+        listed.permit.revoked.store(true, Ordering::Release);
+        self.shares.release(&holder, 1);
+        *self.revoked.entry(holder).or_default() += 1;
+        Ok(())
+    }
+
+    fn returned(&mut self, tenant: &Tenant, revoked: bool) {
+        if !revoked {
+            return self.shares.release(tenant, 1);
+        }
+        if let Some(count) = self.revoked.get_mut(tenant) {
+            *count -= 1;
+            if *count == 0 {
+                self.revoked.remove(tenant);
+            }
+        }
+    }
+}
+
+fn refuse(tenant: &Tenant, exceeded: Exceeded, limit: usize) -> Refused {
+    let whose = match exceeded {
+        Exceeded::Total => format!("this broker serves at most {limit} streams at once"),
+        Exceeded::Host { held } => format!(
+            "host {} has {held} of at most {limit} streams open, which is its share",
+            tenant.host
+        ),
+        Exceeded::Key { held } => format!(
+            "publishers with this key have {held} of at most {limit} streams open, which is its share"
+        ),
+    };
+    let raise = match exceeded {
+        Exceeded::Total => "--max-connections",
+        _ => "--max-connections or --max-share",
+    };
+    Refused {
+        refusal: Refusal::Resources,
+        text: format!("{whose}, and all are in use; try later, or raise {raise} of the broker"),
+    }
+}
+
+impl Listed {
+    fn is_gone(&self) -> bool {
+        self.permit.returned.load(Ordering::Acquire)
+    }
+
+    fn look(&self, now: Instant) -> Use {
+        if self.is_gone() {
+            return Use::Gone;
+        }
+        let batches = self.permit.batches.load(Ordering::Relaxed);
+        let (seen, since) = self.seen.get();
+        if batches != seen {
+            self.seen.set((batches, now));
+            return Use::InUse;
+        }
+        match batches == 0 || now.saturating_duration_since(since) >= IDLE {
+            true => Use::Unused,
+            false => Use::InUse,
+        }
+    }
+}
+
+impl StreamPermit {
+    /// Takes note of a batch that was committed: the stream is used.
+    pub(crate) fn note_commit(&self) {
+        // Only the stream's own worker writes it.
+        let batches = self.status.batches.load(Ordering::Relaxed);
+        self.status.batches.store(batches + 1, Ordering::Relaxed);
+    }
+
+    /// Whether the stream is to end, because another is to have the permit.
+    pub(crate) fn is_revoked(&self) -> bool {
+        self.status.revoked.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for StreamPermit {
+    fn drop(&mut self) {
+        let mut state = self.permits.lock();
+        self.status.returned.store(true, Ordering::Release);
+        // Permits are revoked under the lock, so this one cannot be any more.
+        let revoked = self.is_revoked();
+        state.returned(&self.tenant, revoked);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::peer::Host;
+
+    fn host(number: u8) -> Tenant {
+        Tenant {
+            host: Host::of(([10, 0, 0, number], 1).into()),
+            key: None,
+        }
+    }
+
+    struct Bench {
+        permits: StreamPermits,
+        now: Instant,
+    }
+
+    impl Bench {
+        fn new(limit: usize, percent: u8) -> Self {
+            Self {
+                permits: StreamPermits::new(limit, percent),
+                now: Instant::now(),
+            }
+        }
+
+        fn open(&self, number: u8) -> Result<StreamPermit, String> {
+            let acquired = self.permits.acquire(host(number), self.now);
+            acquired.map(|(permit, _)| permit).map_err(|e| e.text)
+        }
+
+        fn pass(&mut self, time: Duration) {
+            self.now += time;
+            self.permits.look(self.now);
+        }
+    }
+
+    #[test]
+    fn streams_that_are_opened_and_not_used_keep_nobody_out() {
+        let bench = Bench::new(8, 50);
+        let mut held: Vec<_> = (0..4).map(|_| bench.open(1).unwrap()).collect();
+        // One more of the same host: its oldest goes.
+        held.push(bench.open(1).unwrap());
+        let revoked: Vec<_> = held.iter().map(StreamPermit::is_revoked).collect();
+        assert_eq!(revoked, [true, false, false, false, false]);
+        // Another host has room without anyone's going.
+        let other = bench.open(2).unwrap();
+        assert_eq!(held.iter().filter(|permit| permit.is_revoked()).count(), 1);
+        drop((held, other));
+        assert_eq!(bench.permits.lock().shares.total(), 0);
+        assert!(bench.permits.lock().revoked.is_empty());
+    }
+
+    #[test]
+    fn streams_in_use_stay_and_whoever_has_its_share_is_told_so() {
+        let mut bench = Bench::new(8, 50);
+        let held: Vec<_> = (0..4).map(|_| bench.open(1).unwrap()).collect();
+        held.iter().for_each(StreamPermit::note_commit);
+        bench.pass(Duration::from_secs(9));
+        held.iter().for_each(StreamPermit::note_commit);
+        bench.pass(Duration::from_secs(9));
+        let said = bench.open(1).unwrap_err();
+        assert!(
+            said.contains("host 10.0.0.1 has 4 of at most 8 streams")
+                && said.contains("--max-share"),
+            "{said}"
+        );
+        let honest: Vec<_> = (0..2).map(|_| bench.open(2).unwrap()).collect();
+        assert!(
+            honest
+                .iter()
+                .chain(&held)
+                .all(|permit| !permit.is_revoked())
+        );
+        // Ten seconds without a batch: they are not used any more.
+        bench.pass(IDLE);
+        bench.open(1).unwrap();
+        assert_eq!(held.iter().filter(|permit| permit.is_revoked()).count(), 1);
+    }
+
+    #[test]
+    fn when_all_are_taken_the_host_with_most_gives_up_what_it_does_not_use() {
+        let bench = Bench::new(8, 100);
+        let most: Vec<_> = (0..6).map(|_| bench.open(1).unwrap()).collect();
+        most[0].note_commit();
+        let few: Vec<_> = (0..2).map(|_| bench.open(2).unwrap()).collect();
+        let newcomer = bench.open(3).unwrap();
+        assert!(few.iter().all(|permit| !permit.is_revoked()));
+        let revoked: Vec<_> = most.iter().map(StreamPermit::is_revoked).collect();
+        assert_eq!(revoked, [false, true, false, false, false, false]);
+        // Its stream has not ended yet; nobody has more for all that.
+        assert_eq!(bench.permits.lock().shares.total(), 8);
+        drop(most);
+        drop(newcomer);
+        assert_eq!(bench.permits.lock().shares.total(), 2);
+    }
+
+    #[test]
+    fn one_that_opens_and_opens_is_bounded_until_its_streams_have_ended() {
+        let bench = Bench::new(16, 50);
+        let opened: Vec<_> = (0..1000).map_while(|_| bench.open(1).ok()).collect();
+        assert_eq!(opened.len(), 8 + MIN_REVOKED);
+        assert!(bench.open(2).is_ok());
+        drop(opened);
+        assert!(bench.open(1).is_ok());
+    }
+}
