@@ -43,6 +43,7 @@ mod spread;
 mod testbed;
 mod throughput;
 mod timeline;
+mod trusted_path;
 mod verify;
 mod vitals;
 mod workload;
@@ -51,6 +52,7 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
+use nix::sys::stat::{Mode, umask};
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::{Cli, Command};
@@ -59,8 +61,13 @@ use crate::interrupt::{Interrupt, Interrupted};
 /// Exit code of a program that a signal asked to stop, as shells report it for SIGINT.
 const EXIT_INTERRUPTED: u8 = 130;
 
+/// Whatever the umask, no other user may write to what the lab creates.
+const NOT_FOR_OTHERS: Mode = Mode::S_IWGRP.union(Mode::S_IWOTH);
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    let asked = umask(NOT_FOR_OTHERS);
+    umask(asked | NOT_FOR_OTHERS);
     tracing_subscriber::fmt()
         .with_env_filter(
             EnvFilter::try_from_env("PENSTOCK_LOG").unwrap_or_else(|_| EnvFilter::new("info")),

@@ -356,7 +356,9 @@ fn link_address(index: usize, host: u8) -> Ipv4Addr {
 pub fn owner_of(name: &str) -> Option<u32> {
     let (pid, role) = name.strip_prefix("penstock-")?.split_once('-')?;
     let numbered = |role: &str| role.strip_prefix('b').is_some_and(is_number);
-    (is_number(pid) && (["pub", "mid", "shm"].contains(&role) || numbered(role)))
+    let buffers = |role: &str| role == "shm" || role.starts_with("shm.");
+    let is_role = ["pub", "mid"].contains(&role) || buffers(role) || numbered(role);
+    (is_number(pid) && is_role)
         .then(|| pid.parse().ok())
         .flatten()
 }
@@ -412,6 +414,7 @@ mod tests {
         assert_eq!(owner_of("penstock-42-b0"), Some(42));
         assert_eq!(owner_of("penstock-42-b13"), Some(42));
         assert_eq!(owner_of("penstock-42-shm"), Some(42));
+        assert_eq!(owner_of("penstock-42-shm.Xy3"), Some(42));
         #[rustfmt::skip]
         let foreign = ["penstock-pub", "penstock-b0", "penstock-42", "penstock-42-", "penstock-42-b",
             "penstock-42-bx", "penstock--pub", "penstock-+4-pub", "penstock-99999999999-pub", "x-42-pub"];

@@ -9,14 +9,17 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::cli::Format;
+use crate::trusted_path;
 
 /// Creates `<results>/<UTC time>`; runs that start in the same second get a number behind it.
+///
+/// Nobody who is not trusted can change the path to it, nor what is in it: files in it can be opened by
+/// their names.
 pub fn create_folder(results: &Path, now: Timestamp) -> Result<PathBuf> {
-    fs::create_dir_all(results)
-        .with_context(|| format!("cannot create the results directory {}", results.display()))?;
-    let results = results
-        .canonicalize()
-        .with_context(|| format!("cannot resolve {}", results.display()))?;
+    let results = trusted_path::create_dir_all(results).with_context(|| {
+        let name = results.display();
+        format!("cannot use {name} for results; name another directory with --results")
+    })?;
     let time = now.strftime("%Y-%m-%dT%H-%M-%SZ").to_string();
     for number in 1u32.. {
         let name = if number == 1 {

@@ -31,7 +31,7 @@ gone_after() {
   wait "$lab" || code=$?
   expect "exit code after SIG$signal" "$code" 130
   expect "namespaces left" "$(namespaces_left)" ""
-  [ ! -e "/dev/shm/penstock-$lab-shm" ] || fail "buffers are left in /dev/shm"
+  [ -z "$(buffers_of "$lab")" ] || fail "buffers are left in /dev/shm"
   for pid in $children; do
     ! kill -0 "$pid" 2>/dev/null || fail "process $pid is left"
   done
@@ -55,7 +55,7 @@ kill_lab() {
   local dead=$lab
   lab throughput --brokers 1 --total-size 8MiB --results "$T/results" >"$T/next" 2>&1
   expect "namespaces after the next start" "$(ip netns list | grep "^penstock-$dead-" || true)" ""
-  [ ! -e "/dev/shm/penstock-$dead-shm" ] || fail "buffers are left in /dev/shm"
+  [ -z "$(buffers_of "$dead")" ] || fail "buffers are left in /dev/shm"
 }
 
 kill_lab_with_a_middle() { kill_lab --mode xdp --faults loss=1% --delay 1ms; }

@@ -38,7 +38,7 @@ interrupted() {
     wait "$lab" || code=$?
     expect "exit code after SIG$signal" "$code" 130
     expect "namespaces that are left" "$(namespaces "$lab")" 0
-    [ ! -e "/dev/shm/penstock-$lab-shm" ] || fail "buffers are left"
+    [ -z "$(buffers_of "$lab")" ] || fail "buffers are left"
     grep -q interrupted "$T/stdout" || fail "it does not say so"
   done
 }

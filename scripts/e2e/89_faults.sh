@@ -46,15 +46,15 @@ interrupted() {
     setsid "$BIN/penstock-lab" faults --faults directory-full --seed 1 --results "$T/results" >"$T/stdout" 2>&1 &
     lab=$!
     for _ in {1..200}; do
-      [ ! -e "/dev/shm/penstock-$lab-shm/b0/filler" ] || break
+      [ ! -e "$(buffers_of "$lab")/b0/filler" ] || break
       sleep 0.05
     done
-    mountpoint -q "/dev/shm/penstock-$lab-shm/b0" || fail "there is no directory of its own: $(cat "$T/stdout")"
+    mountpoint -q "$(buffers_of "$lab")/b0" || fail "there is no directory of its own: $(cat "$T/stdout")"
     kill "-$signal" "$lab"
     wait "$lab" || code=$?
     expect "exit code after SIG$signal" "$code" 130
     expect "namespaces that are left" "$(namespaces "$lab")" 0
-    [ ! -e "/dev/shm/penstock-$lab-shm" ] || fail "buffers are left"
+    [ -z "$(buffers_of "$lab")" ] || fail "buffers are left"
     ! grep -q "penstock-$lab-shm" /proc/mounts || fail "a mount is left"
     grep -q interrupted "$T/stdout" || fail "it does not say so"
   done
@@ -66,14 +66,14 @@ killed() {
   "$BIN/penstock-lab" faults --faults directory-full --results "$T/results" >"$T/stdout" 2>&1 &
   lab=$!
   for _ in {1..200}; do
-    ! mountpoint -q "/dev/shm/penstock-$lab-shm/b0" || break
+    ! mountpoint -q "$(buffers_of "$lab")/b0" || break
     sleep 0.05
   done
   kill -KILL "$lab"
   { wait "$lab" || true; } 2>/dev/null
   lab faults --schedules 1 --faults directory-full --paths tcp --results "$T/results" >"$T/stdout" || fail "the next one fails: $(cat "$T/stdout")"
   expect "namespaces that are left" "$(namespaces "$lab")" 0
-  [ ! -e "/dev/shm/penstock-$lab-shm" ] || fail "buffers are left"
+  [ -z "$(buffers_of "$lab")" ] || fail "buffers are left"
 }
 
 wrong_usage() {

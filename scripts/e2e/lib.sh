@@ -163,6 +163,9 @@ publisher() { limited ip netns exec "$NET-pub" "$BIN/penstock-publisher" "$@"; }
 subscriber() { limited "$BIN/penstock-subscriber" "$@"; }
 lab() { limited "$BIN/penstock-lab" "$@"; }
 
+# buffers_of PID: the directory in which a lab with this pid keeps its buffers, if there is one.
+buffers_of() { compgen -G "/dev/shm/penstock-$1-shm.*" || true; }
+
 # no_crash FILE: nothing panicked there.
 no_crash() {
   ! grep -n 'panicked\|SIGSEGV\|SIGABRT' "$1" || fail "a crash in $1"
