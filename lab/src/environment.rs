@@ -73,7 +73,7 @@ fn one_line(text: &str) -> String {
 }
 
 /// `argument` as a shell would need it.
-fn quoted(argument: &str) -> String {
+pub fn quoted(argument: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./,:=+@%".contains(c);
     if !argument.is_empty() && argument.chars().all(plain) {
         argument.to_owned()

@@ -42,6 +42,12 @@ const REMEDIES: &[(&str, Remedy)] = &[
     ("sender-cpu", |_| Fix::None {
         why: "the sender has no core left: give it more or faster ones, or spread the load over several hosts",
     }),
+    ("cpu-taken-by-others", |_| Fix::None {
+        why: "other programs have the CPU: stop them, or run where nothing else does",
+    }),
+    ("accept-queue-full", |_| Fix::None {
+        why: "the server does not come to accept connections: see what its threads wait for",
+    }),
     ("shared-buffer-full", |_| Fix::None {
         why: "a registered reader does not keep up, and whoever does not wait for it loses data: make the reader faster",
     }),

@@ -81,6 +81,15 @@ lab_link() {
   fail "the lab did not start"
 }
 
+# until_connected COUNT: connections to the server's port are there, accepted or not.
+until_connected() {
+  for _ in {1..300}; do
+    [ "$(ss -Htn -N "$NET-b0" state established "sport = :$PORT" | wc -l)" -lt "$1" ] || return 0
+    sleep 0.1
+  done
+  fail "fewer than $1 connections"
+}
+
 # long_line DELAY: puts the case on a link whose round trip takes so long; the lab's own publisher
 # hardly sends there.
 long_line() { lab_link --profile offload --delay "$1" --publisher-option=--rate=100KB; }
@@ -271,6 +280,104 @@ window_at_tcp_rmem() {
   settle
   names receive-window-limited --pid "$server"
   because "tcp_rmem allows 262144"
+}
+
+# hogs: programs that have all the cores there are, several times over, until the case ends.
+hogs() {
+  for ((i = 0; i < 4 * $(nproc); i++)); do
+    in_ns pub python3 -c 'while True: pass'
+  done
+}
+
+publisher_displaced() {
+  start_broker 0
+  publish
+  PORT=1214 until_connected 1
+  hogs
+  settle
+  names cpu-taken-by-others --pid "${brokers_running[0]}"
+  because "python3"
+}
+
+receiver_displaced() {
+  serve
+  send
+  until_connected 1
+  hogs
+  settle
+  names cpu-taken-by-others --pid "$server"
+}
+
+# Two threads of one kind take turns, as a runtime that moves its tasks does: neither is busy.
+work_that_moves() {
+  serve --bytes 65536 --spin 0.0005 --relay
+  send
+  settle
+  names receiver-cpu --pid "$server"
+  because "moves between"
+}
+
+accept_queue() {
+  serve --backlog 4 --accept 0
+  for _ in {1..12}; do
+    send --total 1000
+  done
+  until_connected 5
+  names accept-queue-full --port "$PORT"
+  because "room for 4"
+  lab diagnose --port "$PORT" --duration 1 >"$T/text"
+  grep -q 'wait to be accepted' "$T/text" || fail "the text does not show the queue"
+}
+
+stopped_server() {
+  serve
+  send
+  settle
+  kill -STOP "$server"
+  settle
+  names receiver-application-limited --pid "$server"
+  because "process $server is stopped"
+}
+
+# In a PID namespace the kernel's tracing does not know the numbers that the lab sees.
+in_a_pid_namespace() {
+  # shellcheck disable=SC2016 # expanded by that shell
+  ip netns exec "$NET-b0" unshare --pid --fork --mount-proc bash -c '
+    python3 "$1/load.py" serve "$2" & server=$!
+    for _ in {1..100}; do ss -Hltn "sport = :$2" | grep -q . && break; sleep 0.1; done
+    "$3/penstock-lab" diagnose --pid "$server" --duration 1 --format json
+  ' - "$E2E" "$PORT" "$BIN" >"$T/diagnosis.json"
+  expect "why system calls are missing" \
+    "$(jq -r '.unavailable[] | select(.what | startswith("system calls")) | .why | test("PID namespace")' "$T/diagnosis.json")" true
+}
+
+window_without_scaling() {
+  long_line 30ms
+  ip netns exec "$NET-b0" sysctl -qw net.ipv4.tcp_window_scaling=0
+  serve
+  send
+  settle
+  names receive-window-limited --pid "$server"
+  because "tcp_window_scaling is 0 here"
+}
+
+window_of_the_route() {
+  long_line 30ms
+  ip -n "$NET-b0" route change 10.214.0.0/24 dev eth0 window 32768
+  serve
+  send
+  settle
+  names receive-window-limited --pid "$server"
+  because "route to the sender bounds the window at 32768"
+}
+
+window_clamped() {
+  long_line 30ms
+  serve --clamp 32768
+  send
+  settle
+  names receive-window-limited --pid "$server"
+  because "TCP_WINDOW_CLAMP"
 }
 
 xdp_throttled() {
@@ -471,6 +578,12 @@ case_of "server that reads 64 bytes a call" tiny_receives
 case_of "network of 100 Mbit/s" slow_network
 case_of "window of a fixed buffer" window_fixed
 case_of "idle connection" idle_connection
+case_of "publisher whose CPU others have" publisher_displaced
+case_of "work that moves between threads" work_that_moves
+case_of "accept queue full" accept_queue
+case_of "stopped server" stopped_server
+case_of "in a PID namespace" in_a_pid_namespace
+case_of "window without scaling" window_without_scaling
 case_of "credit for one burst over xdp" xdp_credit
 case_of "fill ring too small for its streams" xdp_small_fill_ring
 case_of "network that loses 5 % of xdp's packets" xdp_losses
@@ -482,6 +595,9 @@ if [ "$QUICK" = 0 ]; then
   case_of "send buffer of 64 KiB, 30 ms away" small_send_buffer
   case_of "window of a buffer that rmem_max caps" window_capped
   case_of "window of a buffer that was set too late" window_late
+  case_of "window that the route bounds" window_of_the_route
+  case_of "window that the application bounds" window_clamped
+  case_of "receiver whose CPU others have" receiver_displaced
   case_of "queues of the cores too short" drops_before_the_socket
   case_of "window without autotuning" window_without_autotuning
   case_of "window at the limit of tcp_rmem" window_at_tcp_rmem

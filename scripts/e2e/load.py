@@ -9,11 +9,30 @@ import threading
 import time
 
 
-def receive(connection, options):
-    """Reads until the other end closes, so many bytes a call, with a pause after each."""
-    while connection.recv(options.bytes):
+def receive(connection, options, turn=None, next_turn=None):
+    """Reads until the other end closes, so many bytes a call, with a pause after each, or work."""
+    while True:
+        if turn:
+            turn.acquire()
+        data = connection.recv(options.bytes)
+        end = time.thread_time() + options.spin
+        while time.thread_time() < end:
+            pass
+        if next_turn:
+            next_turn.release()
+        if not data:
+            return
         if options.pause:
             time.sleep(options.pause)
+
+
+def relay(connection, options):
+    """Two threads read in turn: none of them is busy, both together are."""
+    first, second = threading.Semaphore(1), threading.Semaphore(0)
+    for turn, next_turn in ((first, second), (second, first)):
+        threading.Thread(
+            target=receive, args=(connection, options, turn, next_turn), daemon=True
+        ).start()
 
 
 def serve(options):
@@ -23,9 +42,16 @@ def serve(options):
     if options.rcvbuf:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, options.rcvbuf)
     listener.bind(("0.0.0.0", options.port))
-    listener.listen()
+    if options.clamp:
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP, options.clamp)
+    listener.listen(options.backlog)
+    while options.accept == 0:
+        time.sleep(1)
     while True:
         connection, _ = listener.accept()
+        if options.relay:
+            relay(connection, options)
+            continue
         if options.accepted_rcvbuf:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, options.accepted_rcvbuf)
         threading.Thread(target=receive, args=(connection, options), daemon=True).start()
@@ -57,6 +83,11 @@ def main():
     server.add_argument("port", type=int)
     server.add_argument("--rcvbuf", type=int, default=0, help="of the listener")
     server.add_argument("--accepted-rcvbuf", type=int, default=0, help="of accepted sockets")
+    server.add_argument("--clamp", type=int, default=0, help="TCP_WINDOW_CLAMP of the listener")
+    server.add_argument("--backlog", type=int, default=128, help="connections that may wait")
+    server.add_argument("--accept", type=int, default=1, help="0: never")
+    server.add_argument("--spin", type=float, default=0, help="seconds of CPU time after each call")
+    server.add_argument("--relay", action="store_true", help="two threads read in turn")
     server.set_defaults(role=serve)
     client = roles.add_parser("send")
     client.add_argument("address")

@@ -13,6 +13,7 @@ use serde::Serialize;
 pub struct ProcessAt {
     threads: BTreeMap<u32, ThreadAt>,
     quota: Option<QuotaAt>,
+    is_stopped: bool,
 }
 
 /// What a control group had of its CPU quota (`cpu.stat`).
@@ -28,6 +29,7 @@ struct QuotaAt {
 #[derive(Debug, Clone, Default)]
 struct ThreadAt {
     name: String,
+    is_stopped: bool,
     run_ns: u64,
     wait_ns: u64,
     user_ticks: u64,
@@ -43,9 +45,14 @@ pub struct Process {
     pub name: String,
     /// Busiest first.
     pub threads: Vec<Thread>,
+    /// All its threads together on cores, and ready without one: 1 is one core all the time.
+    pub run: f64,
+    pub wait: f64,
     /// Share of the interval in which its control group was out of quota, summed over cores; none
     /// without a quota.
     pub throttled: Option<f64>,
+    /// Stopped by a signal or a debugger at the end of the interval.
+    pub stopped: bool,
 }
 
 /// What a thread did; shares of the interval, 0 to 1.
@@ -80,7 +87,7 @@ struct PacketsAt {
 }
 
 /// What a core did; shares of the interval, 0 to 1.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Core {
     pub core: usize,
     pub user: f64,
@@ -107,8 +114,10 @@ impl ProcessAt {
             let tid = entry.file_name().to_str()?.parse().ok()?;
             Some((tid, ThreadAt::read(&entry.path())?))
         });
+        let threads: BTreeMap<u32, ThreadAt> = threads.collect();
         Some(Self {
-            threads: threads.collect(),
+            is_stopped: threads.values().any(|thread| thread.is_stopped),
+            threads,
             quota: quota(pid),
         })
     }
@@ -124,7 +133,10 @@ impl ProcessAt {
         Process {
             pid,
             name,
+            run: threads.iter().map(|thread| thread.run).sum(),
+            wait: threads.iter().map(|thread| thread.wait).sum(),
             threads,
+            stopped: self.is_stopped,
             throttled: throttled.map(|(end, start)| end.throttled_since(start, seconds)),
         }
     }
@@ -147,6 +159,8 @@ impl ThreadAt {
         };
         Some(Self {
             name,
+            // `T`: by a signal, `t`: by a debugger (proc_pid_stat(5)).
+            is_stopped: fields.first()?.eq_ignore_ascii_case("t"),
             run_ns: times.next().unwrap_or(0),
             wait_ns: times.next().unwrap_or(0),
             user_ticks: fields.get(11)?.parse().ok()?,
@@ -176,7 +190,7 @@ impl ThreadAt {
 }
 
 /// Name and the fields behind it, from the state on; a name may hold blanks and brackets.
-fn stat_fields(stat: &str) -> Option<(String, Vec<&str>)> {
+pub fn stat_fields(stat: &str) -> Option<(String, Vec<&str>)> {
     let (open, close) = (stat.find('(')?, stat.rfind(')')?);
     let name = stat.get(open + 1..close)?.to_owned();
     Some((name, stat.get(close + 2..)?.split_whitespace().collect()))

@@ -27,10 +27,16 @@ pub enum Figure {
     ReceiveQueue,
     ReadDelay,
     WindowUse,
+    WindowBounded,
     SenderCore,
     SenderThrottled,
+    SenderDisplaced,
     ReceiverCore,
     ReceiverThrottled,
+    ReceiverDisplaced,
+    Stolen,
+    AcceptQueueFull,
+    AcceptQueueOverflows,
     ReceiveCalls,
     BytesPerReceive,
     Blocked,
@@ -75,9 +81,17 @@ impl Figure {
             Self::ReceiveQueue => "the receive buffer was filled, with data not read, to",
             Self::ReadDelay => "data lay in the receive buffer for",
             Self::WindowUse => "of the window offered, each round trip used",
-            Self::SenderCore => "the sender's busiest thread ran or wanted to",
+            Self::WindowBounded => {
+                "connections without window scaling, or with a window bounded by route or application:"
+            }
+            Self::SenderCore => "the sender's threads, for each connection, ran or wanted to",
             Self::SenderThrottled => "the sender's control group was out of CPU quota",
-            Self::ReceiverCore => "the receiver's busiest thread ran or wanted to",
+            Self::SenderDisplaced => "the sender was ready while other processes had the core",
+            Self::ReceiverDisplaced => "the receiver was ready while other processes had the core",
+            Self::Stolen => "of this host's CPU, the hypervisor gave to others (steal)",
+            Self::AcceptQueueFull => "looks that found the accept queue full:",
+            Self::AcceptQueueOverflows => "connections that found no room in an accept queue:",
+            Self::ReceiverCore => "the receiver's threads, for each connection, ran or wanted to",
             Self::ReceiverThrottled => "the receiver's control group was out of CPU quota",
             Self::ReceiveCalls => "receive calls:",
             Self::BytesPerReceive => "a receive call brought",
@@ -100,11 +114,13 @@ impl Figure {
             | Self::PathLimited
             | Self::SenderCore
             | Self::SenderThrottled
+            | Self::SenderDisplaced
+            | Self::ReceiverDisplaced
             | Self::ReceiverCore
             | Self::ReceiverThrottled => Unit::Time,
             Self::Rate => Unit::BytesPerSecond,
             Self::Queued | Self::BytesPerReceive => Unit::Bytes,
-            Self::ReceiveCalls => Unit::PerSecond,
+            Self::ReceiveCalls | Self::AcceptQueueOverflows => Unit::PerSecond,
             Self::IdlePauses | Self::CreditPauses | Self::CongestionPauses => Unit::PerAck,
             Self::ReadDelay => Unit::Milliseconds,
             Self::RttGrowth => Unit::Times,
@@ -140,6 +156,7 @@ impl Facts {
         facts.add_senders(&senders);
         facts.add_receivers(&receivers, sample.seconds);
         facts.add_processes(sample, &senders, &receivers);
+        facts.add_listeners(sample);
         facts.add_broker(sample);
         facts
     }
@@ -204,6 +221,8 @@ impl Facts {
             per_trip / f64::from(e.rcv_wnd)
         };
         self.set(Figure::WindowUse, weighted_mean(&timed, &used));
+        let bounded = |e: &End| f64::from(u8::from(e.window_is_bounded()));
+        self.set(Figure::WindowBounded, weighted_mean(ends, &bounded));
     }
 
     fn add_processes(
@@ -215,29 +234,57 @@ impl Facts {
         let pids = |ends: &Weighted<'_, End>| -> Vec<u32> {
             ends.iter().filter_map(|(end, _)| end.pid).collect()
         };
-        let most = |pids: &[u32], value: fn(&Process) -> Option<f64>| {
-            let processes = sample.processes.iter();
-            let theirs = processes.filter(|process| pids.contains(&process.pid));
-            theirs.filter_map(value).reduce(f64::max)
+        let throttled = |pids: &[u32]| {
+            let shares = of(sample, pids).filter_map(|process| process.throttled);
+            shares.reduce(f64::max)
         };
         let (mut senders, mut receivers) = (pids(senders), pids(receivers));
+        let core = |pids: &[u32]| {
+            let processes = of(sample, pids);
+            let core = |process| Some(Serving::of(process, connections(pids, process))?.core());
+            processes.filter_map(core).reduce(f64::max)
+        };
+        let displaced = |pids: &[u32]| {
+            let processes = of(sample, pids);
+            let displaced = |process: &Process| {
+                let serving = Serving::of(process, connections(pids, process))?;
+                Some(serving.displaced(sample))
+            };
+            processes.filter_map(displaced).reduce(f64::max)
+        };
         if senders.is_empty() && receivers.is_empty() {
             // The connections carry nothing, but over xdp those who have them send datagrams.
             let peers = sample.connections.iter().filter_map(|c| c.peer.as_ref());
             senders.extend(peers.filter_map(|peer| peer.pid));
             receivers.extend(sample.pid);
         }
-        self.set(Figure::SenderCore, most(&senders, core));
-        self.set(Figure::SenderThrottled, most(&senders, |p| p.throttled));
+        self.set(Figure::SenderCore, core(&senders));
+        self.set(Figure::SenderThrottled, throttled(&senders));
+        self.set(Figure::SenderDisplaced, displaced(&senders));
         let polling = sample.broker.as_ref().and_then(Broker::busy_polling);
-        let receiver = polling.or_else(|| most(&receivers, core));
+        let receiver = polling.or_else(|| core(&receivers));
         self.set(Figure::ReceiverCore, receiver);
-        self.set(Figure::ReceiverThrottled, most(&receivers, |p| p.throttled));
-        if sample.pid.is_some_and(|pid| receivers.contains(&pid)) {
+        self.set(Figure::ReceiverThrottled, throttled(&receivers));
+        self.set(Figure::ReceiverDisplaced, displaced(&receivers));
+        let stolen: f64 = sample.cores.iter().map(|core| core.steal).sum();
+        let stolen = stolen / sample.cores.len() as f64;
+        self.set(Figure::Stolen, Some(stolen));
+        if sample
+            .traced_pid
+            .is_some_and(|pid| receivers.contains(&pid))
+        {
             let receives = sample.syscalls.as_deref().and_then(Receives::of);
             self.set(Figure::ReceiveCalls, receives.map(|r| r.per_second));
             self.set(Figure::BytesPerReceive, receives.map(|r| r.bytes_per_call));
         }
+    }
+
+    fn add_listeners(&mut self, sample: &Sample) {
+        let full = sample.listeners.iter().map(|listener| listener.full);
+        self.set(Figure::AcceptQueueFull, full.reduce(f64::max));
+        let overflows = sample.tcp_events.get("ListenOverflows");
+        let overflows = overflows.copied().unwrap_or(0) as f64 / sample.seconds;
+        self.set(Figure::AcceptQueueOverflows, Some(overflows));
     }
 
     fn add_broker(&mut self, sample: &Sample) {
@@ -267,11 +314,91 @@ impl Facts {
     }
 }
 
-/// Share of the interval in which the busiest thread had a core, or was ready and had none.
-fn core(process: &Process) -> Option<f64> {
-    let busiest = process.threads.first()?;
-    let held_back = process.throttled.unwrap_or(0.0);
-    Some((busiest.run + busiest.wait.max(held_back)).min(1.0))
+/// Processes of a sample with these numbers, which may be there more than once.
+fn of<'a>(sample: &'a Sample, pids: &[u32]) -> impl Iterator<Item = &'a Process> {
+    let processes = sample.processes.iter();
+    processes.filter(|process| pids.contains(&process.pid))
+}
+
+/// Connections that carry much and are this process's.
+fn connections(pids: &[u32], process: &Process) -> usize {
+    pids.iter().filter(|pid| **pid == process.pid).count()
+}
+
+/// The threads of a process that serve its connections.
+///
+/// Runtimes with a scheduler of their own (Go, tokio) move the work of one connection between threads,
+/// none of which is busy for long: threads of one kind count together. A connection is served by one
+/// thread at a time, so all of them together have no time left when there is a whole core's work for
+/// each connection.
+#[derive(Debug, Clone, Copy)]
+pub struct Serving {
+    /// On a core, and ready without one, for each connection; shares of the interval.
+    run: f64,
+    wait: f64,
+    /// The same, of the busiest thread alone.
+    pub busiest: f64,
+    throttled: f64,
+    process_run: f64,
+}
+
+impl Serving {
+    /// Those that have least time left; none of a process without threads.
+    pub fn of(process: &Process, connections: usize) -> Option<Self> {
+        let busiest = process.threads.first()?;
+        let alone = (busiest.run, busiest.wait);
+        let mut kinds: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
+        for thread in &process.threads {
+            let sum = kinds.entry(kind(&thread.name)).or_default();
+            *sum = (sum.0 + thread.run, sum.1 + thread.wait);
+        }
+        let each = connections.max(1) as f64;
+        let kinds = kinds
+            .into_values()
+            .map(|(run, wait)| (run / each, wait / each));
+        let (run, wait) = kinds.fold(alone, |most, kind| {
+            match kind.0 + kind.1 > most.0 + most.1 {
+                true => kind,
+                false => most,
+            }
+        });
+        Some(Self {
+            run,
+            wait,
+            busiest: alone.0 + alone.1,
+            throttled: process.throttled.unwrap_or(0.0),
+            process_run: process.run,
+        })
+    }
+
+    /// Share of the interval in which they had a core, or were ready and had none.
+    pub fn core(self) -> f64 {
+        (self.run + self.wait.max(self.throttled)).min(1.0)
+    }
+
+    /// Share of the interval in which they were ready, and a process that is not observed had the core.
+    /// Whoever holds a core is not recorded; it is divided by what each took.
+    fn displaced(self, sample: &Sample) -> f64 {
+        // Out of quota, a thread is ready as well.
+        let waited = (self.wait - self.throttled).clamp(0.0, 1.0);
+        let observed: f64 = sample.processes.iter().map(|process| process.run).sum();
+        let rivals = (observed - self.run.min(self.process_run)).max(0.0);
+        let others = sample.others.cores.max(0.0);
+        match others + rivals > 0.0 {
+            true => waited * others / (others + rivals),
+            false => 0.0,
+        }
+    }
+
+    /// What moves between threads, if none of these is busy alone.
+    pub fn moves(self, whole: f64) -> bool {
+        self.core() >= whole && self.busiest < whole
+    }
+}
+
+/// A thread's name without the number that tells it from its like.
+fn kind(name: &str) -> &str {
+    name.trim_end_matches(|c: char| c.is_ascii_digit() || "-_#:".contains(c))
 }
 
 /// Connections that do the work, with how much of it: what was carried, and what waits.
@@ -303,7 +430,8 @@ fn weighted_mean(ends: &Weighted<'_, End>, of: &dyn Fn(&End) -> f64) -> Option<f
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::diagnose::cpu::Thread;
+    use crate::diagnose::cpu::{Core, Thread};
+    use crate::diagnose::others::Others;
 
     fn connection(bytes: u64, sender: Option<End>) -> Connection {
         Connection {
@@ -361,6 +489,99 @@ mod tests {
         assert_eq!(get(Figure::Retransmitted), 0.01);
         assert_eq!(get(Figure::ReceiveQueue), 0.5);
         assert!((get(Figure::ReceiverCore) - 0.9).abs() < 1e-9);
+    }
+
+    fn thread(name: &str, run: f64, wait: f64) -> Thread {
+        Thread {
+            name: name.to_owned(),
+            run,
+            wait,
+            ..Thread::default()
+        }
+    }
+
+    fn process(pid: u32, threads: Vec<Thread>) -> Process {
+        Process {
+            pid,
+            run: threads.iter().map(|thread| thread.run).sum(),
+            wait: threads.iter().map(|thread| thread.wait).sum(),
+            threads,
+            ..Process::default()
+        }
+    }
+
+    #[test]
+    fn work_that_moves_between_threads_is_that_of_one() {
+        let go = process(
+            7,
+            vec![
+                thread("nats-server", 0.5, 0.01),
+                thread("nats-server", 0.3, 0.0),
+                thread("nats-server", 0.2, 0.01),
+            ],
+        );
+        let serving = |connections| Serving::of(&go, connections).unwrap();
+        assert!(serving(1).core() > 0.99 && serving(1).moves(0.85));
+        // For two connections half a core each is not all that there could be.
+        assert!((serving(2).core() - 0.51).abs() < 1e-9);
+        let tokio = process(
+            7,
+            vec![
+                thread("tokio-runtime-w", 0.6, 0.0),
+                thread("tokio-runtime-w", 0.3, 0.0),
+            ],
+        );
+        assert!(Serving::of(&tokio, 1).unwrap().moves(0.85));
+        // Stages of a pipeline have names of their own, and each has time left.
+        let stages = process(
+            7,
+            vec![thread("reader", 0.5, 0.0), thread("sender-0", 0.5, 0.0)],
+        );
+        assert!(Serving::of(&stages, 1).unwrap().core() < 0.85);
+    }
+
+    #[test]
+    fn waiting_for_a_core_is_blamed_on_who_had_it() {
+        let sample = |others: f64, throttled| {
+            let mut receiver = process(7, vec![thread("worker-0", 0.4, 0.6)]);
+            receiver.throttled = throttled;
+            let mut connection = connection(
+                1_000_000,
+                Some(End {
+                    pid: Some(8),
+                    ..End::default()
+                }),
+            );
+            connection.end.pid = Some(7);
+            Sample {
+                seconds: 1.0,
+                connections: vec![connection],
+                processes: vec![receiver, process(8, vec![thread("sender", 0.5, 0.3)])],
+                others: Others {
+                    cores: others,
+                    ..Others::default()
+                },
+                cores: vec![
+                    Core {
+                        steal: 0.1,
+                        ..Core::default()
+                    },
+                    Core {
+                        steal: 0.3,
+                        ..Core::default()
+                    },
+                ],
+                ..Sample::default()
+            }
+        };
+        let of = |sample: Sample, figure| Facts::of(&sample).get(figure).unwrap();
+        // The sender had half a core, others one and a half.
+        assert!((of(sample(1.5, None), Figure::ReceiverDisplaced) - 0.45).abs() < 1e-9);
+        assert!(of(sample(1.5, None), Figure::SenderDisplaced) > 0.2);
+        assert_eq!(of(sample(0.0, None), Figure::ReceiverDisplaced), 0.0);
+        // Out of its own quota: nobody took anything.
+        assert_eq!(of(sample(1.5, Some(0.7)), Figure::ReceiverDisplaced), 0.0);
+        assert!((of(sample(0.0, None), Figure::Stolen) - 0.2).abs() < 1e-9);
     }
 
     #[test]

@@ -19,7 +19,7 @@ pub struct InterfacesAt {
 }
 
 /// What an interface did in the interval.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Interface {
     pub name: String,
     pub rx_packets: u64,
@@ -38,7 +38,8 @@ pub struct Interface {
 
 /// Events of TCP that lose or throw away data, of all the namespace's connections (`TcpExt` of
 /// /proc/net/netstat).
-const TCP_EVENTS: [&str; 6] = [
+const TCP_EVENTS: [&str; 7] = [
+    "ListenDrops",
     "ListenOverflows",
     "PruneCalled",
     "RcvPruned",

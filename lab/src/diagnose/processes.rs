@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 
 /// Name of a process, or nothing when it has gone.
 pub fn name_of(pid: u32) -> String {
@@ -17,6 +18,14 @@ pub fn name_of_thread(pid: u32, tid: u32) -> String {
 fn comm(file: &str) -> String {
     let text = fs::read_to_string(file).unwrap_or_default();
     text.trim_end().to_owned()
+}
+
+/// Whether this program sees all of the host's processes: outside any PID namespace, whose numbers the
+/// kernel's own programs do not know (pid_namespaces(7)).
+pub fn sees_the_host() -> bool {
+    /// Inode of the first PID namespace (`PROC_PID_INIT_INO`, include/linux/proc_ns.h).
+    const FIRST: u64 = 0xEFFF_FFFC;
+    fs::metadata("/proc/self/ns/pid").is_ok_and(|namespace| namespace.ino() == FIRST)
 }
 
 /// Inodes of the sockets that a process has open.
@@ -66,7 +75,8 @@ impl Owners {
     }
 }
 
-fn all() -> Vec<u32> {
+/// Numbers of all processes that can be seen.
+pub fn all() -> Vec<u32> {
     let entries = fs::read_dir("/proc").into_iter().flatten();
     let mut pids: Vec<u32> = entries
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())

@@ -1,14 +1,16 @@
 //! Prints a diagnosis: verdicts with evidence first, then the figures that they rest on.
 
+use std::collections::BTreeSet;
 use std::fmt::{self, Write};
 
 use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::interfaces::Interface;
+use super::others::Other;
 use super::penstock::Worker;
 use super::rules::CAUSES;
-use super::sample::{Connection, End, Sample};
+use super::sample::{Connection, End, Listener, Sample};
 use super::verdict::{Diagnosis, Verdict, bytes, counted, percent};
 use crate::cli::Format;
 
@@ -62,6 +64,7 @@ fn write_all(out: &mut String, diagnosis: &Diagnosis) -> fmt::Result {
     for (rank, verdict) in diagnosis.verdicts.iter().enumerate() {
         write_verdict(out, rank + 1, verdict)?;
     }
+    write_listeners(out, sample)?;
     write_connections(out, sample)?;
     write_processes(out, sample)?;
     write_syscalls(out, sample)?;
@@ -85,9 +88,22 @@ fn write_head(out: &mut String, sample: &Sample) -> fmt::Result {
     if let Some(pid) = sample.pid {
         write!(out, ", process {pid}")?;
     }
+    let served: BTreeSet<u32> = sample
+        .connections
+        .iter()
+        .filter_map(|connection| connection.end.pid)
+        .filter(|pid| Some(*pid) != sample.pid)
+        .collect();
     let ports: Vec<String> = sample.ports.iter().map(u16::to_string).collect();
     if !ports.is_empty() {
         write!(out, ", port {}", ports.join(", "))?;
+    }
+    if !served.is_empty() {
+        let shown: Vec<String> = served.iter().take(MOST).map(u32::to_string).collect();
+        write!(out, ", connections of process {}", shown.join(", "))?;
+        if let more @ 1.. = served.len().saturating_sub(MOST) {
+            write!(out, " and {more} more")?;
+        }
     }
     writeln!(
         out,
@@ -118,6 +134,26 @@ fn write_verdict(out: &mut String, rank: usize, verdict: &Verdict) -> fmt::Resul
         writeln!(out, "   - {line}")?;
     }
     writeln!(out, "   next: {}\n", verdict.next_command)
+}
+
+fn write_listeners(out: &mut String, sample: &Sample) -> fmt::Result {
+    let waits = |listener: &&Listener| listener.waiting > 0.0 || listener.full > 0.0;
+    let mut listeners = sample.listeners.iter().filter(waits).peekable();
+    if listeners.peek().is_none() {
+        return Ok(());
+    }
+    writeln!(out, "Connections that wait to be accepted")?;
+    for listener in listeners.take(MOST) {
+        writeln!(
+            out,
+            "  {}: {:.1} of at most {}, no room for another {} of the time",
+            listener.local,
+            listener.waiting,
+            listener.backlog,
+            percent(listener.full),
+        )?;
+    }
+    writeln!(out)
 }
 
 fn write_connections(out: &mut String, sample: &Sample) -> fmt::Result {
@@ -186,7 +222,17 @@ fn left_out(out: &mut String, count: usize) -> fmt::Result {
 
 fn write_processes(out: &mut String, sample: &Sample) -> fmt::Result {
     for process in sample.processes.iter().take(MOST) {
-        write!(out, "Threads of {} ({})", process.name, process.pid)?;
+        write!(
+            out,
+            "Threads of {} ({}), together {} of a core, waiting for one {}",
+            process.name,
+            process.pid,
+            percent(process.run),
+            percent(process.wait)
+        )?;
+        if process.stopped {
+            write!(out, ", stopped")?;
+        }
         if let Some(throttled) = process.throttled.filter(|share| *share > 0.0) {
             write!(out, ", out of CPU quota {} of the time", percent(throttled))?;
         }
@@ -284,6 +330,20 @@ fn write_worker(out: &mut String, worker: &Worker) -> fmt::Result {
 
 fn write_host(out: &mut String, sample: &Sample) -> fmt::Result {
     writeln!(out, "Host")?;
+    let busiest = sample.others.busiest.iter().take(3);
+    let busiest: String = busiest
+        .map(|other| {
+            let Other {
+                processes, name, ..
+            } = other;
+            format!(", {processes} × {name} {}", percent(other.cores))
+        })
+        .collect();
+    writeln!(
+        out,
+        "  other processes took {} of a core{busiest}",
+        percent(sample.others.cores)
+    )?;
     for core in &sample.cores {
         writeln!(
             out,

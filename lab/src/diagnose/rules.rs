@@ -69,10 +69,11 @@ const fn below(figure: Figure, threshold: f64, weight: f64, why: &'static str) -
 
 const MEGABYTE: f64 = 1e6;
 /// What a thread has left above this goes to sampling, its other work and other processes.
-const WHOLE_CORE: f64 = 0.85;
+pub const WHOLE_CORE: f64 = 0.85;
 
 const NO_TIME_LEFT: &str = "above 85 % of a core a thread has no time left to wait for anything";
 const TIME_LEFT: &str = "a thread that sleeps half of the time is not what is slow";
+const BUSY_OR_READY: &str = "a thread that wants to run half of the time is what others wait for";
 const QUEUE_FULL: &str = "data lies in the receive buffer: what limits is behind it, not before it";
 const QUEUE_EMPTY: &str = "an almost empty receive buffer means that the receiver keeps up";
 /// Not a share of the buffer: what a sender may have unacked may be little of a large one.
@@ -85,6 +86,11 @@ const A_FIFTH: &str =
 const OUT_OF_QUOTA: &str =
     "a control group that is out of quota a tenth of the time holds its threads back";
 const OFTEN_OUT_OF_QUOTA: &str = "out of quota for three tenths of the time is no accident";
+const DISPLACED: &str =
+    "a fifth of the time ready and without a core is beyond what a host with time left does";
+const A_LOT_DISPLACED: &str = "more than a third of the time";
+const STOLEN: &str = "a tenth of the CPU taken away is felt by every thread that has no time left";
+const NOT_ITS_OWN_LIMIT: &str = "it would do more on a core that nobody else had";
 const NOT_ALLOWED_TO_RUN: &str = "an end that is out of CPU quota would do more";
 const NOT_THE_NETWORK: &str =
     "while an end is out of CPU quota data is on its way for longer, whatever the network does";
@@ -112,6 +118,79 @@ pub const CAUSES: &[Cause] = &[
         ],
         contradicts: &[],
         next: "sudo fuser -v $(find /dev/shm -name '*.readers')  # who reads; then look at that reader, or use --full overwrite",
+    },
+    Cause {
+        id: "cpu-taken-by-others",
+        title: "CPU taken by others: an end is ready, and other processes or the hypervisor have the core",
+        requires: &[
+            &[
+                at_least(Figure::ReceiverDisplaced, 0.2, 0.45, DISPLACED),
+                at_least(Figure::ReceiverCore, 0.5, 0.1, BUSY_OR_READY),
+            ],
+            &[
+                at_least(Figure::SenderDisplaced, 0.2, 0.45, DISPLACED),
+                at_least(Figure::SenderCore, 0.5, 0.1, BUSY_OR_READY),
+            ],
+            &[
+                at_least(Figure::Stolen, 0.1, 0.45, STOLEN),
+                at_least(Figure::ReceiverCore, WHOLE_CORE, 0.1, NO_TIME_LEFT),
+            ],
+            &[
+                at_least(Figure::Stolen, 0.1, 0.45, STOLEN),
+                at_least(Figure::SenderCore, WHOLE_CORE, 0.1, NO_TIME_LEFT),
+            ],
+        ],
+        unseen: &[],
+        supports: &[
+            at_least(Figure::ReceiverDisplaced, 0.35, 0.2, A_LOT_DISPLACED),
+            at_least(Figure::SenderDisplaced, 0.35, 0.15, A_LOT_DISPLACED),
+            at_least(Figure::Stolen, 0.25, 0.1, "a quarter of the host's CPU"),
+        ],
+        contradicts: &[
+            at_least(Figure::ReceiverThrottled, 0.1, 0.2, OUT_OF_QUOTA),
+            at_least(Figure::SenderThrottled, 0.1, 0.2, OUT_OF_QUOTA),
+        ],
+        next: "top -b -n 1 -o %CPU | head -n 15  # who has it; then move or limit those (taskset, cpu.weight of their cgroup), or a larger host",
+    },
+    Cause {
+        id: "accept-queue-full",
+        title: "Connections wait to be accepted, and further ones are dropped: the server accepts too slowly",
+        requires: &[
+            &[at_least(
+                Figure::AcceptQueueFull,
+                0.5,
+                0.7,
+                "most of the time there is no room for another connection",
+            )],
+            &[
+                at_least(
+                    Figure::AcceptQueueFull,
+                    0.05,
+                    0.2,
+                    "now and then there is no room for another connection",
+                ),
+                at_least(
+                    Figure::AcceptQueueOverflows,
+                    1.0,
+                    0.3,
+                    "a client whose connection finds no room tries again after a second, then two, then four",
+                ),
+            ],
+        ],
+        unseen: &[],
+        supports: &[at_least(
+            Figure::AcceptQueueOverflows,
+            0.1,
+            0.2,
+            "a client whose connection finds no room tries again after a second, then two, then four",
+        )],
+        contradicts: &[at_least(
+            Figure::Rate,
+            MEGABYTE,
+            0.3,
+            "connections that were accepted carry payload",
+        )],
+        next: "ss -ltn 'sport = :PORT'  # Recv-Q wait, of at most Send-Q; then accept sooner, or a larger backlog in listen() and net.core.somaxconn",
     },
     Cause {
         id: "syscall-overhead",
@@ -176,6 +255,8 @@ pub const CAUSES: &[Cause] = &[
                 0.2,
                 "its time goes to calls that bring next to nothing",
             ),
+            at_least(Figure::ReceiverDisplaced, 0.2, 0.4, NOT_ITS_OWN_LIMIT),
+            at_least(Figure::Stolen, 0.1, 0.3, STOLEN),
         ],
         next: "sudo perf top -p PID  # then more workers (--workers), or a larger CPU quota",
     },
@@ -196,12 +277,15 @@ pub const CAUSES: &[Cause] = &[
             at_least(Figure::RwndLimited, 0.2, 0.2, A_FIFTH),
             below(Figure::ReceiverCore, 0.5, 0.15, TIME_LEFT),
         ],
-        contradicts: &[at_least(
-            Figure::Blocked,
-            0.2,
-            0.4,
-            "the broker does not read because its shared buffer is full",
-        )],
+        contradicts: &[
+            at_least(
+                Figure::Blocked,
+                0.2,
+                0.4,
+                "the broker does not read because its shared buffer is full",
+            ),
+            at_least(Figure::ReceiverDisplaced, 0.2, 0.5, NOT_ITS_OWN_LIMIT),
+        ],
         next: "for t in /proc/PID/task/*; do cat $t/comm $t/wchan; echo; done  # what its threads wait for",
     },
     Cause {
@@ -268,21 +352,33 @@ pub const CAUSES: &[Cause] = &[
                 0.3,
                 "no credit is given while the worker does not run",
             ),
+            at_least(Figure::ReceiverDisplaced, 0.2, 0.3, NOT_ITS_OWN_LIMIT),
         ],
         next: "tr '\\0' ' ' </proc/PID/cmdline  # a larger --xdp-ring gives more credit",
     },
     Cause {
         id: "receive-window-limited",
         title: "The receiver's window is too small for this path",
-        requires: &[&[
-            at_least(Figure::RwndLimited, 0.2, 0.55, A_FIFTH),
-            below(
-                Figure::ReceiveQueue,
-                0.4,
-                0.15,
-                "the window was closed although the buffer was not full of unread data",
-            ),
-        ]],
+        requires: &[
+            &[
+                at_least(Figure::RwndLimited, 0.2, 0.45, A_FIFTH),
+                at_least(
+                    Figure::WindowBounded,
+                    0.5,
+                    0.3,
+                    "no buffer makes a window larger than that",
+                ),
+            ],
+            &[
+                at_least(Figure::RwndLimited, 0.2, 0.55, A_FIFTH),
+                below(
+                    Figure::ReceiveQueue,
+                    0.4,
+                    0.15,
+                    "the window was closed although the buffer was not full of unread data",
+                ),
+            ],
+        ],
         unseen: &[
             at_least(
                 Figure::WindowUse,
@@ -304,6 +400,7 @@ pub const CAUSES: &[Cause] = &[
                 0.5,
                 "the window is closed because the broker waits for its readers",
             ),
+            at_least(Figure::ReceiverDisplaced, 0.2, 0.3, NOT_ITS_OWN_LIMIT),
         ],
         next: "scripts/tune_kernel_buffers.sh show  # then the buffer on the listener (--rcvbuf-on listener), or a higher limit",
     },
@@ -361,6 +458,8 @@ pub const CAUSES: &[Cause] = &[
                 0.2,
                 "a sender that waits a fifth of the time for its buffer has time",
             ),
+            at_least(Figure::SenderDisplaced, 0.2, 0.4, NOT_ITS_OWN_LIMIT),
+            at_least(Figure::Stolen, 0.1, 0.3, STOLEN),
         ],
         next: "sudo perf top -p PEER  # then more streams (--threads-per-broker), or a larger CPU quota",
     },
@@ -424,6 +523,8 @@ pub const CAUSES: &[Cause] = &[
                 0.3,
                 "what is lost, this host drops: not the network between",
             ),
+            at_least(Figure::ReceiverDisplaced, 0.2, 0.4, NOT_ITS_OWN_LIMIT),
+            at_least(Figure::SenderDisplaced, 0.2, 0.4, NOT_ITS_OWN_LIMIT),
         ],
         next: "ss -tin '( sport = :PORT or dport = :PORT )'  # cwnd, retrans, rtt; then tc -s qdisc along the path",
     },
@@ -485,6 +586,8 @@ pub const CAUSES: &[Cause] = &[
                 0.4,
                 "it may wait for acks of a receiver that does not run",
             ),
+            at_least(Figure::SenderDisplaced, 0.2, 0.5, NOT_ITS_OWN_LIMIT),
+            at_least(Figure::ReceiverDisplaced, 0.2, 0.3, NOT_ITS_OWN_LIMIT),
         ],
         next: "for t in /proc/PEER/task/*; do cat $t/comm $t/wchan; echo; done  # what its threads wait for; see --rate, --in-flight, its input",
     },
@@ -527,6 +630,8 @@ pub const CAUSES: &[Cause] = &[
             ),
             at_least(Figure::ReceiverThrottled, 0.1, 0.5, NOT_ALLOWED_TO_RUN),
             at_least(Figure::SenderThrottled, 0.1, 0.5, NOT_ALLOWED_TO_RUN),
+            at_least(Figure::ReceiverDisplaced, 0.2, 0.5, NOT_ITS_OWN_LIMIT),
+            at_least(Figure::SenderDisplaced, 0.2, 0.5, NOT_ITS_OWN_LIMIT),
         ],
         next: "penstock-lab diagnose --pid PID --duration 30  # while the load runs",
     },

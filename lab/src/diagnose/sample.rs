@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::cpu::{Core, Process};
 use super::interfaces::Interface;
+use super::others::Others;
 use super::penstock::Broker;
 use super::settings::{Pressure, Settings};
 use super::syscalls::Syscall;
@@ -26,7 +27,13 @@ pub struct Sample {
     /// The observed process first, then those at the other ends of its connections.
     pub processes: Vec<Process>,
     pub cores: Vec<Core>,
+    /// The rest of the host.
+    pub others: Others,
+    /// Sockets on which the process accepts connections.
+    pub listeners: Vec<Listener>,
     pub syscalls: Option<Vec<Syscall>>,
+    /// The process whose calls these are: the one that has the busiest connection.
+    pub traced_pid: Option<u32>,
     pub interfaces: Vec<Interface>,
     pub tcp_events: BTreeMap<String, u64>,
     pub settings: Settings,
@@ -35,6 +42,20 @@ pub struct Sample {
     pub broker: Option<Broker>,
     /// It is one, and told nothing: what came over xdp is unknown.
     pub broker_silent: bool,
+}
+
+/// A socket on which the observed process accepts connections.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Listener {
+    pub local: SocketAddr,
+    /// Connections that wait to be accepted, mean.
+    pub waiting: f64,
+    /// How many may wait: the smaller one of what listen(2) was given and net.core.somaxconn.
+    pub backlog: u32,
+    /// Looks at which there was no room for another, 0 to 1.
+    pub full: f64,
+    /// What the application bounds the window of its connections at, bytes (TCP_WINDOW_CLAMP).
+    pub window_clamp: Option<u32>,
 }
 
 /// A connection of the observed process, its payload's direction, and both of its ends.
@@ -68,6 +89,13 @@ pub struct End {
     pub send_buffer: u32,
     /// Whether the application sized the receive buffer, which switches autotuning off.
     pub receive_buffer_set: Option<bool>,
+    /// Largest window that the socket may offer, bytes (TCP_WINDOW_CLAMP), of a receiver.
+    pub window_clamp: Option<u32>,
+    /// What the route bounds: the window offered, bytes, and the congestion window, packets.
+    pub route_window: Option<u32>,
+    pub route_cwnd: Option<u32>,
+    /// Whether both ends agreed to scale windows.
+    pub window_scaling: Option<bool>,
     /// Bytes that the application copied in one round trip, the most so far; a first value of the
     /// kernel's own before it ever did.
     pub rcv_space: u32,
@@ -113,6 +141,22 @@ pub struct Unavailable {
     pub what: String,
     pub why: String,
     pub how: String,
+}
+
+impl End {
+    /// Whether the window that it offers has a bound that no buffer raises: no scaling, the route's, or the
+    /// application's own.
+    pub fn window_is_bounded(&self) -> bool {
+        self.window_scaling == Some(false) || self.route_window.is_some() || self.has_clamp()
+    }
+
+    /// Whether the application bounds the window: otherwise the bound follows the buffer.
+    pub fn has_clamp(&self) -> bool {
+        self.window_clamp.is_some_and(|clamp| {
+            let reach = 65_535 << self.rcv_wscale;
+            clamp < reach && clamp < self.receive_buffer / 4 && self.rcv_ssthresh <= clamp
+        })
+    }
 }
 
 impl Connection {

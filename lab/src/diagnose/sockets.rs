@@ -39,7 +39,7 @@ pub struct Socket {
     pub inode: u32,
     /// Bytes received and not read; of a listener, connections that wait for accept.
     pub recv_q: u32,
-    /// Bytes written and not acknowledged.
+    /// Bytes written and not acknowledged; of a listener, how many connections may wait (its backlog).
     pub send_q: u32,
     pub memory: Option<Memory>,
     pub info: Option<TcpInfo>,
@@ -148,26 +148,47 @@ fn plain(address: IpAddr) -> IpAddr {
     address.to_canonical()
 }
 
-/// Whether the application of another process sized this socket's receive buffer, which switches
-/// autotuning off. Nothing but the socket itself tells (`SO_BUF_LOCK`, Linux 5.14), so it is borrowed
-/// for the question.
-pub fn receive_buffer_is_set(pid: u32, inode: u32) -> io::Result<bool> {
+/// What only the socket itself tells of its receive buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReceiveBuffer {
+    /// The application sized it, which switches autotuning off (`SO_BUF_LOCK`, Linux 5.14).
+    pub is_set: bool,
+    /// Largest window that may be offered, bytes (`TCP_WINDOW_CLAMP`, tcp(7)): follows the buffer,
+    /// unless the application or the route bounds it.
+    pub window_clamp: u32,
+}
+
+/// Asks another process's socket, which is borrowed for the question.
+pub fn receive_buffer(pid: u32, inode: u32) -> io::Result<ReceiveBuffer> {
     let number = descriptor_of(pid, inode)?;
     let socket = borrow(pid, number)?;
-    let mut locks: libc::c_int = 0;
+    let locks = int_option(&socket, libc::SOL_SOCKET, libc::SO_BUF_LOCK)?;
+    let clamp = int_option(&socket, libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP)?;
+    Ok(ReceiveBuffer {
+        is_set: locks & SOCK_RCVBUF_LOCK != 0,
+        window_clamp: clamp.cast_unsigned(),
+    })
+}
+
+fn int_option(
+    socket: &OwnedFd,
+    level: libc::c_int,
+    option: libc::c_int,
+) -> io::Result<libc::c_int> {
+    let mut value: libc::c_int = 0;
     let mut length = size_of::<libc::c_int>() as libc::socklen_t;
-    // SAFETY: the socket is open; the kernel writes at most `length` bytes to `locks`.
+    // SAFETY: the socket is open; the kernel writes at most `length` bytes to `value`.
     let code = unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_BUF_LOCK,
-            (&raw mut locks).cast(),
+            level,
+            option,
+            (&raw mut value).cast(),
             &raw mut length,
         )
     };
     match code {
-        0 => Ok(locks & SOCK_RCVBUF_LOCK != 0),
+        0 => Ok(value),
         _ => Err(io::Error::last_os_error()),
     }
 }
@@ -218,13 +239,13 @@ mod tests {
             .unwrap()
     }
 
-    fn set_buffer(socket: &impl AsFd, bytes: libc::c_int) {
+    fn set(socket: &impl AsFd, level: libc::c_int, option: libc::c_int, bytes: libc::c_int) {
         // SAFETY: the option is one int, and its size is said.
         let code = unsafe {
             libc::setsockopt(
                 socket.as_fd().as_raw_fd(),
-                libc::SOL_SOCKET,
-                libc::SO_RCVBUF,
+                level,
+                option,
                 (&raw const bytes).cast(),
                 size_of::<libc::c_int>() as libc::socklen_t,
             )
@@ -254,9 +275,12 @@ mod tests {
     fn a_buffer_that_the_application_sized_is_told_from_one_that_the_kernel_tunes() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let pid = std::process::id();
-        assert!(!receive_buffer_is_set(pid, inode_of(&listener)).unwrap());
-        set_buffer(&listener, 100_000);
-        assert!(receive_buffer_is_set(pid, inode_of(&listener)).unwrap());
-        assert!(receive_buffer_is_set(pid, 0).is_err());
+        let asked = || receive_buffer(pid, inode_of(&listener)).unwrap();
+        assert!(!asked().is_set);
+        set(&listener, libc::SOL_SOCKET, libc::SO_RCVBUF, 100_000);
+        assert!(asked().is_set);
+        set(&listener, libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, 20_000);
+        assert_eq!(asked().window_clamp, 20_000);
+        assert!(receive_buffer(pid, 0).is_err());
     }
 }

@@ -3,6 +3,9 @@
 
 use zerocopy::{FromBytes, FromZeros, IntoBytes, KnownLayout};
 
+/// `TCPI_OPT_WSCALE`.
+const OPTION_WSCALE: u8 = 4;
+
 /// The part that is used here; later fields are left out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C)]
@@ -95,6 +98,11 @@ impl TcpInfo {
         self.scales >> 4
     }
 
+    /// Whether both ends said in their SYN that they scale windows; else none is above 65,535 bytes.
+    pub fn scales_windows(&self) -> bool {
+        self.options & OPTION_WSCALE != 0
+    }
+
     pub fn is_app_limited(&self) -> bool {
         self.flags & 1 == 1
     }
@@ -121,10 +129,12 @@ mod tests {
     #[test]
     fn an_older_kernel_says_less() {
         let mut bytes = [0; 104];
+        bytes[5] = 7;
         bytes[6] = 0x7a;
         bytes[96..100].copy_from_slice(&43_690_u32.to_ne_bytes());
         let info = TcpInfo::read(&bytes);
         assert_eq!((info.snd_wscale(), info.rcv_wscale()), (10, 7));
+        assert!(info.scales_windows() && !TcpInfo::read(&[3; 6]).scales_windows());
         assert_eq!((info.rcv_space, info.rwnd_limited), (43_690, 0));
         assert_eq!(TcpInfo::read(&[0xff; 400]).rcv_wnd, u32::MAX);
     }

@@ -2,12 +2,35 @@
 
 use serde::Serialize;
 
-use super::facts::{Facts, Unit};
+use super::facts::{Facts, Serving, Unit};
 use super::interfaces::Interface;
 use super::penstock::Broker;
-use super::rules::{CAUSES, Cause, Clue, Is};
-use super::sample::{End, Sample, Unavailable};
+use super::rules::{CAUSES, Cause, Clue, Is, WHOLE_CORE};
+use super::sample::{Connection, End, Sample, Unavailable};
 use super::settings::Settings;
+use crate::environment::quoted;
+
+/// Why a cause holds, and what to do next if it is not what is done about the cause in general.
+#[derive(Debug, Clone, PartialEq)]
+struct Reason {
+    text: String,
+    next: Option<String>,
+}
+
+impl From<String> for Reason {
+    fn from(text: String) -> Self {
+        Self { text, next: None }
+    }
+}
+
+impl Reason {
+    fn with(text: String, next: &str) -> Self {
+        Self {
+            text,
+            next: Some(next.to_owned()),
+        }
+    }
+}
 
 /// What is less likely is not worth a line.
 const WORTH_SAYING: f64 = 0.15;
@@ -49,16 +72,36 @@ impl Diagnosis {
 fn verdicts(sample: &Sample) -> Vec<Verdict> {
     let mut verdicts = judge(&Facts::of(sample));
     for verdict in &mut verdicts {
+        let reason = reason(verdict.cause, sample);
+        if let Some(next) = reason.as_ref().and_then(|reason| reason.next.as_ref()) {
+            verdict.next_command.clone_from(next);
+        }
         verdict.next_command = fill_in(&verdict.next_command, sample);
-        verdict.reason = match verdict.cause {
-            "receive-window-limited" => {
-                receiver_of(sample).map(|end| window_reason(end, &sample.settings))
-            }
-            "nic-drops" => drops_reason(sample),
-            _ => None,
-        };
+        verdict.reason = reason.map(|reason| reason.text);
     }
     verdicts
+}
+
+/// Why a cause holds, where the figures tell.
+fn reason(cause: &str, sample: &Sample) -> Option<Reason> {
+    let sender = || sample.connections.first()?.sender();
+    match cause {
+        "receive-window-limited" => {
+            let bound = listener_clamp(sample);
+            receiver_of(sample).map(|end| window_reason(end, &sample.settings, bound))
+        }
+        "nic-drops" => drops_reason(sample).map(Reason::from),
+        "cpu-taken-by-others" => Some(others_reason(sample).into()),
+        "accept-queue-full" => accept_reason(sample).map(Reason::from),
+        "receiver-cpu" => cpu_reason(sample, receiver_of(sample)?.pid?),
+        "sender-cpu" => cpu_reason(sample, sender()?.pid?),
+        "receiver-application-limited" => stopped_reason(sample, receiver_of(sample)?.pid),
+        "congestion-limited" => sender()?.route_cwnd.map(cwnd_reason),
+        "sender-application-limited" | "idle-or-offered-slower-than-capacity" => {
+            stopped_reason(sample, sender().and_then(|end| end.pid))
+        }
+        _ => None,
+    }
 }
 
 /// Every cause that the facts speak for, the likeliest first.
@@ -149,6 +192,7 @@ pub fn shown(unit: Unit, value: f64) -> String {
         Unit::Share => percent(value),
         Unit::Bytes => bytes(value),
         Unit::BytesPerSecond => format!("{}/s", bytes(value)),
+        Unit::PerSecond if value < 10.0 => format!("{value:.1}/s"),
         Unit::PerSecond => format!("{value:.0}/s"),
         Unit::PerAck => format!("{value:.2} times per ACK"),
         Unit::Milliseconds => format!("{value:.1} ms"),
@@ -182,24 +226,30 @@ pub fn bytes(value: f64) -> String {
     }
 }
 
-/// Names the observed process, its port and a process at the other end in a command.
+/// Names the receiving process, the port and the sending process in a command. The process that listens
+/// need not be the one that has the connections.
 fn fill_in(command: &str, sample: &Sample) -> String {
     let or = |value: Option<u32>, name: &str| value.map_or(name.to_owned(), |v| v.to_string());
-    let mut peers = sample
-        .connections
-        .iter()
-        .filter_map(|c| c.peer.as_ref()?.pid);
+    let receives = |connection: &Connection| connection.receives;
+    let receiver = receiver_of(sample).and_then(|end| end.pid);
+    let mut senders = sample.connections.iter().filter_map(|c| c.sender()?.pid);
+    let (receiver, sender) = match sample.connections.first().is_none_or(receives) {
+        true => (receiver.or(sample.pid), senders.next()),
+        false => (receiver, senders.next().or(sample.pid)),
+    };
     let port = sample.ports.first().map(|port| u32::from(*port));
     let lossy = sample
         .interfaces
         .iter()
         .max_by_key(|i| i.rx_dropped + i.rx_fifo);
+    // Anybody may name an interface, and somebody pastes this into a shell.
+    let interface = lossy.map_or("IFACE".to_owned(), |i| quoted(&i.name));
     // In this order: no name is part of an earlier one's value.
     command
-        .replace("PEER", &or(peers.next(), "PEER"))
+        .replace("PEER", &or(sender, "PEER"))
         .replace("PORT", &or(port, "PORT"))
-        .replace("IFACE", lossy.map_or("IFACE", |i| i.name.as_str()))
-        .replace("PID", &or(sample.pid, "PID"))
+        .replace("PID", &or(receiver, "PID"))
+        .replace("IFACE", &interface)
 }
 
 /// The receiving end of the busiest connection.
@@ -235,13 +285,165 @@ fn drops_reason(sample: &Sample) -> Option<String> {
     (count > 0).then(|| format!("{} {what}", counted(count as usize, "packet")))
 }
 
+/// Who had the cores.
+fn others_reason(sample: &Sample) -> String {
+    let named = sample.others.busiest.iter().map(|other| {
+        let who = match other.processes {
+            1 => format!("{} ({})", other.name, other.pid),
+            count => format!("{count} × {}", other.name),
+        };
+        format!("{who} {:.2}", other.cores)
+    });
+    let mut parts = vec![format!(
+        "other processes took {:.2} of {}",
+        sample.others.cores,
+        counted(sample.cores.len(), "core")
+    )];
+    parts.extend(named.take(3));
+    let stolen: f64 = sample.cores.iter().map(|core| core.steal).sum();
+    if stolen / sample.cores.len().max(1) as f64 >= 0.01 {
+        parts.push(format!("the hypervisor took {stolen:.2} (steal)"));
+    }
+    parts.join(", ")
+}
+
+/// Which queue is full, and what that did.
+fn accept_reason(sample: &Sample) -> Option<String> {
+    let listener = sample.listeners.first()?;
+    let event = |name| sample.tcp_events.get(name).copied().unwrap_or(0);
+    let mut text = format!(
+        "{} has {:.0} connections that wait, and room for {} (the smaller of listen()'s backlog and net.core.somaxconn)",
+        listener.local, listener.waiting, listener.backlog,
+    );
+    let (overflows, drops) = (event("ListenOverflows"), event("ListenDrops"));
+    if overflows + drops > 0 {
+        text += &format!(
+            "; meanwhile {overflows} found no room (ListenOverflows), {drops} were dropped (ListenDrops), of all listeners there"
+        );
+    }
+    Some(text)
+}
+
+/// What keeps an end that is short of CPU: its quota, or one connection's work that no more threads can
+/// share.
+fn cpu_reason(sample: &Sample, pid: u32) -> Option<Reason> {
+    let process = sample.processes.iter().find(|p| p.pid == pid)?;
+    let throttled = process.throttled.unwrap_or(0.0);
+    if throttled >= 0.1 {
+        return Some(Reason::with(
+            format!(
+                "its control group was out of CPU quota {} of the time",
+                percent(throttled)
+            ),
+            &format!(
+                "cat /proc/{pid}/cgroup  # then a larger cpu.max (CPUQuota=, --cpus) for that group"
+            ),
+        ));
+    }
+    let ends = sample
+        .connections
+        .iter()
+        .flat_map(|c| [c.sender(), c.receiver()]);
+    let most = sample.connections.first()?.bytes() / 10;
+    let bulk = sample
+        .connections
+        .iter()
+        .filter(|c| c.bytes() >= most)
+        .count();
+    let is_an_end = ends.flatten().any(|end| end.pid == Some(pid));
+    let serving = Serving::of(process, bulk).filter(|_| is_an_end)?;
+    serving.moves(WHOLE_CORE).then(|| {
+        format!(
+            "the work of {} moves between {}: together these were busy for {} of a core, the busiest {}",
+            counted(bulk, "connection"),
+            counted(process.threads.len(), "thread"),
+            percent(process.run),
+            percent(serving.busiest),
+        )
+        .into()
+    })
+}
+
+/// An end that cannot run at all.
+fn stopped_reason(sample: &Sample, pid: Option<u32>) -> Option<Reason> {
+    let process = sample.processes.iter().find(|p| Some(p.pid) == pid)?;
+    let pid = process.pid;
+    process.stopped.then(|| {
+        Reason::with(
+            format!("process {pid} is stopped, by a signal (SIGSTOP, Ctrl-Z) or a debugger"),
+            &format!("kill -CONT {pid}  # or end the debugger: grep TracerPid /proc/{pid}/status"),
+        )
+    })
+}
+
+fn cwnd_reason(packets: u32) -> Reason {
+    Reason::with(
+        format!("the sender's route locks the congestion window at {packets} packets"),
+        "ip route show table all | grep cwnd  # then ip route change ... without `cwnd lock`",
+    )
+}
+
 /// Why a window is small, from the receiver's socket and the kernel's limits.
 ///
 /// An accepted socket inherits its listener's SO_RCVBUF, and the window scale is fixed by the
 /// listener's buffer when the SYN is answered: a buffer set after accept raises neither the scale nor
 /// the first window. The kernel caps SO_RCVBUF at rmem_max, then doubles it; setting it at all
-/// switches autotuning off.
-fn window_reason(end: &End, settings: &Settings) -> String {
+/// switches autotuning off. Before all that, both ends must scale windows at all (RFC 7323), and the
+/// application or the route may bound what is offered.
+fn window_reason(end: &End, settings: &Settings, listener_clamp: Option<u32>) -> Reason {
+    window_bound(end, settings, listener_clamp)
+        .unwrap_or_else(|| buffer_reason(end, settings).into())
+}
+
+/// A window of which the buffer is not the reason.
+fn window_bound(end: &End, settings: &Settings, listener_clamp: Option<u32>) -> Option<Reason> {
+    if end.window_scaling == Some(false) {
+        let why = match settings.tcp_window_scaling {
+            Some(0) => "net.ipv4.tcp_window_scaling is 0 here",
+            _ => {
+                "the other end has net.ipv4.tcp_window_scaling=0, or a middlebox removes the option from the SYN"
+            }
+        };
+        return Some(Reason::with(
+            format!(
+                "window scaling was not agreed on, so no window is above 65535 bytes whatever the buffer: {why}"
+            ),
+            "sysctl net.ipv4.tcp_window_scaling  # at both ends: must be 1; then connect anew. If it is: sudo tcpdump -ni any -vc 4 'port PORT and tcp[13] & 2 != 0'  # wscale in both SYNs",
+        ));
+    }
+    if let Some(window) = end.route_window {
+        return Some(Reason::with(
+            format!("the receiver's route to the sender bounds the window at {window} bytes"),
+            "ip route show table all | grep window  # at the receiver; then ip route change ... without `window`",
+        ));
+    }
+    let own = end.window_clamp.filter(|_| end.has_clamp());
+    let (whose, clamp) = match (listener_clamp, own) {
+        (Some(clamp), _) => ("its listener's connections", clamp),
+        (None, Some(clamp)) => ("this connection", clamp),
+        (None, None) => return None,
+    };
+    Some(Reason::with(
+        format!(
+            "the application bounds the window of {whose} at {clamp} bytes (TCP_WINDOW_CLAMP), which fixes their window scale as well; the buffer has {} bytes",
+            end.receive_buffer
+        ),
+        "sudo strace -f -e trace=setsockopt -p PID  # TCP_WINDOW_CLAMP, as it starts or accepts; then without",
+    ))
+}
+
+/// What the application bounds windows at, on the socket that accepted the busiest connection.
+fn listener_clamp(sample: &Sample) -> Option<u32> {
+    let connection = sample.connections.first().filter(|c| c.receives)?;
+    let port = connection.local.port();
+    let mut listeners = sample.listeners.iter();
+    listeners
+        .find(|listener| listener.local.port() == port)?
+        .window_clamp
+}
+
+/// What of the buffer bounds the window.
+fn buffer_reason(end: &End, settings: &Settings) -> String {
     let buffer = u64::from(end.receive_buffer);
     let reach = 65_535_u64 << end.rcv_wscale;
     let set = end.receive_buffer_set == Some(true);

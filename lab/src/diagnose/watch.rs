@@ -1,7 +1,8 @@
 //! Looks at a process and its connections again and again for some seconds, and sums up.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -10,9 +11,11 @@ use anyhow::Result;
 use super::cpu::{CoresAt, Process, ProcessAt};
 use super::interfaces::InterfacesAt;
 use super::namespaces::{self, Namespace};
+use super::others::OthersAt;
 use super::penstock::{self, Broker, Figures};
 use super::processes::{self, Owners};
-use super::sample::{Connection, End, Sample, Unavailable};
+use super::routes;
+use super::sample::{Connection, End, Listener, Sample, Unavailable};
 use super::settings::{Pressure, Settings};
 use super::sockets::{self, Memory, Socket};
 use super::syscalls::{Syscall, Tracer};
@@ -30,6 +33,11 @@ const APART: Duration = Duration::from_millis(50);
 const RESCAN: u32 = 5;
 /// Connections whose receive buffer is asked after.
 const ASKED: usize = 64;
+/// Connections whose routes are asked after: each question enters a namespace.
+const ROUTES_ASKED: usize = 8;
+
+/// What tracing shows.
+const SYSTEM_CALLS: &str = "system calls by name, rate and time";
 
 /// One connection, look by look.
 #[derive(Debug, Default)]
@@ -60,6 +68,8 @@ struct Watch<'a> {
     order: Vec<u32>,
     broker: Option<PathBuf>,
     figures: Vec<Figures>,
+    /// Sockets that accept connections, look by look.
+    listeners: BTreeMap<(SocketAddr, u32), Vec<Socket>>,
 }
 
 /// Observes for `duration`; system calls for `trace` of it.
@@ -72,15 +82,16 @@ pub fn watch(
 ) -> Result<Sample> {
     let mut watch = Watch::new(target, unavailable);
     let cores = CoresAt::now()?;
+    let others = OthersAt::now();
     let interfaces = interfaces(target, &mut Vec::new());
     let began = Instant::now();
     let apart = (duration / LOOKS).max(APART);
-    let mut tracer = start_tracer(target, trace, unavailable);
+    watch.look(true)?;
+    let traced_pid = watch.serving().or(target.pid);
+    let mut tracer = start_tracer(traced_pid, trace, unavailable);
     let mut syscalls = None;
-    let mut looks = 0_u32;
+    let mut looks = 1_u32;
     loop {
-        watch.look(looks.is_multiple_of(RESCAN))?;
-        looks += 1;
         let now = began.elapsed();
         if now >= trace.min(duration)
             && let Some(tracer) = tracer.take()
@@ -94,6 +105,8 @@ pub fn watch(
         while began.elapsed() < next {
             interrupt.pause()?;
         }
+        watch.look(looks.is_multiple_of(RESCAN))?;
+        looks += 1;
     }
     let seconds = began.elapsed().as_secs_f64();
     let broker = Broker::between(&watch.figures, seconds);
@@ -116,15 +129,23 @@ pub fn watch(
             how: "boot with psi=1".to_owned(),
         });
     }
+    let processes = watch.processes_since(seconds);
+    let cores = cores_end.since(&cores, seconds)?;
+    let observed = processes.iter().map(|process| process.pid).collect();
+    let observed_run = processes.iter().map(|process| process.run).sum();
+    let others = OthersAt::now().since(&others, &observed, observed_run, &cores, seconds);
     Ok(Sample {
         seconds,
         looks,
+        others,
+        listeners: watch.listeners(),
         pid: target.pid,
         name: target.name.clone(),
         ports: target.ports.iter().copied().collect(),
-        processes: watch.processes_since(seconds),
-        cores: cores_end.since(&cores, seconds)?,
+        processes,
+        cores,
         syscalls,
+        traced_pid,
         interfaces: interfaces_end.since(&interfaces),
         tcp_events: interfaces_end.tcp_events_since(&interfaces),
         settings: target.namespace.settings.clone().or(&Settings::read()),
@@ -150,14 +171,23 @@ fn interfaces(target: &Target, unavailable: &mut Vec<Unavailable>) -> Interfaces
 }
 
 fn start_tracer(
-    target: &Target,
+    pid: Option<u32>,
     trace: Duration,
     unavailable: &mut Vec<Unavailable>,
 ) -> Option<Tracer> {
     if trace.is_zero() {
         return None;
     }
-    let tracer = Tracer::start(target.pid?);
+    if !processes::sees_the_host() {
+        unavailable.push(Unavailable {
+            what: SYSTEM_CALLS.to_owned(),
+            why: "this runs in a PID namespace, whose process numbers the kernel's tracing does not know"
+                .to_owned(),
+            how: "run it on the host, with the process's number there (--pid)".to_owned(),
+        });
+        return None;
+    }
+    let tracer = Tracer::start(pid?);
     tracer
         .map_err(|error| unavailable.push(no_syscalls(&error)))
         .ok()
@@ -165,14 +195,22 @@ fn start_tracer(
 
 fn finish_tracer(tracer: Tracer, unavailable: &mut Vec<Unavailable>) -> Option<Vec<Syscall>> {
     let calls = tracer.finish();
-    calls
-        .map_err(|error| unavailable.push(no_syscalls(&error)))
-        .ok()
+    let calls = calls.map_err(|error| unavailable.push(no_syscalls(&error)));
+    let calls = calls.ok()?;
+    if calls.is_empty() {
+        unavailable.push(Unavailable {
+            what: SYSTEM_CALLS.to_owned(),
+            why: "the process made none while they were traced: it is stopped, asleep in one call, or busy in its own code"
+                .to_owned(),
+            how: "trace for longer (--trace); cat /proc/PID/stack as root shows the call it is in".to_owned(),
+        });
+    }
+    Some(calls)
 }
 
 fn no_syscalls(error: &anyhow::Error) -> Unavailable {
     Unavailable {
-        what: "system calls by name, rate and time".to_owned(),
+        what: SYSTEM_CALLS.to_owned(),
         why: format!("{error:#}"),
         how: "run with sudo".to_owned(),
     }
@@ -189,6 +227,7 @@ impl<'a> Watch<'a> {
             order: Vec::new(),
             broker: target.pid.and_then(penstock::socket_of),
             figures: Vec::new(),
+            listeners: BTreeMap::new(),
         };
         if let Some(socket) = &watch.broker
             && let Err(error) = Figures::ask(socket)
@@ -220,12 +259,18 @@ impl<'a> Watch<'a> {
             _ => Default::default(),
         };
         let is_ours = |socket: &&Socket| {
-            !socket.is_listening()
-                && (self.target.ports.contains(&socket.local.port())
-                    || inodes.contains(&socket.inode))
+            self.target.ports.contains(&socket.local.port()) || inodes.contains(&socket.inode)
         };
+        let (listening, connected): (Vec<&Socket>, Vec<&Socket>) = ours
+            .iter()
+            .filter(is_ours)
+            .partition(|socket| socket.is_listening());
+        for socket in listening {
+            let key = (socket.local, socket.inode);
+            self.listeners.entry(key).or_default().push(socket.clone());
+        }
         let mut present = Vec::new();
-        for socket in ours.iter().filter(is_ours) {
+        for socket in connected {
             let peer = other_end(socket, &ours, &elsewhere);
             present.push(socket.inode);
             present.extend(peer.map(|peer| peer.inode));
@@ -250,6 +295,18 @@ impl<'a> Watch<'a> {
         Ok(())
     }
 
+    /// The process that has the busiest connection so far: a child, perhaps, of the one that listens.
+    fn serving(&self) -> Option<u32> {
+        let carried = |track: &&Track| {
+            let last = track.ours.last();
+            let info = last.and_then(|socket| socket.info);
+            let queued = last.map_or(0, |s| u64::from(s.recv_q) + u64::from(s.send_q));
+            info.map_or(0, |i| i.bytes_received + i.bytes_acked) + queued
+        };
+        let busiest = self.tracks.values().max_by_key(carried)?;
+        self.owners.of(busiest.ours.last()?.inode)
+    }
+
     /// Notes what a process has used so far, when it is first seen.
     fn follow(&mut self, pid: Option<u32>) {
         let Some(pid) = pid.filter(|pid| !self.processes.contains_key(pid)) else {
@@ -270,6 +327,38 @@ impl<'a> Watch<'a> {
         did.collect()
     }
 
+    /// The fullest first.
+    fn listeners(&self) -> Vec<Listener> {
+        let listeners = self.listeners.iter().filter_map(|((local, inode), looks)| {
+            let asked = self
+                .target
+                .pid
+                .and_then(|pid| sockets::receive_buffer(pid, *inode).ok());
+            let backlog = looks.last()?.send_q;
+            let count = looks.len() as f64;
+            let full = looks
+                .iter()
+                .filter(|look| look.recv_q >= look.send_q.max(1));
+            Some(Listener {
+                local: *local,
+                waiting: looks.iter().map(|look| f64::from(look.recv_q)).sum::<f64>() / count,
+                backlog,
+                full: full.count() as f64 / count,
+                // A listener has none of its own.
+                window_clamp: asked
+                    .map(|buffer| buffer.window_clamp)
+                    .filter(|clamp| *clamp > 0),
+            })
+        });
+        let mut listeners: Vec<Listener> = listeners.collect();
+        listeners.sort_by(|a, b| {
+            (b.full, b.waiting)
+                .partial_cmp(&(a.full, a.waiting))
+                .unwrap_or(Ordering::Equal)
+        });
+        listeners
+    }
+
     fn connections(&self, seconds: f64, unavailable: &mut Vec<Unavailable>) -> Vec<Connection> {
         let weight = |c: &Connection| c.bytes() as f64 + c.queued();
         let tracks = self.tracks.iter();
@@ -278,6 +367,7 @@ impl<'a> Watch<'a> {
             .collect();
         tracked.sort_by(|(a, _), (b, _)| weight(b).total_cmp(&weight(a)));
         ask_buffers(&mut tracked, unavailable);
+        ask_routes(&mut tracked);
         let connections: Vec<_> = tracked.into_iter().map(|(c, _)| c).collect();
         let alone = connections.iter().filter(|c| c.peer.is_none()).count();
         if alone > 0 {
@@ -354,8 +444,11 @@ fn ask_buffers(tracked: &mut [(Connection, &Track)], unavailable: &mut Vec<Unava
             continue;
         };
         let Some(pid) = receiver.pid else { continue };
-        match sockets::receive_buffer_is_set(pid, socket.inode) {
-            Ok(set) => receiver.receive_buffer_set = Some(set),
+        match sockets::receive_buffer(pid, socket.inode) {
+            Ok(buffer) => {
+                receiver.receive_buffer_set = Some(buffer.is_set);
+                receiver.window_clamp = Some(buffer.window_clamp);
+            }
             Err(error) => refused = Some(error),
         }
     }
@@ -365,6 +458,27 @@ fn ask_buffers(tracked: &mut [(Connection, &Track)], unavailable: &mut Vec<Unava
             why: format!("the socket cannot be asked: {error}"),
             how: "run with sudo".to_owned(),
         });
+    }
+}
+
+/// Asks what the routes bound. A namespace that cannot be entered is listed as not seen already.
+fn ask_routes(tracked: &mut [(Connection, &Track)]) {
+    for (connection, _) in tracked.iter_mut().take(ROUTES_ASKED) {
+        let Connection { local, remote, .. } = connection;
+        let (local, remote) = (local.ip(), remote.ip());
+        ask_route(&mut connection.end, remote);
+        if let Some(peer) = &mut connection.peer {
+            ask_route(peer, local);
+        }
+    }
+}
+
+fn ask_route(end: &mut End, to: IpAddr) {
+    let Some(pid) = end.pid else { return };
+    let limits = namespaces::inside(&namespaces::handle_of(pid), || Ok(routes::limits(to)?));
+    if let Ok(limits) = limits {
+        end.route_window = limits.window;
+        end.route_cwnd = limits.cwnd;
     }
 }
 
@@ -431,6 +545,7 @@ impl End {
         self.rcv_wnd = now.rcv_wnd;
         self.snd_wnd = now.snd_wnd;
         self.rcv_wscale = now.rcv_wscale();
+        self.window_scaling = Some(now.scales_windows());
         self.snd_wscale = now.snd_wscale();
         self.bytes_received = now.bytes_received.saturating_sub(start.bytes_received);
         self.bytes_acked = now.bytes_acked.saturating_sub(start.bytes_acked);

@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::diagnose::cpu::Core;
+use crate::diagnose::cpu::{Core, Process, Thread};
 use crate::diagnose::facts::Figure;
-use crate::diagnose::sample::Connection;
+use crate::diagnose::others::{Other, Others};
+use crate::diagnose::sample::{Connection, Listener};
 
 fn first(figures: &[(Figure, f64)]) -> &'static str {
     let verdicts = judge(&Facts::from(figures));
@@ -209,6 +210,56 @@ fn receive_window_limited() {
     }
 }
 
+/// However busy the receiver is: 64 KiB a round trip are all that there can be.
+#[test]
+fn a_window_that_is_bounded_is_named_beside_what_else_there_is() {
+    let bounded = [
+        (Figure::RwndLimited, 0.7),
+        (Figure::PathLimited, 0.2),
+        (Figure::WindowBounded, 1.0),
+        (Figure::ReceiverCore, 0.99),
+    ];
+    assert_eq!(bent(&bounded), "receive-window-limited");
+    let busy = [(Figure::ReceiverDisplaced, 0.5)];
+    let verdicts = judge(&Facts::from(&[FULL_SPEED, &bounded, &busy].concat()));
+    let named: Vec<_> = verdicts.iter().map(|verdict| verdict.cause).collect();
+    assert!(named.contains(&"receive-window-limited"), "{named:?}");
+}
+
+#[test]
+fn commands_name_the_process_that_has_the_connection() {
+    let end = |pid| End {
+        pid: Some(pid),
+        ..End::default()
+    };
+    let connection = |receives| Connection {
+        local: "10.0.0.2:5310".parse().unwrap(),
+        remote: "10.0.0.1:5".parse().unwrap(),
+        receives,
+        end: end(11),
+        peer: Some(end(22)),
+    };
+    let interface = Interface {
+        name: "eth0;reboot".to_owned(),
+        ..Interface::default()
+    };
+    let sample = |receives| Sample {
+        // Its parent, which only listens.
+        pid: Some(10),
+        connections: vec![connection(receives)],
+        interfaces: vec![interface.clone()],
+        ..Sample::default()
+    };
+    let filled = |receives| fill_in("PID PEER IFACE", &sample(receives));
+    assert_eq!(filled(true), "11 22 'eth0;reboot'");
+    assert_eq!(filled(false), "22 11 'eth0;reboot'");
+    let idle = Sample {
+        pid: Some(10),
+        ..Sample::default()
+    };
+    assert_eq!(fill_in("PID PEER IFACE", &idle), "10 PEER IFACE");
+}
+
 #[test]
 fn send_buffer_limited() {
     let small = [
@@ -363,14 +414,239 @@ fn the_reason_of_a_small_window_is_told_apart() {
         ),
         (end(131_072, 10, 65_483, false), "may raise it yet"),
     ] {
-        let reason = window_reason(&end, &settings);
+        let reason = window_reason(&end, &settings, None).text;
         assert!(reason.contains(words), "{words}: {reason}");
     }
     let off = Settings {
         tcp_moderate_rcvbuf: Some(0),
         ..settings
     };
-    assert!(window_reason(&end(131_072, 10, 65_483, false), &off).contains("=0"));
+    assert!(
+        window_reason(&end(131_072, 10, 65_483, false), &off, None)
+            .text
+            .contains("=0")
+    );
+}
+
+#[test]
+fn a_window_that_is_bounded_elsewhere_is_not_blamed_on_the_buffer() {
+    let settings = |tcp_window_scaling| Settings {
+        tcp_window_scaling: Some(tcp_window_scaling),
+        tcp_moderate_rcvbuf: Some(1),
+        ..Settings::default()
+    };
+    // As measured: autotuning raises the buffer all the same.
+    let tuned = End {
+        receive_buffer: 8_594_937,
+        rcv_ssthresh: 7_685_662,
+        window_scaling: Some(false),
+        ..End::default()
+    };
+    let here = window_reason(&tuned, &settings(0), None);
+    assert!(
+        here.text.contains("tcp_window_scaling is 0 here"),
+        "{here:?}"
+    );
+    let there = window_reason(&tuned, &settings(1), None);
+    assert!(
+        there.text.contains("the other end") && there.text.contains("middlebox"),
+        "{there:?}"
+    );
+    assert!(
+        there
+            .next
+            .unwrap()
+            .starts_with("sysctl net.ipv4.tcp_window_scaling")
+    );
+    let scaled = End {
+        window_scaling: Some(true),
+        rcv_ssthresh: 16_384,
+        ..tuned
+    };
+    // The route's bound fixes the scale, too.
+    let routed = End {
+        route_window: Some(16_384),
+        ..scaled.clone()
+    };
+    let routed = window_reason(&routed, &settings(1), None);
+    assert!(
+        routed.text.contains("route") && routed.text.contains("16384"),
+        "{routed:?}"
+    );
+    assert!(routed.next.unwrap().starts_with("ip route"));
+    let clamped = End {
+        rcv_wscale: 7,
+        window_clamp: Some(16_384),
+        ..scaled.clone()
+    };
+    let clamped = window_reason(&clamped, &settings(1), None);
+    assert!(clamped.text.contains("TCP_WINDOW_CLAMP"), "{clamped:?}");
+    // The buffer outgrows what was set on the listener; the scale does not.
+    let listener = window_reason(&scaled, &settings(1), Some(32_768));
+    assert!(
+        listener.text.contains("listener's connections at 32768"),
+        "{listener:?}"
+    );
+    // Elsewhere the bound follows the buffer.
+    let free = End {
+        window_clamp: Some(8_000_000),
+        ..scaled
+    };
+    assert!(
+        window_reason(&free, &settings(1), None)
+            .text
+            .contains("set too late")
+    );
+}
+
+#[test]
+fn cpu_taken_by_others() {
+    let displaced = [
+        (Figure::SenderDisplaced, 0.5),
+        (Figure::SenderCore, 0.95),
+        (Figure::SenderBusy, 0.4),
+        (Figure::PathLimited, 0.4),
+        (Figure::AppLimited, 0.8),
+    ];
+    assert_eq!(bent(&displaced), "cpu-taken-by-others");
+    let receiver = [
+        (Figure::ReceiverDisplaced, 0.4),
+        (Figure::ReceiverCore, 0.7),
+        (Figure::ReceiveQueue, 0.7),
+        (Figure::RwndLimited, 0.8),
+        (Figure::PathLimited, 0.1),
+    ];
+    assert_eq!(bent(&receiver), "cpu-taken-by-others");
+    let stolen = [(Figure::Stolen, 0.3), (Figure::SenderCore, 0.95)];
+    assert_eq!(bent(&stolen), "cpu-taken-by-others");
+    // Its own quota is not others' doing, nor is a thread that hardly wants to run held up.
+    let quota = [(Figure::SenderThrottled, 0.6), (Figure::SenderCore, 0.95)];
+    assert_eq!(bent(&quota), "sender-cpu");
+    let throttled = [
+        (Figure::SenderDisplaced, 0.05),
+        (Figure::SenderBusy, 0.1),
+        (Figure::PathLimited, 0.1),
+        (Figure::SenderCore, 0.1),
+    ];
+    assert_eq!(bent(&throttled), "sender-application-limited");
+}
+
+#[test]
+fn who_took_the_cpu_is_named() {
+    let sample = Sample {
+        others: Others {
+            cores: 1.5,
+            busiest: vec![Other {
+                pid: 9,
+                name: "cc1plus".to_owned(),
+                processes: 1,
+                cores: 0.97,
+            }],
+        },
+        cores: vec![
+            Core {
+                steal: 0.2,
+                ..Core::default()
+            };
+            2
+        ],
+        ..Sample::default()
+    };
+    let reason = others_reason(&sample);
+    for words in [
+        "1.50 of 2 cores",
+        "cc1plus (9) 0.97",
+        "hypervisor took 0.40",
+    ] {
+        assert!(reason.contains(words), "{words}: {reason}");
+    }
+}
+
+#[test]
+fn accept_queue_full() {
+    let waiting = [
+        (Figure::Rate, 0.0),
+        (Figure::Queued, 9e5),
+        (Figure::SenderBusy, 0.0),
+        (Figure::RwndLimited, 0.0),
+        (Figure::PathLimited, 0.0),
+        (Figure::ReceiveQueue, 0.78),
+        (Figure::ReceiverCore, 0.0),
+        (Figure::AcceptQueueFull, 1.0),
+        (Figure::AcceptQueueOverflows, 4.0),
+    ];
+    assert_eq!(bent(&waiting), "accept-queue-full");
+    let sample = Sample {
+        listeners: vec![Listener {
+            local: "0.0.0.0:5301".parse().unwrap(),
+            waiting: 9.0,
+            backlog: 8,
+            full: 1.0,
+            window_clamp: None,
+        }],
+        tcp_events: [("ListenOverflows".to_owned(), 12)].into(),
+        ..Sample::default()
+    };
+    let reason = accept_reason(&sample).unwrap();
+    assert!(
+        reason.contains("9 connections") && reason.contains("room for 8"),
+        "{reason}"
+    );
+    assert!(reason.contains("12 found no room"), "{reason}");
+}
+
+#[test]
+fn a_stopped_process_is_said_to_be_stopped() {
+    let stopped = |pid, stopped| Process {
+        pid,
+        stopped,
+        ..Process::default()
+    };
+    let sample = Sample {
+        processes: vec![stopped(7, true), stopped(8, false)],
+        ..Sample::default()
+    };
+    let reason = stopped_reason(&sample, Some(7)).unwrap();
+    assert!(reason.text.contains("process 7 is stopped"));
+    assert!(reason.next.unwrap().starts_with("kill -CONT 7"));
+    assert_eq!(stopped_reason(&sample, Some(8)), None);
+}
+
+#[test]
+fn the_reason_of_an_end_without_cpu_is_its_quota_or_work_that_moves() {
+    let thread = |run| Thread {
+        name: "nats-server".to_owned(),
+        run,
+        ..Thread::default()
+    };
+    let sample = |throttled| Sample {
+        connections: vec![Connection {
+            local: "10.0.0.2:4222".parse().unwrap(),
+            remote: "10.0.0.1:5".parse().unwrap(),
+            receives: true,
+            end: End {
+                pid: Some(7),
+                bytes_received: 1_000_000,
+                ..End::default()
+            },
+            peer: None,
+        }],
+        processes: vec![Process {
+            pid: 7,
+            run: 1.02,
+            threads: vec![thread(0.51), thread(0.51)],
+            throttled,
+            ..Process::default()
+        }],
+        ..Sample::default()
+    };
+    let moves = cpu_reason(&sample(None), 7).unwrap().text;
+    assert!(
+        moves.contains("102 % of a core") && moves.contains("51 %"),
+        "{moves}"
+    );
+    let quota = cpu_reason(&sample(Some(0.4)), 7).unwrap();
+    assert!(quota.text.contains("quota 40 %") && quota.next.unwrap().contains("cpu.max"));
 }
 
 #[test]
