@@ -8,6 +8,7 @@ mod fuzzing;
 mod keys;
 mod live;
 mod machine;
+mod memory;
 mod nic;
 mod privileges;
 mod report;

@@ -25,7 +25,7 @@ use crate::report::{Report, Target};
 use crate::sessions::Sessions;
 use crate::topics::{self, Topics};
 use crate::xdp::Xdp;
-use crate::{keys, machine, nic, privileges};
+use crate::{keys, machine, memory, nic, privileges};
 
 /// How often the link of the xdp path's interface is looked at.
 const LINK_CHECK: Duration = Duration::from_millis(500);
@@ -200,6 +200,11 @@ fn open_topics(config: &Config) -> Result<Arc<Topics>> {
     for topic in &config.topics {
         topics.open_own(topic).map_err(|e| anyhow!("{e}"))?;
     }
+    memory::warn_if_short(
+        &config.buffer_dir,
+        config.log.geometry.file_bytes(),
+        (config.topic.max - config.topics.len()) as u64,
+    );
     Ok(Arc::new(topics))
 }
 

@@ -18,6 +18,7 @@ use penstock_dataplane::shares::{Exceeded, Shares, Use};
 use penstock_dataplane::wire::handshake::Refusal;
 use tracing::{info, warn};
 
+use crate::memory;
 use crate::topic_policy::TopicPolicy;
 
 /// A log that was made for a publisher which then is not there any more goes after so long.
@@ -266,10 +267,12 @@ impl Topics {
     fn open_log(&self, name: &str) -> Result<Open, Refused> {
         let path = self.path(name);
         let is_new = !path.exists();
-        let log = Log::open(&path, &self.options).map_err(|e| Refused {
+        let refuse = |text| Refused {
             refusal: Refusal::Resources,
-            text: e.to_string(),
-        })?;
+            text,
+        };
+        memory::check(&path, self.options.geometry.file_bytes()).map_err(refuse)?;
+        let log = Log::open(&path, &self.options).map_err(|e| refuse(e.to_string()))?;
         let found = log.info();
         info!(
             topic = name,

@@ -16,6 +16,8 @@ pub mod log;
 #[cfg(not(loom))]
 mod log_quota;
 #[cfg(not(loom))]
+pub mod memory;
+#[cfg(not(loom))]
 pub mod peer;
 #[cfg(not(loom))]
 pub mod permits;

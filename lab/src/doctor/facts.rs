@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::ops::BitOr;
 use std::path::PathBuf;
 
+use penstock_dataplane::memory::Limit;
 use penstock_dataplane::xdp::frame_size;
 use penstock_ebpf::Attached;
 
@@ -118,6 +119,8 @@ pub struct Host {
     pub huge_pages: Option<HugePages>,
     /// Bytes free where logs lie by default.
     pub shared_memory: Option<u64>,
+    /// The limit that leaves least memory: of a control group, or the host.
+    pub memory: Option<Limit>,
     pub ethtool: bool,
     /// Cores that this process may run on.
     pub cpus: Vec<usize>,

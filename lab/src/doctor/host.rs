@@ -19,6 +19,8 @@ pub const FEATURES_SINCE: (u32, u32) = (6, 3);
 const RING: u32 = 1024;
 const SOCKET_BUFFER: u64 = 32 << 20;
 const TOPIC: u64 = 264 << 20;
+/// Memory that the broker keeps for itself before it makes a topic.
+const BROKER: u64 = 32 << 20;
 /// MTU and queues if no interface is known.
 const USUAL_MTU: u32 = 1500;
 
@@ -34,6 +36,7 @@ pub fn checks(host: &Host, interface: Option<&Interface>) -> Vec<Check> {
         memlock(host, need),
         huge_pages(host, need),
         shared_memory(host),
+        memory(host),
         socket_buffers(host),
         busy_poll(host),
         ethtool(host),
@@ -263,6 +266,28 @@ fn shared_memory(host: &Host) -> Option<Check> {
         topic.fail(
             format!("{found}, a topic takes {}", ByteSize(TOPIC)),
             "mount -o remount,size=1G /dev/shm; or a smaller --ring-size, or another --buffer-dir",
+        )
+    })
+}
+
+fn memory(host: &Host) -> Option<Check> {
+    let topic = Topic {
+        name: "memory",
+        why: "a log in /dev/shm counts against the memory limits of the broker's control groups; the broker refuses topics that they leave no room for",
+    };
+    let limit = host.memory.as_ref()?;
+    let found = format!(
+        "{} is {}, {} are left",
+        limit.name,
+        ByteSize(limit.bytes),
+        ByteSize(limit.free)
+    );
+    Some(if limit.free >= TOPIC + BROKER {
+        topic.ok(found)
+    } else {
+        topic.fail(
+            format!("{found}, a topic takes {}", ByteSize(TOPIC)),
+            "a smaller --ring-size, a --buffer-dir on a disk, or a higher limit (MemoryMax= in a systemd unit, --memory of a container)",
         )
     })
 }

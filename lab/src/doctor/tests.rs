@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use penstock_dataplane::memory::Limit;
 use penstock_ebpf::{Attached, Features, Mode};
 use penstock_nic::{Channels, Facts, Feature, Link, Ring};
 
@@ -44,12 +45,21 @@ fn machine() -> Host {
             size: 2 << 20,
         }),
         shared_memory: Some(1 << 30),
+        memory: Some(limit(1 << 30)),
         ethtool: true,
         cpus: vec![0, 1, 2, 3],
         nodes: vec![Node {
             number: 0,
             cpus: vec![0, 1, 2, 3],
         }],
+    }
+}
+
+fn limit(free: u64) -> Limit {
+    Limit {
+        name: "/sys/fs/cgroup/x/memory.max".to_owned(),
+        bytes: 2 << 30,
+        free,
     }
 }
 
@@ -315,6 +325,11 @@ fn memory_and_limits_of_the_machine() {
     };
     complains(&host, "shared_memory", Level::Fail, "/dev/shm");
     let host = Host {
+        memory: Some(limit(290 << 20)),
+        ..machine()
+    };
+    complains(&host, "memory", Level::Fail, "MemoryMax=");
+    let host = Host {
         rmem_max: Some(212_992),
         ..machine()
     };
@@ -351,6 +366,7 @@ fn what_is_not_seen_is_not_judged() {
         rmem_max: None,
         huge_pages: None,
         shared_memory: None,
+        memory: None,
         ..machine()
     };
     let names: Vec<_> = host::checks(&blind, None)
