@@ -1,6 +1,7 @@
 //! Command line of the broker, and what it means.
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,6 +16,9 @@ use penstock_dataplane::tcp::buffers::{RcvbufOn, Wanted};
 use penstock_dataplane::tcp::{Limits, WorkerConfig};
 use penstock_dataplane::wire::handshake::check_topic;
 use penstock_dataplane::xdp::Polling;
+use penstock_flags::{
+    BareUnit, MAX_SOCKET_BUFFER, duration, nearest_multiple, nearest_power_of_two, size, size_text,
+};
 
 use crate::machine::parse_cpus;
 use crate::topic_policy::{Creators, TopicPolicy};
@@ -23,35 +27,52 @@ use crate::xdp;
 
 const EXAMPLES: &str = "\
 Examples:
-  Serve publishers on port 1214, logs in /dev/shm/penstock:
-    penstock-broker
+  # Serve publishers on port 1214, logs in /dev/shm/penstock:
+  penstock-broker
 
-  Take payload past the kernel's network stack, from interface eth1:
-    sudo penstock-broker --mode xdp --iface eth1
+  # Take payload past the kernel's network stack, from interface eth1:
+  sudo penstock-broker --mode xdp --iface eth1
 
-  The same without root afterwards; logs belong to the user penstock:
-    sudo penstock-broker --mode xdp --iface eth1 --user penstock
+  # The same without root afterwards; logs belong to the user penstock:
+  sudo penstock-broker --mode xdp --iface eth1 --user penstock
 
-  Payload on receive queue 3 only, with the settings of the NIC that this takes, for as long as it runs:
-    sudo penstock-broker --mode xdp --iface eth1 --queues 3 --configure-nic
+  # Payload on receive queue 3 only, and the settings of the NIC that this
+  # takes, for as long as it runs:
+  sudo penstock-broker --mode xdp --iface eth1 --queues 3 --configure-nic
 
-  Two workers on cores 2 and 3, a 1 GiB ring, receive buffers beyond rmem_max:
-    sudo penstock-broker --workers 2 --cpus 2,3 --ring-size 1GiB --rcvbuf-force
+  # Two workers on cores 0 and 1, a 1 GiB ring, receive buffers beyond
+  # rmem_max:
+  sudo penstock-broker --workers 2 --cpus 0,1 --ring-size 1GiB --rcvbuf-force
 
-  Publishers that have a key only; make one, give it the topics that it may publish to:
-    penstock-broker --keygen eu.key
-    cat eu.key >>keys && chmod 600 keys && penstock-broker --auth-keys keys
+  # Only publishers with a key; make one, and add the topics that it may
+  # publish to:
+  penstock-broker --keygen eu.key
+  cat eu.key >>keys && chmod 600 keys && penstock-broker --auth-keys keys
 
-  Window scale from the listener's buffer as well, and a report at the end:
-    penstock-broker --rcvbuf-on both --report broker.json
+  # Window scale from the listener's buffer as well, and a report at the end:
+  penstock-broker --rcvbuf-on both --report broker.json
 
-  Publishers anywhere may make topics that begin with trades., at most 64:
-    penstock-broker --create-topics any --topics 'trades.*' --max-topics 64
+  # Publishers anywhere may make topics that begin with trades., at most 64:
+  penstock-broker --create-topics any --topics 'trades.*' --max-topics 64
 
-A topic's log is <buffer-dir>/<topic>.log; read it with penstock-subscriber --path.
-Logs go to stderr (RUST_LOG sets the level). SIGINT and SIGTERM end the broker; its logs stay.
+A topic's log is <buffer-dir>/<topic>.log; read it with
+penstock-subscriber --path. Logs go to stderr (RUST_LOG sets the level).
+SIGINT and SIGTERM end the broker; its logs stay.
 SIGHUP reads --auth-keys again.
-Exit codes: 0 ended by a signal, 1 failed, 2 wrong flags.";
+Exit codes: 0 ended by a signal, 1 failed, 2 wrong usage.";
+
+const PATH: &str = "Payload past the kernel (xdp)";
+const LISTEN: &str = "Connections";
+const LOGS: &str = "Topics and their logs";
+const PROCESS: &str = "Process";
+const SECURITY: &str = "Security";
+
+/// Bounds of timeouts.
+const TIMEOUTS: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(86_400);
+/// Bounds of the size of a segment, bytes; both are powers of two.
+const SEGMENTS: RangeInclusive<u64> = 4096..=1 << 31;
+/// Largest ring, bytes.
+const MAX_RING: u64 = 1 << 46;
 
 /// Takes batches from publishers into shared buffers that other processes read in place.
 #[derive(Debug, Parser)]
@@ -59,71 +80,74 @@ Exit codes: 0 ended by a signal, 1 failed, 2 wrong flags.";
 pub struct Cli {
     /// Paths that payload may take. With xdp, publishers that ask for tcp are served as well; auto
     /// is xdp where it can be had.
-    #[arg(long, value_enum, default_value_t = Mode::Tcp)]
+    #[arg(long, value_enum, default_value_t = Mode::Tcp, help_heading = PATH)]
     mode: Mode,
     /// Interface whose packets the xdp path takes.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help_heading = PATH)]
     iface: Option<String>,
     /// Receive queues of the interface, such as 0,2-3; all of them if not given.
-    #[arg(long, value_name = "LIST")]
+    #[arg(long, value_name = "LIST", help_heading = PATH)]
     queues: Option<String>,
     /// How the interface runs the XDP program.
-    #[arg(long, value_enum, default_value_t = XdpMode::Auto)]
+    #[arg(long, value_enum, default_value_t = XdpMode::Auto, help_heading = PATH)]
     xdp_mode: XdpMode,
     /// Copy mode, even where the driver can do without.
-    #[arg(long)]
+    #[arg(long, help_heading = PATH)]
     xdp_copy: bool,
     /// Replace another XDP program of the interface.
-    #[arg(long)]
+    #[arg(long, help_heading = PATH)]
     force: bool,
     /// Packets that a receive queue's rings hold, a power of two: so much of all publishers together
     /// may be on its way. Small rings stay in the CPU's cache.
-    #[arg(long, default_value_t = 1024)]
+    #[arg(long, default_value_t = 1024, help_heading = PATH)]
     xdp_ring: u32,
     /// What xdp workers do while no packet comes: busy owns its core, adaptive sleeps after a moment.
-    #[arg(long, value_enum, default_value_t = Poll::Adaptive)]
+    #[arg(long, value_enum, default_value_t = Poll::Adaptive, help_heading = PATH)]
     poll: Poll,
     /// Drive the interface's queue from the worker, so many packets a call (SO_PREFER_BUSY_POLL).
-    #[arg(long, value_name = "PACKETS", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, value_name = "PACKETS", help_heading = PATH,
+        value_parser = clap::value_parser!(u16).range(1..=1024))]
     busy_poll: Option<u16>,
     /// Change the interface's settings (queues, receive hashing, offloads) where the xdp path needs
     /// it; they are changed back at the end. Without, the commands are only told.
-    #[arg(long)]
+    #[arg(long, help_heading = PATH)]
     configure_nic: bool,
     /// Take back what a broker changed on an interface that was killed together with the process
     /// that watched over it, and end.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help_heading = PATH)]
     restore_nic: Option<String>,
     /// For --restore-nic: wait until the broker is gone.
     #[arg(long, hide = true, requires = "restore_nic")]
     when_gone: bool,
     /// Address and port to listen on.
-    #[arg(long, default_value = "0.0.0.0:1214")]
+    #[arg(long, default_value = "0.0.0.0:1214", help_heading = LISTEN)]
     listen: SocketAddr,
     /// Directory of the logs; on tmpfs by default.
-    #[arg(long, default_value = "/dev/shm/penstock")]
+    #[arg(long, default_value = "/dev/shm/penstock", help_heading = LOGS)]
     buffer_dir: PathBuf,
     /// Mode of the logs, in octal: 640 lets the group read them and register, 644 lets anybody read
     /// them, 600 nobody else.
-    #[arg(long, default_value = "640", value_name = "MODE")]
+    #[arg(long, default_value = "640", value_name = "MODE", help_heading = LOGS)]
     buffer_mode: String,
     /// Group of the logs; without, that of the broker's user.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help_heading = LOGS)]
     buffer_group: Option<String>,
     /// Payload bytes that a topic's ring holds: a multiple of the segment size.
-    #[arg(long, default_value = "256MiB")]
+    #[arg(long, value_name = "SIZE", default_value = "256MiB", help_heading = LOGS,
+        value_parser = size(0..=MAX_RING))]
     ring_size: ByteSize,
     /// Size of a segment, a power of two from 4KiB; a batch is at most half of one.
-    #[arg(long, default_value = "16MiB")]
+    #[arg(long, value_name = "SIZE", default_value = "16MiB", help_heading = LOGS,
+        value_parser = size(0..=*SEGMENTS.end()))]
     segment_size: ByteSize,
     /// Batches that a topic's index holds, a power of two.
-    #[arg(long, default_value_t = 65536)]
+    #[arg(long, default_value_t = 65536, help_heading = LOGS)]
     index_slots: u64,
     /// When a registered reader lags: wait for it, or overwrite.
-    #[arg(long, value_enum, default_value_t = FullPolicy::Block)]
+    #[arg(long, value_enum, default_value_t = FullPolicy::Block, help_heading = LOGS)]
     full: FullPolicy,
     /// Topic to make at the start; may be given several times.
-    #[arg(long = "topic", value_name = "NAME")]
+    #[arg(long = "topic", value_name = "NAME", help_heading = LOGS)]
     topics: Vec<String>,
     /// Who may make other topics, by publishing to them. Default: keyed with --auth-keys, local without.
     /// A log that is in the directory already is a topic in any case.
@@ -132,79 +156,87 @@ pub struct Cli {
         value_enum,
         value_name = "never|local|keyed|any",
         hide_possible_values = true,
-        overrides_with = "create_topics"
+        overrides_with = "create_topics",
+        help_heading = LOGS
     )]
     create_topics: Option<Creators>,
     /// Topics that may be made so: names, or beginnings with * behind them, such as trades.*; all if not
     /// given.
-    #[arg(long = "topics", value_name = "PATTERN,...", value_delimiter = ',')]
+    #[arg(long = "topics", value_name = "PATTERN,...", value_delimiter = ',', help_heading = LOGS)]
     topic_patterns: Vec<TopicPattern>,
     /// Most topics; each takes a ring's memory.
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, default_value_t = 16, help_heading = LOGS)]
     max_topics: usize,
     /// Most open streams.
-    #[arg(long, default_value_t = 4096)]
+    #[arg(long, default_value_t = 4096, help_heading = LISTEN)]
     max_connections: usize,
     /// What one host (IPv6: /64), or one key there, may have of the streams, sessions and topics that
     /// others leave, percent; all hosts with one key may have half of the rest as well.
-    #[arg(long, value_name = "PERCENT", overrides_with = "max_share", default_value_t = shares::DEFAULT_PERCENT, value_parser = clap::value_parser!(u8).range(1..=100))]
+    #[arg(long, value_name = "PERCENT", overrides_with = "max_share", help_heading = LISTEN,
+        default_value_t = shares::DEFAULT_PERCENT,
+        value_parser = clap::value_parser!(u8).range(1..=100))]
     max_share: u8,
     /// Most connections that have not finished their handshake; the oldest of the host with most goes
     /// first.
-    #[arg(long, default_value_t = 4096)]
+    #[arg(long, default_value_t = 4096, help_heading = LISTEN)]
     max_handshakes: usize,
-    /// Seconds for a handshake.
-    #[arg(long, default_value_t = 5.0, value_parser = parse_seconds)]
-    handshake_timeout: f64,
-    /// Seconds that a publisher may stall inside a batch (tcp), or be silent altogether (xdp, where
-    /// it shows every second that it lives).
-    #[arg(long, default_value_t = 30.0, value_parser = parse_seconds)]
-    stall_timeout: f64,
+    /// Time for a handshake, such as 5s or 500ms; a number alone is seconds.
+    #[arg(long, value_name = "DURATION", default_value = "5s", help_heading = LISTEN,
+        value_parser = duration(BareUnit::Seconds, TIMEOUTS))]
+    handshake_timeout: Duration,
+    /// How long a publisher may stall inside a batch (tcp), or be silent altogether (xdp, where
+    /// it shows every second that it lives); a number alone is seconds.
+    #[arg(long, value_name = "DURATION", default_value = "30s", help_heading = LISTEN,
+        value_parser = duration(BareUnit::Seconds, TIMEOUTS))]
+    stall_timeout: Duration,
     /// SO_RCVBUF of payload sockets; the kernel caps it at net.core.rmem_max, then doubles it.
-    #[arg(long, default_value = "32MiB")]
+    #[arg(long, value_name = "SIZE", default_value = "32MiB", help_heading = LISTEN,
+        value_parser = size(1..=MAX_SOCKET_BUFFER))]
     rcvbuf: ByteSize,
     /// SO_SNDBUF of payload sockets; capped at net.core.wmem_max.
-    #[arg(long, default_value = "32MiB")]
+    #[arg(long, value_name = "SIZE", default_value = "32MiB", help_heading = LISTEN,
+        value_parser = size(1..=MAX_SOCKET_BUFFER))]
     sndbuf: ByteSize,
     /// Sockets that get --rcvbuf: none leaves the kernel's autotuning on; the listener's buffer
     /// also raises window scale and first window.
     #[arg(
         long,
         default_value = "accepted",
-        value_name = "none|listener|accepted|both"
+        value_name = "none|listener|accepted|both",
+        help_heading = LISTEN
     )]
     rcvbuf_on: RcvbufOn,
     /// Use SO_RCVBUFFORCE, which is not capped; needs CAP_NET_ADMIN.
-    #[arg(long)]
+    #[arg(long, help_heading = LISTEN)]
     rcvbuf_force: bool,
     /// Worker threads.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, help_heading = PROCESS)]
     workers: usize,
     /// Cores that workers are pinned to, in turn, such as 0,2-3.
-    #[arg(long, value_name = "LIST")]
+    #[arg(long, value_name = "LIST", help_heading = PROCESS)]
     cpus: Option<String>,
     /// User to become once everything is open, when started as root. Capabilities are given up in
     /// any case.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help_heading = PROCESS)]
     user: Option<String>,
     /// File with the keys that publishers must hold one of, each a line: its name, its secret of 64
     /// hexadecimal digits, and the topics that it may publish to (trades.* is all that begin so).
     /// Without, everybody may publish.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = SECURITY)]
     auth_keys: Option<PathBuf>,
     /// Take nothing but authenticated packets: over xdp only, each with a tag that nobody without the
     /// stream's key can make. Without, publishers may ask for it.
-    #[arg(long, requires = "auth_keys")]
+    #[arg(long, requires = "auth_keys", help_heading = SECURITY)]
     packet_auth: bool,
     /// Make a key, write it to a new file that only its owner can read, and end. It is for the
     /// publisher's --auth-key; the same line goes into --auth-keys.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = SECURITY)]
     keygen: Option<PathBuf>,
     /// Compare each batch with its CRC32C before it is committed (readers can always do so).
-    #[arg(long)]
+    #[arg(long, help_heading = LOGS)]
     verify_on_receive: bool,
     /// File that gets the report as JSON at the end.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = PROCESS)]
     report: Option<PathBuf>,
 }
 
@@ -273,12 +305,11 @@ pub struct Config {
 impl Cli {
     /// Checks what clap cannot.
     pub fn check(self) -> Result<Config> {
-        let geometry = Geometry::new(
+        let geometry = geometry(
             self.ring_size.as_u64(),
             self.segment_size.as_u64(),
             self.index_slots,
-        )
-        .map_err(|e| anyhow!("{e}; see --ring-size, --segment-size, --index-slots"))?;
+        )?;
         if self.workers == 0 || self.workers > 256 {
             bail!("--workers {} is not from 1 to 256", self.workers);
         }
@@ -335,20 +366,20 @@ impl Cli {
                 policy,
             },
             buffers: Wanted {
-                rcvbuf: socket_buffer("--rcvbuf", self.rcvbuf)?,
-                sndbuf: socket_buffer("--sndbuf", self.sndbuf)?,
+                rcvbuf: self.rcvbuf.as_u64() as u32,
+                sndbuf: self.sndbuf.as_u64() as u32,
                 rcvbuf_on: self.rcvbuf_on,
                 force: self.rcvbuf_force,
             },
             limits: Limits {
                 max_connections: self.max_connections,
                 max_handshakes: self.max_handshakes.max(1),
-                handshake_timeout: Duration::from_secs_f64(self.handshake_timeout),
+                handshake_timeout: self.handshake_timeout,
                 share_percent: self.max_share,
             },
             worker: WorkerConfig {
                 verify_on_receive: self.verify_on_receive,
-                stall_timeout: Duration::from_secs_f64(self.stall_timeout),
+                stall_timeout: self.stall_timeout,
                 ..WorkerConfig::default()
             },
             tcp_workers,
@@ -406,7 +437,7 @@ impl Cli {
             },
             busy_poll: self.busy_poll,
             verify_on_receive: self.verify_on_receive,
-            idle_timeout: Duration::from_secs_f64(self.stall_timeout),
+            idle_timeout: self.stall_timeout,
             configure: self.configure_nic,
         }))
     }
@@ -460,20 +491,30 @@ impl Cli {
     }
 }
 
-fn socket_buffer(flag: &str, size: ByteSize) -> Result<u32> {
-    // The kernel's option is an int, which it doubles.
-    let max = u64::from(u32::MAX / 4);
-    u32::try_from(size.as_u64())
-        .ok()
-        .filter(|bytes| (1..=max).contains(&u64::from(*bytes)))
-        .with_context(|| format!("{flag} {size} is not from 1 to {max} bytes"))
-}
-
-fn parse_seconds(text: &str) -> Result<f64, String> {
-    match text.parse() {
-        Ok(seconds) if (0.001..=86_400.0).contains(&seconds) => Ok(seconds),
-        _ => Err("not a number of seconds from 0.001 to 86400".to_owned()),
+/// The geometry of a topic's log.
+fn geometry(ring: u64, segment: u64, slots: u64) -> Result<Geometry> {
+    let nearest = nearest_power_of_two(segment, SEGMENTS);
+    if nearest != segment {
+        bail!(
+            "--segment-size {} is not a power of two from {} to {}; the nearest is {}",
+            size_text(segment),
+            size_text(*SEGMENTS.start()),
+            size_text(*SEGMENTS.end()),
+            size_text(nearest)
+        );
     }
+    let nearest = nearest_multiple(ring, segment, 2, MAX_RING / segment);
+    if nearest != ring {
+        bail!(
+            "--ring-size {} is not a multiple of --segment-size {}, from two of them to {}; the \
+             nearest is {}",
+            size_text(ring),
+            size_text(segment),
+            size_text(MAX_RING),
+            size_text(nearest)
+        );
+    }
+    Geometry::new(ring, segment, slots).map_err(|e| anyhow!("{e}; see --index-slots"))
 }
 
 #[cfg(test)]
@@ -493,6 +534,28 @@ mod tests {
     }
 
     #[test]
+    fn examples_are_valid_and_fit_in_80_columns() {
+        assert_eq!(EXAMPLES.lines().find(|line| line.len() > 79), None);
+        let examples = penstock_flags::examples(EXAMPLES, "penstock-broker");
+        assert!(examples.len() > 7);
+        for words in examples {
+            let cli = Cli::try_parse_from(&words).unwrap();
+            if cli.keygen().is_none() {
+                cli.check().unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn durations_take_units() {
+        let config = check(&["--stall-timeout", "1m", "--handshake-timeout", "250ms"]).unwrap();
+        assert_eq!(config.worker.stall_timeout, Duration::from_secs(60));
+        assert_eq!(config.limits.handshake_timeout, Duration::from_millis(250));
+        let config = check(&["--stall-timeout", "2"]).unwrap();
+        assert_eq!(config.worker.stall_timeout, Duration::from_secs(2));
+    }
+
+    #[test]
     fn wrong_flags_say_what_to_do() {
         for (flags, words) in [
             (&["--mode", "xdp"][..], "--iface"),
@@ -508,15 +571,24 @@ mod tests {
                 &["--mode", "xdp", "--iface", "eth1", "--queues", "a"],
                 "--queues",
             ),
-            (&["--ring-size", "17MiB"], "--ring-size"),
-            (&["--segment-size", "3MiB"], "power of two"),
+            (&["--ring-size", "17MiB"], "the nearest is 32MiB"),
+            (&["--ring-size", "0"], "the nearest is 32MiB"),
+            (&["--ring-size", "9000TiB"], "the nearest is 64TiB"),
+            (&["--ring-size", "16EiB"], "the nearest is 64TiB"),
+            (&["--segment-size", "8EiB"], "the nearest is 2GiB"),
+            (&["--ring-size", "17x"], "KiB, MiB, GiB"),
+            (&["--segment-size", "3MiB"], "the nearest is 4MiB"),
+            (&["--segment-size", "1"], "the nearest is 4KiB"),
             (&["--workers", "0"], "from 1 to 256"),
             (&["--topic", "../etc"], "is not allowed"),
             (&["--topics", "a,b*c"], "nor the beginning of one with *"),
             (&["--create-topics", "keyed"], "--auth-keys"),
             (&["--create-topics", "all"], "never, local, keyed, any"),
             (&["--max-share", "0"], "1..=100"),
-            (&["--rcvbuf", "8GiB"], "--rcvbuf 8.0 GiB is not"),
+            (&["--rcvbuf", "8GiB"], "the nearest is 1073741823"),
+            (&["--sndbuf", "0"], "the nearest is 1"),
+            (&["--handshake-timeout", "0"], "the nearest is 1ms"),
+            (&["--stall-timeout", "5x"], "such as 5s"),
             (&["--rcvbuf-on", "some"], "none, listener, accepted, both"),
             (&["--buffer-mode", "660"], "mode 660 is none of"),
             (&["--buffer-mode", "rw"], "no mode such as 640"),
@@ -525,7 +597,7 @@ mod tests {
             (&["--packet-auth", "--auth-keys", "keys"], "--mode xdp"),
             (&["--cpus", "1-x"], "1-x"),
             (&["--index-slots", "64"], "--index-slots of at least 8192"),
-            (&["--stall-timeout=-1"], "not a number of seconds"),
+            (&["--stall-timeout=-1"], "not a duration"),
         ] {
             let error = format!("{:#}", check(flags).unwrap_err());
             assert!(error.contains(words), "{flags:?}: {error}");

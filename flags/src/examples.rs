@@ -12,7 +12,9 @@ pub fn examples(text: &str, program: &str) -> Vec<Vec<String>> {
     lines
         .flat_map(|line| line.split(" | ").flat_map(|part| part.split(" && ")))
         .filter_map(|command| {
-            let words = command.split_whitespace().map(str::to_owned);
+            // Quoted words hold no blanks in them.
+            let words = command.split_whitespace();
+            let words = words.map(|word| word.trim_matches('\'').to_owned());
             let words: Vec<_> = words.skip_while(|word| word != program).collect();
             (!words.is_empty()).then_some(words)
         })
@@ -26,7 +28,7 @@ mod tests {
     #[test]
     fn commands_are_found_in_pipes_and_over_lines() {
         let text =
-            "Examples:\n  # tool is not run here\n  a | sudo tool --x \\\n      --y 1\n  other\n";
+            "Examples:\n  # tool is not run here\n  a | sudo tool --x \\\n      --y '1'\n  other\n";
         assert_eq!(examples(text, "tool"), [["tool", "--x", "--y", "1"]]);
     }
 }
