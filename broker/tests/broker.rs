@@ -1,5 +1,7 @@
 //! The program at the edges of its protocol: byte by byte, wrong, slow, too many, killed.
 
+#[path = "broker/claims.rs"]
+mod claims;
 mod common;
 #[path = "broker/schedules.rs"]
 mod schedules;
@@ -53,7 +55,9 @@ impl Buffers {
         if !flags.contains(&"--ring-size") {
             command.args(["--ring-size", "256KiB"]);
         }
-        command.args(["--segment-size", "64KiB"]);
+        if !flags.contains(&"--segment-size") {
+            command.args(["--segment-size", "64KiB"]);
+        }
         command.args(flags).env_remove("RUST_LOG");
         command
             .stdin(Stdio::null())

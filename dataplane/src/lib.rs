@@ -9,6 +9,8 @@ pub mod admission;
 #[cfg(not(loom))]
 pub mod auth;
 #[cfg(not(loom))]
+pub mod claims;
+#[cfg(not(loom))]
 pub mod deadline;
 #[cfg(all(any(test, fuzzing), not(loom)))]
 pub mod fuzzing;

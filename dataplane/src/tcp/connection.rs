@@ -6,8 +6,7 @@ use std::io::{self, Read};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use zerocopy::FromBytes;
 
@@ -17,6 +16,7 @@ use super::stats::{ConnectionReport, Counters, PathStage, Shared, WorkerStats};
 use super::{LINGER, worker::WorkerConfig};
 use crate::admission::{Admission, REVOKED};
 use crate::auth::PacketKeys;
+use crate::claims::{self, Claimant, RingClaim, Spill, Turn, Waiting};
 use crate::log::{Commit, Reservation, Writer};
 use crate::profile::Tick;
 use crate::wire::batch::{self, Batch, Frame, HEADER_LEN, Header};
@@ -31,6 +31,11 @@ const TURN_CALLS: usize = 64;
 /// Bytes after which an ack is sent even though more is coming in. An ack costs a packet's way
 /// through both stacks, as much as receiving some 50 kB.
 const ACK_EVERY: u64 = 512 << 10;
+/// Bytes of a batch outside of the ring that one receive call takes, and the fewest.
+pub(super) const SCRATCH: usize = 64 << 10;
+const LEAST_SCRATCH: u32 = 4 << 10;
+/// How long a batch that must leave the ring may wait for memory outside of it.
+const EVICTION_WAIT: Duration = Duration::from_millis(200);
 
 /// What a worker lends to the connection that it drives.
 pub(super) struct Context<'a> {
@@ -40,6 +45,8 @@ pub(super) struct Context<'a> {
     pub(super) last_commit: &'a mut Option<Tick>,
     pub(super) shared: &'a Shared,
     pub(super) config: &'a WorkerConfig,
+    /// [`SCRATCH`] bytes.
+    pub(super) scratch: &'a mut [u8],
     pub(super) now: Instant,
 }
 
@@ -54,34 +61,68 @@ pub(crate) struct Opened {
     pub(crate) keys: Option<Arc<PacketKeys>>,
 }
 
+/// A batch that has begun.
+#[derive(Debug)]
+struct Incoming {
+    batch: Batch,
+    received: u32,
+    /// When its first byte could come; later by as long as it waited for the broker.
+    since: Instant,
+    /// What came outside of the ring.
+    spill: Option<Box<Spill>>,
+}
+
 /// Where the next bytes belong.
 #[derive(Debug)]
 enum State {
     /// To the header of the next frame.
     Header,
-    /// Nowhere yet: the batch waits for room in the ring.
+    /// Nowhere yet: the batch waits until the ring has its room. Without a claim it is complete.
     Waiting {
-        batch: Batch,
+        batch: Incoming,
         reservation: Reservation,
+        claim: Option<RingClaim>,
+        paused: Instant,
     },
     /// To a batch in the ring.
     Payload {
-        batch: Batch,
+        batch: Incoming,
         reservation: Reservation,
-        received: u32,
+        claim: Option<RingClaim>,
     },
-    /// To a batch that was moved out of the ring, because its publisher is slow.
-    Aside { batch: Batch, bytes: Vec<u8> },
-    /// Nowhere yet: a batch that was aside is complete and waits for room in the ring.
-    Returning {
-        batch: Batch,
-        bytes: Vec<u8>,
-        reservation: Reservation,
+    /// To a batch outside of the ring: the shares of it are taken, or its publisher is slow.
+    Aside { batch: Incoming },
+    /// Nowhere yet: neither ring nor memory have a share left for the batch.
+    Starved {
+        batch: Incoming,
+        paused: Instant,
+        turn: Waiting,
     },
     /// Nowhere: the stream has ended well and its last ack is going out.
     Ended,
     /// Nowhere: an error is going out, and the peer gets time to read it.
     Failed { until: Instant },
+}
+
+impl Incoming {
+    fn new(batch: Batch, now: Instant) -> Self {
+        Self {
+            batch,
+            received: 0,
+            since: now,
+            spill: None,
+        }
+    }
+
+    fn missing(&self) -> u32 {
+        self.batch.payload_len - self.received
+    }
+
+    /// It waited for the broker from `paused` to `now`.
+    fn go_on(mut self, paused: Instant, now: Instant) -> Self {
+        self.since += now - paused;
+        self
+    }
 }
 
 /// Why a connection ends.
@@ -139,6 +180,9 @@ pub(super) struct Connection {
     peer: SocketAddr,
     buffers: Effective,
     pub(super) admission: Admission,
+    claimant: Claimant,
+    /// Since when its batch must leave the ring, for which memory is missing.
+    evicted: Option<Instant>,
     state: State,
     header: [u8; HEADER_LEN],
     header_filled: usize,
@@ -161,7 +205,7 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(opened: Opened, now: Instant) -> Self {
+    pub(super) fn new(opened: Opened, shared: &Shared, now: Instant) -> Self {
         let Opened {
             socket,
             peer,
@@ -174,6 +218,8 @@ impl Connection {
             socket,
             peer,
             buffers,
+            claimant: shared.claims.claimant(&admission.log, &admission.tenant),
+            evicted: None,
             admission,
             state: State::Header,
             header: [0; HEADER_LEN],
@@ -225,7 +271,7 @@ impl Connection {
 
     /// Whether it waits for room in the shared buffer.
     pub(super) fn is_blocked(&self) -> bool {
-        matches!(self.state, State::Waiting { .. } | State::Returning { .. })
+        matches!(self.state, State::Waiting { .. } | State::Starved { .. })
     }
 
     /// Acks what has become visible; says what is needed besides more bytes.
@@ -236,7 +282,7 @@ impl Connection {
                 Err(Ending::Completed)
             }
             State::Ended if self.unseen.is_none() => Ok(Need::Nothing),
-            State::Waiting { .. } | State::Returning { .. } => Ok(Need::Space),
+            State::Waiting { .. } | State::Starved { .. } => Ok(Need::Space),
             _ if self.unseen.is_some() => Ok(Need::Space),
             _ => Ok(Need::Readable),
         }
@@ -247,22 +293,21 @@ impl Connection {
         while bytes < TURN_BYTES && calls < TURN_CALLS {
             let asked = match &self.state {
                 State::Header => HEADER_LEN - self.header_filled,
-                State::Waiting { .. } | State::Returning { .. } => {
+                State::Waiting { .. } | State::Starved { .. } => {
                     if !self.retry_space(cx)? {
                         return Ok(Need::Space);
                     }
                     continue;
                 }
-                State::Payload {
-                    reservation,
-                    received,
-                    ..
-                } => (reservation.len() - received) as usize + HEADER_LEN,
-                State::Aside { batch, bytes } => batch.payload_len as usize - bytes.len(),
+                State::Payload { batch, .. } => batch.missing() as usize + HEADER_LEN,
+                State::Aside { .. } => match self.room_aside(cx) {
+                    0 => continue,
+                    room => room,
+                },
                 State::Ended => return Ok(Need::Nothing),
                 State::Failed { .. } => return self.discard(),
             };
-            let got = match self.receive_once(cx) {
+            let got = match self.receive_once(cx, asked) {
                 Ok(0) => return Err(self.closed()),
                 Ok(got) => got,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -287,7 +332,7 @@ impl Connection {
 
     fn need_after_drain(&self) -> Need {
         match self.state {
-            State::Waiting { .. } | State::Returning { .. } => Need::Space,
+            State::Waiting { .. } | State::Starved { .. } => Need::Space,
             State::Ended => Need::Nothing,
             _ => Need::Readable,
         }
@@ -295,15 +340,13 @@ impl Connection {
 
     /// One receive call to where the next bytes belong. Behind a payload's end there is room for
     /// the next header, so that a batch costs no call of its own for it.
-    fn receive_once(&mut self, cx: &mut Context<'_>) -> io::Result<usize> {
+    fn receive_once(&mut self, cx: &mut Context<'_>, asked: usize) -> io::Result<usize> {
         let start = cx.stats.stages.now();
         let (stage, result) = match &mut self.state {
             State::Payload {
-                reservation,
-                received,
-                ..
+                batch, reservation, ..
             } => {
-                let region = cx.writer.region(reservation, *received);
+                let region = cx.writer.region(reservation, batch.received);
                 let payload = libc::iovec {
                     iov_base: region.start.cast(),
                     iov_len: region.len,
@@ -317,14 +360,14 @@ impl Connection {
                 let result = unsafe { receive_vectored(&self.socket, &mut [payload, header]) };
                 (PathStage::DrainPayloadToBuffer, result)
             }
-            State::Aside { batch, bytes } => {
-                let missing = batch.payload_len as usize - bytes.len();
-                let mut limited = (&self.socket).take(missing.min(64 << 10) as u64);
-                let before = bytes.len();
-                let result = limited.read_to_end(bytes);
-                let got = bytes.len() - before;
-                // What came before the socket ran dry counts.
-                let result = if got > 0 { Ok(got) } else { result };
+            State::Aside { batch } => {
+                let into = &mut cx.scratch[..asked];
+                let result = (&self.socket).read(into);
+                let got = *result.as_ref().unwrap_or(&0);
+                let spill = batch.spill.as_mut().expect("a batch aside has a spill");
+                spill.write(batch.received, &into[..got]);
+                // Memory for what did not come is for others.
+                spill.truncate(batch.received + got as u32);
                 (PathStage::DrainPayloadToBuffer, result)
             }
             _ => {
@@ -337,27 +380,51 @@ impl Connection {
         result
     }
 
+    /// Takes memory for what the next receive call may bring to a batch outside of the ring; returns
+    /// how much that is. If there is none for a byte, the batch waits.
+    fn room_aside(&mut self, cx: &Context<'_>) -> usize {
+        let State::Aside { batch } = &mut self.state else {
+            return 0;
+        };
+        let wanted = batch.missing().min(SCRATCH as u32);
+        let spill = batch
+            .spill
+            .get_or_insert_with(|| Box::new(self.claimant.spill()));
+        for room in [wanted, wanted.min(LEAST_SCRATCH), 1] {
+            if spill.reserve(batch.received, room, Turn::Next).is_ok() {
+                return room as usize;
+            }
+        }
+        if let State::Aside { batch } = std::mem::replace(&mut self.state, State::Header) {
+            self.state = State::Starved {
+                batch,
+                paused: cx.now,
+                turn: self.claimant.wait(),
+            };
+        }
+        0
+    }
+
     /// Takes note of `got` more bytes; runs through what became complete.
     fn advance(&mut self, cx: &mut Context<'_>, got: usize) -> Result<(), Ending> {
         match &mut self.state {
-            State::Payload {
-                reservation,
-                received,
-                ..
-            } => {
-                let missing = (reservation.len() - *received) as usize;
-                *received += got.min(missing) as u32;
+            State::Payload { batch, .. } => {
+                let missing = batch.missing() as usize;
+                batch.received += got.min(missing) as u32;
                 if got < missing {
                     return Ok(());
                 }
                 self.header_filled = got - missing;
                 self.commit(cx)?;
             }
-            State::Aside { batch, bytes } if bytes.len() == batch.payload_len as usize => {
-                self.return_to_ring(cx);
+            State::Aside { batch } => {
+                batch.received += got as u32;
+                if batch.missing() == 0 {
+                    self.return_to_ring(cx);
+                    self.retry_space(cx)?;
+                }
                 return Ok(());
             }
-            State::Aside { .. } => return Ok(()),
             _ => self.header_filled += got,
         }
         if self.header_filled == HEADER_LEN {
@@ -389,69 +456,122 @@ impl Connection {
             self.state = State::Ended;
             return Ok(());
         };
-        let reservation = cx.writer.reserve(batch.payload_len);
-        self.state = match cx.writer.is_granted(&reservation) {
-            true => State::Payload {
-                batch,
-                reservation,
-                received: 0,
-            },
-            false => {
-                Counters::count(&cx.shared.counters.waits_for_space);
-                State::Waiting { batch, reservation }
+        let batch = Incoming::new(batch, cx.now);
+        match self.claimant.claim(batch.batch.payload_len, Turn::Next) {
+            Some(claim) => self.enter_ring(cx, batch, Some(claim)),
+            None => {
+                Counters::count(&cx.shared.counters.claims_denied);
+                self.state = State::Aside { batch };
             }
-        };
+        }
         cx.stats.stages.lap(PathStage::ReserveLogSpace, start);
         Ok(())
     }
 
-    /// Goes on if the ring has room now.
-    fn retry_space(&mut self, cx: &mut Context<'_>) -> Result<bool, Ending> {
-        let (State::Waiting { reservation, .. } | State::Returning { reservation, .. }) =
-            &self.state
-        else {
-            return Ok(true);
-        };
-        if !cx.writer.is_granted(reservation) {
-            return Ok(false);
-        }
-        self.last_progress = cx.now;
-        match std::mem::replace(&mut self.state, State::Header) {
-            State::Waiting { batch, reservation } => {
-                self.state = State::Payload {
-                    batch,
-                    reservation,
-                    received: 0,
-                };
-            }
-            State::Returning {
+    /// Takes room in the ring for a batch, which waits if others still need it.
+    fn enter_ring(&mut self, cx: &mut Context<'_>, batch: Incoming, claim: Option<RingClaim>) {
+        let reservation = cx.writer.reserve(batch.batch.payload_len);
+        if batch.spill.is_none() && cx.writer.is_granted(&reservation) {
+            self.state = State::Payload {
                 batch,
-                bytes,
                 reservation,
+                claim,
+            };
+            return;
+        }
+        Counters::count(&cx.shared.counters.waits_for_space);
+        self.state = State::Waiting {
+            batch,
+            reservation,
+            claim,
+            paused: cx.now,
+        };
+    }
+
+    /// Goes on if there is room now.
+    fn retry_space(&mut self, cx: &mut Context<'_>) -> Result<bool, Ending> {
+        match std::mem::replace(&mut self.state, State::Header) {
+            State::Waiting {
+                batch,
+                reservation,
+                claim,
+                paused,
             } => {
-                cx.writer.place(&reservation, 0, &bytes);
-                release_aside(cx.shared, &batch);
+                if !cx.writer.is_granted(&reservation) {
+                    // Workers that hold it up may be asleep.
+                    cx.shared.claims.wake_others();
+                    self.state = State::Waiting {
+                        batch,
+                        reservation,
+                        claim,
+                        paused,
+                    };
+                    return Ok(false);
+                }
+                let mut batch = batch.go_on(paused, cx.now);
+                if let Some(spill) = batch.spill.take() {
+                    for (offset, part) in spill.parts(batch.received) {
+                        cx.writer.place(&reservation, offset, part);
+                    }
+                }
+                let is_complete = batch.missing() == 0;
+                self.last_progress = cx.now;
                 self.state = State::Payload {
-                    received: batch.payload_len,
                     batch,
                     reservation,
+                    claim,
                 };
-                self.commit(cx)?;
+                if is_complete {
+                    self.commit(cx)?;
+                }
+                Ok(true)
             }
-            other => self.state = other,
+            State::Starved {
+                batch,
+                paused,
+                turn,
+            } => {
+                let len = batch.batch.payload_len;
+                if let Some(claim) = self.claimant.claim(len, Turn::Waiting) {
+                    let batch = batch.go_on(paused, cx.now);
+                    self.enter_ring(cx, batch, Some(claim));
+                    return Ok(true);
+                }
+                let mut batch = batch;
+                let spill = batch.spill.as_mut().expect("a batch aside has a spill");
+                if spill.reserve(batch.received, 1, Turn::Next).is_err() {
+                    self.state = State::Starved {
+                        batch,
+                        paused,
+                        turn,
+                    };
+                    return Ok(false);
+                }
+                self.last_progress = cx.now;
+                let batch = batch.go_on(paused, cx.now);
+                self.state = State::Aside { batch };
+                Ok(true)
+            }
+            other => {
+                self.state = other;
+                Ok(true)
+            }
         }
-        Ok(true)
     }
 
     fn commit(&mut self, cx: &mut Context<'_>) -> Result<(), Ending> {
         let State::Payload {
-            batch,
+            batch: Incoming {
+                batch, received, ..
+            },
             reservation,
-            received,
+            claim,
         } = std::mem::replace(&mut self.state, State::Header)
         else {
             unreachable!("only a batch in the ring is committed");
         };
+        drop(claim);
+        self.evicted = None;
         let start = cx.stats.stages.now();
         if cx.config.verify_on_receive {
             let placed = cx.writer.placed(&reservation, received);
@@ -539,23 +659,36 @@ impl Connection {
             return self.reply(cx);
         }
         let silent_for = cx.now - self.last_progress;
+        let may_stall = cx.config.stall_timeout;
         match &self.state {
-            State::Waiting { .. } | State::Returning { .. }
+            State::Starved { paused, .. } if cx.now - *paused > may_stall => {
+                let text = format!(
+                    "there was no room for batch {} for {may_stall:.0?}: too many batches of this host, or of all publishers, are not complete; send smaller ones",
+                    self.next_seq
+                );
+                self.fail(cx, Fault::Stalled, text);
+                return self.reply(cx);
+            }
+            State::Waiting { .. } | State::Starved { .. }
                 if cx.now - self.last_heartbeat >= cx.config.heartbeat =>
             {
                 self.last_heartbeat = cx.now;
                 self.outbox.ack(self.acked, true);
                 return self.flush();
             }
-            State::Payload { .. } | State::Aside { .. } if silent_for > cx.config.stall_timeout => {
+            State::Payload { .. } | State::Aside { .. } if silent_for > may_stall => {
                 let text = format!("no byte of batch {} for {silent_for:.0?}", self.next_seq);
                 self.fail(cx, Fault::Stalled, text);
                 return self.reply(cx);
             }
-            State::Payload { reservation, .. }
-                if cx.writer.age(reservation) > cx.writer.log().geometry().ring_bytes() / 2 =>
-            {
-                return self.evacuate(cx);
+            State::Payload { batch, .. } | State::Aside { batch } => {
+                let (elapsed, received) = (cx.now - batch.since, batch.received.into());
+                if claims::is_overdue(elapsed, received, may_stall) {
+                    let len = batch.batch.payload_len;
+                    let text = claims::overdue_text(self.next_seq, received, len, elapsed);
+                    self.fail(cx, Fault::Stalled, text);
+                    return self.reply(cx);
+                }
             }
             State::Failed { until } if cx.now >= *until => return Err(Ending::Closed),
             _ => {}
@@ -563,41 +696,100 @@ impl Connection {
         Ok(())
     }
 
-    /// Moves a half received batch out of the ring, so that a slow publisher holds up nobody.
-    fn evacuate(&mut self, cx: &mut Context<'_>) -> Result<(), Ending> {
+    /// Whether its batch lies in the ring, has been there for half a round and arrives slowly: soon it
+    /// holds up every other.
+    pub(super) fn holds_up(&self, cx: &Context<'_>) -> bool {
         let State::Payload {
-            batch,
-            reservation,
-            received,
-        } = std::mem::replace(&mut self.state, State::Header)
+            batch, reservation, ..
+        } = &self.state
         else {
-            return Ok(());
+            return false;
         };
-        let len = u64::from(batch.payload_len);
-        let held = &cx.shared.counters.evacuated_bytes;
-        if held.fetch_add(len, Ordering::Relaxed) + len > cx.config.max_evacuated {
-            held.fetch_sub(len, Ordering::Relaxed);
-            cx.writer.abort(reservation);
-            let text = "too many publishers stall inside a batch; send smaller batches".to_owned();
-            self.fail(cx, Fault::Stalled, text);
-            return self.reply(cx);
+        let half = cx.writer.log().geometry().ring_bytes() / 2;
+        cx.writer.age(reservation) > half
+            && claims::is_slow(cx.now - batch.since, batch.received.into())
+    }
+
+    /// Bytes that its batch has, of the ring or of memory, which others wait for; none if it arrives at
+    /// a fair rate.
+    pub(super) fn reclaimable(&self, now: Instant) -> u64 {
+        match &self.state {
+            State::Payload {
+                batch,
+                claim: Some(_),
+                ..
+            } if self.claimant.pressure().ring
+                && claims::is_slow(now - batch.since, batch.received.into()) =>
+            {
+                batch.batch.payload_len.into()
+            }
+            State::Aside { batch }
+                if self.claimant.pressure().memory
+                    && claims::is_stalling(now - batch.since, batch.received.into()) =>
+            {
+                batch.spill.as_ref().map_or(0, |spill| spill.held())
+            }
+            _ => 0,
         }
-        Counters::count(&cx.shared.counters.evacuated_batches);
-        let mut bytes = Vec::with_capacity(batch.payload_len as usize);
-        bytes.extend_from_slice(cx.writer.placed(&reservation, received));
-        cx.writer.abort(reservation);
-        self.state = State::Aside { batch, bytes };
-        Ok(())
+    }
+
+    /// Gives what its batch has to others: a batch in the ring goes on outside of it, if memory has a
+    /// share left for what came of it. Otherwise it is given up, unless it goes on and nothing but its
+    /// share is wanted.
+    pub(super) fn give_way(&mut self, cx: &mut Context<'_>) -> Result<(), Ending> {
+        match std::mem::replace(&mut self.state, State::Header) {
+            State::Payload {
+                batch,
+                reservation,
+                claim,
+            } => {
+                let mut spill = self.claimant.spill();
+                let fits = match batch.received {
+                    0 => Ok(()),
+                    received => spill.reserve(0, received, Turn::Next),
+                };
+                if fits.is_ok() {
+                    Counters::count(&cx.shared.counters.evacuated_batches);
+                    spill.write(0, cx.writer.placed(&reservation, batch.received));
+                    cx.writer.abort(reservation);
+                    self.evicted = None;
+                    self.state = State::Aside {
+                        batch: Incoming {
+                            spill: Some(Box::new(spill)),
+                            ..batch
+                        },
+                    };
+                    return Ok(());
+                }
+                let elapsed = cx.now - batch.since;
+                let goes_on = !claims::is_stalling(elapsed, batch.received.into());
+                self.state = State::Payload {
+                    batch,
+                    reservation,
+                    claim,
+                };
+                if goes_on && !self.holds_up(cx) {
+                    return Ok(());
+                }
+                // Those who have more memory than this one needs may give way.
+                if cx.now - *self.evicted.get_or_insert(cx.now) < EVICTION_WAIT {
+                    return Ok(());
+                }
+            }
+            other => self.state = other,
+        }
+        let text = format!(
+            "batch {} comes so slowly that it holds up others, and there is no memory for it; send smaller batches",
+            self.next_seq
+        );
+        self.fail(cx, Fault::Stalled, text);
+        self.reply(cx)
     }
 
     fn return_to_ring(&mut self, cx: &mut Context<'_>) {
-        if let State::Aside { batch, bytes } = std::mem::replace(&mut self.state, State::Header) {
-            let reservation = cx.writer.reserve(batch.payload_len);
-            self.state = State::Returning {
-                batch,
-                bytes,
-                reservation,
-            };
+        if let State::Aside { batch } = std::mem::replace(&mut self.state, State::Header) {
+            // All of it is here: it holds up nobody.
+            self.enter_ring(cx, batch, None);
         }
     }
 
@@ -645,33 +837,20 @@ impl Connection {
 
     fn closed(&self) -> Ending {
         match &self.state {
-            State::Payload {
-                batch, received, ..
-            } => Ending::CutInBatch {
-                received: *received as usize,
-                len: batch.payload_len,
-            },
-            State::Aside { batch, bytes } => Ending::CutInBatch {
-                received: bytes.len(),
-                len: batch.payload_len,
+            State::Payload { batch, .. } | State::Aside { batch } => Ending::CutInBatch {
+                received: batch.received as usize,
+                len: batch.batch.payload_len,
             },
             _ => Ending::Closed,
         }
     }
 
     fn release(&mut self, cx: &mut Context<'_>) {
-        match std::mem::replace(&mut self.state, State::Ended) {
-            State::Waiting { reservation, .. } | State::Payload { reservation, .. } => {
-                cx.writer.abort(reservation);
-            }
-            State::Returning {
-                batch, reservation, ..
-            } => {
-                cx.writer.abort(reservation);
-                release_aside(cx.shared, &batch);
-            }
-            State::Aside { batch, .. } => release_aside(cx.shared, &batch),
-            State::Header | State::Ended | State::Failed { .. } => {}
+        // Claims and memory are given back when they are dropped.
+        if let State::Waiting { reservation, .. } | State::Payload { reservation, .. } =
+            std::mem::replace(&mut self.state, State::Ended)
+        {
+            cx.writer.abort(reservation);
         }
     }
 
@@ -705,14 +884,6 @@ impl Connection {
     pub(super) fn log(&self) -> &Arc<crate::log::Log> {
         &self.admission.log
     }
-}
-
-fn release_aside(shared: &Shared, batch: &Batch) {
-    let len = u64::from(batch.payload_len);
-    shared
-        .counters
-        .evacuated_bytes
-        .fetch_sub(len, Ordering::Relaxed);
 }
 
 /// recvmsg(2) without waiting.

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::Serialize;
 
 use super::buffers::Effective;
+use crate::claims::Claims;
 use crate::log_quota::LogQuota;
 use crate::profile::{Stage, StageTimer};
 
@@ -94,7 +95,10 @@ pub struct Counters {
     pub stream_evictions: AtomicU64,
     /// Registered readers that died without leaving.
     pub readers_lost: AtomicU64,
-    /// Bytes held outside the ring for publishers that stall inside a batch, now.
+    /// Batches that were received outside the ring because the share of their host, of their key or of
+    /// all publishers in it was taken.
+    pub claims_denied: AtomicU64,
+    /// Bytes held outside the rings for batches that are not complete, over both paths, now.
     pub evacuated_bytes: AtomicU64,
 }
 
@@ -134,6 +138,8 @@ pub struct ConnectionReport {
 pub struct Shared {
     /// Counters.
     pub counters: Counters,
+    /// What publishers may take before they have sent it.
+    pub(crate) claims: Claims,
     /// How much may be written about peers.
     pub(crate) lines: LogQuota,
     connections: Mutex<VecDeque<ConnectionReport>>,

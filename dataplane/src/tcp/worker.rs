@@ -9,7 +9,7 @@ use crossbeam_channel::{Receiver, Sender};
 use polling::{Event, Events, PollMode, Poller};
 use tracing::{debug, info, warn};
 
-use super::connection::{Connection, Context, Ending, Need, Opened};
+use super::connection::{Connection, Context, Ending, Need, Opened, SCRATCH};
 use super::stats::{Counters, Shared, WorkerNow, WorkerStats};
 use crate::log::{Log, Writer};
 use crate::profile::{Live, SHOW_EVERY, Tick};
@@ -18,18 +18,21 @@ use crate::profile::{Live, SHOW_EVERY, Tick};
 const TICK: Duration = SHOW_EVERY;
 /// How long a worker sleeps when a connection waits for room in the ring.
 const SPACE_POLL: Duration = Duration::from_millis(1);
+/// How often a worker looks for batches that hold up others, while there may be any.
+const RELIEF: Duration = Duration::from_millis(1);
+/// How long it sleeps while a batch of its own grows old in the ring.
+const OLD_BATCH_POLL: Duration = Duration::from_millis(10);
 
 /// Settings of a worker.
 #[derive(Debug, Clone)]
 pub struct WorkerConfig {
     /// Compare each batch with its checksum before it is committed.
     pub verify_on_receive: bool,
-    /// A publisher that sends no byte of a begun batch for so long is dropped.
+    /// A publisher that sends no byte of a begun batch for so long is dropped; or so much later than a
+    /// batch takes at [`crate::claims::MIN_RATE`].
     pub stall_timeout: Duration,
     /// How often a publisher that waits for room is told that the broker lives.
     pub heartbeat: Duration,
-    /// Bytes that may be held outside the ring for slow publishers, all workers together.
-    pub max_evacuated: u64,
 }
 
 impl Default for WorkerConfig {
@@ -38,7 +41,6 @@ impl Default for WorkerConfig {
             verify_on_receive: false,
             stall_timeout: Duration::from_secs(30),
             heartbeat: Duration::from_secs(1),
-            max_evacuated: 32 << 20,
         }
     }
 }
@@ -70,6 +72,10 @@ pub struct Worker {
     due: Vec<usize>,
     /// Rounds of the loop.
     round: u64,
+    /// What a batch outside of the ring is received into first.
+    scratch: Box<[u8]>,
+    /// When batches that hold up others are looked for next.
+    next_relief: Instant,
     stats: WorkerStats,
     first_frame: Option<Tick>,
     last_commit: Option<Tick>,
@@ -128,6 +134,7 @@ impl Worker {
     ) -> io::Result<(Self, WorkerHandle)> {
         let (sender, inbox) = crossbeam_channel::unbounded();
         let poller = Arc::new(Poller::new()?);
+        shared.claims.wake_for_others(&poller);
         let load = Arc::new(AtomicUsize::new(0));
         let live = Arc::new(Live::default());
         let handle = WorkerHandle {
@@ -149,6 +156,8 @@ impl Worker {
             again: Vec::new(),
             due: Vec::new(),
             round: 0,
+            scratch: vec![0; SCRATCH].into(),
+            next_relief: Instant::now(),
             stats: WorkerStats::default(),
             first_frame: None,
             last_commit: None,
@@ -179,6 +188,7 @@ impl Worker {
                 self.drive(event.key, now);
             }
             self.drive_queued(now);
+            self.relieve(now);
             if now >= next_tick {
                 self.tick(now);
                 next_tick = now + TICK;
@@ -217,12 +227,63 @@ impl Worker {
         {
             Some(need) if at_once(&need) => Duration::ZERO,
             Some(_) => SPACE_POLL,
-            None => next_tick.saturating_duration_since(Instant::now()),
+            None => {
+                let tick = next_tick.saturating_duration_since(Instant::now());
+                match self.writers.iter().any(is_half_a_round_old) {
+                    true => tick.min(OLD_BATCH_POLL),
+                    false => tick,
+                }
+            }
+        }
+    }
+
+    /// Ends that unfinished batches hold up others: in the ring, those that are half a round old and
+    /// arrive slowly; of what others were denied, the largest batch that arrives slowly.
+    fn relieve(&mut self, now: Instant) {
+        let old = (0..self.writers.len()).filter(|&n| is_half_a_round_old(&self.writers[n]));
+        let mut old = old.peekable();
+        let is_pressed = self.shared.claims.is_pressed(now);
+        if now < self.next_relief || (old.peek().is_none() && !is_pressed) {
+            return;
+        }
+        let old: Vec<_> = old.collect();
+        self.next_relief = now + RELIEF;
+        if !old.is_empty() {
+            for key in 0..self.connections.len() {
+                let entry = self.connections[key].as_ref();
+                if entry.is_some_and(|entry| old.contains(&entry.writer))
+                    && self.with(key, now, |connection, cx| connection.holds_up(cx)) == Some(true)
+                {
+                    self.make_give_way(key, now);
+                }
+            }
+        }
+        if is_pressed {
+            let largest = self
+                .connections
+                .iter()
+                .enumerate()
+                .filter_map(|(key, entry)| {
+                    let bytes = entry.as_ref()?.connection.reclaimable(now);
+                    (bytes > 0).then_some((bytes, key))
+                });
+            if let Some((_, key)) = largest.max() {
+                self.make_give_way(key, now);
+            }
+        }
+    }
+
+    fn make_give_way(&mut self, key: usize, now: Instant) {
+        match self.with(key, now, Connection::give_way) {
+            // What was moved aside may have come to an end, or has an error to send.
+            Some(Ok(())) => self.drive(key, now),
+            Some(Err(ending)) => self.remove(key, now, &ending),
+            None => {}
         }
     }
 
     fn adopt(&mut self, opened: Opened, now: Instant) {
-        let connection = Connection::new(opened, now);
+        let connection = Connection::new(opened, &self.shared, now);
         let writer = self.writer_for(connection.log());
         let key = self.free.pop().unwrap_or_else(|| {
             self.connections.push(None);
@@ -296,6 +357,7 @@ impl Worker {
             last_commit: &mut self.last_commit,
             shared: &self.shared,
             config: &self.config,
+            scratch: &mut self.scratch,
             now,
         };
         Some(action(&mut entry.connection, &mut context))
@@ -375,6 +437,7 @@ impl Worker {
             last_commit: &mut self.last_commit,
             shared: &self.shared,
             config: &self.config,
+            scratch: &mut self.scratch,
             now,
         };
         let report = entry.connection.finish(&mut context, ending);
@@ -396,6 +459,9 @@ impl Worker {
     }
 
     fn tick(&mut self, now: Instant) {
+        let held = self.shared.claims.memory_held();
+        let counters = &self.shared.counters;
+        counters.evacuated_bytes.store(held, Ordering::Relaxed);
         for key in 0..self.connections.len() {
             match self.with(key, now, Connection::tick) {
                 None | Some(Ok(())) => {}
@@ -429,4 +495,9 @@ impl Worker {
             self.remove(key, now, &Ending::Closed);
         }
     }
+}
+
+/// Whether its oldest unfinished batch was begun half a round of the ring ago.
+fn is_half_a_round_old(writer: &Writer) -> bool {
+    writer.oldest_open_age() > writer.log().geometry().ring_bytes() / 2
 }

@@ -16,7 +16,7 @@ mod sender;
 mod simulation;
 
 pub use mtu::BASE as BASE_DATAGRAM;
-pub use receiver::{Limits, Receiver, Refusal, Turn};
+pub use receiver::{FREE_MEMORY, Limits, OpenBatch, Receiver, Refusal, Turn};
 pub use sender::{AckFault, Outgoing, Sender, SenderConfig, SenderStats, Transmit};
 
 /// Most batches of a stream that may be uncommitted; both ends keep to it.

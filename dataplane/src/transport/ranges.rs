@@ -18,6 +18,35 @@ impl Ranges {
         }
     }
 
+    /// An empty set of at most `most` ranges; takes memory when it needs it.
+    #[must_use]
+    pub fn growing(most: usize) -> Self {
+        Self {
+            ranges: Vec::new(),
+            most,
+        }
+    }
+
+    /// Bytes of memory that it has.
+    #[must_use]
+    pub fn memory(&self) -> usize {
+        self.ranges.capacity() * size_of::<(u64, u64)>()
+    }
+
+    /// Whether all that it has memory for is in use: one more range takes more.
+    #[must_use]
+    pub fn is_out_of_memory(&self) -> bool {
+        self.ranges.len() == self.ranges.capacity()
+    }
+
+    /// Whether the numbers from `low` to `high` would be one more range, not part of another.
+    #[must_use]
+    pub fn adds_range(&self, low: u64, high: u64) -> bool {
+        let first = self.ranges.partition_point(|&(_, to)| to + 1 < low);
+        let next = self.ranges.get(first);
+        next.is_none_or(|&(from, _)| from > high + 1)
+    }
+
     /// Empties the set; it keeps its memory.
     pub fn clear(&mut self) {
         self.ranges.clear();
@@ -112,7 +141,9 @@ mod tests {
             for (low, len) in inserts {
                 let missing = (low..=low + len).filter(|n| !model.contains(n)).count() as u64;
                 prop_assert_eq!(ranges.missing(low, low + len), missing);
+                let (adds, before) = (ranges.adds_range(low, low + len), ranges.ranges().len());
                 ranges.insert(low, low + len);
+                prop_assert_eq!(adds, ranges.ranges().len() > before);
                 model.extend(low..=low + len);
             }
             for number in 0..230 {

@@ -10,6 +10,19 @@ use crate::wire::packet::{BatchInfo, Chunk, Feedback, MAX_GAPS, StreamKey};
 
 /// Parts of one batch that may have arrived with gaps between them.
 const MAX_PARTS: usize = 64;
+/// Memory that the account of a batch's parts takes at first, bytes: what a `Vec` of them grows to.
+const FIRST_PARTS: usize = 4 * size_of::<(u64, u64)>();
+
+/// Memory that it takes at most.
+const NEXT_PARTS: usize = MAX_PARTS * size_of::<(u64, u64)>();
+
+/// Memory that every stream may take to keep account of its open batches, bytes: 64 batches in a row
+/// and what is needed for them to come out of turn. More is for [`Receiver::allow_memory`].
+pub const FREE_MEMORY: usize = 16 << 10;
+/// Places for open batches that a stream begins with.
+const FIRST_BATCHES: usize = 16;
+/// Accounts of ended batches that are kept for later ones.
+const SPARE: usize = 64;
 
 /// What a stream may take.
 #[derive(Debug, Clone, Copy)]
@@ -41,6 +54,9 @@ pub enum Refusal {
     /// The batch is in more pieces than are kept account of; a retransmission fills the gaps.
     #[error("in too many pieces")]
     Scattered,
+    /// Keeping account of it takes more memory than the stream may take.
+    #[error("too many batches and pieces to keep account of")]
+    NoMemory,
 }
 
 /// How a packet's number follows on those before it.
@@ -59,7 +75,22 @@ pub enum Turn {
 struct Assembly<R> {
     info: BatchInfo,
     parts: Ranges,
+    /// Bytes that came.
+    received: u64,
     room: R,
+}
+
+/// A batch that is not committed yet.
+#[derive(Debug)]
+pub struct OpenBatch<'a, R> {
+    /// What packets say of it.
+    pub info: &'a BatchInfo,
+    /// First and last byte of each part that is there, rising.
+    pub parts: &'a [(u64, u64)],
+    /// Bytes that came.
+    pub received: u64,
+    /// Its place.
+    pub room: &'a mut R,
 }
 
 /// One stream's receiving end.
@@ -81,6 +112,10 @@ pub struct Receiver<R> {
     opened: u64,
     credit: u64,
     spare: Vec<Ranges>,
+    /// Bytes of memory that accounts of parts have, those of ended batches included.
+    parts_memory: usize,
+    /// Bytes that it may have beyond [`FREE_MEMORY`].
+    allowed: usize,
     owes_ack: bool,
 }
 
@@ -94,12 +129,14 @@ impl<R> Receiver<R> {
             packets: Ranges::new(MAX_GAPS + 1),
             largest_at: now,
             committed: first_batch,
-            open: VecDeque::with_capacity(64),
+            open: VecDeque::with_capacity(FIRST_BATCHES),
             position: 0,
             placed: 0,
             opened: 0,
             credit: limits.window,
             spare: Vec::new(),
+            parts_memory: 0,
+            allowed: 0,
             owes_ack: false,
         }
     }
@@ -130,11 +167,16 @@ impl<R> Receiver<R> {
         }
         let (low, high) = span(chunk, len);
         let (used, credit) = (self.position + self.placed, self.credit);
+        let (memory, may_have) = (self.memory(), self.may_have(index));
+        let memory_with_it = self.memory_with(index as usize + 1) + FIRST_PARTS;
         let Some(Some(batch)) = self.open.get_mut(index as usize) else {
             let opened = self.opened + u64::from(chunk.batch.len);
             let most = self.limits.window + 2 * u64::from(self.limits.max_payload);
             if used + u64::from(len) > credit || opened > most {
                 return Err(Refusal::OverCredit);
+            }
+            if memory_with_it > may_have {
+                return Err(Refusal::NoMemory);
             }
             return Ok(None);
         };
@@ -146,13 +188,58 @@ impl<R> Receiver<R> {
             self.packets.insert(packet, packet);
             return Err(Refusal::Duplicate);
         }
-        if batch.parts.is_full() {
+        if batch.parts.is_full() && batch.parts.adds_range(low, high) {
             return Err(Refusal::Scattered);
         }
         if used + missing > credit {
             return Err(Refusal::OverCredit);
         }
+        if batch.parts.is_out_of_memory() && batch.parts.adds_range(low, high) {
+            // A vector doubles.
+            let more = batch.parts.memory().max(FIRST_PARTS);
+            if memory + more > may_have {
+                return Err(Refusal::NoMemory);
+            }
+        }
         Ok(Some(&mut batch.room))
+    }
+
+    /// Bytes of memory that keeping account of the open batches takes.
+    #[must_use]
+    pub fn memory(&self) -> usize {
+        self.memory_with(0)
+    }
+
+    /// What it may take for a batch so far behind the next. What batches behind it have taken keeps the
+    /// next one from nothing: without it none of them can end.
+    fn may_have(&self, index: u64) -> usize {
+        FREE_MEMORY + self.allowed + if index == 0 { NEXT_PARTS } else { 0 }
+    }
+
+    /// With places for so many open batches.
+    fn memory_with(&self, batches: usize) -> usize {
+        let mut places = self.open.capacity();
+        if batches > places {
+            places = batches.next_power_of_two();
+        }
+        places * size_of::<Option<Assembly<R>>>() + self.parts_memory
+    }
+
+    /// Lets it take so many bytes of memory beyond [`FREE_MEMORY`]. It gives back what it can when it
+    /// has no open batch.
+    pub fn allow_memory(&mut self, bytes: usize) {
+        self.allowed = bytes;
+        if self.open.is_empty() && self.memory() > FREE_MEMORY + bytes {
+            self.open = VecDeque::with_capacity(FIRST_BATCHES);
+            self.spare = Vec::new();
+            self.parts_memory = 0;
+        }
+    }
+
+    /// Whether no batch is open.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.open.is_empty()
     }
 
     /// Gives the batch of an offered packet its room.
@@ -161,14 +248,20 @@ impl<R> Receiver<R> {
     /// If the batch is not one that was just offered without room.
     pub fn give_room(&mut self, batch: &BatchInfo, room: R) {
         let index = (batch.seq - self.committed) as usize;
+        if index >= self.open.capacity() {
+            let places = (index + 1).next_power_of_two();
+            self.open.reserve_exact(places - self.open.len());
+        }
         while self.open.len() <= index {
             self.open.push_back(None);
         }
         self.opened += u64::from(batch.len);
-        let parts = self.spare.pop().unwrap_or_else(|| Ranges::new(MAX_PARTS));
+        let spare = self.spare.pop();
+        let parts = spare.unwrap_or_else(|| Ranges::growing(MAX_PARTS));
         let before = self.open[index].replace(Assembly {
             info: *batch,
             parts,
+            received: 0,
             room,
         });
         assert!(before.is_none(), "the batch had room");
@@ -192,8 +285,12 @@ impl<R> Receiver<R> {
         let index = (chunk.batch.seq - self.committed) as usize;
         let batch = self.open[index].as_mut().expect("the batch has room");
         let (low, high) = span(chunk, len);
-        self.placed += batch.parts.missing(low, high);
+        let missing = batch.parts.missing(low, high);
+        let before = batch.parts.memory();
         batch.parts.insert(low, high);
+        self.parts_memory += batch.parts.memory() - before;
+        batch.received += missing;
+        self.placed += missing;
         self.arrived(now, packet)
     }
 
@@ -232,9 +329,14 @@ impl<R> Receiver<R> {
             info,
             mut parts,
             room,
+            ..
         } = self.open.pop_front().flatten().expect("looked at above");
-        parts.clear();
-        self.spare.push(parts);
+        if parts.memory() <= FIRST_PARTS && self.spare.len() < SPARE {
+            parts.clear();
+            self.spare.push(parts);
+        } else {
+            self.parts_memory -= parts.memory();
+        }
         self.committed += 1;
         self.position += u64::from(info.len);
         self.placed -= u64::from(info.len);
@@ -248,9 +350,14 @@ impl<R> Receiver<R> {
         self.open.into_iter().flatten().map(|batch| batch.room)
     }
 
-    /// Rooms of batches that are not committed yet, to look after.
-    pub fn rooms_mut(&mut self) -> impl Iterator<Item = &mut R> {
-        self.open.iter_mut().flatten().map(|batch| &mut batch.room)
+    /// Batches that are not committed yet, to look after.
+    pub fn open_batches(&mut self) -> impl Iterator<Item = OpenBatch<'_, R>> {
+        self.open.iter_mut().flatten().map(|batch| OpenBatch {
+            info: &batch.info,
+            parts: batch.parts.ranges(),
+            received: batch.received,
+            room: &mut batch.room,
+        })
     }
 
     /// How many bytes may arrive ahead of the first that is missing, from now on. Credit that was
@@ -449,6 +556,96 @@ mod tests {
         let more = chunk(10, 1000, 999);
         assert_eq!(take(&mut r, 500, more, 1), Err(Refusal::Scattered));
         assert!(!r.packets.contains(500), "it is not acked");
+    }
+
+    #[test]
+    fn memory_for_accounts_is_bounded_and_given_back() {
+        let mut r: Receiver<[u64; 12]> = Receiver::new(
+            STREAM,
+            0,
+            Limits {
+                max_payload: 1000,
+                window: 1 << 30,
+            },
+            0,
+        );
+        let most = |r: &Receiver<_>, allowed| {
+            assert!(r.memory() <= FREE_MEMORY + allowed + NEXT_PARTS);
+        };
+        // As many batches as possible, each in as many parts as possible.
+        let mut packet = 0;
+        let mut fill = |r: &mut Receiver<_>, allowed| {
+            let mut refused = 0;
+            for seq in 0..MAX_OPEN_BATCHES as u64 {
+                for part in 0..MAX_PARTS as u32 {
+                    packet += 2;
+                    let chunk = chunk(seq, 1000, 2 * part);
+                    match r.offer(packet, &chunk, 1) {
+                        Ok(None) => r.give_room(&chunk.batch, [0; 12]),
+                        Ok(Some(_)) => {}
+                        Err(Refusal::Duplicate) => continue,
+                        Err(refusal) => {
+                            assert_eq!(refusal, Refusal::NoMemory);
+                            refused += 1;
+                            continue;
+                        }
+                    }
+                    r.placed(0, packet, &chunk, 1);
+                    most(r, allowed);
+                }
+            }
+            refused
+        };
+        assert!(fill(&mut r, 0) > 0);
+        r.allow_memory(64 << 10);
+        assert!(fill(&mut r, 64 << 10) > 0);
+        r.allow_memory(4 << 20);
+        assert_eq!(fill(&mut r, 4 << 20), 0);
+        assert_eq!(r.open_batches().count(), MAX_OPEN_BATCHES);
+        for seq in 0..MAX_OPEN_BATCHES as u64 {
+            for part in 0..MAX_PARTS as u32 {
+                packet += 2;
+                let len = if part + 1 == MAX_PARTS as u32 {
+                    1000 - 2 * part
+                } else {
+                    2
+                };
+                let chunk = chunk(seq, 1000, 2 * part);
+                assert!(
+                    r.offer(packet, &chunk, len).unwrap().is_some(),
+                    "a gap is filled"
+                );
+                r.placed(0, packet, &chunk, len);
+            }
+            assert!(r.next_complete().is_some(), "batch {seq}");
+        }
+        assert!(r.is_empty());
+        r.allow_memory(0);
+        most(&r, 0);
+        assert!(r.spare.len() <= SPARE);
+    }
+
+    #[test]
+    fn batches_in_turn_need_no_more_than_every_stream_may_take() {
+        let mut r = Receiver::new(
+            STREAM,
+            0,
+            Limits {
+                max_payload: 1000,
+                window: 1 << 30,
+            },
+            0,
+        );
+        // Twice as many as a publisher has in flight unless told otherwise, with gaps.
+        for seq in 0..64 {
+            for (part, at) in [0, 200, 400, 600].into_iter().enumerate() {
+                let (packet, chunk) = (4 * seq + part as u64, chunk(seq, 1000, at));
+                if r.offer(packet, &chunk, 100).unwrap().is_none() {
+                    r.give_room(&chunk.batch, [0u64; 10]);
+                }
+                r.placed(0, packet, &chunk, 100);
+            }
+        }
     }
 
     #[test]

@@ -26,6 +26,9 @@ pub struct XdpStats {
     pub duplicates: u64,
     /// Packets refused because they ignore a limit or contradict others.
     pub refused: u64,
+    /// Packets dropped because the shares of their publisher's host, of its key or of all publishers in
+    /// the memory outside of the rings were taken; they are sent again.
+    pub no_memory: u64,
     /// Packets that later ones overtook; with [`Self::late`] taken off, those that were lost.
     pub skipped: u64,
     /// Packets that came after later ones.
@@ -79,6 +82,7 @@ impl XdpStats {
         self.duplicates += other.duplicates;
         self.refused += other.refused;
         self.foreign_source += other.foreign_source;
+        self.no_memory += other.no_memory;
         self.skipped += other.skipped;
         self.late += other.late;
         self.acks += other.acks;

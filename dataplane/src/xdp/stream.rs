@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::io::{self, Read};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use zerocopy::FromBytes;
 
@@ -14,9 +14,12 @@ use super::gate::Pass;
 use super::stats::XdpStats;
 use crate::admission::{Admission, REVOKED};
 use crate::auth::PacketKeys;
+use crate::claims::{
+    self, Claimant, Claims, MemoryCharge, RingClaim, Spill, Turn as Claim, Waiting,
+};
 use crate::log::{Commit, Reservation, Writer};
 use crate::tcp::{ConnectionReport, Effective, Opened, Outbox, PathStage, WorkerStats};
-use crate::transport::{Limits, Receiver, Refusal, Turn};
+use crate::transport::{Limits, OpenBatch, Receiver, Refusal, Turn};
 use crate::wire::batch::{self, Frame, HEADER_LEN, Header};
 use crate::wire::message;
 use crate::wire::packet::{BatchInfo, Chunk, Feedback, MAX_ACK_LEN, StreamKey};
@@ -27,12 +30,29 @@ const ACK_EVERY: u32 = 32;
 /// An ack waits no longer than this, nanoseconds.
 const ACK_DELAY: u64 = 100_000;
 
+/// Batches that are complete and wait for room in the ring, at most; more stay where they are.
+const MAX_COMPLETE: usize = 64;
+/// Open batches that are looked after each millisecond while the ring has no room: those next in turn.
+const LOOKED_AFTER: usize = 64;
+/// How often batches are looked through for those that are overdue, nanoseconds.
+const OVERDUE_EVERY: u64 = 250_000_000;
+/// Memory for accounts of open batches is charged in steps of so many bytes.
+const MEMORY_STEP: usize = 16 << 10;
+/// How long a batch that must leave the ring may wait for memory outside of it, nanoseconds.
+const EVICTION_WAIT: u64 = 200_000_000;
+
 /// Where a batch lies.
 #[derive(Debug)]
 struct Room {
-    reservation: Reservation,
-    /// Its bytes, while the ring has no room for them.
-    aside: Option<Vec<u8>>,
+    /// Its room in the ring, if it has any; and its claim to it, while it is not complete.
+    reservation: Option<Reservation>,
+    claim: Option<RingClaim>,
+    /// Its bytes, while they are not in the ring.
+    spill: Option<Box<Spill>>,
+    /// It has a share neither of the ring nor of memory.
+    waiting: Option<Waiting>,
+    /// When its first packet came, on the stream's own clock.
+    since: u64,
 }
 
 /// Why a stream ends.
@@ -56,6 +76,24 @@ pub(super) struct Context<'a> {
     pub(super) now: u64,
 }
 
+/// Which slow batches leave the ring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leaves {
+    /// Those that are half a round old.
+    Old,
+    /// All.
+    Slow,
+}
+
+/// What a stream has that others need.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Reclaimable {
+    /// Bytes of the ring that its slow batches have.
+    pub(super) ring: u64,
+    /// Bytes of memory that those have which hardly go on.
+    pub(super) memory: u64,
+}
+
 /// An open stream.
 #[derive(Debug)]
 pub(super) struct Stream {
@@ -64,7 +102,22 @@ pub(super) struct Stream {
     peer: SocketAddr,
     buffers: Effective,
     pub(super) admission: Admission,
+    claimant: Claimant,
     receiver: Receiver<Room>,
+    /// Memory for accounts of open batches, beyond what every stream may take.
+    charged: Vec<MemoryCharge>,
+    /// A packet of the next batch, or of one behind it, was dropped for want of memory: others like it
+    /// are, too, until the next tick.
+    starved: bool,
+    starved_later: bool,
+    /// Whether batches lie outside of the ring that have room in it, or ask for it.
+    unsettled: bool,
+    /// How long the stream has waited for room in the ring: time that is not its publisher's.
+    blocked_for: u64,
+    ticked_at: u64,
+    overdue_at: u64,
+    /// Since when a batch must leave the ring, for which memory is missing.
+    evicted: Option<u64>,
     /// If its packets are authenticated; and how many ACKs were.
     pub(super) keys: Option<Arc<PacketKeys>>,
     acks: u64,
@@ -98,7 +151,14 @@ pub(super) struct Stream {
 }
 
 impl Stream {
-    pub(super) fn new(opened: Opened, pass: Pass, port: usize, window: u64, now: u64) -> Self {
+    pub(super) fn new(
+        opened: Opened,
+        pass: Pass,
+        claims: &Claims,
+        port: usize,
+        window: u64,
+        now: u64,
+    ) -> Self {
         let Opened {
             socket,
             peer,
@@ -119,7 +179,16 @@ impl Stream {
             buffers,
             keys,
             acks: 0,
+            claimant: claims.claimant(&admission.log, &admission.tenant),
             receiver: Receiver::new(key, first, limits, now),
+            charged: Vec::new(),
+            starved: false,
+            starved_later: false,
+            unsettled: false,
+            blocked_for: 0,
+            ticked_at: now,
+            overdue_at: now,
+            evicted: None,
             complete: VecDeque::with_capacity(8),
             committed: first,
             visible: first,
@@ -223,11 +292,11 @@ impl Stream {
         parts: &[&[u8]],
         len: u32,
     ) {
-        match self.receiver.offer(packet, chunk, len) {
-            Ok(Some(_)) => {}
-            Ok(None) => {
+        match self.offer(packet, chunk, len) {
+            Ok(true) => {}
+            Ok(false) => {
                 let start = cx.stats.stages.now();
-                let room = new_room(cx, chunk.batch.len);
+                let room = self.new_room(cx, chunk);
                 self.receiver.give_room(&chunk.batch, room);
                 cx.stats.stages.lap(PathStage::ReserveLogSpace, start);
             }
@@ -237,17 +306,27 @@ impl Stream {
                 self.ack_later(cx.now);
                 return;
             }
+            Err(Refusal::NoMemory) => {
+                cx.xdp.no_memory += 1;
+                return;
+            }
             Err(_) => {
                 cx.xdp.refused += 1;
                 return;
             }
         }
+        if self.receiver.room(&chunk.batch).spill.is_some() && !self.find_room(chunk, len) {
+            // It is as if it had been lost: its publisher sends it again.
+            cx.xdp.no_memory += 1;
+            return;
+        }
         let room = self.receiver.room(&chunk.batch);
         let mut at = chunk.offset;
         for part in parts {
-            match &mut room.aside {
-                None => cx.writer.place(&room.reservation, at, part),
-                Some(bytes) => bytes[at as usize..at as usize + part.len()].copy_from_slice(part),
+            match (&mut room.spill, &room.reservation) {
+                (Some(spill), _) => spill.write(at, part),
+                (None, Some(reservation)) => cx.writer.place(reservation, at, part),
+                (None, None) => unreachable!("a batch is in the ring or outside of it"),
             }
             at += part.len() as u32;
         }
@@ -262,19 +341,130 @@ impl Stream {
         }
     }
 
+    /// Whether a packet is to be placed in a batch that has room, or in one that needs it.
+    fn offer(&mut self, packet: u64, chunk: &Chunk, len: u32) -> Result<bool, Refusal> {
+        loop {
+            match self.receiver.offer(packet, chunk, len) {
+                Ok(room) => return Ok(room.is_some()),
+                Err(Refusal::NoMemory) if !self.starved => {
+                    let step = self.charged.len().max(1) * MEMORY_STEP;
+                    let Some(more) = self.claimant.charge(step as u64) else {
+                        self.starved = true;
+                        return Err(Refusal::NoMemory);
+                    };
+                    self.charged.push(more);
+                    self.allow_memory();
+                }
+                Err(refusal) => return Err(refusal),
+            }
+        }
+    }
+
+    fn allow_memory(&mut self) {
+        let allowed: u64 = self.charged.iter().map(MemoryCharge::bytes).sum();
+        self.receiver.allow_memory(allowed as usize);
+    }
+
+    /// Room for a batch: in the ring if there is a share of it left, or else outside of it. While what
+    /// the ring has there is needed by others, the batch's bytes lie outside, too.
+    fn new_room(&mut self, cx: &mut Context<'_>, chunk: &Chunk) -> Room {
+        let turn = self.turn_of(chunk);
+        let claim = self.claimant.claim(chunk.batch.len, turn);
+        let reservation = claim.as_ref().map(|_| cx.writer.reserve(chunk.batch.len));
+        let is_granted = reservation
+            .as_ref()
+            .is_some_and(|reservation| cx.writer.is_granted(reservation));
+        let spill = (!is_granted).then(|| {
+            cx.xdp.aside += 1;
+            self.unsettled = true;
+            Box::new(self.claimant.spill())
+        });
+        Room {
+            reservation,
+            claim,
+            spill,
+            waiting: None,
+            since: self.clock(cx.now),
+        }
+    }
+
+    fn turn_of(&self, chunk: &Chunk) -> Claim {
+        match chunk.batch.seq == self.receiver.committed() {
+            true => Claim::Next,
+            false => Claim::Later,
+        }
+    }
+
+    /// Sees to it that a batch outside of the ring has room for a packet: memory, or a place in the ring.
+    /// Returns false if there is none.
+    fn find_room(&mut self, chunk: &Chunk, len: u32) -> bool {
+        let turn = self.turn_of(chunk);
+        let starved = match turn {
+            Claim::Later => &mut self.starved_later,
+            Claim::Next | Claim::Waiting => &mut self.starved,
+        };
+        let room = self.receiver.room(&chunk.batch);
+        let Some(spill) = &mut room.spill else {
+            return true;
+        };
+        let has_room = spill.has(chunk.offset, len);
+        if has_room || (!*starved && spill.reserve(chunk.offset, len, turn).is_ok()) {
+            return true;
+        }
+        *starved = true;
+        self.unsettled = true;
+        if room.reservation.is_none() && turn == Claim::Next {
+            room.waiting.get_or_insert_with(|| self.claimant.wait());
+        }
+        false
+    }
+
+    /// Moves open batches into the ring that have room there now, and asks for room for those that
+    /// have no memory.
+    fn settle_open(&mut self, cx: &mut Context<'_>) {
+        self.unsettled = false;
+        for OpenBatch { info, room, .. } in self.receiver.open_batches().take(LOOKED_AFTER) {
+            if room.waiting.is_some()
+                && let Some(claim) = self.claimant.claim(info.len, Claim::Waiting)
+            {
+                room.waiting = None;
+                room.claim = Some(claim);
+                room.reservation = Some(cx.writer.reserve(info.len));
+            }
+            let is_in_the_ring = settle(cx, info.len, room);
+            self.unsettled |= !is_in_the_ring;
+        }
+    }
+
+    /// The stream's own clock, which stands still while the ring has no room for it.
+    fn clock(&self, now: u64) -> u64 {
+        now - self.blocked_for
+    }
+
     /// Commits what is complete and has room.
     pub(super) fn commit(&mut self, cx: &mut Context<'_>) -> Result<(), Ending> {
-        while let Some(complete) = self.receiver.next_complete() {
-            self.complete.push_back(complete);
+        while self.complete.len() < MAX_COMPLETE
+            && let Some((info, mut room)) = self.receiver.next_complete()
+        {
+            // All of it is here: it holds up nobody.
+            (room.claim, room.waiting) = (None, None);
+            room.reservation
+                .get_or_insert_with(|| cx.writer.reserve(info.len));
+            self.complete.push_back((info, room));
         }
-        while let Some((_, room)) = self.complete.front_mut() {
-            if !settle(cx, room) {
+        while let Some((info, room)) = self.complete.front_mut() {
+            if !settle(cx, info.len, room) {
                 break;
             }
             let start = cx.stats.stages.now();
             let (info, room) = self.complete.pop_front().expect("looked at above");
-            self.commit_one(cx, &info, room.reservation)?;
+            let reservation = room.reservation.expect("it lies in the ring");
+            self.commit_one(cx, &info, reservation)?;
             cx.stats.stages.lap(PathStage::Commit, start);
+        }
+        if !self.charged.is_empty() && self.receiver.is_empty() {
+            self.charged.clear();
+            self.allow_memory();
         }
         self.look_at_frontier(cx);
         Ok(())
@@ -378,15 +568,121 @@ impl Stream {
             let text = format!("no packet came for {} s", cx.idle_timeout / 1_000_000_000);
             return Err(Ending::Fault(Fault::Stalled, text));
         }
-        let ring = cx.writer.log().geometry().ring_bytes();
-        for room in self.receiver.rooms_mut() {
-            settle(cx, room);
-            if room.aside.is_none() && cx.writer.age(&room.reservation) > ring / 2 {
-                evacuate(cx, room);
-            }
+        if self.is_blocked() {
+            self.blocked_for += cx.now - self.ticked_at;
+        }
+        self.ticked_at = cx.now;
+        (self.starved, self.starved_later) = (false, false);
+        if self.unsettled {
+            self.settle_open(cx);
+        }
+        if cx.now - self.overdue_at >= OVERDUE_EVERY {
+            self.overdue_at = cx.now;
+            self.find_overdue(cx)?;
+        }
+        if cx.writer.oldest_open_age() > cx.writer.log().geometry().ring_bytes() / 2 {
+            self.leave_ring(cx, Leaves::Old)?;
         }
         self.commit(cx)?;
         self.control()
+    }
+
+    /// Ends the stream if a batch comes too slowly: neither pings nor packets of other batches help.
+    fn find_overdue(&mut self, cx: &Context<'_>) -> Result<(), Ending> {
+        let clock = self.clock(cx.now);
+        let may_stall = Duration::from_nanos(cx.idle_timeout);
+        for batch in self.receiver.open_batches() {
+            let elapsed = Duration::from_nanos(clock - batch.room.since);
+            if claims::is_overdue(elapsed, batch.received, may_stall) {
+                let BatchInfo { seq, len, .. } = *batch.info;
+                let text = claims::overdue_text(seq, batch.received, len, elapsed);
+                return Err(Ending::Fault(Fault::Stalled, text));
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves slow batches out of the ring: those that are half a round old, because they hold up every
+    /// other, or all of them, because others wait for a share. Only what came of them takes memory. If
+    /// there is none for a while the stream ends: in the first case, or if it hardly goes on.
+    fn leave_ring(&mut self, cx: &mut Context<'_>, leaves: Leaves) -> Result<(), Ending> {
+        let clock = self.clock(cx.now);
+        let half = cx.writer.log().geometry().ring_bytes() / 2;
+        let mut denied = false;
+        for batch in self.receiver.open_batches() {
+            let (Some(reservation), None) = (&batch.room.reservation, &batch.room.spill) else {
+                continue;
+            };
+            let elapsed = Duration::from_nanos(clock - batch.room.since);
+            let goes = leaves == Leaves::Slow || cx.writer.age(reservation) > half;
+            if !goes || !claims::is_slow(elapsed, batch.received) {
+                continue;
+            }
+            let mut spill = Box::new(self.claimant.spill());
+            if !spill_parts(cx, reservation, batch.parts, &mut spill) {
+                denied |= leaves == Leaves::Old || claims::is_stalling(elapsed, batch.received);
+                continue;
+            }
+            cx.xdp.aside += 1;
+            self.unsettled = true;
+            batch.room.spill = Some(spill);
+            batch.room.claim = None;
+            if let Some(reservation) = batch.room.reservation.take() {
+                cx.writer.abort(reservation);
+            }
+        }
+        if !denied {
+            self.evicted = None;
+            return Ok(());
+        }
+        // Those who have more memory than this one needs may give way.
+        if cx.now - *self.evicted.get_or_insert(cx.now) < EVICTION_WAIT {
+            return Ok(());
+        }
+        let text = "batches come so slowly that they hold up others, and there is no memory for them; send smaller batches";
+        Err(Ending::Fault(Fault::Stalled, text.to_owned()))
+    }
+
+    /// What this stream has that others wait for, of batches that do not arrive at a fair rate.
+    pub(super) fn reclaimable(&mut self, now: u64) -> Reclaimable {
+        let mut sum = Reclaimable::default();
+        let pressure = self.claimant.pressure();
+        if !pressure.ring && !pressure.memory {
+            return sum;
+        }
+        let clock = self.clock(now);
+        let mut stalls = false;
+        for batch in self.receiver.open_batches() {
+            let elapsed = Duration::from_nanos(clock - batch.room.since);
+            stalls |= claims::is_stalling(elapsed, batch.received);
+            match &batch.room.spill {
+                Some(spill) => sum.memory += spill.held(),
+                None if claims::is_slow(elapsed, batch.received) => {
+                    sum.ring += u64::from(batch.info.len);
+                }
+                None => {}
+            }
+        }
+        sum.memory += self.charged.iter().map(MemoryCharge::bytes).sum::<u64>();
+        Reclaimable {
+            ring: if pressure.ring { sum.ring } else { 0 },
+            memory: if pressure.memory && stalls {
+                sum.memory
+            } else {
+                0
+            },
+        }
+    }
+
+    /// Gives room in the ring to others: slow batches go on outside of it.
+    pub(super) fn give_way(&mut self, cx: &mut Context<'_>) -> Result<(), Ending> {
+        self.leave_ring(cx, Leaves::Slow)
+    }
+
+    /// Gives memory to others, by ending.
+    pub(super) fn give_up(&mut self, _: &mut Context<'_>) -> Result<(), Ending> {
+        let text = "a batch hardly comes on, and others need the memory that it takes; send smaller batches";
+        Err(Ending::Fault(Fault::Stalled, text.to_owned()))
     }
 
     /// Takes what the publisher says over the control connection, and answers the end.
@@ -432,7 +728,9 @@ impl Stream {
         }
         let open = self.receiver.into_rooms();
         for room in open.chain(self.complete.into_iter().map(|(_, room)| room)) {
-            writer.abort(room.reservation);
+            if let Some(reservation) = room.reservation {
+                writer.abort(reservation);
+            }
         }
         // The stream's next connection tells the publisher that these are committed.
         if let Some((index, _)) = self.unseen {
@@ -464,36 +762,36 @@ impl std::fmt::Display for Ending {
     }
 }
 
-/// Room in the ring, or outside of it while there is none.
-fn new_room(cx: &mut Context<'_>, len: u32) -> Room {
-    let reservation = cx.writer.reserve(len);
-    let aside = if cx.writer.is_granted(&reservation) {
-        None
-    } else {
-        cx.xdp.aside += 1;
-        Some(vec![0; len as usize])
-    };
-    Room { reservation, aside }
-}
-
 /// Moves a batch into the ring once there is room; returns whether it lies there.
-fn settle(cx: &mut Context<'_>, room: &mut Room) -> bool {
-    if room.aside.is_some() && !cx.writer.is_granted(&room.reservation) {
+fn settle(cx: &mut Context<'_>, len: u32, room: &mut Room) -> bool {
+    let Some(reservation) = &room.reservation else {
+        return false;
+    };
+    if room.spill.is_some() && !cx.writer.is_granted(reservation) {
         return false;
     }
-    if let Some(bytes) = room.aside.take() {
-        cx.writer.place(&room.reservation, 0, &bytes);
+    if let Some(spill) = room.spill.take() {
+        for (offset, part) in spill.parts(len) {
+            cx.writer.place(reservation, offset, part);
+        }
     }
     true
 }
 
-/// Moves a batch that does not become complete out of the ring, so that it holds up nobody.
-fn evacuate(cx: &mut Context<'_>, room: &mut Room) {
-    let len = room.reservation.len();
-    let bytes = cx.writer.placed(&room.reservation, len).to_vec();
-    let fresh = cx.writer.reserve(len);
-    let old = std::mem::replace(&mut room.reservation, fresh);
-    cx.writer.abort(old);
-    cx.xdp.aside += 1;
-    room.aside = Some(bytes);
+/// Copies the parts of a batch that are there out of the ring, if there is memory for them.
+fn spill_parts(
+    cx: &Context<'_>,
+    reservation: &Reservation,
+    parts: &[(u64, u64)],
+    spill: &mut Spill,
+) -> bool {
+    for &(low, high) in parts {
+        let (low, len) = (low as u32, (high - low + 1) as u32);
+        if spill.reserve(low, len, Claim::Next).is_err() {
+            return false;
+        }
+        let placed = cx.writer.placed(reservation, reservation.len());
+        spill.write(low, &placed[low as usize..][..len as usize]);
+    }
+    true
 }

@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags};
 use polling::{Event, Events, PollMode, Poller};
@@ -154,6 +154,7 @@ impl Worker {
         stop: Arc<AtomicBool>,
     ) -> io::Result<(Self, WorkerHandle)> {
         let poller = Arc::new(Poller::new()?);
+        shared.claims.wake_for_others(&poller);
         let live = Arc::new(Live::default());
         let handle = WorkerHandle {
             poller: Arc::clone(&poller),
@@ -277,6 +278,7 @@ impl Worker {
         for number in 0..self.state.streams.len() {
             self.state.with(number, now, Stream::tick);
         }
+        self.state.relieve(now);
         self.state.registry.expire();
         if now >= self.show_at {
             self.show_at = now + SHOW_EVERY.as_nanos() as u64;
@@ -489,7 +491,8 @@ impl State {
             self.streams.len() - 1
         });
         debug!(peer = %opened.peer, "first packet of a stream");
-        let stream = Stream::new(opened, pass, port, MIN_WINDOW, now);
+        let claims = &self.shared.claims;
+        let stream = Stream::new(opened, pass, claims, port, MIN_WINDOW, now);
         // SAFETY: the socket is deleted from the poller in `remove`, before it is closed.
         let added = unsafe {
             self.poller
@@ -510,6 +513,35 @@ impl State {
         });
         self.share_out();
         Some(number)
+    }
+
+    /// Ends that the largest of slow batches keeps others from what they were denied.
+    fn relieve(&mut self, now: u64) {
+        if self
+            .streams
+            .iter()
+            .flatten()
+            .any(|entry| entry.stream.is_blocked())
+        {
+            // Workers that hold them up may be asleep.
+            self.shared.claims.wake_others();
+        }
+        if !self.shared.claims.is_pressed(Instant::now()) {
+            return;
+        }
+        let (mut ring, mut memory) = ((0, 0), (0, 0));
+        for (number, entry) in self.streams.iter_mut().enumerate() {
+            let Some(entry) = entry else { continue };
+            let has = entry.stream.reclaimable(now);
+            ring = ring.max((has.ring, number));
+            memory = memory.max((has.memory, number));
+        }
+        if ring.0 > 0 {
+            self.with(ring.1, now, Stream::give_way);
+        }
+        if memory.0 > 0 {
+            self.with(memory.1, now, Stream::give_up);
+        }
     }
 
     /// Each stream gets its part of what the rings hold.
@@ -592,6 +624,7 @@ impl State {
             Ending::Completed => &counters.streams_completed,
             Ending::Fault(Fault::Checksum, _) => &counters.checksum_errors,
             Ending::Fault(Fault::Protocol, _) => &counters.protocol_errors,
+            Ending::Fault(Fault::Stalled, _) => &counters.stalled,
             _ => &counters.streams_cut,
         });
         let report = entry.stream.finish(&mut self.writers[entry.writer], ending);
@@ -669,6 +702,8 @@ mod tests {
     use crate::xdp::gate::tests::Odd;
     use crate::xdp::{Endpoint, Headers};
 
+    mod claims;
+
     const KEY: StreamKey = StreamKey {
         key: 0x5ec2e7,
         stream: 0,
@@ -701,42 +736,8 @@ mod tests {
                 writers: 1,
             };
             let log = Arc::new(Log::open(&dir.path().join("topic.log"), &options).unwrap());
-            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-            let control = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-            let (socket, _) = listener.accept().unwrap();
-            socket.set_nonblocking(true).unwrap();
-            let peer = address(PUBLISHER);
-            let wanted = Wanted {
-                rcvbuf: 1 << 16,
-                sndbuf: 1 << 16,
-                rcvbuf_on: RcvbufOn::None,
-                force: false,
-            };
             let gate = Arc::new(Odd::default());
             let registry = Arc::new(Registry::new(Arc::clone(&gate) as _));
-            let opened = Opened {
-                buffers: wanted.apply_to_accepted(&socket).unwrap(),
-                socket,
-                peer,
-                admission: Admission {
-                    log: Arc::clone(&log),
-                    topic: "t".to_owned(),
-                    tenant: Tenant {
-                        host: Host::of(peer),
-                        key: None,
-                    },
-                    session: 1,
-                    stream: 0,
-                    ack: AckLevel::Committed,
-                    path: Path::Xdp,
-                    max_payload: log.geometry().max_payload(),
-                    max_datagram: 1472,
-                    lease: Arc::new(StreamState::new(0)).lease().unwrap(),
-                },
-                keys: keys.map(Arc::new),
-            };
-            let pass = Pass::of(&(Arc::clone(&gate) as _), KEY).unwrap();
-            registry.leave(pass, opened);
             let config = WorkerConfig {
                 verify_on_receive: false,
                 polling: Polling::Busy,
@@ -745,6 +746,7 @@ mod tests {
             };
             let made = Worker::new(config, Vec::new(), registry, Arc::default(), Arc::default());
             let (worker, _) = made.unwrap();
+            let control = leave(&worker, &gate, &log, KEY, PUBLISHER, keys);
             Self {
                 worker,
                 log,
@@ -752,6 +754,11 @@ mod tests {
                 control,
                 dir,
             }
+        }
+
+        /// Another stream, of a publisher on this host; returns its end of the control connection.
+        fn open(&mut self, key: StreamKey, host: u8) -> TcpStream {
+            leave(&self.worker, &self.gate, &self.log, key, host, None)
         }
 
         fn take(&mut self, frame: &[u8]) {
@@ -766,6 +773,52 @@ mod tests {
             let back = entry.stream.back.as_ref();
             (self.log.info().batches, back.unwrap().peer())
         }
+    }
+
+    /// A stream that waits for its first packet; returns the publisher's end of the control connection.
+    fn leave(
+        worker: &Worker,
+        gate: &Arc<Odd>,
+        log: &Arc<Log>,
+        key: StreamKey,
+        host: u8,
+        keys: Option<PacketKeys>,
+    ) -> TcpStream {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let control = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (socket, _) = listener.accept().unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let peer = address(host);
+        let wanted = Wanted {
+            rcvbuf: 1 << 16,
+            sndbuf: 1 << 16,
+            rcvbuf_on: RcvbufOn::None,
+            force: false,
+        };
+        let opened = Opened {
+            buffers: wanted.apply_to_accepted(&socket).unwrap(),
+            socket,
+            peer,
+            admission: Admission {
+                log: Arc::clone(log),
+                topic: "t".to_owned(),
+                tenant: Tenant {
+                    host: Host::of(peer),
+                    key: None,
+                },
+                session: key.key,
+                stream: 0,
+                ack: AckLevel::Committed,
+                path: Path::Xdp,
+                max_payload: log.geometry().max_payload(),
+                max_datagram: 1472,
+                lease: Arc::new(StreamState::new(0)).lease().unwrap(),
+            },
+            keys: keys.map(Arc::new),
+        };
+        let pass = Pass::of(&(Arc::clone(gate) as _), key).unwrap();
+        worker.state.registry.leave(pass, opened);
+        control
     }
 
     fn address(host: u8) -> SocketAddr {

@@ -1,0 +1,475 @@
+//! What publishers may take before they have sent it, over both paths: room in a ring, and memory
+//! outside of it.
+//!
+//! A batch's header claims the batch's length, a few bytes for up to a gigabyte. So a claim takes room
+//! in the ring only within a share, of its host, of its key, and of all publishers together; beyond it
+//! the batch is received outside of the ring, into a [`Spill`], whose memory is taken piece by piece as
+//! bytes arrive, within shares again. Who is denied presses those who hold what it needs: of them the
+//! largest that does not arrive at a fair rate gives way. And a batch that arrives more slowly than
+//! [`MIN_RATE`] is given up, however often its publisher shows that it lives.
+//!
+//! Accounts are atomics that change when a batch begins and ends, and for each piece of a spill; no
+//! packet and no receive call locks anything here.
+
+mod pool;
+mod spill;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::{Duration, Instant};
+
+use polling::Poller;
+
+use self::pool::PiecePool;
+pub(crate) use self::spill::Spill;
+use crate::auth::KeyId;
+use crate::log::Log;
+use crate::peer::{Host, Tenant};
+
+/// Memory for batches outside of the rings, and for what else a stream takes beyond what every stream
+/// may: all publishers together, bytes.
+pub const MEMORY: u64 = 32 << 20;
+/// A host's, or a key's, part of [`MEMORY`].
+const MEMORY_PART: u64 = 2;
+/// The part of a ring that unfinished batches may take in it: all publishers together.
+const RING_PART: u64 = 2;
+/// A host's, or a key's, part of what all may take of a ring. It holds the largest batch: half a
+/// segment, of which a ring has at least two.
+const RING_SHARE: u64 = 2;
+/// The last quarter of what all may take is for hosts with no more than an eighth of it.
+const SMALL: u64 = 8;
+const KEPT_FOR_SMALL: u64 = 4;
+/// Batches that are not the next of their stream leave a quarter of their host's share to those that
+/// are: they cannot end before them.
+const KEPT_FOR_NEXT: u64 = 4;
+
+/// Bytes a second at which a batch must arrive, once the time that a publisher may stall has passed.
+pub const MIN_RATE: u64 = 16 << 10;
+/// A batch in the ring that arrives more slowly than this holds up others, once it had some time.
+const BRISK_RATE: u64 = 16 << 20;
+const BRISK_GRACE: Duration = Duration::from_millis(50);
+/// A batch in memory that others need may arrive more slowly.
+const FAIR_RATE: u64 = 256 << 10;
+const FAIR_GRACE: Duration = Duration::from_secs(1);
+
+/// How long those who are denied something press others for it. They ask again meanwhile.
+const PRESSURE_MS: u64 = 20;
+/// How often workers are woken to look for what others need.
+const WAKE_MS: u64 = 5;
+
+/// Whether a batch arrives so slowly that it is given up: after the time that its publisher may
+/// stall, and what so many bytes take at [`MIN_RATE`]. Nothing but bytes of the batch adds to it.
+pub(crate) fn is_overdue(elapsed: Duration, received: u64, may_stall: Duration) -> bool {
+    elapsed > may_stall + time_of(received, MIN_RATE)
+}
+
+/// Whether a batch arrives so slowly that it may not hold up others in the ring.
+pub(crate) fn is_slow(elapsed: Duration, received: u64) -> bool {
+    elapsed > BRISK_GRACE + time_of(received, BRISK_RATE)
+}
+
+/// Whether a batch arrives so slowly that it may not keep memory that others need.
+pub(crate) fn is_stalling(elapsed: Duration, received: u64) -> bool {
+    elapsed > FAIR_GRACE + time_of(received, FAIR_RATE)
+}
+
+/// What the publisher of an overdue batch is told.
+pub(crate) fn overdue_text(seq: u64, received: u64, len: u32, elapsed: Duration) -> String {
+    format!(
+        "{received} of {len} bytes of batch {seq} came in {elapsed:.0?}; a batch must come at {} KiB/s after --stall-timeout: send smaller batches over a slow link",
+        MIN_RATE >> 10
+    )
+}
+
+fn time_of(bytes: u64, rate: u64) -> Duration {
+    Duration::from_micros(bytes.saturating_mul(1_000_000) / rate)
+}
+
+/// The accounts of a broker; both paths have the same.
+#[derive(Debug, Clone, Default)]
+pub struct Claims(Arc<Ledger>);
+
+/// Who has an account.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Owner {
+    All,
+    Host(Host),
+    Key(KeyId),
+}
+
+/// What it is about: memory, or a log's ring, by the log's address.
+type Asset = Option<usize>;
+
+#[derive(Debug)]
+struct Ledger {
+    start: Instant,
+    accounts: Mutex<Accounts>,
+    pool: PiecePool,
+    /// When somebody was denied something last, milliseconds since the start.
+    pressed: AtomicU64,
+    /// When workers were woken last.
+    woken: AtomicU64,
+    workers: Mutex<Vec<Arc<Poller>>>,
+}
+
+#[derive(Debug, Default)]
+struct Accounts {
+    open: HashMap<(Asset, Owner), Weak<Account>>,
+    /// Those that nobody has any more are dropped when there are so many.
+    sweep_at: usize,
+}
+
+/// What one owner has of something.
+#[derive(Debug, Default)]
+struct Account {
+    held: AtomicU64,
+    limit: u64,
+    /// When it was the reason for a denial last, milliseconds.
+    pressed: AtomicU64,
+    /// Batches that wait until there is something.
+    waiting: AtomicU64,
+}
+
+/// The accounts that a stream's claims count in.
+#[derive(Debug)]
+struct Shares {
+    all: Arc<Account>,
+    host: Arc<Account>,
+    key: Option<Arc<Account>>,
+}
+
+/// Which of a stream's batches asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// The next one.
+    Next,
+    /// One behind the next.
+    Later,
+    /// One that has been waiting, see [`Claimant::wait`]: those that begin let it pass first.
+    Waiting,
+}
+
+/// A stream that claims room for its batches.
+#[derive(Debug)]
+pub(crate) struct Claimant {
+    ledger: Arc<Ledger>,
+    ring: Arc<Shares>,
+    memory: Arc<Shares>,
+}
+
+/// A batch's claim to room in the ring; given back when it is dropped.
+#[derive(Debug)]
+#[must_use = "the room is given back at once"]
+pub(crate) struct RingClaim {
+    shares: Arc<Shares>,
+    len: u64,
+}
+
+/// Memory beyond a spill; given back when it is dropped.
+#[derive(Debug)]
+pub(crate) struct MemoryCharge {
+    shares: Arc<Shares>,
+    bytes: u64,
+}
+
+/// A batch that waits for room; it is no more when this is dropped.
+#[derive(Debug)]
+#[must_use = "nobody lets the batch pass"]
+pub(crate) struct Waiting(Arc<Shares>);
+
+/// What a stream holds that others need.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Pressure {
+    pub(crate) ring: bool,
+    pub(crate) memory: bool,
+}
+
+impl Default for Ledger {
+    fn default() -> Self {
+        Self {
+            start: Instant::now(),
+            accounts: Mutex::default(),
+            pool: PiecePool::new(MEMORY),
+            pressed: AtomicU64::new(0),
+            woken: AtomicU64::new(0),
+            workers: Mutex::default(),
+        }
+    }
+}
+
+impl Claims {
+    /// A stream on `log` that is charged to `tenant`.
+    pub(crate) fn claimant(&self, log: &Arc<Log>, tenant: &Tenant) -> Claimant {
+        let ring = log.geometry().ring_bytes() / RING_PART;
+        let asset = Some(Arc::as_ptr(log).addr());
+        Claimant {
+            ring: Arc::new(self.0.shares(asset, ring, ring / RING_SHARE, tenant)),
+            memory: Arc::new(self.0.shares(None, MEMORY, MEMORY / MEMORY_PART, tenant)),
+            ledger: Arc::clone(&self.0),
+        }
+    }
+
+    /// Wakes the worker of this poller when others need what its streams may hold.
+    pub(crate) fn wake_for_others(&self, poller: &Arc<Poller>) {
+        self.0.lock_workers().push(Arc::clone(poller));
+    }
+
+    /// Whether somebody waits for what others hold.
+    pub(crate) fn is_pressed(&self, now: Instant) -> bool {
+        let pressed = self.0.pressed.load(Ordering::Relaxed);
+        let since = now.saturating_duration_since(self.0.start);
+        pressed != 0 && u128::from(pressed + PRESSURE_MS) > since.as_millis()
+    }
+
+    /// Somebody waits for room in a ring, which unfinished batches of other workers may hold up.
+    pub(crate) fn wake_others(&self) {
+        self.0.wake(self.0.now());
+    }
+
+    /// Bytes of memory that are held.
+    #[must_use]
+    pub fn memory_held(&self) -> u64 {
+        let accounts = self.0.lock_accounts();
+        let all = accounts.open.get(&(None, Owner::All));
+        let all = all.and_then(Weak::upgrade);
+        all.map_or(0, |all| all.held.load(Ordering::Relaxed))
+    }
+}
+
+impl Ledger {
+    fn lock_accounts(&self) -> std::sync::MutexGuard<'_, Accounts> {
+        self.accounts.lock().expect("no holder of this lock panics")
+    }
+
+    fn lock_workers(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Poller>>> {
+        self.workers.lock().expect("no holder of this lock panics")
+    }
+
+    fn shares(&self, asset: Asset, all: u64, each: u64, tenant: &Tenant) -> Shares {
+        let mut accounts = self.lock_accounts();
+        let mut account = |owner, limit| accounts.account(asset, owner, limit);
+        Shares {
+            all: account(Owner::All, all),
+            host: account(Owner::Host(tenant.host), each),
+            key: tenant.key.map(|key| account(Owner::Key(key), each)),
+        }
+    }
+
+    /// Milliseconds since the start; never 0.
+    fn now(&self) -> u64 {
+        self.start.elapsed().as_millis() as u64 + 1
+    }
+
+    /// Those who hold what this account lacks are to give way.
+    fn press(&self, account: &Account) {
+        let now = self.now();
+        account.pressed.store(now, Ordering::Relaxed);
+        self.pressed.store(now, Ordering::Relaxed);
+        self.wake(now);
+    }
+
+    fn wake(&self, now: u64) {
+        let before = self.woken.load(Ordering::Relaxed);
+        let due = now >= before + WAKE_MS;
+        let mine = |()| {
+            let order = Ordering::Relaxed;
+            self.woken
+                .compare_exchange(before, now, order, order)
+                .is_ok()
+        };
+        if due && mine(()) {
+            for poller in self.lock_workers().iter() {
+                // A worker that cannot be woken looks at its next tick.
+                let _ = poller.notify();
+            }
+        }
+    }
+}
+
+impl Accounts {
+    fn account(&mut self, asset: Asset, owner: Owner, limit: u64) -> Arc<Account> {
+        let known = self.open.get(&(asset, owner)).and_then(Weak::upgrade);
+        // A log that is gone may have had the same address.
+        if let Some(known) = known.filter(|known| known.limit == limit) {
+            return known;
+        }
+        if self.open.len() >= self.sweep_at {
+            self.open.retain(|_, account| account.strong_count() > 0);
+            self.sweep_at = 2 * self.open.len().max(64);
+        }
+        let account = Arc::new(Account {
+            limit,
+            ..Account::default()
+        });
+        self.open.insert((asset, owner), Arc::downgrade(&account));
+        account
+    }
+}
+
+impl Account {
+    /// Adds to what is held, up to `most`; returns how much it is then.
+    fn take(&self, bytes: u64, most: u64) -> Option<u64> {
+        let held = self.held.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if held > most {
+            self.give(bytes);
+            return None;
+        }
+        Some(held)
+    }
+
+    fn give(&self, bytes: u64) {
+        self.held.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    fn is_pressed(&self, now: u64) -> bool {
+        let pressed = self.pressed.load(Ordering::Relaxed);
+        pressed != 0 && pressed + PRESSURE_MS >= now
+    }
+}
+
+impl Shares {
+    /// Takes from each account, or from none.
+    ///
+    /// # Errors
+    /// The account that has not enough.
+    fn take(&self, bytes: u64, turn: Turn) -> Result<(), &Account> {
+        let most = |account: &Account| match turn {
+            Turn::Later => account.limit - account.limit / KEPT_FOR_NEXT,
+            Turn::Next | Turn::Waiting => account.limit,
+        };
+        let of_host = self.host.take(bytes, most(&self.host));
+        let of_host = of_host.ok_or(&*self.host)?;
+        if let Some(key) = &self.key
+            && key.take(bytes, most(key)).is_none()
+        {
+            self.host.give(bytes);
+            return Err(key);
+        }
+        let kept = match of_host <= self.all.limit / SMALL {
+            true => 0,
+            false => self.all.limit / KEPT_FOR_SMALL,
+        };
+        if self.all.take(bytes, self.all.limit - kept).is_none() {
+            self.host.give(bytes);
+            if let Some(key) = &self.key {
+                key.give(bytes);
+            }
+            return Err(&self.all);
+        }
+        Ok(())
+    }
+
+    fn give(&self, bytes: u64) {
+        for account in self.each() {
+            account.give(bytes);
+        }
+    }
+
+    fn each(&self) -> impl Iterator<Item = &Account> {
+        [Some(&self.all), Some(&self.host), self.key.as_ref()]
+            .into_iter()
+            .flatten()
+            .map(|account| &**account)
+    }
+
+    /// Whether others of the host, or the key, have been waiting.
+    fn has_waiting(&self) -> bool {
+        let own = [Some(&self.host), self.key.as_ref()];
+        own.into_iter()
+            .flatten()
+            .any(|account| account.waiting.load(Ordering::Relaxed) > 0)
+    }
+
+    fn is_pressed(&self, now: u64) -> bool {
+        self.each().any(|account| account.is_pressed(now))
+    }
+}
+
+impl Claimant {
+    /// Room in the ring for a batch of `len` bytes, if the shares have it.
+    pub(crate) fn claim(&self, len: u32, turn: Turn) -> Option<RingClaim> {
+        let len = u64::from(len);
+        if turn != Turn::Waiting && self.ring.has_waiting() {
+            return None;
+        }
+        if let Err(account) = self.ring.take(len, turn) {
+            self.ledger.press(account);
+            return None;
+        }
+        Some(RingClaim {
+            shares: Arc::clone(&self.ring),
+            len,
+        })
+    }
+
+    /// A batch waits for room: others of the host let it pass first.
+    pub(crate) fn wait(&self) -> Waiting {
+        let shares = Arc::clone(&self.ring);
+        for account in [Some(&shares.host), shares.key.as_ref()]
+            .into_iter()
+            .flatten()
+        {
+            account.waiting.fetch_add(1, Ordering::Relaxed);
+        }
+        Waiting(shares)
+    }
+
+    /// Memory for a batch outside of the ring; takes none yet.
+    pub(crate) fn spill(&self) -> Spill {
+        Spill::new(Arc::clone(&self.ledger), Arc::clone(&self.memory))
+    }
+
+    /// Memory for something else.
+    pub(crate) fn charge(&self, bytes: u64) -> Option<MemoryCharge> {
+        if let Err(account) = self.memory.take(bytes, Turn::Next) {
+            self.ledger.press(account);
+            return None;
+        }
+        Some(MemoryCharge {
+            shares: Arc::clone(&self.memory),
+            bytes,
+        })
+    }
+
+    /// What others need of what this stream has a part of.
+    pub(crate) fn pressure(&self) -> Pressure {
+        let now = self.ledger.now();
+        Pressure {
+            ring: self.ring.is_pressed(now),
+            memory: self.memory.is_pressed(now),
+        }
+    }
+}
+
+impl MemoryCharge {
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+impl Drop for RingClaim {
+    fn drop(&mut self) {
+        self.shares.give(self.len);
+    }
+}
+
+impl Drop for MemoryCharge {
+    fn drop(&mut self) {
+        self.shares.give(self.bytes);
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        for account in [Some(&self.0.host), self.0.key.as_ref()]
+            .into_iter()
+            .flatten()
+        {
+            account.waiting.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

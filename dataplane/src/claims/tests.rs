@@ -1,0 +1,187 @@
+use std::net::SocketAddr;
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::log::{Access, Full, Geometry, LogOptions};
+
+const MIB: u32 = 1 << 20;
+
+fn log(dir: &TempDir, name: &str) -> Arc<Log> {
+    let options = LogOptions {
+        geometry: Geometry::new(64 << 20, 16 << 20, 64).unwrap(),
+        full: Full::Overwrite,
+        access: Access::default(),
+        writers: 1,
+    };
+    Arc::new(Log::open(&dir.path().join(name), &options).unwrap())
+}
+
+fn tenant(host: u8, key: Option<u8>) -> Tenant {
+    Tenant {
+        host: Host::of(SocketAddr::from(([10, 0, 0, host], 1))),
+        key: key.map(|key| [key; 16]),
+    }
+}
+
+/// Claims of so many bytes until there is no more; how many there were.
+fn exhaust(claimant: &Claimant, len: u32) -> Vec<RingClaim> {
+    std::iter::from_fn(|| claimant.claim(len, Turn::Next)).collect()
+}
+
+#[test]
+fn a_ring_is_shared_by_host_and_key_and_some_is_kept_for_those_with_little() {
+    let dir = TempDir::new().unwrap();
+    let log = log(&dir, "a.log");
+    let claims = Claims::default();
+    let [a, b, c, d] = [1, 2, 3, 4].map(|host| claims.claimant(&log, &tenant(host, None)));
+    // A quarter of the ring, on however many streams.
+    let a = [a, claims.claimant(&log, &tenant(1, None))];
+    let held: Vec<_> = a.iter().flat_map(|a| exhaust(a, MIB)).collect();
+    assert_eq!(held.len(), 16);
+    assert!(
+        a[0].pressure().ring,
+        "it asks for what others of its host have"
+    );
+    // Three quarters of a half for all who have much.
+    let more = exhaust(&b, MIB);
+    assert_eq!(more.len(), 8);
+    // The rest is for those who have little.
+    assert_eq!(exhaust(&c, MIB).len(), 4);
+    assert!(c.pressure().ring && b.pressure().ring, "all have too much");
+    assert_eq!(exhaust(&d, 8 * MIB).len(), 0);
+    drop(held);
+    let largest = exhaust(&d, 8 * MIB);
+    assert_eq!(largest.len(), 2, "the largest batch has room");
+    drop((largest, more));
+    // One key from several hosts.
+    let keyed: Vec<_> = (1..9)
+        .map(|host| claims.claimant(&log, &tenant(host, Some(1))))
+        .collect();
+    let held: Vec<_> = keyed.iter().map(|k| exhaust(k, MIB)).collect();
+    assert_eq!(held.iter().flatten().count(), 16);
+    let other = claims.claimant(&log, &tenant(9, Some(2)));
+    assert!(!exhaust(&other, MIB).is_empty());
+}
+
+#[test]
+fn logs_are_apart_and_memory_is_for_all() {
+    let dir = TempDir::new().unwrap();
+    let (a, b) = (log(&dir, "a.log"), log(&dir, "b.log"));
+    let claims = Claims::default();
+    let (in_a, in_b) = (
+        claims.claimant(&a, &tenant(1, None)),
+        claims.claimant(&b, &tenant(1, None)),
+    );
+    let held = exhaust(&in_a, MIB);
+    assert_eq!(exhaust(&in_b, MIB).len(), held.len());
+    let mut spills = [in_a.spill(), in_b.spill()];
+    assert_eq!(spills[0].reserve(0, 10 * MIB, Turn::Next), Ok(()));
+    assert!(spills[1].reserve(0, 10 * MIB, Turn::Next).is_err());
+    assert!(in_a.pressure().memory && in_b.pressure().memory);
+    assert_eq!(spills[1].reserve(0, 6 * MIB, Turn::Next), Ok(()));
+    assert!(in_b.charge(1).is_none());
+    assert_eq!(claims.memory_held(), MEMORY / 2);
+    // Others have theirs.
+    let other = claims.claimant(&a, &tenant(2, None));
+    let charge = other.charge(8 << 20).unwrap();
+    assert_eq!(claims.memory_held(), MEMORY * 3 / 4);
+    drop((spills, charge));
+    assert_eq!(claims.memory_held(), 0);
+}
+
+#[test]
+fn batches_behind_the_next_leave_room_for_it() {
+    let dir = TempDir::new().unwrap();
+    let log = log(&dir, "a.log");
+    let claimant = Claims::default().claimant(&log, &tenant(1, None));
+    let later: Vec<_> = std::iter::from_fn(|| claimant.claim(MIB, Turn::Later)).collect();
+    assert_eq!(later.len(), 12);
+    assert_eq!(exhaust(&claimant, MIB).len(), 4);
+}
+
+#[test]
+fn who_waits_is_let_pass_by_others_of_its_host() {
+    let dir = TempDir::new().unwrap();
+    let log = log(&dir, "a.log");
+    let claims = Claims::default();
+    let [a, b] = [1, 1].map(|host| claims.claimant(&log, &tenant(host, None)));
+    let other = claims.claimant(&log, &tenant(2, None));
+    let waiting = a.wait();
+    assert!(b.claim(1, Turn::Next).is_none());
+    assert!(other.claim(1, Turn::Next).is_some());
+    let got = a.claim(1, Turn::Waiting);
+    assert!(got.is_some());
+    drop(waiting);
+    assert!(b.claim(1, Turn::Next).is_some());
+}
+
+#[test]
+fn memory_follows_what_arrives_and_returns() {
+    let dir = TempDir::new().unwrap();
+    let log = log(&dir, "a.log");
+    let claims = Claims::default();
+    let claimant = claims.claimant(&log, &tenant(1, None));
+    let mut spill = claimant.spill();
+    assert_eq!((spill.held(), claims.memory_held()), (0, 0));
+    // One byte at the end of a large batch.
+    spill.reserve(8 * MIB - 1, 1, Turn::Next).unwrap();
+    spill.write(8 * MIB - 1, &[7]);
+    assert_eq!(spill.held(), 4096);
+    // What lies across pieces.
+    let text: Vec<u8> = (0..10_000u32).map(|n| n as u8).collect();
+    spill.reserve(4000, 10_000, Turn::Next).unwrap();
+    spill.write(4000, &text);
+    assert_eq!(claims.memory_held(), 5 * 4096);
+    let mut read = vec![0; 8 << 20];
+    for (offset, part) in spill.parts(8 * MIB) {
+        read[offset as usize..][..part.len()].copy_from_slice(part);
+    }
+    assert_eq!(read[4000..14_000], text);
+    assert_eq!(read[8 * MIB as usize - 1], 7);
+    spill.truncate(4001);
+    assert_eq!(spill.held(), 4096);
+    let parts: Vec<_> = spill
+        .parts(4001)
+        .map(|(at, part)| (at, part.len()))
+        .collect();
+    assert_eq!(parts, [(0, 4001)]);
+    drop(spill);
+    assert_eq!(claims.memory_held(), 0);
+    // All of it, again and again.
+    for _ in 0..3 {
+        let hosts: Vec<_> = (1..9)
+            .map(|h| claims.claimant(&log, &tenant(h, None)))
+            .collect();
+        let spills: Vec<_> = hosts
+            .iter()
+            .map(|host| {
+                let mut spill = host.spill();
+                spill.reserve(0, 4 * MIB, Turn::Next).unwrap();
+                spill.write(0, &vec![1; 4 << 20]);
+                spill
+            })
+            .collect();
+        assert_eq!(claims.memory_held(), MEMORY);
+        let mut more = claims.claimant(&log, &tenant(9, None)).spill();
+        assert!(more.reserve(0, 1, Turn::Next).is_err());
+        drop(spills);
+        assert_eq!(claims.memory_held(), 0);
+        more.reserve(0, 1, Turn::Next).unwrap();
+    }
+}
+
+#[test]
+fn only_bytes_of_the_batch_put_its_end_off() {
+    let stall = Duration::from_secs(30);
+    let after = Duration::from_secs;
+    assert!(!is_overdue(after(30), 0, stall));
+    assert!(is_overdue(after(31), 1000, stall));
+    // A byte a second does not help, a slow link that goes on does.
+    assert!(is_overdue(after(500), 500, stall));
+    assert!(!is_overdue(after(500), 8 << 20, stall));
+    assert!(is_overdue(after(543), 8 << 20, stall));
+    assert!(is_slow(Duration::from_millis(51), 1));
+    assert!(!is_slow(Duration::from_millis(500), 8 << 20));
+    assert!(is_stalling(after(2), 1000) && !is_stalling(after(2), 1 << 20));
+}

@@ -1,0 +1,259 @@
+//! What publishers may take before they have sent it, over xdp.
+
+use std::net::TcpStream;
+
+use super::*;
+use crate::claims::MEMORY;
+
+/// The largest batch of the bench's log.
+const LARGEST: u32 = 32 << 10;
+const SECOND: u64 = 1_000_000_000;
+const MILLISECOND: u64 = SECOND / 1000;
+
+/// A key that the bench's gate takes.
+fn key(number: u64) -> StreamKey {
+    StreamKey {
+        key: 2 * number + 1,
+        stream: 0,
+    }
+}
+
+/// Some of batch `seq`, which claims to be of the largest size.
+fn part(from: u8, key: StreamKey, packet: u64, seq: u64, offset: u32, bytes: &[u8]) -> Vec<u8> {
+    let batch = BatchInfo {
+        seq,
+        len: LARGEST,
+        messages: 1,
+        checksum: 0,
+    };
+    let header = Data::payload(key, packet, &Chunk { batch, offset }, None, bytes);
+    frame(from, &header, bytes)
+}
+
+impl Bench {
+    /// Takes a frame at a moment of the worker's clock, and looks after streams.
+    fn take_at(&mut self, now: u64, frame: &[u8]) {
+        self.worker.state.datagram(0, &[frame], now);
+        self.worker.state.commit_touched(now);
+    }
+
+    fn tick_at(&mut self, now: u64) {
+        self.worker.tick(now).unwrap();
+    }
+
+    fn open_streams(&self) -> usize {
+        self.worker.state.by_key.len()
+    }
+
+    /// Publishes whole batches from another host, some time apart; panics if one is not committed.
+    fn publish(&mut self, control: &Honest, batches: u64, now: &mut u64) {
+        for seq in control.next.get()..control.next.get() + batches {
+            let before = self.log.info().batches;
+            for (index, offset) in (0..LARGEST).step_by(1024).enumerate() {
+                let packet = 32 * seq + index as u64;
+                let sent = part(control.host, control.key, packet, seq, offset, &[9; 1024]);
+                self.take_at(*now, &sent);
+            }
+            for _ in 0..1000 {
+                *now += MILLISECOND;
+                self.tick_at(*now);
+                if self.log.info().batches > before {
+                    break;
+                }
+            }
+            let xdp = &self.worker.state.xdp;
+            assert_eq!(self.log.info().batches, before + 1, "batch {seq}: {xdp:?}");
+            // Gives credit for more.
+            let number = self.worker.state.by_key[&control.key];
+            let stream = &mut self.worker.state.streams[number].as_mut().unwrap().stream;
+            let mut feedback = Feedback::new(control.key);
+            assert!(stream.ack(*now, &mut feedback, &mut [0; 2048]).is_some());
+        }
+        control.next.set(control.next.get() + batches);
+    }
+
+    fn honest(&mut self, number: u64, host: u8) -> Honest {
+        Honest {
+            _control: self.open(key(number), host),
+            key: key(number),
+            host,
+            next: std::cell::Cell::new(0),
+        }
+    }
+}
+
+struct Honest {
+    _control: TcpStream,
+    key: StreamKey,
+    host: u8,
+    next: std::cell::Cell<u64>,
+}
+
+#[test]
+fn claims_take_what_arrived_and_hold_up_nobody() {
+    let mut bench = Bench::new();
+    let honest = bench.honest(1, 3);
+    let mut now = SECOND;
+    bench.publish(&honest, 1, &mut now);
+    // Three packets of one byte on each of a hundred streams.
+    let controls: Vec<_> = (10..110)
+        .map(|number| bench.open(key(number), 66))
+        .collect();
+    for number in 10..110 {
+        for seq in 0..3 {
+            bench.take_at(now, &part(66, key(number), seq, seq, seq as u32, b"x"));
+        }
+    }
+    let claims = bench.worker.state.shared.claims.clone();
+    let held = claims.memory_held();
+    assert!(held <= 300 * 4096, "{held} bytes for 300 that arrived");
+    assert!(
+        held >= 270 * 4096,
+        "a host has a quarter of the ring: {held}"
+    );
+    // The ring passes ten times; pings go on.
+    for round in 0..10 {
+        bench.publish(&honest, 32, &mut now);
+        for number in 10..110 {
+            bench.take_at(
+                now,
+                &frame(66, &Data::ping(key(number), 10 + round, &[]), &[]),
+            );
+        }
+    }
+    assert!(claims.memory_held() <= 300 * 4096);
+    assert_eq!(bench.open_streams(), 101, "all streams are there");
+    drop(controls);
+    now += MILLISECOND;
+    while bench.open_streams() > 1 {
+        now += MILLISECOND;
+        bench.tick_at(now);
+    }
+    assert_eq!(claims.memory_held(), 0);
+}
+
+#[test]
+fn neither_pings_nor_single_bytes_put_the_end_of_a_batch_off() {
+    let mut bench = Bench::new();
+    let start = SECOND;
+    bench.take_at(start, &part(PUBLISHER, KEY, 0, 0, 0, b"x"));
+    for second in 1..30 {
+        let now = start + second * SECOND;
+        let packet = 2 * second;
+        bench.take_at(now, &frame(PUBLISHER, &Data::ping(KEY, packet, &[]), &[]));
+        bench.take_at(
+            now,
+            &part(PUBLISHER, KEY, packet + 1, 0, second as u32, b"x"),
+        );
+        bench.tick_at(now);
+        assert_eq!(bench.open_streams(), 1, "second {second}");
+    }
+    let now = start + 31 * SECOND;
+    bench.take_at(now, &part(PUBLISHER, KEY, 100, 0, 31, b"x"));
+    bench.tick_at(now);
+    assert_eq!(bench.open_streams(), 0);
+    let counters = &bench.worker.state.shared.counters;
+    assert_eq!(counters.stalled.load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn a_batch_over_a_slow_link_ends_well() {
+    let mut bench = Bench::new();
+    let start = SECOND;
+    // Far longer than a publisher may stall, all in all.
+    for (index, offset) in (0..LARGEST).step_by(1024).enumerate() {
+        let now = start + index as u64 * 29 * SECOND;
+        for second in 0..29 {
+            bench.tick_at(now - 29 * SECOND * u64::from(index > 0) + second * SECOND);
+        }
+        if index == 1 {
+            // 1 KiB in 29 s is too little.
+            break;
+        }
+        bench.take_at(
+            now,
+            &part(PUBLISHER, KEY, index as u64, 0, offset, &[1; 1024]),
+        );
+    }
+    let mut bench = Bench::new();
+    for (index, offset) in (0..LARGEST).step_by(1024).enumerate() {
+        // As fast as a batch must come, and a pause of 29 s.
+        let now = start + index as u64 * SECOND / 16 + 29 * SECOND * u64::from(index >= 10);
+        bench.tick_at(now);
+        bench.take_at(
+            now,
+            &part(PUBLISHER, KEY, index as u64, 0, offset, &[1; 1024]),
+        );
+    }
+    assert_eq!(bench.log.info().batches, 1);
+}
+
+#[test]
+fn memory_that_slow_batches_have_goes_to_those_that_have_less() {
+    let mut bench = Bench::new();
+    let mut now = SECOND;
+    // Streams of three hosts that fill what memory there is: batches that lack a byte.
+    let mut controls = Vec::new();
+    let mut number = 10;
+    let claims = bench.worker.state.shared.claims.clone();
+    for host in [66, 67, 68] {
+        for _ in 0..160 {
+            number += 1;
+            controls.push(bench.open(key(number), host));
+            for (packet, (seq, offset)) in (0..2)
+                .flat_map(|seq| (0..LARGEST).step_by(1024).map(move |offset| (seq, offset)))
+                .enumerate()
+            {
+                let len = if offset + 1024 == LARGEST { 1023 } else { 1024 };
+                let bytes = &[7; 1024][..len];
+                bench.take_at(
+                    now,
+                    &part(host, key(number), packet as u64, seq, offset, bytes),
+                );
+            }
+        }
+    }
+    let full = claims.memory_held();
+    assert!(full >= MEMORY / 2, "{full} bytes are held");
+    assert!(full <= MEMORY);
+    // Now they have been silent for some time.
+    now += 3 * SECOND;
+    let honest = bench.honest(1, 3);
+    bench.publish(&honest, 64, &mut now);
+    assert!(claims.memory_held() <= MEMORY);
+}
+
+#[test]
+fn accounts_of_open_batches_are_charged() {
+    let mut bench = Bench::new();
+    let claims = bench.worker.state.shared.claims.clone();
+    // Batches of two bytes of which one comes, as many as may be open.
+    for seq in 0..1024u64 {
+        let batch = BatchInfo {
+            seq,
+            len: 5,
+            messages: 1,
+            checksum: 0,
+        };
+        let chunk = Chunk { batch, offset: 0 };
+        let header = Data::payload(KEY, seq, &chunk, None, b"x");
+        bench.take_at(SECOND, &frame(PUBLISHER, &header, b"x"));
+    }
+    let held = claims.memory_held();
+    assert!(held >= 100 << 10, "{held} bytes are charged");
+    // They come to their end, and what was charged is given back.
+    for seq in 0..1024u64 {
+        let batch = BatchInfo {
+            seq,
+            len: 5,
+            messages: 1,
+            checksum: 0,
+        };
+        let chunk = Chunk { batch, offset: 1 };
+        let header = Data::payload(KEY, 2000 + seq, &chunk, None, b"yyyy");
+        bench.take_at(SECOND, &frame(PUBLISHER, &header, b"yyyy"));
+    }
+    bench.tick_at(2 * SECOND);
+    assert_eq!(bench.log.info().batches, 1024);
+    assert_eq!(claims.memory_held(), 0);
+}
