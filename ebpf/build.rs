@@ -1,5 +1,10 @@
 //! Compiles the eBPF programs and writes the skeletons that the crate includes.
 
+#![allow(
+    clippy::disallowed_macros,
+    reason = "cargo reads what a build script prints"
+)]
+
 use std::env;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

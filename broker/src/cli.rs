@@ -58,8 +58,9 @@ Examples:
 A topic's log is <buffer-dir>/<topic>.log; read it with
 penstock-subscriber --path. Logs go to stderr (RUST_LOG sets the level).
 SIGINT and SIGTERM end the broker; its logs stay.
-SIGHUP reads --auth-keys again.
-Exit codes: 0 ended by a signal, 1 failed, 2 wrong usage.";
+SIGHUP reads --auth-keys again. Under systemd: Type=notify, WatchdogSec=.
+Exit codes: 0 ended by a signal, 1 failed (a thread that ends is a failure),
+2 wrong usage.";
 
 const PATH: &str = "Payload past the kernel (xdp)";
 const LISTEN: &str = "Connections";
@@ -238,6 +239,10 @@ pub struct Cli {
     /// File that gets the report as JSON at the end.
     #[arg(long, value_name = "FILE", help_heading = PROCESS)]
     report: Option<PathBuf>,
+    /// Write the line READY=1 to this descriptor, 3 or more, once publishers may come: for scripts
+    /// that start a broker with it open, as in --ready-fd 3 3>FILE.
+    #[arg(long, value_name = "FD", help_heading = PROCESS)]
+    ready_fd: Option<i32>,
 }
 
 /// Paths that payload may take.
@@ -300,6 +305,7 @@ pub struct Config {
     pub auth_keys: Option<PathBuf>,
     pub packet_auth: bool,
     pub report: Option<PathBuf>,
+    pub ready_fd: Option<i32>,
 }
 
 impl Cli {
@@ -390,6 +396,7 @@ impl Cli {
             auth_keys: self.auth_keys,
             packet_auth: self.packet_auth,
             report: self.report,
+            ready_fd: self.ready_fd,
         })
     }
 }

@@ -9,6 +9,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
 use penstock_dataplane::auth::{self, Keys};
+use penstock_dataplane::text::escape;
+use penstock_process::output;
 use tracing::{error, info, warn};
 
 /// Makes a key and writes it to a new file, for its owner's eyes only.
@@ -26,11 +28,10 @@ pub fn make(path: &Path) -> Result<()> {
             .and_then(|()| file.sync_all())
     })
     .with_context(|| format!("cannot write a new key to {}", path.display()))?;
-    println!(
+    output::print_line(format_args!(
         "key {name} is in {path}: publishers name that file with --auth-key. Add its line to the file behind --auth-keys, with the topics that it may publish to instead of *.",
-        path = path.display()
-    );
-    Ok(())
+        path = escape(&path.to_string_lossy())
+    ))
 }
 
 /// Reads the keys that the broker takes, while it may still do what its user may.

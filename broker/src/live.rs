@@ -2,26 +2,37 @@
 //! buffer directory gets them as one line of JSON. Nobody asks, nothing is spent.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::net::SocketAddr;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use penstock_dataplane::deadline;
 use penstock_dataplane::profile::StageReport;
 use penstock_dataplane::tcp::{self, Counters, Shared, WorkerStats};
 use penstock_dataplane::xdp::{self, XdpStats};
+use penstock_process::supervisor::Supervisor;
 use serde::Serialize;
 use tracing::warn;
 
 use crate::report::{TopicReport, stages_and_wait};
+use crate::server::rehearse_fault;
 use crate::topics::Topics;
 
-/// Who asks and does not read is left alone after so long.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// Whoever asks and does not read the whole answer in this time is left alone.
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
+/// Whoever asks again within this time gets the same figures, so that asking all the time costs the
+/// workers nothing.
+const FRESH: Duration = Duration::from_millis(20);
+/// Pause after a failed accept: most failures last, such as a lack of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Failures that are told one by one; others are counted.
+const TOLD: u64 = 10;
 
 /// Where the figures come from.
 pub struct Sources {
@@ -80,7 +91,12 @@ struct Xdp {
 ///
 /// Brokers that share a directory have ports of their own, so whatever has the name was left by one
 /// that was killed: it is replaced.
-pub fn serve(directory: &Path, sources: Sources) -> Result<Live> {
+pub fn serve(
+    directory: &Path,
+    sources: Sources,
+    supervisor: &Supervisor,
+    stop: &Arc<AtomicBool>,
+) -> Result<Live> {
     let path = directory.join(format!("broker-{}.sock", sources.listen.port()));
     let failed = || {
         format!(
@@ -94,16 +110,27 @@ pub fn serve(directory: &Path, sources: Sources) -> Result<Live> {
         return Err(error).with_context(failed);
     }
     let listener = UnixListener::bind(&path).with_context(failed)?;
-    thread::Builder::new()
-        .name("figures".to_owned())
-        .spawn(move || {
-            for asked in listener.incoming() {
-                if let Err(error) = asked.and_then(|stream| sources.answer(stream)) {
+    // It ends with the process.
+    supervisor.spawn("figures", stop, move || -> Result<()> {
+        rehearse_fault("figures")?;
+        let mut failures = 0;
+        let mut latest = None;
+        loop {
+            let answered = match listener.accept() {
+                Ok((stream, _)) => sources.answer(&stream, &mut latest),
+                Err(error) => {
+                    thread::sleep(ACCEPT_PAUSE);
+                    Err(error)
+                }
+            };
+            if let Err(error) = answered {
+                failures += 1;
+                if failures <= TOLD {
                     warn!(%error, "somebody asked for figures and did not get them");
                 }
             }
-        })
-        .context("cannot start a thread")?;
+        }
+    })?;
     Ok(Live(path))
 }
 
@@ -115,11 +142,25 @@ impl Drop for Live {
 }
 
 impl Sources {
-    fn answer(&self, mut stream: UnixStream) -> io::Result<()> {
-        stream.set_write_timeout(Some(PATIENCE))?;
-        let mut line = serde_json::to_vec(&self.figures())?;
-        line.push(b'\n');
-        stream.write_all(&line)
+    /// Answers one question; `latest` are the figures of the last answer.
+    fn answer(
+        &self,
+        stream: &UnixStream,
+        latest: &mut Option<(Instant, Vec<u8>)>,
+    ) -> io::Result<()> {
+        let now = Instant::now();
+        let fresh = latest.take().filter(|(at, _)| now < *at + FRESH);
+        let (at, line) = match fresh {
+            Some(kept) => kept,
+            None => {
+                let mut line = serde_json::to_vec(&self.figures())?;
+                line.push(b'\n');
+                (now, line)
+            }
+        };
+        let written = deadline::write_all(stream, &line, now + ANSWER_TIMEOUT);
+        *latest = Some((at, line));
+        written
     }
 
     fn figures(&self) -> Figures<'_> {

@@ -7,6 +7,7 @@ mod cli;
 mod fuzzing;
 mod keys;
 mod live;
+mod liveness;
 mod machine;
 mod memory;
 mod nic;
@@ -18,30 +19,29 @@ mod topic_policy;
 mod topics;
 mod xdp;
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use clap::Parser;
-use tracing_subscriber::EnvFilter;
+use penstock_process::{Program, logging, usage};
+
+const PROGRAM: Program = Program {
+    name: "penstock-broker",
+    log_variable: "RUST_LOG",
+    log_level: "info",
+    log_target: true,
+    // The server starts it, once it has given up its privileges.
+    log_thread: false,
+};
 
 fn main() -> ExitCode {
-    let cli = cli::Cli::parse();
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
-    let result = match (cli.restore(), cli.keygen()) {
-        (Some((interface, when_gone)), _) => nic::restore(interface, when_gone),
-        (None, Some(file)) => keys::make(file),
-        (None, None) => cli.check().and_then(|config| server::run(&config)),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("penstock-broker: {error:#}");
-            ExitCode::FAILURE
+    penstock_process::run(PROGRAM, |cli: cli::Cli| {
+        match (cli.restore(), cli.keygen()) {
+            (Some((interface, when_gone)), _) => {
+                logging::start_thread()?;
+                nic::restore(interface, when_gone)?;
+            }
+            (None, Some(file)) => keys::make(file)?,
+            (None, None) => server::run(&cli.check().map_err(usage)?)?,
         }
-    }
+        Ok(ExitCode::SUCCESS)
+    })
 }

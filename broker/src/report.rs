@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 use penstock_dataplane::log::Log;
 use penstock_dataplane::profile::{ProcessUsage, StageReport};
 use penstock_dataplane::tcp::{ConnectionReport, Counters, Shared, WorkerStats};
+use penstock_process::logging;
 use serde::Serialize;
 
 use crate::xdp::XdpReport;
@@ -37,6 +38,12 @@ pub struct Report<'a> {
     eagain: u64,
     connections: Vec<ConnectionReport>,
     counters: &'a Counters,
+    /// Log lines that stderr did not take.
+    log_lines_dropped: u64,
+    /// What ended the broker: a signal, or a thread that did.
+    ended_by: String,
+    /// What failed; empty after an orderly end.
+    failures: Vec<String>,
     /// The xdp path, if it was open.
     #[serde(skip_serializing_if = "Option::is_none")]
     xdp: Option<XdpReport>,
@@ -57,7 +64,8 @@ pub struct TopicReport {
 }
 
 impl<'a> Report<'a> {
-    /// Sums up.
+    /// Sums up. The last are what ended the broker, and what failed.
+    #[allow(clippy::too_many_arguments, reason = "each is a part of the report")]
     pub fn new(
         listen: SocketAddr,
         workers: usize,
@@ -66,6 +74,7 @@ impl<'a> Report<'a> {
         xdp: Option<XdpReport>,
         topics: Vec<(String, Arc<Log>)>,
         shared: &'a Shared,
+        (ended_by, failures): (String, Vec<String>),
     ) -> Result<Self> {
         let ratio = |a: u64, b: u64| a as f64 / b.max(1) as f64;
         Ok(Self {
@@ -86,6 +95,9 @@ impl<'a> Report<'a> {
             eagain: stats.eagain,
             connections: shared.connections(),
             counters: &shared.counters,
+            log_lines_dropped: logging::dropped_lines(),
+            ended_by,
+            failures,
             xdp,
         })
     }

@@ -1,38 +1,54 @@
 //! Puts the broker together: logs, listener, workers; runs until a signal comes.
 
-use std::io::Write;
+use std::fmt::{self, Display};
+use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use anyhow::{Context, Result, anyhow, bail};
+use crossbeam_channel::Receiver;
 use penstock_dataplane::auth::Keys;
 use penstock_dataplane::tcp::{
     Acceptor, Shared, Worker, WorkerHandle, WorkerStats, buffers::RcvbufOn, listen,
 };
 use penstock_dataplane::xdp::{self, XdpStats};
+use penstock_flags::explain;
 use penstock_nic::Link;
+use penstock_process::notify::{ReadyFd, ServiceManager};
+use penstock_process::supervisor::{Ended, Supervised, Supervisor};
+use penstock_process::{logging, output};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tracing::{info, warn};
 
 use crate::cli::Config;
 use crate::live::{self, Sources};
+use crate::liveness::{CHECK_EVERY, Liveness};
 use crate::report::{Report, Target};
 use crate::sessions::Sessions;
 use crate::topics::{self, Topics};
 use crate::xdp::Xdp;
 use crate::{keys, machine, memory, nic, privileges};
 
+/// The thread that accepts connections.
+const ACCEPT: &str = "accept";
 /// How often the link of the xdp path's interface is looked at.
 const LINK_CHECK: Duration = Duration::from_millis(500);
+/// How long the line that tells that the broker is ready waits for a reader.
+const READY_WAIT: Duration = Duration::from_secs(1);
 
-/// Runs the broker; returns when a signal ends it, or a thread fails.
+/// How long threads may take to end.
+const JOIN_WAIT: Duration = Duration::from_secs(5);
+
+/// Runs the broker; returns when a signal ends it, or fails when a thread does.
 pub fn run(config: &Config) -> Result<()> {
     let started = Instant::now();
+    // Before anything is opened here: then the number is that of what was handed over.
+    let ready_fd = config.ready_fd.map(ReadyFd::take).transpose()?;
+    let manager = ServiceManager::from_env();
     raise_limits(config);
     // Now, so that a signal during what follows is not the end before anything is undone.
     let signals = Signals::new([SIGHUP, SIGINT, SIGTERM]).context("cannot watch signals")?;
@@ -79,8 +95,9 @@ pub fn run(config: &Config) -> Result<()> {
     )
     .context("cannot start the accept loop")?
     .with_keys(keys.clone(), config.packet_auth);
-    // Whatever ends the broker says so here.
-    let (ending, ended) = crossbeam_channel::unbounded();
+    let supervisor = Supervisor::default();
+    let mut liveness = Liveness::new(manager.watchdog());
+    liveness.watch(ACCEPT, acceptor.rounds(), started);
     let waker = acceptor.poller();
     let opening = {
         let (topics, waker) = (Arc::clone(&topics), Arc::clone(&waker));
@@ -92,14 +109,23 @@ pub fn run(config: &Config) -> Result<()> {
     };
     let flag = Arc::clone(&stop);
     // The only thread that needs what was kept: it sizes the buffers of accepted sockets.
-    let told = Told(Arc::clone(&stop), ending.clone());
-    let accepting = spawn("accept", &told, move || acceptor.run(&flag))?;
+    let accepting = spawn(&supervisor, ACCEPT, &stop, move || acceptor.run(&flag))?;
     privileges::keep(&[])?;
-    let opening = spawn("topics", &told, opening)?;
-    watch_signals(signals, keys, ending.clone())?;
-    let workers = start_workers(config, workers, &told)?;
-    let told = Told(Arc::clone(&stop_xdp), ending);
-    let xdp_workers = start_xdp_workers(config, xdp_workers.unwrap_or_default(), &told)?;
+    // It ends with the accept loop, which alone asks for logs: that is no cause of its own.
+    let follows = Arc::new(AtomicBool::new(true));
+    let opening = spawn(&supervisor, "topics", &follows, opening)?;
+    logging::start_thread().context("cannot start a thread")?;
+    let signals = watch_signals(&supervisor, &stop, signals)?;
+    let workers = start_workers(config, &supervisor, workers, &stop)?;
+    let xdp_workers = xdp_workers.unwrap_or_default();
+    let xdp_workers = start_xdp_workers(config, &supervisor, xdp_workers, &stop_xdp)?;
+    let now = Instant::now();
+    for (thread, handle) in workers.iter().zip(&handles) {
+        liveness.watch(thread.name(), handle.rounds(), now);
+    }
+    for (thread, handle) in &xdp_workers {
+        liveness.watch(thread.name(), handle.rounds(), now);
+    }
 
     let sources = Sources {
         started,
@@ -110,30 +136,57 @@ pub fn run(config: &Config) -> Result<()> {
         xdp: xdp_workers.iter().map(|(_, h)| h.clone()).collect(),
     };
     // Not every file system takes sockets, and a path may be too long for one.
-    let _live = live::serve(&config.buffer_dir, sources)
+    let _live = live::serve(&config.buffer_dir, sources, &supervisor, &stop)
         .inspect_err(|error| warn!("penstock-lab diagnose will see less: {error:#}"));
 
-    println!("penstock-broker ready on {address}");
-    std::io::stdout()
-        .flush()
-        .context("cannot write to stdout")?;
-    let stop_path = |xdp: &Xdp| {
-        xdp.close();
-        stop_xdp.store(true, Ordering::Release);
-        wake_xdp_workers(&xdp_workers)
+    tell_ready(address, ready_fd, &manager)?;
+    let mut watch = Watch {
+        supervisor: &supervisor,
+        signals: &signals,
+        manager: &manager,
+        keys: keys.as_deref(),
+        address,
+        xdp: xdp.as_ref(),
+        stop_path: &|xdp| {
+            xdp.close();
+            stop_xdp.store(true, Ordering::Release);
+            wake_xdp_workers(&xdp_workers)
+        },
+        xdp_threads: xdp_workers
+            .iter()
+            .map(|(thread, _)| thread.name())
+            .collect(),
+        liveness,
     };
-    let reason = wait_for_end(&ended, xdp.as_ref(), stop_path)?;
-    info!("ending: {reason}");
+    let end = watch.wait_for_end()?;
+    info!("ending: {end}");
+    manager.stopping();
 
     stop.store(true, Ordering::Release);
     stop_xdp.store(true, Ordering::Release);
-    waker.notify().context("cannot wake the accept loop")?;
-    join(accepting)?.context("the accept loop failed")?;
-    // Nobody asks it for logs any more.
-    join(opening)?.context("the thread that opens logs failed")?;
-    let mut stats = stop_workers(workers, &handles)?;
+    let mut failures = Failures::new(&end);
+    failures.of(waker.notify().context("cannot wake the accept loop"));
+    for handle in &handles {
+        failures.of(handle.wake().context("cannot wake a worker"));
+    }
+    failures.of(wake_xdp_workers(&xdp_workers));
+    let deadline = Instant::now() + JOIN_WAIT;
+    if failures.of_thread(accepting, deadline).is_some() {
+        // Nobody asks it for logs any more.
+        failures.of_thread(opening, deadline);
+    }
+    let mut stats = WorkerStats::default();
+    for (worker, handle) in workers.into_iter().zip(&handles) {
+        // One that does not say what it did has shown it not long ago.
+        let did = failures.of_thread(worker, deadline);
+        stats.merge(&did.unwrap_or_else(|| handle.now().stats));
+    }
     let worker_count = handles.len() + xdp_workers.len();
-    let (all, packets) = crate::xdp::sum(stop_xdp_workers(xdp_workers)?);
+    let xdp_did = xdp_workers.into_iter().map(|(worker, handle)| {
+        let did = failures.of_thread(worker, deadline);
+        did.unwrap_or_else(|| (handle.now().stats, handle.now().xdp))
+    });
+    let (all, packets) = crate::xdp::sum(xdp_did.collect());
     stats.merge(&all);
     let report = Report::new(
         address,
@@ -143,40 +196,156 @@ pub fn run(config: &Config) -> Result<()> {
         xdp.map(|xdp| xdp.report(packets)),
         topics.list(),
         &shared,
+        (end.to_string(), failures.list.clone()),
     )?;
     if let Some(to) = &mut report_to {
-        report.write(to)?;
+        failures.of(report.write(to));
+    }
+    failures.into_result()
+}
+
+/// Says that publishers may come: on stdout, to the service manager, to `--ready-fd`.
+fn tell_ready(
+    address: SocketAddr,
+    ready_fd: Option<ReadyFd>,
+    manager: &ServiceManager,
+) -> Result<()> {
+    let line = format_args!("penstock-broker ready on {address}");
+    output::print_line_within(READY_WAIT, line)?;
+    manager.ready(&format!("serving publishers on {address}"));
+    // Whoever wanted to know is gone; publishers may come all the same.
+    if let Some(Err(error)) = ready_fd.map(ReadyFd::ready) {
+        warn!("{error:#}");
     }
     Ok(())
 }
 
-/// Returns the reason, once something ends the broker. Meanwhile looks after the link of the xdp
-/// path; when its interface is gone, calls `stop_path`.
-fn wait_for_end(
-    ended: &Receiver<String>,
-    xdp: Option<&Xdp>,
-    stop_path: impl Fn(&Xdp) -> Result<()>,
-) -> Result<String> {
-    let mut link = xdp.map_or(Link::Gone, |xdp| xdp.facts().link);
-    loop {
-        let watched = xdp.filter(|_| link != Link::Gone);
-        let timeout = watched.map_or(Duration::MAX, |_| LINK_CHECK);
-        match ended.recv_timeout(timeout) {
-            Ok(reason) => return Ok(reason),
-            Err(RecvTimeoutError::Disconnected) => return Ok("no thread is left".to_owned()),
-            Err(RecvTimeoutError::Timeout) => {}
+/// What ends the broker.
+enum End {
+    Signal(&'static str),
+    Thread(Ended),
+}
+
+impl Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Signal(name) => f.write_str(name),
+            Self::Thread(ended) => ended.fmt(f),
         }
-        // Without a free descriptor it cannot be seen for now.
-        let seen = watched.map(|xdp| (xdp, penstock_nic::link(xdp.facts().index)));
-        if let Some((xdp, Ok(now))) = seen
-            && now != link
-        {
-            link = now;
-            tell_link(&xdp.facts().interface, now);
-            if now == Link::Gone {
-                stop_path(xdp)?;
+    }
+}
+
+/// What went wrong, from the cause of the end to the last thing that did not end well.
+struct Failures {
+    list: Vec<String>,
+    /// The thread that was the cause.
+    thread: Option<String>,
+}
+
+impl Failures {
+    fn new(end: &End) -> Self {
+        match end {
+            End::Signal(_) => Self {
+                list: Vec::new(),
+                thread: None,
+            },
+            End::Thread(ended) => Self {
+                list: vec![ended.to_string()],
+                thread: Some(ended.thread.clone()),
+            },
+        }
+    }
+
+    fn of<T>(&mut self, result: Result<T>) -> Option<T> {
+        result
+            .map_err(|error| self.list.push(explain(error.as_ref())))
+            .ok()
+    }
+
+    fn of_thread<T>(&mut self, thread: Supervised<T>, deadline: Instant) -> Option<T> {
+        let known = self.thread.as_deref() == Some(thread.name());
+        match thread.join(deadline) {
+            Err(_) if known => None,
+            joined => self.of(joined),
+        }
+    }
+
+    fn into_result(self) -> Result<()> {
+        match self.list.is_empty() {
+            true => Ok(()),
+            false => Err(anyhow!(self.list.join("; "))),
+        }
+    }
+}
+
+/// What is looked after while the broker serves.
+struct Watch<'a> {
+    supervisor: &'a Supervisor,
+    signals: &'a Receiver<&'static str>,
+    manager: &'a ServiceManager,
+    keys: Option<&'a Keys>,
+    address: SocketAddr,
+    xdp: Option<&'a Xdp>,
+    /// Ends the xdp path when its interface is gone.
+    stop_path: &'a dyn Fn(&Xdp) -> Result<()>,
+    xdp_threads: Vec<&'a str>,
+    liveness: Liveness,
+}
+
+impl Watch<'_> {
+    /// Returns what ends the broker. Meanwhile reads keys again when asked to, looks after the link
+    /// of the xdp path, and tells the service manager that the threads live.
+    fn wait_for_end(&mut self) -> Result<End> {
+        let every = self.manager.watchdog().map_or(CHECK_EVERY, |watchdog| {
+            (watchdog / 4).clamp(Duration::from_millis(20), CHECK_EVERY)
+        });
+        let ticks = crossbeam_channel::tick(every);
+        let looks = match self.xdp {
+            Some(_) => crossbeam_channel::tick(LINK_CHECK),
+            None => crossbeam_channel::never(),
+        };
+        let mut link = self.xdp.map_or(Link::Gone, |xdp| xdp.facts().link);
+        loop {
+            crossbeam_channel::select_biased! {
+                recv(self.supervisor.ended()) -> ended => return Ok(End::Thread(ended?)),
+                recv(self.signals) -> signal => match signal? {
+                    "SIGHUP" => self.reload(),
+                    name => return Ok(End::Signal(name)),
+                },
+                recv(ticks) -> now => if self.liveness.check(now?) {
+                    self.manager.alive();
+                },
+                recv(looks) -> _ => link = self.look_at_link(link)?,
             }
         }
+    }
+
+    fn reload(&self) {
+        self.manager.reloading();
+        match self.keys {
+            Some(keys) => keys::reload(keys),
+            None => info!("nothing to reload: there is no --auth-keys"),
+        }
+        self.manager
+            .ready(&format!("serving publishers on {}", self.address));
+    }
+
+    fn look_at_link(&mut self, link: Link) -> Result<Link> {
+        let Some(xdp) = self.xdp.filter(|_| link != Link::Gone) else {
+            return Ok(link);
+        };
+        // Without a free descriptor it cannot be seen for now.
+        let now = penstock_nic::link(xdp.facts().index).unwrap_or(link);
+        if now != link {
+            tell_link(&xdp.facts().interface, now);
+            if now == Link::Gone {
+                (self.stop_path)(xdp)?;
+                for thread in &self.xdp_threads {
+                    self.liveness.forget(thread);
+                }
+            }
+        }
+        Ok(now)
     }
 }
 
@@ -242,29 +411,24 @@ fn raise_limits(config: &Config) {
     }
 }
 
+/// Hands on the names of signals, from a thread of its own.
 fn watch_signals(
+    supervisor: &Supervisor,
+    stop: &Arc<AtomicBool>,
     mut signals: Signals,
-    keys: Option<Arc<Keys>>,
-    ending: Sender<String>,
-) -> Result<()> {
-    thread::Builder::new()
-        .name("signals".to_owned())
-        .spawn(move || {
-            for signal in signals.forever() {
-                if signal == SIGHUP
-                    && let Some(keys) = &keys
-                {
-                    keys::reload(keys);
-                    continue;
-                }
-                let name = signal_hook::low_level::signal_name(signal).unwrap_or("signal");
-                if ending.send(name.to_owned()).is_err() {
-                    return;
-                }
+) -> Result<Receiver<&'static str>> {
+    let (sender, names) = crossbeam_channel::unbounded();
+    spawn(supervisor, "signals", stop, move || {
+        for signal in signals.forever() {
+            let name = signal_hook::low_level::signal_name(signal).unwrap_or("signal");
+            // The broker is ending when nobody takes it.
+            if sender.send(name).is_err() {
+                break;
             }
-        })
-        .context("cannot start a thread")?;
-    Ok(())
+        }
+        Ok(())
+    })?;
+    Ok(names)
 }
 
 fn make_workers(
@@ -280,17 +444,22 @@ fn make_workers(
     Ok(made?.into_iter().unzip())
 }
 
-type WorkerThread = JoinHandle<std::io::Result<WorkerStats>>;
-
-fn start_workers(config: &Config, workers: Vec<Worker>, told: &Told) -> Result<Vec<WorkerThread>> {
+fn start_workers(
+    config: &Config,
+    supervisor: &Supervisor,
+    workers: Vec<Worker>,
+    stop: &Arc<AtomicBool>,
+) -> Result<Vec<Supervised<WorkerStats>>> {
     let start = |(number, worker): (usize, Worker)| {
         let name = format!("worker-{number}");
-        spawn_pinned(config, number, &name, told, move || worker.run())
+        spawn_pinned(config, supervisor, (&name, number), stop, move || {
+            worker.run()
+        })
     };
     workers.into_iter().enumerate().map(start).collect()
 }
 
-type XdpThread = JoinHandle<std::io::Result<(WorkerStats, XdpStats)>>;
+type XdpThread = Supervised<(WorkerStats, XdpStats)>;
 type XdpWorkers = Vec<(penstock_dataplane::xdp::Worker, xdp::WorkerHandle)>;
 
 /// Opens the xdp path, if it is asked for and can be had.
@@ -321,12 +490,15 @@ fn open_xdp(
 
 fn start_xdp_workers(
     config: &Config,
+    supervisor: &Supervisor,
     workers: XdpWorkers,
-    told: &Told,
+    stop: &Arc<AtomicBool>,
 ) -> Result<Vec<(XdpThread, xdp::WorkerHandle)>> {
     let start = |(number, (worker, handle)): (usize, (penstock_dataplane::xdp::Worker, _))| {
         let name = format!("xdp-{number}");
-        let thread = spawn_pinned(config, number, &name, told, move || worker.run())?;
+        let thread = spawn_pinned(config, supervisor, (&name, number), stop, move || {
+            worker.run()
+        })?;
         Ok((thread, handle))
     };
     workers.into_iter().enumerate().map(start).collect()
@@ -337,31 +509,23 @@ fn wake_xdp_workers(workers: &[(XdpThread, xdp::WorkerHandle)]) -> Result<()> {
     handles.try_for_each(|handle| handle.wake().context("cannot wake a worker"))
 }
 
-fn stop_xdp_workers(
-    workers: Vec<(XdpThread, xdp::WorkerHandle)>,
-) -> Result<Vec<(WorkerStats, XdpStats)>> {
-    wake_xdp_workers(&workers)?;
-    let results = workers
-        .into_iter()
-        .map(|(thread, _)| join(thread)?.context("an xdp worker failed"));
-    results.collect()
-}
-
 /// Starts a worker's thread on the core that is its turn, if cores are given.
 fn spawn_pinned<T: Send + 'static>(
     config: &Config,
-    number: usize,
-    name: &str,
-    told: &Told,
-    body: impl FnOnce() -> std::io::Result<T> + Send + 'static,
-) -> Result<JoinHandle<std::io::Result<T>>> {
+    supervisor: &Supervisor,
+    (name, number): (&str, usize),
+    stop: &Arc<AtomicBool>,
+    body: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> Result<Supervised<T>> {
     let cpu = config.cpus.get(number % config.cpus.len().max(1)).copied();
     let (pinned, pinning) = crossbeam_channel::bounded(1);
-    let thread = spawn(name, told, move || {
+    let label = name.to_owned();
+    let thread = supervisor.spawn(name, stop, move || {
         let result = cpu.map_or(Ok(()), machine::pin_to);
         // The other end waits for this before it goes on.
         let _ = pinned.send(result);
-        body()
+        rehearse_fault(&label)?;
+        Ok(body()?)
     })?;
     let result = pinning.recv().context("a worker ended at once")?;
     result.with_context(|| {
@@ -373,43 +537,34 @@ fn spawn_pinned<T: Send + 'static>(
     Ok(thread)
 }
 
-/// The flag that tells threads to end, and where one says so that ends without.
-struct Told(Arc<AtomicBool>, Sender<String>);
-
-/// Starts a thread that reports when it ends before it was told to.
+/// Starts a thread whose end is noticed.
 fn spawn<T: Send + 'static>(
+    supervisor: &Supervisor,
     name: &str,
-    told: &Told,
-    body: impl FnOnce() -> std::io::Result<T> + Send + 'static,
-) -> Result<JoinHandle<std::io::Result<T>>> {
+    stop: &Arc<AtomicBool>,
+    body: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> Result<Supervised<T>> {
     let label = name.to_owned();
-    let (told, ending) = (Arc::clone(&told.0), told.1.clone());
-    thread::Builder::new()
-        .name(name.to_owned())
-        .spawn(move || {
-            let result = body();
-            if !told.load(Ordering::Acquire) {
-                // Nobody listens any more when the broker is ending already.
-                let _ = ending.send(format!("{label} ended"));
-            }
-            result
-        })
-        .with_context(|| format!("cannot start thread {name}"))
+    supervisor.spawn(name, stop, move || {
+        rehearse_fault(&label)?;
+        Ok(body()?)
+    })
 }
 
-fn stop_workers(workers: Vec<WorkerThread>, handles: &[WorkerHandle]) -> Result<WorkerStats> {
-    for handle in handles {
-        handle.wake().context("cannot wake a worker")?;
+/// Tests set `PENSTOCK_TEST_THREAD=accept=panic`, or `hang` or `fail`; releases do not look at it.
+pub fn rehearse_fault(thread: &str) -> Result<()> {
+    if !cfg!(debug_assertions) {
+        return Ok(());
     }
-    let mut sum = WorkerStats::default();
-    for worker in workers {
-        sum.merge(&join(worker)?.context("a worker failed")?);
+    let wanted = std::env::var("PENSTOCK_TEST_THREAD").unwrap_or_default();
+    match wanted.split_once('=') {
+        Some((name, fault)) if name == thread => match fault {
+            "hang" => loop {
+                thread::park();
+            },
+            "fail" => bail!("as the test wants it"),
+            _ => panic!("as the test wants it"),
+        },
+        _ => Ok(()),
     }
-    Ok(sum)
-}
-
-fn join<T>(thread: JoinHandle<T>) -> Result<T> {
-    thread
-        .join()
-        .map_err(|_| anyhow!("a thread panicked; its message is above"))
 }

@@ -14,6 +14,7 @@ use nix::unistd::{AccessFlags, Uid, User, access, geteuid};
 use penstock_dataplane::admission::{Asked, Refused};
 use penstock_dataplane::log::{Log, LogOptions};
 use penstock_dataplane::peer::{Host, Tenant};
+use penstock_dataplane::poison::lock;
 use penstock_dataplane::shares::{Exceeded, Shares, Use};
 use penstock_dataplane::wire::handshake::Refusal;
 use tracing::{info, warn};
@@ -299,7 +300,7 @@ impl Topics {
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().expect("no holder of this lock panics")
+        lock(&self.table)
     }
 
     /// Open logs by topic, sorted.

@@ -23,6 +23,7 @@ pub mod memory;
 pub mod peer;
 #[cfg(not(loom))]
 pub mod permits;
+pub mod poison;
 pub mod profile;
 #[cfg(not(loom))]
 pub mod shares;

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use tracing::warn;
 
+use crate::poison::lock;
+
 /// Lines at once: every stream of a large publisher, opened and ended.
 const BURST: u32 = 2048;
 /// What a line takes to be allowed again.
@@ -47,7 +49,7 @@ impl Default for LogQuota {
 impl LogQuota {
     /// Whether a line may be written now. What is left out is told now and then.
     pub(crate) fn allows(&self) -> bool {
-        let mut state = self.0.lock().expect("no holder of this lock panics");
+        let mut state = lock(&self.0);
         match state.ask(Instant::now()) {
             Verdict::Written => true,
             Verdict::LeftOut => false,

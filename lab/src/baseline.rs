@@ -55,8 +55,7 @@ pub fn run(options: &cli::Baseline, interrupt: &Interrupt) -> Result<bool> {
         })?;
         Ok(true)
     });
-    println!("{}", folder.display());
-    printed
+    results::told(&folder, printed)
 }
 
 /// The medians as bars, a panel for each profile.

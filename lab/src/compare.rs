@@ -107,8 +107,7 @@ pub fn run(options: &cli::Compare, interrupt: &Interrupt) -> Result<bool> {
         })?;
         Ok(true)
     });
-    println!("{}", folder.display());
-    printed
+    results::told(&folder, printed)
 }
 
 /// What clap cannot check.

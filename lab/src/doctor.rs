@@ -15,6 +15,8 @@ use std::io::IsTerminal;
 use anyhow::Result;
 use serde::Serialize;
 
+use penstock_process::output;
+
 use crate::cli::{self, Format};
 use check::{Check, Level};
 use facts::{Interface, Seen};
@@ -65,8 +67,8 @@ pub fn run(options: &cli::Doctor) -> Result<bool> {
     )?;
     let report = judge(seen);
     match options.format {
-        Format::Text => print!("{}", text(&report, std::io::stdout().is_terminal())),
-        Format::Json => println!("{}", serde_json::to_string_pretty(&report)?),
+        Format::Text => output::print(text(&report, std::io::stdout().is_terminal()))?,
+        Format::Json => output::print_line(serde_json::to_string_pretty(&report)?)?,
     }
     Ok(report.fail == 0)
 }

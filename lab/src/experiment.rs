@@ -137,9 +137,11 @@ fn finish<R: Serialize>(
         Ok(true)
     });
     match output.format {
-        Format::Text => println!("{}", folder.display()),
+        Format::Text => results::told(folder, printed),
         // Stdout is JSON and nothing else.
-        Format::Json => info!("results are in {}", folder.display()),
+        Format::Json => {
+            info!("results are in {}", folder.display());
+            printed
+        }
     }
-    printed
 }

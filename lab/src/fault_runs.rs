@@ -13,8 +13,9 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
+use penstock_process::{output, progress};
 
 pub use kinds::KINDS;
 
@@ -34,10 +35,10 @@ const TOPIC: &str = "faults";
 /// Runs it; true when nothing was wrong.
 pub fn run(options: &cli::Faults, interrupt: &Interrupt) -> Result<bool> {
     if options.list {
-        for kind in KINDS {
-            println!("{:<20} {}", kind.name, kind.what);
-        }
-        return Ok(true);
+        let kinds = KINDS
+            .iter()
+            .map(|kind| format!("{:<20} {}\n", kind.name, kind.what));
+        return output::print(kinds.collect::<String>()).map(|()| true);
     }
     let started = Timestamp::now();
     let binaries = Binaries::find(options.programs.bin_dir.as_deref())?;
@@ -49,8 +50,7 @@ pub fn run(options: &cli::Faults, interrupt: &Interrupt) -> Result<bool> {
         results::print(options.output.format, &report, || report.summary())?;
         Ok(report.problems == 0)
     });
-    println!("{}", folder.display());
-    printed
+    results::told(&folder, printed)
 }
 
 fn fault_runs(
@@ -69,7 +69,7 @@ fn fault_runs(
     };
     let net = Net::create_with_middle(1, MTU, &links::middle())?;
     let buffers = BufferDir::create()?;
-    let bar = progress(numbers.end - numbers.start);
+    let bar = bar_over(numbers.end - numbers.start);
     let mut report = Report::new(seed, selection(options));
     for number in numbers {
         let schedule = Schedule::draw(seed, number, &cells);
@@ -89,7 +89,7 @@ fn fault_runs(
         let trial = Trial::prepare(stage, &buffers, &schedule, interrupt)?;
         let run = trial.run()?;
         for problem in &run.problems {
-            bar.suspend(|| eprintln!("{}: {problem}", run.title()));
+            bar.suspend(|| penstock_process::say(&run.title(), problem));
         }
         report.add(run);
         bar.inc(1);
@@ -111,9 +111,9 @@ fn selection(options: &cli::Faults) -> String {
     selection
 }
 
-fn progress(schedules: u64) -> ProgressBar {
+fn bar_over(schedules: u64) -> ProgressBar {
     let style = ProgressStyle::with_template("{bar:40} {pos} of {len} runs, {elapsed}, {msg}");
-    let target = ProgressDrawTarget::stderr();
+    let target = progress::target();
     ProgressBar::with_draw_target(Some(schedules), target)
         .with_style(style.expect("the template is valid"))
 }

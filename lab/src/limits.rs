@@ -54,8 +54,7 @@ pub fn run(options: &cli::Limits, interrupt: &Interrupt) -> Result<bool> {
         })?;
         Ok(true)
     });
-    println!("{}", folder.display());
-    printed
+    results::told(&folder, printed)
 }
 
 fn measure_all(

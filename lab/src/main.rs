@@ -48,56 +48,54 @@ mod verify;
 mod vitals;
 mod workload;
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use clap::Parser;
 use nix::sys::stat::{Mode, umask};
-use tracing_subscriber::EnvFilter;
+use penstock_process::{Program, exit, say};
 
 use crate::cli::{Cli, Command};
 use crate::interrupt::{Interrupt, Interrupted};
 
-/// Exit code of a program that a signal asked to stop, as shells report it for SIGINT.
-const EXIT_INTERRUPTED: u8 = 130;
+const PROGRAM: Program = Program {
+    name: "penstock-lab",
+    log_variable: "PENSTOCK_LOG",
+    log_level: "info",
+    log_target: false,
+    log_thread: true,
+};
 
 /// Whatever the umask, no other user may write to what the lab creates.
 const NOT_FOR_OTHERS: Mode = Mode::S_IWGRP.union(Mode::S_IWOTH);
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let asked = umask(NOT_FOR_OTHERS);
-    umask(asked | NOT_FOR_OTHERS);
-    tracing_subscriber::fmt()
-        .with_env_filter(
-            EnvFilter::try_from_env("PENSTOCK_LOG").unwrap_or_else(|_| EnvFilter::new("info")),
-        )
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr)
-        .with_target(false)
-        .init();
-    let outcome = Interrupt::install().and_then(|interrupt| match &cli.command {
-        Command::Throughput(options) => throughput::run(options, &interrupt),
-        Command::Baseline(options) => baseline::run(options, &interrupt),
-        Command::Compare(options) => compare::run(options, &interrupt),
-        Command::Limits(options) => limits::run(options, &interrupt),
+    penstock_process::run(PROGRAM, |cli: Cli| {
+        let asked = umask(NOT_FOR_OTHERS);
+        umask(asked | NOT_FOR_OTHERS);
+        let interrupt = Interrupt::install()?;
+        match run(&cli.command, &interrupt) {
+            Ok(true) => Ok(ExitCode::SUCCESS),
+            Ok(false) => Ok(ExitCode::from(exit::FAILURE)),
+            Err(error) if error.is::<Interrupted>() => {
+                say(PROGRAM.name, &error.to_string());
+                Ok(ExitCode::from(exit::INTERRUPTED))
+            }
+            Err(error) => Err(error),
+        }
+    })
+}
+
+/// Runs a command; whether all was well.
+fn run(command: &Command, interrupt: &Interrupt) -> anyhow::Result<bool> {
+    match command {
+        Command::Throughput(options) => throughput::run(options, interrupt),
+        Command::Baseline(options) => baseline::run(options, interrupt),
+        Command::Compare(options) => compare::run(options, interrupt),
+        Command::Limits(options) => limits::run(options, interrupt),
         Command::Report(options) => show::run(options),
-        Command::Experiment(experiment) => experiment::run(experiment, &interrupt),
-        Command::Diagnose(options) => diagnose::run(options, &interrupt),
+        Command::Experiment(experiment) => experiment::run(experiment, interrupt),
+        Command::Diagnose(options) => diagnose::run(options, interrupt),
         Command::Doctor(options) => doctor::run(options),
-        Command::Soak(options) => soak::run(options, &interrupt),
-        Command::Faults(options) => fault_runs::run(options, &interrupt),
-    });
-    match outcome {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) if error.is::<Interrupted>() => {
-            eprintln!("penstock-lab: {error}");
-            ExitCode::from(EXIT_INTERRUPTED)
-        }
-        Err(error) => {
-            eprintln!("penstock-lab: {error:#}");
-            ExitCode::FAILURE
-        }
+        Command::Soak(options) => soak::run(options, interrupt),
+        Command::Faults(options) => fault_runs::run(options, interrupt),
     }
 }

@@ -4,8 +4,9 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressStyle};
 use penstock_dataplane::log::{Reader, Start};
+use penstock_process::progress;
 
 /// Often enough for the eye, too rare to cost anything.
 const REFRESH: Duration = Duration::from_millis(200);
@@ -29,7 +30,7 @@ impl Progress {
             None => (0, "{spinner} {bytes} {bytes_per_sec}, {elapsed}"),
         };
         let style = ProgressStyle::with_template(template).expect("the template is valid");
-        let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr());
+        let bar = ProgressBar::with_draw_target(Some(length), progress::target());
         // A log that cannot be read yet only means a bar that shows less; the run decides.
         let open = |path: &&Path| Reader::open(path, Start::End).ok();
         Self::with(

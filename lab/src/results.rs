@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use jiff::Timestamp;
+use penstock_process::output;
 use serde::Serialize;
 
 use crate::cli::Format;
@@ -56,11 +57,17 @@ pub fn print(
     report: &impl Serialize,
     summary: impl FnOnce() -> String,
 ) -> Result<()> {
-    match format {
-        Format::Text => println!("{}", summary()),
-        Format::Json => println!("{}", serde_json::to_string_pretty(report)?),
-    }
-    Ok(())
+    output::print_line(match format {
+        Format::Text => summary(),
+        Format::Json => serde_json::to_string_pretty(report)?,
+    })
+}
+
+/// Prints where the results of a run are, whatever became of it.
+pub fn told(folder: &Path, outcome: Result<bool>) -> Result<bool> {
+    let told = output::print_line(folder.display());
+    let good = outcome?;
+    told.map(|()| good)
 }
 
 /// Writes a file whole.

@@ -8,6 +8,8 @@ use clap::{Args, ValueEnum};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use penstock_process::output as stdout;
+
 use crate::fault_runs::{self, FAULTS};
 use crate::report::{
     Baseline, Compare, Limits, OBSERVER, ObserverExperiment, RCVBUF, RcvbufExperiment, Throughput,
@@ -72,10 +74,10 @@ pub fn run(options: &Report) -> Result<bool> {
         View::Html => shown.html()?,
     };
     match output(options, &path) {
-        None => print!("{text}"),
+        None => stdout::print(text)?,
         Some(file) => {
             results::write_file(&file, &text)?;
-            println!("{}", file.display());
+            stdout::print_line(file.display())?;
         }
     }
     Ok(true)

@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use bytesize::ByteSize;
 use fastrand::Rng;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
+use penstock_process::progress;
 
 use crate::actors::{self, End, Fate, Guest, Publishing, Stage};
 use crate::chance::seconds;
@@ -60,8 +61,7 @@ pub fn run(options: &cli::Soak, interrupt: &Interrupt) -> Result<bool> {
         results::print(options.output.format, &report, || report.summary())?;
         Ok(report.problems.is_empty())
     });
-    println!("{}", folder.display());
-    printed
+    results::told(&folder, printed)
 }
 
 fn soak(
@@ -162,7 +162,7 @@ impl<'a> Soak<'a> {
     }
 
     fn go_on_for(&mut self, length: Duration) -> Result<()> {
-        let bar = progress(length);
+        let bar = bar_over(length);
         let start = Instant::now();
         let mut joins = start;
         let mut looks = start;
@@ -320,9 +320,9 @@ fn descriptors(cluster: &Cluster) -> Result<Vec<u64>> {
     looks.map(|look| Ok(look?.descriptors)).collect()
 }
 
-fn progress(length: Duration) -> ProgressBar {
+fn bar_over(length: Duration) -> ProgressBar {
     let style = ProgressStyle::with_template("{bar:40} {elapsed} of {len}s, {msg}");
-    let target = ProgressDrawTarget::stderr();
+    let target = progress::target();
     ProgressBar::with_draw_target(Some(length.as_secs()), target)
         .with_style(style.expect("the template is valid"))
 }

@@ -114,8 +114,7 @@ pub fn run(options: &cli::Throughput, interrupt: &Interrupt) -> Result<bool> {
         })?;
         Ok(report.problems.is_empty())
     });
-    println!("{}", folder.display());
-    printed
+    results::told(&folder, printed)
 }
 
 /// Everything that people and programs read of a run.

@@ -15,4 +15,4 @@ mod stderr;
 pub mod supervisor;
 
 pub use exit::{usage, wrong_usage};
-pub use run::{Program, run};
+pub use run::{Program, end, run, say};

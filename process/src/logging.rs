@@ -11,22 +11,24 @@ use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::fmt::FormatFields;
 use tracing_subscriber::fmt::format::Writer;
 
-use crate::stderr;
+use crate::{Program, stderr};
 
 /// Bytes of a log line at most; longer ones are cut.
 const MAX_LINE: usize = 8 << 10;
 /// How long the end of a program waits for its last lines to be written.
 const FLUSH: Duration = Duration::from_secs(1);
 
-/// Installs the program's log. `variable` names the environment variable with the levels wanted.
+/// Installs the program's log.
 ///
 /// Until [`start_thread`], lines are written by their callers, as far as stderr takes them at once.
-pub fn install(variable: &str, level: &str) {
-    let filter = EnvFilter::try_from_env(variable).unwrap_or_else(|_| EnvFilter::new(level));
+pub(crate) fn install(program: &Program) {
+    let filter = EnvFilter::try_from_env(program.log_variable)
+        .unwrap_or_else(|_| EnvFilter::new(program.log_level));
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(|| Line)
         .with_ansi(has_colours())
+        .with_target(program.log_target)
         // Ours never fail to be written.
         .log_internal_errors(false)
         .fmt_fields(Fields)

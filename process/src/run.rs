@@ -9,6 +9,7 @@ use std::thread;
 use anyhow::Result;
 use clap::Parser;
 use penstock_dataplane::text::{escape, escape_lines};
+use penstock_flags::{explain, usage_error};
 
 use crate::{exit, logging, output, stderr};
 
@@ -21,6 +22,8 @@ pub struct Program {
     pub log_variable: &'static str,
     /// Levels without it.
     pub log_level: &'static str,
+    /// Lines name the module that they come from.
+    pub log_target: bool,
     /// Start the log's thread at once. A program that gives up privileges calls
     /// [`logging::start_thread`] once it has.
     pub log_thread: bool,
@@ -30,7 +33,7 @@ pub struct Program {
 /// stderr as far as it takes them, and never hold up the end.
 pub fn run<Cli: Parser>(program: Program, body: impl FnOnce(Cli) -> Result<ExitCode>) -> ExitCode {
     panic::set_hook(Box::new(move |panic| report_panic(program.name, panic)));
-    logging::install(program.log_variable, program.log_level);
+    logging::install(&program);
     let code = match Cli::try_parse() {
         Err(error) => answer(&error),
         Ok(cli) => {
@@ -45,9 +48,10 @@ pub fn run<Cli: Parser>(program: Program, body: impl FnOnce(Cli) -> Result<ExitC
             }));
             match ran {
                 Ok(Ok(code)) => code,
+                Ok(Err(error)) if exit::is_usage(&error) => answer(&usage_error::<Cli>(&error)),
                 Ok(Err(error)) => {
-                    report_error(program.name, &error);
-                    exit::code_of(&error)
+                    say(program.name, &explain(error.as_ref()));
+                    ExitCode::from(exit::FAILURE)
                 }
                 Err(_) => ExitCode::from(exit::FAILURE),
             }
@@ -57,9 +61,17 @@ pub fn run<Cli: Parser>(program: Program, body: impl FnOnce(Cli) -> Result<ExitC
     code
 }
 
-/// Reports a failure that ends the program.
-fn report_error(name: &str, error: &anyhow::Error) {
-    stderr::say(format!("{name}: {}\n", escape_lines(&format!("{error:#}"))).into_bytes());
+/// Says on stderr what a person should know of the end of program `name`; lines break where they
+/// do in `text`.
+pub fn say(name: &str, text: &str) {
+    stderr::say(format!("{name}: {}\n", escape_lines(text)).into_bytes());
+}
+
+/// Ends the process at once, from any thread, with a reason.
+pub fn end(name: &str, why: &str, code: u8) -> ! {
+    say(name, why);
+    logging::flush();
+    std::process::exit(code.into())
 }
 
 /// Answers `--help` and `--version`, or tells what is wrong with the command line.

@@ -1,19 +1,18 @@
 //! What SIGINT and SIGTERM do: the first ends the program soon, whatever it waits for; the second at
 //! once.
 
-use std::io::{self, Write};
-use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use penstock_process::exit::INTERRUPTED;
 use penstock_publisher::{Canceller, Progress};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::INTERRUPTED;
+use crate::PROGRAM;
 
 /// How long the end of what is under way may take after the signal: a handshake, the acks of what was
 /// published.
@@ -125,7 +124,5 @@ impl Run {
 }
 
 fn exit(why: &str) -> ! {
-    // Somebody who closed stderr does not want to know.
-    let _ = writeln!(io::stderr(), "penstock-publisher: {why}");
-    process::exit(INTERRUPTED.into())
+    penstock_process::end(PROGRAM.name, why, INTERRUPTED)
 }

@@ -9,27 +9,31 @@ mod input;
 mod interrupt;
 mod pace;
 
-use std::io::IsTerminal;
+use std::fmt::Write;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
-use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use penstock_dataplane::auth;
 use penstock_dataplane::profile::ProcessUsage;
 use penstock_dataplane::sleep;
+use penstock_process::{Program, exit, output, progress, usage};
 use penstock_publisher::{Config, Publisher, Summary};
 use serde::Serialize;
-use tracing_subscriber::EnvFilter;
 
 use cli::{Cli, Format, Plan};
 use input::Source;
 use interrupt::Interrupt;
 use pace::Pace;
 
-/// Exit code after SIGINT or SIGTERM.
-const INTERRUPTED: u8 = 130;
+const PROGRAM: Program = Program {
+    name: "penstock-publisher",
+    log_variable: "RUST_LOG",
+    log_level: "warn",
+    log_target: true,
+    log_thread: true,
+};
 /// Messages between two looks at the progress bar.
 const REDRAW: u64 = 4096;
 
@@ -48,27 +52,9 @@ struct Output<'a> {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
-    let plan = match cli.plan(input::is_piped()) {
-        Ok(plan) => plan,
-        Err(error) => penstock_flags::usage_error::<Cli>(&error).exit(),
-    };
-    match run(plan) {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!(
-                "penstock-publisher: {}",
-                penstock_flags::explain(error.as_ref())
-            );
-            ExitCode::FAILURE
-        }
-    }
+    penstock_process::run(PROGRAM, |cli: Cli| {
+        run(cli.plan(input::is_piped()).map_err(usage)?)
+    })
 }
 
 fn run(mut plan: Plan) -> Result<ExitCode> {
@@ -104,7 +90,7 @@ fn run(mut plan: Plan) -> Result<ExitCode> {
     interrupt.finished();
     let complete = summary.messages_acked == summary.messages_sent;
     Ok(match (interrupt.came(), complete) {
-        (true, _) => ExitCode::from(INTERRUPTED),
+        (true, _) => ExitCode::from(exit::INTERRUPTED),
         (false, true) => ExitCode::SUCCESS,
         (false, false) => ExitCode::FAILURE,
     })
@@ -158,11 +144,7 @@ fn publish(
 }
 
 fn progress_bar(plan: &Plan) -> ProgressBar {
-    // indicatif draws nothing when stderr is no terminal.
-    let bar = match plan.total_bytes() {
-        Some(total) => ProgressBar::new(total),
-        None => ProgressBar::no_length(),
-    };
+    let bar = ProgressBar::with_draw_target(plan.total_bytes(), progress::target());
     let template = "{elapsed_precise} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} eta {eta}";
     let style = ProgressStyle::with_template(template);
     bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
@@ -173,26 +155,23 @@ fn print(plan: &Plan, summary: &Summary) -> Result<()> {
         topic, ack, order, ..
     } = &plan.config;
     let usage = ProcessUsage::now().context("cannot read this process's usage")?;
-    match plan.format {
-        Format::Json => {
-            let output = Output {
-                kind: "publisher",
-                mode: plan.config.mode.name(),
-                topic,
-                ack: ack.number(),
-                order: order.number(),
-                summary,
-                usage,
-            };
-            println!("{}", serde_json::to_string_pretty(&output)?);
-        }
-        Format::Text => print_text(summary, &usage),
-    }
-    Ok(())
+    let text = match plan.format {
+        Format::Json => serde_json::to_string_pretty(&Output {
+            kind: "publisher",
+            mode: plan.config.mode.name(),
+            topic,
+            ack: ack.number(),
+            order: order.number(),
+            summary,
+            usage,
+        })?,
+        Format::Text => text(summary, &usage)?,
+    };
+    output::print_line(text)
 }
 
-fn print_text(summary: &Summary, usage: &ProcessUsage) {
-    println!(
+fn text(summary: &Summary, usage: &ProcessUsage) -> Result<String, std::fmt::Error> {
+    let mut out = format!(
         "{} of {} messages acknowledged, {} bytes in {:.3} s: {:.2} MB/s, {:.2} CPU s",
         summary.messages_acked,
         summary.messages_sent,
@@ -202,33 +181,36 @@ fn print_text(summary: &Summary, usage: &ProcessUsage) {
         usage.cpu_seconds
     );
     if let Some(waited) = &summary.ack_latency_us {
-        println!(
-            "ack latency: p50 {:.0} µs, p99 {:.0} µs, p99.9 {:.0} µs, longest {:.0} µs, {} batches",
+        write!(
+            out,
+            "\nack latency: p50 {:.0} µs, p99 {:.0} µs, p99.9 {:.0} µs, longest {:.0} µs, {} batches",
             waited.p50, waited.p99, waited.p999, waited.max, waited.count
-        );
+        )?;
     }
-    println!("{:<14} {:>8} {:>14}", "stage", "%", "ns per batch");
+    write!(out, "\n{:<14} {:>8} {:>14}", "stage", "%", "ns per batch")?;
     for stage in &summary.stages {
-        println!(
-            "{:<14} {:>8.2} {:>14.0}",
+        write!(
+            out,
+            "\n{:<14} {:>8.2} {:>14.0}",
             stage.name, stage.percent, stage.ns_per_batch
-        );
+        )?;
     }
     for broker in &summary.brokers {
         for stream in &broker.streams {
-            print!(
-                "{} session {} stream {}: {} of {} messages, {} batches",
+            write!(
+                out,
+                "\n{} session {} stream {}: {} of {} messages, {} batches",
                 broker.address,
                 broker.session,
                 stream.stream,
                 stream.messages_acked,
                 stream.messages,
                 stream.batches
-            );
-            match &stream.sha256 {
-                Some(sha256) => println!(", sha256 {sha256}"),
-                None => println!(),
+            )?;
+            if let Some(sha256) = &stream.sha256 {
+                write!(out, ", sha256 {sha256}")?;
             }
         }
     }
+    Ok(out)
 }

@@ -6,6 +6,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Select, Sender, TrySendError};
+use penstock_dataplane::poison::lock;
 use penstock_dataplane::profile::{StageReport, StageTimer};
 use penstock_dataplane::wire::batch;
 use penstock_dataplane::wire::message::{self, OVERHEAD};
@@ -317,7 +318,7 @@ impl Publisher {
     }
 
     fn front(&self) -> MutexGuard<'_, Front> {
-        self.open.lock().expect("no holder of this lock panics")
+        lock(&self.open)
     }
 
     fn sum_up(
@@ -548,10 +549,7 @@ impl FirstAttempts {
 
 impl Failure {
     fn note(&self, error: Error) {
-        self.error
-            .lock()
-            .expect("no holder of this lock panics")
-            .get_or_insert(error);
+        lock(&self.error).get_or_insert(error);
         self.happened.store(true, Ordering::Release);
     }
 
@@ -565,11 +563,7 @@ impl Failure {
 
     /// The first failure, to whoever asks first.
     fn take(&self) -> Error {
-        self.error
-            .lock()
-            .expect("no holder of this lock panics")
-            .take()
-            .unwrap_or(Error::Failed)
+        lock(&self.error).take().unwrap_or(Error::Failed)
     }
 }
 

@@ -3,6 +3,8 @@
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 
+use penstock_dataplane::poison::lock;
+
 /// Queues of a publisher's interfaces that streams have.
 #[derive(Debug, Default)]
 pub(crate) struct TxQueues {
@@ -13,7 +15,7 @@ pub(crate) struct TxQueues {
 impl TxQueues {
     /// The first of `queues` of an interface that no stream has.
     pub(crate) fn take(self: &Arc<Self>, interface: u32, queues: &[u32]) -> Option<Lease> {
-        let mut taken = self.taken.lock().expect("no holder of this lock panics");
+        let mut taken = lock(&self.taken);
         let free = queues
             .iter()
             .find(|queue| taken.insert((interface, **queue)));
@@ -35,9 +37,7 @@ pub(crate) struct Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let taken = self.queues.taken.lock();
-        let mut taken = taken.expect("no holder of this lock panics");
-        taken.remove(&(self.interface, self.queue));
+        lock(&self.queues.taken).remove(&(self.interface, self.queue));
     }
 }
 

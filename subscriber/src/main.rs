@@ -7,7 +7,7 @@ mod cli;
 mod fuzzing;
 mod output;
 
-use std::io::{self, IsTerminal};
+use std::io;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,17 +15,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use clap::Parser;
+use penstock_process::{Program, exit};
 use penstock_subscriber::{Account, Event, OpenError, Received, Start, Subscriber, Trouble};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use tracing::{info, warn};
-use tracing_subscriber::EnvFilter;
 
 use cli::Cli;
 use output::Printer;
 
-/// Exit code when something was wrong with a batch.
-const BAD: u8 = 1;
 /// Exit code when batches were overwritten before they were read.
 const LOST: u8 = 3;
 /// Troubles that are told one by one; the rest is counted.
@@ -37,27 +34,19 @@ const OPEN_RETRY: Duration = Duration::from_millis(50);
 /// How long a broker may take to give a log that it has just made its mode, group and registry.
 const SETTLING: Duration = Duration::from_secs(2);
 
+const PROGRAM: Program = Program {
+    name: "penstock-subscriber",
+    log_variable: "RUST_LOG",
+    log_level: "warn",
+    log_target: true,
+    log_thread: true,
+};
+
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .init();
-    let run = Run::start(&cli).and_then(|run| run.map_or(Ok(ExitCode::SUCCESS), Run::finish));
-    match run {
-        Ok(code) => code,
-        // Whoever read our output has had enough, as in `… | head`.
-        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!(
-                "penstock-subscriber: {}",
-                penstock_flags::explain(error.as_ref())
-            );
-            ExitCode::FAILURE
-        }
-    }
+    penstock_process::run(PROGRAM, |cli: Cli| {
+        let run = Run::start(&cli)?;
+        run.map_or(Ok(ExitCode::SUCCESS), Run::finish)
+    })
 }
 
 /// One reading of a log.
@@ -158,8 +147,13 @@ impl<'a> Run<'a> {
     }
 
     fn finish(mut self) -> Result<ExitCode> {
-        self.read()?;
-        self.sink.printer.flush()?;
+        let read = self.read().and_then(|()| Ok(self.sink.printer.flush()?));
+        match read {
+            Ok(()) => {}
+            // Whoever read our output has had enough, as in `… | head`: what was read so far counts.
+            Err(error) if is_reader_gone(&error) => {}
+            Err(error) => return Err(error),
+        }
         if self.cli.stat {
             let (info, gone) = (self.subscriber.info(), self.subscriber.overwritten());
             output::print_stat(self.cli, &info, &gone, &self.sink.account)?;
@@ -175,7 +169,7 @@ impl<'a> Run<'a> {
                 (0, 0) => ExitCode::SUCCESS,
                 (0, _) if self.cli.allow_loss => ExitCode::SUCCESS,
                 (0, _) => ExitCode::from(LOST),
-                _ => ExitCode::from(BAD),
+                _ => ExitCode::from(exit::FAILURE),
             },
         )
     }
@@ -256,7 +250,7 @@ impl Sink<'_> {
     }
 }
 
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
+fn is_reader_gone(error: &anyhow::Error) -> bool {
     let io = error.downcast_ref::<io::Error>();
-    io.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    io.is_some_and(penstock_process::output::is_reader_gone)
 }

@@ -1,9 +1,10 @@
 //! What goes to the terminal or the next program: messages, and the sums.
 
-use std::io::{self, BufWriter, Stdout, Write};
+use std::io::{self, BufWriter, Write};
 
 use anyhow::Result;
 use penstock_dataplane::log::{LogInfo, Overwritten};
+use penstock_process::output::{Stdout, print_line, print_to_stderr};
 use penstock_subscriber::{Account, StreamAccount};
 use serde::Serialize;
 
@@ -21,7 +22,7 @@ impl Printer {
     pub fn new(output: Output) -> Self {
         Self {
             output,
-            stdout: BufWriter::with_capacity(BUFFER, io::stdout()),
+            stdout: BufWriter::with_capacity(BUFFER, Stdout::new()),
         }
     }
 
@@ -104,10 +105,9 @@ pub fn print_stat(cli: &Cli, info: &LogInfo, gone: &Overwritten, account: &Accou
         Format::Text => table(&stat),
     };
     match cli.output() {
-        Output::None => writeln!(io::stdout(), "{text}")?,
-        _ => writeln!(io::stderr(), "{text}")?,
+        Output::None => print_line(text),
+        _ => print_to_stderr(text),
     }
-    Ok(())
 }
 
 fn table(stat: &Stat<'_>) -> String {

@@ -20,6 +20,7 @@ use zeroize::Zeroizing;
 
 use super::key::{Key, KeyId, SECRET_LEN, generate};
 use super::pattern::TopicPattern;
+use crate::poison::lock;
 
 /// Longest file that is read, bytes: some ten thousand keys.
 const MAX_FILE: u64 = 1 << 20;
@@ -186,7 +187,7 @@ impl Keys {
     pub fn reload(&self) -> Result<usize, KeyFileError> {
         let grants = Grants::read(&self.path)?;
         let count = grants.len();
-        *self.now.lock().expect("no holder of this lock panics") = Arc::new(grants);
+        *lock(&self.now) = Arc::new(grants);
         Ok(count)
     }
 
@@ -196,7 +197,7 @@ impl Keys {
     /// Never: no thread panics while it holds the lock.
     #[must_use]
     pub fn grants(&self) -> Arc<Grants> {
-        Arc::clone(&self.now.lock().expect("no holder of this lock panics"))
+        Arc::clone(&lock(&self.now))
     }
 }
 

@@ -3,6 +3,8 @@
 use std::sync::Mutex;
 use std::time::Duration;
 
+use crate::poison::lock;
+
 /// How often workers show their figures; what is looked at is at most so old.
 pub const SHOW_EVERY: Duration = Duration::from_millis(100);
 
@@ -19,14 +21,8 @@ impl<T: Clone> Live<T> {
     }
 
     /// The figures that were shown last.
-    ///
-    /// # Panics
-    /// Never: nobody panics while the lock is held.
     #[must_use]
     pub fn look(&self) -> T {
-        self.0
-            .lock()
-            .expect("no holder of this lock panics")
-            .clone()
+        lock(&self.0).clone()
     }
 }

@@ -25,6 +25,7 @@ use crate::admission::{Admission, Admit, Asked, Outcome, Refused};
 use crate::auth::{Keys, PacketKeys, generate};
 use crate::peer::{Host, Tenant};
 use crate::permits::{StreamPermit, StreamPermits};
+use crate::profile::Rounds;
 use crate::shares;
 use crate::wire::handshake::{DatagramOffer, Offer, Path, Refusal, Request, Welcome};
 use crate::xdp::{FIRST_CREDIT, Registry};
@@ -148,6 +149,8 @@ pub struct Acceptor<A> {
     packet_auth: bool,
     shared: Arc<Shared>,
     poller: Arc<Poller>,
+    /// Shows others that the loop goes round.
+    rounds: Rounds,
     newcomers: Vec<Option<Newcomer>>,
     free: Vec<usize>,
     /// Newcomers by age: key and number.
@@ -191,6 +194,7 @@ impl<A: Admit> Acceptor<A> {
             packet_auth: false,
             shared,
             poller,
+            rounds: Rounds::default(),
             newcomers: Vec::new(),
             free: Vec::new(),
             by_age: VecDeque::new(),
@@ -211,6 +215,12 @@ impl<A: Admit> Acceptor<A> {
         self
     }
 
+    /// Grow at least once a second as long as the loop makes progress.
+    #[must_use]
+    pub fn rounds(&self) -> Rounds {
+        self.rounds.clone()
+    }
+
     /// Wakes the loop, so that it looks at its stop flag.
     #[must_use]
     pub fn poller(&self) -> Arc<Poller> {
@@ -224,6 +234,7 @@ impl<A: Admit> Acceptor<A> {
     pub fn run(mut self, stop: &AtomicBool) -> io::Result<()> {
         let mut events = Events::new();
         while !stop.load(Ordering::Relaxed) {
+            self.rounds.count();
             events.clear();
             self.poller.wait(&mut events, Some(self.patience()))?;
             for event in events.iter() {

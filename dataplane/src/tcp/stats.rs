@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::buffers::Effective;
 use crate::claims::Claims;
 use crate::log_quota::LogQuota;
+use crate::poison::lock;
 use crate::profile::{Stage, StageTimer};
 
 /// Ended connections that are remembered for the report.
@@ -148,10 +149,7 @@ pub struct Shared {
 impl Shared {
     /// Remembers an ended connection; the oldest is forgotten when there are too many.
     pub(crate) fn remember(&self, connection: ConnectionReport) {
-        let mut list = self
-            .connections
-            .lock()
-            .expect("no holder of this lock panics");
+        let mut list = lock(&self.connections);
         if list.len() == REMEMBERED {
             list.pop_front();
         }
@@ -159,17 +157,9 @@ impl Shared {
     }
 
     /// Connections that have ended, oldest first.
-    ///
-    /// # Panics
-    /// Never: no thread panics while it holds the list.
     #[must_use]
     pub fn connections(&self) -> Vec<ConnectionReport> {
-        self.connections
-            .lock()
-            .expect("no holder of this lock panics")
-            .iter()
-            .cloned()
-            .collect()
+        lock(&self.connections).iter().cloned().collect()
     }
 }
 

@@ -12,7 +12,7 @@ use tracing::{debug, info, warn};
 use super::connection::{Connection, Context, Ending, Need, Opened, SCRATCH};
 use super::stats::{Counters, Shared, WorkerNow, WorkerStats};
 use crate::log::{Log, Writer};
-use crate::profile::{Live, SHOW_EVERY, Tick};
+use crate::profile::{Live, Rounds, SHOW_EVERY, Tick};
 
 /// How often time is looked after, and figures are shown.
 const TICK: Duration = SHOW_EVERY;
@@ -52,6 +52,7 @@ pub struct WorkerHandle {
     poller: Arc<Poller>,
     load: Arc<AtomicUsize>,
     live: Arc<Live<WorkerNow>>,
+    rounds: Rounds,
 }
 
 /// A worker, before it runs.
@@ -80,6 +81,8 @@ pub struct Worker {
     first_frame: Option<Tick>,
     last_commit: Option<Tick>,
     live: Arc<Live<WorkerNow>>,
+    /// Shows others that the loop goes round.
+    rounds: Rounds,
 }
 
 #[derive(Debug)]
@@ -113,6 +116,12 @@ impl WorkerHandle {
         self.live.look()
     }
 
+    /// Grow as long as the worker makes progress, with work or without.
+    #[must_use]
+    pub fn rounds(&self) -> Rounds {
+        self.rounds.clone()
+    }
+
     /// Makes the worker look at its stop flag.
     ///
     /// # Errors
@@ -137,11 +146,13 @@ impl Worker {
         shared.claims.wake_for_others(&poller);
         let load = Arc::new(AtomicUsize::new(0));
         let live = Arc::new(Live::default());
+        let rounds = Rounds::default();
         let handle = WorkerHandle {
             inbox: sender,
             poller: Arc::clone(&poller),
             load: Arc::clone(&load),
             live: Arc::clone(&live),
+            rounds: rounds.clone(),
         };
         let worker = Self {
             config,
@@ -162,6 +173,7 @@ impl Worker {
             first_frame: None,
             last_commit: None,
             live,
+            rounds,
         };
         Ok((worker, handle))
     }
@@ -179,6 +191,7 @@ impl Worker {
                 .wait(&mut events, Some(self.patience(next_tick)))?;
             self.stats.polls += 1;
             self.round += 1;
+            self.rounds.count();
             std::mem::swap(&mut self.again, &mut self.due);
             let now = Instant::now();
             while let Ok(opened) = self.inbox.try_recv() {

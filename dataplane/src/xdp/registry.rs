@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::gate::{Gate, Pass};
 use crate::auth::PacketKeys;
+use crate::poison::lock;
 use crate::tcp::Opened;
 use crate::wire::packet::StreamKey;
 
@@ -59,7 +60,7 @@ impl Registry {
 
     /// Leaves a stream to whoever gets its first packet.
     pub(crate) fn leave(&self, pass: Pass, opened: Opened) {
-        let mut waiting = self.waiting.lock().expect("no holder of this lock panics");
+        let mut waiting = lock(&self.waiting);
         if self.is_closed() {
             // The publisher sees its connection close, and asks again.
             return;
@@ -79,7 +80,7 @@ impl Registry {
         if self.count.load(Ordering::Acquire) == 0 {
             return None;
         }
-        let waiting = self.waiting.lock().expect("no holder of this lock panics");
+        let waiting = lock(&self.waiting);
         waiting.get(&key)?.opened.keys.clone()
     }
 
@@ -89,7 +90,7 @@ impl Registry {
         if self.count.load(Ordering::Acquire) == 0 {
             return None;
         }
-        let mut waiting = self.waiting.lock().expect("no holder of this lock panics");
+        let mut waiting = lock(&self.waiting);
         let Waiting { opened, pass, .. } = waiting.remove(&key)?;
         self.count.store(waiting.len(), Ordering::Release);
         self.adopted.fetch_add(1, Ordering::Relaxed);
@@ -103,7 +104,7 @@ impl Registry {
     /// Drops streams that never sent a packet; called now and then.
     pub(super) fn expire(&self) {
         if self.count.load(Ordering::Relaxed) > 0 {
-            let mut waiting = self.waiting.lock().expect("no holder of this lock panics");
+            let mut waiting = lock(&self.waiting);
             waiting.retain(|_, waiting| {
                 let lease = &waiting.opened.admission.lease;
                 waiting.since.elapsed() < PATIENCE && !lease.is_wanted() && !lease.is_revoked()
@@ -113,11 +114,8 @@ impl Registry {
     }
 
     /// Ends the path for good: streams that wait are closed, and there will be no others.
-    ///
-    /// # Panics
-    /// Never: no holder of the lock does.
     pub fn close(&self) {
-        let mut waiting = self.waiting.lock().expect("no holder of this lock panics");
+        let mut waiting = lock(&self.waiting);
         self.closed.store(true, Ordering::Release);
         waiting.clear();
         self.count.store(0, Ordering::Release);

@@ -25,7 +25,7 @@ use super::stats::{WorkerNow, XdpStats};
 use super::stream::{Context, Ending, Stream};
 use crate::auth::PacketKeys;
 use crate::log::{Log, Writer};
-use crate::profile::{Live, SHOW_EVERY, Tick};
+use crate::profile::{Live, Rounds, SHOW_EVERY, Tick};
 use crate::sleep;
 use crate::tcp::{Counters, Opened, PathStage, Shared, WorkerStats};
 use crate::wire::packet::{
@@ -80,6 +80,7 @@ pub struct WorkerConfig {
 pub struct WorkerHandle {
     poller: Arc<Poller>,
     live: Arc<Live<WorkerNow>>,
+    rounds: Rounds,
 }
 
 impl WorkerHandle {
@@ -87,6 +88,12 @@ impl WorkerHandle {
     #[must_use]
     pub fn now(&self) -> WorkerNow {
         self.live.look()
+    }
+
+    /// Grow as long as the worker makes progress, with work or without.
+    #[must_use]
+    pub fn rounds(&self) -> Rounds {
+        self.rounds.clone()
     }
 
     /// Makes the worker look at its stop flag.
@@ -106,6 +113,8 @@ pub struct Worker {
     stop: Arc<AtomicBool>,
     events: Events,
     live: Arc<Live<WorkerNow>>,
+    /// Shows others that the loop goes round.
+    rounds: Rounds,
     /// When figures are shown next.
     show_at: u64,
 }
@@ -156,9 +165,11 @@ impl Worker {
         let poller = Arc::new(Poller::new()?);
         shared.claims.wake_for_others(&poller);
         let live = Arc::new(Live::default());
+        let rounds = Rounds::default();
         let handle = WorkerHandle {
             poller: Arc::clone(&poller),
             live: Arc::clone(&live),
+            rounds: rounds.clone(),
         };
         let clock = Clock::new();
         let state = State {
@@ -187,6 +198,7 @@ impl Worker {
             stop,
             events: Events::new(),
             live,
+            rounds,
             show_at: 0,
         };
         Ok((worker, handle))
@@ -271,6 +283,7 @@ impl Worker {
     }
 
     fn tick(&mut self, now: u64) -> io::Result<()> {
+        self.rounds.count();
         self.events.clear();
         self.state
             .poller

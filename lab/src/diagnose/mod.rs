@@ -32,6 +32,8 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use jiff::Timestamp;
 
+use penstock_process::output;
+
 use crate::cli::Format;
 use crate::interrupt::Interrupt;
 use crate::results;
@@ -86,7 +88,7 @@ pub struct Diagnose {
 /// Runs it.
 pub fn run(options: &Diagnose, interrupt: &Interrupt) -> Result<bool> {
     if options.list_causes {
-        print!("{}", render::causes(options.format)?);
+        output::print(render::causes(options.format)?)?;
         return Ok(true);
     }
     let mut unavailable = Vec::new();
@@ -99,9 +101,9 @@ pub fn run(options: &Diagnose, interrupt: &Interrupt) -> Result<bool> {
     let trace = Duration::from_secs_f64(options.trace);
     let sample = watch::watch(&target, duration, trace, interrupt, &mut unavailable)?;
     let diagnosis = Diagnosis::of(sample, unavailable);
-    print!("{}", render::diagnosis(&diagnosis, options.format)?);
+    output::print(render::diagnosis(&diagnosis, options.format)?)?;
     if let Some(results) = &options.results {
-        println!("{}", keep(&diagnosis, results)?.display());
+        output::print_line(keep(&diagnosis, results)?.display())?;
     }
     Ok(true)
 }
