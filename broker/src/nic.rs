@@ -15,10 +15,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use penstock_ebpf::Mode;
-use penstock_nic::{Change, DIRECTORY, Facts, Kind, Link, Reverse, Step, Taken, Undo, Wanted};
+use penstock_nic::{
+    Change, DIRECTORY, Facts, Fitness, Kind, Link, Reverse, Step, Sysfs, Taken, Undo, Unfit,
+    Wanted, Watch, fitness, quote,
+};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use tracing::{info, warn};
 
+use crate::following::served;
 use crate::privileges;
 use crate::xdp;
 
@@ -28,21 +32,27 @@ const CARRIER_PATIENCE: Duration = Duration::from_secs(10);
 /// An interface that is ready. Dropping it takes back what was changed.
 pub struct Ready {
     pub facts: Facts,
+    /// How it is to run the program.
+    pub mode: Mode,
     _keeper: Option<Keeper>,
 }
 
 /// Compares the interface with what is wanted of it; tells the commands that it needs, or runs them.
 pub fn prepare(config: &xdp::Config, listen: SocketAddr) -> Result<Ready> {
-    let interface = &config.interface;
-    Facts::read(interface)?;
+    let facts = Facts::read(&config.interface)?;
+    let interface = &facts.interface.clone();
+    if *interface != config.interface {
+        info!("{:?} is another name of {interface}", config.interface);
+    }
+    let mode = mode(&facts, config.mode)?;
     if !config.force {
         // Another broker's settings are its own.
         penstock_ebpf::check_free(interface)?;
     }
     clean_up(interface);
-    let facts = Facts::read(interface)?;
+    let facts = Facts::by_index(facts.index)?;
     tell(&facts);
-    let wanted = wanted(config, listen);
+    let wanted = wanted(config, mode, &facts, listen);
     let plan = penstock_nic::plan(&facts, &wanted)?;
     plan.notes
         .iter()
@@ -53,6 +63,7 @@ pub fn prepare(config: &xdp::Config, listen: SocketAddr) -> Result<Ready> {
     if ours.is_empty() {
         return Ok(Ready {
             facts,
+            mode,
             _keeper: None,
         });
     }
@@ -80,13 +91,54 @@ pub fn prepare(config: &xdp::Config, listen: SocketAddr) -> Result<Ready> {
     }
     Ok(Ready {
         facts,
+        mode,
         _keeper: keeper,
     })
 }
 
+/// How the interface is to run the program: as it is asked for, if it can.
+fn mode(facts: &Facts, asked: Mode) -> Result<Mode> {
+    let interface = facts.interface.clone();
+    match (fitness(facts)?, asked) {
+        (Fitness::Any, asked) => Ok(asked),
+        (Fitness::GenericOnly { why }, Mode::Native) => {
+            Err(Unfit::GenericOnly { interface, why }.into())
+        }
+        (Fitness::GenericOnly { .. }, Mode::Generic) => Ok(Mode::Generic),
+        (Fitness::GenericOnly { why }, Mode::Auto) => {
+            info!("{interface} takes the program in generic mode: {why}");
+            Ok(Mode::Generic)
+        }
+    }
+}
+
+/// What a broker without an interface is told: those that publishers' packets may come in on.
+pub fn candidates(listen: SocketAddr) -> String {
+    let all = penstock_nic::interfaces().unwrap_or_default();
+    let names = all.iter().filter_map(|interface| {
+        let facts = Facts::by_index(interface.index).ok()?;
+        let usable = interface.link == Link::Up && fitness(&facts).is_ok();
+        let addresses = penstock_nic::addresses(interface.index).ok()?;
+        let listen = listen.ip().to_canonical();
+        let heard = addresses.iter().any(|address| {
+            address.beyond_host && (listen.is_unspecified() || address.ip == listen)
+        });
+        (usable && heard).then(|| format!("--iface {}", quote(&interface.name)))
+    });
+    let names: Vec<_> = names.collect();
+    match names.as_slice() {
+        [] => String::new(),
+        names => format!("; here that may be {}", names.join(" or ")),
+    }
+}
+
 /// Takes back what brokers changed that are gone: `--restore-nic`.
 pub fn restore(interface: &str, when_gone: bool) -> Result<()> {
+    // Changes are kept under the name that the kernel calls it by.
+    let interface = &Facts::read(interface).map_or(interface.to_owned(), |facts| facts.interface);
     let directory = Path::new(DIRECTORY);
+    // Now, for it may take a capability that is given up.
+    let sysfs = Sysfs::open().ok();
     let taken = if when_gone {
         be_patient()?;
         Undo::wait(directory, interface)?
@@ -95,7 +147,7 @@ pub fn restore(interface: &str, when_gone: bool) -> Result<()> {
     };
     match taken {
         Taken::Busy => bail!("a broker uses {interface}; its changes are taken back when it ends"),
-        Taken::Ours(undo) if !undo.is_empty() => take_back(undo, interface),
+        Taken::Ours(undo) if !undo.is_empty() => take_back(undo, interface, sysfs.as_ref()),
         Taken::Ours(undo) => Ok(undo.remove()?),
         Taken::Missing if when_gone => Ok(()),
         Taken::Missing => {
@@ -143,7 +195,8 @@ impl Drop for Keeper {
         match self.process.wait() {
             Ok(status) if status.success() => {}
             Ok(status) => warn!(
-                "{interface}: the process that takes changes back ended with {status}; penstock-broker --restore-nic {interface} does it as well"
+                "{interface}: the process that takes changes back ended with {status}; penstock-broker --restore-nic {} does it as well",
+                quote(interface)
             ),
             Err(error) => {
                 warn!("{interface}: cannot wait for the process that takes changes back: {error}");
@@ -159,6 +212,7 @@ fn make(facts: &Facts, steps: &[Step]) -> Result<Keeper> {
         bail!("another broker has settings of {interface}");
     };
     let mut keeper = Keeper::start(undo, interface)?;
+    let sysfs = Sysfs::open().ok();
     for Step {
         why,
         change,
@@ -169,7 +223,7 @@ fn make(facts: &Facts, steps: &[Step]) -> Result<Keeper> {
         if let Reverse::Change(reverse) = reverse {
             keeper.undo().remember(facts, reverse.clone())?;
         }
-        let said = match (change.apply(), reverse) {
+        let said = match (change.apply(sysfs.as_ref()), reverse) {
             (Err(error), Reverse::Change(_)) => {
                 keeper.undo().forget_last()?;
                 return Err(error.into());
@@ -200,7 +254,7 @@ fn clean_up(interface: &str) {
     let cleaned = match Undo::find(Path::new(DIRECTORY), interface) {
         Ok(Taken::Ours(undo)) if !undo.is_empty() => {
             info!("{interface}: taking back what an earlier broker changed");
-            take_back(undo, interface)
+            take_back(undo, interface, Sysfs::open().ok().as_ref())
         }
         Ok(_) => Ok(()),
         Err(error) => Err(error.into()),
@@ -210,9 +264,10 @@ fn clean_up(interface: &str) {
     }
 }
 
-fn take_back(mut undo: Undo, interface: &str) -> Result<()> {
-    let now = Facts::read(interface).ok();
-    let done = undo.restore(now.as_ref())?;
+fn take_back(mut undo: Undo, interface: &str, sysfs: Option<&Sysfs>) -> Result<()> {
+    // By its number: it may have another name by now.
+    let now = Facts::by_index(undo.index()).ok();
+    let done = undo.restore(now.as_ref(), sysfs)?;
     for (change, failure) in &done {
         match failure {
             None => info!("{interface}: taken back: {change}"),
@@ -222,7 +277,10 @@ fn take_back(mut undo: Undo, interface: &str) -> Result<()> {
     let all = undo.is_empty();
     undo.remove()?;
     if !all {
-        bail!("not everything is as it was; again with --restore-nic {interface}");
+        bail!(
+            "not everything is as it was; again with --restore-nic {}",
+            quote(interface)
+        );
     }
     Ok(())
 }
@@ -238,9 +296,10 @@ fn be_patient() -> Result<()> {
     Ok(())
 }
 
-fn wanted(config: &xdp::Config, listen: SocketAddr) -> Wanted {
+fn wanted(config: &xdp::Config, mode: Mode, facts: &Facts, listen: SocketAddr) -> Wanted {
     // That there is none is told when the path is opened; the interface may be down.
-    let addresses = xdp::addresses_of(&config.interface, listen.ip()).unwrap_or_default();
+    let seen = Watch::new(facts.index).and_then(|mut watch| watch.look());
+    let addresses = served(listen.ip(), &seen.unwrap_or_default());
     // Every interface has a link-local address; publishers use another.
     let is_v6 = |address: &IpAddr| matches!(address, IpAddr::V6(v6) if !v6.is_unicast_link_local());
     let queues = config.queues.as_ref();
@@ -252,7 +311,7 @@ fn wanted(config: &xdp::Config, listen: SocketAddr) -> Wanted {
             addresses.iter().any(IpAddr::is_ipv4),
             addresses.iter().any(is_v6),
         ],
-        native: config.mode != Mode::Generic,
+        native: mode != Mode::Generic,
         zero_copy: !config.copy,
         busy_poll: config.busy_poll.is_some(),
     }
@@ -311,12 +370,38 @@ fn settled(before: &Facts) -> Result<Facts> {
     {
         thread::sleep(Duration::from_millis(50));
     }
-    Ok(Facts::read(&before.interface)?)
+    Ok(Facts::by_index(before.index)?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    #[ignore = "needs root"]
+    fn an_interface_with_ports_runs_the_program_in_generic_mode() {
+        let inside = || {
+            // SAFETY: takes a number only; concerns this thread alone.
+            assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0);
+            for line in [
+                "link add a0 type veth peer name a1",
+                "link add br0 type bridge",
+                "link set a0 master br0",
+            ] {
+                let done = Command::new("ip").args(line.split(' ')).status();
+                assert!(done.unwrap().success(), "ip {line}");
+            }
+            let of = |name: &str, asked| mode(&Facts::read(name).unwrap(), asked);
+            assert_eq!(of("br0", Mode::Auto).unwrap(), Mode::Generic);
+            assert_eq!(of("br0", Mode::Generic).unwrap(), Mode::Generic);
+            let said = of("br0", Mode::Native).unwrap_err().to_string();
+            assert!(said.contains("use --xdp-mode generic"), "{said}");
+            let said = of("a0", Mode::Auto).unwrap_err().to_string();
+            assert!(said.contains("use --iface br0"), "{said}");
+            assert_eq!(of("a1", Mode::Auto).unwrap(), Mode::Auto);
+        };
+        thread::spawn(inside).join().unwrap();
+    }
 
     #[test]
     fn rules_are_known_by_their_number() {

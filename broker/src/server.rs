@@ -71,7 +71,7 @@ pub fn run(config: &Config) -> Result<()> {
     let stop = Arc::new(AtomicBool::new(false));
     // The xdp path may end before the broker does.
     let stop_xdp = Arc::new(AtomicBool::new(false));
-    let (xdp, xdp_workers) = open_xdp(config, address, &shared, &stop_xdp)?.unzip();
+    let (mut xdp, xdp_workers) = open_xdp(config, address, &shared, &stop_xdp)?.unzip();
 
     let kept: &[_] = match config.buffers.force {
         true => privileges::FORCE_BUFFERS,
@@ -117,6 +117,10 @@ pub fn run(config: &Config) -> Result<()> {
     logging::start_thread().context("cannot start a thread")?;
     let signals = watch_signals(&supervisor, &stop, signals)?;
     let workers = start_workers(config, &supervisor, workers, &stop)?;
+    if let Some(follower) = xdp.as_mut().and_then(Xdp::follower) {
+        // It waits for the kernel, and ends with the process.
+        spawn(&supervisor, "addresses", &stop, move || follower.run())?;
+    }
     let xdp_workers = xdp_workers.unwrap_or_default();
     let xdp_workers = start_xdp_workers(config, &supervisor, xdp_workers, &stop_xdp)?;
     let now = Instant::now();
@@ -470,6 +474,12 @@ fn open_xdp(
     stop: &Arc<AtomicBool>,
 ) -> Result<Option<(Xdp, XdpWorkers)>> {
     let Some(wanted) = &config.xdp else {
+        if config.xdp_may_fail {
+            warn!(
+                "serving over tcp alone: --mode auto takes xdp from the interface that --iface names, and it names none{}",
+                nic::candidates(address)
+            );
+        }
         return Ok(None);
     };
     let open = || {

@@ -1,13 +1,11 @@
 //! Sets the xdp path up: a socket for each receive queue, the program on the interface, workers.
 
-use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use nix::ifaddrs::getifaddrs;
+use anyhow::{Context, Result};
 use penstock_dataplane::tcp::{DatagramPath, Shared, WorkerStats};
 use penstock_dataplane::wire::packet::DATA_MAGIC;
 use penstock_dataplane::xdp::{
@@ -19,6 +17,7 @@ use penstock_nic::Facts;
 use serde::Serialize;
 use tracing::{info, warn};
 
+use crate::following::Follower;
 use crate::nic::Ready;
 
 /// Headers of IPv4 and UDP.
@@ -51,6 +50,7 @@ pub struct Xdp {
     zero_copy: bool,
     max_datagram: u32,
     registry: Arc<Registry>,
+    follower: Option<Follower>,
     /// Last, for its settings are taken back when the program is off.
     interface: Ready,
 }
@@ -81,7 +81,7 @@ impl Xdp {
         shared: &Arc<Shared>,
         stop: &Arc<AtomicBool>,
     ) -> Result<(Self, Vec<(Worker, WorkerHandle)>)> {
-        let interface = &config.interface;
+        let interface = &ready.facts.interface;
         let mtu = ready.facts.mtu;
         let queues = match &config.queues {
             Some(queues) => queues.clone(),
@@ -89,15 +89,18 @@ impl Xdp {
         };
         // Several share a queue where there are more of them than queues.
         let sharing = config.workers.div_ceil(queues.len()) as u32;
+        let mut follower = Follower::open(ready.facts.index, listen)?;
         let mut steering = Steering::load(&penstock_ebpf::Config {
-            addresses: addresses_of(interface, listen.ip())?,
+            addresses: follower.addresses()?,
             port: listen.port(),
             magic: DATA_MAGIC,
+            queues: queues.iter().max().map_or(1, |last| *last as u32 + 1),
             sockets_per_queue: sharing,
             streams: max_streams,
         })?;
+        follower.update_from_now_on(steering.addresses()?);
         // Until it has sockets to send them to, it lets packets pass.
-        let attached = steering.attach(interface, config.mode, config.force)?;
+        let attached = steering.attach(interface, ready.mode, config.force)?;
         let longest = match attached.mode {
             Mode::Generic => LONGEST_PACKET,
             Mode::Native | Mode::Auto => mtu,
@@ -181,6 +184,7 @@ impl Xdp {
             zero_copy,
             max_datagram,
             registry,
+            follower: Some(follower),
             interface: ready,
         };
         Ok((xdp, workers))
@@ -189,6 +193,11 @@ impl Xdp {
     /// The interface, as it was found.
     pub fn facts(&self) -> &Facts {
         &self.interface.facts
+    }
+
+    /// What follows the interface's addresses, to be run in a thread; once.
+    pub fn follower(&mut self) -> Option<Follower> {
+        self.follower.take()
     }
 
     /// Offers the path no more: its interface is gone.
@@ -242,30 +251,6 @@ pub fn sum(results: Vec<(WorkerStats, XdpStats)>) -> (WorkerStats, XdpStats) {
         sum.1.merge(xdp);
     }
     sum
-}
-
-/// The broker's addresses on the interface: all of them, or the one that it listens on.
-pub fn addresses_of(interface: &str, listen: IpAddr) -> Result<Vec<IpAddr>> {
-    let all = getifaddrs().context("cannot list the addresses of this host")?;
-    let on_interface = all.filter(|entry| entry.interface_name == interface);
-    let addresses = on_interface.filter_map(|entry| {
-        let address = entry.address?;
-        let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
-        v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
-    });
-    let addresses: BTreeSet<_> = addresses.collect();
-    if listen.is_unspecified() {
-        if addresses.is_empty() {
-            bail!("{interface} has no address (ip addr show {interface})");
-        }
-        return Ok(addresses.into_iter().collect());
-    }
-    if !addresses.contains(&listen) {
-        bail!(
-            "{interface} does not have the address {listen} that --listen names (ip addr shows which has)"
-        );
-    }
-    Ok(vec![listen])
 }
 
 fn as_map<S: serde::Serializer>(

@@ -4,7 +4,7 @@ use std::io;
 
 use thiserror::Error;
 
-use crate::Mode;
+use crate::{Mode, quote};
 
 /// A failure to load, attach or fill the program.
 #[derive(Debug, Error)]
@@ -18,10 +18,12 @@ pub enum Error {
         source: io::Error,
     },
     /// The interface has more addresses than the program compares with.
-    #[error("cannot serve {count} addresses (at most 64); name one with --listen")]
+    #[error("cannot serve {count} addresses (at most {most}); name one with --listen")]
     Addresses {
         /// Addresses asked for.
         count: usize,
+        /// Addresses that the program compares with.
+        most: usize,
     },
     /// Another broker steers packets of this interface.
     #[error(
@@ -35,8 +37,9 @@ pub enum Error {
     },
     /// Another XDP program is there.
     #[error(
-        "{interface} has another XDP program (number {id}, {}; bpftool net shows it); remove it (ip link set dev {interface} {} off), or replace it with --force",
+        "{interface} has another XDP program (number {id}, {}; bpftool net shows it); remove it (ip link set dev {} {} off), or replace it with --force",
         shown(name),
+        quote(interface),
         mode.keyword()
     )]
     Occupied {

@@ -9,6 +9,7 @@ use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 
 use crate::Error;
+use crate::addresses::{Addresses, MAX_ADDRESSES};
 use crate::attached::{self, Attached, Mode, check, index_of};
 use crate::counter::counter;
 use crate::error;
@@ -16,10 +17,6 @@ use crate::outcome::{OUTCOMES, Outcomes};
 use crate::skeleton::SteerSkelBuilder;
 use crate::streams::{Streams, places_for};
 
-/// Most AF_XDP sockets: queues × workers that share a queue.
-pub const MAX_SOCKETS: u32 = 1024;
-/// Most addresses of a broker.
-pub const MAX_ADDRESSES: usize = 64;
 /// The program's name, by which another broker's is known.
 pub const NAME: &str = "penstock_steer";
 
@@ -32,6 +29,8 @@ pub struct Config {
     pub port: u16,
     /// First four bytes of a payload packet.
     pub magic: [u8; 4],
+    /// Receive queues, up to the last one that gets sockets.
+    pub queues: u32,
     /// Workers that share each receive queue.
     pub sockets_per_queue: u32,
     /// Most streams at a time.
@@ -45,6 +44,7 @@ pub struct Steering {
     sockets: MapHandle,
     outcomes: MapHandle,
     streams: MapHandle,
+    addresses: MapHandle,
     sockets_per_queue: u32,
     /// Holds the program on the interface.
     link: Option<OwnedFd>,
@@ -64,9 +64,11 @@ impl Steering {
     /// [`Error::Load`] when the kernel refuses it, [`Error::Addresses`] when there are too many.
     ///
     /// # Panics
-    /// If `sockets_per_queue` is not from 1 to [`MAX_SOCKETS`].
+    /// If there are no sockets, or more than the kernel can number.
     pub fn load(config: &Config) -> Result<Self, Error> {
-        assert!((1..=MAX_SOCKETS).contains(&config.sockets_per_queue));
+        let sockets = config.queues.checked_mul(config.sockets_per_queue);
+        let sockets = sockets.expect("no interface has that many queues");
+        assert_ne!(sockets, 0);
         let load = |e| Error::Load {
             source: error::io(e),
         };
@@ -84,28 +86,27 @@ impl Steering {
         constants.sockets_per_queue = config.sockets_per_queue;
         let places = places_for(config.streams);
         constants.last_place = places - 1;
-        if config.addresses.len() > MAX_ADDRESSES {
-            return Err(Error::Addresses {
-                count: config.addresses.len(),
-            });
-        }
-        constants.address_count = config.addresses.len() as u32;
-        for (slot, address) in constants.addresses.iter_mut().zip(&config.addresses) {
-            let (high, low) = key_of(*address);
-            (slot.high, slot.low) = (high, low);
-        }
+        open.maps.sockets.set_max_entries(sockets).map_err(load)?;
         open.maps.streams.set_max_entries(places).map_err(load)?;
         let loaded = open.load().map_err(load)?;
         let program = loaded.progs.penstock_steer.as_fd().try_clone_to_owned();
         let program = program.map_err(|source| Error::Load { source })?;
-        Ok(Self {
+        let steering = Self {
             program,
             sockets: MapHandle::try_from(&loaded.maps.sockets).map_err(load)?,
             outcomes: MapHandle::try_from(&loaded.maps.outcomes).map_err(load)?,
             streams: MapHandle::try_from(&loaded.maps.streams).map_err(load)?,
+            addresses: MapHandle::try_from(&loaded.maps.addresses).map_err(load)?,
             sockets_per_queue: config.sockets_per_queue,
             link: None,
-        })
+        };
+        if !steering.addresses()?.set(&config.addresses) {
+            return Err(Error::Addresses {
+                count: config.addresses.len(),
+                most: MAX_ADDRESSES,
+            });
+        }
+        Ok(steering)
     }
 
     /// Sends the packets of a receive queue's streams to this AF_XDP socket.
@@ -134,6 +135,17 @@ impl Steering {
     pub fn streams(&self) -> Result<Streams, Error> {
         Streams::of(self.streams.as_fd(), self.streams.max_entries()).map_err(|source| Error::Map {
             what: "cannot share the list of streams with the XDP program",
+            source,
+        })
+    }
+
+    /// The addresses that it takes packets to: those that it was loaded with.
+    ///
+    /// # Errors
+    /// [`Error::Map`] when the kernel does not share the memory.
+    pub fn addresses(&self) -> Result<Addresses, Error> {
+        Addresses::of(self.addresses.as_fd()).map_err(|source| Error::Map {
+            what: "cannot share the list of addresses with the XDP program",
             source,
         })
     }
@@ -241,15 +253,4 @@ fn explain(interface: &str, mode: Mode, source: io::Error) -> Error {
         source,
         hint,
     }
-}
-
-/// The halves of an address as they lie in a packet; IPv4 addresses are kept as IPv6 ones.
-fn key_of(address: IpAddr) -> (u64, u64) {
-    let octets = match address {
-        IpAddr::V4(v4) => v4.to_ipv6_mapped(),
-        IpAddr::V6(v6) => v6,
-    }
-    .octets();
-    let (halves, _) = octets.as_chunks::<8>();
-    (u64::from_ne_bytes(halves[0]), u64::from_ne_bytes(halves[1]))
 }

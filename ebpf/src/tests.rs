@@ -26,6 +26,7 @@ fn config(sockets_per_queue: u32) -> Config {
         addresses: vec![V4.into(), V6.into()],
         port: PORT,
         magic: MAGIC,
+        queues: 1,
         sockets_per_queue,
         streams: 4,
     }
@@ -360,14 +361,88 @@ fn limits_are_told() {
     };
     assert!(matches!(
         Steering::load(&too_many),
-        Err(Error::Addresses { count: 65 })
+        Err(Error::Addresses {
+            count: 65,
+            most: 64
+        })
     ));
     let (steering, _socket) = loaded();
-    let queue = crate::MAX_SOCKETS;
     assert!(matches!(
-        steering.insert(queue, 0, socket().as_fd()),
+        steering.insert(1, 0, socket().as_fd()),
         Err(Error::Map { .. })
     ));
+}
+
+/// The last queue of the largest NICs, and the last of many workers.
+#[test]
+#[ignore = "needs root"]
+fn every_queue_that_is_asked_for_has_room_for_its_sockets() {
+    for (queues, workers) in [(129, 8), (1, 256), (4096, 3)] {
+        let steering = Steering::load(&Config {
+            queues,
+            ..config(workers)
+        })
+        .unwrap();
+        let last = steering.insert(queues - 1, workers - 1, socket().as_fd());
+        last.unwrap_or_else(|error| panic!("{queues} × {workers}: {error}"));
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn addresses_come_and_go_without_any_capability() {
+    let (steering, _socket) = loaded();
+    let addresses = steering.addresses().unwrap();
+    let number = |n: u8| IpAddr::V4(Ipv4Addr::new(10, 0, 1, n));
+    let to = |address| Packet::payload_to(address).bytes();
+    thread::spawn(move || {
+        give_up_capabilities();
+        // More come after the first, in the middle, and as many as there is room for.
+        assert!(addresses.set(&[V4.into(), number(1), V6.into(), number(2)]));
+        assert_judged!(&steering, to(number(1)), REDIRECT, steered);
+        assert_judged!(&steering, to(number(2)), REDIRECT, steered);
+        assert!(addresses.set(&[number(2), V6.into()]));
+        for (address, redirected) in [
+            (V4.into(), false),
+            (number(1), false),
+            (number(2), true),
+            (V6.into(), true),
+        ] {
+            let wanted = if redirected { REDIRECT } else { PASS };
+            assert_eq!(verdict(&steering, &to(address)), wanted, "{address}");
+        }
+        let many: Vec<_> = (0..64).map(number).collect();
+        assert!(addresses.set(&many));
+        assert!(
+            many.iter()
+                .all(|address| verdict(&steering, &to(*address)) == REDIRECT)
+        );
+        assert_judged!(&steering, to(number(64)), PASS, other_address);
+        // One more has no room; the others keep theirs.
+        let too_many: Vec<_> = (0..65).map(number).collect();
+        assert!(!addresses.set(&too_many));
+        assert_judged!(&steering, to(number(63)), REDIRECT, steered);
+        // A mapped address is the IPv4 one, and a free place is nobody's.
+        let mapped = Ipv4Addr::new(10, 0, 0, 2).to_ipv6_mapped();
+        assert!(addresses.set(&[number(9), mapped.into()]));
+        assert_judged!(&steering, to(V4.into()), REDIRECT, steered);
+        assert_judged!(
+            &steering,
+            to(Ipv6Addr::UNSPECIFIED.into()),
+            PASS,
+            other_address
+        );
+        assert!(addresses.set(&[]));
+        assert_judged!(&steering, to(V4.into()), PASS, other_address);
+        assert_judged!(
+            &steering,
+            to(Ipv6Addr::UNSPECIFIED.into()),
+            PASS,
+            other_address
+        );
+    })
+    .join()
+    .unwrap();
 }
 
 /// Runs in a network namespace of its own, which goes with the thread.

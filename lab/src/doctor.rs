@@ -105,7 +105,7 @@ fn judge(seen: Seen) -> Report {
 
 fn candidate(interface: &Interface) -> Candidate {
     let nic = &interface.nic;
-    let xdp = nic.xdp;
+    let xdp = interface.native_xdp();
     Candidate {
         name: nic.interface.clone(),
         driver: nic.driver_name().to_owned(),

@@ -178,6 +178,7 @@ fn receive(namespace: &str, mode: Mode, packet: &[u8], shared: &Shared) -> Resul
         addresses: vec![netns::broker_address(0).into()],
         port: PORT,
         magic: MAGIC,
+        queues: 1,
         sockets_per_queue: 1,
         streams: 1,
     })?;

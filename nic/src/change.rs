@@ -1,12 +1,12 @@
 //! A change to an interface: what a person would type, and doing it.
 
 use std::fmt;
-use std::fs;
 use std::process::Command;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Error;
+use crate::sysfs::Sysfs;
+use crate::{Error, quote};
 
 /// Where ethtool is looked for, whatever the caller's environment says: it runs as root.
 const SEARCH: &str = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin";
@@ -22,14 +22,17 @@ pub enum Attribute {
 }
 
 impl Attribute {
-    /// Its file.
-    #[must_use]
-    pub fn path(self, interface: &str) -> String {
-        let name = match self {
+    pub(crate) fn file_name(self) -> &'static str {
+        match self {
             Self::NapiDeferHardIrqs => "napi_defer_hard_irqs",
             Self::GroFlushTimeout => "gro_flush_timeout",
-        };
-        format!("/sys/class/net/{interface}/{name}")
+        }
+    }
+
+    /// Its file, where /sys is of this network namespace.
+    #[must_use]
+    pub fn path(self, interface: &str) -> String {
+        format!("/sys/class/net/{interface}/{}", self.file_name())
     }
 }
 
@@ -51,16 +54,32 @@ pub enum Change {
 }
 
 impl Change {
-    /// ethtool with arguments in a line.
+    /// ethtool with arguments in a line; no name of an interface has a space.
     pub(crate) fn ethtool(line: &str) -> Self {
         Self::Ethtool(line.split_whitespace().map(str::to_owned).collect())
     }
 
-    /// Makes the change; returns what the command printed.
+    /// The same for an interface that has another name now.
+    #[must_use]
+    pub(crate) fn renamed(&self, to: &str) -> Self {
+        let mut change = self.clone();
+        match &mut change {
+            Self::Set { interface, .. } => to.clone_into(interface),
+            // Behind the option that says what is changed.
+            Self::Ethtool(arguments) => {
+                if let Some(interface) = arguments.get_mut(1) {
+                    to.clone_into(interface);
+                }
+            }
+        }
+        change
+    }
+
+    /// Makes the change; returns what the command printed. Settings in /sys are made through `sysfs`.
     ///
     /// # Errors
     /// [`Error::Refused`] with the reason, [`Error::NoEthtool`].
-    pub fn apply(&self) -> Result<String, Error> {
+    pub fn apply(&self, sysfs: Option<&Sysfs>) -> Result<String, Error> {
         let refused = |reason| Error::Refused {
             command: self.to_string(),
             reason,
@@ -70,9 +89,13 @@ impl Change {
                 interface,
                 attribute,
                 value,
-            } => fs::write(attribute.path(interface), value.to_string())
-                .map(|()| String::new())
-                .map_err(|error| refused(error.to_string())),
+            } => {
+                let sysfs = sysfs.ok_or(Error::OtherNamespace)?;
+                sysfs
+                    .write(interface, attribute.file_name(), &value.to_string())
+                    .map(|()| String::new())
+                    .map_err(|error| refused(error.to_string()))
+            }
             Self::Ethtool(arguments) => {
                 // Nothing of the environment, so that it speaks English.
                 let run = Command::new("ethtool")
@@ -99,12 +122,16 @@ impl Change {
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Ethtool(arguments) => write!(f, "ethtool {}", arguments.join(" ")),
+            Self::Ethtool(arguments) => {
+                f.write_str("ethtool")?;
+                let mut words = arguments.iter();
+                words.try_for_each(|word| write!(f, " {}", quote(word)))
+            }
             Self::Set {
                 interface,
                 attribute,
                 value,
-            } => write!(f, "echo {value} > {}", attribute.path(interface)),
+            } => write!(f, "echo {value} > {}", quote(&attribute.path(interface))),
         }
     }
 }

@@ -3,19 +3,20 @@
 use std::io;
 use std::path::PathBuf;
 
+use penstock_ebpf::quote;
 use thiserror::Error;
 
 /// An interface could not be asked or changed.
 #[derive(Debug, Error)]
 pub enum Error {
     /// There is no such interface in this network namespace.
-    #[error("no interface {0} here; ip link shows them")]
+    #[error("no interface {} here; ip link shows them", quote(.0))]
     NoInterface(String),
     /// /sys belongs to another network namespace than this process.
     #[error(
-        "/sys shows the interfaces of another network namespace, so nothing can be read about {0}; start this with ip netns exec, or mount a sysfs of the namespace's own"
+        "/sys shows the interfaces of another network namespace; start this with ip netns exec, with CAP_SYS_ADMIN, or mount a sysfs of the namespace's own"
     )]
-    OtherNamespace(String),
+    OtherNamespace,
     /// The kernel does not tell what it should.
     #[error("cannot read {what} of {interface}: {source}")]
     Read {
@@ -56,7 +57,7 @@ pub enum Error {
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum Unfit {
     /// It is switched off.
-    #[error("{interface} is down; ip link set dev {interface} up")]
+    #[error("{interface} is down; ip link set dev {} up", quote(interface))]
     Down {
         /// The interface.
         interface: String,
@@ -74,5 +75,47 @@ pub enum Unfit {
         queues: u32,
         /// Queues that it can have.
         most: u32,
+    },
+    /// Its packets do not begin with an Ethernet header.
+    #[error(
+        "{interface} carries no Ethernet frames ({what}), and the xdp path takes nothing else; name the interface below it, or use --mode tcp"
+    )]
+    NotEthernet {
+        /// The interface.
+        interface: String,
+        /// What it is.
+        what: String,
+    },
+    /// Another interface takes its packets.
+    #[error(
+        "{interface} is a port of {master} ({kind}), which takes its packets and has the addresses; use --iface {}",
+        quote(master)
+    )]
+    Port {
+        /// The interface.
+        interface: String,
+        /// The interface that it is a port of.
+        master: String,
+        /// What that is.
+        kind: String,
+    },
+    /// No packet comes in on it.
+    #[error(
+        "{interface} is a VRF, and an XDP program there sees no packet; use --iface with the interface below it that packets come in on (ip link show vrf {})",
+        quote(interface)
+    )]
+    Vrf {
+        /// The interface.
+        interface: String,
+    },
+    /// It runs programs in generic mode only.
+    #[error(
+        "{interface} takes the program in generic mode only: {why}; use --xdp-mode generic or auto"
+    )]
+    GenericOnly {
+        /// The interface.
+        interface: String,
+        /// Why.
+        why: String,
     },
 }

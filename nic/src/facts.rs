@@ -1,7 +1,6 @@
 //! What an interface is like.
 
 use std::ffi::CStr;
-use std::fs;
 use std::io;
 
 use penstock_ebpf::Features;
@@ -9,6 +8,8 @@ use penstock_ebpf::Features;
 use crate::Error;
 use crate::change::Attribute;
 use crate::ethtool::{Ethtool, Rule, UDP_V4_FLOW, UDP_V6_FLOW};
+use crate::netlink::{Interface, Netlink};
+use crate::sysfs::Sysfs;
 
 /// State of an interface's link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,15 +55,32 @@ pub struct Feature {
     pub changeable: bool,
 }
 
+/// The interface that another one is a port of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Master {
+    /// Its name.
+    pub name: String,
+    /// What kind of virtual interface it is, such as `bridge`; none for hardware.
+    pub kind: Option<String>,
+}
+
 /// All that matters here about an interface. What the driver does not tell is `None`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Facts {
-    /// Its name.
+    /// Its name; not an alternative one.
     pub interface: String,
     /// Its number in this network namespace.
     pub index: u32,
     /// Its hardware address.
     pub address: String,
+    /// What kind of virtual interface it is, such as `bond`; none for hardware.
+    pub kind: Option<String>,
+    /// Type of its hardware (`ARPHRD_`, linux/if_arp.h).
+    pub link_type: u16,
+    /// The interface that it is a port of.
+    pub master: Option<Master>,
+    /// Other interfaces are ports of it.
+    pub has_ports: bool,
     /// Its driver.
     pub driver: Option<String>,
     /// Its MTU, bytes.
@@ -98,45 +116,78 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// Asks the kernel about an interface of this network namespace.
+    /// Asks the kernel about an interface of this network namespace, by any of its names.
     ///
     /// # Errors
-    /// [`Error::NoInterface`], [`Error::OtherNamespace`], [`Error::Read`].
-    pub fn read(interface: &str) -> Result<Self, Error> {
-        let index = penstock_ebpf::index_of(interface)
-            .map_err(|_| Error::NoInterface(interface.to_owned()))? as u32;
-        let read = |what| {
-            move |source| Error::Read {
-                what,
-                interface: interface.to_owned(),
-                source,
-            }
-        };
-        if number(interface, "ifindex") != Some(u64::from(index)) {
-            return Err(Error::OtherNamespace(interface.to_owned()));
-        }
-        let mtu = number(interface, "mtu").ok_or_else(|| io::Error::other("no number"));
-        let driver = Ethtool::of(interface).map_err(read("driver"))?;
+    /// [`Error::NoInterface`], [`Error::Read`].
+    pub fn read(name: &str) -> Result<Self, Error> {
+        let mut netlink = Netlink::open().map_err(read(name, "its description"))?;
+        let found = netlink
+            .find(name)
+            .map_err(|error| match error.raw_os_error() {
+                Some(libc::ENODEV | libc::ERANGE | libc::EINVAL) => {
+                    Error::NoInterface(name.to_owned())
+                }
+                _ => read(name, "its description")(error),
+            })?;
+        Self::of(&mut netlink, found)
+    }
+
+    /// Asks the kernel about an interface of this network namespace, by its number: names can be given
+    /// anew.
+    ///
+    /// # Errors
+    /// [`Error::NoInterface`], [`Error::Read`].
+    pub fn by_index(index: u32) -> Result<Self, Error> {
+        let name = || format!("interface {index}");
+        let mut netlink = Netlink::open().map_err(read(&name(), "its description"))?;
+        let found = netlink
+            .by_index(index)
+            .map_err(|error| match error.raw_os_error() {
+                Some(libc::ENODEV) => Error::NoInterface(name()),
+                _ => read(&name(), "its description")(error),
+            })?;
+        Self::of(&mut netlink, found)
+    }
+
+    fn of(netlink: &mut Netlink, found: Interface) -> Result<Self, Error> {
+        let interface = found.name.as_str();
+        let all = netlink
+            .interfaces()
+            .map_err(read(interface, "its relations"))?;
+        let master = all.iter().find(|other| Some(other.index) == found.master);
+        let sysfs = Sysfs::open().ok();
+        let driver = Ethtool::of(interface).map_err(read(interface, "driver"))?;
         let features = driver.features().unwrap_or_default();
         let feature = |name| {
             let found = features.iter().find(|(known, ..)| known == name);
             found.map(|&(_, on, changeable)| Feature { on, changeable })
         };
-        let attribute = |attribute: Attribute| {
-            let text = fs::read_to_string(attribute.path(interface)).ok()?;
-            text.trim().parse().ok()
-        };
+        let attribute =
+            |attribute: Attribute| sysfs.as_ref()?.number(interface, attribute.file_name());
+        let channels = driver.channels().ok().map(channels);
+        // The kernel has room for more queues than there are.
+        let queues = sysfs
+            .as_ref()
+            .and_then(|sysfs| sysfs.rx_queues(interface).ok())
+            .or(channels.map(|channels| channels.rx + channels.combined))
+            .filter(|queues| *queues > 0)
+            .unwrap_or(found.rx_queues);
         Ok(Self {
-            interface: interface.to_owned(),
-            index,
-            address: fs::read_to_string(format!("/sys/class/net/{interface}/address"))
-                .map(|text| text.trim().to_owned())
-                .map_err(read("address"))?,
+            index: found.index,
+            address: found.address.clone(),
+            kind: found.kind.clone(),
+            link_type: found.link_type,
+            master: master.map(|master| Master {
+                name: master.name.clone(),
+                kind: master.kind.clone(),
+            }),
+            has_ports: all.iter().any(|other| other.master == Some(found.index)),
             driver: driver.name().ok(),
-            mtu: mtu.map_err(read("MTU"))? as u32,
-            link: link(index).map_err(read("flags"))?,
-            queues: queues(interface).map_err(read("queues"))?,
-            channels: driver.channels().ok().map(channels),
+            mtu: found.mtu,
+            link: found.link,
+            queues,
+            channels,
             ring: driver.rings().ok().map(|rings| Ring {
                 rx: rings[4],
                 max_rx: rings[0],
@@ -151,6 +202,7 @@ impl Facts {
             defer_hard_irqs: attribute(Attribute::NapiDeferHardIrqs),
             gro_flush_timeout: attribute(Attribute::GroFlushTimeout),
             xdp: penstock_ebpf::features(interface).ok().flatten(),
+            interface: found.name,
         })
     }
 
@@ -199,6 +251,15 @@ pub fn link(index: u32) -> io::Result<Link> {
     })
 }
 
+fn read(interface: &str, what: &'static str) -> impl FnOnce(io::Error) -> Error {
+    let interface = interface.to_owned();
+    move |source| Error::Read {
+        what,
+        interface,
+        source,
+    }
+}
+
 fn channels(counts: [u32; 8]) -> Channels {
     let [max_rx, _, _, max_combined, rx, _, _, combined] = counts;
     Channels {
@@ -207,15 +268,4 @@ fn channels(counts: [u32; 8]) -> Channels {
         combined,
         max_combined,
     }
-}
-
-fn queues(interface: &str) -> io::Result<u32> {
-    let entries = fs::read_dir(format!("/sys/class/net/{interface}/queues"))?;
-    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    Ok(names.filter(|name| name.starts_with("rx-")).count() as u32)
-}
-
-fn number(interface: &str, file: &str) -> Option<u64> {
-    let text = fs::read_to_string(format!("/sys/class/net/{interface}/{file}")).ok()?;
-    text.trim().parse().ok()
 }

@@ -9,17 +9,26 @@ mod counters;
 mod error;
 mod ethtool;
 mod facts;
+mod fitness;
+mod netlink;
 mod plan;
+mod sysfs;
 #[cfg(test)]
 mod tests;
 mod undo;
+mod watch;
 
 pub use change::{Attribute, Change};
 pub use counters::{offloads, packets_by_queue};
 pub use error::{Error, Unfit};
 pub use ethtool::Rule;
-pub use facts::{Channels, Facts, Feature, Link, Ring, link};
+pub use facts::{Channels, Facts, Feature, Link, Master, Ring, link};
+pub use fitness::{Fitness, fitness};
+pub use netlink::{Address, Interface, addresses, interfaces};
+pub use penstock_ebpf::quote;
 pub use plan::{Kind, ONE_BUFFER, Plan, Reverse, Step, Wanted, plan};
+pub use sysfs::Sysfs;
 #[cfg(fuzzing)]
 pub use undo::fuzz as fuzz_undo;
 pub use undo::{DIRECTORY, Taken, Undo};
+pub use watch::{Seen, Watch};

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use crate::change::{Attribute, Change};
 use crate::error::Unfit;
 use crate::facts::{Channels, Facts, Link};
+use crate::quote;
 
 /// Bits of a flow's hash: IP addresses, and ports (`RXH_`, linux/ethtool.h).
 const HASH_ADDRESSES: u64 = 1 << 4 | 1 << 5;
@@ -177,7 +178,7 @@ impl Planner<'_> {
         if !xdp.multi_buffer && facts.mtu > ONE_BUFFER {
             self.plan.notes.push(format!(
                 "the driver ({}) takes no packet in several buffers, and those of MTU {} do not fit into one; ip link set dev {} mtu {ONE_BUFFER}, or --xdp-mode generic",
-                facts.driver_name(), facts.mtu, facts.interface
+                facts.driver_name(), facts.mtu, quote(&facts.interface)
             ));
         }
         if let Some(ring) = facts.ring
@@ -220,7 +221,7 @@ impl Planner<'_> {
             let Some(reverse) = same_table(table, facts.queues) else {
                 self.plan.notes.push(format!(
                     "{why}; the indirection table has been set by hand (ethtool -x {}), and is left to you",
-                    facts.interface
+                    quote(&facts.interface)
                 ));
                 return;
             };
@@ -316,6 +317,11 @@ impl Planner<'_> {
                 GRO_FLUSH_TIMEOUT,
             ),
         ];
+        if settings.iter().all(|(_, present, _)| present.is_none()) {
+            self.plan.notes.push(
+                "whether interrupts are deferred cannot be read in /sys, so busy polling goes on with interrupts in between".to_owned(),
+            );
+        }
         for (attribute, present, value) in settings {
             // Another value than 0 is somebody's choice.
             if present == Some(0) {
@@ -404,6 +410,10 @@ pub(crate) mod tests {
             interface: "eth1".to_owned(),
             index: 2,
             address: "02:00:00:00:00:01".to_owned(),
+            kind: None,
+            link_type: crate::netlink::ETHERNET,
+            master: None,
+            has_ports: false,
             driver: Some("fine".to_owned()),
             mtu: 1500,
             link: Link::Up,

@@ -8,7 +8,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::plan::tests::nic;
-use crate::{Attribute, Change, Error, Facts, Feature, Link, Taken, Undo, Wanted, link, plan};
+use crate::{
+    Attribute, Change, Error, Facts, Feature, Fitness, Link, Sysfs, Taken, Undo, Unfit, Wanted,
+    Watch, addresses, fitness, link, plan, quote,
+};
 
 fn ip(line: &str) {
     let done = Command::new("ip").args(line.split(' ')).status();
@@ -51,7 +54,7 @@ fn facts_are_what_ip_and_ethtool_say() {
             })
         };
         assert_eq!(facts.vlan_strip, vlan(true));
-        Change::ethtool("-K a0 rxvlan off").apply().unwrap();
+        Change::ethtool("-K a0 rxvlan off").apply(None).unwrap();
         assert_eq!(Facts::read("a0").unwrap().vlan_strip, vlan(false));
         let xdp = facts.xdp.expect("the kernel is new enough");
         assert!(xdp.native && xdp.multi_buffer && !xdp.zero_copy);
@@ -94,19 +97,196 @@ fn links_go_up_down_and_away() {
     });
 }
 
+/// The same name with the same number, in the namespace of /sys and in the one that the thread is in.
 #[test]
 #[ignore = "needs root"]
-fn sysfs_of_another_namespace_is_not_believed() {
+fn an_interface_is_that_of_the_own_namespace_whatever_sys_shows() {
     with_pair(|| {
-        // SAFETY: as in `with_pair`.
-        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0);
-        for name in ["c0", "c1", "c2"] {
-            ip(&format!("link add {name} type veth peer name {name}p"));
-        }
-        ip("link set c2 name a0");
-        assert!(matches!(Facts::read("c0"), Err(Error::OtherNamespace(_))));
-        assert!(matches!(Facts::read("a0"), Err(Error::OtherNamespace(_))));
+        let outside = Facts::read("a0").unwrap();
+        assert_eq!((outside.queues, outside.mtu), (4, 1500));
+        let elsewhere = move || {
+            // SAFETY: as in `with_pair`.
+            assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0);
+            ip("link add a0 type veth peer name a1");
+            ip(&format!("link set a0 mtu 1400 address {}", outside.address));
+            let inside = Facts::read("a0").unwrap();
+            assert_eq!(
+                (inside.index, &inside.address),
+                (outside.index, &outside.address)
+            );
+            assert_eq!((inside.queues, inside.mtu), (1, 1400));
+            let set = Change::Set {
+                interface: "a0".to_owned(),
+                attribute: Attribute::NapiDeferHardIrqs,
+                value: 3,
+            };
+            set.apply(Some(&Sysfs::open().unwrap())).unwrap();
+            assert_eq!(Facts::read("a0").unwrap().defer_hard_irqs, Some(3));
+        };
+        thread::spawn(elsewhere).join().unwrap();
+        // What /sys shows was left alone.
+        let shown = fs::read_to_string("/sys/class/net/a0/napi_defer_hard_irqs").unwrap();
+        assert_eq!(shown.trim(), "0");
     });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn interfaces_have_several_names() {
+    with_pair(|| {
+        ip("link property add dev a0 altname enp7s0");
+        ip("link property add dev a0 altname payload-network-of-rack-12");
+        let facts = Facts::read("a0").unwrap();
+        for name in ["enp7s0", "payload-network-of-rack-12"] {
+            assert_eq!(Facts::read(name).unwrap(), facts);
+        }
+        ip("link set a0 down");
+        ip("link set a0 name b0");
+        assert_eq!(Facts::by_index(facts.index).unwrap().interface, "b0");
+        assert!(matches!(Facts::read("a0"), Err(Error::NoInterface(_))));
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn what_an_interface_is_and_who_takes_its_packets() {
+    with_pair(|| {
+        let of = |name: &str| fitness(&Facts::read(name).unwrap());
+        assert_eq!(of("a0"), Ok(Fitness::Any));
+        ip("link add br0 type bridge");
+        ip("link set a0 master br0");
+        assert!(matches!(of("br0"), Ok(Fitness::GenericOnly { .. })));
+        assert!(matches!(of("a0"), Err(Unfit::Port { master, .. }) if master == "br0"));
+        ip("link set a0 nomaster");
+        ip("tuntap add mode tun tun0");
+        assert!(matches!(of("tun0"), Err(Unfit::NotEthernet { .. })));
+        ip("tuntap add mode tap tap0");
+        assert_eq!(of("tap0"), Ok(Fitness::Any));
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn names_and_addresses_are_followed() {
+    with_pair(|| {
+        let facts = Facts::read("a0").unwrap();
+        ip("addr add 10.9.0.1/24 dev a0 label a0:1");
+        ip("addr add 10.9.0.2 peer 10.9.0.3 dev a0");
+        let list = |index| -> Vec<String> {
+            let found = addresses(index).unwrap().into_iter();
+            found.map(|address| address.ip.to_string()).collect()
+        };
+        let of_a0 = |seen: &crate::Seen| -> Vec<String> {
+            let ips = seen.addresses.iter().map(|address| address.ip);
+            ips.filter(|ip| ip.is_ipv4() || ip.to_string().starts_with("fd"))
+                .map(|ip| ip.to_string())
+                .collect()
+        };
+        let v4: Vec<_> = list(facts.index);
+        assert!(
+            v4.starts_with(&["10.9.0.1".to_owned(), "10.9.0.2".to_owned()]),
+            "{v4:?}"
+        );
+        let mut watch = Watch::new(facts.index).unwrap();
+        let mut until = |wanted: &dyn Fn(&crate::Seen) -> bool| {
+            loop {
+                let seen = watch.look().unwrap();
+                if wanted(&seen) {
+                    return;
+                }
+                watch.wait().unwrap();
+            }
+        };
+        until(&|seen| of_a0(seen) == ["10.9.0.1", "10.9.0.2"]);
+        ip("addr add fd09::1/64 dev a0");
+        until(&|seen| of_a0(seen) == ["10.9.0.1", "10.9.0.2", "fd09::1"]);
+        ip("addr del 10.9.0.2 peer 10.9.0.3 dev a0");
+        until(&|seen| of_a0(seen) == ["10.9.0.1", "fd09::1"]);
+        ip("link set lo up");
+        ip("addr add 10.9.9.9/32 dev lo");
+        until(&|seen| {
+            let ips: Vec<_> = seen.of_loopback.iter().map(|address| address.ip).collect();
+            ips == ["10.9.9.9".parse::<std::net::IpAddr>().unwrap()]
+        });
+        ip("link set a0 down");
+        ip("link set a0 name b0");
+        until(&|seen| seen.name == "b0");
+        ip("link del b0");
+        until(&|seen| *seen == crate::Seen::default());
+    });
+}
+
+/// More events than the socket holds: that some were lost ends the wait as well.
+#[test]
+#[ignore = "needs root"]
+fn events_that_are_lost_are_noticed() {
+    with_pair(|| {
+        let facts = Facts::read("a0").unwrap();
+        let mut watch = Watch::new(facts.index).unwrap();
+        let mut batch = String::new();
+        for number in 0..4000 {
+            let (a, b) = (number / 250, number % 250);
+            batch.push_str(&format!("addr add 10.20.{a}.{b}/32 dev a0\n"));
+        }
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("batch"), batch).unwrap();
+        ip(&format!("-batch {}", dir.path().join("batch").display()));
+        watch.wait().unwrap();
+        assert_eq!(watch.look().unwrap().addresses.len(), 4000);
+        // Nothing is left of it that the next wait would stumble over.
+        ip("addr del 10.20.0.0/32 dev a0");
+        watch.wait().unwrap();
+        assert_eq!(watch.look().unwrap().addresses.len(), 3999);
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn commands_for_odd_names_can_be_typed() {
+    with_pair(|| {
+        for name in [
+            "v;id",
+            "v$(id)",
+            "v&w",
+            "v'1",
+            "v\"1",
+            "v*",
+            "a{}b",
+            "#v",
+            "v\\n",
+            "v\u{1b}[2J",
+        ] {
+            let made = Command::new("ip")
+                .args(["link", "add", name, "type", "veth", "peer", "name", "q0"])
+                .status();
+            assert!(made.unwrap().success(), "{name}");
+            let unfit = plan(&Facts::read(name).unwrap(), &wanted_by_default()).unwrap_err();
+            let told = unfit.to_string();
+            let command = told.rsplit("; ").next().unwrap();
+            assert!(command.starts_with("ip link set dev "), "{told}");
+            let command = format!("ip link set dev {} up", quote(name));
+            assert!(told.ends_with(&command), "{told}");
+            let typed = Command::new("sh").args(["-c", &command]).status();
+            assert!(typed.unwrap().success(), "{command}");
+            assert_ne!(Facts::read(name).unwrap().link, Link::Down);
+            let deleted = Command::new("ip")
+                .args(["link", "del", "dev", name])
+                .status();
+            assert!(deleted.unwrap().success(), "{name}");
+        }
+    });
+}
+
+fn wanted_by_default() -> Wanted {
+    Wanted {
+        queues: None,
+        workers: 1,
+        port: 1214,
+        families: [true, true],
+        native: true,
+        zero_copy: true,
+        busy_poll: false,
+    }
 }
 
 #[test]
@@ -127,12 +307,13 @@ fn changes_are_made_and_taken_back() {
         let Taken::Ours(mut undo) = Undo::take(dir.path(), "a0").unwrap() else {
             panic!("nobody else has it");
         };
+        let sysfs = Sysfs::open().ok();
         for step in plan(&before, &wanted).unwrap().steps {
             let crate::Reverse::Change(reverse) = step.reverse else {
                 panic!("veth has no rules");
             };
             undo.remember(&before, reverse).unwrap();
-            step.change.apply().unwrap();
+            step.change.apply(sysfs.as_ref()).unwrap();
         }
         let during = Facts::read("a0").unwrap();
         assert_eq!(during.queues, 2);
@@ -146,7 +327,7 @@ fn changes_are_made_and_taken_back() {
         let Taken::Ours(mut undo) = Undo::take(dir.path(), "a0").unwrap() else {
             panic!("nobody has it any more");
         };
-        let done = undo.restore(Some(&during)).unwrap();
+        let done = undo.restore(Some(&during), sysfs.as_ref()).unwrap();
         assert!(
             done.iter().all(|(_, failure)| failure.is_none()),
             "{done:?}"
@@ -198,7 +379,7 @@ fn ethtool_understands_every_command() {
                 crate::Reverse::Rule => Change::ethtool("-N a0 delete 7"),
             };
             for change in [step.change, reverse] {
-                if let Err(error) = change.apply() {
+                if let Err(error) = change.apply(None) {
                     assert!(!is_about_grammar(&error), "{error}");
                 }
                 let Change::Ethtool(words) = change else {
@@ -213,7 +394,7 @@ fn ethtool_understands_every_command() {
             "-X a0 eqal 2",
             "-N a0 rx-flow-hash udp4 x",
         ] {
-            let error = Change::ethtool(wrong).apply().unwrap_err();
+            let error = Change::ethtool(wrong).apply(None).unwrap_err();
             assert!(is_about_grammar(&error), "{error}");
         }
     });
@@ -233,7 +414,7 @@ fn is_about_grammar(error: &Error) -> bool {
 #[ignore = "needs root"]
 fn a_refusal_says_what_was_tried_and_why() {
     with_pair(|| {
-        let said = Change::ethtool("-L a0 rx 9").apply().unwrap_err();
+        let said = Change::ethtool("-L a0 rx 9").apply(None).unwrap_err();
         assert!(
             said.to_string().starts_with("ethtool -L a0 rx 9: "),
             "{said}"
@@ -243,7 +424,10 @@ fn a_refusal_says_what_was_tried_and_why() {
             attribute: Attribute::GroFlushTimeout,
             value: 1,
         };
-        let said = set.apply().unwrap_err().to_string();
+        let said = set
+            .apply(Sysfs::open().ok().as_ref())
+            .unwrap_err()
+            .to_string();
         assert!(
             said.starts_with("echo 1 > /sys/class/net/a7/gro_flush_timeout: No such file"),
             "{said}"

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use serde_json::Deserializer;
 
-use crate::{Change, Error, Facts};
+use crate::{Change, Error, Facts, Sysfs};
 
 /// Where the files are, for whoever may write there.
 pub const DIRECTORY: &str = "/run/penstock";
@@ -176,22 +176,34 @@ impl Undo {
         self.write()
     }
 
+    /// The number of the interface that was changed.
+    #[must_use]
+    pub fn index(&self) -> u32 {
+        self.state.index
+    }
+
     /// Takes all changes back, the last one first, and forgets those that it could. `now` are the
-    /// facts of the interface, if it is still there; nothing is done to another one of its name.
+    /// facts of the interface, if it is still there, under whatever name; nothing is done to another
+    /// one. Settings in /sys are made through `sysfs`.
     ///
     /// Returns each command with what came of it.
     ///
     /// # Errors
     /// [`Error::File`].
-    pub fn restore(&mut self, now: Option<&Facts>) -> Result<Vec<(Change, Option<Error>)>, Error> {
+    pub fn restore(
+        &mut self,
+        now: Option<&Facts>,
+        sysfs: Option<&Sysfs>,
+    ) -> Result<Vec<(Change, Option<Error>)>, Error> {
         let is_same =
             |facts: &Facts| facts.index == self.state.index && facts.address == self.state.address;
         let mut done = Vec::new();
         let changes = std::mem::take(&mut self.state.changes);
-        if now.is_some_and(is_same) {
+        if let Some(now) = now.filter(|facts| is_same(facts)) {
             let start = Instant::now();
             for change in changes.into_iter().rev() {
-                let failure = patiently(start, || change.apply()).err();
+                let change = change.renamed(&now.interface);
+                let failure = patiently(start, || change.apply(sysfs)).err();
                 if failure.is_some() {
                     self.state.changes.insert(0, change.clone());
                 }
@@ -328,7 +340,7 @@ mod tests {
         undo.remember(&facts(), harmless()).unwrap();
         undo.remember(&facts(), harmless()).unwrap();
         undo.forget_last().unwrap();
-        let done = undo.restore(Some(&facts())).unwrap();
+        let done = undo.restore(Some(&facts()), None).unwrap();
         assert_eq!(done.len(), 1);
         assert!(undo.is_empty());
         let path = undo.path.clone();
@@ -343,7 +355,7 @@ mod tests {
         let nonsense = Change::ethtool("--no-such-option lo");
         undo.remember(&facts(), harmless()).unwrap();
         undo.remember(&facts(), nonsense.clone()).unwrap();
-        let done = undo.restore(Some(&facts())).unwrap();
+        let done = undo.restore(Some(&facts()), None).unwrap();
         // The last one first.
         assert_eq!(done[0].0, nonsense);
         assert!(done[0].1.is_some());
@@ -363,10 +375,10 @@ mod tests {
             ..facts()
         };
         undo.remember(&earlier, harmless()).unwrap();
-        assert!(undo.restore(Some(&facts())).unwrap().is_empty());
+        assert!(undo.restore(Some(&facts()), None).unwrap().is_empty());
         assert!(undo.is_empty());
         undo.remember(&earlier, harmless()).unwrap();
-        assert!(undo.restore(None).unwrap().is_empty());
+        assert!(undo.restore(None, None).unwrap().is_empty());
     }
 
     #[test]

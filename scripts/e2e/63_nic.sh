@@ -23,7 +23,12 @@ link_up() {
   has_carrier
 }
 
-link_down() { ip -n "$NET-b0" link del eth1 2>/dev/null || true; }
+link_down() {
+  local name
+  for name in br1 uplink7 tun1 eth1; do
+    ip -n "$NET-b0" link del "$name" 2>/dev/null || true
+  done
+}
 
 queues() { inside sh -c 'ls -d /sys/class/net/eth1/queues/rx-*' | wc -l; }
 deferred() { inside cat /sys/class/net/eth1/napi_defer_hard_irqs /sys/class/net/eth1/gro_flush_timeout | xargs; }
@@ -236,8 +241,6 @@ checks() {
   refuses 'no interface eth9 here' broker --mode xdp --iface eth9 --configure-nic --buffer-dir "$BUFFERS/b0"
   refuses 'driver has no native XDP: use --xdp-mode generic' \
     broker --mode xdp --iface lo --xdp-mode native --buffer-dir "$BUFFERS/b0"
-  refuses '/sys shows the interfaces of another network namespace' \
-    nsenter --net="/run/netns/$NET-b0" "$BROKER" "${XDP[@]}" --buffer-dir "$BUFFERS/b0"
   # The other end is off.
   ip -n "$NET-b0" link set eth1 up
   ip -n "$NET-pub" link set m0 down
@@ -249,6 +252,82 @@ checks() {
   quiet_about 'eth1 has no carrier'
   publish xdp
   stop_broker 0
+}
+
+# The namespace's own interface is looked at and changed, though /sys shows another namespace.
+sys_of_another_namespace() {
+  link_up
+  nsenter --net="/run/netns/$NET-b0" "$BROKER" "${XDP[@]}" --busy-poll 64 --buffer-dir "$BUFFERS/b0" \
+    >"$T/broker-0.log" 2>&1 &
+  brokers_running[0]=$!
+  eventually "ready" 1 sh -c "grep -c '^penstock-broker ready' '$T/broker-0.log'"
+  expect "deferred interrupts" "$(deferred)" "2 200000"
+  publish xdp
+  kill "${brokers_running[0]}"
+  wait "${brokers_running[0]}" || fail "the broker failed"
+  unset "brokers_running[0]"
+  expect "afterwards" "$(deferred)" "0 0"
+}
+
+# A change is taken back on the interface that it was made on, whatever that is called by then.
+renamed() {
+  link_up
+  ip -n "$NET-b0" link property add dev eth1 altname payload-network-of-rack-12
+  start_broker 0 --mode xdp --iface payload-network-of-rack-12 --busy-poll 64
+  publish xdp
+  ip -n "$NET-b0" link set eth1 name uplink7
+  eventually "told" 1 sh -c "grep -c 'eth1 is called uplink7 now' '$T/broker-0.log'"
+  publish xdp --topic later
+  stop_broker 0
+  expect "deferred interrupts" "$(inside cat /sys/class/net/uplink7/napi_defer_hard_irqs)" 0
+  ip -n "$NET-b0" link del uplink7
+}
+
+# A virtual address that moves here, with a label, and away again; and one of the loopback interface.
+addresses_change() {
+  link_up
+  start_broker 0 "${XDP[@]}" --listen '[::]:1214'
+  publish xdp
+  local to
+  ip -n "$NET-b0" addr add 10.215.0.9/24 dev eth1 label eth1:1
+  ip -n "$NET-b0" addr add fd15::9/64 dev eth1 nodad
+  ip -n "$NET-b0" addr add 10.216.0.1/32 dev lo
+  ip -n "$NET-pub" addr add fd15::1/64 dev m0 nodad
+  ip -n "$NET-pub" route add 10.216.0.1/32 via 10.215.0.2
+  eventually "told" 1 sh -c "grep -c 'added=.*10.216.0.1' '$T/broker-0.log'"
+  for to in 10.215.0.9:1214 '[fd15::9]:1214' 10.216.0.1:1214; do
+    MANY=$to publish xdp
+  done
+  ip -n "$NET-b0" addr del 10.215.0.9/24 dev eth1
+  eventually "told" 1 sh -c "grep -c 'removed=.*10.215.0.9' '$T/broker-0.log'"
+  publish xdp
+  stop_broker 0
+  expect "packets to other addresses" "$(jq .xdp.outcomes.other_address "$T/broker-0.json")" 0
+}
+
+# What has ports takes generic mode; a port, and what carries no Ethernet, are refused, by the doctor too.
+devices() {
+  link_up
+  ip -n "$NET-b0" addr flush dev eth1
+  ip -n "$NET-b0" link add br1 type bridge
+  ip -n "$NET-b0" link set eth1 master br1
+  ip -n "$NET-b0" addr add 10.215.0.2/24 dev br1
+  ip -n "$NET-b0" link set br1 up
+  refuses 'eth1 is a port of br1.*use --iface br1' broker "${XDP[@]}" --buffer-dir "$BUFFERS/b0"
+  refuses 'br1 takes the program in generic mode only' \
+    broker --mode xdp --iface br1 --xdp-mode native --buffer-dir "$BUFFERS/b0"
+  refuses 'eth1 is a port of br1' inside "$BIN/penstock-lab" doctor --iface eth1
+  start_broker 0 --mode xdp --iface br1
+  said 'br1 takes the program in generic mode'
+  publish xdp
+  stop_broker 0
+  [ -c /dev/net/tun ] || { mkdir -p /dev/net && mknod /dev/net/tun c 10 200; }
+  ip -n "$NET-b0" tuntap add mode tun tun1
+  ip -n "$NET-b0" link set tun1 up
+  refuses 'tun1 carries no Ethernet frames' broker --mode xdp --iface tun1 --buffer-dir "$BUFFERS/b0"
+  refuses 'tun1 carries no Ethernet frames' inside "$BIN/penstock-lab" doctor --iface tun1
+  ip -n "$NET-b0" link del tun1
+  ip -n "$NET-b0" link del br1
 }
 
 large_datagrams() {
@@ -338,7 +417,11 @@ on_a_link "--configure-nic: fewer queues, and back after TERM and KILL" configur
 on_a_link "queues that do not exist: refused, or made" queues_are_made
 on_a_link "a failure in between: what was changed is taken back" failure_in_between
 on_a_link "without permission: the commands are told" not_permitted
-on_a_link "interfaces that are down, missing, without native XDP, of another namespace" checks
+on_a_link "interfaces that are down, missing, without native XDP" checks
+on_a_link "/sys of another namespace: the interface is that of the own" sys_of_another_namespace
+on_a_link "an alternative name, and a new name while the broker runs" renamed
+on_a_link "addresses that come and go while the broker runs" addresses_change
+on_a_link "bridges, their ports, and interfaces without Ethernet" devices
 on_a_link "an MTU above what buffers take: smaller datagrams" large_packets
 on_a_link "a link that goes down and up: told, nothing lost or doubled" link_blinks
 on_a_link "an interface that is deleted: told, on over tcp, nothing lost or doubled" interface_goes

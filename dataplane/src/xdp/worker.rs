@@ -357,8 +357,26 @@ impl Worker {
             };
             self.state.remove(number, &ending);
         }
-        self.sum_up()
+        let sums = self.sum_up();
+        close(self.ports);
+        sums
     }
+}
+
+/// Closes the sockets, several at a time. The end of each takes milliseconds, in which the kernel waits
+/// until nobody can be using it (`synchronize_net` in `xsk_unbind_dev`); those that wait together wait
+/// for the same.
+fn close(mut ports: Vec<Port>) {
+    const AT_A_TIME: usize = 16;
+    let each = ports.len().div_ceil(AT_A_TIME);
+    thread::scope(|scope| {
+        while ports.len() > each {
+            let some = ports.split_off(ports.len() - each);
+            // Without a thread they are closed right here.
+            let _ = thread::Builder::new().spawn_scoped(scope, move || drop(some));
+        }
+        drop(ports);
+    });
 }
 
 impl State {

@@ -17,7 +17,6 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-#define MAX_SOCKETS 1024
 #define MAX_ADDRESSES 64
 #define MAX_VLAN_TAGS 2
 #define IP_FRAGMENT 0x3fff /* more fragments, or an offset */
@@ -50,10 +49,15 @@ struct vlan {
 	__be16 protocol;
 };
 
-/* IPv4 as ::ffff:a.b.c.d */
+/* IPv4 as ::ffff:a.b.c.d; nothing is sent to ::, which stands for a place that is free */
 struct address {
 	__u64 high;
 	__u64 low;
+};
+
+struct addresses {
+	__u64 count; /* of places that may be taken */
+	struct address places[MAX_ADDRESSES];
 };
 
 /* Set by the loader before the program is loaded. */
@@ -61,15 +65,25 @@ const volatile __u16 port;	       /* network byte order */
 const volatile __u32 magic;	       /* as its four bytes lie in the packet */
 const volatile __u32 sockets_per_queue = 1;
 const volatile __u32 last_place;       /* of streams; their number is a power of two */
-const volatile __u32 address_count;
-const volatile struct address addresses[MAX_ADDRESSES];
 
 struct {
 	__uint(type, BPF_MAP_TYPE_XSKMAP);
-	__uint(max_entries, MAX_SOCKETS);
+	__uint(max_entries, 1); /* the loader knows better */
 	__type(key, __u32);
 	__type(value, __u32);
 } sockets SEC(".maps");
+
+/*
+ * Addresses come and go while the broker runs. It writes them through memory that it shares with the
+ * kernel, like the streams below.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct addresses);
+} addresses SEC(".maps");
 
 /*
  * Keys of the streams that there are, each in the place that its lowest bits name, 0 where there is
@@ -104,15 +118,22 @@ static __always_inline int count(enum outcome outcome, int action)
 /*
  * A broker has few addresses, nearly always one: comparing is cheaper than a hash. Unrolled, for where each
  * lies is a constant then: Linux before 6.16 lets a loader without CAP_PERFMON work out no address that a
- * CPU could use for another while it speculates. The verifier takes out what is beyond the count.
+ * CPU could use for another while it speculates.
  */
 static __always_inline int is_ours(const struct address *to)
 {
+	__u32 first = 0;
+	const volatile struct addresses *ours = bpf_map_lookup_elem(&addresses, &first);
+	__u64 count;
+
+	if (!ours || !(to->high | to->low))
+		return 0;
+	count = ours->count;
 #pragma unroll
 	for (__u32 i = 0; i < MAX_ADDRESSES; i++) {
-		if (i >= address_count)
+		if (i >= count)
 			break;
-		if (addresses[i].high == to->high && addresses[i].low == to->low)
+		if (ours->places[i].high == to->high && ours->places[i].low == to->low)
 			return 1;
 	}
 	return 0;

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 
 use penstock_dataplane::memory::Limit;
 use penstock_dataplane::xdp::frame_size;
-use penstock_ebpf::Attached;
+use penstock_ebpf::{Attached, Features};
+use penstock_nic::{Fitness, fitness};
 
 /// A set of capabilities, as the kernel's bits (linux/capability.h).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -139,9 +140,15 @@ pub struct Interface {
 }
 
 impl Interface {
+    /// What the driver does of XDP where the broker may run its program in the driver.
+    pub fn native_xdp(&self) -> Option<Features> {
+        let any_mode = matches!(fitness(&self.nic), Ok(Fitness::Any));
+        self.nic.xdp.filter(|_| any_mode)
+    }
+
     /// Whether the broker would let the driver receive into its memory.
     pub fn zero_copy(&self) -> bool {
-        self.nic.xdp.is_some_and(|xdp| xdp.zero_copy)
+        self.native_xdp().is_some_and(|xdp| xdp.zero_copy)
     }
 
     /// Bytes of the frames that the broker would use.

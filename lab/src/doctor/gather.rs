@@ -3,24 +3,22 @@
 
 use std::ffi::CString;
 use std::fs;
-use std::net::IpAddr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
-use nix::ifaddrs::getifaddrs;
 use nix::sched::{CpuSet, sched_getaffinity};
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::{Pid, geteuid};
 use penstock_ebpf::Attached;
+use penstock_nic::Sysfs;
 
 use super::facts::{BrokerFile, Capabilities, Host, HugePages, Interface, Kernel, Node, Seen};
 use crate::netns;
 use crate::testbed::Binaries;
 
-const SYS_NET: &str = "/sys/class/net";
 const NODES: &str = "/sys/devices/system/node";
 /// Where programs of the administrator are.
 const SEARCH: [&str; 6] = [
@@ -233,12 +231,21 @@ fn parse_ranges(list: &str) -> Option<Vec<usize>> {
 
 fn interface(name: &str, unseen: &mut Vec<String>) -> Result<Interface> {
     let nic = penstock_nic::Facts::read(name)?;
-    let program = program(name, unseen);
+    let program = program(&nic.interface, unseen);
+    let sysfs = Sysfs::open();
+    if let Err(error) = &sysfs {
+        unseen.push(format!("settings of {}: {error}", nic.interface));
+    }
+    let node = sysfs
+        .ok()
+        .and_then(|sysfs| sysfs.number(&nic.interface, "device/numa_node"));
+    let addresses = penstock_nic::addresses(nic.index);
+    let addresses = addresses.context("cannot list the interface's addresses")?;
     Ok(Interface {
-        addresses: addresses(name).context("cannot list the addresses of this host")?,
+        addresses: addresses.into_iter().map(|address| address.ip).collect(),
         program,
-        // -1 where the machine has no nodes, or a device belongs to none.
-        node: number(&format!("{SYS_NET}/{name}/device/numa_node")).and_then(|n| n.try_into().ok()),
+        // -1 where the machine has no nodes, or a device belongs to none, which is no number here.
+        node: node.and_then(|node| node.try_into().ok()),
         nic,
     })
 }
@@ -251,7 +258,11 @@ fn program(name: &str, unseen: &mut Vec<String>) -> Option<Attached> {
 }
 
 fn candidates(unseen: &mut Vec<String>) -> Vec<Interface> {
-    let mut names = netns::file_names(Path::new(SYS_NET)).unwrap_or_default();
+    let all = penstock_nic::interfaces().unwrap_or_else(|error| {
+        unseen.push(format!("the interfaces of this host: {error}"));
+        Vec::new()
+    });
+    let mut names: Vec<_> = all.into_iter().map(|interface| interface.name).collect();
     names.retain(|name| name != "lo");
     names.sort();
     let mut found = Vec::new();
@@ -262,16 +273,6 @@ fn candidates(unseen: &mut Vec<String>) -> Vec<Interface> {
         }
     }
     found
-}
-
-fn addresses(name: &str) -> Result<Vec<IpAddr>> {
-    let on_interface = getifaddrs()?.filter(|entry| entry.interface_name == name);
-    let addresses = on_interface.filter_map(|entry| {
-        let address = entry.address?;
-        let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
-        v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
-    });
-    Ok(addresses.collect())
 }
 
 fn number(path: &str) -> Option<u64> {

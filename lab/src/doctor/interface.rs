@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use penstock_dataplane::xdp::{ETHERNET, HEADROOM, fits};
 use penstock_ebpf::STEERING_NAME;
-use penstock_nic::{Link, ONE_BUFFER, Unfit, Wanted};
+use penstock_nic::{Fitness, Link, ONE_BUFFER, Unfit, Wanted, fitness, quote};
 
 use super::check::{Check, Topic};
 use super::facts::{Capabilities, Host, Interface};
@@ -18,6 +18,7 @@ const PORT: u16 = 1214;
 pub fn checks(host: &Host, interface: &Interface) -> Vec<Check> {
     let mut checks = vec![
         link(interface),
+        device(interface),
         addresses(interface),
         program(host, interface),
         native(host, interface),
@@ -49,9 +50,37 @@ fn link(interface: &Interface) -> Check {
         ),
         Link::Down => topic.fail(
             format!("{name} is down"),
-            format!("ip link set dev {name} up"),
+            format!("ip link set dev {} up", quote(name)),
         ),
         Link::Gone => topic.fail(format!("{name} has just gone"), "ip link"),
+    }
+}
+
+fn device(interface: &Interface) -> Check {
+    let topic = Topic {
+        name: "device",
+        why: "the xdp path takes Ethernet frames of an interface that keeps its packets; a program in the driver of a bond's port hands none to a socket of the bond",
+    };
+    let nic = &interface.nic;
+    match fitness(nic) {
+        Ok(Fitness::Any) => topic.ok(match &nic.kind {
+            Some(kind) => format!("{}, a virtual interface ({kind})", nic.interface),
+            None => format!("{}, not a port of another interface", nic.interface),
+        }),
+        Ok(Fitness::GenericOnly { why }) => topic.warn(
+            format!("generic mode only: {why}"),
+            "nothing: penstock-broker uses generic mode by itself; --xdp-mode native is refused",
+        ),
+        Err(unfit) => {
+            let fix = match &unfit {
+                Unfit::Port { master, .. } => {
+                    format!("penstock-broker --iface {}", quote(master))
+                }
+                Unfit::Vrf { interface } => format!("ip link show vrf {}", quote(interface)),
+                _ => "penstock-broker --mode tcp".to_owned(),
+            };
+            topic.fail(unfit.to_string(), fix)
+        }
     }
 }
 
@@ -65,7 +94,7 @@ fn addresses(interface: &Interface) -> Check {
     if shown.is_empty() {
         return topic.fail(
             format!("{name} has no address"),
-            format!("ip addr add ADDRESS/PREFIX dev {name}"),
+            format!("ip addr add ADDRESS/PREFIX dev {}", quote(name)),
         );
     }
     topic.ok(shown.join(", "))
@@ -82,7 +111,7 @@ fn program(host: &Host, interface: &Interface) -> Check {
         name: "xdp_program",
         why: "an interface has one XDP program; the broker does not replace another's unless --force is given",
     };
-    let name = &interface.nic.interface;
+    let name = quote(&interface.nic.interface);
     let Some(program) = &interface.program else {
         return topic.ok("no XDP program is attached");
     };
@@ -114,8 +143,12 @@ fn native(host: &Host, interface: &Interface) -> Check {
         why: "in generic mode the kernel makes a socket buffer of each packet first, as it would for any socket",
     };
     let driver = interface.nic.driver_name();
-    match interface.nic.xdp {
+    match interface.native_xdp() {
         Some(xdp) if xdp.native => topic.ok(format!("{driver} runs XDP programs in the driver")),
+        // What the interface is has been told already.
+        _ if fitness(&interface.nic) != Ok(Fitness::Any) => {
+            topic.ok("not on this interface, see device")
+        }
         _ if older_than(host, FEATURES_SINCE) => topic.warn(
             format!("this kernel does not tell what {driver} can"),
             "penstock-broker --xdp-mode native fails if it cannot; auto takes what there is",
@@ -132,7 +165,7 @@ fn zero_copy(interface: &Interface) -> Option<Check> {
         name: "zero_copy",
         why: "without it the kernel copies each packet into the socket's memory",
     };
-    let xdp = interface.nic.xdp?;
+    let xdp = interface.native_xdp()?;
     let driver = interface.nic.driver_name();
     Some(if xdp.zero_copy {
         topic.ok(format!("{driver} receives into the sockets' memory"))
@@ -155,10 +188,14 @@ fn mtu(host: &Host, interface: &Interface) -> Check {
         why: "a packet that does not fit into one buffer takes a driver and a kernel that hand on several",
     };
     let nic = &interface.nic;
-    let (name, mtu) = (&nic.interface, nic.mtu);
+    let (name, mtu) = (quote(&nic.interface), nic.mtu);
     let found = format!("MTU {mtu}");
     let frame = interface.frame_size();
-    if nic.xdp.is_some_and(|xdp| xdp.native && !xdp.multi_buffer) && mtu > ONE_BUFFER {
+    if interface
+        .native_xdp()
+        .is_some_and(|xdp| xdp.native && !xdp.multi_buffer)
+        && mtu > ONE_BUFFER
+    {
         return topic.fail(
             format!(
                 "{found}, and {} runs no program on packets in several buffers",
@@ -207,7 +244,7 @@ fn queues(host: &Host, interface: &Interface) -> Check {
                 format!("{found}; RSS uses only {}", used.join(", ")),
                 format!(
                     "ethtool -X {0} default, or penstock-broker --queues {1}",
-                    nic.interface,
+                    quote(&nic.interface),
                     used.join(",")
                 ),
             );
@@ -222,7 +259,7 @@ fn steering(interface: &Interface) -> Check {
         why: "with --queues, packets must be sent to those queues: by a rule (ntuple), by the RSS table, or by having no others",
     };
     let nic = &interface.nic;
-    let name = &nic.interface;
+    let name = quote(&nic.interface);
     let rules = nic.rules.is_some();
     match nic.ntuple {
         Some(ntuple) if rules && !ntuple.on && ntuple.changeable => topic.ok(format!(
@@ -252,7 +289,7 @@ fn plan(interface: &Interface) -> Result<penstock_nic::Plan, Unfit> {
             usable(interface).any(IpAddr::is_ipv4),
             usable(interface).any(IpAddr::is_ipv6),
         ],
-        native: interface.nic.xdp.is_some_and(|xdp| xdp.native),
+        native: interface.native_xdp().is_some_and(|xdp| xdp.native),
         zero_copy: true,
         busy_poll: false,
     };
@@ -288,6 +325,7 @@ fn interrupts(interface: &Interface) -> Option<Check> {
     );
     let found = format!("napi_defer_hard_irqs {defer}, gro_flush_timeout {flush} ns");
     let directory = format!("/sys/class/net/{}", interface.nic.interface);
+    let directory = quote(&directory);
     Some(match (defer, flush) {
         (0, 0) => topic.ok(format!(
             "{found}: not deferred; a broker that is started as root with --busy-poll does so while it runs"

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use penstock_dataplane::memory::Limit;
 use penstock_ebpf::{Attached, Features, Mode};
-use penstock_nic::{Channels, Facts, Feature, Link, Ring};
+use penstock_nic::{Channels, Facts, Feature, Link, Master, Ring};
 
 use super::check::{Check, Level};
 use super::facts::{BrokerFile, Capabilities, Host, HugePages, Interface, Kernel, Node, Seen};
@@ -88,6 +88,10 @@ fn nic() -> Interface {
             interface: "eth1".to_owned(),
             index: 2,
             address: "02:00:00:00:00:01".to_owned(),
+            kind: None,
+            link_type: 1,
+            master: None,
+            has_ports: false,
             driver: Some("fine".to_owned()),
             mtu: 1500,
             link: Link::Up,
@@ -444,6 +448,23 @@ fn drivers() {
         Level::Warn,
         "--xdp-mode native fails if it cannot",
     );
+}
+
+#[test]
+fn interfaces_whose_packets_others_take() {
+    let bond = changed(|interface| interface.nic.kind = Some("bond".to_owned()));
+    objects_to(&bond, "device", Level::Warn, "generic mode by itself");
+    let port = changed(|interface| {
+        interface.nic.master = Some(Master {
+            name: "br 0".to_owned(),
+            kind: Some("bridge".to_owned()),
+        });
+    });
+    objects_to(&port, "device", Level::Fail, "--iface 'br 0'");
+    let tun = changed(|interface| interface.nic.link_type = 65534);
+    objects_to(&tun, "device", Level::Fail, "--mode tcp");
+    let vrf = changed(|interface| interface.nic.kind = Some("vrf".to_owned()));
+    objects_to(&vrf, "device", Level::Fail, "ip link show vrf eth1");
 }
 
 #[test]

@@ -1,0 +1,211 @@
+//! Follows the addresses of the xdp path's interface: a virtual address that moves here, one that DHCP
+//! or router advertisements bring. The program lets packets to all of them through.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use penstock_ebpf::{Addresses, MAX_ADDRESSES};
+use penstock_nic::{Seen, Watch, quote};
+use tracing::{info, warn};
+
+/// Changes often come several at a time.
+const SETTLING: Duration = Duration::from_millis(10);
+/// Until the kernel is asked again that gave no answer.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Keeps the program's addresses those of the interface. It needs no privilege.
+pub struct Follower {
+    watch: Watch,
+    index: u32,
+    listen: SocketAddr,
+    seen: Seen,
+    program: Option<Addresses>,
+}
+
+impl Follower {
+    /// Looks at an interface; nothing that changes from now on is missed.
+    pub fn open(index: u32, listen: SocketAddr) -> Result<Self> {
+        let mut watch = Watch::new(index).context("cannot watch the interface's addresses")?;
+        let seen = watch
+            .look()
+            .context("cannot list the interface's addresses")?;
+        Ok(Self {
+            watch,
+            index,
+            listen,
+            seen,
+            program: None,
+        })
+    }
+
+    /// Addresses that payload may be sent to at present; an error if it will never come to any.
+    pub fn addresses(&self) -> Result<Vec<IpAddr>> {
+        let listen = self.listen.ip().to_canonical();
+        let name = &self.seen.name;
+        let addresses = served(listen, &self.seen);
+        if listen.is_unspecified() {
+            if addresses.is_empty() {
+                warn!(
+                    "{name} has no address: nothing comes in over xdp before it has one (ip addr show dev {})",
+                    quote(name)
+                );
+            }
+            return Ok(addresses);
+        }
+        let of_another = |scope| scope != 0 && scope != self.index;
+        let in_scope = match self.listen {
+            SocketAddr::V6(v6) => !of_another(v6.scope_id()),
+            SocketAddr::V4(_) => true,
+        };
+        let mut there = self.seen.addresses.iter().chain(&self.seen.of_loopback);
+        if in_scope && there.any(|address| address.ip == listen) {
+            return Ok(addresses);
+        }
+        match owner(listen, self.index) {
+            Some(owner) => bail!(
+                "{name} does not have the address {listen} that --listen names; {owner} has it: use --iface {}",
+                quote(&owner)
+            ),
+            None if in_scope => warn!(
+                "{name} does not have the address {listen} that --listen names: nothing comes in over xdp before it has it (ip addr shows which interface has it)"
+            ),
+            None => bail!(
+                "--listen names another interface than --iface {}",
+                quote(name)
+            ),
+        }
+        Ok(addresses)
+    }
+
+    /// The program that gets the addresses.
+    pub fn update_from_now_on(&mut self, program: Addresses) {
+        self.program = Some(program);
+    }
+
+    /// Follows the interface until the process ends; returns when the kernel tells no more.
+    pub fn run(mut self) -> io::Result<()> {
+        // Something may have changed since the first look.
+        loop {
+            self.update();
+            self.watch.wait()?;
+            thread::sleep(SETTLING);
+        }
+    }
+
+    fn update(&mut self) {
+        let seen = loop {
+            match self.watch.look() {
+                Ok(seen) => break seen,
+                Err(error) => warn!("cannot list the interface's addresses: {error}"),
+            }
+            thread::sleep(PAUSE);
+        };
+        if seen == self.seen {
+            return;
+        }
+        let before = served(self.listen.ip(), &self.seen);
+        let now = served(self.listen.ip(), &seen);
+        if !seen.name.is_empty() && seen.name != self.seen.name {
+            info!("{} is called {} now", self.seen.name, seen.name);
+        }
+        self.seen = seen;
+        if now == before {
+            return;
+        }
+        let room = self
+            .program
+            .as_ref()
+            .is_none_or(|program| program.set(&now));
+        let difference = |from: &[IpAddr], to: &[IpAddr]| -> Vec<IpAddr> {
+            let missing = from.iter().filter(|address| !to.contains(address));
+            missing.copied().collect()
+        };
+        info!(
+            added = ?difference(&now, &before),
+            removed = ?difference(&before, &now),
+            "addresses of {} changed",
+            self.seen.name
+        );
+        if !room {
+            warn!(
+                "{} has {} addresses, of which {MAX_ADDRESSES} are served over xdp; --listen names one",
+                self.seen.name,
+                now.len()
+            );
+        }
+    }
+}
+
+/// Which of an interface's addresses payload may be sent to by publishers that a listener on `listen`
+/// hears. Routers may also send here what is for an address of the loopback interface.
+pub fn served(listen: IpAddr, seen: &Seen) -> Vec<IpAddr> {
+    let listen = listen.to_canonical();
+    if !listen.is_unspecified() {
+        return vec![listen];
+    }
+    let addresses = seen.addresses.iter().chain(&seen.of_loopback);
+    let ips = addresses.map(|address| address.ip);
+    let mut served: Vec<_> = ips.filter(|ip| listen.is_ipv6() || ip.is_ipv4()).collect();
+    served.sort_unstable();
+    served.dedup();
+    served
+}
+
+/// The name of another interface that has an address.
+fn owner(address: IpAddr, but: u32) -> Option<String> {
+    let all = penstock_nic::interfaces().ok()?.into_iter();
+    let mut others = all.filter(|interface| interface.index != but);
+    let found = others.find(|interface| {
+        let addresses = penstock_nic::addresses(interface.index).unwrap_or_default();
+        addresses.iter().any(|found| found.ip == address)
+    });
+    found.map(|interface| interface.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use penstock_nic::Address;
+
+    use super::*;
+
+    fn seen(of_interface: &[&str], of_loopback: &[&str]) -> Seen {
+        let list = |addresses: &[&str]| {
+            let addresses = addresses.iter().map(|address| Address {
+                ip: address.parse().unwrap(),
+                beyond_host: true,
+            });
+            addresses.collect()
+        };
+        Seen {
+            name: "eth1".to_owned(),
+            addresses: list(of_interface),
+            of_loopback: list(of_loopback),
+        }
+    }
+
+    fn of(listen: &str, seen: &Seen) -> Vec<String> {
+        let served = served(listen.parse().unwrap(), seen);
+        served.iter().map(IpAddr::to_string).collect()
+    }
+
+    #[test]
+    fn a_wildcard_serves_what_the_listener_hears() {
+        let seen = seen(
+            &["10.0.0.2", "fd00::2", "fe80::2"],
+            &["10.9.9.9", "10.0.0.2"],
+        );
+        assert_eq!(of("0.0.0.0", &seen), ["10.0.0.2", "10.9.9.9"]);
+        let both = ["10.0.0.2", "10.9.9.9", "fd00::2", "fe80::2"];
+        assert_eq!(of("::", &seen), both);
+        assert!(of("::", &Seen::default()).is_empty());
+    }
+
+    #[test]
+    fn one_address_is_served_wherever_it_is_at_present() {
+        assert_eq!(of("10.0.0.9", &Seen::default()), ["10.0.0.9"]);
+        assert_eq!(of("::ffff:10.0.0.9", &Seen::default()), ["10.0.0.9"]);
+    }
+}

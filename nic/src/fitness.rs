@@ -1,0 +1,145 @@
+//! What kind of interface carries the xdp path, and in which mode: the broker and `penstock-lab doctor`
+//! both ask here.
+
+use crate::error::Unfit;
+use crate::facts::Facts;
+use crate::netlink::{ETHERNET, LOOPBACK};
+
+/// How an interface can run the program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fitness {
+    /// In the driver, if that has native XDP, or in the network stack.
+    Any,
+    /// In the network stack only; a program in the driver would make packets vanish.
+    GenericOnly {
+        /// Why.
+        why: String,
+    },
+}
+
+/// Tells from what an interface is, and how it is related to others, whether an XDP program there can
+/// hand its packets to AF_XDP sockets.
+///
+/// # Errors
+/// [`Unfit`] if no packet of the interface can take the xdp path.
+pub fn fitness(facts: &Facts) -> Result<Fitness, Unfit> {
+    let interface = facts.interface.clone();
+    if ![ETHERNET, LOOPBACK].contains(&facts.link_type) {
+        let kind = facts.kind.as_deref().or(facts.driver.as_deref());
+        return Err(Unfit::NotEthernet {
+            interface,
+            what: format!(
+                "{}link type {}",
+                kind.map(|kind| format!("{kind}, ")).unwrap_or_default(),
+                facts.link_type
+            ),
+        });
+    }
+    if facts.kind.as_deref() == Some("vrf") {
+        return Err(Unfit::Vrf { interface });
+    }
+    // A port of a VRF gets its packets as ever; masters of any other kind take them (rx_handler).
+    if let Some(master) = &facts.master
+        && master.kind.as_deref() != Some("vrf")
+    {
+        return Err(Unfit::Port {
+            interface,
+            master: master.name.clone(),
+            kind: master
+                .kind
+                .clone()
+                .unwrap_or_else(|| "its master".to_owned()),
+        });
+    }
+    let kind = facts.kind.as_deref().unwrap_or("an interface");
+    if facts.has_ports || ["bond", "team"].contains(&kind) {
+        // The driver's queue is the port's, and the socket is bound to another device's
+        // (`xsk_rcv_check` in net/xdp/xsk.c): each packet is redirected and then dropped.
+        return Ok(Fitness::GenericOnly {
+            why: format!(
+                "it is {kind} with ports of its own, which would run a native program, and their packets reach no socket of {interface}"
+            ),
+        });
+    }
+    Ok(Fitness::Any)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::facts::Master;
+    use crate::plan::tests::nic;
+
+    fn of(change: impl FnOnce(&mut Facts)) -> Result<Fitness, Unfit> {
+        let mut facts = nic();
+        change(&mut facts);
+        fitness(&facts)
+    }
+
+    fn port_of(kind: Option<&str>) -> Result<Fitness, Unfit> {
+        of(|facts| {
+            facts.master = Some(Master {
+                name: "m; id".to_owned(),
+                kind: kind.map(str::to_owned),
+            });
+        })
+    }
+
+    #[test]
+    fn ordinary_interfaces_run_programs_in_any_mode() {
+        for kind in [
+            None,
+            Some("veth"),
+            Some("vlan"),
+            Some("macvlan"),
+            Some("vxlan"),
+        ] {
+            let fitness = of(|facts| facts.kind = kind.map(str::to_owned));
+            assert_eq!(fitness, Ok(Fitness::Any), "{kind:?}");
+        }
+        assert_eq!(of(|facts| facts.link_type = LOOPBACK), Ok(Fitness::Any));
+        assert_eq!(port_of(Some("vrf")), Ok(Fitness::Any));
+    }
+
+    #[test]
+    fn interfaces_with_ports_take_generic_mode() {
+        // A bond may get its first port later; hardware has ports where it fails over (hv_netvsc).
+        for (kind, has_ports) in [
+            (Some("bond"), false),
+            (Some("team"), true),
+            (Some("bridge"), true),
+            (None, true),
+        ] {
+            let fitness = of(|facts| {
+                facts.kind = kind.map(str::to_owned);
+                facts.has_ports = has_ports;
+            });
+            assert!(
+                matches!(&fitness, Ok(Fitness::GenericOnly { .. })),
+                "{kind:?}: {fitness:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn interfaces_that_no_packet_can_leave_for_a_socket_are_refused() {
+        // tun and WireGuard, IP in IP, PPP, InfiniBand.
+        for link_type in [65534, 768, 512, 32] {
+            let unfit = of(|facts| facts.link_type = link_type).unwrap_err();
+            assert!(matches!(unfit, Unfit::NotEthernet { .. }), "{unfit}");
+            assert!(unfit.to_string().contains("--mode tcp"), "{unfit}");
+        }
+        let unfit = of(|facts| facts.kind = Some("vrf".to_owned())).unwrap_err();
+        assert!(matches!(unfit, Unfit::Vrf { .. }), "{unfit}");
+        for kind in [
+            Some("bridge"),
+            Some("bond"),
+            Some("team"),
+            Some("openvswitch"),
+            None,
+        ] {
+            let unfit = port_of(kind).unwrap_err().to_string();
+            assert!(unfit.ends_with("use --iface 'm; id'"), "{unfit}");
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! Follows an interface's name and addresses while they change.
+
+use std::io;
+use std::os::fd::AsRawFd;
+
+use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::{Socket, SocketAddr};
+
+use crate::netlink::{Address, Netlink};
+
+/// `RTMGRP_LINK`, `RTMGRP_IPV4_IFADDR` and `RTMGRP_IPV6_IFADDR` (linux/rtnetlink.h).
+const GROUPS: u32 = 0x1 | 0x10 | 0x100;
+
+/// What an interface is like at a moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Its name; empty when it is gone.
+    pub name: String,
+    /// Its addresses.
+    pub addresses: Vec<Address>,
+    /// Those of the loopback interface that mean something beyond this host.
+    pub of_loopback: Vec<Address>,
+}
+
+/// Learns of changes from the kernel. It takes no privilege, and no descriptor once it is open.
+#[derive(Debug)]
+pub struct Watch {
+    events: Socket,
+    netlink: Netlink,
+    index: u32,
+    loopback: u32,
+}
+
+impl Watch {
+    /// Follows an interface by its number; changes from now on end a [`Self::wait`].
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn new(index: u32) -> io::Result<Self> {
+        let mut events = Socket::new(NETLINK_ROUTE)?;
+        events.bind(&SocketAddr::new(0, GROUPS))?;
+        let mut netlink = Netlink::open()?;
+        let loopback = netlink.find("lo").map_or(1, |lo| lo.index);
+        Ok(Self {
+            events,
+            netlink,
+            index,
+            loopback,
+        })
+    }
+
+    /// What it is like now.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn look(&mut self) -> io::Result<Seen> {
+        let name = match self.netlink.by_index(self.index) {
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {
+                return Ok(Seen::default());
+            }
+            found => found?.name,
+        };
+        let mut of_loopback = self.netlink.addresses(self.loopback)?;
+        of_loopback.retain(|address| address.beyond_host);
+        Ok(Seen {
+            name,
+            addresses: self.netlink.addresses(self.index)?,
+            of_loopback,
+        })
+    }
+
+    /// Waits until something may have changed. That events were lost for want of room is a reason to
+    /// look as well (netlink(7), `ENOBUFS`).
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn wait(&self) -> io::Result<()> {
+        let mut flags = 0;
+        loop {
+            // What an event says is asked for anew: it may be outdated by others behind it.
+            match self.receive(flags) {
+                Ok(()) => {}
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::ENOBUFS) => {}
+                    Some(libc::EINTR) => continue,
+                    Some(libc::EAGAIN) if flags != 0 => return Ok(()),
+                    _ => return Err(error),
+                },
+            }
+            flags = libc::MSG_DONTWAIT;
+        }
+    }
+
+    fn receive(&self, flags: libc::c_int) -> io::Result<()> {
+        let mut bytes = [0u8; 64];
+        // SAFETY: the kernel writes no more than the buffer's length, and drops the rest.
+        let len = unsafe {
+            libc::recv(
+                self.events.as_raw_fd(),
+                bytes.as_mut_ptr().cast(),
+                bytes.len(),
+                flags,
+            )
+        };
+        match len {
+            0.. => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
