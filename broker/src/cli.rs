@@ -9,6 +9,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use bytesize::ByteSize;
 use clap::{Parser, ValueEnum};
 use nix::unistd::Group;
+use penstock_dataplane::address;
 use penstock_dataplane::auth::TopicPattern;
 use penstock_dataplane::log::{Access, Full, Geometry, LogOptions};
 use penstock_dataplane::shares;
@@ -120,8 +121,9 @@ pub struct Cli {
     /// For --restore-nic: wait until the broker is gone.
     #[arg(long, hide = true, requires = "restore_nic")]
     when_gone: bool,
-    /// Address and port to listen on.
-    #[arg(long, default_value = "0.0.0.0:1214", help_heading = LISTEN)]
+    /// Address and port to listen on: 10.0.0.1:1214, [fe80::1%eth0]:1214, localhost:1214, or :1214 for
+    /// all addresses, IPv4 and IPv6.
+    #[arg(long, default_value = "0.0.0.0:1214", value_parser = address::listen, help_heading = LISTEN)]
     listen: SocketAddr,
     /// Directory of the logs; on tmpfs by default.
     #[arg(long, default_value = "/dev/shm/penstock", help_heading = LOGS)]
@@ -536,7 +538,9 @@ mod tests {
     #[test]
     fn defaults_are_valid() {
         let config = check(&[]).unwrap();
-        assert_eq!(config.listen.port(), 1214);
+        assert_eq!(config.listen, "0.0.0.0:1214".parse().unwrap());
+        let config = check(&["--listen", ":7"]).unwrap();
+        assert!(config.listen.ip().is_unspecified() && config.listen.port() == 7);
         assert_eq!(config.buffers.rcvbuf, 32 << 20);
     }
 
@@ -578,6 +582,8 @@ mod tests {
                 &["--mode", "xdp", "--iface", "eth1", "--queues", "a"],
                 "--queues",
             ),
+            (&["--listen", "10.0.0.1"], "no port; give 10.0.0.1:1214"),
+            (&["--listen", "[fe80::1]:1"], "link-local address"),
             (&["--ring-size", "17MiB"], "the nearest is 32MiB"),
             (&["--ring-size", "0"], "the nearest is 32MiB"),
             (&["--ring-size", "9000TiB"], "the nearest is 64TiB"),

@@ -5,6 +5,8 @@
 //! no clock and no randomness.
 
 #[cfg(not(loom))]
+pub mod address;
+#[cfg(not(loom))]
 pub mod admission;
 #[cfg(not(loom))]
 pub mod auth;

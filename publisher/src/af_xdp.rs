@@ -8,8 +8,6 @@ use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use nix::errno::Errno;
-use nix::net::if_::if_nametoindex;
 use penstock_dataplane::xdp::{self, Endpoint, Headers, TxPort, TxPortConfig};
 use thiserror::Error;
 use tracing::{debug, info};
@@ -102,7 +100,6 @@ pub(crate) struct AfXdp {
     lease: Lease,
     kernel: Kernel,
     route: Route,
-    wanted: Option<String>,
     from: SocketAddr,
     to: SocketAddr,
     headers: Headers,
@@ -151,7 +148,6 @@ impl AfXdp {
             lease,
             kernel,
             route,
-            wanted: interface.map(str::to_owned),
             from,
             to,
             headers,
@@ -179,7 +175,8 @@ impl AfXdp {
     /// Looks up where packets are to go. What the kernel does not know any more, or does not say, stays
     /// as it was; a route through another interface is an error.
     pub(crate) fn look(&mut self) -> Result<(), TransmitError> {
-        let looked = look_up(&self.kernel, self.from, self.to, self.wanted.as_deref());
+        // Whatever its interface is called by now.
+        let looked = look_up(&self.kernel, self.from, self.to, None);
         let (route, mac) = match looked {
             Err(TransmitError::Route(error)) => {
                 debug!("cannot ask the kernel for the route: {error}");
@@ -254,16 +251,17 @@ fn look_up(
     wanted: Option<&str>,
 ) -> Result<(Route, Mac), TransmitError> {
     let route = kernel.route(from, to).map_err(TransmitError::Route)?;
-    if let Some(wanted) = wanted
-        && wanted != route.interface
-    {
-        return Err(match if_nametoindex(wanted) {
-            Err(Errno::ENODEV) => TransmitError::NoInterface(wanted.to_owned()),
-            _ => TransmitError::OtherInterface {
-                wanted: wanted.to_owned(),
-                actual: route.interface,
-            },
-        });
+    if let Some(wanted) = wanted {
+        match kernel.index_of(wanted) {
+            Ok(index) if index == route.index => {}
+            Ok(_) => {
+                return Err(TransmitError::OtherInterface {
+                    wanted: wanted.to_owned(),
+                    actual: route.interface,
+                });
+            }
+            Err(_) => return Err(TransmitError::NoInterface(wanted.to_owned())),
+        }
     }
     match route.mac {
         None => Err(TransmitError::NotEthernet(route.interface)),

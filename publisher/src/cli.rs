@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use bytesize::ByteSize;
 use clap::{Parser, ValueEnum};
+use penstock_dataplane::address::{AddressError, check_broker};
 use penstock_dataplane::wire::handshake::{AckLevel, MAX_STREAMS, OrderLevel, check_topic};
 use penstock_flags::{BareUnit, MAX_SOCKET_BUFFER, duration, size, size_text};
 use penstock_publisher::{Config, Mode, Transmit};
@@ -65,8 +66,15 @@ const TOTAL_SIZE: ByteSize = ByteSize::gib(1);
 #[derive(Debug, Parser)]
 #[command(name = "penstock-publisher", version, after_help = EXAMPLES)]
 pub struct Cli {
-    /// Brokers, separated by commas, each host:port.
-    #[arg(long, value_delimiter = ',', required = true, help_heading = TARGET)]
+    /// Brokers, separated by commas, each host:port; of a name's addresses the first to answer is
+    /// taken. A link-local address needs its interface: [fe80::1%eth0]:1214.
+    #[arg(
+        long,
+        value_delimiter = ',',
+        required = true,
+        value_parser = parse_broker,
+        help_heading = TARGET
+    )]
     brokers: Vec<String>,
     /// Topic; each broker keeps its own log of it.
     #[arg(long, default_value = "penstock", help_heading = TARGET)]
@@ -326,6 +334,10 @@ impl Cli {
     }
 }
 
+fn parse_broker(text: &str) -> Result<String, AddressError> {
+    check_broker(text).map(|()| text.trim().to_owned())
+}
+
 fn parse_queues(list: &str) -> Result<Queues> {
     let mut queues = Vec::new();
     for part in list.split(',') {
@@ -405,6 +417,25 @@ mod tests {
         let error = plan(&[]).unwrap_err().to_string();
         for choice in ["--input FILE", "pipe", "--synthetic"] {
             assert!(error.contains(choice), "{error}");
+        }
+    }
+
+    #[test]
+    fn brokers_are_checked_at_once() {
+        let brokers = |list: &str| -> Result<Vec<String>> {
+            let words = ["penstock-publisher", "--synthetic", "--brokers", list];
+            Ok(Cli::try_parse_from(words)?.plan(false)?.config.brokers)
+        };
+        let two = brokers("a:1, [fd00::2]:2").unwrap();
+        assert_eq!(two, ["a:1", "[fd00::2]:2"]);
+        for (list, words) in [
+            ("10.0.0.2", "no port"),
+            ("a:1,", "no port"),
+            (":1214", "names no host"),
+            ("[fe80::1]:1214", "link-local address"),
+        ] {
+            let error = format!("{:#}", brokers(list).unwrap_err());
+            assert!(error.contains(words), "{list}: {error}");
         }
     }
 

@@ -1,10 +1,11 @@
 //! Opening one stream: the connection and the handshake.
 
 use std::io;
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
-use std::sync::Arc;
+use std::net::{SocketAddr, TcpStream};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use penstock_dataplane::address::{canonical, resolve};
 use penstock_dataplane::auth::PacketKeys;
 use penstock_dataplane::wire::handshake::{Offer, Path, Request, check_topic};
 use socket2::{SockRef, TcpKeepalive};
@@ -14,7 +15,7 @@ use crate::opening::Opening;
 use crate::sending::Sending;
 use crate::tx_queues::TxQueues;
 use crate::udp::Datagrams;
-use crate::{Config, Error};
+use crate::{Config, Error, happy_eyeballs};
 
 /// `TCP_NOTSENT_LOWAT`, bytes: what waits in the kernel beyond what the window lets go. Autotuning
 /// would let megabytes queue there, which the receiver then finds fallen out of the CPU's cache;
@@ -28,20 +29,42 @@ const KEEPALIVE: Duration = Duration::from_secs(1);
 /// Largest `TCP_KEEPCNT` (tcp(7); `MAX_TCP_KEEPCNT` in include/net/tcp.h).
 const MAX_PROBES: u64 = 127;
 
-/// Looks a broker's address up.
-pub(crate) fn resolve(broker: &str) -> Result<Vec<SocketAddr>, Error> {
-    let bad = |reason: String| Error::Address {
-        broker: broker.to_owned(),
-        reason,
+/// Where a broker was reached last. A name may stand for several brokers, and a session is known to one
+/// of them.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Location(Arc<Mutex<Option<SocketAddr>>>);
+
+impl Location {
+    fn get(&self) -> Option<SocketAddr> {
+        *self.0.lock().expect("no holder of this lock panics")
+    }
+
+    fn set(&self, address: SocketAddr) {
+        *self.0.lock().expect("no holder of this lock panics") = Some(address);
+    }
+}
+
+/// The addresses to connect to: all that the broker's name has, the one where it was before first; only
+/// that one for another stream of a session.
+fn addresses(target: &Target, resumes: bool, wait: Duration) -> Result<Vec<SocketAddr>, Error> {
+    let last = target.location.get();
+    let found = match last {
+        Some(last) if !resumes && target.session != 0 => return Ok(vec![last]),
+        _ => resolve(&target.broker, wait),
     };
-    let addresses: Vec<_> = broker
-        .to_socket_addrs()
-        .map_err(|e| bad(e.to_string()))?
-        .collect();
-    if addresses.is_empty() {
-        Err(bad("no address".to_owned()))
-    } else {
-        Ok(addresses)
+    let found = found.map_err(|error| Error::Address {
+        broker: target.broker.clone(),
+        reason: error.reason().to_owned(),
+    });
+    match (last, found) {
+        (None, found) => found,
+        // The name service may be gone with the broker.
+        (Some(last), Err(_)) => Ok(vec![last]),
+        (Some(last), Ok(mut found)) => {
+            found.retain(|address| *address != last);
+            found.insert(0, last);
+            Ok(found)
+        }
     }
 }
 
@@ -71,7 +94,8 @@ pub(crate) fn open_stream(
         broker: broker.to_owned(),
         source,
     };
-    let socket = connect_any(&resolve(broker)?, wait).map_err(connect)?;
+    let addresses = addresses(target, resume_from.is_some(), wait)?;
+    let socket = happy_eyeballs::connect(&addresses, wait).map_err(connect)?;
     prepare(&socket, config, wait).map_err(connect)?;
     let datagrams = match path {
         Path::Tcp => None,
@@ -106,23 +130,15 @@ pub(crate) fn open_stream(
     };
     let (offer, keys) = opening.ask(config, &request)?;
     socket.set_nonblocking(true).map_err(connect)?;
+    target
+        .location
+        .set(canonical(socket.peer_addr().map_err(connect)?));
     Ok(Opened {
         socket,
         offer,
         keys,
         datagrams,
     })
-}
-
-fn connect_any(addresses: &[SocketAddr], timeout: Duration) -> io::Result<TcpStream> {
-    let mut last = io::Error::other("no address");
-    for address in addresses {
-        match TcpStream::connect_timeout(address, timeout) {
-            Ok(socket) => return Ok(socket),
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
 }
 
 fn prepare(socket: &TcpStream, config: &Config, wait: Duration) -> io::Result<()> {
@@ -141,5 +157,34 @@ fn prepare(socket: &TcpStream, config: &Config, wait: Duration) -> io::Result<()
     match config.sndbuf {
         Some(bytes) => options.set_send_buffer_size(bytes),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn streams_of_a_session_go_where_it_was_opened() {
+        let target = |broker: &str, session| Target {
+            broker: broker.to_owned(),
+            session,
+            number: 1,
+            location: Location::default(),
+        };
+        let of = |target: &Target, resumes| addresses(target, resumes, Duration::from_secs(60));
+        let first = target("127.0.0.1:7", 0);
+        let [own, other] = ["127.0.0.1:7", "127.0.0.9:7"].map(|text| text.parse().unwrap());
+        assert_eq!(of(&first, false).unwrap(), [own]);
+        // The name has another address by now, or none.
+        let next = target("127.0.0.1:7", 5);
+        next.location.set(other);
+        assert_eq!(of(&next, false).unwrap(), [other]);
+        assert_eq!(of(&next, true).unwrap(), [other, own]);
+        let gone = target("no-such-host.invalid:7", 5);
+        gone.location.set(other);
+        assert_eq!(of(&gone, true).unwrap(), [other]);
+        next.location.set(own);
+        assert_eq!(of(&next, true).unwrap(), [own]);
     }
 }

@@ -198,11 +198,16 @@ impl DatagramStream {
                 } else {
                     "no answer comes"
                 };
+                let ends = self.datagrams.ends();
+                let cause = match ends.is_ok_and(|(own, broker)| own.ip() == broker.ip()) {
+                    true => {
+                        "the broker is on this host, where packets go over lo and not through --iface: use tcp here"
+                    }
+                    false => "a firewall, or another interface than --iface, may take them",
+                };
                 return Err(Error::PathDead {
                     broker: self.broker.clone(),
-                    reason: format!(
-                        "datagrams to its port were sent, but {why}; a firewall, or another interface than --iface, may take them"
-                    ),
+                    reason: format!("datagrams to its port were sent, but {why}; {cause}"),
                 });
             }
             self.sender.probe();

@@ -22,7 +22,7 @@ pub enum Error {
     #[error(transparent)]
     Topic(#[from] BadTopic),
     /// The address is none, or does not resolve.
-    #[error("broker {broker}: {reason}; give host:port")]
+    #[error("broker {broker}: {reason}")]
     Address {
         /// The broker.
         broker: String,

@@ -23,6 +23,7 @@ mod config;
 mod connect;
 mod datagram;
 mod error;
+mod happy_eyeballs;
 mod latency;
 mod link;
 mod opening;

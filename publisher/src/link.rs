@@ -12,7 +12,7 @@ use tracing::warn;
 
 use crate::account::{Account, Closed};
 use crate::config::Mode;
-use crate::connect;
+use crate::connect::{self, Location};
 use crate::datagram::{DatagramStream, Leftover, Outcome};
 use crate::stream::{Job, Shared, Stream, Waker, owns_kept};
 use crate::{Config, Error};
@@ -37,6 +37,8 @@ pub(crate) struct Target {
     /// 0 opens a session.
     pub(crate) session: u64,
     pub(crate) number: u32,
+    /// The same for all streams to the broker.
+    pub(crate) location: Location,
 }
 
 /// What a stream needs from the publisher.

@@ -14,6 +14,7 @@ use tracing::warn;
 
 use crate::account::Closed;
 use crate::config::Mode;
+use crate::connect::Location;
 use crate::latency::Waits;
 use crate::link::{Ends, Link, Target};
 use crate::pool::Pool;
@@ -150,6 +151,7 @@ impl Publisher {
                 broker: broker.clone(),
                 session: 0,
                 number: 0,
+                location: Location::default(),
             };
             for number in 0..config.threads_per_broker {
                 target.number = number;

@@ -4,13 +4,17 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
-use netlink_packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{DefaultNla, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::link::{LinkAttribute, LinkLayerType, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteVia};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr as Port};
+
+/// An alternative name of an interface (linux/if_link.h); the kernel looks an ordinary name up as well
+/// under it.
+const IFLA_ALT_IFNAME: u16 = 53;
 
 /// A hardware address of Ethernet.
 pub(crate) type Mac = [u8; 6];
@@ -84,6 +88,18 @@ impl Kernel {
             next_hop,
             encapsulates,
         })
+    }
+
+    /// The number of an interface by any of its names.
+    pub(crate) fn index_of(&self, name: &str) -> io::Result<u32> {
+        let mut question = LinkMessage::default();
+        let bytes = [name.as_bytes(), &[0]].concat();
+        let name = DefaultNla::new(IFLA_ALT_IFNAME, bytes);
+        question.attributes.push(LinkAttribute::Other(name));
+        match self.ask(RouteNetlinkMessage::GetLink(question))? {
+            RouteNetlinkMessage::NewLink(link) => Ok(link.header.index),
+            _ => Err(unexpected()),
+        }
     }
 
     /// Name of an interface, and its hardware address.
@@ -177,6 +193,10 @@ mod tests {
         assert_eq!((route.interface.as_str(), route.mac), ("lo", None));
         assert_eq!(route.next_hop, to.ip());
         assert!(!route.encapsulates);
+        assert_eq!(kernel.index_of("lo").unwrap(), route.index);
+        for wrong in ["no-such-iface", &"x".repeat(40)] {
+            assert!(kernel.index_of(wrong).is_err());
+        }
         // Nobody resolves addresses there.
         assert_eq!(kernel.neighbour(&route).unwrap(), None);
     }

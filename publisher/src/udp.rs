@@ -1,9 +1,10 @@
 //! The UDP socket of a stream over xdp: many packets a system call, cut apart by the kernel.
 
 use std::io::{self, IoSlice};
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
+use penstock_dataplane::address::canonical;
 use penstock_dataplane::wire::packet::{ACK_SEAL_LEN, MAX_ACK_LEN};
 use socket2::SockRef;
 
@@ -85,10 +86,6 @@ impl Datagrams {
 
     /// Its own address and the broker's; those of IPv4 in their own form, also on an IPv6 socket.
     pub(crate) fn ends(&self) -> io::Result<(SocketAddr, SocketAddr)> {
-        let canonical = |address: SocketAddr| match address.ip().to_canonical() {
-            IpAddr::V4(ip) => SocketAddr::from((ip, address.port())),
-            IpAddr::V6(_) => address,
-        };
         let own = self.socket.local_addr()?;
         Ok((canonical(own), canonical(self.socket.peer_addr()?)))
     }

@@ -85,6 +85,10 @@ pub fn listen(address: SocketAddr, wanted: &Wanted) -> io::Result<TcpListener> {
         Some(Protocol::TCP),
     )?;
     socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        // [::] hears IPv4 as well, whatever net.ipv6.bindv6only says.
+        socket.set_only_v6(false)?;
+    }
     wanted.apply_to_listener(&socket)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
