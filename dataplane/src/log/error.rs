@@ -55,8 +55,13 @@ pub enum OpenError {
         asked: String,
     },
     /// Another broker holds the log.
-    #[error("{path}: another broker is writing this log; stop it, or name another --buffer-dir", path = .0.display())]
-    Locked(PathBuf),
+    #[error("{path}: another broker ({holder}) is writing this log; stop it, or name another --buffer-dir", path = .path.display())]
+    Locked {
+        /// The log.
+        path: PathBuf,
+        /// Who holds it, by its own account.
+        holder: String,
+    },
     /// The file system has no room for the whole log, or for its registry of readers.
     #[error("{path}: no room for {bytes} bytes; free some, choose a smaller --ring-size, or another --buffer-dir", path = .path.display())]
     NoSpace {

@@ -1,6 +1,7 @@
 //! The log as a file: making, mapping, locking and recovering it.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
@@ -11,17 +12,20 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crossbeam_utils::CachePadded;
 use memmap2::{Advice, MmapOptions, MmapRaw};
+use penstock_files::{Dir, Open};
 
+use super::OpenError;
 use super::access::Access;
 use super::layout::{
     self, CONTROL_OFFSET, EPOCH_OFFSET, Geometry, HeaderError, INDEX_OFFSET, MAX_POSITION,
 };
 use super::registry::Registry;
 use super::ring::{Control, Mark, NOTHING_OPEN, Ring};
+use super::sigbus::Watched;
 use super::slot::{Found, Slot};
 use super::sync::crash_point;
 use super::writer::Writer;
-use super::{OpenError, lock};
+use super::writer_lock::{self, WriterLock, beside};
 
 /// What a broker does when a registered reader has not yet read what would be overwritten.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,6 +88,8 @@ pub(super) struct Mapping {
     pub(super) path: PathBuf,
     pub(super) geometry: Geometry,
     pub(super) file: File,
+    /// Before the mapping: fields are dropped in this order.
+    _watched: Watched,
     map: MmapRaw,
 }
 
@@ -94,15 +100,18 @@ pub struct Log {
     registry: Option<Registry>,
     marks: Vec<CachePadded<Mark>>,
     taken: Vec<AtomicBool>,
+    /// Given up last. None for a file without a directory, as tests have it.
+    pub(super) _lock: Option<WriterLock>,
 }
-
-/// Byte of the log file that its writer locks.
-const WRITER_LOCK: u64 = 0;
 
 impl Mapping {
     /// Maps an existing log for reading.
     pub(super) fn open_read_only(path: &Path) -> Result<Self, OpenError> {
-        let file = File::open(path).map_err(|source| match source.kind() {
+        let mut options = OpenOptions::new();
+        options
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+        let file = options.open(path).map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => OpenError::Missing(path.to_owned()),
             io::ErrorKind::PermissionDenied => OpenError::Denied {
                 path: path.to_owned(),
@@ -110,7 +119,9 @@ impl Mapping {
             },
             _ => OpenError::io("open", path)(source),
         })?;
-        Self::map(path, file, false)
+        // What lies beside the log does not lie beside a link to it.
+        let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        Self::map(&path, file, false)
     }
 
     fn map(path: &Path, file: File, writable: bool) -> Result<Self, OpenError> {
@@ -128,6 +139,7 @@ impl Mapping {
         Ok(Self {
             path: path.to_owned(),
             geometry,
+            _watched: Watched::new(map.as_ptr(), map.len(), file.as_raw_fd()),
             file,
             map,
         })
@@ -180,7 +192,7 @@ impl Mapping {
     }
 
     pub(super) fn is_written(&self) -> io::Result<bool> {
-        lock::is_locked(&self.file, WRITER_LOCK)
+        writer_lock::is_written(&self.path)
     }
 
     pub(super) fn info(&self) -> LogInfo {
@@ -217,11 +229,31 @@ impl Log {
     /// # Errors
     /// [`OpenError`] says which file and what to do.
     pub fn open(path: &Path, options: &LogOptions) -> Result<Self, OpenError> {
-        // One open file and one lock, from making the log or looking into it until its end.
-        let file = match path.exists() {
-            true => take(path)?,
-            false => make(path, options.geometry)?,
+        let parent = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
         };
+        let dir = Dir::open(parent).map_err(OpenError::io("create or open", path))?;
+        // Locked before it is looked into: whoever held it has finished with it.
+        let lock = WriterLock::take(dir, path)?;
+        let name = path.file_name().unwrap_or_default();
+        let there = lock.dir.contains(name);
+        let file = match there.map_err(OpenError::io("look at", path))? {
+            true => lock.dir.file(name, Open::Write),
+            false => make(&lock.dir, path, name, options.geometry),
+        };
+        let file =
+            file.map_err(|source| no_space(path, options.geometry, "open for writing", source))?;
+        Self::of_file(path, file, Some(lock), options)
+    }
+
+    /// The log in an open file.
+    pub(super) fn of_file(
+        path: &Path,
+        file: File,
+        mut lock: Option<WriterLock>,
+        options: &LogOptions,
+    ) -> Result<Self, OpenError> {
         let mapping = Mapping::map(path, file, true)?;
         if mapping.geometry != options.geometry {
             return Err(OpenError::OtherGeometry {
@@ -245,10 +277,13 @@ impl Log {
         }
         options.access.apply_to_log(path, &mapping.file)?;
         mapping.populate()?;
-        let registry = match options.full {
-            Full::Block => Some(Registry::make(path, options.access)?),
-            Full::Overwrite => None,
+        let registry = match (options.full, &lock) {
+            (Full::Block, Some(lock)) => Some(Registry::make(&lock.dir, path, options.access)?),
+            _ => None,
         };
+        if let Some(lock) = &mut lock {
+            lock.show(options.access)?;
+        }
         let marks = std::iter::repeat_with(CachePadded::<Mark>::default);
         Ok(Self {
             mapping,
@@ -257,6 +292,7 @@ impl Log {
             taken: std::iter::repeat_with(AtomicBool::default)
                 .take(options.writers)
                 .collect(),
+            _lock: lock,
         })
     }
 
@@ -373,17 +409,14 @@ impl Log {
     }
 }
 
-impl Drop for Log {
-    fn drop(&mut self) {
-        // Best effort: the lock ends with the open file at the latest.
-        let _ = lock::unlock(&self.mapping.file, WRITER_LOCK);
-    }
-}
-
 fn read_geometry(path: &Path, file: &File) -> Result<Geometry, OpenError> {
     use std::os::unix::fs::FileExt;
     let io = OpenError::io("read", path);
-    let len = file.metadata().map_err(&io)?.len();
+    let about = file.metadata().map_err(&io)?;
+    if !about.is_file() {
+        return Err(io(io::Error::other("it is not a regular file")));
+    }
+    let len = about.len();
     let mut header = vec![0; layout::HEADER_LEN.min(len as usize)];
     file.read_exact_at(&mut header, 0).map_err(&io)?;
     Geometry::decode(&header, len).map_err(|reason| OpenError::Header {
@@ -392,31 +425,29 @@ fn read_geometry(path: &Path, file: &File) -> Result<Geometry, OpenError> {
     })
 }
 
-/// The log at `path`, locked before it is looked into: whoever held it has finished with it.
-fn take(path: &Path) -> Result<File, OpenError> {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(path)
-        .map_err(OpenError::io("open for writing", path))?;
-    match lock::try_lock(&file, WRITER_LOCK).map_err(OpenError::io("lock", path))? {
-        true => Ok(file),
-        false => Err(OpenError::Locked(path.to_owned())),
-    }
-}
-
 /// Makes the file under another name and moves it into place, so that no crash leaves half a log.
 /// The other name is always the same: what a crash left there is used again.
-fn make(path: &Path, geometry: Geometry) -> Result<File, OpenError> {
-    let temporary = path.with_extension("new");
-    make_at(&temporary, path, geometry).map_err(|(action, source)| {
-        if source.kind() == io::ErrorKind::WouldBlock {
-            return OpenError::Locked(path.to_owned());
-        }
+fn make(dir: &Dir, path: &Path, name: &OsStr, geometry: Geometry) -> io::Result<File> {
+    let temporary = beside(path, "new");
+    make_as(dir, &temporary, name, geometry).inspect_err(|_| {
         // Best effort: what could not be made need not be there to be removed.
-        let _ = fs::remove_file(&temporary);
-        no_space(path, geometry, action, source)
+        let _ = dir.remove(&temporary);
     })
+}
+
+fn make_as(dir: &Dir, temporary: &OsStr, name: &OsStr, geometry: Geometry) -> io::Result<File> {
+    use std::os::unix::fs::FileExt;
+    let file = dir.file(temporary, Open::Make(0o600))?;
+    crash_point();
+    file.set_len(0)?;
+    crash_point();
+    allocate(&file, geometry.file_bytes())?;
+    crash_point();
+    file.write_all_at(&geometry.encode(), 0)?;
+    crash_point();
+    dir.rename(temporary, name)?;
+    crash_point();
+    Ok(file)
 }
 
 /// Tells what there is no room for; EFAULT is a page that the kernel cannot make (madvise(2)).
@@ -428,40 +459,6 @@ fn no_space(path: &Path, geometry: Geometry, action: &'static str, source: io::E
         },
         _ => OpenError::io(action, path)(source),
     }
-}
-
-/// The file at `path`, locked; an error of the kind `WouldBlock` if another broker makes it or has
-/// made it meanwhile.
-pub(super) fn make_at(
-    temporary: &Path,
-    path: &Path,
-    geometry: Geometry,
-) -> Result<File, (&'static str, io::Error)> {
-    use std::os::unix::fs::FileExt;
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(temporary)
-        .map_err(|e| ("create", e))?;
-    crash_point();
-    // Another broker moves its file into place while it holds the lock: if there is a log now, the
-    // file that was opened here may be that log, and is not emptied.
-    if !lock::try_lock(&file, WRITER_LOCK).map_err(|e| ("lock", e))? || path.exists() {
-        return Err(("lock", io::ErrorKind::WouldBlock.into()));
-    }
-    file.set_len(0).map_err(|e| ("empty", e))?;
-    crash_point();
-    allocate(&file, geometry.file_bytes()).map_err(|e| ("allocate", e))?;
-    crash_point();
-    file.write_all_at(&geometry.encode(), 0)
-        .map_err(|e| ("write", e))?;
-    crash_point();
-    fs::rename(temporary, path).map_err(|e| ("rename into place", e))?;
-    crash_point();
-    Ok(file)
 }
 
 /// Sees to it that the file system has room for the whole file; what is in it stays.

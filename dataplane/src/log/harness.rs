@@ -83,6 +83,12 @@ impl Nameless {
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }.into()))
     }
 
+    /// The log in it, as a broker that is started now has it.
+    pub(crate) fn log(&self) -> Result<Log, OpenError> {
+        let file = self.0.try_clone().expect("a free descriptor");
+        Log::of_file(&self.path(), file, None, &small())
+    }
+
     /// Opens the file anew, each time.
     pub(crate) fn path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.0.as_raw_fd()))
@@ -120,7 +126,7 @@ impl Snapshot {
         let file = Nameless::new()?;
         Self(Vec::new()).write_to(&file.0)?;
         file.0.write_all_at(&small().geometry.encode(), 0)?;
-        let log = Arc::new(Log::open(&file.path(), &small()).map_err(io::Error::other)?);
+        let log = Arc::new(file.log().map_err(io::Error::other)?);
         for seq in 0..batches {
             write(&mut log.writer(), 0, seq, &payload(0, seq, 700));
         }
@@ -154,7 +160,7 @@ pub(crate) fn look_at(snapshot: &Snapshot) -> io::Result<HashSet<Written>> {
     snapshot.write_to(&file.0)?;
     let mut served = HashSet::new();
     read_all(&path, &mut served);
-    match Log::open(&path, &small()) {
+    match file.log() {
         Ok(log) => {
             let log = Arc::new(log);
             read_all(&path, &mut served);

@@ -7,8 +7,9 @@
 //! - [`layout`] alone knows offsets in the file;
 //! - [`ring`] is the algorithm, free of files, so that a model checker can run it;
 //! - [`slot`] is one entry of the batch index;
-//! - `file` creates, maps, locks and recovers; `registry` holds readers that a broker waits for;
-//!   `access` is who may do so, and who may read.
+//! - `file` creates, maps and recovers; `writer_lock` sees to it that one broker does;
+//! - `registry` holds readers that a broker waits for; `access` is who may do so, and who may read;
+//! - `sigbus` tells of logs that are shortened while they are mapped.
 
 pub mod layout;
 pub mod ring;
@@ -37,10 +38,14 @@ mod lock;
 mod reader;
 #[cfg(not(loom))]
 mod registry;
+#[cfg(not(loom))]
+mod sigbus;
 #[cfg(all(test, not(loom)))]
 mod tests;
 #[cfg(not(loom))]
 mod writer;
+#[cfg(not(loom))]
+mod writer_lock;
 
 #[cfg(not(loom))]
 pub use {
@@ -48,5 +53,6 @@ pub use {
     error::{OpenError, ReadError},
     file::{FileState, Full, Log, LogInfo, LogOptions},
     reader::{Batch, ChecksumMismatch, Overwritten, Reader, Start},
+    sigbus::report_shortened_logs,
     writer::{Commit, Region, Reservation, Writer},
 };

@@ -1,5 +1,6 @@
 //! The reading end: follows the frontier from any process, and never shows a torn byte.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use thiserror::Error;
@@ -179,7 +180,9 @@ impl Reader {
     /// [`OpenError`] when there is no registry, or it cannot be written or is full.
     pub fn register(&mut self) -> Result<(), OpenError> {
         if self.registered.is_none() {
-            let registry = Registry::open(&self.mapping.path)?;
+            let about = self.mapping.file.metadata();
+            let about = about.map_err(OpenError::io("look at", &self.mapping.path))?;
+            let registry = Registry::open(&self.mapping.path, about.uid())?;
             let slot = registry.register(self.next)?;
             self.registered = Some(Registered {
                 registry,

@@ -10,16 +10,18 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crc_fast::{CrcAlgorithm, Digest};
+use penstock_files::{Dir, Open};
 
 use super::OpenError;
 use super::access::Access;
 use super::layout::MAX_POSITION;
 use super::lock;
 use super::ring::{FREE, MAX_READERS, ReaderCursors};
+use super::writer_lock::beside;
 
 /// Bytes of a slot; the rest of its cache line is unused.
 const SLOT_BYTES: usize = 64;
@@ -85,17 +87,12 @@ fn check_word(number: usize, cursor: u64, process: u64) -> u64 {
 }
 
 impl Registry {
-    /// The registry of the log at `log`, for its broker: makes it if need be, and frees the slots of
-    /// readers that died while no broker ran.
-    pub(super) fn make(log: &Path, access: Access) -> Result<Self, OpenError> {
+    /// The registry of the log at `log` in its directory, for its broker: makes it if need be, and
+    /// frees the slots of readers that died while no broker ran.
+    pub(super) fn make(dir: &Dir, log: &Path, access: Access) -> Result<Self, OpenError> {
         let path = log.with_extension("readers");
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
+        let file = dir
+            .file(&beside(log, "readers"), Open::Make(0o600))
             .map_err(OpenError::io("open for writing", &path))?;
         let registry = Self { path, file };
         // Whole, so that a reader finds room for its slot when the file system is full by then.
@@ -113,10 +110,14 @@ impl Registry {
         Ok(registry)
     }
 
-    /// The registry of the log at `log`, for a reader.
-    pub(super) fn open(log: &Path) -> Result<Self, OpenError> {
+    /// The registry of the log at `log`, which is `owner`'s, for a reader.
+    pub(super) fn open(log: &Path, owner: u32) -> Result<Self, OpenError> {
         let path = log.with_extension("readers");
-        let opened = OpenOptions::new().read(true).write(true).open(&path);
+        let opened = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY)
+            .open(&path);
         let file = opened.map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => OpenError::NoRegistry(path.clone()),
             io::ErrorKind::PermissionDenied => OpenError::Denied {
@@ -125,6 +126,13 @@ impl Registry {
             },
             _ => OpenError::io("open for writing", &path)(source),
         })?;
+        let about = file.metadata().map_err(OpenError::io("look at", &path))?;
+        // The reader's user may be able to write what the log's owner is not: then the log's owner
+        // must not be able to choose it.
+        if !about.is_file() || about.uid() != owner || about.nlink() != 1 {
+            let what = io::Error::other("it is no file of the log's owner with this name alone");
+            return Err(OpenError::io("register in", &path)(what));
+        }
         Ok(Self { path, file })
     }
 
@@ -215,14 +223,27 @@ fn allocate(file: &File, bytes: u64) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
     use std::collections::HashSet;
+    use std::fs;
+    use std::os::unix::fs::symlink;
     use tempfile::TempDir;
+
+    fn make(dir: &TempDir) -> Registry {
+        let open = Dir::open(dir.path()).unwrap();
+        Registry::make(&open, &dir.path().join("topic.log"), Access::default()).unwrap()
+    }
+
+    fn open(dir: &TempDir) -> Result<Registry, OpenError> {
+        let owner = dir.path().metadata().unwrap().uid();
+        Registry::open(&dir.path().join("topic.log"), owner)
+    }
 
     fn made() -> (TempDir, Registry, Registry) {
         let dir = TempDir::new().unwrap();
-        let log = dir.path().join("topic.log");
-        let broker = Registry::make(&log, Access::default()).unwrap();
-        let reader = Registry::open(&log).unwrap();
+        let broker = make(&dir);
+        let reader = open(&dir).unwrap();
         (dir, broker, reader)
     }
 
@@ -266,26 +287,42 @@ mod tests {
         let (first, second) = (reader.register(1).unwrap(), reader.register(2));
         // Another slot, for the first one is this open file's already.
         assert_eq!(first, second.unwrap());
-        let other = Registry::open(&dir.path().join("topic.log")).unwrap();
+        let other = open(&dir).unwrap();
         assert_ne!(other.register(3).unwrap(), first);
         assert_eq!(broker.sweep().unwrap(), 0);
         drop(other);
         assert_eq!(broker.sweep().unwrap(), 1);
         drop((broker, reader));
+        assert_eq!(cursors(&make(&dir)), []);
+    }
+
+    #[test]
+    fn readers_write_to_nothing_but_a_file_of_the_logs_owner() {
+        let (dir, _broker, _reader) = made();
+        let path = dir.path().join("topic.readers");
+        let precious = dir.path().join("precious");
+        fs::rename(&path, &precious).unwrap();
+        symlink(&precious, &path).unwrap();
+        open(&dir).unwrap_err();
+        fs::remove_file(&path).unwrap();
+        fs::hard_link(&precious, &path).unwrap();
+        open(&dir).unwrap_err();
+        fs::remove_file(&precious).unwrap();
+        open(&dir).unwrap();
         let log = dir.path().join("topic.log");
-        let next = Registry::make(&log, Access::default()).unwrap();
-        assert_eq!(cursors(&next), []);
+        Registry::open(&log, 54_321).unwrap_err();
+        fs::remove_file(&path).unwrap();
+        mkfifo(&path, Mode::S_IRWXU).unwrap();
+        open(&dir).unwrap_err();
     }
 
     #[test]
     fn a_full_registry_says_so() {
         let (dir, _broker, _reader) = made();
-        let log = dir.path().join("topic.log");
-        let open = || Registry::open(&log).unwrap();
-        let all: Vec<_> = (0..MAX_READERS).map(|_| open()).collect();
+        let all: Vec<_> = (0..MAX_READERS).map(|_| open(&dir).unwrap()).collect();
         let slots: HashSet<_> = all.iter().map(|one| one.register(0).unwrap()).collect();
         assert_eq!(slots.len(), MAX_READERS);
-        let full = open().register(0).unwrap_err();
+        let full = open(&dir).unwrap().register(0).unwrap_err();
         assert!(matches!(full, OpenError::TooManyReaders { places, .. } if places == MAX_READERS));
     }
 }

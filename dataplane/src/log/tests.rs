@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 use std::fs::{self, OpenOptions};
-use std::os::unix::fs::FileExt;
-use std::os::unix::fs::PermissionsExt;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -400,7 +400,7 @@ fn only_one_process_writes() {
     assert!(reader.writer_is_alive());
     assert!(matches!(
         Log::open(&path, &wanted),
-        Err(OpenError::Locked(_))
+        Err(OpenError::Locked { holder, .. }) if holder == format!("process {}", std::process::id())
     ));
     drop(log);
     assert!(!reader.writer_is_alive());
@@ -412,24 +412,103 @@ fn a_child_that_has_the_open_file_too_does_not_keep_the_log() {
     let wanted = options(4, 16, Full::Block);
     let (path, log) = log_in(&dir, &wanted);
     // As between fork and exec, before close-on-exec takes effect.
-    let _child = log.mapping.file.try_clone().unwrap();
+    let _child = log._lock.as_ref().unwrap().share();
     drop(log);
     drop(Log::open(&path, &wanted).unwrap());
 }
 
+/// Whoever may read the log can lock it, all of it.
 #[test]
-fn a_log_that_another_broker_made_meanwhile_is_not_emptied() {
+fn a_readers_lock_neither_keeps_a_broker_out_nor_hides_one() {
     let dir = TempDir::new().unwrap();
     let wanted = options(4, 16, Full::Block);
     let (path, log) = log_in(&dir, &wanted);
-    write(&mut log.writer(), 0, 0, b"already here");
     drop(log);
-    // Who opened the other name just before it was moved holds what is the log by now.
-    let temporary = dir.path().join("opened-before.new");
-    fs::hard_link(&path, &temporary).unwrap();
-    let made = super::file::make_at(&temporary, &path, wanted.geometry);
-    assert_eq!(made.unwrap_err().1.kind(), std::io::ErrorKind::WouldBlock);
-    assert_eq!(Log::open(&path, &wanted).unwrap().info().messages, 1);
+    let lock_all = |file: &fs::File| {
+        let mut all: libc::flock = libc::flock {
+            l_type: libc::F_RDLCK as i16,
+            l_whence: libc::SEEK_SET as i16,
+            l_start: 0,
+            l_len: 0,
+            l_pid: 0,
+        };
+        // SAFETY: the descriptor is open, and the kernel reads one flock.
+        let locked = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw mut all) };
+        assert_eq!(locked, 0);
+    };
+    let held = fs::File::open(&path).unwrap();
+    lock_all(&held);
+    let reader = Reader::open(&path, Start::End).unwrap();
+    assert!(!reader.writer_is_alive(), "a reader's lock is no writer");
+    let log = Log::open(&path, &wanted).unwrap();
+    assert!(reader.writer_is_alive());
+    // What readers may open beside it they may lock as well, for the next broker to find.
+    let shown = fs::File::open(path.with_extension("writer")).unwrap();
+    drop(log);
+    lock_all(&shown);
+    assert!(!reader.writer_is_alive());
+    let _log = Log::open(&path, &wanted).unwrap();
+    assert!(reader.writer_is_alive());
+    let lock = path.with_extension("lock").metadata().unwrap();
+    assert_eq!(lock.permissions().mode() & 0o777, 0o600);
+}
+
+/// In a directory that others may write to, nothing is touched.
+#[test]
+fn links_that_others_may_have_made_are_not_followed() {
+    let dir = TempDir::new().unwrap();
+    let wanted = options(4, 16, Full::Block);
+    let victim = dir.path().join("victim");
+    let logs = dir.path().join("logs");
+    fs::create_dir(&logs).unwrap();
+    fs::write(&victim, vec![b'A'; 9000]).unwrap();
+    fs::set_permissions(&victim, fs::Permissions::from_mode(0o600)).unwrap();
+    let intact = || {
+        let about = victim.metadata().unwrap();
+        assert_eq!(
+            (about.len(), about.permissions().mode() & 0o777),
+            (9000, 0o600)
+        );
+    };
+    let path = logs.join("topic.log");
+    for extension in ["log", "new", "readers", "lock"] {
+        for hard in [false, true] {
+            let trap = path.with_extension(extension);
+            let _ = fs::remove_file(&trap);
+            match hard {
+                true => fs::hard_link(&victim, &trap).unwrap(),
+                false => std::os::unix::fs::symlink(&victim, &trap).unwrap(),
+            }
+            let refused = Log::open(&path, &wanted).unwrap_err().to_string();
+            assert!(refused.contains("link"), "{extension}: {refused}");
+            intact();
+            let _ = fs::remove_file(&trap);
+            let _ = fs::remove_file(&path);
+        }
+    }
+    // What shows that there is a writer is made anew in any case.
+    std::os::unix::fs::symlink(&victim, path.with_extension("writer")).unwrap();
+    drop(Log::open(&path, &wanted).unwrap());
+    intact();
+    fs::set_permissions(&logs, fs::Permissions::from_mode(0o777)).unwrap();
+    let refused = Log::open(&path, &wanted).unwrap_err().to_string();
+    assert!(refused.contains("chmod go-w"), "{refused}");
+}
+
+#[test]
+fn a_log_with_holes_is_allocated_when_it_is_opened() {
+    let dir = TempDir::new().unwrap();
+    let wanted = options(4, 16, Full::Block);
+    let (path, log) = log_in(&dir, &wanted);
+    write(&mut log.writer(), 0, 0, b"kept");
+    drop(log);
+    let file = OpenOptions::new().write(true).open(&path).unwrap();
+    let whole = file.metadata().unwrap();
+    file.set_len(wanted.geometry.segments_offset() + 4).unwrap();
+    file.set_len(whole.len()).unwrap();
+    let log = Log::open(&path, &wanted).unwrap();
+    assert!(file.metadata().unwrap().blocks() * 512 >= whole.len());
+    assert_eq!(log.info().messages, 1);
 }
 
 #[test]
