@@ -142,7 +142,7 @@ download_systemd() {
     dpkg-deb -x "$package" "$os"
   done
   [ -e "$os/usr/bin/sh" ] || ln -s bash "$os/usr/bin/sh"
-  mkdir -p "$os"/{etc/sysusers.d,opt/penstock,usr/local/bin}
+  mkdir -p "$os"/{etc/sysusers.d,etc/tmpfiles.d,opt/penstock,usr/local/bin}
   echo 'root:x:0:0:root:/root:/bin/bash' >"$os/etc/passwd"
   echo 'root:x:0:' >"$os/etc/group"
   echo vm >"$os/etc/hostname"

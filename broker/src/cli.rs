@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use bytesize::ByteSize;
 use clap::{Parser, ValueEnum};
-use nix::unistd::Group;
+use nix::unistd::{Group, geteuid};
 use penstock_dataplane::address;
 use penstock_dataplane::auth::TopicPattern;
 use penstock_dataplane::log::{Access, Full, Geometry, LogOptions};
@@ -125,9 +125,14 @@ pub struct Cli {
     /// all addresses, IPv4 and IPv6.
     #[arg(long, default_value = "0.0.0.0:1214", value_parser = address::listen, help_heading = LISTEN)]
     listen: SocketAddr,
-    /// Directory of the logs; on tmpfs by default.
-    #[arg(long, default_value = "/dev/shm/penstock", help_heading = LOGS)]
+    /// Directory of the logs, on tmpfs by default. Nobody but the broker's user and root may be able to
+    /// write to it, or to replace it.
+    #[arg(long, default_value_os_t = default_directory(), help_heading = LOGS)]
     buffer_dir: PathBuf,
+    /// Take a buffer directory that others can write to as well, such as an emptyDir of Kubernetes. No
+    /// link is followed and no file of theirs is taken, but they can remove the broker's.
+    #[arg(long, help_heading = LOGS)]
+    shared_buffer_dir: bool,
     /// Mode of the logs, in octal: 640 lets the group read them and register, 644 lets anybody read
     /// them, 600 nobody else.
     #[arg(long, default_value = "640", value_name = "MODE", help_heading = LOGS)]
@@ -484,7 +489,9 @@ impl Cli {
                 self.buffer_mode
             )
         })?;
-        Access::new(mode, group.transpose()?).map_err(|rule| anyhow!("--buffer-mode: {rule}"))
+        Access::new(mode, group.transpose()?)
+            .map(|access| access.in_shared_directory(self.shared_buffer_dir))
+            .map_err(|rule| anyhow!("--buffer-mode: {rule}"))
     }
 
     /// The file that gets a new key, instead of running a broker.
@@ -497,6 +504,16 @@ impl Cli {
     pub fn restore(&self) -> Option<(&str, bool)> {
         let interface = self.restore_nic.as_deref()?;
         Some((interface, self.when_gone))
+    }
+}
+
+/// Memory that everybody has for root and services; for a user, what the system made for that user
+/// alone, if it did.
+fn default_directory() -> PathBuf {
+    let own = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    match own.filter(|own| own.is_absolute() && !geteuid().is_root()) {
+        Some(own) => own.join("penstock"),
+        None => PathBuf::from("/dev/shm/penstock"),
     }
 }
 

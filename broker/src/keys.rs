@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
+use nix::unistd::User;
 use penstock_dataplane::auth::{self, Keys};
 use penstock_dataplane::text::escape;
 use penstock_process::output;
@@ -35,8 +36,10 @@ pub fn make(path: &Path) -> Result<()> {
 }
 
 /// Reads the keys that the broker takes, while it may still do what its user may.
-pub fn load(path: &Path) -> Result<Arc<Keys>> {
-    let keys = Keys::load(path).context("--auth-keys")?;
+/// Their file may be `user`'s, who reads it again later.
+pub fn load(path: &Path, user: Option<&User>) -> Result<Arc<Keys>> {
+    let owners: Vec<_> = user.iter().map(|user| user.uid.as_raw()).collect();
+    let keys = Keys::load(path, &owners).context("--auth-keys")?;
     info!(keys = keys.grants().len(), "publishers must hold a key");
     Ok(Arc::new(keys))
 }
@@ -71,7 +74,14 @@ mod tests {
         make(&path).unwrap();
         assert_eq!(path.metadata().unwrap().mode() & 0o777, 0o600);
         let key = auth::read_key(&path).unwrap();
-        assert!(load(&path).unwrap().grants().find(key.id()).0.is_some());
+        assert!(
+            load(&path, None)
+                .unwrap()
+                .grants()
+                .find(key.id())
+                .0
+                .is_some()
+        );
         let said = format!("{:#}", make(&path).unwrap_err());
         assert!(said.contains("exists"), "{said}");
         let said = format!("{:#}", make(&dir.path().join("a b")).unwrap_err());

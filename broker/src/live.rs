@@ -1,6 +1,7 @@
 //! The broker's figures while it runs, for whoever asks: each connection to a Unix socket in the
 //! buffer directory gets them as one line of JSON. Nobody asks, nothing is spent.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use penstock_dataplane::deadline;
+use penstock_dataplane::log::Access;
 use penstock_dataplane::profile::StageReport;
 use penstock_dataplane::tcp::{self, Counters, Shared, WorkerStats};
 use penstock_dataplane::xdp::{self, XdpStats};
@@ -93,23 +95,27 @@ struct Xdp {
 /// that was killed: it is replaced.
 pub fn serve(
     directory: &Path,
+    access: Access,
     sources: Sources,
     supervisor: &Supervisor,
     stop: &Arc<AtomicBool>,
 ) -> Result<Live> {
-    let path = directory.join(format!("broker-{}.sock", sources.listen.port()));
+    let name = format!("broker-{}.sock", sources.listen.port());
+    let path = directory.join(&name);
     let failed = || {
         format!(
             "cannot make {}, the socket for live figures",
             path.display()
         )
     };
-    if let Err(error) = fs::remove_file(&path)
-        && error.kind() != io::ErrorKind::NotFound
-    {
-        return Err(error).with_context(failed);
-    }
+    let name = OsStr::new(&name);
+    let directory = access.open_directory(directory).with_context(failed)?;
+    directory.remove_socket(name).with_context(failed)?;
     let listener = UnixListener::bind(&path).with_context(failed)?;
+    // Whatever the umask is, nobody but its user and root asks.
+    directory
+        .set_socket_mode(name, 0o600)
+        .with_context(failed)?;
     // It ends with the process.
     supervisor.spawn("figures", stop, move || -> Result<()> {
         rehearse_fault("figures")?;

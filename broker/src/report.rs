@@ -122,11 +122,7 @@ impl Target {
     /// Opens it at the start, while the broker may still do what its user may; what is in it stays
     /// until there is something to write.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::options()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
+        let file = penstock_files::open_to_write(path, 0o644)
             .with_context(|| format!("cannot write a report to {}", path.display()))?;
         Ok(Self {
             path: path.to_owned(),

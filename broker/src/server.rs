@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use crossbeam_channel::Receiver;
 use penstock_dataplane::auth::Keys;
+use penstock_dataplane::log::report_shortened_logs;
 use penstock_dataplane::tcp::{
     Acceptor, Shared, Worker, WorkerHandle, WorkerStats, buffers::RcvbufOn, listen,
 };
@@ -49,6 +50,7 @@ pub fn run(config: &Config) -> Result<()> {
     // Before anything is opened here: then the number is that of what was handed over.
     let ready_fd = config.ready_fd.map(ReadyFd::take).transpose()?;
     let manager = ServiceManager::from_env();
+    report_shortened_logs("penstock-broker").context("cannot watch signals")?;
     raise_limits(config);
     // Now, so that a signal during what follows is not the end before anything is undone.
     let signals = Signals::new([SIGHUP, SIGINT, SIGTERM]).context("cannot watch signals")?;
@@ -57,9 +59,13 @@ pub fn run(config: &Config) -> Result<()> {
     if config.buffers.force {
         privileges::require("--rcvbuf-force", privileges::FORCE_BUFFERS)?;
     }
-    let keys = config.auth_keys.as_deref().map(keys::load).transpose()?;
+    let keys = config
+        .auth_keys
+        .as_deref()
+        .map(|path| keys::load(path, user.as_ref()))
+        .transpose()?;
     let mut report_to = config.report.as_deref().map(Target::open).transpose()?;
-    topics::make_directory(&config.buffer_dir, user.as_ref(), config.log.access.group())?;
+    topics::make_directory(&config.buffer_dir, user.as_ref(), config.log.access)?;
     let listener = open_listener(config)?;
     let address = listener
         .local_addr()
@@ -140,8 +146,14 @@ pub fn run(config: &Config) -> Result<()> {
         xdp: xdp_workers.iter().map(|(_, h)| h.clone()).collect(),
     };
     // Not every file system takes sockets, and a path may be too long for one.
-    let _live = live::serve(&config.buffer_dir, sources, &supervisor, &stop)
-        .inspect_err(|error| warn!("penstock-lab diagnose will see less: {error:#}"));
+    let _live = live::serve(
+        &config.buffer_dir,
+        config.log.access,
+        sources,
+        &supervisor,
+        &stop,
+    )
+    .inspect_err(|error| warn!("penstock-lab diagnose will see less: {error:#}"));
 
     tell_ready(address, ready_fd, &manager)?;
     let mut watch = Watch {

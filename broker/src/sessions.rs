@@ -409,7 +409,7 @@ mod tests {
                 writers: 1,
             };
             let logs = dir.path().join("logs");
-            make_directory(&logs, None, None).unwrap();
+            make_directory(&logs, None, Access::default()).unwrap();
             let config = TopicConfig {
                 max,
                 share_percent: 50,

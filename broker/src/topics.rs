@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::os::unix::fs::{MetadataExt, chown};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -12,11 +12,12 @@ use anyhow::{Context, Result, bail};
 use crossbeam_channel::{Receiver, Sender};
 use nix::unistd::{AccessFlags, Uid, User, access, geteuid};
 use penstock_dataplane::admission::{Asked, Refused};
-use penstock_dataplane::log::{Log, LogOptions};
+use penstock_dataplane::log::{Access, Log, LogOptions};
 use penstock_dataplane::peer::{Host, Tenant};
 use penstock_dataplane::poison::lock;
 use penstock_dataplane::shares::{Exceeded, Shares, Use};
 use penstock_dataplane::wire::handshake::Refusal;
+use penstock_files::{Dir, NewDir};
 use tracing::{info, warn};
 
 use crate::memory;
@@ -99,7 +100,7 @@ pub enum Job {
 impl Topics {
     /// Topics with their logs in `directory`, which must be there.
     pub fn new(directory: PathBuf, options: LogOptions, config: TopicConfig) -> Result<Self> {
-        check_writable(&directory)?;
+        check_directory(&directory, options.access)?;
         Ok(Self {
             directory,
             options,
@@ -364,14 +365,8 @@ impl Open {
 
 fn close(log: Arc<Log>, with_file: bool) {
     let path = log.path().to_owned();
-    if with_file {
-        for path in [&path, &path.with_extension("readers")] {
-            if let Err(error) = fs::remove_file(path)
-                && error.kind() != std::io::ErrorKind::NotFound
-            {
-                warn!(path = %path.display(), %error, "cannot remove the file of an empty log");
-            }
-        }
+    if with_file && let Err(error) = log.remove_files() {
+        warn!(path = %path.display(), %error, "cannot remove the file of an empty log");
     }
     drop(log);
 }
@@ -404,22 +399,20 @@ fn refuse(asked: &Asked<'_>, exceeded: Exceeded, max: usize) -> Refused {
     }
 }
 
-/// Makes the directory of the logs, if need be; a new one is `owner`'s, and of the group of the logs
-/// if one is given.
-pub fn make_directory(directory: &Path, owner: Option<&User>, group: Option<u32>) -> Result<()> {
+/// Makes the directory of the logs, if need be, for those who may read them; a new one is `owner`'s, and
+/// of the group of the logs if one is given.
+pub fn make_directory(directory: &Path, owner: Option<&User>, access: Access) -> Result<()> {
     if directory.exists() {
+        // The broker's user looks at it, in `check_directory`.
         return Ok(());
     }
-    let make = || {
-        fs::create_dir_all(directory)?;
-        let uid = owner.map(|user| user.uid.as_raw());
-        let gid = group.or(owner.map(|user| user.gid.as_raw()));
-        match (uid, gid) {
-            (None, None) => Ok(()),
-            (uid, gid) => chown(directory, uid, gid),
-        }
+    let group = access.group();
+    let new = NewDir {
+        mode: access.directory_mode(),
+        owner: owner.map(|user| user.uid.as_raw()),
+        group: group.or(owner.map(|user| user.gid.as_raw())),
     };
-    make().with_context(|| {
+    Dir::make(directory, &new).map(drop).with_context(|| {
         format!(
             "cannot make {}; name another --buffer-dir",
             directory.display()
@@ -427,17 +420,40 @@ pub fn make_directory(directory: &Path, owner: Option<&User>, group: Option<u32>
     })
 }
 
+/// Whether this user can make logs in the directory and nobody else can replace them.
+fn check_directory(directory: &Path, access: Access) -> Result<()> {
+    check_writable(directory)?;
+    let me = user_name(geteuid());
+    let name = directory.display();
+    access
+        .open_directory(directory)
+        .with_context(|| format!("user {me} cannot make logs in {name} (--buffer-dir)"))?;
+    let mode = fs::metadata(directory).map_or(0o777, |about| about.mode());
+    let missing = access.directory_mode() & !mode & 0o011;
+    if missing != 0 {
+        warn!(
+            "{name} has mode {:03o}: not all who may read the logs get to them; chmod {:03o} {name}",
+            mode & 0o777,
+            access.directory_mode()
+        );
+    }
+    Ok(())
+}
+
+fn user_name(uid: Uid) -> String {
+    match User::from_uid(uid) {
+        Ok(Some(user)) => user.name,
+        _ => uid.to_string(),
+    }
+}
+
 /// Root without capabilities is no more than the user of that name, so this is worth a check.
 fn check_writable(directory: &Path) -> Result<()> {
     let Err(error) = access(directory, AccessFlags::W_OK | AccessFlags::X_OK) else {
         return Ok(());
     };
-    let name = |uid: Uid| match User::from_uid(uid) {
-        Ok(Some(user)) => user.name,
-        _ => uid.to_string(),
-    };
-    let me = name(geteuid());
-    let owner = fs::metadata(directory).map(|data| name(Uid::from_raw(data.uid())));
+    let me = user_name(geteuid());
+    let owner = fs::metadata(directory).map(|data| user_name(Uid::from_raw(data.uid())));
     let owner = owner.unwrap_or_else(|_| "somebody else".to_owned());
     bail!(
         "user {me} cannot make logs in {dir}, which is {owner}'s: {error}; chown {me} {dir}, start the broker as {owner} (--user), or name another --buffer-dir",

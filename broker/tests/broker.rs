@@ -749,3 +749,21 @@ fn strangers_get_no_answer() {
     assert!(broker.stop().success());
     assert_eq!(buffers.report()["counters"]["garbage"], 1);
 }
+
+#[test]
+fn a_log_that_is_shortened_under_the_broker_is_told_with_its_name() {
+    let buffers = Buffers::new();
+    let mut broker = buffers.start(&["--topic", "t"]);
+    let mut peer = broker.open("t");
+    peer.send(&[b"m"]);
+    peer.acked();
+    let log = std::fs::File::options()
+        .write(true)
+        .open(buffers.log("t"))
+        .unwrap();
+    log.set_len(0).unwrap();
+    // Whatever it does with it now; nothing is acked any more.
+    let _ = peer.socket.write_all(&frame(peer.next, &[b"m"]));
+    let status = broker.child.wait().unwrap();
+    assert_eq!(status.code(), Some(1), "{status}");
+}

@@ -1,15 +1,16 @@
 //! A directory that nobody else can write to.
 
 use std::ffi::OsStr;
-use std::fs::File;
+use std::fs::{self, File, Permissions};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, renameat};
-use nix::sys::stat::{FileStat, SFlag, fstatat};
-use nix::unistd::{UnlinkatFlags, unlinkat};
+use nix::sys::stat::{FileStat, SFlag, fstat, fstatat};
+use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 
 use crate::file::{Open, Rules, open_in};
 use crate::walk::{self, Care};
@@ -37,8 +38,8 @@ impl NewDir {
     }
 }
 
-/// An open directory that belongs to this user or root, and in which nobody else can replace anything:
-/// neither by writing to it, nor by writing to one of its parents.
+/// An open directory. Unless it was opened as a shared one, it belongs to this user or root, and nobody
+/// else can replace anything in it: neither by writing to it, nor by writing to one of its parents.
 #[derive(Debug)]
 pub struct Dir(OwnedFd);
 
@@ -49,6 +50,15 @@ impl Dir {
     /// If it is missing or somebody else could replace what is in it.
     pub fn open(path: &Path) -> io::Result<Self> {
         walk::directory(path, Care::Verified, None).map(Self)
+    }
+
+    /// Opens the directory at `path`, which others may write to: links that they made are not followed,
+    /// and files are looked at one by one, but they may be removed.
+    ///
+    /// # Errors
+    /// If it is missing, or others' links lead to it.
+    pub fn open_shared(path: &Path) -> io::Result<Self> {
+        walk::directory(path, Care::Links, None).map(Self)
     }
 
     /// Opens the directory at `path`, or makes it, and its parents with mode 755.
@@ -75,6 +85,16 @@ impl Dir {
         Ok(self.stat(name)?.is_some())
     }
 
+    /// Whether an open file still has the name.
+    ///
+    /// # Errors
+    /// If that cannot be told.
+    pub fn has(&self, name: &OsStr, file: &File) -> io::Result<bool> {
+        let ours = fstat(file)?;
+        let there = self.stat(name)?;
+        Ok(there.is_some_and(|there| (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)))
+    }
+
     /// Removes a Unix socket of this user's or root's, if there is one of the name.
     ///
     /// # Errors
@@ -90,6 +110,21 @@ impl Dir {
             ));
         }
         self.remove(name)
+    }
+
+    /// Gives a Unix socket of this user's another mode.
+    ///
+    /// # Errors
+    /// If something else has the name.
+    pub fn set_socket_mode(&self, name: &OsStr, mode: u32) -> io::Result<()> {
+        let socket = walk::peek(&self.0, name)?;
+        let about = fstat(&socket)?;
+        if walk::file_type(&about) != SFlag::S_IFSOCK || about.st_uid != geteuid().as_raw() {
+            return refuse("something that is no socket of ours took its place".to_owned());
+        }
+        // A socket cannot be opened, and its name may lead elsewhere by now.
+        let path = format!("/proc/self/fd/{}", socket.as_raw_fd());
+        fs::set_permissions(path, Permissions::from_mode(mode))
     }
 
     /// Removes a file.

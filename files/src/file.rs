@@ -48,11 +48,11 @@ impl Rules<'_> {
         }
         let me = geteuid().as_raw();
         if about.st_uid != me && !self.owners.contains(&about.st_uid) {
-            return refuse(format!(
-                "it is {}'s, not {}'s: remove it, or name another one",
-                user_name(about.st_uid),
-                user_name(me)
-            ));
+            let (owner, me) = (user_name(about.st_uid), user_name(me));
+            return refuse(match self.one_link {
+                true => format!("it is {owner}'s, not {me}'s: remove it, or name another one"),
+                false => format!("it is {owner}'s, who could change it, not {me}'s: chown {me} it"),
+            });
         }
         if self.one_link && about.st_nlink > 1 {
             return refuse(format!(
@@ -98,6 +98,22 @@ pub fn open_to_read(path: &Path, owners: &[u32]) -> io::Result<File> {
         path = target;
     }
     open_at(&path, Open::Read, &rules)
+}
+
+/// Opens a regular file to read it, whoever's it is, without waiting for anything.
+///
+/// # Errors
+/// If it is missing or anything else.
+pub fn open_regular(path: &Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    let mut options = File::options();
+    let file = options.read(true).custom_flags(flags.bits()).open(path)?;
+    let about = fstat(&file)?;
+    match file_type(&about) {
+        SFlag::S_IFREG => Ok(file),
+        _ => refuse(format!("it is {}, not a file", describe(&about))),
+    }
 }
 
 /// Where a link leads that root or this user made; none if there is no link.

@@ -6,7 +6,8 @@
 //!
 //! - [`Dir`] is a directory that nobody else can write to, also by way of its parents;
 //! - [`open_to_write`] is for files that a user names, such as reports;
-//! - [`open_to_read`] is for files that decide something, such as keys.
+//! - [`open_to_read`] is for files that decide something, such as keys;
+//! - [`open_regular`] is for files that are only looked at.
 //!
 //! A refusal is an [`io::Error`] whose text says whose the thing is and what to do; callers put the
 //! path and the action before it.
@@ -16,7 +17,7 @@ mod file;
 mod walk;
 
 pub use dir::{Dir, NewDir};
-pub use file::{Open, open_to_read, open_to_write};
+pub use file::{Open, open_regular, open_to_read, open_to_write};
 
 use std::io;
 

@@ -188,7 +188,7 @@ fn open_root() -> nix::Result<OwnedFd> {
 }
 
 /// Opens whatever has the name, without any effect on it.
-fn peek(dir: &OwnedFd, name: &OsStr) -> nix::Result<OwnedFd> {
+pub(crate) fn peek(dir: &OwnedFd, name: &OsStr) -> nix::Result<OwnedFd> {
     let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     openat(dir, name, flags, Mode::empty())
 }

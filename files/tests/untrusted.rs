@@ -116,6 +116,13 @@ fn only_regular_files_with_one_name_are_opened() {
     assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
     refused(dir.remove_socket(name("fifo")), "no socket of ours");
     refused(dir.remove_socket(name("link")), "no socket of ours");
+    refused(
+        dir.set_socket_mode(name("link"), 0o777),
+        "no socket of ours",
+    );
+    dir.set_socket_mode(name("socket"), 0o600).unwrap();
+    let mode = at("socket").metadata().unwrap().mode();
+    assert_eq!(mode & 0o777, 0o600);
     dir.remove_socket(name("socket")).unwrap();
     dir.remove_socket(name("socket")).unwrap();
     assert!(!dir.contains(name("socket")).unwrap());

@@ -1,7 +1,7 @@
 //! The folder of one run under the results directory.
 
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -70,14 +70,36 @@ pub fn told(folder: &Path, outcome: Result<bool>) -> Result<bool> {
     told.map(|()| good)
 }
 
-/// Writes a file whole.
+/// Writes a file whole; nothing that another user put in its place.
 pub fn write_file(path: &Path, text: &str) -> Result<()> {
-    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+    let write = || {
+        let mut file = penstock_files::open_to_write(path, 0o644)?;
+        file.set_len(0)?;
+        file.write_all(text.as_bytes())
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn links_in_the_place_of_a_file_are_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (victim, page) = (dir.path().join("victim"), dir.path().join(PAGE));
+        fs::write(&victim, "precious").unwrap();
+        std::os::unix::fs::symlink(&victim, &page).unwrap();
+        write_file(&page, "page").unwrap_err();
+        fs::remove_file(&page).unwrap();
+        fs::hard_link(&victim, &page).unwrap();
+        write_file(&page, "page").unwrap_err();
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
+        fs::remove_file(&page).unwrap();
+        write_file(&page, "a long page").unwrap();
+        write_file(&page, "page").unwrap();
+        assert_eq!(fs::read_to_string(&page).unwrap(), "page");
+    }
 
     #[test]
     fn two_runs_in_one_second_do_not_share_a_folder() {

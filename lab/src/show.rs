@@ -1,6 +1,6 @@
 //! `penstock-lab report`: shows a `report.json` again, in the terminal or as a page.
 
-use std::fs;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -27,6 +27,9 @@ Examples:
   penstock-lab report report.json --format html --output - > page.html
 
 Exit codes: 0 shown, 1 failed, 2 wrong usage.";
+
+/// Longest report that is read, bytes; a run of an hour takes less than a hundredth.
+const MAX_REPORT: u64 = 256 << 20;
 
 /// What `report` is asked for.
 #[derive(Debug, Args)]
@@ -95,10 +98,22 @@ fn output(options: &Report, report: &Path) -> Option<PathBuf> {
 
 fn read(path: &Path) -> Result<Shown> {
     let name = path.display();
-    let text = fs::read_to_string(path).with_context(|| {
+    let text = read_report(path).with_context(|| {
         format!("cannot read {name}; give a result folder, or the report.json in it")
     })?;
     Shown::of(&text).with_context(|| format!("{name} cannot be shown"))
+}
+
+fn read_report(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    let file = penstock_files::open_regular(path)?;
+    match file.take(MAX_REPORT + 1).read_to_string(&mut text)? as u64 > MAX_REPORT {
+        true => {
+            let what = format!("it has more than {MAX_REPORT} bytes");
+            Err(io::Error::other(what))
+        }
+        false => Ok(text),
+    }
 }
 
 fn parsed<T: DeserializeOwned>(value: Value) -> Result<T> {
@@ -160,6 +175,7 @@ impl Shown {
 mod tests {
     use super::*;
     use crate::render::tests::example;
+    use std::fs;
 
     fn shown(text: &str) -> Result<Shown> {
         let dir = tempfile::tempdir()?;
@@ -187,6 +203,8 @@ mod tests {
             let error = shown(text).err().unwrap();
             assert!(format!("{error:#}").contains(words), "{error:#}");
         }
+        let error = read(Path::new("/dev/zero")).err().unwrap();
+        assert!(format!("{error:#}").contains("a device"), "{error:#}");
         let error = read(Path::new("/nowhere/report.json")).err().unwrap();
         assert!(format!("{error:#}").contains("/nowhere/report.json"));
     }

@@ -4,12 +4,13 @@
 //! gets the lock next takes the changes back.
 
 use std::fs::{self, File, TryLockError};
-use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::io::{self, Read};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use penstock_files::{Dir, NewDir, Open};
 use serde::{Deserialize, Serialize};
 use serde_json::Deserializer;
 
@@ -17,6 +18,14 @@ use crate::{Change, Error, Facts, Sysfs};
 
 /// Where the files are, for whoever may write there.
 pub const DIRECTORY: &str = "/run/penstock";
+/// The folder, if it is missing.
+const FOLDER: NewDir = NewDir {
+    mode: 0o755,
+    owner: None,
+    group: None,
+};
+/// Longest file that is read, bytes: some thousand changes.
+const MAX_TEXT: u64 = 1 << 20;
 /// A driver may refuse changes while a dead broker's sockets are still on their way out.
 const PATIENCE: Duration = Duration::from_secs(3);
 const PAUSE: Duration = Duration::from_millis(100);
@@ -108,17 +117,24 @@ impl Undo {
                 source,
             }
         };
-        if make {
-            fs::create_dir_all(directory).map_err(failed("make the folder of"))?;
-        }
+        // What is in the file is done as root: nobody else may have had a hand in it.
+        let folder = match make {
+            true => Dir::make(directory, &FOLDER),
+            false => Dir::open(directory),
+        };
+        let folder = match folder {
+            Err(error) if !make && error.kind() == io::ErrorKind::NotFound => {
+                return Ok(Taken::Missing);
+            }
+            folder => folder.map_err(failed("use the folder of"))?,
+        };
+        let name = path.file_name().unwrap_or_default();
+        let how = match make {
+            true => Open::Make(0o600),
+            false => Open::Write,
+        };
         loop {
-            let opened = File::options()
-                .read(true)
-                .write(true)
-                .create(make)
-                .truncate(false)
-                .mode(0o600)
-                .open(&path);
+            let opened = folder.file(name, how);
             let file = match opened {
                 Err(error) if !make && error.kind() == io::ErrorKind::NotFound => {
                     return Ok(Taken::Missing);
@@ -135,15 +151,10 @@ impl Undo {
                 }
             }
             // Whoever had it may have removed it meanwhile.
-            let same = |there: &fs::Metadata| {
-                let ours = file.metadata()?;
-                Ok::<_, io::Error>((there.ino(), there.dev()) == (ours.ino(), ours.dev()))
-            };
-            match fs::metadata(&path) {
-                Ok(there) if same(&there).map_err(failed("look at"))? => {}
-                _ => continue,
+            if !folder.has(name, &file).map_err(failed("look at"))? {
+                continue;
             }
-            let text = io::read_to_string(&file).map_err(failed("read"))?;
+            let text = io::read_to_string((&file).take(MAX_TEXT)).map_err(failed("read"))?;
             let state = State::of(&text);
             return Ok(Taken::Ours(Self { path, file, state }));
         }
@@ -286,6 +297,7 @@ pub fn fuzz(data: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn kept_files_whole_and_cut_short() {
@@ -331,6 +343,33 @@ mod tests {
         assert_eq!(second.state.changes, [harmless()]);
         // Another interface has a file of its own.
         assert!(matches!(Undo::find(&at, "eth7").unwrap(), Taken::Missing));
+    }
+
+    /// Root runs what is in the file.
+    #[test]
+    fn files_that_others_may_have_made_are_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path().join("penstock");
+        let undo = ours(Undo::take(&at, "lo").unwrap());
+        let (path, aside) = (undo.path.clone(), dir.path().join("aside"));
+        drop(undo);
+        fs::rename(&path, &aside).unwrap();
+        std::os::unix::fs::symlink(&aside, &path).unwrap();
+        for taken in [Undo::take(&at, "lo"), Undo::find(&at, "lo")] {
+            let said = taken.unwrap_err().to_string();
+            assert!(said.contains("symbolic link"), "{said}");
+        }
+        fs::remove_file(&path).unwrap();
+        fs::rename(&aside, &path).unwrap();
+        fs::set_permissions(&at, PermissionsExt::from_mode(0o777)).unwrap();
+        for taken in [Undo::take(&at, "lo"), Undo::find(&at, "lo")] {
+            let said = taken.unwrap_err().to_string();
+            assert!(said.contains("chmod go-w"), "{said}");
+        }
+        assert!(matches!(
+            Undo::find(&at, "../lo"),
+            Err(_) | Ok(Taken::Missing)
+        ));
     }
 
     #[test]

@@ -58,7 +58,8 @@ nothing_stays() {
   expect "processes" "$(ip netns pids "$NET-b0" | wc -l)" 0
   expect "AF_XDP sockets" "$(ip netns exec "$NET-b0" ss -H --xdp | wc -l)" 0
   expect "listeners" "$(ip netns exec "$NET-b0" ss -Hltn | wc -l)" 0
-  expect "other files" "$(find "$BUFFERS/b0" -type f ! -name penstock.log ! -name penstock.readers)" ""
+  expect "other files" "$(find "$BUFFERS/b0" -type f ! -name penstock.log ! -name penstock.readers \
+    ! -name penstock.lock ! -name penstock.writer)" ""
 }
 
 # in_order SESSION...: whoever reads the log gets each session's lines from the first on, verified, and

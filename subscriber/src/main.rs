@@ -15,6 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use penstock_dataplane::log::report_shortened_logs;
 use penstock_process::{Program, exit};
 use penstock_subscriber::{Account, Event, OpenError, Received, Start, Subscriber, Trouble};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -117,6 +118,7 @@ struct Sink<'a> {
 impl<'a> Run<'a> {
     /// None if a signal came while the log was waited for.
     fn start(cli: &'a Cli) -> Result<Option<Self>> {
+        report_shortened_logs("penstock-subscriber").context("cannot watch signals")?;
         let stop = Arc::new(AtomicBool::new(false));
         for signal in [SIGINT, SIGTERM] {
             // The first ends the reading, the second the process.

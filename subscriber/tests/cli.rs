@@ -406,3 +406,28 @@ fn wrong_files_and_flags_are_explained() {
         assert_eq!(run(&text, flags).status.code(), Some(2), "{flags:?}");
     }
 }
+
+/// As `> t.log` or logrotate's `copytruncate` do it.
+#[test]
+fn a_log_that_is_shortened_under_a_reader_is_told_with_its_name() {
+    let mut fixture = Fixture::new(Full::Block);
+    assert!(fixture.try_write(0, &[b"first"]));
+    let path = fixture.path();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_penstock-subscriber"))
+        .args(["--follow", "--path"])
+        .arg(&path)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut first = String::new();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    out.read_line(&mut first).unwrap();
+    assert_eq!(first, "first\n");
+    let file = fs::File::options().write(true).open(&path).unwrap();
+    file.set_len(0).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.contains("t.log: the log was shortened"), "{told}");
+}

@@ -9,7 +9,6 @@
 //! publisher's line says of topics is of no account.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -100,8 +99,8 @@ pub struct Grants {
 }
 
 impl Grants {
-    fn read(path: &Path) -> Result<Self, KeyFileError> {
-        Self::parse(path, &read_secret_file(path)?)
+    fn read(path: &Path, owners: &[u32]) -> Result<Self, KeyFileError> {
+        Self::parse(path, &read_secret_file(path, owners)?)
     }
 
     /// The keys in the text of a file.
@@ -161,18 +160,20 @@ impl Grants {
 #[derive(Debug)]
 pub struct Keys {
     path: PathBuf,
+    owners: Vec<u32>,
     now: Mutex<Arc<Grants>>,
 }
 
 impl Keys {
-    /// Reads a broker's file.
+    /// Reads a broker's file, which must be this user's, root's, or of one of `owners`.
     ///
     /// # Errors
     /// [`KeyFileError`] names the line and what to do.
-    pub fn load(path: &Path) -> Result<Self, KeyFileError> {
+    pub fn load(path: &Path, owners: &[u32]) -> Result<Self, KeyFileError> {
         Ok(Self {
             path: path.to_owned(),
-            now: Mutex::new(Arc::new(Grants::read(path)?)),
+            owners: owners.to_vec(),
+            now: Mutex::new(Arc::new(Grants::read(path, owners)?)),
         })
     }
 
@@ -185,7 +186,7 @@ impl Keys {
     /// # Panics
     /// Never: no thread panics while it holds the lock.
     pub fn reload(&self) -> Result<usize, KeyFileError> {
-        let grants = Grants::read(&self.path)?;
+        let grants = Grants::read(&self.path, &self.owners)?;
         let count = grants.len();
         *lock(&self.now) = Arc::new(grants);
         Ok(count)
@@ -206,7 +207,7 @@ impl Keys {
 /// # Errors
 /// [`KeyFileError`] names the line and what to do.
 pub fn read_key(path: &Path) -> Result<Key, KeyFileError> {
-    let mut lines = parse_lines(path, &read_secret_file(path)?)?;
+    let mut lines = parse_lines(path, &read_secret_file(path, &[])?)?;
     match (lines.pop(), lines.len()) {
         (Some((_, grant)), 0) => Ok(grant.key),
         (last, rest) => Err(KeyFileError::Count {
@@ -255,16 +256,16 @@ fn parse_lines(path: &Path, text: &str) -> Result<Vec<(usize, Grant)>, KeyFileEr
     Ok(grants)
 }
 
-/// The mode is looked at on the open file, so that it is the one that is read.
-fn read_secret_file(path: &Path) -> Result<Zeroizing<String>, KeyFileError> {
+/// Owner and mode are looked at on the open file, so that it is the one that is read.
+fn read_secret_file(path: &Path, owners: &[u32]) -> Result<Zeroizing<String>, KeyFileError> {
     let read = |source| KeyFileError::Read {
         path: path.to_owned(),
         source,
     };
-    let file = File::open(path).map_err(read)?;
+    let file = penstock_files::open_to_read(path, owners).map_err(read)?;
     let about = file.metadata().map_err(read)?;
-    if !about.is_file() || about.len() > MAX_FILE {
-        let what = format!("it is no file of at most {MAX_FILE} bytes");
+    if about.len() > MAX_FILE {
+        let what = format!("it has more than {MAX_FILE} bytes");
         return Err(read(io::Error::other(what)));
     }
     let mode = about.mode() & 0o777;
@@ -369,13 +370,13 @@ mod tests {
 
     fn error(text: &str) -> String {
         let (_dir, path) = file(text);
-        Keys::load(&path).unwrap_err().to_string()
+        Keys::load(&path, &[]).unwrap_err().to_string()
     }
 
     #[test]
     fn keys_are_found_by_number_and_permit_their_topics() {
         let (_dir, path) = file(&format!("# all\n\neu {ONE} trades.* audit\n us\t{TWO} *\n"));
-        let grants = Keys::load(&path).unwrap().grants();
+        let grants = Keys::load(&path, &[]).unwrap().grants();
         assert_eq!(grants.len(), 2);
         let key = Key::new(&parse_secret(ONE).unwrap());
         let (grant, found) = grants.find(key.id());
@@ -468,11 +469,28 @@ mod tests {
         ));
     }
 
+    /// A FIFO would be waited for, and whoever owns the file could change the keys in it.
+    #[test]
+    fn files_that_somebody_else_has_in_hand_are_refused() {
+        let (dir, path) = file(&format!("eu {ONE} *"));
+        let fifo = dir.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRUSR).unwrap();
+        let said = read_key(&fifo).unwrap_err().to_string();
+        assert!(said.contains("a FIFO"), "{said}");
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        std::os::unix::fs::chown(&path, Some(54_321), None).unwrap();
+        let said = Keys::load(&path, &[]).unwrap_err().to_string();
+        assert!(said.contains("user 54321's"), "{said}");
+        Keys::load(&path, &[54_321]).unwrap();
+    }
+
     #[test]
     fn a_new_key_is_one_that_a_publisher_can_read() {
         let (_dir, path) = file(&describe("eu-1").unwrap());
         let key = read_key(&path).unwrap();
-        let grants = Keys::load(&path).unwrap().grants();
+        let grants = Keys::load(&path, &[]).unwrap().grants();
         let grant = grants.find(key.id()).0.unwrap();
         assert!(grant.name == "eu-1" && grant.permits("t"));
         fs::write(&path, format!("a {ONE}\nb {TWO}")).unwrap();
@@ -487,7 +505,7 @@ mod tests {
     #[test]
     fn a_file_that_is_wrong_when_read_again_changes_nothing() {
         let (_dir, path) = file(&format!("eu {ONE} *"));
-        let keys = Keys::load(&path).unwrap();
+        let keys = Keys::load(&path, &[]).unwrap();
         let key = Key::new(&parse_secret(ONE).unwrap());
         fs::write(&path, "nonsense").unwrap();
         keys.reload().unwrap_err();
@@ -502,7 +520,7 @@ mod tests {
         fn arbitrary_files_never_panic(text in "([ -~]{0,80}\n){0,5}", valid: bool) {
             let text = if valid { format!("eu {ONE} {text}") } else { text };
             let (_dir, path) = file(&text);
-            let _ = Keys::load(&path);
+            let _ = Keys::load(&path, &[]);
             let _ = read_key(&path);
         }
     }

@@ -5,6 +5,8 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
 use std::path::Path;
 
+use penstock_files::Dir;
+
 use super::OpenError;
 
 /// Mode and group of a log and what lies beside it.
@@ -15,6 +17,7 @@ use super::OpenError;
 pub struct Access {
     mode: u32,
     group: Option<u32>,
+    shared: bool,
 }
 
 impl Default for Access {
@@ -23,6 +26,7 @@ impl Default for Access {
         Self {
             mode: 0o640,
             group: None,
+            shared: false,
         }
     }
 }
@@ -38,13 +42,41 @@ impl Access {
                 "mode {mode:03o} is none of 600, 640, 604 and 644: others may read a log and not write it"
             ));
         }
-        Ok(Self { mode, group })
+        Ok(Self {
+            mode,
+            group,
+            shared: false,
+        })
+    }
+
+    /// In a directory that others may write to.
+    #[must_use]
+    pub fn in_shared_directory(self, shared: bool) -> Self {
+        Self { shared, ..self }
+    }
+
+    /// Opens the directory of such logs.
+    ///
+    /// # Errors
+    /// Whose it is, if others could put something in the place of what is in it.
+    pub fn open_directory(&self, path: &Path) -> io::Result<Dir> {
+        match self.shared {
+            true => Dir::open_shared(path),
+            false => Dir::open(path),
+        }
     }
 
     /// The group, if one is asked for.
     #[must_use]
     pub fn group(&self) -> Option<u32> {
         self.group
+    }
+
+    /// Mode of a directory for such logs: who may read them gets to them.
+    #[must_use]
+    pub fn directory_mode(&self) -> u32 {
+        let read = self.mode & 0o044;
+        0o700 | read | read >> 2
     }
 
     pub(super) fn apply_to_log(self, path: &Path, file: &File) -> Result<(), OpenError> {
@@ -83,6 +115,14 @@ impl Access {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_may_read_a_log_gets_to_it() {
+        for (mode, directory) in [(0o600, 0o700), (0o640, 0o750), (0o644, 0o755)] {
+            let access = Access::new(mode, None).unwrap();
+            assert_eq!(access.directory_mode(), directory);
+        }
+    }
 
     #[test]
     fn nobody_but_the_owner_ever_writes_a_log() {

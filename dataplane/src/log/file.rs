@@ -101,7 +101,7 @@ pub struct Log {
     marks: Vec<CachePadded<Mark>>,
     taken: Vec<AtomicBool>,
     /// Given up last. None for a file without a directory, as tests have it.
-    pub(super) _lock: Option<WriterLock>,
+    pub(super) lock: Option<WriterLock>,
 }
 
 impl Mapping {
@@ -233,7 +233,10 @@ impl Log {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
-        let dir = Dir::open(parent).map_err(OpenError::io("create or open", path))?;
+        let dir = options
+            .access
+            .open_directory(parent)
+            .map_err(OpenError::io("create or open", path))?;
         // Locked before it is looked into: whoever held it has finished with it.
         let lock = WriterLock::take(dir, path)?;
         let name = path.file_name().unwrap_or_default();
@@ -292,7 +295,7 @@ impl Log {
             taken: std::iter::repeat_with(AtomicBool::default)
                 .take(options.writers)
                 .collect(),
-            _lock: lock,
+            lock,
         })
     }
 
@@ -354,6 +357,15 @@ impl Log {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(FileState::Gone),
             Err(error) => Err(error),
         }
+    }
+
+    /// Removes the log's file and what lies beside it. Whoever has it open keeps it until then; the
+    /// next who opens it makes a new one.
+    ///
+    /// # Errors
+    /// If one of them cannot be removed.
+    pub fn remove_files(&self) -> io::Result<()> {
+        self.lock.as_ref().map_or(Ok(()), WriterLock::remove_files)
     }
 
     /// How far each stream has come, by session and stream: the sequence number behind its newest

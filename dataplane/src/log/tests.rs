@@ -412,7 +412,7 @@ fn a_child_that_has_the_open_file_too_does_not_keep_the_log() {
     let wanted = options(4, 16, Full::Block);
     let (path, log) = log_in(&dir, &wanted);
     // As between fork and exec, before close-on-exec takes effect.
-    let _child = log._lock.as_ref().unwrap().share();
+    let _child = log.lock.as_ref().unwrap().share();
     drop(log);
     drop(Log::open(&path, &wanted).unwrap());
 }

@@ -35,9 +35,12 @@ pub(super) struct WriterLock {
 impl WriterLock {
     /// Takes the log at `log`, which need not be there yet.
     pub(super) fn take(dir: Dir, log: &Path) -> Result<Self, OpenError> {
-        let file = dir.file(&beside(log, "lock"), Open::Make(0o600));
+        let name = beside(log, "lock");
+        let file = dir.file(&name, Open::Make(0o600));
         let lock = file.map_err(OpenError::io("open for writing", log))?;
-        if !lock::try_lock(&lock, BYTE).map_err(OpenError::io("lock", log))? {
+        let io = OpenError::io("lock", log);
+        // Who has removed an empty log held the lock of a file that is not there any more.
+        if !lock::try_lock(&lock, BYTE).map_err(&io)? || !dir.has(&name, &lock).map_err(&io)? {
             return Err(OpenError::Locked {
                 path: log.to_owned(),
                 holder: holder(&lock),
@@ -66,6 +69,18 @@ impl WriterLock {
         lock::try_lock(&file, BYTE).map_err(io("lock"))?;
         access.apply_to_log(&path, &file)?;
         self.shown = Some(file);
+        Ok(())
+    }
+}
+
+impl WriterLock {
+    /// Removes the log and what lies beside it; who has it open keeps it.
+    pub(super) fn remove_files(&self) -> io::Result<()> {
+        let log = self.log.file_name().unwrap_or_default();
+        self.dir.remove(log)?;
+        for extension in ["readers", "writer", "lock"] {
+            self.dir.remove(&beside(&self.log, extension))?;
+        }
         Ok(())
     }
 }
