@@ -232,8 +232,8 @@ pub struct Cli {
     /// Without, everybody may publish.
     #[arg(long, value_name = "FILE", help_heading = SECURITY)]
     auth_keys: Option<PathBuf>,
-    /// Take nothing but authenticated packets: over xdp only, each with a tag that nobody without the
-    /// stream's key can make. Without, publishers may ask for it.
+    /// Take nothing but authenticated payload: over xdp each packet, over tcp each batch has a tag that
+    /// nobody without the stream's key can make. Without, publishers may ask for it.
     #[arg(long, requires = "auth_keys", help_heading = SECURITY)]
     packet_auth: bool,
     /// Make a key, write it to a new file that only its owner can read, and end. It is for the
@@ -335,9 +335,6 @@ impl Cli {
             );
         }
         let xdp = self.xdp()?;
-        if self.packet_auth && xdp.is_none() {
-            bail!("--packet-auth takes packets only: it needs --mode xdp and --iface");
-        }
         // Beside xdp workers, one serves whoever comes over tcp.
         let tcp_workers = if xdp.is_some() { 1 } else { self.workers };
         let xdp_workers = xdp.as_ref().map_or(0, |xdp| xdp.workers);
@@ -624,7 +621,6 @@ mod tests {
             (&["--buffer-mode", "rw"], "no mode such as 640"),
             (&["--buffer-group", "no-such-group"], "getent group"),
             (&["--packet-auth"], "--auth-keys"),
-            (&["--packet-auth", "--auth-keys", "keys"], "--mode xdp"),
             (&["--cpus", "1-x"], "1-x"),
             (&["--index-slots", "64"], "--index-slots of at least 8192"),
             (&["--stall-timeout=-1"], "not a duration"),

@@ -10,13 +10,18 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use penstock_dataplane::auth::{Channel, Initiator, Key, read_key};
+use penstock_dataplane::auth::{Channel, Initiator, Key, PacketKeys, read_key};
+use penstock_dataplane::log::{Reader, Start};
+use penstock_dataplane::wire::batch::{Header, payload_checksum};
 use penstock_dataplane::wire::handshake::{
     Answer, Hello, Offer, Refusal, Request, WELCOME_LEN, Welcome,
 };
 use penstock_dataplane::wire::knock::{
     KNOCK_ANSWER_LEN, KnockAnswer, Question, Reply, SEAL_LEN, SEALED_REPLY_LEN,
 };
+use penstock_dataplane::wire::message::{Messages, append};
+use penstock_dataplane::wire::packet::TAG_LEN;
+use penstock_dataplane::wire::reply::{self, Fault, Parsed, REPLY_LEN};
 use tempfile::TempDir;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -77,6 +82,10 @@ impl Broker {
     }
 
     fn start_in(dir: TempDir) -> Self {
+        Self::start_with(dir, &[])
+    }
+
+    fn start_with(dir: TempDir, more: &[&str]) -> Self {
         let keys = dir.path().join("keys");
         let flags = [
             "--listen",
@@ -84,7 +93,10 @@ impl Broker {
             "--auth-keys",
             keys.to_str().unwrap(),
         ];
-        let mut child = broker(&dir, &flags).stderr(Stdio::null()).spawn().unwrap();
+        let mut child = broker(&dir, &[&flags, more].concat())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         let mut line = String::new();
         let stdout = child.stdout.take().unwrap();
         BufReader::new(stdout).read_line(&mut line).unwrap();
@@ -154,8 +166,20 @@ impl Broker {
         topic: &str,
         request: &Request,
     ) -> Result<(TcpStream, Offer), Refused> {
+        let (socket, offer, _) = self.ask_for(key, topic, request, false)?;
+        Ok((socket, offer))
+    }
+
+    /// Asks for a stream, with authenticated payload or without; returns the secret of it.
+    fn ask_for(
+        &self,
+        key: &Key,
+        topic: &str,
+        request: &Request,
+        packet_auth: bool,
+    ) -> Result<(TcpStream, Offer, [u8; 32]), Refused> {
         let (mut socket, mut channel) = self.knock(key)?;
-        let question = Question::new(request, topic, false).unwrap();
+        let question = Question::new(request, topic, packet_auth).unwrap();
         socket
             .write_all(&channel.seal(question.as_bytes()))
             .unwrap();
@@ -168,7 +192,7 @@ impl Broker {
             .parse()
             .unwrap()
         {
-            Answer::Accepted(offer) => Ok((socket, offer)),
+            Answer::Accepted(offer) => Ok((socket, offer, reply.packets)),
             Answer::Refused { code, text_len } => {
                 let mut text = vec![0; text_len + SEAL_LEN];
                 socket.read_exact(&mut text).unwrap();
@@ -317,6 +341,158 @@ fn keys_are_read_again_on_sighup() {
     broker.ask(&us, "audit", &request()).unwrap();
     let (code, _) = broker.ask(&us, "trades.a", &request()).unwrap_err();
     assert_eq!(code, Refusal::Permission as u16);
+}
+
+/// The publisher's end of a stream whose frames carry tags.
+struct Sealed {
+    socket: TcpStream,
+    keys: PacketKeys,
+    frames: u64,
+    replies: u64,
+}
+
+impl Sealed {
+    fn open(broker: &Broker, packet_auth: bool) -> Self {
+        let key = broker.key("us");
+        let asked = broker.ask_for(&key, "t", &request(), packet_auth);
+        let (socket, _, secret) = asked.unwrap();
+        assert_ne!(secret, [0; 32]);
+        Self {
+            socket,
+            keys: PacketKeys::new(&secret),
+            frames: 0,
+            replies: 0,
+        }
+    }
+
+    /// The bytes of the next frame.
+    fn frame(&mut self, header: Header, payload: &[u8]) -> Vec<u8> {
+        let tag = self
+            .keys
+            .seal_frame(self.frames, &[header.as_bytes(), payload]);
+        self.frames += 1;
+        [header.as_bytes(), &tag, payload].concat()
+    }
+
+    fn batch(&mut self, seq: u64, message: &[u8]) -> Vec<u8> {
+        let (header, payload) = batch(seq, message);
+        self.frame(header, &payload)
+    }
+
+    fn reply(&mut self) -> (Parsed, String) {
+        let head = read::<REPLY_LEN>(&mut self.socket);
+        let tag = read::<TAG_LEN>(&mut self.socket);
+        let parsed = reply::Reply::read_from_bytes(&head)
+            .unwrap()
+            .parse()
+            .unwrap();
+        let mut text = Vec::new();
+        if let Parsed::Error { text_len, .. } = parsed {
+            text.resize(text_len, 0);
+            self.socket.read_exact(&mut text).unwrap();
+        }
+        assert!(self.keys.verify_reply(self.replies, &tag, &[&head, &text]));
+        self.replies += 1;
+        (parsed, String::from_utf8(text).unwrap())
+    }
+}
+
+fn batch(seq: u64, message: &[u8]) -> (Header, Vec<u8>) {
+    let mut payload = Vec::new();
+    append(&mut payload, message);
+    let sum = payload_checksum(&payload);
+    (
+        Header::for_batch(seq, 1, payload.len() as u32, sum),
+        payload,
+    )
+}
+
+fn messages(broker: &Broker) -> Vec<Vec<u8>> {
+    let mut reader = Reader::open(&broker.dir.path().join("logs/t.log"), Start::Oldest).unwrap();
+    let mut messages = Vec::new();
+    while let Some(batch) = reader.next().unwrap() {
+        messages.extend(Messages::new(batch.payload).map(|m| m.unwrap().to_vec()));
+    }
+    messages
+}
+
+/// Byte by byte and whole, the stream gets through, and what carries no tag of its own place does not.
+#[test]
+fn with_packet_auth_nobody_on_the_way_changes_a_stream_over_tcp() {
+    let broker = Broker::start();
+    let mut honest = Sealed::open(&broker, true);
+    let mut bytes = honest.batch(0, b"pay alice 1");
+    bytes.extend(honest.batch(1, b"pay bob 2"));
+    for byte in &bytes {
+        honest.socket.write_all(&[*byte]).unwrap();
+    }
+    let end = honest.frame(Header::for_end(2), &[]);
+    honest.socket.write_all(&end).unwrap();
+    loop {
+        match honest.reply().0 {
+            Parsed::Ack { committed: 2, .. } => break,
+            Parsed::Ack { .. } => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    let (forged, payload) = batch(0, b"pay mallory 1");
+    type Change = fn(&mut Sealed, Header, &[u8]) -> Vec<u8>;
+    let changes: [(&str, Change); 5] = [
+        ("checksums and all", |sealed, header, payload| {
+            let good = sealed.batch(0, b"pay alice 1");
+            let tag = &good[header.as_bytes().len()..][..TAG_LEN];
+            [header.as_bytes(), tag, payload].concat()
+        }),
+        ("without a tag", |_, header, payload| {
+            [header.as_bytes(), payload, &[0; 100]].concat()
+        }),
+        ("of another connection", |sealed, header, payload| {
+            let tag = PacketKeys::new(&[9; 32]).seal_frame(sealed.frames, &[payload]);
+            [header.as_bytes(), &tag, payload].concat()
+        }),
+        ("one left out", |sealed, _, _| {
+            sealed.frames += 1;
+            sealed.batch(0, b"pay alice 1")
+        }),
+        ("ended too early", |sealed, _, _| {
+            let tag = sealed.keys.seal_frame(1, &[]);
+            [Header::for_end(0).as_bytes(), &tag].concat()
+        }),
+    ];
+    for (what, change) in changes {
+        let mut sealed = Sealed::open(&broker, true);
+        let bytes = change(&mut sealed, forged, &payload);
+        sealed.socket.write_all(&bytes).unwrap();
+        let (parsed, text) = sealed.reply();
+        let wanted = Fault::Authentication as u16;
+        assert!(
+            matches!(parsed, Parsed::Error { code, committed: 0, .. } if code == wanted),
+            "{what}: {parsed:?} {text}"
+        );
+        assert!(text.contains("changed on the way"), "{what}: {text}");
+    }
+    assert_eq!(messages(&broker), [b"pay alice 1".as_slice(), b"pay bob 2"]);
+    assert_eq!(broker.stop()["forged"], 5);
+}
+
+#[test]
+fn a_broker_with_packet_auth_takes_nothing_without_over_tcp() {
+    let dir = TempDir::new().unwrap();
+    keygen(&dir, "us");
+    write_keys(&dir, &[line(&dir, "us", "*")]);
+    let broker = Broker::start_with(dir, &["--packet-auth"]);
+    // The publisher did not ask for it; the broker gives the secret, and wants tags.
+    let mut plain = Sealed::open(&broker, false);
+    let (header, payload) = batch(0, b"pay mallory 1");
+    let bytes = [header.as_bytes(), &payload, &[0; 100]].concat();
+    plain.socket.write_all(&bytes).unwrap();
+    let (parsed, text) = plain.reply();
+    assert!(matches!(parsed, Parsed::Error { code: 5, .. }), "{text}");
+    let mut sealed = Sealed::open(&broker, false);
+    let bytes = sealed.batch(0, b"pay alice 1");
+    sealed.socket.write_all(&bytes).unwrap();
+    assert!(matches!(sealed.reply().0, Parsed::Ack { committed: 1, .. }));
+    assert_eq!(messages(&broker), [b"pay alice 1"]);
 }
 
 #[test]

@@ -159,8 +159,8 @@ pub struct Cli {
     /// one); only its owner may have access to it.
     #[arg(long, value_name = "FILE", help_heading = SECURITY)]
     auth_key: Option<PathBuf>,
-    /// Have each packet authenticated, over xdp, so that nobody on the way can change or add any. Over
-    /// tcp there is no such thing: --mode xdp fails rather than go without.
+    /// Have payload authenticated, each packet over xdp and each batch over tcp, so that nobody on the way
+    /// can change, add or leave out any.
     #[arg(long, requires = "auth_key", help_heading = SECURITY)]
     packet_auth: bool,
     /// Compute the SHA-256 of each stream: over every message followed by a newline.

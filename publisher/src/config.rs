@@ -87,7 +87,8 @@ pub struct Config {
     /// Key that the brokers take; with one, brokers that do not prove that they hold it are refused.
     /// [`penstock_dataplane::auth::read_key`] reads it from a file.
     pub key: Option<Key>,
-    /// Have packets authenticated, over xdp; needs a key. Brokers may ask for it by themselves.
+    /// Have payload authenticated: each packet over xdp, each batch over tcp; needs a key. Brokers may ask
+    /// for it by themselves.
     pub packet_auth: bool,
     /// Compute the SHA-256 of each stream.
     pub digest: bool,

@@ -72,8 +72,8 @@ fn addresses(target: &Target, resumes: bool, wait: Duration) -> Result<Vec<Socke
 pub(crate) struct Opened {
     pub(crate) socket: TcpStream,
     pub(crate) offer: Offer,
-    /// Of its packets, if they are authenticated.
-    pub(crate) keys: Option<PacketKeys>,
+    /// Of its packets and frames, if they are authenticated.
+    pub(crate) keys: Option<Arc<PacketKeys>>,
     /// For the payload, over xdp.
     pub(crate) datagrams: Option<(Datagrams, Sending)>,
 }
@@ -136,7 +136,7 @@ pub(crate) fn open_stream(
     Ok(Opened {
         socket,
         offer,
-        keys,
+        keys: keys.map(Arc::new),
         datagrams,
     })
 }

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -18,15 +19,16 @@ use penstock_dataplane::transport::{Outgoing, Sender, SenderConfig, Transmit};
 use penstock_dataplane::wire::batch::Header;
 use penstock_dataplane::wire::handshake::Path;
 use penstock_dataplane::wire::packet::{DATA_LEN, Data, Feedback, Head, StreamKey, TAG_LEN, Tag};
-use penstock_dataplane::wire::reply::{Fault, Parsed, REPLY_LEN, Reply};
+use penstock_dataplane::wire::reply::{Fault, Parsed};
 use polling::{Event, Events, PollMode};
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::IntoBytes;
 
 use crate::account::Account;
 use crate::af_xdp::TransmitError;
 use crate::connect::Opened;
 use crate::link::{Ends, Target};
 use crate::progress::ProgressClock;
+use crate::replies::Replies;
 use crate::sending::Sending;
 use crate::stream::{Filled, Job, Shared};
 use crate::summary::PublishStage;
@@ -114,10 +116,9 @@ pub(crate) struct DatagramStream {
     carried: Option<Transmit>,
     feedback: Feedback,
     /// If packets are authenticated; and the counter of the newest ACK.
-    keys: Option<PacketKeys>,
+    keys: Option<Arc<PacketKeys>>,
     newest_ack: u64,
-    reply: [u8; REPLY_LEN],
-    reply_filled: usize,
+    replies: Replies,
     account: Account,
     events: Events,
     refused: bool,
@@ -173,10 +174,9 @@ impl DatagramStream {
             group: Vec::with_capacity(MAX_SEGMENTS),
             carried: None,
             feedback: Feedback::new(key),
+            replies: Replies::new(&target.broker, keys.clone()),
             keys,
             newest_ack: 0,
-            reply: [0; REPLY_LEN],
-            reply_filled: 0,
             account: Account::new(config, target.number),
             events: Events::new(),
             refused: false,
@@ -618,28 +618,24 @@ impl DatagramStream {
     /// Returns the batches that it confirms.
     fn take_replies(&mut self) -> Result<Option<u64>, Error> {
         loop {
-            match (&self.control).read(&mut self.reply[self.reply_filled..]) {
+            let got = match (&self.control).read(self.replies.room()) {
                 Ok(0) => return Err(self.control_lost("the broker closed the connection")),
-                Ok(got) => self.reply_filled += got,
+                Ok(got) => got,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(self.control_lost(&error.to_string())),
-            }
-            if self.reply_filled < REPLY_LEN {
-                continue;
-            }
-            self.reply_filled = 0;
-            let reply = Reply::read_from_bytes(&self.reply).expect("a reply is plain bytes");
-            let parsed = reply.parse().map_err(|source| Error::BadReply {
-                broker: self.broker.clone(),
-                source,
-            })?;
-            match parsed {
-                Parsed::Ack { committed, .. } => return Ok(Some(committed)),
-                Parsed::Error { code, text_len, .. } => {
+            };
+            match self.replies.received(got)? {
+                None => {}
+                Some(Parsed::Ack { committed, .. }) => return Ok(Some(committed)),
+                Some(Parsed::Error { code, text_len, .. }) => {
                     let mut text = vec![0; text_len];
                     // Best effort: it comes with the reply, or not at all.
                     let got = (&self.control).read(&mut text).unwrap_or(0);
+                    if got < text_len && self.keys.is_some() {
+                        return Err(self.control_lost("the broker ended the stream"));
+                    }
+                    self.replies.verify(&text[..got])?;
                     let text = String::from_utf8_lossy(&text[..got]).into_owned();
                     return Err(self.ended_by_broker(code, text));
                 }
@@ -664,7 +660,12 @@ impl DatagramStream {
     fn end(&mut self) -> Result<(), Error> {
         let batches = self.sender.committed();
         let header = Header::for_end(batches);
-        let written = (&self.control).write_all(header.as_bytes());
+        let mut frame = header.as_bytes().to_vec();
+        if let Some(keys) = &self.keys {
+            // The only frame of this connection.
+            frame.extend(keys.seal_frame(0, &[header.as_bytes()]));
+        }
+        let written = (&self.control).write_all(&frame);
         written.map_err(|e| self.control_lost(&e.to_string()))?;
         let start = Instant::now();
         loop {

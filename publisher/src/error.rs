@@ -65,6 +65,20 @@ pub enum Error {
         /// The broker.
         broker: String,
     },
+    /// Payload was to be authenticated, and the broker gave no secret for it.
+    #[error(
+        "broker {broker} does not authenticate payload (--packet-auth); nothing was sent; use a publisher and a broker of the same release"
+    )]
+    NotAuthenticated {
+        /// The broker.
+        broker: String,
+    },
+    /// A reply does not carry its tag.
+    #[error("broker {broker}: a reply does not carry the broker's tag: it was changed on the way")]
+    Forged {
+        /// The broker.
+        broker: String,
+    },
     /// The broker is not to be reached with datagrams.
     #[error("broker {broker}: the xdp path fails: {reason}; --mode auto goes over tcp then")]
     PathDead {

@@ -30,6 +30,7 @@ mod opening;
 mod pool;
 mod progress;
 mod publisher;
+mod replies;
 mod route;
 mod sending;
 mod stream;

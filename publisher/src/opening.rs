@@ -63,6 +63,11 @@ impl Opening<'_> {
         match welcome.parse().map_err(|e| self.stranger(e))? {
             Answer::Accepted(offer) => {
                 let keys = reply.packets != [0; 32];
+                if config.packet_auth && !keys {
+                    return Err(Error::NotAuthenticated {
+                        broker: self.broker.to_owned(),
+                    });
+                }
                 Ok((offer, keys.then(|| PacketKeys::new(&reply.packets))))
             }
             Answer::Refused { code, text_len } => {

@@ -8,12 +8,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, TryRecvError};
+use penstock_dataplane::auth::PacketKeys;
 use penstock_dataplane::profile::Tick;
-use penstock_dataplane::wire::batch::Header;
+use penstock_dataplane::wire::batch::{HEADER_LEN, Header};
 use penstock_dataplane::wire::handshake::{AckLevel, Path};
-use penstock_dataplane::wire::reply::{Fault, Parsed, REPLY_LEN, Reply};
+use penstock_dataplane::wire::packet::TAG_LEN;
+use penstock_dataplane::wire::reply::{Fault, Parsed};
 use polling::{AsRawSource, AsSource, Event, Events, PollMode, Poller};
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::IntoBytes;
 
 use crate::account::Account;
 use crate::config::Mode;
@@ -22,6 +24,7 @@ use crate::datagram::{Leftover, Outcome};
 use crate::link::{Ends, Target};
 use crate::pool::Pool;
 use crate::progress::ProgressClock;
+use crate::replies::Replies;
 use crate::summary::PublishStage;
 use crate::tx_queues::TxQueues;
 use crate::window::Window;
@@ -149,8 +152,10 @@ pub(crate) struct Stream {
     spares: Option<Vec<Vec<u8>>>,
     /// What another connection left; sent first.
     leftover: VecDeque<Filled>,
-    reply: [u8; REPLY_LEN],
-    reply_filled: usize,
+    replies: Replies,
+    /// If frames carry tags; and how many did.
+    keys: Option<Arc<PacketKeys>>,
+    sealed: u64,
     /// The end frame is sent.
     ended: bool,
     account: Account,
@@ -164,7 +169,12 @@ impl Stream {
         opened: Opened,
         ends: &Ends,
     ) -> Result<Self, Error> {
-        let Opened { socket, offer, .. } = opened;
+        let Opened {
+            socket,
+            offer,
+            keys,
+            ..
+        } = opened;
         ends.waker
             .watch(&socket, Event::all(SOCKET), PollMode::Edge)?;
         let limit = (config.ack == AckLevel::Committed).then_some(config.in_flight);
@@ -182,8 +192,9 @@ impl Stream {
                 buffers.take(config.in_flight).collect()
             }),
             leftover: VecDeque::new(),
-            reply: [0; REPLY_LEN],
-            reply_filled: 0,
+            replies: Replies::new(&target.broker, keys.clone()),
+            keys,
+            sealed: 0,
             ended: false,
             account,
             events: Events::new(),
@@ -260,7 +271,7 @@ impl Stream {
         if !self.window.is_owed() {
             self.progress.restart(Instant::now());
         }
-        let written = self.write_all(header.as_bytes(), &batch.payload);
+        let written = self.write_frame(&header, &batch.payload);
         // Kept also if the connection broke inside of it: the next one sends it again.
         if let Some(batch) = self.window.push(batch) {
             self.ends.shared.pool.give_back(batch.payload);
@@ -278,7 +289,20 @@ impl Stream {
         Ok(())
     }
 
-    /// Writes a frame, waiting as often as the kernel asks for it.
+    /// Writes a frame, with its tag if it has to carry one, waiting as often as the kernel asks for it.
+    fn write_frame(&mut self, header: &Header, payload: &[u8]) -> Result<(), Error> {
+        let header = header.as_bytes();
+        let Some(keys) = &self.keys else {
+            return self.write_all(header, payload);
+        };
+        let tag = keys.seal_frame(self.sealed, &[header, payload]);
+        self.sealed += 1;
+        let mut sealed = [0; HEADER_LEN + TAG_LEN];
+        sealed[..HEADER_LEN].copy_from_slice(header);
+        sealed[HEADER_LEN..].copy_from_slice(&tag);
+        self.write_all(&sealed, payload)
+    }
+
     fn write_all(&mut self, header: &[u8], payload: &[u8]) -> Result<(), Error> {
         let mut sent = 0;
         while sent < header.len() + payload.len() {
@@ -309,7 +333,7 @@ impl Stream {
         if !self.window.is_owed() {
             self.progress.restart(Instant::now());
         }
-        self.write_all(header.as_bytes(), &[])?;
+        self.write_frame(&header, &[])?;
         self.ended = true;
         self.take_replies()?;
         while self.window.acked() < self.window.next_seq() {
@@ -357,28 +381,21 @@ impl Stream {
     /// Takes every reply that has come, without waiting.
     fn take_replies(&mut self) -> Result<(), Error> {
         loop {
-            let room = &mut self.reply[self.reply_filled..];
-            match (&self.socket).read(room) {
+            let got = match (&self.socket).read(self.replies.room()) {
                 Ok(0) => return self.closed_by_broker(),
-                Ok(got) => self.reply_filled += got,
+                Ok(got) => got,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(source) => return Err(self.lost(source)),
-            }
-            if self.reply_filled == REPLY_LEN {
-                self.reply_filled = 0;
-                self.take_reply()?;
+            };
+            if let Some(reply) = self.replies.received(got)? {
+                self.take_reply(reply)?;
             }
         }
     }
 
-    fn take_reply(&mut self) -> Result<(), Error> {
-        let reply = Reply::read_from_bytes(&self.reply).expect("a reply is plain bytes");
-        let parsed = reply.parse().map_err(|source| Error::BadReply {
-            broker: self.broker.clone(),
-            source,
-        })?;
-        match parsed {
+    fn take_reply(&mut self, reply: Parsed) -> Result<(), Error> {
+        match reply {
             Parsed::Ack { committed, blocked } => {
                 self.progress.on_heard(Instant::now(), blocked);
                 self.account(committed)
@@ -388,8 +405,10 @@ impl Stream {
                 text_len,
                 code,
             } => {
-                self.account(committed)?;
                 let text = self.read_text(text_len);
+                self.replies.verify(&text)?;
+                self.account(committed)?;
+                let text = String::from_utf8_lossy(&text).into_owned();
                 Err(self.ended_by_broker(code, text))
             }
         }
@@ -430,7 +449,7 @@ impl Stream {
     }
 
     /// Reads the text behind an error; what does not come in time is not waited for.
-    fn read_text(&mut self, len: usize) -> String {
+    fn read_text(&mut self, len: usize) -> Vec<u8> {
         let mut text = vec![0; len];
         let mut filled = 0;
         let patience = Instant::now() + Duration::from_secs(1);
@@ -446,7 +465,8 @@ impl Stream {
                 Err(_) => break,
             }
         }
-        String::from_utf8_lossy(&text[..filled]).into_owned()
+        text.truncate(filled);
+        text
     }
 
     /// The broker closes when it has acked the end of the stream; before that it is a loss.
@@ -461,7 +481,7 @@ impl Stream {
     /// A send failed: the broker may have said why before it closed.
     fn explain_loss(&mut self, source: io::Error) -> Error {
         match self.take_replies() {
-            Err(told @ (Error::Ended { .. } | Error::Lost { .. })) => told,
+            Err(told @ (Error::Ended { .. } | Error::Lost { .. } | Error::Forged { .. })) => told,
             _ => self.lost(source),
         }
     }

@@ -5,10 +5,12 @@ use std::net::{TcpListener, TcpStream};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use penstock_dataplane::auth::{Channel, Key, respond};
+use penstock_dataplane::auth::{Channel, Key, PacketKeys, respond};
 use penstock_dataplane::wire::batch::{Frame, HEADER_LEN, Header};
 use penstock_dataplane::wire::handshake::{Offer, Refusal, Welcome};
 use penstock_dataplane::wire::knock::{KNOCK_LEN, Knock, Question, Reply, SEALED_QUESTION_LEN};
+use penstock_dataplane::wire::packet::TAG_LEN;
+use penstock_dataplane::wire::reply;
 use penstock_publisher::{Config, Error, Publisher};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -85,6 +87,88 @@ fn a_stream_is_opened_with_a_broker_that_holds_the_key() {
     // The broker leaves without an ack, and does not come back.
     publisher.close().unwrap_err();
     assert_eq!(played.join().unwrap(), ("t".to_owned(), true));
+}
+
+/// Accepts a stream whose frames carry tags, and takes its first batch.
+fn take_sealed_batch(socket: &mut TcpStream) -> PacketKeys {
+    let (mut channel, _) = shake_hands(socket);
+    let mut answer = Reply::new(Welcome::accept(OFFER).as_bytes().try_into().unwrap());
+    answer.packets = [7; 32];
+    let sealed = channel.seal(answer.as_bytes());
+    socket.write_all(&sealed).unwrap();
+    let keys = PacketKeys::new(&[7; 32]);
+    let mut header = [0; HEADER_LEN];
+    socket.read_exact(&mut header).unwrap();
+    let mut tag = [0; TAG_LEN];
+    socket.read_exact(&mut tag).unwrap();
+    let Ok(Frame::Batch(batch)) = Header::read_from_bytes(&header).unwrap().parse(1 << 20) else {
+        panic!("no batch")
+    };
+    let mut payload = vec![0; batch.payload_len as usize];
+    socket.read_exact(&mut payload).unwrap();
+    assert!(keys.verify_frame(0, &tag, &[&header, &payload]));
+    keys
+}
+
+#[test]
+fn with_packet_auth_frames_carry_tags_over_tcp_as_well() {
+    let (address, played) = broker(|mut socket| {
+        let keys = take_sealed_batch(&mut socket);
+        let ack = reply::Reply::ack(1, false);
+        let tag = keys.seal_reply(0, &[ack.as_bytes()]);
+        socket.write_all(&[ack.as_bytes(), &tag].concat()).unwrap();
+        let mut end = [0; HEADER_LEN + TAG_LEN];
+        socket.read_exact(&mut end).unwrap();
+        let (header, tag) = end.split_at(HEADER_LEN);
+        assert!(keys.verify_frame(1, tag.try_into().unwrap(), &[header]));
+        let tag = keys.seal_reply(1, &[ack.as_bytes()]);
+        socket.write_all(&[ack.as_bytes(), &tag].concat()).unwrap();
+    });
+    let mut publisher = Publisher::connect(Config {
+        packet_auth: true,
+        ..config(address)
+    })
+    .unwrap();
+    publisher.publish(b"pay alice 1").unwrap();
+    assert_eq!(publisher.close().unwrap().messages_acked, 1);
+    played.join().unwrap();
+}
+
+#[test]
+fn an_ack_that_somebody_else_wrote_acknowledges_nothing() {
+    let (address, _) = broker(|mut socket| {
+        take_sealed_batch(&mut socket);
+        let ack = reply::Reply::ack(1, false);
+        let tag = PacketKeys::new(&[8; 32]).seal_reply(0, &[ack.as_bytes()]);
+        socket.write_all(&[ack.as_bytes(), &tag].concat()).unwrap();
+        // Until the publisher closes.
+        let _ = socket.read_to_end(&mut Vec::new());
+    });
+    let mut publisher = Publisher::connect(Config {
+        packet_auth: true,
+        ..config(address)
+    })
+    .unwrap();
+    let progress = publisher.progress();
+    publisher.publish(b"pay alice 1").unwrap();
+    let error = publisher.close().unwrap_err();
+    assert!(matches!(error, Error::Forged { .. }), "{error}");
+    assert_eq!(progress.messages_acked(), 0);
+}
+
+#[test]
+fn a_broker_that_does_not_authenticate_payload_is_sent_none() {
+    let (address, _) = broker(|mut socket| {
+        let (mut channel, _) = shake_hands(&mut socket);
+        let sealed = seal(&mut channel, Welcome::accept(OFFER).as_bytes());
+        socket.write_all(&sealed).unwrap();
+    });
+    let asked = Publisher::connect(Config {
+        packet_auth: true,
+        ..config(address)
+    });
+    let said = asked.map(|_| ()).unwrap_err();
+    assert!(matches!(said, Error::NotAuthenticated { .. }), "{said}");
 }
 
 #[test]

@@ -64,9 +64,18 @@ over_xdp() { keys_in_force "${XDP[@]}"; }
 # Every packet with a tag, because the broker or the publisher wants it so.
 sealed_by_broker() {
   keys_in_force "${XDP[@]}" --packet-auth
-  start_broker 0 --auth-keys "$KEYS" "${XDP[@]}" --packet-auth
-  refuses 'authenticated packets only' publisher --brokers "$(at 0)" --auth-key "$T/eu.key" --total-size 1MiB
+}
+# Over tcp each frame; a publisher that does not ask for it does as the broker wants.
+sealed_tcp() {
+  keys_in_force --packet-auth
+  start_broker 0 --auth-keys "$KEYS"
+  gets_through tcp --packet-auth --threads-per-broker 2
   stop_broker 0
+  # When no datagram comes through, what goes over tcp has tags as well.
+  start_broker 0 --auth-keys "$KEYS" --mode xdp --iface lo --listen 0.0.0.0:1214 --packet-auth
+  gets_through tcp --mode auto --packet-auth
+  stop_broker 0
+  expect forged "$(counter forged)" 0
 }
 sealed_by_publisher() {
   make_keys
@@ -143,6 +152,7 @@ goes_on() {
 resumed_tcp() { goes_on tcp; }
 resumed_xdp() { goes_on xdp "${XDP[@]}"; }
 resumed_sealed() { goes_on xdp "${XDP[@]}" --packet-auth; }
+resumed_sealed_tcp() { goes_on tcp --packet-auth; }
 
 # A broker that comes back without the key does not get the stream.
 key_taken_away() {
@@ -202,7 +212,8 @@ flood() {
 
 run_test "keys over tcp: the right one gets in, others are told so once" over_tcp
 run_test "keys over xdp: likewise" over_xdp
-run_test "authenticated packets, because the broker wants it; none over tcp" sealed_by_broker
+run_test "authenticated packets, because the broker wants it" sealed_by_broker
+run_test "authenticated frames over tcp, also when falling back" sealed_tcp
 run_test "authenticated packets, because the publisher wants it" sealed_by_publisher
 run_test "authenticated packets past the publisher's kernel" sealed_af_xdp
 run_test "authenticated packets over a bad link: each message once, damaged ones noticed" sealed_bad_link
@@ -211,6 +222,7 @@ run_test "no keys: said at the start, and to a publisher that has one" no_keys
 run_test "tcp: kill -9 and restart of a broker with keys: the stream goes on" resumed_tcp
 run_test "xdp: likewise" resumed_xdp
 run_test "xdp with authenticated packets: likewise" resumed_sealed
+run_test "tcp with authenticated frames: likewise" resumed_sealed_tcp
 run_test "a key that is taken away: its stream does not go on" key_taken_away
 run_test "keys are read again on SIGHUP" read_again
 run_test "files that others may read are refused, with the command" exposed_files

@@ -1,4 +1,4 @@
-//! Authentication of single packets: a tag instead of the checksum, and on ACKs a counter.
+//! Authentication of packets and of frames over the connection: a tag on each, and keys for each direction.
 //!
 //! The tag is AEGISMAC-128X2 (RFC 10032): of what was measured, and takes bytes in parts, it is the fastest
 //! on CPUs that have instructions for AES. Nothing is allocated.
@@ -11,14 +11,17 @@ use crate::wire::packet::{ACK_SEAL_LEN, TAG_LEN, Tag};
 
 const COUNTER_LEN: usize = ACK_SEAL_LEN - TAG_LEN;
 
-/// Keys of one stream's packets over one connection, one for each direction.
+/// Keys of one stream over one connection: of its packets and of the frames over the connection itself,
+/// one for each direction.
 pub struct PacketKeys {
     data: Zeroizing<Key>,
     acks: Zeroizing<Key>,
+    frames: Zeroizing<Key>,
+    replies: Zeroizing<Key>,
 }
 
 impl PacketKeys {
-    /// Derives both from the secret that the broker gives in its sealed answer.
+    /// Derives them from the secret that the broker gives in its sealed answer.
     #[must_use]
     pub fn new(secret: &[u8; SECRET_LEN]) -> Self {
         let derived = |purpose: &str| {
@@ -30,6 +33,8 @@ impl PacketKeys {
         Self {
             data: derived("penstock packets"),
             acks: derived("penstock acks"),
+            frames: derived("penstock frames"),
+            replies: derived("penstock replies"),
         }
     }
 
@@ -43,6 +48,30 @@ impl PacketKeys {
     #[must_use]
     pub fn verify_data(&self, packet: u64, sealed: &Tag, parts: &[&[u8]]) -> bool {
         over(&self.data, packet, parts).verify(sealed).is_ok()
+    }
+
+    /// The tag of the frame of this number, which is that of frames before it on the connection.
+    #[must_use]
+    pub fn seal_frame(&self, number: u64, parts: &[&[u8]]) -> Tag {
+        over(&self.frames, number, parts).finalize()
+    }
+
+    /// Whether the frame of this number is as it was sealed.
+    #[must_use]
+    pub fn verify_frame(&self, number: u64, sealed: &Tag, parts: &[&[u8]]) -> bool {
+        over(&self.frames, number, parts).verify(sealed).is_ok()
+    }
+
+    /// The tag of the reply of this number, which is that of replies before it on the connection.
+    #[must_use]
+    pub fn seal_reply(&self, number: u64, parts: &[&[u8]]) -> Tag {
+        over(&self.replies, number, parts).finalize()
+    }
+
+    /// Whether the reply of this number is as it was sealed.
+    #[must_use]
+    pub fn verify_reply(&self, number: u64, sealed: &Tag, parts: &[&[u8]]) -> bool {
+        over(&self.replies, number, parts).verify(sealed).is_ok()
     }
 
     /// Puts counter and tag behind an ACK of `len` bytes at the start of `out`; returns the length of
@@ -138,6 +167,24 @@ mod tests {
             let bit = bit % (ack.len() * 8);
             ack[bit / 8] ^= 1 << (bit % 8);
             prop_assert_eq!(keys(1).open_ack(&ack), None);
+        }
+
+        #[test]
+        fn frames_and_replies_are_no_other_and_in_no_other_place(number in 1u64.., bytes in vec(any::<u8>(), 1..300), bit: usize) {
+            let keys = keys(1);
+            let (frame, reply) = (keys.seal_frame(number, &[&bytes]), keys.seal_reply(number, &[&bytes]));
+            prop_assert!(keys.verify_frame(number, &frame, &[&bytes]));
+            prop_assert!(keys.verify_reply(number, &reply, &[&bytes]));
+            prop_assert!(!keys.verify_frame(number - 1, &frame, &[&bytes]), "repeated or left out");
+            prop_assert!(!keys.verify_reply(number - 1, &reply, &[&bytes]));
+            prop_assert!(!keys.verify_frame(number, &reply, &[&bytes]), "turned round");
+            prop_assert!(!keys.verify_reply(number, &frame, &[&bytes]));
+            prop_assert!(!keys.verify_data(number, &frame, &[&bytes]));
+            let mut changed = bytes.clone();
+            let bit = bit % (bytes.len() * 8);
+            changed[bit / 8] ^= 1 << (bit % 8);
+            prop_assert!(!keys.verify_frame(number, &frame, &[&changed]));
+            prop_assert!(!keys.verify_reply(number, &reply, &[&changed]));
         }
 
         #[test]

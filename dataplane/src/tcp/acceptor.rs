@@ -149,7 +149,7 @@ pub struct Acceptor<A> {
     workers: Vec<WorkerHandle>,
     datagrams: Option<DatagramPath>,
     keys: Option<Arc<Keys>>,
-    /// Packets are authenticated, and nothing comes over tcp, whether publishers ask for it or not.
+    /// Packets and frames are authenticated, whether publishers ask for it or not.
     packet_auth: bool,
     shared: Arc<Shared>,
     poller: Arc<Poller>,
@@ -212,7 +212,7 @@ impl<A: Admit> Acceptor<A> {
     }
 
     /// Lets only holders of a key publish; without, everybody may. With `packet_auth` they do so with
-    /// authenticated packets only.
+    /// authenticated packets and frames only.
     #[must_use]
     pub fn with_keys(mut self, keys: Option<Arc<Keys>>, packet_auth: bool) -> Self {
         (self.keys, self.packet_auth) = (keys, packet_auth);
@@ -431,9 +431,6 @@ impl<A: Admit> Acceptor<A> {
 
     fn check_path(&self, path: Path) -> Result<(), Refused> {
         let text = match path {
-            Path::Tcp if self.packet_auth => {
-                "this broker takes authenticated packets only (--packet-auth), and there are none over tcp: use --mode xdp"
-            }
             Path::Xdp if !self.offers_datagrams() => {
                 "this broker takes payload over tcp only: use --mode tcp or auto, or start it with --mode xdp"
             }
@@ -539,18 +536,15 @@ impl<A: Admit> Acceptor<A> {
         let path = self.datagrams.as_ref();
         let path = path.filter(|_| admission.path == Path::Xdp);
         let authentic = self.packet_auth || greeting.wants_packet_auth();
-        let drawn = path.map(|path| {
-            let pass = path.registry.pass(admission.stream as u16)?;
-            Ok((pass, authentic.then(generate).transpose()?))
-        });
-        let (pass, secret) = match drawn.transpose() {
-            Ok(drawn) => drawn.unzip(),
-            Err::<_, getrandom::Error>(error) => {
+        let pass = path.map(|path| path.registry.pass(admission.stream as u16));
+        let secret = authentic.then(generate).transpose();
+        let (pass, secret) = match (pass.transpose(), secret) {
+            (Ok(pass), Ok(secret)) => (pass, secret),
+            (Err(error), _) | (_, Err(error)) => {
                 warn!(%peer, %error, "no random numbers; a connection is dropped");
                 return;
             }
         };
-        let secret = secret.flatten();
         let path = path.zip(pass);
         let offer = Offer {
             session: admission.session,

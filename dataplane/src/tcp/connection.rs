@@ -22,6 +22,7 @@ use crate::profile::Tick;
 use crate::wire::batch::{self, Batch, Frame, HEADER_LEN, Header};
 use crate::wire::handshake::{AckLevel, Path};
 use crate::wire::message;
+use crate::wire::packet::TAG_LEN;
 use crate::wire::reply::Fault;
 
 /// Bytes that one connection may receive before others get their turn.
@@ -184,8 +185,15 @@ pub(super) struct Connection {
     /// Since when its batch must leave the ring, for which memory is missing.
     evicted: Option<Instant>,
     state: State,
-    header: [u8; HEADER_LEN],
+    /// Header of the next frame, and its tag.
+    header: [u8; HEADER_LEN + TAG_LEN],
+    header_len: usize,
     header_filled: usize,
+    /// If frames carry tags; and how many did.
+    keys: Option<Arc<PacketKeys>>,
+    verified: u64,
+    /// Header and tag of the batch that is being received; the next header may come in with its end.
+    begun: [u8; HEADER_LEN + TAG_LEN],
     /// Sequence number of the next batch; so many are committed.
     next_seq: u64,
     /// Index of the last committed batch, if it was not yet visible when last looked at.
@@ -211,7 +219,7 @@ impl Connection {
             peer,
             buffers,
             admission,
-            keys: _,
+            keys,
         } = opened;
         let first_batch = admission.lease.committed();
         Self {
@@ -222,13 +230,17 @@ impl Connection {
             evicted: None,
             admission,
             state: State::Header,
-            header: [0; HEADER_LEN],
+            header: [0; HEADER_LEN + TAG_LEN],
+            header_len: HEADER_LEN + if keys.is_some() { TAG_LEN } else { 0 },
             header_filled: 0,
+            verified: 0,
+            begun: [0; HEADER_LEN + TAG_LEN],
             next_seq: first_batch,
             unseen: None,
             acked: first_batch,
             unacked_bytes: 0,
-            outbox: Outbox::default(),
+            outbox: Outbox::new(keys.clone()),
+            keys,
             outbox_empty: true,
             last_progress: now,
             last_heartbeat: now,
@@ -292,14 +304,14 @@ impl Connection {
         let (mut bytes, mut calls) = (0, 0);
         while bytes < TURN_BYTES && calls < TURN_CALLS {
             let asked = match &self.state {
-                State::Header => HEADER_LEN - self.header_filled,
+                State::Header => self.header_len - self.header_filled,
                 State::Waiting { .. } | State::Starved { .. } => {
                     if !self.retry_space(cx)? {
                         return Ok(Need::Space);
                     }
                     continue;
                 }
-                State::Payload { batch, .. } => batch.missing() as usize + HEADER_LEN,
+                State::Payload { batch, .. } => batch.missing() as usize + self.header_len,
                 State::Aside { .. } => match self.room_aside(cx) {
                     0 => continue,
                     room => room,
@@ -353,7 +365,7 @@ impl Connection {
                 };
                 let header = libc::iovec {
                     iov_base: self.header.as_mut_ptr().cast(),
-                    iov_len: HEADER_LEN,
+                    iov_len: self.header_len,
                 };
                 // SAFETY: the region is this reservation's alone until it is closed, which takes
                 // `&mut` of the connection; the header buffer is borrowed exclusively.
@@ -371,7 +383,7 @@ impl Connection {
                 (PathStage::DrainPayloadToBuffer, result)
             }
             _ => {
-                let rest = &mut self.header[self.header_filled..];
+                let rest = &mut self.header[self.header_filled..self.header_len];
                 (PathStage::DrainHeader, (&self.socket).read(rest))
             }
         };
@@ -427,7 +439,7 @@ impl Connection {
             }
             _ => self.header_filled += got,
         }
-        if self.header_filled == HEADER_LEN {
+        if self.header_filled == self.header_len {
             self.header_filled = 0;
             self.begin_frame(cx)?;
         }
@@ -436,7 +448,9 @@ impl Connection {
 
     fn begin_frame(&mut self, cx: &mut Context<'_>) -> Result<(), Ending> {
         let start = cx.stats.stages.now();
-        let header = Header::read_from_bytes(&self.header).expect("a header is plain bytes");
+        let header = Header::read_from_prefix(&self.header)
+            .expect("it is as long")
+            .0;
         let protocol = |text: String| Ending::Fault(Fault::Protocol, text);
         let frame = header
             .parse(self.admission.max_payload)
@@ -452,7 +466,9 @@ impl Connection {
             )));
         }
         let start = cx.stats.stages.lap(PathStage::DrainHeader, start);
+        self.begun = self.header;
         let Frame::Batch(batch) = frame else {
+            self.verify(&[])?;
             self.state = State::Ended;
             return Ok(());
         };
@@ -559,6 +575,25 @@ impl Connection {
         }
     }
 
+    /// Whether the frame that has begun carries its tag, if it must: nobody changed it on the way, nor put
+    /// it there, left one out or repeated one.
+    fn verify(&mut self, payload: &[u8]) -> Result<(), Ending> {
+        let Some(keys) = &self.keys else {
+            return Ok(());
+        };
+        let (header, tag) = self.begun.split_at(HEADER_LEN);
+        let tag = tag.try_into().expect("it is as long");
+        if keys.verify_frame(self.verified, tag, &[header, payload]) {
+            self.verified += 1;
+            return Ok(());
+        }
+        let seq = self.next_seq;
+        let text = format!(
+            "batch {seq} does not carry the tag of a holder of the key: it was changed on the way"
+        );
+        Err(Ending::Fault(Fault::Authentication, text))
+    }
+
     fn commit(&mut self, cx: &mut Context<'_>) -> Result<(), Ending> {
         let State::Payload {
             batch: Incoming {
@@ -573,6 +608,12 @@ impl Connection {
         drop(claim);
         self.evicted = None;
         let start = cx.stats.stages.now();
+        if self.keys.is_some()
+            && let Err(ending) = self.verify(cx.writer.placed(&reservation, received))
+        {
+            cx.writer.abort(reservation);
+            return Err(ending);
+        }
         if cx.config.verify_on_receive {
             let placed = cx.writer.placed(&reservation, received);
             if batch::checksum(batch.batch_seq, batch.messages, placed) != batch.checksum {
@@ -801,6 +842,7 @@ impl Connection {
             Fault::Checksum => &counters.checksum_errors,
             Fault::Stalled => &counters.stalled,
             Fault::Shutdown => &counters.streams_cut,
+            Fault::Authentication => &counters.forged,
         });
         self.release(cx);
         // A level 0 stream has no acks, but what it had committed stays committed.

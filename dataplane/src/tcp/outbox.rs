@@ -2,10 +2,12 @@
 //! behind it become one, because they are cumulative.
 
 use std::io::{self, Write};
+use std::sync::Arc;
 
 use zerocopy::IntoBytes;
 
-use crate::wire::reply::{Fault, Reply};
+use crate::auth::PacketKeys;
+use crate::wire::reply::{Fault, REPLY_LEN, Reply};
 
 /// Replies of one connection. Bounded: one frame in flight, one ack or error behind it.
 #[derive(Debug, Default)]
@@ -15,9 +17,20 @@ pub(crate) struct Outbox {
     at: usize,
     ack: Option<(u64, bool)>,
     error: Option<Vec<u8>>,
+    /// If replies carry tags; and how many did.
+    keys: Option<Arc<PacketKeys>>,
+    sealed: u64,
 }
 
 impl Outbox {
+    /// Replies that carry tags, if there are keys.
+    pub(crate) fn new(keys: Option<Arc<PacketKeys>>) -> Self {
+        Self {
+            keys,
+            ..Self::default()
+        }
+    }
+
     /// Queues an ack, in place of one that waits.
     pub(crate) fn ack(&mut self, committed: u64, blocked: bool) {
         self.ack = Some((committed, blocked));
@@ -55,14 +68,24 @@ impl Outbox {
         } else if let Some(error) = self.error.take() {
             self.frame = error;
         }
-        !self.frame.is_empty()
+        if self.frame.is_empty() {
+            return false;
+        }
+        if let Some(keys) = &self.keys {
+            // Between the reply and its text, as on packets.
+            let tag = keys.seal_reply(self.sealed, &[&self.frame]);
+            self.sealed += 1;
+            self.frame.splice(REPLY_LEN..REPLY_LEN, tag);
+        }
+        true
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::reply::{Parsed, REPLY_LEN};
+    use crate::wire::packet::TAG_LEN;
+    use crate::wire::reply::Parsed;
     use zerocopy::FromBytes;
 
     /// Takes at most `room` bytes, then would block.
@@ -85,6 +108,27 @@ mod tests {
 
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
+        }
+    }
+
+    #[test]
+    fn replies_carry_tags_in_order_where_there_are_keys() {
+        let keys = Arc::new(PacketKeys::new(&[1; 32]));
+        let mut outbox = Outbox::new(Some(Arc::clone(&keys)));
+        let mut peer = Narrow {
+            taken: Vec::new(),
+            room: 1000,
+        };
+        outbox.ack(1, false);
+        assert!(outbox.flush(&mut peer).unwrap());
+        outbox.error(Fault::Shutdown, 3, "bye");
+        assert!(outbox.flush(&mut peer).unwrap());
+        let (first, second) = peer.taken.split_at(REPLY_LEN + TAG_LEN);
+        assert_eq!(second.len(), REPLY_LEN + TAG_LEN + 3);
+        for (number, reply) in [(0, first), (1, second)] {
+            let (head, rest) = reply.split_at(REPLY_LEN);
+            let (tag, text) = rest.split_first_chunk::<TAG_LEN>().unwrap();
+            assert!(keys.verify_reply(number, tag, &[head, text]), "{number}");
         }
     }
 

@@ -86,6 +86,8 @@ pub struct Counters {
     pub protocol_errors: AtomicU64,
     /// Streams ended for a wrong checksum.
     pub checksum_errors: AtomicU64,
+    /// Streams ended for a frame without its tag (`--packet-auth`).
+    pub forged: AtomicU64,
     /// Streams ended for stalling inside a batch.
     pub stalled: AtomicU64,
     /// Batches moved out of the ring because their publisher was a round of the ring behind.

@@ -36,6 +36,8 @@ pub enum Fault {
     Stalled = 3,
     /// The broker is shutting down.
     Shutdown = 4,
+    /// What came does not carry its tag.
+    Authentication = 5,
 }
 
 /// A frame from broker to publisher, once parsed.
@@ -79,7 +81,7 @@ impl Reply {
         }
     }
 
-    /// Ends a stream; returns all bytes of the frame, text included.
+    /// Ends a stream; returns all bytes of the frame, text included, which begins at [`REPLY_LEN`].
     #[must_use]
     pub fn error(fault: Fault, committed: u64, text: &str) -> Vec<u8> {
         let text = clip(text, MAX_TEXT_LEN);

@@ -22,7 +22,7 @@ use crate::tcp::{ConnectionReport, Effective, Opened, Outbox, PathStage, WorkerS
 use crate::transport::{Limits, OpenBatch, Receiver, Refusal, Turn};
 use crate::wire::batch::{self, Frame, HEADER_LEN, Header};
 use crate::wire::message;
-use crate::wire::packet::{BatchInfo, Chunk, Feedback, MAX_ACK_LEN, StreamKey};
+use crate::wire::packet::{BatchInfo, Chunk, Feedback, MAX_ACK_LEN, StreamKey, TAG_LEN};
 use crate::wire::reply::Fault;
 
 /// An ack is sent after so many packets, if nothing else asks for one earlier.
@@ -141,7 +141,8 @@ pub(super) struct Stream {
     /// When an ack is due at the latest.
     ack_due: Option<u64>,
     told: u64,
-    header: [u8; HEADER_LEN],
+    /// Of the end frame, and its tag.
+    header: [u8; HEADER_LEN + TAG_LEN],
     header_filled: usize,
     /// Batches that the publisher says the stream has.
     end: Option<u64>,
@@ -172,6 +173,7 @@ impl Stream {
             window,
         };
         let key = pass.stream();
+        let outbox = Outbox::new(keys.clone());
         Self {
             pass,
             control: socket,
@@ -201,10 +203,10 @@ impl Stream {
             unacked: 0,
             ack_due: None,
             told: first,
-            header: [0; HEADER_LEN],
+            header: [0; HEADER_LEN + TAG_LEN],
             header_filled: 0,
             end: None,
-            outbox: Outbox::default(),
+            outbox,
             batches: 0,
             payload_bytes: 0,
             admission,
@@ -687,19 +689,34 @@ impl Stream {
 
     /// Takes what the publisher says over the control connection, and answers the end.
     fn control(&mut self) -> Result<(), Ending> {
+        let len = match self.keys {
+            Some(_) => HEADER_LEN + TAG_LEN,
+            None => HEADER_LEN,
+        };
         loop {
-            match (&self.control).read(&mut self.header[self.header_filled..]) {
+            match (&self.control).read(&mut self.header[self.header_filled..len]) {
                 Ok(0) => return Err(Ending::Closed),
                 Ok(got) => self.header_filled += got,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(Ending::Io(error)),
             }
-            if self.header_filled < HEADER_LEN {
+            if self.header_filled < len {
                 continue;
             }
             self.header_filled = 0;
-            let header = Header::read_from_bytes(&self.header).expect("a header is plain bytes");
+            if let Some(keys) = &self.keys {
+                let (header, tag) = self.header.split_at(HEADER_LEN);
+                let tag = tag.try_into().expect("it is as long");
+                // There is one frame only.
+                if !keys.verify_frame(0, tag, &[header]) {
+                    let text = "the end of the stream does not carry the tag of a holder of the key: it was changed on the way".to_owned();
+                    return Err(Ending::Fault(Fault::Authentication, text));
+                }
+            }
+            let header = Header::read_from_prefix(&self.header)
+                .expect("it is as long")
+                .0;
             match header.parse(self.admission.max_payload) {
                 Ok(Frame::End { batches }) if batches >= self.committed => self.end = Some(batches),
                 _ => {

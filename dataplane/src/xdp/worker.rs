@@ -656,6 +656,7 @@ impl State {
             Ending::Fault(Fault::Checksum, _) => &counters.checksum_errors,
             Ending::Fault(Fault::Protocol, _) => &counters.protocol_errors,
             Ending::Fault(Fault::Stalled, _) => &counters.stalled,
+            Ending::Fault(Fault::Authentication, _) => &counters.forged,
             _ => &counters.streams_cut,
         });
         let report = entry.stream.finish(&mut self.writers[entry.writer], ending);
