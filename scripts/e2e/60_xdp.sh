@@ -118,18 +118,19 @@ second_broker() {
   expect "programs attached after the end" "$(attached)" 0
 }
 
-# goes_on DISTURBANCE: a publisher of numbered lines, so that what is lost or doubled shows, is
-# disturbed once and gets everything through, in order.
+# goes_on DISTURBANCE: a publisher of numbered lines is disturbed once and gets everything through, in
+# order.
 goes_on() {
-  seq 400000 >"$T/input"
   start_broker 0 "${XDP[@]}" --topic penstock --stall-timeout 2
-  publisher --mode auto --brokers "$(at 0)" --input "$T/input" --rate 1MB --batch-size 2KiB \
-    --format json >"$T/sent.json" 2>"$T/said" &
+  publisher --mode auto --brokers "$(at 0)" --input - --rate 1MB --batch-size 2KiB \
+    --format json < <(numbered_lines) >"$T/sent.json" 2>"$T/said" &
   local sending=$!
-  sleep 1
+  until_messages 0 1000
   "$1"
+  goes_further 0
+  enough
   wait "$sending" || fail "the publisher did not go on: $(tail -n 2 "$T/said")"
-  expect "acked" "$(jq .messages_acked "$T/sent.json")" 400000
+  expect "acked" "$(jq .messages_acked "$T/sent.json")" "$(wc -l <"$T/input")"
   expect "moves" "$(jq '.brokers[0].streams[0].moves' "$T/sent.json")" 1
   stop_broker 0
   subscriber --path "$BUFFERS/b0/penstock.log" --from start --verify --output lines >"$T/back"
@@ -154,12 +155,12 @@ vanish_and_restart() {
   start_broker 0 "${XDP[@]}" --topic penstock
 }
 
-# Longer than the broker waits for a sign of life.
+# Until the broker has waited in vain for a sign of life.
 fall_asleep() {
   local pid
-  pid=$(pgrep -f "penstock-publisher.*$T/input" | tail -n 1)
+  pid=$(ip netns pids "$NET-pub" | head -n 1)
   kill -STOP "$pid"
-  sleep 4
+  within 30 grep -q 'no packet came for 2 s' "$T/broker-0.log"
   kill -CONT "$pid"
 }
 

@@ -158,30 +158,20 @@ privileges() {
   stop_broker 0
 }
 
-# wait_until SENT: the publisher in the background has left so many packets to the interface.
-wait_until() {
-  for _ in {1..200}; do
-    [ "$(ip netns exec "$NET-pub" cat /sys/class/net/b0/statistics/tx_packets)" -lt "$1" ] || return 0
-    sleep 0.05
-  done
-  fail "nothing is sent"
-}
-
-# start_numbered: publishes numbered lines in the background, so that what is lost or doubled shows.
+# start_numbered: publishes numbered lines in the background; they are under way.
 start_numbered() {
-  seq 400000 >"$T/input"
-  local before
-  before=$(ip netns exec "$NET-pub" cat /sys/class/net/b0/statistics/tx_packets)
-  publisher "$@" --tx af_xdp --brokers "$(at 0)" --input "$T/input" --rate 1MB --batch-size 2KiB \
-    --format json >"$T/sent.json" 2>"$T/said" &
+  publisher "$@" --tx af_xdp --brokers "$(at 0)" --input - --rate 1MB --batch-size 2KiB \
+    --format json < <(numbered_lines) >"$T/sent.json" 2>"$T/said" &
   sending=$!
-  wait_until $((before + 200))
+  until_messages 0 1000
 }
 
 # check_numbered MOVES: all came, once and in order.
 check_numbered() {
+  goes_further 0
+  enough
   wait "$sending" || fail "the publisher did not go on: $(tail -n 2 "$T/said")"
-  sent_over af_xdp 400000
+  sent_over af_xdp "$(wc -l <"$T/input")"
   expect "moves" "$(jq '.brokers[0].streams[0].moves' "$T/sent.json")" "$1"
   stop_broker 0
   subscriber --path "$BUFFERS/b0/penstock.log" --from start --verify --output lines >"$T/back"

@@ -5,20 +5,20 @@ set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
 testbed 1
-LINES=400000
 
-# goes_on DISTURBANCE [MOVES, a pattern]: a publisher of numbered lines, so that what is lost or doubled shows,
-# is disturbed and gets everything through, in order.
+# goes_on DISTURBANCE [MOVES, a pattern]: a publisher of numbered lines is disturbed, and gets everything
+# through, in order.
 goes_on() {
-  seq "$LINES" >"$T/input"
   start_broker 0 --topic penstock --stall-timeout 2
-  publisher --brokers "$(at 0)" --input "$T/input" --rate 1MB --batch-size 2KiB \
-    --format json >"$T/sent.json" 2>"$T/said" &
+  publisher --brokers "$(at 0)" --input - --rate 1MB --batch-size 2KiB \
+    --format json < <(numbered_lines) >"$T/sent.json" 2>"$T/said" &
   local sending=$!
-  sleep 1
+  until_messages 0 1000
   "$1"
+  goes_further 0
+  enough
   wait "$sending" || fail "the publisher did not go on: $(tail -n 2 "$T/said")"
-  expect "acked" "$(jq .messages_acked "$T/sent.json")" "$LINES"
+  expect "acked" "$(jq .messages_acked "$T/sent.json")" "$(wc -l <"$T/input")"
   expect "paths" "$(jq -r '.brokers[0].streams[0].path' "$T/sent.json")" tcp
   local moves
   moves=$(jq '.brokers[0].streams[0].moves' "$T/sent.json")
@@ -38,11 +38,12 @@ restart() {
 kill_and_restart() { restart KILL; }
 stop_and_restart() { restart TERM; }
 restart_three_times() {
-  restart KILL
-  sleep 0.4
-  restart TERM
-  sleep 0.4
-  restart KILL
+  local signal
+  for signal in KILL TERM KILL; do
+    restart "$signal"
+    # Each time over a connection to the broker that runs now.
+    goes_further 0
+  done
 }
 
 # The kernel ends the connection under both.
@@ -57,10 +58,10 @@ vanish_and_restart() {
   start_broker 0 --topic penstock --stall-timeout 2
 }
 
-# Longer than the broker waits for the rest of a batch.
+# Longer than the broker waits for the rest of a batch; whether it is inside of one is chance.
 fall_asleep() {
   local pid
-  pid=$(pgrep -f "penstock-publisher.*$T/input" | tail -n 1)
+  pid=$(ip netns pids "$NET-pub" | head -n 1)
   kill -STOP "$pid"
   sleep 4
   kill -CONT "$pid"
@@ -80,7 +81,7 @@ full_speed() {
   start_broker 0 --topic penstock --ring-size 2GiB
   publisher --brokers "$(at 0)" --threads-per-broker 4 --total-size 1GiB --format json >"$T/sent.json" 2>"$T/said" &
   local sending=$!
-  sleep 0.3
+  until_messages 0 1
   local ended=${brokers_running[0]}
   kill -KILL "$(ip netns pids "$NET-b0" | head -n 1)"
   wait "$ended" || true
@@ -97,7 +98,7 @@ gone_for_good() {
   start_broker 0 --topic penstock
   publisher --brokers "$(at 0)" --total-size 64MiB --rate 4MB --timeout 2 >"$T/sent" 2>"$T/said" &
   local sending=$!
-  sleep 1
+  until_messages 0 1
   stop_broker 0
   ! wait "$sending" || fail "the publisher ended well without its broker"
   grep -q 'could not go on' "$T/said" || fail "the publisher does not say why: $(cat "$T/said")"

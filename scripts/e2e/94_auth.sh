@@ -132,18 +132,19 @@ goes_on() {
   local mode=$1
   shift
   make_keys
-  seq "$LINES" >"$T/input"
   start_broker 0 --topic penstock --auth-keys "$KEYS" "$@"
-  publisher --brokers "$(at 0)" --auth-key "$T/eu.key" --mode "$mode" --input "$T/input" --rate 600KB --batch-size 2KiB \
-    --format json >"$T/sent.json" 2>"$T/said" &
+  publisher --brokers "$(at 0)" --auth-key "$T/eu.key" --mode "$mode" --input - --rate 600KB --batch-size 2KiB \
+    --format json < <(numbered_lines) >"$T/sent.json" 2>"$T/said" &
   local sending=$!
-  sleep 0.8
+  until_messages 0 1000
   local ended=${brokers_running[0]}
   kill -KILL "$(ip netns pids "$NET-b0" | head -n 1)"
   wait "$ended" || true
   start_broker 0 --topic penstock --auth-keys "$KEYS" "$@"
+  goes_further 0
+  enough
   wait "$sending" || fail "the publisher did not go on: $(tail -n 2 "$T/said")"
-  expect acked "$(jq .messages_acked "$T/sent.json")" "$LINES"
+  expect acked "$(jq .messages_acked "$T/sent.json")" "$(wc -l <"$T/input")"
   expect moves "$(jq '.brokers[0].streams[0].moves' "$T/sent.json")" 1
   expect path "$(jq -r '.brokers[0].streams[0].path' "$T/sent.json")" "$mode"
   stop_broker 0
@@ -160,7 +161,7 @@ key_taken_away() {
   start_broker 0 --topic penstock --auth-keys "$KEYS"
   publisher --brokers "$(at 0)" --auth-key "$T/eu.key" --total-size 64MiB --rate 4MB >"$T/sent" 2>"$T/said" &
   local sending=$!
-  sleep 0.8
+  until_messages 0 1
   stop_broker 0
   sed -i '/^eu/d' "$KEYS"
   start_broker 0 --topic penstock --auth-keys "$KEYS"
@@ -174,10 +175,7 @@ read_again() {
   start_broker 0 --auth-keys "$KEYS"
   sed -i '/^eu/d' "$KEYS"
   kill -HUP "$(ip netns pids "$NET-b0" | head -n 1)"
-  for _ in {1..100}; do
-    ! grep -q 'keys read again' "$T/broker-0.log" || break
-    sleep 0.05
-  done
+  within 30 grep -q 'keys read again' "$T/broker-0.log"
   refuses 'does not take the key' publisher --brokers "$(at 0)" --auth-key "$T/eu.key" --total-size 1MiB
   publisher --brokers "$(at 0)" --auth-key "$T/us.key" --topic audit --total-size 1MiB >"$T/sent"
   stop_broker 0

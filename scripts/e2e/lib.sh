@@ -133,13 +133,65 @@ stop_broker() {
   [ -s "$T/broker-$1.json" ] || fail "broker $1 wrote no report"
 }
 
+# within SECONDS COMMAND...: waits until the command succeeds.
+within() {
+  local end=$((SECONDS + $1))
+  shift
+  until "$@"; do
+    [ "$SECONDS" -lt "$end" ] || fail "waited in vain for: $*"
+    sleep 0.02
+  done
+}
+
+# messages_in INDEX [TOPIC]: messages that a broker's log ever took.
+messages_in() {
+  "$BIN/penstock-subscriber" --path "$BUFFERS/b$1/${2:-penstock}.log" --from end --stat --format json 2>/dev/null \
+    | jq .log.messages
+}
+
+has_messages() {
+  local count
+  count=$(messages_in "$1")
+  [ "${count:-0}" -ge "$2" ]
+}
+
+# until_messages INDEX COUNT: waits until a broker's log has taken so many messages.
+until_messages() { within 30 has_messages "$@"; }
+
+# goes_further INDEX: waits until a broker's log takes messages beyond those that it has.
+goes_further() { until_messages "$1" $(($(messages_in "$1") + 1)); }
+
+# numbered_lines: numbered lines without end, so that what is lost or doubled shows; they end with
+# `enough`, and $T/input holds them as well.
+numbered_lines() {
+  local from=1
+  until [ -e "$T/enough" ]; do
+    seq "$from" $((from + 19999)) || break
+    from=$((from + 20000))
+  done 2>/dev/null | tee "$T/input"
+}
+enough() { touch "$T/enough"; }
+
+# nothing_under_way: whoever publishes waits for acks, and all that it sent has arrived.
+nothing_under_way() {
+  local before='' now
+  # A full window shows as a count of bytes that does not rise.
+  for _ in {1..100}; do
+    now=$(ip netns exec "$NET-pub" ss -HtniO state established dport = :1214 | sed 's/.*bytes_sent:\([0-9]*\).*/\1/')
+    [ "$now" != "$before" ] || return 0
+    before=$now
+    sleep 0.2
+  done
+  fail "the publisher goes on sending"
+}
+
 # vanish INDEX SECONDS: a broker's machine loses its power for so long. Everything has arrived there,
 # nothing is on its way, and nobody tells the publisher that the connection is gone.
 vanish() {
   local broker
   broker=$(ip netns pids "$NET-b$1" | head -n 1)
   kill -STOP "$broker"
-  sleep 0.5
+  nothing_under_way
   ip -n "$NET-b$1" link set eth0 down
   kill -KILL "$broker"
   wait "${brokers_running[$1]}" || true
