@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What limits receiving at a running broker; takes the arguments of the original script.
+# What limits receiving at a running broker; takes the variables of the original script.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -8,7 +8,9 @@ help() {
   cat <<'TEXT'
 Observes a running broker, or any other TCP server, says what limits it, and keeps the figures.
 
-Usage: scripts/diagnose_recv_bottleneck.sh [BROKER_PID [BROKER_PORT [STRACE_SEC [MPSTAT_SEC]]]]
+Usage: [VARIABLE=value ...] scripts/diagnose_recv_bottleneck.sh [BROKER_PID [BROKER_PORT [STRACE_SEC [MPSTAT_SEC]]]]
+
+Each of the four is an environment variable as well; an argument comes before it.
 
   BROKER_PID   process; '-' or nothing: whoever listens on BROKER_PORT, in any network namespace
   BROKER_PORT  TCP port; '-': all ports of the process; without a process, 1214
@@ -24,6 +26,7 @@ Exit codes: 0 diagnosed, whatever the verdict, 1 failed, 2 wrong usage.
 
 Examples:
   scripts/diagnose_recv_bottleneck.sh
+  BROKER_PORT=5201 MPSTAT_SEC=5 scripts/diagnose_recv_bottleneck.sh
   scripts/diagnose_recv_bottleneck.sh "$(pgrep -x penstock-broker)" 1214 2 10
   scripts/diagnose_recv_bottleneck.sh "$(pgrep -x iperf3)" 5201
 TEXT
@@ -39,7 +42,11 @@ for argument in "$@"; do
   esac
 done
 [ $# -le 4 ] || usage_error "at most four arguments; the fifth is '$5'"
-pid=${1:--} port=${2:--} trace=${3:-2} duration=${4:-10}
+pid=${1:-${BROKER_PID:--}} port=${2:-${BROKER_PORT:--}}
+trace=${3:-${STRACE_SEC:-2}} duration=${4:-${MPSTAT_SEC:-10}}
+for seconds in "STRACE_SEC $trace" "MPSTAT_SEC $duration"; do
+  [[ ${seconds#* } =~ ^[0-9]+(\.[0-9]+)?$ ]] || usage_error "${seconds% *} is a number of seconds, not '${seconds#* }'"
+done
 
 target=()
 if [ "$pid" != - ]; then

@@ -20,12 +20,19 @@ Variables, with their defaults:
   MODE=tcp                         path of the payload: tcp, xdp, auto (xdp, or tcp where it cannot be had)
   PROFILE=wire                     wire (segmentation offloads off), offload (left on)
   MTU=1500                         MTU of the links
+  NUM_TRIALS=1                     runs, one after the other, each with a folder of its own
+  THREADS_PER_BROKER=1             streams of the publisher to each broker
+  REPLICATION_FACTOR=1             copies of a message: 1; there is no replication
+  SEQUENCER=                       none, or NONE: nothing orders messages between brokers
 
-Needs root (uses sudo if there is one). The last line printed is the result folder.
+The original's variables that are not supported are refused, not passed over.
+
+Needs root (uses sudo if there is one). The last line printed is the result folder (of each run).
 Exit codes: 0 all acked and in the logs, 1 not so, 2 wrong usage.
 
 Examples:
   scripts/run_throughput.sh
+  NUM_TRIALS=3 THREADS_PER_BROKER=2 scripts/run_throughput.sh
   TOTAL_MESSAGE_SIZE=1073741824 NUM_BROKERS=2 PROFILE=offload scripts/run_throughput.sh
   scripts/run_throughput.sh --verify --ring-size 4GiB
 TEXT
@@ -41,8 +48,9 @@ done
 
 : "${ORDER:=0}" "${ACK:=1}" "${TEST_TYPE:=5}" "${TOTAL_MESSAGE_SIZE:=10737418240}"
 : "${MESSAGE_SIZE:=1024}" "${NUM_BROKERS:=4}" "${MODE:=tcp}" "${PROFILE:=wire}" "${MTU:=1500}"
+: "${NUM_TRIALS:=1}" "${THREADS_PER_BROKER:=1}" "${REPLICATION_FACTOR:=1}" "${SEQUENCER:=NONE}"
 
-# supported NAME VALUE CHOICE...: refuses a value that does not exist (yet).
+# supported NAME VALUE CHOICE...: refuses a value that does not exist.
 supported() {
   local name=$1 value=$2 choice
   shift 2
@@ -67,9 +75,23 @@ positive TOTAL_MESSAGE_SIZE "$TOTAL_MESSAGE_SIZE"
 positive MESSAGE_SIZE "$MESSAGE_SIZE"
 positive NUM_BROKERS "$NUM_BROKERS"
 positive MTU "$MTU"
+positive NUM_TRIALS "$NUM_TRIALS"
+positive THREADS_PER_BROKER "$THREADS_PER_BROKER"
+[ "$REPLICATION_FACTOR" = 1 ] ||
+  usage_error "REPLICATION_FACTOR=$REPLICATION_FACTOR is not supported; supported: 1 (each broker keeps its own messages)"
+[ "${SEQUENCER^^}" = NONE ] ||
+  usage_error "SEQUENCER=$SEQUENCER is not supported; supported: none (order level 0 needs no sequencer)"
 
 build_release
-as_root "$BIN_DIR/penstock-lab" throughput \
-  --mode "$MODE" --profile "$PROFILE" --mtu "$MTU" --brokers "$NUM_BROKERS" \
-  --total-size "$TOTAL_MESSAGE_SIZE" --message-size "$MESSAGE_SIZE" \
-  --ack "$ACK" --order "$ORDER" --results "$ROOT/results" "$@"
+code=0
+for ((trial = 1; trial <= NUM_TRIALS; trial++)); do
+  [ "$NUM_TRIALS" -eq 1 ] || say "== run $trial of $NUM_TRIALS"
+  as_root "$BIN_DIR/penstock-lab" throughput \
+    --mode "$MODE" --profile "$PROFILE" --mtu "$MTU" --brokers "$NUM_BROKERS" \
+    --total-size "$TOTAL_MESSAGE_SIZE" --message-size "$MESSAGE_SIZE" \
+    --threads-per-broker "$THREADS_PER_BROKER" \
+    --ack "$ACK" --order "$ORDER" --results "$ROOT/results" "$@" || code=$?
+  # Wrong usage and an interrupt end all of them; a run that failed does not keep the next from running.
+  [ "$code" -le 1 ] || exit "$code"
+done
+exit "$code"

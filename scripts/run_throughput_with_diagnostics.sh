@@ -14,7 +14,7 @@ run is in after-fix/.
 Usage: [VARIABLE=value ...] scripts/run_throughput_with_diagnostics.sh [options of penstock-lab throughput]
 
 The variables are those of scripts/run_throughput.sh (ORDER, ACK, TEST_TYPE, TOTAL_MESSAGE_SIZE,
-MESSAGE_SIZE, NUM_BROKERS, MODE, PROFILE, MTU), with the same defaults. A run of less than about two
+MESSAGE_SIZE, NUM_BROKERS, MODE, PROFILE, MTU, NUM_TRIALS, THREADS_PER_BROKER), with the same defaults. A run of less than about two
 seconds is too short to be diagnosed.
 
 Needs root (uses sudo if there is one). The last line printed is the result folder.

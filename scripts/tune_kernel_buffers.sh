@@ -5,40 +5,85 @@ set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
 STATE=/run/penstock-sysctl.saved
-SETTINGS=(net.core.rmem_max net.core.wmem_max)
+PERSISTENT=/etc/sysctl.d/60-penstock.conf
+# Limits of SO_RCVBUF and SO_SNDBUF, and how far the kernel's autotuning goes where they are not set.
+SETTINGS=(net.core.rmem_max net.core.wmem_max net.ipv4.tcp_rmem net.ipv4.tcp_wmem)
 
 help() {
   cat <<TEXT
-Shows, raises and restores the limits up to which SO_RCVBUF and SO_SNDBUF are granted.
+Shows, raises and restores the limits of socket buffers: up to where SO_RCVBUF and SO_SNDBUF are granted
+(net.core.rmem_max, wmem_max), and up to where the kernel tunes buffers that nobody has set (the third
+value of net.ipv4.tcp_rmem, tcp_wmem).
 
-Usage: scripts/tune_kernel_buffers.sh show
-       scripts/tune_kernel_buffers.sh set [--size SIZE]     (default 64MiB)
+Usage: scripts/tune_kernel_buffers.sh [plan] [--size SIZE]
+       scripts/tune_kernel_buffers.sh show
+       scripts/tune_kernel_buffers.sh set [--size SIZE] [--persist]
        scripts/tune_kernel_buffers.sh restore
 
-  set      raises ${SETTINGS[*]} for the whole host and keeps the
-           values from before in $STATE; a second set keeps the first values.
-  restore  puts those values back.
+  plan     says what 'set' would do, and changes nothing; without arguments it does this.
+  show     the values in force, and those that 'set' has kept.
+  set      raises what was below SIZE (default 64MiB) for the whole host, and keeps the values from
+           before in $STATE; a second set keeps the first values.
+           With --persist also in $PERSISTENT, which the next boot reads.
+  restore  puts the values back and removes $PERSISTENT.
 
-Each change is printed with the value before and after. Nothing survives a reboot.
+Each change is printed with the value before and after. Without --persist nothing survives a reboot.
 'set' and 'restore' need root.
 
 Examples:
-  scripts/tune_kernel_buffers.sh show
+  scripts/tune_kernel_buffers.sh
   sudo scripts/tune_kernel_buffers.sh set --size 64MiB
   sudo scripts/tune_kernel_buffers.sh restore
 TEXT
 }
 
-value_of() { cat "/proc/sys/${1//.//}"; }
+# The three values of tcp_rmem and tcp_wmem are separated by tabs.
+value_of() { tr '\t' ' ' <"/proc/sys/${1//.//}"; }
 
 show() {
   local setting
-  for setting in "${SETTINGS[@]}" net.ipv4.tcp_rmem net.ipv4.tcp_wmem; do
+  for setting in "${SETTINGS[@]}"; do
     echo "$setting = $(value_of "$setting")"
   done
   if [ -e "$STATE" ]; then
     echo "changed by 'set'; values from before, in $STATE:"
     sed 's/^/  /' "$STATE"
+  fi
+  [ ! -e "$PERSISTENT" ] || echo "set at each boot by $PERSISTENT"
+}
+
+# before SETTING: its value before any 'set'.
+before() {
+  local kept=''
+  [ ! -e "$STATE" ] || kept=$(sed -n "s/^$1=//p" "$STATE")
+  if [ -n "$kept" ]; then echo "$kept"; else value_of "$1"; fi
+}
+
+# wanted SETTING BYTES: its value with the limit raised to so much, or as it was if that is more.
+wanted() {
+  local least initial most
+  read -r least initial most <<<"$(before "$1")"
+  case $1 in
+    net.core.*) echo $((least > $2 ? least : $2)) ;;
+    *) echo "$least $initial $((most > $2 ? most : $2))" ;;
+  esac
+}
+
+plan() {
+  local setting now new changes=0
+  for setting in "${SETTINGS[@]}"; do
+    now=$(value_of "$setting") new=$(wanted "$setting" "$1")
+    if [ "$now" = "$new" ]; then
+      echo "$setting: stays $now"
+    else
+      echo "$setting: $now -> $new"
+      changes=$((changes + 1))
+    fi
+  done
+  if [ "$changes" -gt 0 ]; then
+    echo "nothing was changed; to do so: sudo $0 set --size $2"
+  else
+    echo "nothing to do"
   fi
 }
 
@@ -63,46 +108,84 @@ set_to() {
     mv "$STATE.new" "$STATE"
   fi
   for setting in "${SETTINGS[@]}"; do
-    change "$setting" "$1"
+    change "$setting" "$(wanted "$setting" "$1")"
   done
+  [ "$persist" -eq 0 ] || keep
+}
+
+# What is in force now also after a boot.
+keep() {
+  local setting
+  {
+    echo "# Made by penstock's tune_kernel_buffers.sh; 'restore' removes it."
+    sed 's/^/# before: /' "$STATE"
+    for setting in "${SETTINGS[@]}"; do
+      echo "$setting = $(value_of "$setting")"
+    done
+  } >"$PERSISTENT.new"
+  chmod 644 "$PERSISTENT.new"
+  mv "$PERSISTENT.new" "$PERSISTENT"
+  echo "wrote $PERSISTENT"
 }
 
 restore() {
-  [ -e "$STATE" ] || {
+  local setting value kept=''
+  if [ -e "$STATE" ]; then
+    kept=$(cat "$STATE")
+  elif [ -e "$PERSISTENT" ]; then
+    kept=$(sed -n 's/^# before: //p' "$PERSISTENT")
+  fi
+  [ -n "$kept" ] || {
     echo "nothing to restore: 'set' has not changed anything"
     return
   }
-  local setting value
   while IFS='=' read -r setting value; do
     change "$setting" "$value"
-  done <"$STATE"
-  rm "$STATE"
+  done <<<"$kept"
+  [ ! -e "$PERSISTENT" ] || echo "removes $PERSISTENT"
+  rm -f "$STATE" "$PERSISTENT"
 }
 
-command=${1:-}
-[ $# -eq 0 ] || shift
+command=${1:-plan}
 case $command in
-  -h | --help) help ;;
-  show) show ;;
-  set)
-    size=64MiB
+  -h | --help)
+    help
+    exit 0
+    ;;
+  --*) command=plan ;;
+  *) [ $# -eq 0 ] || shift ;;
+esac
+case $command in
+  plan | set)
+    size=64MiB persist=0
     while [ $# -gt 0 ]; do
       case $1 in
-        --size) size=$(option_value "$@") ;;
+        --size)
+          size=$(option_value "$@")
+          shift 2
+          ;;
+        --persist)
+          [ "$command" = set ] || usage_error "--persist is for set"
+          persist=1
+          shift
+          ;;
         *) usage_error "unknown option '$1'" ;;
       esac
-      shift 2
     done
     bytes=$(bytes_of "$size")
     # 2^30 is the largest buffer that the kernel doubles without overflow.
     [[ $bytes -ge 4096 && $bytes -le 1073741824 ]] || usage_error "--size: 4KiB to 1GiB"
-    need_root "$command" "$command"
-    set_to "$bytes"
+    if [ "$command" = plan ]; then
+      plan "$bytes" "$size"
+    else
+      need_root "$command" "$command"
+      set_to "$bytes"
+    fi
     ;;
-  restore)
-    need_root "$command" "$command"
-    restore
+  show | restore)
+    [ $# -eq 0 ] || usage_error "unknown option '$1'"
+    [ "$command" = show ] || need_root "$command" "$command"
+    "$command"
     ;;
-  '') usage_error "say what to do: show, set or restore" ;;
-  *) usage_error "unknown command '$command'; known: show, set, restore" ;;
+  *) usage_error "unknown command '$command'; known: plan, show, set, restore" ;;
 esac

@@ -9,7 +9,8 @@ start_long_run() {
   "$BIN/penstock-lab" throughput --brokers 2 --total-size 1TB "$@" --results "$T/results" >"$T/stdout" 2>&1 &
   lab=$!
   for _ in {1..200}; do
-    [ "$(ip netns pids "penstock-$lab-pub" 2>/dev/null | wc -l)" -gt 0 ] && sleep 0.5 && return 0
+    # Connected, over tcp at least for control.
+    ip netns exec "penstock-$lab-pub" ss -Htn state established dport = :1214 2>/dev/null | grep -q . && return 0
     kill -0 "$lab" 2>/dev/null || break
     sleep 0.1
   done
@@ -72,16 +73,54 @@ broker_dies() {
 }
 
 tuning() {
+  local saved=/run/penstock-sysctl.saved before tcp_before tune=$ROOT/scripts/tune_kernel_buffers.sh
+  [ ! -e "$saved" ] || skip "the limits of this host are tuned already ($saved)"
+  [ -w /proc/sys/net/core/rmem_max ] || skip "net.core.rmem_max cannot be set here"
+  before=$(cat /proc/sys/net/core/rmem_max)
+  tcp_before=$(cat /proc/sys/net/ipv4/tcp_rmem)
+  # Without arguments it says what it would do, and does not.
+  "$tune" --size 48MiB >"$T/plan"
+  grep -q "^net.core.rmem_max: $before -> $((48 << 20))\$" "$T/plan" || fail "no plan: $(cat "$T/plan")"
+  grep -q '^net.ipv4.tcp_rmem: .*-> .*50331648$' "$T/plan" || fail "no plan for tcp_rmem: $(cat "$T/plan")"
+  expect "rmem_max after the plan" "$(cat /proc/sys/net/core/rmem_max)" "$before"
+  "$tune" set --size 48MiB
+  "$tune" set --size 40MiB
+  expect rmem_max "$(cat /proc/sys/net/core/rmem_max)" $((40 << 20))
+  expect "the largest of tcp_rmem" "$(awk '{ print $3 }' /proc/sys/net/ipv4/tcp_rmem)" $((40 << 20))
+  "$tune" restore
+  expect "rmem_max after restore" "$(cat /proc/sys/net/core/rmem_max)" "$before"
+  expect "tcp_rmem after restore" "$(cat /proc/sys/net/ipv4/tcp_rmem)" "$tcp_before"
+  [ ! -e "$saved" ] || fail "$saved is left"
+}
+
+# What the next boot would read is in a place of the test's own; a boot forgets what is in /run.
+tuning_persists() {
   local saved=/run/penstock-sysctl.saved before tune=$ROOT/scripts/tune_kernel_buffers.sh
   [ ! -e "$saved" ] || skip "the limits of this host are tuned already ($saved)"
   [ -w /proc/sys/net/core/rmem_max ] || skip "net.core.rmem_max cannot be set here"
   before=$(cat /proc/sys/net/core/rmem_max)
-  "$tune" set --size 48MiB
-  "$tune" set --size 40MiB
-  expect rmem_max "$(cat /proc/sys/net/core/rmem_max)" $((40 << 20))
-  "$tune" restore
+  # shellcheck disable=SC2016 # for the inner shell
+  unshare --mount sh -euc 'mkdir -p /etc/sysctl.d; mount -t tmpfs tmpfs /etc/sysctl.d
+    "$1" set --size 40MiB --persist
+    cat /etc/sysctl.d/60-penstock.conf
+    rm /run/penstock-sysctl.saved
+    "$1" restore
+    ls -A /etc/sysctl.d' - "$tune" >"$T/said"
+  grep -q "^net.core.rmem_max = $((40 << 20))\$" "$T/said" || fail "not for the next boot: $(cat "$T/said")"
+  expect "what is left" "$(tail -n 1 "$T/said")" "removes /etc/sysctl.d/60-penstock.conf"
   expect "rmem_max after restore" "$(cat /proc/sys/net/core/rmem_max)" "$before"
-  [ ! -e "$saved" ] || fail "$saved is left"
+}
+
+# The original's variables mean what they meant, or are refused.
+original_variables() {
+  local variable
+  for variable in REPLICATION_FACTOR=2 SEQUENCER=CORFU NUM_TRIALS=0 THREADS_PER_BROKER=x; do
+    refuses "${variable%=*}=${variable#*=} is not" env "$variable" "$ROOT/scripts/run_throughput.sh"
+  done
+  refuses "BROKER_PID is one number" env BROKER_PID=x "$ROOT/scripts/diagnose_recv_bottleneck.sh"
+  refuses "BROKER_PORT is a number" env BROKER_PORT=x "$ROOT/scripts/diagnose_recv_bottleneck.sh"
+  refuses "STRACE_SEC is a number" env STRACE_SEC=x "$ROOT/scripts/diagnose_recv_bottleneck.sh"
+  refuses "MPSTAT_SEC is a number" env MPSTAT_SEC=x "$ROOT/scripts/diagnose_recv_bottleneck.sh"
 }
 
 run_test "Ctrl-C leaves nothing behind" interrupt
@@ -90,5 +129,7 @@ run_test "kill -9 leaves no process, and the next start sweeps the rest" kill_la
 run_test "Ctrl-C leaves nothing of bad links behind" with_a_middle
 run_test "kill -9 leaves nothing of bad links that the next start does not sweep" kill_lab_with_a_middle
 run_test "a broker that dies is named, and all is taken down" broker_dies
-run_test "tune_kernel_buffers.sh sets and restores" tuning
+run_test "tune_kernel_buffers.sh plans, sets and restores" tuning
+run_test "tune_kernel_buffers.sh also for the next boot, and back" tuning_persists
+run_test "variables of the original are honoured or refused" original_variables
 finish
