@@ -129,6 +129,9 @@ install_packages libcap2-bin python3 shellcheck strace systemd
 step "rustfmt" cargo fmt --all -- --check
 step "clippy" cargo clippy --locked --workspace --all-targets -- -D warnings
 step "shellcheck" shellcheck -x scripts/*.sh scripts/e2e/*.sh scripts/vm/systemd-test .ci/run
+step "licences, sources and versions of dependencies" scripts/check_dependencies.py
+step "licences, sources and versions: the check itself" env PYTHONDONTWRITEBYTECODE=1 \
+  python3 -m doctest scripts/check_dependencies.py
 step "dependencies of the fuzz targets" fuzz_dependencies
 # What is marked as ignored loads programs into the kernel.
 ignored=()
