@@ -25,9 +25,12 @@ impl Progress {
         let (length, template) = match expected_bytes {
             Some(bytes) => (
                 bytes,
-                "{bar:40} {bytes} of {total_bytes} {bytes_per_sec}, {eta} left",
+                "{bar:40} {decimal_bytes} of {decimal_total_bytes} {decimal_bytes_per_sec}, {eta} left",
             ),
-            None => (0, "{spinner} {bytes} {bytes_per_sec}, {elapsed}"),
+            None => (
+                0,
+                "{spinner} {decimal_bytes} {decimal_bytes_per_sec}, {elapsed}",
+            ),
         };
         let style = ProgressStyle::with_template(template).expect("the template is valid");
         let bar = ProgressBar::with_draw_target(Some(length), progress::target());

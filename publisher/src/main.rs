@@ -145,7 +145,13 @@ fn publish(
 
 fn progress_bar(plan: &Plan) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(plan.total_bytes(), progress::target());
-    let template = "{elapsed_precise} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} eta {eta}";
+    let template = match bar.length() {
+        Some(_) => {
+            "{elapsed_precise} [{bar:30}] {decimal_bytes}/{decimal_total_bytes} \
+             {decimal_bytes_per_sec} eta {eta}"
+        }
+        None => "{elapsed_precise} {decimal_bytes} {decimal_bytes_per_sec}",
+    };
     let style = ProgressStyle::with_template(template);
     bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
