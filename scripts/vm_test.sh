@@ -6,7 +6,6 @@ set -euo pipefail
 
 # Drivers, and what qemu calls their interfaces.
 declare -A DEVICES=([virtio_net]=virtio-net-pci [igb]=igb [e1000e]=e1000e [vmxnet3]=vmxnet3)
-MIRROR=http://deb.debian.org/debian
 
 help() {
   cat <<TEXT
@@ -19,6 +18,7 @@ Usage: scripts/vm_test.sh [options]
 
   --drivers LIST  of: virtio_net igb e1000e vmxnet3 (default: virtio_net,igb,e1000e)
   --suite NAME    Debian suite that kernel and qemu come from (default: trixie, Linux 6.12)
+  --mirror URL    where Debian's packages are (default: what this machine's apt is configured with)
   --kernel NAME   package of the kernel (default: what linux-image-amd64 of the suite depends on)
   --size SIZE     bytes to publish in each case (default: 16MiB)
   --mtu BYTES     of both interfaces (default: 1500)
@@ -28,7 +28,7 @@ Usage: scripts/vm_test.sh [options]
 Packages are downloaded to target/vm (about 150 MB) and unpacked there; nothing is installed. The
 processor is emulated, so no figure of it means anything. Needs root, for two taps in a namespace of its
 own; nothing else of the host's network is touched. One minute a driver, or a few on a busy machine.
-Prints a line for each case. Exit code: 0 when nothing failed.
+Prints a line for each case. Exit code: 0 when nothing failed; a driver that could not be tried is a failure.
 
 Examples:
   sudo scripts/vm_test.sh
@@ -37,7 +37,7 @@ Examples:
 TEXT
 }
 
-drivers=virtio_net,igb,e1000e suite=trixie kernel='' size=16MiB mtu=1500 systemd=0
+drivers=virtio_net,igb,e1000e suite=trixie mirror='' kernel='' size=16MiB mtu=1500 systemd=0
 while [ $# -gt 0 ]; do
   case $1 in
     -h | --help)
@@ -46,6 +46,7 @@ while [ $# -gt 0 ]; do
       ;;
     --drivers) drivers=$(option_value "$@") ;;
     --suite) suite=$(option_value "$@") ;;
+    --mirror) mirror=$(option_value "$@") ;;
     --kernel) kernel=$(option_value "$@") ;;
     --size) size=$(option_value "$@") ;;
     --mtu) mtu=$(option_value "$@") ;;
@@ -96,16 +97,25 @@ apt() {
     -o Dir::Cache::archives="$SUITE/archives" -o APT::Sandbox::User=root -o APT::Get::List-Cleanup=0 "${@:2}"
 }
 
+# debian_mirror: where apt gets Debian itself from on this machine; its first such place.
+debian_mirror() {
+  # shellcheck disable=SC2016 # for apt-get
+  apt-get indextargets --format '$(ORIGIN)|$(LABEL)|$(REPO_URI)' 'Created-By: Packages' 2>/dev/null \
+    | sed -n 's/^Debian|Debian|//p' | sed -n 1p
+}
+
 # Packages of the suite: qemu with all that it needs, a busybox, the kernel.
 download() {
   local base=${suite%-backports} package parts
+  [ -n "$mirror" ] || mirror=$(debian_mirror)
+  [ -n "$mirror" ] || die "apt knows no place with Debian's packages here; name one: --mirror URL"
   mkdir -p "$SUITE"/{lists,archives}/partial "$SUITE/root"
   for package in "$base" $([ "$base" = "$suite" ] || echo "$suite"); do
-    echo "deb [arch=amd64 signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $MIRROR $package main"
+    echo "deb [arch=amd64 signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $package main"
   done >"$SUITE/sources.list"
   : >"$SUITE/status"
   say "packages of $suite"
-  apt apt-get update >&2 || die "the index of $suite cannot be had from $MIRROR"
+  apt apt-get update >&2 || die "the index of $suite cannot be had from $mirror"
   if [ -z "$kernel" ]; then
     kernel=$(apt apt-cache show -t "$suite" linux-image-amd64 | sed -n 's/^Depends: .*\(linux-image-[0-9][^ ,]*\).*/\1/p; s/^Depends: \(linux-image-[0-9][^ ,]*\).*/\1/p' | sort -V | tail -n 1)
     [ -n "$kernel" ] || die "$suite has no linux-image-amd64"
@@ -150,9 +160,20 @@ download_systemd() {
   touch "$os/.whole"
 }
 
-# A program of the suite, with its own loader and libraries.
-in_suite() {
-  "$SUITE/root/usr/lib64/ld-linux-x86-64.so.2" --library-path "$SUITE/root/usr/lib/x86_64-linux-gnu" "$@"
+# The qemu of the suite, with its own loader, libraries and modules. It would also look for modules where the
+# host's qemu has those of another version, which end it: that place is empty for this process.
+LIBRARIES=$SUITE/root/usr/lib/x86_64-linux-gnu
+# shellcheck disable=SC2016 # for the inner shell
+QEMU=(env QEMU_MODULE_DIR="$LIBRARIES/qemu" unshare --mount
+  sh -c '[ ! -d "$0" ] || mount -t tmpfs tmpfs "$0"; exec "$@"' /usr/lib/x86_64-linux-gnu/qemu
+  "$SUITE/root/usr/lib64/ld-linux-x86-64.so.2" --library-path "$LIBRARIES"
+  "$SUITE/root/usr/bin/qemu-system-x86_64")
+
+# has_device NAME: whether the suite's qemu knows it; what it says otherwise is in $RUN/qemu.
+has_device() {
+  "${QEMU[@]}" -machine none -device "$1,help" >"$RUN/qemu" 2>&1 || return 1
+  # It ends well also without the device.
+  grep -q "^$1 options:" "$RUN/qemu"
 }
 
 # install_program FILE: with the libraries that it needs, into the initial file system.
@@ -257,8 +278,7 @@ boot() {
   read -ra options < <(network "$1" | xargs)
   ip netns list | grep -q "^$NET" || taps
   : >"$RUN/said"
-  ip netns exec "$NET" timeout 1500 "$SUITE/root/usr/lib64/ld-linux-x86-64.so.2" \
-    --library-path "$SUITE/root/usr/lib/x86_64-linux-gnu" "$SUITE/root/usr/bin/qemu-system-x86_64" \
+  ip netns exec "$NET" timeout 1500 "${QEMU[@]}" \
     -L "$SUITE/root/usr/share/qemu" -L "$SUITE/root/usr/share/seabios" -L "$SUITE/root/usr/lib/ipxe/qemu" \
     -accel tcg,thread=multi -cpu max -smp 2 -m 3072 -machine q35 -nodefaults -no-user-config -no-reboot \
     -display none -serial "file:$RUN/console" -serial "file:$RUN/said" "${options[@]}" \
@@ -379,14 +399,15 @@ if [ "$systemd" -ne 0 ]; then
 fi
 version=$(cd "$KERNEL/boot" && echo vmlinuz-*)
 for driver in ${drivers//,/ }; do
-  if ! in_suite "$SUITE/root/usr/bin/qemu-system-x86_64" -device help 2>/dev/null | grep -q "name \"${DEVICES[$driver]}\""; then
-    echo "SKIP $driver: this qemu has no ${DEVICES[$driver]}"
-    skipped=$((skipped + 1))
+  if ! has_device "${DEVICES[$driver]}"; then
+    echo "FAIL $driver: this qemu has no ${DEVICES[$driver]}"
+    sed 's/^/    /' "$RUN/qemu" | tail -n 5
+    failed=$((failed + 1))
     continue
   fi
   if ! initramfs "$driver"; then
-    echo "SKIP $driver: ${version#vmlinuz-} has no such module"
-    skipped=$((skipped + 1))
+    echo "FAIL $driver: ${version#vmlinuz-} has no such module"
+    failed=$((failed + 1))
     continue
   fi
   say "$driver with ${version#vmlinuz-}"
