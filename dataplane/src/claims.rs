@@ -44,6 +44,10 @@ const KEPT_FOR_SMALL: u64 = 4;
 /// are: they cannot end before them.
 const KEPT_FOR_NEXT: u64 = 4;
 
+/// Room that was taken and not filled is gone for a round of the ring: what lay there before is
+/// overwritten. So it counts in the shares for a while, less and less: all of a share for so long.
+const FORFEIT_MS: u64 = 10_000;
+
 /// Bytes a second at which a batch must arrive, once the time that a publisher may stall has passed.
 pub const MIN_RATE: u64 = 16 << 10;
 /// A batch in the ring that arrives more slowly than this holds up others, once it had some time.
@@ -80,6 +84,11 @@ pub(crate) fn overdue_text(seq: u64, received: u64, len: u32, elapsed: Duration)
         "{received} of {len} bytes of batch {seq} came in {elapsed:.0?}; a batch must come at {} KiB/s after --stall-timeout: send smaller batches over a slow link",
         MIN_RATE >> 10
     )
+}
+
+/// Milliseconds since the start; never 0.
+fn millis_since(start: Instant) -> u64 {
+    start.elapsed().as_millis() as u64 + 1
 }
 
 fn time_of(bytes: u64, rate: u64) -> Duration {
@@ -125,6 +134,9 @@ struct Accounts {
 struct Account {
     held: AtomicU64,
     limit: u64,
+    /// What was given back unfilled, and when that was last added to, milliseconds.
+    forfeited: AtomicU64,
+    forfeited_at: AtomicU64,
     /// When it was the reason for a denial last, milliseconds.
     pressed: AtomicU64,
     /// Batches that wait until there is something.
@@ -134,6 +146,7 @@ struct Account {
 /// The accounts that a stream's claims count in.
 #[derive(Debug)]
 struct Shares {
+    start: Instant,
     all: Arc<Account>,
     host: Arc<Account>,
     key: Option<Arc<Account>>,
@@ -158,12 +171,14 @@ pub(crate) struct Claimant {
     memory: Arc<Shares>,
 }
 
-/// A batch's claim to room in the ring; given back when it is dropped.
+/// A batch's claim to room in the ring, until all of it is there. If it is dropped before, the room
+/// was taken for nothing.
 #[derive(Debug)]
-#[must_use = "the room is given back at once"]
+#[must_use = "the room is forfeited at once"]
 pub(crate) struct RingClaim {
     shares: Arc<Shares>,
     len: u64,
+    is_filled: bool,
 }
 
 /// Memory beyond a spill; given back when it is dropped.
@@ -250,15 +265,15 @@ impl Ledger {
         let mut accounts = self.lock_accounts();
         let mut account = |owner, limit| accounts.account(asset, owner, limit);
         Shares {
+            start: self.start,
             all: account(Owner::All, all),
             host: account(Owner::Host(tenant.host), each),
             key: tenant.key.map(|key| account(Owner::Key(key), each)),
         }
     }
 
-    /// Milliseconds since the start; never 0.
     fn now(&self) -> u64 {
-        self.start.elapsed().as_millis() as u64 + 1
+        millis_since(self.start)
     }
 
     /// Those who hold what this account lacks are to give way.
@@ -308,10 +323,11 @@ impl Accounts {
 }
 
 impl Account {
-    /// Adds to what is held, up to `most`; returns how much it is then.
-    fn take(&self, bytes: u64, most: u64) -> Option<u64> {
+    /// Adds to what is held, up to `most` together with what was forfeited; returns how much is held
+    /// then.
+    fn take(&self, bytes: u64, most: u64, start: Instant) -> Option<u64> {
         let held = self.held.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        if held > most {
+        if held + self.forfeited(start) > most {
             self.give(bytes);
             return None;
         }
@@ -320,6 +336,30 @@ impl Account {
 
     fn give(&self, bytes: u64) {
         self.held.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// What of that still counts.
+    fn forfeited(&self, start: Instant) -> u64 {
+        let bytes = self.forfeited.load(Ordering::Relaxed);
+        // Mostly there is nothing: the clock is not looked at.
+        if bytes == 0 {
+            return 0;
+        }
+        let since = millis_since(start).saturating_sub(self.forfeited_at.load(Ordering::Relaxed));
+        let left = bytes.saturating_sub(self.limit.saturating_mul(since) / FORFEIT_MS);
+        if left == 0 {
+            self.forfeited.store(0, Ordering::Relaxed);
+        }
+        left
+    }
+
+    /// Gives back what was not filled. Of two threads that do so at the same moment one may be missed.
+    fn forfeit(&self, bytes: u64, start: Instant) {
+        let sum = (self.forfeited(start) + bytes).min(self.limit);
+        let now = millis_since(start);
+        self.forfeited_at.store(now, Ordering::Relaxed);
+        self.forfeited.store(sum, Ordering::Relaxed);
+        self.give(bytes);
     }
 
     fn is_pressed(&self, now: u64) -> bool {
@@ -338,10 +378,11 @@ impl Shares {
             Turn::Later => account.limit - account.limit / KEPT_FOR_NEXT,
             Turn::Next | Turn::Waiting => account.limit,
         };
-        let of_host = self.host.take(bytes, most(&self.host));
+        let start = self.start;
+        let of_host = self.host.take(bytes, most(&self.host), start);
         let of_host = of_host.ok_or(&*self.host)?;
         if let Some(key) = &self.key
-            && key.take(bytes, most(key)).is_none()
+            && key.take(bytes, most(key), start).is_none()
         {
             self.host.give(bytes);
             return Err(key);
@@ -350,7 +391,8 @@ impl Shares {
             true => 0,
             false => self.all.limit / KEPT_FOR_SMALL,
         };
-        if self.all.take(bytes, self.all.limit - kept).is_none() {
+        let most = self.all.limit - kept;
+        if self.all.take(bytes, most, start).is_none() {
             self.host.give(bytes);
             if let Some(key) = &self.key {
                 key.give(bytes);
@@ -400,6 +442,7 @@ impl Claimant {
         Some(RingClaim {
             shares: Arc::clone(&self.ring),
             len,
+            is_filled: false,
         })
     }
 
@@ -448,9 +491,21 @@ impl MemoryCharge {
     }
 }
 
+impl RingClaim {
+    /// The whole batch is there.
+    pub(crate) fn fill(mut self) {
+        self.is_filled = true;
+    }
+}
+
 impl Drop for RingClaim {
     fn drop(&mut self) {
-        self.shares.give(self.len);
+        if self.is_filled {
+            return self.shares.give(self.len);
+        }
+        for account in self.shares.each() {
+            account.forfeit(self.len, self.shares.start);
+        }
     }
 }
 

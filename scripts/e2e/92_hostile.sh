@@ -9,6 +9,10 @@ testbed 1
 # The attacker is another host of the publisher's network.
 ATTACKER=10.214.0.66
 ip -n "$NET-pub" addr add "$ATTACKER/24" dev b0
+# And more of them.
+for host in {100..111}; do
+  ip -n "$NET-pub" addr add "10.214.0.$host/24" dev b0
+done
 XDP=(--mode xdp --iface eth0 --ring-size 64MiB --topic penstock)
 # What a broker may need more than before: connections, what is kept of those that ended.
 GROWTH=$((8 << 20))
@@ -186,6 +190,49 @@ claims() {
   at_least "contradictions" "$(count .xdp.corrupt)" 1000
 }
 
+# Twelve hosts claim and send as much as the broker takes, over both paths at once: what docs/operations.md
+# says is the bound for it is reached, and holds.
+hoarded() {
+  start_broker 0 "${XDP[@]}" --segment-size 16MiB
+  publish alone
+  local before now most flood streams
+  # Memory of its own: the ring is of a file.
+  anonymous() { awk '/^RssAnon/ { print $2 * 1024 }' "/proc/${brokers_running[0]}/status"; }
+  before=$(anonymous)
+  hostile hoarded 20 >"$T/hostile.json" 2>"$T/said" &
+  flood=$!
+  for _ in {1..600}; do
+    ! grep -q ready "$T/said" || break
+    sleep 0.05
+  done
+  most=$(anonymous)
+  publish beneath
+  now=$(anonymous)
+  [ "$now" -le "$most" ] || most=$now
+  publisher --brokers "$(at 0)" --mode tcp --total-size "$TOTAL" --format json >"$T/tcp.json"
+  now=$(anonymous)
+  [ "$now" -le "$most" ] || most=$now
+  kill "$(sed -n 's/^ready //p' "$T/said" | tail -n 1)"
+  wait "$flood" || fail "the attacker failed: $(cat "$T/said")"
+  streams=$(jq .streams "$T/hostile.json")
+  jq -c . "$T/hostile.json"
+  echo "hoarded: anonymous memory: $before before, $most at most, with $streams streams" | tee -a "$REPORT"
+  [ $((most - before)) -le $(((32 << 20) + streams * (24 << 10) + (4 << 20))) ] || fail "more than the bound"
+  at_least "memory that was taken" $((most - before)) $((20 << 20))
+  expect "acked over tcp" "$(jq .messages_acked "$T/tcp.json")" "$(($(bytes_of "$TOTAL") / 1024))"
+  in_order alone beneath tcp
+  jq -c '.counters, .xdp' "$T/broker-0.json"
+}
+
+# Who opened a stream cannot have the broker send ACKs to others.
+reflected() {
+  start_broker 0 "${XDP[@]}"
+  hostile reflected 200 | tee "$T/hostile.json"
+  expect "ACKs" "$(jq -c . "$T/hostile.json")" '{"own":200,"victim":0}'
+  stop_broker 0
+  at_least "from another host" "$(count .xdp.foreign_source)" 200
+}
+
 REPORT=$WORK/report
 run_test "a flood of packets of streams that nobody has: nothing changes" guessed
 run_test "the same flood to a port that nobody serves: nothing changes" elsewhere
@@ -195,5 +242,7 @@ run_test "5,000 refused handshakes: counted, and told at a limited rate" refusal
 run_test "half and slow handshakes: bounded, and given up" half_open
 run_test "streams that are opened and not used: bounded, and given up" left_open
 run_test "claims that cannot be: refused" claims
+run_test "batches that are claimed and half sent by many hosts over both paths: memory is bounded" hoarded
+run_test "packets with the source address of somebody else: nobody gets an ACK" reflected
 cat "$REPORT"
 finish

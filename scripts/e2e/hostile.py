@@ -13,6 +13,7 @@ import random
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import time
 
@@ -245,10 +246,99 @@ def claims(broker, count):
     return {"codes": codes, "packets": 6 * count, "credit": credit}
 
 
+def batch_header(seq, length):
+    """The header of a batch over tcp."""
+    return struct.pack("<B3xIQII", 1, length, seq, 1, 0)
+
+
+def hosts():
+    """Addresses of the attacker: those of its interface that end in 100 and more."""
+    listed = subprocess.run(["ip", "-4", "-br", "addr", "show", "dev", "b0"], capture_output=True, text=True, check=True)
+    found = [word.split("/")[0] for word in listed.stdout.split() if "/" in word]
+    return [host for host in found if int(host.split(".")[3]) >= 100]
+
+
+def opened(broker, **fields):
+    """An open stream: its connection, the key of its packets, and the largest batch."""
+    sock = broker.connect()
+    sock.sendall(hello(**fields))
+    code, welcome = broker.answer(sock)
+    assert code == 0, code
+    return sock, struct.unpack_from("<Q", welcome, 32)[0], struct.unpack_from("<I", welcome, 16)[0]
+
+
+def hoarded(broker, count):
+    """From each of its hosts, over both paths: streams with batches of the largest size that are not sent, or
+    nearly all of one; with as much of each as the broker takes. They stay until SIGTERM."""
+    kept, streams = [], 0
+    for host in hosts():
+        mine = Broker(host, broker.address)
+        datagrams = mine.datagrams()
+        for _ in range(count):
+            sock, _, largest = opened(mine)
+            sock.sendall(batch_header(0, largest))
+            sock.setblocking(False)
+            try:
+                sock.send(bytes(512 << 10))
+            except BlockingIOError:
+                pass
+            control, key, largest = opened(mine, path=1, payload=largest)
+            number = 0
+            # A byte for each page, of which a receiver may take a piece of memory.
+            for seq in range(3):
+                for part in range(60):
+                    datagrams.send(packet(key, number, seq, largest, part << 12, b"x"))
+                    number += 2
+            # And as many batches as may be open, of which each lacks a byte.
+            for seq in range(3, 200):
+                datagrams.send(packet(key, number, seq, 6, 0, b"x"))
+                number += 2
+            kept += [sock, control, datagrams]
+            streams += 2
+    ready()
+    while not told_to_end:
+        time.sleep(0.05)
+    return {"streams": streams, "hosts": len(hosts())}
+
+
+def udp_from(source, broker, payload):
+    """An IP packet with any source address."""
+    udp = struct.pack(">HHHH", 5353, broker.address[1], 8 + len(payload), 0) + payload
+    ends = socket.inet_aton(source) + socket.inet_aton(broker.address[0])
+    return struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(udp), 0, 0x4000, 64, 17, 0) + ends + udp
+
+
+def reflected(broker, count):
+    """Packets of its own stream, first from itself, then with the source address of somebody else: pings with
+    gaps, each of which asks for a large ACK. Tells how many ACKs either got."""
+    victim = hosts()[0]
+    tap = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800))
+    tap.bind(("b0", 0x0800))
+    tap.settimeout(2)
+    raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+    got = collections.Counter()
+    control, key, _ = opened(broker, path=1)
+    for number in range(count):
+        for source in (victim, broker.own):
+            raw.sendto(udp_from(source, broker, packet(key, 4 * number + 2 * (source == broker.own), 0, 0, 0, b"", 0)), (broker.address[0], 0))
+        # The answer to the second is the sign that the first was seen.
+        while True:
+            ip, where = tap.recvfrom(65536)
+            payload = ip[(ip[0] & 15) * 4 + 8 :]
+            if where[2] == socket.PACKET_OUTGOING or ip[9] != socket.IPPROTO_UDP or payload[:4] != b"PNSA":
+                continue
+            to = socket.inet_ntoa(ip[16:20])
+            got[to] += 1
+            if to == broker.own:
+                break
+    control.close()
+    return {"own": got[broker.own], "victim": got[victim]}
+
+
 def main():
     own, address, port, kind = sys.argv[1:5]
     number = int(sys.argv[5]) if len(sys.argv) > 5 else 1
-    kinds = [guessed, damaged, repeated, refused, unanswered, slow, left_open, claims]
+    kinds = [guessed, damaged, repeated, refused, unanswered, slow, left_open, claims, hoarded, reflected]
     act = {each.__name__: each for each in kinds}[kind]
     print(json.dumps(act(Broker(own, (address, int(port))), number)))
 

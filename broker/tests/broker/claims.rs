@@ -88,6 +88,25 @@ fn claims_cost_what_came_of_them_and_hold_up_nobody() {
 }
 
 #[test]
+fn claims_that_are_not_filled_overwrite_little() {
+    let buffers = Buffers::new();
+    let broker = buffers.start(&LARGE);
+    let mut honest = broker.open("t");
+    honest.send(&[b"first"]);
+    honest.acked();
+    // Each would take an eighth of the ring, and with it what readers have not read.
+    for _ in 0..50 {
+        let mut peer = broker.open_from(2);
+        peer.claim(0);
+    }
+    honest.send(&[b"last"]);
+    honest.acked();
+    honest.end();
+    assert!(broker.stop().success());
+    assert_eq!(buffers.messages("t"), [&b"first"[..], b"last"]);
+}
+
+#[test]
 fn batches_that_are_nearly_complete_take_no_more_memory_than_all_may() {
     let buffers = Buffers::new();
     let broker = buffers.start(&LARGE);

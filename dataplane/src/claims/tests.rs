@@ -29,6 +29,36 @@ fn exhaust(claimant: &Claimant, len: u32) -> Vec<RingClaim> {
     std::iter::from_fn(|| claimant.claim(len, Turn::Next)).collect()
 }
 
+/// All of these batches have come.
+fn fill(claims: Vec<RingClaim>) {
+    claims.into_iter().for_each(RingClaim::fill);
+}
+
+#[test]
+fn room_that_was_not_filled_counts_for_a_while() {
+    let dir = TempDir::new().unwrap();
+    let log = log(&dir, "a.log");
+    let claims = Claims::default();
+    let [a, b] = [1, 2].map(|host| claims.claimant(&log, &tenant(host, None)));
+    // Whoever claims and lets go, again and again, moves the ring by no more than its share.
+    let mut moved = 0;
+    while let Some(claim) = a.claim(MIB, Turn::Next) {
+        drop(claim);
+        moved += 1;
+    }
+    assert!((16..20).contains(&moved), "{moved} MiB");
+    assert!(b.claim(MIB, Turn::Next).is_some());
+    // Who fills what it claims may go on.
+    for _ in 0..100 {
+        fill(exhaust(&b, MIB));
+    }
+    // After some time so may the other.
+    let account = &a.ring.host;
+    account.forfeited_at.store(0, Ordering::Relaxed);
+    let long_ago = a.ring.start.checked_sub(Duration::from_secs(20)).unwrap();
+    assert_eq!(account.forfeited(long_ago), 0);
+}
+
 #[test]
 fn a_ring_is_shared_by_host_and_key_and_some_is_kept_for_those_with_little() {
     let dir = TempDir::new().unwrap();
@@ -47,13 +77,16 @@ fn a_ring_is_shared_by_host_and_key_and_some_is_kept_for_those_with_little() {
     let more = exhaust(&b, MIB);
     assert_eq!(more.len(), 8);
     // The rest is for those who have little.
-    assert_eq!(exhaust(&c, MIB).len(), 4);
+    let little = exhaust(&c, MIB);
+    assert_eq!(little.len(), 4);
+    fill(little);
     assert!(c.pressure().ring && b.pressure().ring, "all have too much");
     assert_eq!(exhaust(&d, 8 * MIB).len(), 0);
-    drop(held);
+    fill(held);
     let largest = exhaust(&d, 8 * MIB);
     assert_eq!(largest.len(), 2, "the largest batch has room");
-    drop((largest, more));
+    fill(largest);
+    fill(more);
     // One key from several hosts.
     let keyed: Vec<_> = (1..9)
         .map(|host| claims.claimant(&log, &tenant(host, Some(1))))
@@ -110,8 +143,7 @@ fn who_waits_is_let_pass_by_others_of_its_host() {
     let waiting = a.wait();
     assert!(b.claim(1, Turn::Next).is_none());
     assert!(other.claim(1, Turn::Next).is_some());
-    let got = a.claim(1, Turn::Waiting);
-    assert!(got.is_some());
+    assert!(a.claim(1, Turn::Waiting).is_some());
     drop(waiting);
     assert!(b.claim(1, Turn::Next).is_some());
 }

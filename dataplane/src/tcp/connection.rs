@@ -605,7 +605,9 @@ impl Connection {
         else {
             unreachable!("only a batch in the ring is committed");
         };
-        drop(claim);
+        if let Some(claim) = claim {
+            claim.fill();
+        }
         self.evicted = None;
         let start = cx.stats.stages.now();
         if self.keys.is_some()

@@ -449,7 +449,10 @@ impl Stream {
             && let Some((info, mut room)) = self.receiver.next_complete()
         {
             // All of it is here: it holds up nobody.
-            (room.claim, room.waiting) = (None, None);
+            room.waiting = None;
+            if let Some(claim) = room.claim.take() {
+                claim.fill();
+            }
             room.reservation
                 .get_or_insert_with(|| cx.writer.reserve(info.len));
             self.complete.push_back((info, room));
