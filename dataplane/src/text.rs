@@ -64,6 +64,19 @@ pub fn foreign_bytes(bytes: &[u8]) -> String {
     foreign(&out).to_string()
 }
 
+/// All of somebody's bytes as a terminal may get them: as [`foreign_bytes`], but whole and with tabs.
+#[must_use]
+pub fn visible(bytes: &[u8]) -> String {
+    let mut out = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        out.push_str(&escape_but(chunk.valid(), |c| c == '\t'));
+        for byte in chunk.invalid() {
+            write!(out, "\\x{byte:02x}").expect("a string takes all");
+        }
+    }
+    out
+}
+
 /// The text on one line, whole, with every unsafe character escaped.
 #[must_use]
 pub fn escape(text: &str) -> Cow<'_, str> {
@@ -144,6 +157,7 @@ mod tests {
             assert_eq!(escape(text), shown);
         }
         assert_eq!(escape_lines("one\ntwo\r\x1b"), "one\ntwo\\r\\x1b");
+        assert_eq!(visible(b"a\tb\xff\x1b[2J"), "a\tb\\xff\\x1b[2J");
         assert_eq!(foreign_bytes(b"a\xff\x1b\xc3"), "a\\xff\\x1b\\xc3");
     }
 

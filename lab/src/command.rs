@@ -1,19 +1,24 @@
 //! Runs short helper commands (`ip`, `ethtool`) and turns their failures into advice.
 
 use std::io::ErrorKind;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
+use penstock_process::child;
+
+/// How long a helper may take: `ip` waits for others' changes of the network at most.
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// Runs `line` (program, then arguments) to its end and returns what it printed on stdout.
 pub fn run(line: &[&str]) -> Result<String> {
     let (program, arguments) = line.split_first().context("empty command line")?;
-    let output = Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| match error.kind() {
+    let output =
+        child::output(Command::new(program).args(arguments), LIMIT).map_err(|error| match error
+            .kind()
+        {
             ErrorKind::NotFound => anyhow!("`{program}` not found; {}", how_to_install(program)),
+            ErrorKind::TimedOut => anyhow!("`{}` did not end within {LIMIT:?}", line.join(" ")),
             _ => anyhow!(error).context(format!("cannot run `{}`", line.join(" "))),
         })?;
     check(&line.join(" "), &output)?;

@@ -18,6 +18,7 @@ mod experiment;
 mod fault_runs;
 mod faults;
 mod fixes;
+mod foreign;
 #[cfg(any(test, fuzzing))]
 mod fuzzing;
 mod host;

@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::cli::XdpMode;
 
+use crate::foreign;
+
 /// `penstock-broker --report`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Broker {
@@ -169,7 +171,8 @@ pub struct ReadStream {
 
 /// Parses `text`, the JSON output of `program`.
 pub fn parse<T: DeserializeOwned>(program: &str, text: &str) -> Result<T> {
-    serde_json::from_str(text).with_context(|| format!("cannot understand what {program} reported"))
+    foreign::from_process(text.as_bytes())
+        .with_context(|| format!("cannot understand what {program} reported"))
 }
 
 /// Parses a file that `program` wrote.

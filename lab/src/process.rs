@@ -11,11 +11,14 @@ use std::{io, thread};
 use anyhow::{Context, Result, anyhow, bail};
 use nix::time::ClockId;
 use nix::unistd::Pid;
+use penstock_dataplane::text::escape;
 
 use crate::interrupt::Interrupt;
 
 /// How much of a log an error message quotes, lines.
 const TAIL_LINES: usize = 12;
+/// How much of a log is read, bytes; no program writes as much that works.
+const MAX_LOG: u64 = 256 << 20;
 
 /// A command that runs `program` inside the namespace `netns`.
 pub fn inside(netns: &str, program: &Path) -> Command {
@@ -168,7 +171,7 @@ impl Running {
     /// An error that says what happened to this process and quotes the end of its log.
     pub fn failure(&self, what: &str) -> anyhow::Error {
         let tail = log_text(&self.log).unwrap_or_default();
-        let lines: Vec<_> = tail.lines().collect();
+        let lines: Vec<_> = tail.lines().map(escape).collect();
         let from = lines.len().saturating_sub(TAIL_LINES);
         anyhow!(
             "{} {what}; the end of its log:\n  {}",
@@ -209,7 +212,7 @@ fn die_with(parent: u32) -> io::Result<()> {
 fn log_text(log: &Path) -> Result<String> {
     let mut bytes = Vec::new();
     File::open(log)
-        .and_then(|mut file| file.read_to_end(&mut bytes))
+        .and_then(|file| file.take(MAX_LOG).read_to_end(&mut bytes))
         .with_context(|| format!("cannot read {}", log.display()))?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }

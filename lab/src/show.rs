@@ -15,7 +15,7 @@ use crate::report::{
     Baseline, Compare, Limits, OBSERVER, ObserverExperiment, RCVBUF, RcvbufExperiment, Throughput,
 };
 use crate::soak::{self, SOAK};
-use crate::{baseline, compare, page, render, results};
+use crate::{baseline, compare, foreign, page, render, results};
 
 pub const EXAMPLES: &str = "\
 Examples:
@@ -123,7 +123,7 @@ fn parsed<T: DeserializeOwned>(value: Value) -> Result<T> {
 impl Shown {
     /// The report in a text.
     pub fn of(text: &str) -> Result<Self> {
-        let value: Value = serde_json::from_str(text)
+        let value = foreign::from_report(text)
             .context("it is not JSON, and so no report of penstock-lab")?;
         let kind = value.get("kind").and_then(Value::as_str).unwrap_or("");
         match kind {

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use penstock_dataplane::address::{canonical, resolve};
 use penstock_dataplane::auth::PacketKeys;
@@ -89,6 +89,7 @@ pub(crate) fn open_stream(
     wait: Duration,
 ) -> Result<Opened, Error> {
     check_topic(config.topic.as_bytes())?;
+    let deadline = Instant::now() + wait;
     let broker = &target.broker;
     let connect = |source| Error::Connect {
         broker: broker.to_owned(),
@@ -127,6 +128,7 @@ pub(crate) fn open_stream(
     let opening = Opening {
         broker,
         socket: &socket,
+        deadline,
     };
     let (offer, keys) = opening.ask(config, &request)?;
     socket.set_nonblocking(true).map_err(connect)?;

@@ -15,6 +15,7 @@ use crossbeam_channel::TryRecvError;
 use nix::poll::{PollFd, PollFlags};
 use penstock_dataplane::auth::PacketKeys;
 use penstock_dataplane::sleep;
+use penstock_dataplane::text::foreign_bytes;
 use penstock_dataplane::transport::{Outgoing, Sender, SenderConfig, Transmit};
 use penstock_dataplane::wire::batch::Header;
 use penstock_dataplane::wire::handshake::Path;
@@ -636,7 +637,7 @@ impl DatagramStream {
                         return Err(self.control_lost("the broker ended the stream"));
                     }
                     self.replies.verify(&text[..got])?;
-                    let text = String::from_utf8_lossy(&text[..got]).into_owned();
+                    let text = foreign_bytes(&text[..got]);
                     return Err(self.ended_by_broker(code, text));
                 }
             }

@@ -1,9 +1,12 @@
 //! What is said over a new connection to open a stream: in plain, or sealed if there is a key.
 
-use std::io::{self, Read, Write};
+use std::io;
 use std::net::TcpStream;
+use std::time::Instant;
 
 use penstock_dataplane::auth::{Channel, Initiator, Key, PacketKeys};
+use penstock_dataplane::deadline;
+use penstock_dataplane::text::foreign_bytes;
 use penstock_dataplane::wire::MAGIC;
 use penstock_dataplane::wire::handshake::{Answer, Hello, Offer, Request, WELCOME_LEN, Welcome};
 use penstock_dataplane::wire::knock::{
@@ -17,6 +20,8 @@ use crate::{Config, Error};
 pub(crate) struct Opening<'a> {
     pub(crate) broker: &'a str,
     pub(crate) socket: &'a TcpStream,
+    /// When all of it must be over, however little the broker says at a time.
+    pub(crate) deadline: Instant,
 }
 
 impl Opening<'_> {
@@ -109,7 +114,7 @@ impl Opening<'_> {
         let mut bytes = [0; WELCOME_LEN];
         let (first, rest) = bytes.split_at_mut(MAGIC.len());
         let read = |part: &mut [u8]| {
-            let read = { self.socket }.read_exact(part);
+            let read = deadline::read_exact(self.socket, part, self.deadline);
             read.map_err(|e| self.failed(explain_silence(e)))
         };
         read(first)?;
@@ -130,13 +135,14 @@ impl Opening<'_> {
 
     fn read(&self, len: usize) -> Result<Vec<u8>, Error> {
         let mut bytes = vec![0; len];
-        let read = { self.socket }.read_exact(&mut bytes);
+        let read = deadline::read_exact(self.socket, &mut bytes, self.deadline);
         read.map_err(|e| self.failed(explain_silence(e)))?;
         Ok(bytes)
     }
 
     fn write(&self, bytes: &[u8]) -> Result<(), Error> {
-        { self.socket }.write_all(bytes).map_err(|e| self.failed(e))
+        let written = deadline::write_all(self.socket, bytes, self.deadline);
+        written.map_err(|e| self.failed(explain_silence(e)))
     }
 
     fn failed(&self, source: io::Error) -> Error {
@@ -157,16 +163,16 @@ impl Opening<'_> {
         Error::Refused {
             broker: self.broker.to_owned(),
             code,
-            text: String::from_utf8_lossy(text).into_owned(),
+            text: foreign_bytes(text),
         }
     }
 }
 
 fn explain_silence(error: io::Error) -> io::Error {
     match error.kind() {
-        io::ErrorKind::WouldBlock => io::Error::new(
+        io::ErrorKind::TimedOut => io::Error::new(
             io::ErrorKind::TimedOut,
-            "the connection opened, but no answer to the handshake came",
+            "the connection opened, but no whole answer to the handshake came in time",
         ),
         io::ErrorKind::UnexpectedEof => io::Error::new(
             io::ErrorKind::UnexpectedEof,

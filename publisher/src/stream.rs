@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Sender, TryRecvError};
 use penstock_dataplane::auth::PacketKeys;
 use penstock_dataplane::profile::Tick;
+use penstock_dataplane::text::foreign_bytes;
 use penstock_dataplane::wire::batch::{HEADER_LEN, Header};
 use penstock_dataplane::wire::handshake::{AckLevel, Path};
 use penstock_dataplane::wire::packet::TAG_LEN;
@@ -408,7 +409,7 @@ impl Stream {
                 let text = self.read_text(text_len);
                 self.replies.verify(&text)?;
                 self.account(committed)?;
-                let text = String::from_utf8_lossy(&text).into_owned();
+                let text = foreign_bytes(&text);
                 Err(self.ended_by_broker(code, text))
             }
         }

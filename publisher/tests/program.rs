@@ -6,8 +6,9 @@ use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread::{self, JoinHandle};
 
+use penstock_dataplane::text::is_unsafe;
 use penstock_dataplane::wire::batch::{Frame, HEADER_LEN, Header};
-use penstock_dataplane::wire::handshake::{HELLO_LEN, Hello, Offer, Welcome};
+use penstock_dataplane::wire::handshake::{HELLO_LEN, Hello, Offer, Refusal, Welcome};
 use penstock_dataplane::wire::message::Messages;
 use penstock_dataplane::wire::reply::Reply;
 use tempfile::TempDir;
@@ -286,4 +287,131 @@ fn inputs_that_cannot_be_read_are_named_before_a_broker_is_asked() {
         assert!(said.contains(words) && said.contains("--input"), "{said}");
         assert!(!said.contains("connect"), "{said}");
     }
+}
+
+/// A stdout or stderr of which nobody reads anything, ever.
+fn without_reader() -> Stdio {
+    let (_, writer) = std::io::pipe().unwrap();
+    writer.into()
+}
+
+/// One on a full disk.
+fn full_disk() -> Stdio {
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    full.into()
+}
+
+#[test]
+fn what_was_acknowledged_counts_also_if_nobody_reads_the_summary() {
+    for format in ["text", "json"] {
+        let (address, serving) = broker();
+        let mut command = publisher(&address, &["--input", "-", "--format", format]);
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(without_reader())
+            .spawn()
+            .unwrap();
+        child
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(b"one\ntwo\n")
+            .unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        assert_eq!(stderr(&output), "");
+        assert_eq!(serving.join().unwrap().len(), 2);
+    }
+}
+
+#[test]
+fn a_summary_that_cannot_be_written_is_a_failure() {
+    let (address, serving) = broker();
+    let mut command = publisher(&address, &["--synthetic", "--total-size", "1KiB"]);
+    let output = command.stdout(full_disk()).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("cannot write to stdout"),
+        "{}",
+        stderr(&output)
+    );
+    assert_eq!(serving.join().unwrap().len(), 1);
+}
+
+#[test]
+fn an_error_that_nobody_reads_is_one_all_the_same() {
+    for stderr in [without_reader(), full_disk()] {
+        let flags = ["--synthetic", "--total-size", "1KiB", "--timeout", "1s"];
+        let status = publisher(&nobody(), &flags)
+            .stderr(stderr)
+            .status()
+            .unwrap();
+        assert_eq!(status.code(), Some(1));
+    }
+    for stderr in [without_reader(), full_disk()] {
+        let status = publisher("a:1", &["--ack", "9"])
+            .stderr(stderr)
+            .status()
+            .unwrap();
+        assert_eq!(status.code(), Some(2));
+    }
+}
+
+/// Plays a broker that answers each hello with `answer`, a byte at a time if it `drips`.
+fn answering(answer: Vec<u8>, drips: bool) -> (String, JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let serving = thread::spawn(move || {
+        let mut socket = listener.accept().unwrap().0;
+        socket.set_nodelay(true).unwrap();
+        let mut hello = [0; HELLO_LEN];
+        socket.read_exact(&mut hello).unwrap();
+        if !drips {
+            return socket.write_all(&answer).unwrap();
+        }
+        for byte in answer {
+            if socket.write_all(&[byte]).is_err() {
+                return;
+            }
+            thread::sleep(std::time::Duration::from_millis(100));
+        }
+        // Longer than the publisher may wait: it should have left long ago.
+        panic!("the publisher read the whole answer");
+    });
+    (address, serving)
+}
+
+#[test]
+fn what_a_broker_says_does_not_reach_the_terminal_as_it_is() {
+    let evil =
+        "no\u{1b}]0;owned\u{7}\u{1b}[2J\r\npenstock-publisher: all acknowledged\u{202e}\u{9b}1m";
+    let answer = Welcome::refuse(Refusal::Topic, evil);
+    let (address, serving) = answering(answer, false);
+    let output = publisher(&address, &["--synthetic", "--total-size", "1KiB"])
+        .output()
+        .unwrap();
+    serving.join().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = stderr(&output);
+    assert!(
+        said.contains("\\x1b]0;owned\\x07\\x1b[2J\\r\\npenstock"),
+        "{said}"
+    );
+    assert_eq!(said.matches('\n').count(), 1, "{said}");
+    assert!(!said.trim_end().contains(is_unsafe), "{said}");
+}
+
+#[test]
+fn a_broker_that_drips_bytes_is_given_up_as_one_that_is_silent() {
+    let answer = Welcome::refuse(Refusal::Topic, &"x".repeat(1000));
+    let (address, serving) = answering(answer, true);
+    let flags = ["--synthetic", "--total-size", "1KiB", "--timeout", "1s"];
+    let output = publisher(&address, &flags).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr(&output).contains("no whole answer"),
+        "{}",
+        stderr(&output)
+    );
+    serving.join().unwrap();
 }

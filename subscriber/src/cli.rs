@@ -98,7 +98,8 @@ enum From {
 /// How messages are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Output {
-    /// Each followed by a newline.
+    /// Each followed by a newline. On a terminal, control characters are shown as \x1b; files and
+    /// pipes get every byte as it is, as with the other forms always.
     Lines,
     /// Back to back.
     Raw,

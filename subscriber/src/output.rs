@@ -1,9 +1,10 @@
 //! What goes to the terminal or the next program: messages, and the sums.
 
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, IsTerminal, Write};
 
 use anyhow::Result;
 use penstock_dataplane::log::{LogInfo, Overwritten};
+use penstock_dataplane::text::visible;
 use penstock_process::output::{Stdout, print_line, print_to_stderr};
 use penstock_subscriber::{Account, StreamAccount};
 use serde::Serialize;
@@ -15,6 +16,8 @@ const BUFFER: usize = 256 << 10;
 /// Prints messages to stdout.
 pub struct Printer {
     output: Output,
+    /// Lines go to a terminal, which must not obey what publishers put in them.
+    visibly: bool,
     stdout: BufWriter<Stdout>,
 }
 
@@ -22,6 +25,7 @@ impl Printer {
     pub fn new(output: Output) -> Self {
         Self {
             output,
+            visibly: output == Output::Lines && io::stdout().is_terminal(),
             stdout: BufWriter::with_capacity(BUFFER, Stdout::new()),
         }
     }
@@ -31,7 +35,10 @@ impl Printer {
             Output::None => Ok(()),
             Output::Raw => self.stdout.write_all(message),
             Output::Lines => {
-                self.stdout.write_all(message)?;
+                match self.visibly {
+                    true => self.stdout.write_all(visible(message).as_bytes())?,
+                    false => self.stdout.write_all(message)?,
+                }
                 self.stdout.write_all(b"\n")
             }
             Output::LengthPrefixed => {

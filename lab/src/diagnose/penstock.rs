@@ -2,18 +2,28 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Read};
+use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use nix::errno::Errno;
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
+use penstock_dataplane::deadline;
 use serde::{Deserialize, Serialize};
 
 use super::processes;
+use crate::foreign;
 
 /// A broker answers at once, or not at all.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Pause between two attempts to connect.
+const CONNECT_RETRY: Duration = Duration::from_millis(20);
+/// Bytes of an answer at most: it has some hundred for each worker and each topic.
+const MAX_ANSWER: usize = 16 << 20;
 
 /// A broker's answer; what is not used here is left out.
 #[derive(Debug, Clone, Deserialize)]
@@ -160,19 +170,33 @@ fn socket_in(table: &str, is_theirs: impl Fn(u32) -> bool) -> Option<PathBuf> {
     })
 }
 
+/// Connects to a socket that any local process can offer, and that it need not accept from.
+fn connect(path: &Path, until: Instant) -> io::Result<UnixStream> {
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let socket = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    let address = UnixAddr::new(path)?;
+    loop {
+        match socket::connect(socket.as_raw_fd(), &address) {
+            Ok(()) => break,
+            // Its queue is full (unix(7)).
+            Err(Errno::EAGAIN) if Instant::now() < until => thread::sleep(CONNECT_RETRY),
+            Err(Errno::EAGAIN) => return Err(io::ErrorKind::TimedOut.into()),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
 impl Figures {
     /// Asks a broker.
     pub fn ask(socket: &Path) -> Result<Self> {
-        let read = || -> io::Result<Vec<u8>> {
-            let mut stream = UnixStream::connect(socket)?;
-            stream.set_read_timeout(Some(PATIENCE))?;
-            let mut answer = Vec::new();
-            stream.read_to_end(&mut answer)?;
-            Ok(answer)
-        };
-        let answer = read()
+        let until = Instant::now() + PATIENCE;
+        let answer = connect(socket, until)
+            .and_then(|stream| deadline::read_to_end(&stream, MAX_ANSWER, until))
             .with_context(|| format!("the broker does not answer at {}", socket.display()))?;
-        serde_json::from_slice(&answer).context("the broker is of another version")
+        foreign::from_process(&answer).context("the broker is of another version")
     }
 
     /// Payload committed so far, bytes.

@@ -5,6 +5,8 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 
+use penstock_dataplane::text::foreign_bytes;
+
 /// Name of a process, or nothing when it has gone.
 pub fn name_of(pid: u32) -> String {
     comm(&format!("/proc/{pid}/comm"))
@@ -16,8 +18,9 @@ pub fn name_of_thread(pid: u32, tid: u32) -> String {
 }
 
 fn comm(file: &str) -> String {
-    let text = fs::read_to_string(file).unwrap_or_default();
-    text.trim_end().to_owned()
+    // A process calls itself what it likes (prctl(2), PR_SET_NAME).
+    let text = fs::read(file).unwrap_or_default();
+    foreign_bytes(text.trim_ascii_end())
 }
 
 /// Whether this program sees all of the host's processes: outside any PID namespace, whose numbers the
