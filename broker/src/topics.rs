@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use crossbeam_channel::{Receiver, Sender};
+use nix::errno::Errno;
 use nix::unistd::{AccessFlags, Uid, User, access, geteuid};
 use penstock_dataplane::admission::{Asked, Refused};
 use penstock_dataplane::log::{Access, Log, LogOptions};
@@ -452,11 +453,18 @@ fn check_writable(directory: &Path) -> Result<()> {
     let Err(error) = access(directory, AccessFlags::W_OK | AccessFlags::X_OK) else {
         return Ok(());
     };
-    let me = user_name(geteuid());
-    let owner = fs::metadata(directory).map(|data| user_name(Uid::from_raw(data.uid())));
-    let owner = owner.unwrap_or_else(|_| "somebody else".to_owned());
+    let (me, dir) = (user_name(geteuid()), directory.display());
+    let about = fs::metadata(directory).ok();
+    if about.as_ref().is_some_and(|about| !about.is_dir()) {
+        bail!("{dir} is not a directory; name another --buffer-dir");
+    }
+    // Another owner helps against nothing else, such as a read-only file system.
+    if error != Errno::EACCES {
+        bail!("user {me} cannot make logs in {dir}: {error}; name another --buffer-dir");
+    }
+    let owner = about.map(|about| user_name(Uid::from_raw(about.uid())));
+    let owner = owner.unwrap_or_else(|| "somebody else".to_owned());
     bail!(
-        "user {me} cannot make logs in {dir}, which is {owner}'s: {error}; chown {me} {dir}, start the broker as {owner} (--user), or name another --buffer-dir",
-        dir = directory.display()
+        "user {me} cannot make logs in {dir}, which is {owner}'s: {error}; chown {me} {dir}, start the broker as {owner} (--user), or name another --buffer-dir"
     )
 }

@@ -125,7 +125,7 @@ hostile_member() {
   ! as "$MEMBER" "$GROUP" bash -c ": >>$LOG" 2>"$T/denied" || fail "it writes the log"
   ! as "$MEMBER" "$GROUP" bash -c ": <${LOG%.log}.lock" 2>"$T/denied" || fail "it opens the lock"
   # Read locks on all that it may open, for as long as it lives, keep nobody out.
-  as "$MEMBER" "$GROUP" python3 - "$LOG" "$registry" "${LOG%.log}.writer" >"$T/locked" <<'PY' &
+  as "$MEMBER" "$GROUP" /usr/bin/python3 - "$LOG" "$registry" "${LOG%.log}.writer" >"$T/locked" <<'PY' &
 import fcntl, sys, time
 files = [open(path, "rb") for path in sys.argv[1:]]
 for file in files:
@@ -143,7 +143,7 @@ PY
     sleep 0.05
   done
   kill -KILL "${brokers_running[0]}"
-  wait "${brokers_running[0]}" || true
+  { wait "${brokers_running[0]}" || true; } 2>/dev/null
   start_broker 0 "${SMALL[@]}"
   stop_broker 0
   # Nor does such a lock pass for a broker.
