@@ -64,6 +64,11 @@ impl Follower {
         if in_scope && there.any(|address| address.ip == listen) {
             return Ok(addresses);
         }
+        if listen.is_loopback() {
+            bail!(
+                "--listen {listen} is for publishers on this host, whose packets do not come in on {name}; use --mode tcp"
+            );
+        }
         match owner(listen, self.index) {
             Some(owner) => bail!(
                 "{name} does not have the address {listen} that --listen names; {owner} has it: use --iface {}",

@@ -330,6 +330,14 @@ fn tell(facts: &Facts) {
         vlan_strip = facts.vlan_strip.map(|feature| feature.on),
         "interface"
     );
+    if facts.link_type == libc::ARPHRD_LOOPBACK {
+        // Answers come from no socket, so the kernel takes their source for a martian
+        // (`ip_route_input_slow`).
+        warn!(
+            "{} carries packets of this host only, and IPv4 answers are dropped there unless its net.ipv4.conf settings route_localnet and accept_local are 1: publishers here use tcp, or [::1]",
+            facts.interface
+        );
+    }
     if facts.link == Link::NoCarrier {
         warn!(
             "{}: no carrier; nothing comes in before it has one",

@@ -352,8 +352,9 @@ impl Watch<'_> {
         };
         // Without a free descriptor it cannot be seen for now.
         let now = penstock_nic::link(xdp.facts().index).unwrap_or(link);
+        xdp.look_at_queues();
         if now != link {
-            tell_link(&xdp.facts().interface, now);
+            tell_link(&xdp.name(), now);
             if now == Link::Gone {
                 (self.stop_path)(xdp)?;
                 for thread in &self.xdp_threads {

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -13,7 +13,7 @@ use penstock_dataplane::xdp::{
     Worker, WorkerConfig, WorkerHandle, XdpStats, fits, frame_size,
 };
 use penstock_ebpf::{Attached, Mode, Outcomes, Steering, Streams};
-use penstock_nic::Facts;
+use penstock_nic::{Facts, quote};
 use serde::Serialize;
 use tracing::{info, warn};
 
@@ -47,6 +47,10 @@ pub struct Xdp {
     steering: Steering,
     attached: Attached,
     queues: Vec<usize>,
+    /// None of the interface's queues was left out.
+    serves_all: bool,
+    /// As many as it had when it was looked at last.
+    queues_seen: AtomicU32,
     zero_copy: bool,
     max_datagram: u32,
     registry: Arc<Registry>,
@@ -180,6 +184,8 @@ impl Xdp {
         let xdp = Self {
             steering,
             attached,
+            serves_all: config.queues.is_none(),
+            queues_seen: AtomicU32::new(queues.len() as u32),
             queues,
             zero_copy,
             max_datagram,
@@ -198,6 +204,30 @@ impl Xdp {
     /// What follows the interface's addresses, to be run in a thread; once.
     pub fn follower(&mut self) -> Option<Follower> {
         self.follower.take()
+    }
+
+    /// What the interface is called at present, or was when the path was opened.
+    pub fn name(&self) -> String {
+        let facts = self.facts();
+        let now = penstock_nic::name_of(facts.index).ok().flatten();
+        now.unwrap_or_else(|| facts.interface.clone())
+    }
+
+    /// Tells, once for each number, that the interface has more receive queues than there are sockets
+    /// for: somebody changed it under the broker that serves them all.
+    pub fn look_at_queues(&self) {
+        let Some(now) = penstock_nic::rx_queues(self.facts().index) else {
+            return;
+        };
+        let before = self.queues_seen.swap(now, Ordering::Relaxed);
+        if now > before && self.serves_all && now as usize > self.queues.len() {
+            warn!(
+                "{} has {now} receive queues now, and only {} have a socket: payload that comes in on others goes to the kernel; restart the broker, or ethtool -L {} as it was",
+                self.name(),
+                self.queues.len(),
+                quote(&self.name())
+            );
+        }
     }
 
     /// Offers the path no more: its interface is gone.

@@ -217,6 +217,8 @@ fn wrong(text: &str, reason: impl fmt::Display) -> AddressError {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const WAIT: Duration = Duration::from_secs(60);
@@ -244,6 +246,25 @@ mod tests {
         }
         let address = listen("localhost:1214").unwrap();
         assert!(address.ip().is_loopback() && address.port() == 1214);
+    }
+
+    proptest! {
+        /// Whatever it is, it names an address or an error says why not; what a program prints is read
+        /// back.
+        #[test]
+        fn any_text_can_be_looked_at(text in ".{0,40}|[\\[\\]:%.*0-9a-f]{0,40}", octets: [u8; 16], port: u16) {
+            if let Err(error) = parse(&text) {
+                prop_assert!(!error.reason().is_empty());
+            }
+            let v4 = IpAddr::from([octets[0], octets[1], octets[2], octets[3]]);
+            for ip in [v4, IpAddr::from(octets)] {
+                let address = SocketAddr::new(ip, port);
+                let scoped = matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
+                if !scoped {
+                    prop_assert_eq!(parse(&address.to_string()), Ok(Named::Literal(address)));
+                }
+            }
+        }
     }
 
     #[test]

@@ -3,14 +3,16 @@
 mod rows;
 mod trial;
 
-use std::net::ToSocketAddrs;
+use std::net::SocketAddr;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use bytesize::ByteSize;
 use jiff::Timestamp;
 use nix::sched::{CpuSet, sched_getaffinity};
 use nix::unistd::Pid;
+use penstock_dataplane::address;
 use penstock_dataplane::wire::handshake::AckLevel;
 use penstock_dataplane::wire::message::OVERHEAD;
 use tracing::{info, warn};
@@ -36,6 +38,9 @@ const FULL_BATCH: ByteSize = ByteSize::kib(64);
 const HIGH: f64 = 0.5;
 /// A run that moved less than this part of what its rate asks for is pointed out.
 const KEPT_UP: f64 = 0.95;
+
+/// How long the name service may take.
+const NAME_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// One side of the comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,7 +133,7 @@ fn check(options: &cli::Compare) -> Result<()> {
         return Ok(());
     }
     for address in &options.remote {
-        let known = address.to_socket_addrs();
+        let known = address::resolve(address, NAME_TIMEOUT);
         known.with_context(|| format!("--remote {address} is no HOST:PORT that can be found"))?;
     }
     let of_brokers = [
@@ -354,19 +359,25 @@ impl Comparison<'_> {
 
 /// MTU of the interface towards a host.
 fn mtu_towards(address: &str) -> Result<u32> {
-    let found = address.to_socket_addrs()?.next();
-    let ip = found.context("no address")?.ip().to_string();
-    let route = command::run(&["ip", "route", "get", &ip])?;
+    let found = address::resolve(address, NAME_TIMEOUT)?;
+    let found = found.first().context("no address")?;
+    let ip = found.ip().to_string();
+    let mut question = vec!["ip", "route", "get", &ip];
+    // A link-local address is reached through its own interface.
+    let scope = match found {
+        SocketAddr::V6(v6) if v6.scope_id() != 0 => penstock_nic::name_of(v6.scope_id())?,
+        _ => None,
+    };
+    if let Some(name) = &scope {
+        question.extend(["oif", name]);
+    }
+    let route = command::run(&question)?;
     let mut words = route.split_whitespace();
     let device = words
         .find(|word| *word == "dev")
         .and_then(|_| words.next())
         .with_context(|| format!("no route to {address}: `ip route get {ip}` names no device"))?;
-    let file = format!("/sys/class/net/{device}/mtu");
-    let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read {file}"))?;
-    text.trim()
-        .parse()
-        .with_context(|| format!("{file} says {text:?}"))
+    Ok(penstock_nic::Facts::read(device)?.mtu)
 }
 
 /// A panel for each metric, a pair of bars for each case.

@@ -228,18 +228,10 @@ impl Facts {
 /// # Errors
 /// If the kernel does not tell.
 pub fn link(index: u32) -> io::Result<Link> {
-    let mut name = [0u8; libc::IF_NAMESIZE];
-    // SAFETY: the buffer has IF_NAMESIZE bytes, as the call requires.
-    if unsafe { libc::if_indextoname(index, name.as_mut_ptr().cast()) }.is_null() {
-        let error = io::Error::last_os_error();
-        return match error.raw_os_error() {
-            Some(libc::ENXIO | libc::ENODEV) => Ok(Link::Gone),
-            // It asks through a socket of its own, for which there may be no descriptor.
-            _ => Err(error),
-        };
-    }
-    let name = CStr::from_bytes_until_nul(&name).expect("the kernel ends names with a zero");
-    let flags = match Ethtool::of(&name.to_string_lossy()).and_then(|driver| driver.flags()) {
+    let Some(name) = name_of(index)? else {
+        return Ok(Link::Gone);
+    };
+    let flags = match Ethtool::of(&name).and_then(|driver| driver.flags()) {
         // It went just now.
         Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(Link::Gone),
         flags => flags?,
@@ -249,6 +241,33 @@ pub fn link(index: u32) -> io::Result<Link> {
         (_, 0) => Link::NoCarrier,
         _ => Link::Up,
     })
+}
+
+/// What an interface is called at present; none if it is gone.
+///
+/// # Errors
+/// If the kernel does not tell.
+pub fn name_of(index: u32) -> io::Result<Option<String>> {
+    let mut name = [0u8; libc::IF_NAMESIZE];
+    // SAFETY: the buffer has IF_NAMESIZE bytes, as the call requires.
+    if unsafe { libc::if_indextoname(index, name.as_mut_ptr().cast()) }.is_null() {
+        let error = io::Error::last_os_error();
+        return match error.raw_os_error() {
+            Some(libc::ENXIO | libc::ENODEV) => Ok(None),
+            // It asks through a socket of its own, for which there may be no descriptor.
+            _ => Err(error),
+        };
+    }
+    let name = CStr::from_bytes_until_nul(&name).expect("the kernel ends names with a zero");
+    Ok(Some(name.to_string_lossy().into_owned()))
+}
+
+/// Receive queues of an interface at present, where its driver tells.
+#[must_use]
+pub fn rx_queues(index: u32) -> Option<u32> {
+    let name = name_of(index).ok()??;
+    let channels = channels(Ethtool::of(&name).ok()?.channels().ok()?);
+    Some(channels.rx + channels.combined)
 }
 
 fn read(interface: &str, what: &'static str) -> impl FnOnce(io::Error) -> Error {

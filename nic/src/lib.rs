@@ -22,7 +22,7 @@ pub use change::{Attribute, Change};
 pub use counters::{offloads, packets_by_queue};
 pub use error::{Error, Unfit};
 pub use ethtool::Rule;
-pub use facts::{Channels, Facts, Feature, Link, Master, Ring, link};
+pub use facts::{Channels, Facts, Feature, Link, Master, Ring, link, name_of, rx_queues};
 pub use fitness::{Fitness, fitness};
 pub use netlink::{Address, Interface, addresses, interfaces};
 pub use penstock_ebpf::quote;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::plan::tests::nic;
 use crate::{
     Attribute, Change, Error, Facts, Feature, Fitness, Link, Sysfs, Taken, Undo, Unfit, Wanted,
-    Watch, addresses, fitness, link, plan, quote,
+    Watch, addresses, fitness, link, name_of, plan, quote, rx_queues,
 };
 
 fn ip(line: &str) {
@@ -86,14 +86,20 @@ fn links_go_up_down_and_away() {
             }
         };
         becomes(Link::NoCarrier);
+        assert_eq!(rx_queues(index), Some(4));
+        Change::ethtool("-L a0 rx 2").apply(None).unwrap();
+        assert_eq!(rx_queues(index), Some(2));
         ip("link set a1 up");
         becomes(Link::Up);
         // By its number, whatever its name.
         ip("link set a0 down");
         ip("link set a0 name b0");
         becomes(Link::Down);
+        assert_eq!(name_of(index).unwrap().as_deref(), Some("b0"));
         ip("link del b0");
         becomes(Link::Gone);
+        assert_eq!(name_of(index).unwrap(), None);
+        assert_eq!(rx_queues(index), None);
     });
 }
 

@@ -199,12 +199,11 @@ impl DatagramStream {
                 } else {
                     "no answer comes"
                 };
-                let ends = self.datagrams.ends();
-                let cause = match ends.is_ok_and(|(own, broker)| own.ip() == broker.ip()) {
-                    true => {
+                let cause = match self.datagrams.ends() {
+                    Ok((own, broker)) if own.ip() == broker.ip() => {
                         "the broker is on this host, where packets go over lo and not through --iface: use tcp here"
                     }
-                    false => "a firewall, or another interface than --iface, may take them",
+                    _ => "a firewall, or another interface than --iface, may take them",
                 };
                 return Err(Error::PathDead {
                     broker: self.broker.clone(),

@@ -206,6 +206,17 @@ queues_are_made() {
     broker "${XDP[@]}" --queues 4 --configure-nic --buffer-dir "$BUFFERS/b0"
 }
 
+# Somebody changes the interface under a broker that serves all of it.
+queues_are_added() {
+  link_up
+  inside ethtool -L eth1 rx 2
+  start_broker 0 "${XDP[@]}"
+  inside ethtool -L eth1 rx 4
+  eventually "told" 1 sh -c "grep -c 'eth1 has 4 receive queues now, and only 2 have a socket' '$T/broker-0.log'"
+  publish xdp
+  stop_broker 0
+}
+
 # What was changed before something failed is taken back as well.
 failure_in_between() {
   link_up 4
@@ -415,6 +426,7 @@ on_a_link "another interface of the same name is left alone" another_interface
 on_a_link "without --configure-nic the commands are told" told_only
 on_a_link "--configure-nic: fewer queues, and back after TERM and KILL" configured
 on_a_link "queues that do not exist: refused, or made" queues_are_made
+on_a_link "queues that are added while the broker runs are told" queues_are_added
 on_a_link "a failure in between: what was changed is taken back" failure_in_between
 on_a_link "without permission: the commands are told" not_permitted
 on_a_link "interfaces that are down, missing, without native XDP" checks

@@ -76,7 +76,7 @@ ways_to_listen() {
     goes_to '[::ffff:10.214.0.2]:1214' xdp
     stop_broker 0
   done
-  refuses 'eth0 does not have the address 127.0.0.1.*use --iface lo' \
+  refuses 'listen 127.0.0.1 is for publishers on this host.*use --mode tcp' \
     inside "$BROKER" --mode xdp --iface eth0 --listen localhost:1214 --buffer-dir "$BUFFERS/b0"
 }
 

@@ -63,6 +63,10 @@ fn device(interface: &Interface) -> Check {
     };
     let nic = &interface.nic;
     match fitness(nic) {
+        Ok(Fitness::Any) if nic.link_type == libc::ARPHRD_LOOPBACK => topic.warn(
+            format!("{} carries packets of this host only", nic.interface),
+            "publishers on this host use tcp: IPv4 answers are dropped there unless net.ipv4.conf.lo.route_localnet and accept_local are 1",
+        ),
         Ok(Fitness::Any) => topic.ok(match &nic.kind {
             Some(kind) => format!("{}, a virtual interface ({kind})", nic.interface),
             None => format!("{}, not a port of another interface", nic.interface),

@@ -463,6 +463,8 @@ fn interfaces_whose_packets_others_take() {
     objects_to(&port, "device", Level::Fail, "--iface 'br 0'");
     let tun = changed(|interface| interface.nic.link_type = 65534);
     objects_to(&tun, "device", Level::Fail, "--mode tcp");
+    let lo = changed(|interface| interface.nic.link_type = 772);
+    objects_to(&lo, "device", Level::Warn, "use tcp");
     let vrf = changed(|interface| interface.nic.kind = Some("vrf".to_owned()));
     objects_to(&vrf, "device", Level::Fail, "ip link show vrf eth1");
 }
