@@ -24,6 +24,7 @@ use penstock_flags::{
 use crate::machine::parse_cpus;
 use crate::topic_policy::{Creators, TopicPolicy};
 use crate::topics::TopicConfig;
+use crate::upkeep::UpkeepConfig;
 use crate::xdp;
 
 const EXAMPLES: &str = "\
@@ -154,6 +155,19 @@ pub struct Cli {
     /// When a registered reader lags: wait for it, or overwrite.
     #[arg(long, value_enum, default_value_t = FullPolicy::Block, help_heading = LOGS)]
     full: FullPolicy,
+    /// Time after which a registered reader that lives, does not read and holds up its log is reported,
+    /// such as 30s; a number alone is seconds. Readers that die are not waited for.
+    #[arg(long, value_name = "DURATION", default_value = "30s", help_heading = LOGS,
+        value_parser = duration(BareUnit::Seconds, TIMEOUTS))]
+    reader_timeout: Duration,
+    /// What else happens to such a reader, with --full block: nothing, as nothing is to be lost, or it
+    /// is evicted, which it is told when it reads again. With evict, readers copy what they read.
+    #[arg(long, value_enum, default_value_t = ReaderTimeoutAction::Report, help_heading = LOGS)]
+    reader_timeout_action: ReaderTimeoutAction,
+    /// When a topic's log is deleted, replaced or truncated under the broker: end its streams with an
+    /// error, or make the log anew, in which they go on. What was in it is lost in any case.
+    #[arg(long, value_enum, default_value_t = OnDeletedLog::End, help_heading = LOGS)]
+    on_deleted_log: OnDeletedLog,
     /// Topic to make at the start; may be given several times.
     #[arg(long = "topic", value_name = "NAME", help_heading = LOGS)]
     topics: Vec<String>,
@@ -283,8 +297,26 @@ enum Poll {
     Adaptive,
 }
 
+/// What happens to a registered reader that lives and does not read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ReaderTimeoutAction {
+    /// A line in the log, and figures.
+    Report,
+    /// The broker does not wait for it any more.
+    Evict,
+}
+
+/// What happens to streams whose log is deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum OnDeletedLog {
+    /// They end with an error.
+    End,
+    /// They go on in a new log.
+    Recreate,
+}
+
 /// Policy when a registered reader lags.
-#[derive(Debug, Clone, Copy, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum FullPolicy {
     /// Wait: nothing is lost, publishers feel back-pressure.
     Block,
@@ -313,6 +345,7 @@ pub struct Config {
     pub packet_auth: bool,
     pub report: Option<PathBuf>,
     pub ready_fd: Option<i32>,
+    pub upkeep: UpkeepConfig,
 }
 
 impl Cli {
@@ -354,9 +387,16 @@ impl Cli {
             .map(parse_cpus)
             .transpose()?
             .unwrap_or_default();
+        let evict = self.reader_timeout_action == ReaderTimeoutAction::Evict;
         let policy = self.topic_policy()?;
+        if evict && self.full == FullPolicy::Overwrite {
+            bail!(
+                "--reader-timeout-action evict is for --full block: --full overwrite waits for no reader"
+            );
+        }
         let access = self.access()?;
         let full = match self.full {
+            FullPolicy::Block if evict => Full::Evict,
             FullPolicy::Block => Full::Block,
             FullPolicy::Overwrite => Full::Overwrite,
         };
@@ -401,6 +441,11 @@ impl Cli {
             packet_auth: self.packet_auth,
             report: self.report,
             ready_fd: self.ready_fd,
+            upkeep: UpkeepConfig {
+                reader_timeout: self.reader_timeout,
+                evicts_readers: evict,
+                replaces_lost_logs: self.on_deleted_log == OnDeletedLog::Recreate,
+            },
         })
     }
 }

@@ -18,6 +18,7 @@ mod server;
 mod sessions;
 mod topic_policy;
 mod topics;
+mod upkeep;
 mod xdp;
 
 use std::process::ExitCode;

@@ -58,9 +58,22 @@ pub struct TopicReport {
     readers: usize,
     /// What the slowest of them has not read yet.
     unread_bytes: u64,
+    /// Each of them.
+    registered: Vec<RegisteredReader>,
     messages: u64,
     batches: u64,
     payload_bytes: u64,
+}
+
+/// A reader that the broker waits for.
+#[derive(Debug, Serialize)]
+pub struct RegisteredReader {
+    /// As the reader says: a number in its own PID namespace.
+    process: u64,
+    unread_batches: u64,
+    unread_bytes: u64,
+    /// Writers have no room because of it, or soon will.
+    holds_up: bool,
 }
 
 impl<'a> Report<'a> {
@@ -135,7 +148,16 @@ impl TopicReport {
     pub fn new((topic, log): (String, Arc<Log>)) -> Self {
         let info = log.info();
         let (readers, unread_bytes) = log.backlog();
+        // A registry that cannot be read is told of by the thread that looks after readers.
+        let registered = log.readers().unwrap_or_default().into_iter();
+        let registered = registered.map(|reader| RegisteredReader {
+            process: reader.process,
+            unread_batches: reader.unread_batches,
+            unread_bytes: reader.unread_bytes,
+            holds_up: reader.holds_up,
+        });
         Self {
+            registered: registered.collect(),
             topic,
             path: log.path().display().to_string(),
             ring_bytes: info.ring_bytes,

@@ -31,6 +31,7 @@ use crate::liveness::{CHECK_EVERY, Liveness};
 use crate::report::{Report, Target};
 use crate::sessions::Sessions;
 use crate::topics::{self, Topics};
+use crate::upkeep::Upkeep;
 use crate::xdp::Xdp;
 use crate::{keys, machine, memory, nic, privileges};
 
@@ -122,6 +123,18 @@ pub fn run(config: &Config) -> Result<()> {
     let opening = spawn(&supervisor, "topics", &follows, opening)?;
     logging::start_thread().context("cannot start a thread")?;
     let signals = watch_signals(&supervisor, &stop, signals)?;
+    // Dropped once the broker ends.
+    let (stop_upkeep, upkeep_stopped) = crossbeam_channel::bounded(0);
+    let upkeep = Upkeep::new(
+        config.upkeep.clone(),
+        config.topics.clone(),
+        Arc::clone(&topics),
+        Arc::clone(&shared),
+    );
+    let upkeep = spawn(&supervisor, "upkeep", &stop, move || {
+        upkeep.run(&upkeep_stopped);
+        Ok(())
+    })?;
     let workers = start_workers(config, &supervisor, workers, &stop)?;
     if let Some(follower) = xdp.as_mut().and_then(Xdp::follower) {
         // It waits for the kernel, and ends with the process.
@@ -187,6 +200,8 @@ pub fn run(config: &Config) -> Result<()> {
     }
     failures.of(wake_xdp_workers(&xdp_workers));
     let deadline = Instant::now() + JOIN_WAIT;
+    drop(stop_upkeep);
+    failures.of_thread(upkeep, deadline);
     if failures.of_thread(accepting, deadline).is_some() {
         // Nobody asks it for logs any more.
         failures.of_thread(opening, deadline);

@@ -13,7 +13,7 @@ use crossbeam_channel::{Receiver, Sender};
 use nix::errno::Errno;
 use nix::unistd::{AccessFlags, Uid, User, access, geteuid};
 use penstock_dataplane::admission::{Asked, Refused};
-use penstock_dataplane::log::{Access, Log, LogOptions};
+use penstock_dataplane::log::{Access, Log, LogOptions, Lost};
 use penstock_dataplane::peer::{Host, Tenant};
 use penstock_dataplane::poison::lock;
 use penstock_dataplane::shares::{Exceeded, Shares, Use};
@@ -254,6 +254,54 @@ impl Topics {
                 Job::Close(log, with_file) => close(log, with_file),
             }
         }
+    }
+
+    /// A topic's log is lost: its streams are told, and the topic is free again, or gets a new log.
+    ///
+    /// # Errors
+    /// Why there is no new log.
+    pub fn on_lost(
+        &self,
+        name: &str,
+        log: &Log,
+        lost: Lost,
+        is_replaced: bool,
+    ) -> Result<(), Refused> {
+        {
+            let mut table = self.lock();
+            let Some(entry) = table.topics.get_mut(name) else {
+                return Ok(());
+            };
+            match &entry.state {
+                State::Open(open) if std::ptr::eq(&*open.topic.log, log) => {}
+                _ => return Ok(()),
+            }
+            // Whoever asks for the topic meanwhile waits for the new log.
+            entry.state = State::Opening;
+            if !is_replaced {
+                table.forget(name);
+            }
+            log.set_lost(lost);
+        }
+        if !is_replaced {
+            return Ok(());
+        }
+        let opened = self.open_log(name);
+        let mut table = self.lock();
+        let result = match (opened, table.topics.get_mut(name)) {
+            (Ok(mut open), Some(entry)) => {
+                (open.is_new, open.is_claimed) = (false, true);
+                entry.state = State::Open(open);
+                Ok(())
+            }
+            (Ok(_), None) => Ok(()),
+            (Err(refused), _) => {
+                table.forget(name);
+                Err(refused)
+            }
+        };
+        self.news.store(true, Ordering::Release);
+        result
     }
 
     fn open_for_publisher(&self, name: &str) {

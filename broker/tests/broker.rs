@@ -14,7 +14,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use penstock_dataplane::log::{Reader, Start};
+use penstock_dataplane::log::{ReadError, Reader, Start};
 use penstock_dataplane::wire::batch::{Header, payload_checksum};
 use penstock_dataplane::wire::handshake::{Answer, Hello, Refusal, Request, WELCOME_LEN, Welcome};
 use penstock_dataplane::wire::message::{Messages, append};
@@ -91,6 +91,17 @@ impl Buffers {
 
     fn log(&self, topic: &str) -> PathBuf {
         self.0.path().join(format!("{topic}.log"))
+    }
+
+    fn socket(&self, broker: &Broker) -> PathBuf {
+        let name = format!("broker-{}.sock", broker.address.port());
+        self.0.path().join(name)
+    }
+
+    /// Figures of a running broker.
+    fn ask(&self, broker: &Broker) -> serde_json::Value {
+        let stream = UnixStream::connect(self.socket(broker)).unwrap();
+        serde_json::from_reader(stream).unwrap()
     }
 
     fn report_path(&self) -> PathBuf {
@@ -621,18 +632,133 @@ fn a_registered_reader_holds_the_publisher_back_with_signs_of_life() {
     );
 }
 
+/// A stream whose publisher sends twice what the ring holds, by itself.
+fn fill(broker: &Broker) -> (Peer, thread::JoinHandle<()>) {
+    let peer = broker.open("t");
+    let mut sender = Peer {
+        socket: peer.socket.try_clone().unwrap(),
+        next: 0,
+    };
+    let sending = thread::spawn(move || (0..32).for_each(|n| sender.send(&[&[n; 16_000]])));
+    (Peer { next: 32, ..peer }, sending)
+}
+
+#[test]
+fn a_reader_that_stops_is_reported_and_waited_for() {
+    let buffers = Buffers::new();
+    let broker = buffers.start(&["--topic", "t", "--reader-timeout", "0.1"]);
+    let mut reader = Reader::open(&buffers.log("t"), Start::Oldest).unwrap();
+    reader.register().unwrap();
+    let (peer, sending) = fill(&broker);
+    eventually("the reader is reported", || {
+        buffers.ask(&broker)["counters"]["readers_stalled"] == 1
+    });
+    let figures = buffers.ask(&broker);
+    let seen = &figures["topics"][0]["registered"][0];
+    assert_eq!(seen["process"], std::process::id());
+    assert_eq!(seen["holds_up"], true);
+    assert!(seen["unread_bytes"].as_u64().unwrap() > 100_000);
+    let mut read = 0;
+    eventually("the reader has all", || {
+        while reader.next().unwrap().is_some() {
+            read += 1;
+        }
+        read == 32
+    });
+    sending.join().unwrap();
+    peer.end();
+    assert!(broker.stop().success());
+    assert_eq!(buffers.report()["counters"]["readers_evicted"], 0);
+}
+
+#[test]
+fn a_reader_that_stops_is_evicted_if_asked_for_and_told() {
+    let buffers = Buffers::new();
+    let broker = buffers.start(&[
+        "--topic",
+        "t",
+        "--reader-timeout",
+        "0.1",
+        "--reader-timeout-action",
+        "evict",
+    ]);
+    let mut reader = Reader::open(&buffers.log("t"), Start::Oldest).unwrap();
+    reader.register().unwrap();
+    let (peer, sending) = fill(&broker);
+    sending.join().unwrap();
+    peer.end();
+    assert_eq!(reader.next().unwrap_err(), ReadError::Evicted);
+    assert!(matches!(reader.next(), Err(ReadError::Lapped { .. })));
+    assert!(broker.stop().success());
+    let report = buffers.report();
+    assert_eq!(report["counters"]["readers_evicted"], 1);
+    assert_eq!(report["topics"][0]["messages"], 32);
+}
+
+#[test]
+fn streams_of_a_deleted_log_end_and_the_next_ones_get_a_new_log() {
+    let buffers = Buffers::new();
+    let broker = buffers.start(&["--topic", "t"]);
+    let mut peer = broker.open("t");
+    peer.send(&[b"lost"]);
+    peer.acked();
+    let away = buffers.0.path().join("away");
+    for lose in [&|| std::fs::remove_file(buffers.log("t")).unwrap(), &|| {
+        std::fs::rename(buffers.log("t"), &away).unwrap()
+    }] as [&dyn Fn(); 2]
+    {
+        lose();
+        let (code, text) = peer.fault();
+        assert_eq!(code, Fault::LogLost as u16, "{text}");
+        assert!(text.contains("was deleted, moved or replaced"), "{text}");
+        // The broker's own topic is there again without anybody asking.
+        eventually("there is a new log", || buffers.log("t").exists());
+        peer = broker.open("t");
+        peer.send(&[b"kept"]);
+        peer.acked();
+        assert_eq!(buffers.messages("t"), [b"kept"]);
+    }
+    peer.end();
+    assert!(broker.stop().success());
+    assert_eq!(buffers.report()["counters"]["logs_lost"], 2);
+}
+
+#[test]
+fn streams_of_a_deleted_log_go_on_in_a_new_one_if_asked_for() {
+    let buffers = Buffers::new();
+    let broker = buffers.start(&["--create-topics", "any", "--on-deleted-log", "recreate"]);
+    let (mut peer, session) = broker.ask("t", &request()).unwrap();
+    peer.send(&[b"lost"]);
+    peer.acked();
+    std::fs::remove_file(buffers.log("t")).unwrap();
+    let (code, text) = peer.fault();
+    assert_eq!(code, Fault::Shutdown as u16, "{text}");
+    assert!(text.contains("is lost"), "{text}");
+    let resume = Request {
+        session,
+        resume_from: Some(1),
+        ..request()
+    };
+    let mut again = None;
+    eventually("its publisher may go on", || {
+        again = broker.ask("t", &resume).ok();
+        again.is_some()
+    });
+    let (mut peer, _) = again.unwrap();
+    peer.next = 1;
+    peer.send(&[b"kept"]);
+    peer.acked();
+    peer.end();
+    assert_eq!(buffers.messages("t"), [b"kept"]);
+    assert!(broker.stop().success());
+}
+
 #[test]
 fn whoever_asks_a_running_broker_is_told_what_it_waits_for() {
     let buffers = Buffers::new();
     let broker = buffers.start(&["--topic", "t"]);
-    let socket = buffers
-        .0
-        .path()
-        .join(format!("broker-{}.sock", broker.address.port()));
-    let ask = || -> serde_json::Value {
-        let stream = UnixStream::connect(&socket).unwrap();
-        serde_json::from_reader(stream).unwrap()
-    };
+    let socket = buffers.socket(&broker);
+    let ask = || buffers.ask(&broker);
     let idle = ask();
     assert_eq!(idle["kind"], "broker-live");
     assert_eq!(idle["pid"], broker.child.id());

@@ -15,7 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use penstock_dataplane::log::report_shortened_logs;
+use penstock_dataplane::log::{ReadError, report_shortened_logs};
 use penstock_process::{Program, exit};
 use penstock_subscriber::{Account, Event, OpenError, Received, Start, Subscriber, Trouble};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -189,6 +189,7 @@ impl<'a> Run<'a> {
                     warn!(batches, messages, "overwritten before they were read");
                     self.sink.account.add_lost(batches, messages);
                 }
+                Event::Evicted => warn!("{}", ReadError::Evicted),
                 Event::Damaged { index } => self.sink.complain(&format!(
                     "the index entry of batch {index} is damaged; the batch is skipped"
                 )),

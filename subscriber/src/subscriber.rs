@@ -32,6 +32,8 @@ pub enum Event<'a> {
         /// Messages lost.
         messages: u64,
     },
+    /// The broker does not wait for this subscriber any more: it did not read for too long.
+    Evicted,
     /// A batch's entry in the index is damaged; it was skipped.
     Damaged {
         /// Position of the batch in the log.
@@ -92,6 +94,7 @@ impl Subscriber {
             }
             Ok(None) => Event::Idle,
             Err(ReadError::Lapped { batches, messages }) => Event::Lost { batches, messages },
+            Err(ReadError::Evicted) => Event::Evicted,
             Err(ReadError::Damaged { index }) => Event::Damaged { index },
         }
     }

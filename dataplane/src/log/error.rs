@@ -117,6 +117,11 @@ pub enum ReadError {
         /// Messages lost.
         messages: u64,
     },
+    /// The broker does not wait for this reader any more, which goes on as one that is not registered.
+    #[error(
+        "evicted by the broker: this registered reader did not read for its --reader-timeout and held up the log; batches may be overwritten before they are read from now on"
+    )]
+    Evicted,
     /// The descriptor of a batch does not check out.
     #[error("the descriptor of batch {index} is damaged; the batch is skipped")]
     Damaged {

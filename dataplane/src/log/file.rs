@@ -7,8 +7,8 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use crossbeam_utils::CachePadded;
 use memmap2::{Advice, MmapOptions, MmapRaw};
@@ -26,14 +26,43 @@ use super::slot::{Found, Slot};
 use super::sync::crash_point;
 use super::writer::Writer;
 use super::writer_lock::{self, WriterLock, beside};
+use crate::wire::reply::Fault;
 
 /// What a broker does when a registered reader has not yet read what would be overwritten.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Full {
     /// Wait for the reader: nothing is lost, publishers feel back-pressure.
     Block,
+    /// Wait, and have readers copy what they read, so that one that stops reading can be evicted.
+    Evict,
     /// Overwrite; the reader is told how much it lost.
     Overwrite,
+}
+
+/// A registered reader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReaderInfo {
+    /// Its place in the registry.
+    pub slot: usize,
+    /// Its process, as it says: a number in its own PID namespace.
+    pub process: u64,
+    /// Index of the oldest batch that it needs.
+    pub cursor: u64,
+    /// Batches that it has not read.
+    pub unread_batches: u64,
+    /// Bytes of the ring that they keep from being overwritten.
+    pub unread_bytes: u64,
+    /// Writers have no room because of it, or soon will.
+    pub holds_up: bool,
+}
+
+/// Why a log can be used no longer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lost {
+    /// What has become of its file.
+    pub reason: String,
+    /// Another log takes its place, so that streams can go on.
+    pub is_replaced: bool,
 }
 
 /// How a broker wants its log.
@@ -82,6 +111,16 @@ pub enum FileState {
     },
 }
 
+impl Lost {
+    /// As what its streams are told.
+    pub(crate) fn fault(&self) -> Fault {
+        match self.is_replaced {
+            true => Fault::Shutdown,
+            false => Fault::LogLost,
+        }
+    }
+}
+
 /// A mapped log file; the base of [`Log`] and of a reader.
 #[derive(Debug)]
 pub(super) struct Mapping {
@@ -98,10 +137,13 @@ pub(super) struct Mapping {
 pub struct Log {
     pub(super) mapping: Mapping,
     registry: Option<Registry>,
+    /// Cursors at which readers may look at payload in place that an earlier broker let them borrow.
+    borrowed: Vec<(usize, u64)>,
+    lost: OnceLock<Lost>,
     marks: Vec<CachePadded<Mark>>,
     taken: Vec<AtomicBool>,
     /// Given up last. None for a file without a directory, as tests have it.
-    pub(super) lock: Option<WriterLock>,
+    pub(super) lock: Mutex<Option<WriterLock>>,
 }
 
 impl Mapping {
@@ -268,11 +310,12 @@ impl Log {
         // An earlier log may have holes, as a copy has (`cp --sparse`, `rsync -S`).
         allocate(&mapping.file, mapping.geometry.file_bytes())
             .map_err(|source| no_space(path, mapping.geometry, "allocate", source))?;
+        let was_borrowed = mapping.control().granted.load(Ordering::Acquire) != u64::MAX;
         recover(&mapping).map_err(|what| OpenError::Header {
             path: path.to_owned(),
             reason: HeaderError::Control(what),
         })?;
-        if options.full == Full::Overwrite {
+        if options.full != Full::Block {
             // Every position counts as granted, so that no registered reader borrows payload from a
             // writer that does not wait for it.
             let granted = &mapping.control().granted;
@@ -281,8 +324,18 @@ impl Log {
         options.access.apply_to_log(path, &mapping.file)?;
         mapping.populate()?;
         let registry = match (options.full, &lock) {
-            (Full::Block, Some(lock)) => Some(Registry::make(&lock.dir, path, options.access)?),
+            (Full::Block | Full::Evict, Some(lock)) => {
+                Some(Registry::make(&lock.dir, path, options.access)?)
+            }
             _ => None,
+        };
+        let borrowed = match &registry {
+            Some(registry) if options.full == Full::Evict && was_borrowed => {
+                let readers = registry.readers();
+                let readers = readers.map_err(OpenError::io("read the registry of", path))?;
+                readers.into_iter().map(|r| (r.slot, r.cursor)).collect()
+            }
+            _ => Vec::new(),
         };
         if let Some(lock) = &mut lock {
             lock.show(options.access)?;
@@ -291,11 +344,13 @@ impl Log {
         Ok(Self {
             mapping,
             registry,
+            borrowed,
+            lost: OnceLock::new(),
             marks: marks.take(options.writers).collect(),
             taken: std::iter::repeat_with(AtomicBool::default)
                 .take(options.writers)
                 .collect(),
-            lock,
+            lock: Mutex::new(lock),
         })
     }
 
@@ -365,7 +420,8 @@ impl Log {
     /// # Errors
     /// If one of them cannot be removed.
     pub fn remove_files(&self) -> io::Result<()> {
-        self.lock.as_ref().map_or(Ok(()), WriterLock::remove_files)
+        let lock = crate::poison::lock(&self.lock);
+        lock.as_ref().map_or(Ok(()), WriterLock::remove_files)
     }
 
     /// How far each stream has come, by session and stream: the sequence number behind its newest
@@ -397,6 +453,61 @@ impl Log {
     /// If the registry cannot be asked for its locks.
     pub fn sweep_readers(&self) -> io::Result<usize> {
         self.registry.as_ref().map_or(Ok(0), Registry::sweep)
+    }
+
+    /// Registered readers that the writers wait for.
+    ///
+    /// # Errors
+    /// If the registry cannot be read.
+    pub fn readers(&self) -> io::Result<Vec<ReaderInfo>> {
+        let Some(registry) = &self.registry else {
+            return Ok(Vec::new());
+        };
+        let ring = self.ring();
+        let readers = registry.readers()?.into_iter().map(|reader| {
+            let (unread_batches, unread_bytes, holds_up) = ring.lag_of(reader.cursor);
+            ReaderInfo {
+                slot: reader.slot,
+                process: reader.process,
+                cursor: reader.cursor,
+                unread_batches,
+                unread_bytes,
+                holds_up,
+            }
+        });
+        Ok(readers.collect())
+    }
+
+    /// Does not wait any more for a reader, which is told so when it reads next. Returns `false`, and
+    /// leaves it, if it may still look at bytes in place that an earlier broker let it borrow.
+    ///
+    /// # Errors
+    /// If the reader cannot be told; it is evicted all the same.
+    pub fn evict_reader(&self, reader: &ReaderInfo) -> io::Result<bool> {
+        let Some(registry) = &self.registry else {
+            return Ok(false);
+        };
+        if self.borrowed.contains(&(reader.slot, reader.cursor)) {
+            return Ok(false);
+        }
+        let epoch = self.mapping.epoch().load(Ordering::Relaxed);
+        registry.evict(reader.slot, epoch).map(|()| true)
+    }
+
+    /// Says that the log can be used no longer; its streams are to end. Only the first time counts. If
+    /// its file is not where it was, another log may be made there at once.
+    pub fn set_lost(&self, lost: Lost) {
+        if matches!(self.check_file(), Ok(FileState::Gone)) {
+            drop(crate::poison::lock(&self.lock).take());
+        }
+        // One that is lost already stays so, for the first reason.
+        let _ = self.lost.set(lost);
+    }
+
+    /// Why the log can be used no longer, if so.
+    #[must_use]
+    pub fn lost(&self) -> Option<&Lost> {
+        self.lost.get()
     }
 
     pub(super) fn mark(&self, writer: usize) -> &Mark {

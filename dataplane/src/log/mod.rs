@@ -51,7 +51,7 @@ mod writer_lock;
 pub use {
     access::Access,
     error::{OpenError, ReadError},
-    file::{FileState, Full, Log, LogInfo, LogOptions},
+    file::{FileState, Full, Log, LogInfo, LogOptions, Lost, ReaderInfo},
     reader::{Batch, ChecksumMismatch, Overwritten, Reader, Start},
     sigbus::report_shortened_logs,
     writer::{Commit, Region, Reservation, Writer},

@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 
 use thiserror::Error;
 
@@ -183,7 +184,7 @@ impl Reader {
             let about = self.mapping.file.metadata();
             let about = about.map_err(OpenError::io("look at", &self.mapping.path))?;
             let registry = Registry::open(&self.mapping.path, about.uid())?;
-            let slot = registry.register(self.next)?;
+            let slot = registry.register(self.next, self.epoch())?;
             self.registered = Some(Registered {
                 registry,
                 slot,
@@ -207,7 +208,12 @@ impl Reader {
             .registered
             .as_mut()
             .is_some_and(|registered| registered.announce(index));
-        let (descriptor, totals) = match self.find(index) {
+        let found = self.find(index);
+        if is_waited_for && !matches!(found, Next::NotYet) && self.is_evicted() {
+            self.registered = None;
+            return Err(ReadError::Evicted);
+        }
+        let (descriptor, totals) = match found {
             Next::Here(descriptor, totals) => (descriptor, totals),
             Next::NotYet => return Ok(None),
             Next::Overwritten => return Err(self.skip_lost()),
@@ -242,6 +248,22 @@ impl Reader {
     #[must_use]
     pub fn overwritten(&self) -> Overwritten {
         self.overwritten
+    }
+
+    fn epoch(&self) -> u64 {
+        self.mapping.epoch().load(Ordering::Acquire)
+    }
+
+    /// Whether the broker has evicted this reader: only one that lets nobody borrow payload does.
+    fn is_evicted(&self) -> bool {
+        let evicted = |registered: &Registered| {
+            let asked = registered
+                .registry
+                .is_evicted(registered.slot, self.epoch());
+            // One that cannot be told is lapped at worst.
+            asked.unwrap_or(false)
+        };
+        self.mapping.ring().lends_nothing() && self.registered.as_ref().is_some_and(evicted)
     }
 
     fn find(&self, index: u64) -> Next {

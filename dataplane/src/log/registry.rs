@@ -7,11 +7,15 @@
 //! Whoever may register may also truncate the file or write anything into it. So nobody maps it:
 //! reading what is no longer there is a short read, where a mapping gives SIGBUS. A slot counts only
 //! with its check word, since the kernel promises no atomic copy of eight bytes.
+//!
+//! A reader that lives and does not read can be evicted: the broker remembers that it does not wait for
+//! the slot any more, and leaves a notice in it.
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crc_fast::{CrcAlgorithm, Digest};
 use penstock_files::{Dir, Open};
@@ -28,6 +32,8 @@ const SLOT_BYTES: usize = 64;
 const BYTES: usize = MAX_READERS * SLOT_BYTES;
 /// Bytes of a slot that are used: cursor, process, check word.
 const USED: usize = 24;
+/// Bytes behind them that are the broker's: the epoch in which it evicted the reader, check word.
+const NOTICE: usize = 16;
 /// Times that a slot is read again when its check word disagrees: its reader may be writing it.
 const REREADS: usize = 2;
 
@@ -36,6 +42,16 @@ const REREADS: usize = 2;
 pub(super) struct Registry {
     path: PathBuf,
     file: File,
+    /// Slots whose readers are evicted, one bit each; kept by the broker alone.
+    evicted: AtomicU64,
+}
+
+/// A registered reader, by its own account.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Registration {
+    pub(super) slot: usize,
+    pub(super) cursor: u64,
+    pub(super) process: u64,
 }
 
 /// What a reader says in its slot.
@@ -43,8 +59,8 @@ pub(super) struct Registry {
 enum Slot {
     /// Nobody uses it.
     Free,
-    /// A reader that needs every batch from this index on.
-    Reader { cursor: u64 },
+    /// A reader that needs every batch from this index on, and its process.
+    Reader { cursor: u64, process: u64 },
     /// No reader writes such a thing, unless it is being written at this moment.
     Invalid,
 }
@@ -61,7 +77,7 @@ impl Slot {
             return Self::Free;
         }
         match check == check_word(number, cursor, process) && cursor <= MAX_POSITION {
-            true => Self::Reader { cursor },
+            true => Self::Reader { cursor, process },
             false => Self::Invalid,
         }
     }
@@ -94,7 +110,11 @@ impl Registry {
         let file = dir
             .file(&beside(log, "readers"), Open::Make(0o600))
             .map_err(OpenError::io("open for writing", &path))?;
-        let registry = Self { path, file };
+        let registry = Self {
+            path,
+            file,
+            evicted: AtomicU64::new(0),
+        };
         // Whole, so that a reader finds room for its slot when the file system is full by then.
         allocate(&registry.file, BYTES as u64).map_err(|source| match source.kind() {
             io::ErrorKind::StorageFull => OpenError::NoSpace {
@@ -133,16 +153,26 @@ impl Registry {
             let what = io::Error::other("it is no file of the log's owner with this name alone");
             return Err(OpenError::io("register in", &path)(what));
         }
-        Ok(Self { path, file })
+        Ok(Self {
+            path,
+            file,
+            evicted: AtomicU64::new(0),
+        })
     }
 
-    /// Takes a slot for this open registry; `cursor` is the oldest batch needed.
-    pub(super) fn register(&self, cursor: u64) -> Result<usize, OpenError> {
+    /// Takes a slot for this open registry; `cursor` is the oldest batch needed, `epoch` that of the
+    /// log.
+    pub(super) fn register(&self, cursor: u64, epoch: u64) -> Result<usize, OpenError> {
         let io = |action| OpenError::io(action, &self.path);
         // Twice: the broker holds the lock of a slot for a moment when it frees it.
         for number in (0..MAX_READERS).chain(0..MAX_READERS) {
             let taken = lock::try_lock(&self.file, number as u64);
             if taken.map_err(io("lock a reader slot in"))? {
+                // The broker has not seen yet that the evicted reader is gone.
+                if self.is_evicted(number, epoch).map_err(io("read"))? {
+                    lock::unlock(&self.file, number as u64).map_err(io("unlock a slot in"))?;
+                    continue;
+                }
                 self.announce(number, cursor).map_err(io("write to"))?;
                 return Ok(number);
             }
@@ -163,16 +193,60 @@ impl Registry {
     pub(super) fn sweep(&self) -> io::Result<usize> {
         let mut gone = 0;
         for (number, slot) in self.slots()?.into_iter().enumerate() {
+            let evicted = self.evicted.load(Ordering::Acquire) & bit(number) != 0;
             // With its lock, so that no reader takes the slot at this moment.
-            if slot == Slot::Free || !lock::try_lock(&self.file, number as u64)? {
+            if slot == Slot::Free && !evicted || !lock::try_lock(&self.file, number as u64)? {
                 continue;
             }
-            let freed = self.announce(number, FREE);
+            let mut freed = self.announce(number, FREE);
+            if evicted {
+                let notice = offset_of(number) + USED as u64;
+                freed = freed.and(self.file.write_all_at(&[0; NOTICE], notice));
+                self.evicted.fetch_and(!bit(number), Ordering::AcqRel);
+            }
             lock::unlock(&self.file, number as u64)?;
             freed?;
-            gone += usize::from(slot != Slot::Invalid);
+            gone += usize::from(!evicted && slot != Slot::Invalid);
         }
         Ok(gone)
+    }
+
+    /// Registered readers that are not evicted.
+    pub(super) fn readers(&self) -> io::Result<Vec<Registration>> {
+        let evicted = self.evicted.load(Ordering::Acquire);
+        let slots = self.slots()?.into_iter().enumerate();
+        let readers = slots.filter_map(|(slot, found)| match found {
+            Slot::Reader { cursor, process } if evicted & bit(slot) == 0 => Some(Registration {
+                slot,
+                cursor,
+                process,
+            }),
+            _ => None,
+        });
+        Ok(readers.collect())
+    }
+
+    /// Does not wait for the reader of a slot any more, and leaves it a notice.
+    ///
+    /// # Errors
+    /// If the notice cannot be written; the reader is evicted all the same.
+    pub(super) fn evict(&self, number: usize, epoch: u64) -> io::Result<()> {
+        let words = [epoch, notice_word(number, epoch)].map(u64::to_le_bytes);
+        let written = self
+            .file
+            .write_all_at(words.as_flattened(), offset_of(number) + USED as u64);
+        self.evicted.fetch_or(bit(number), Ordering::AcqRel);
+        written
+    }
+
+    /// Whether the broker of this epoch evicted the reader of a slot.
+    pub(super) fn is_evicted(&self, number: usize, epoch: u64) -> io::Result<bool> {
+        let mut bytes = [0; NOTICE];
+        let len = self
+            .file
+            .read_at(&mut bytes, offset_of(number) + USED as u64)?;
+        let words = [epoch, notice_word(number, epoch)].map(u64::to_le_bytes);
+        Ok(len == NOTICE && bytes == words.as_flattened())
     }
 
     fn slots(&self) -> io::Result<[Slot; MAX_READERS]> {
@@ -197,15 +271,25 @@ impl Registry {
 
 impl ReaderCursors for Registry {
     fn load(&self) -> [u64; MAX_READERS] {
+        let evicted = self.evicted.load(Ordering::Acquire);
         match self.slots() {
-            Ok(slots) => slots.map(|slot| match slot {
-                Slot::Reader { cursor } => cursor,
-                Slot::Free | Slot::Invalid => FREE,
+            Ok(slots) => std::array::from_fn(|number| match slots[number] {
+                Slot::Reader { cursor, .. } if evicted & bit(number) == 0 => cursor,
+                Slot::Reader { .. } | Slot::Free | Slot::Invalid => FREE,
             }),
             // Unknown: no reader may lose anything by that. `sweep` tells of it.
             Err(_) => [0; MAX_READERS],
         }
     }
+}
+
+/// Check word of a notice; an epoch and a cursor that are equal do not pass for each other.
+fn notice_word(number: usize, epoch: u64) -> u64 {
+    check_word(number, epoch, u64::MAX)
+}
+
+fn bit(number: usize) -> u64 {
+    1 << number
 }
 
 fn offset_of(number: usize) -> u64 {
@@ -229,6 +313,8 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::symlink;
     use tempfile::TempDir;
+
+    const EPOCH: u64 = 3;
 
     fn make(dir: &TempDir) -> Registry {
         let open = Dir::open(dir.path()).unwrap();
@@ -255,7 +341,7 @@ mod tests {
     #[test]
     fn what_readers_do_to_the_file_is_no_harm_to_the_broker() {
         let (_dir, broker, reader) = made();
-        let slot = reader.register(7).unwrap();
+        let slot = reader.register(7, EPOCH).unwrap();
         assert_eq!(cursors(&broker), [7]);
         for len in [0, 1, 23, 63, 4096, 1 << 30] {
             reader.file.set_len(len).unwrap();
@@ -284,11 +370,14 @@ mod tests {
     #[test]
     fn slots_of_dead_readers_are_freed_also_those_from_before_the_broker() {
         let (dir, broker, reader) = made();
-        let (first, second) = (reader.register(1).unwrap(), reader.register(2));
+        let (first, second) = (
+            reader.register(1, EPOCH).unwrap(),
+            reader.register(2, EPOCH),
+        );
         // Another slot, for the first one is this open file's already.
         assert_eq!(first, second.unwrap());
         let other = open(&dir).unwrap();
-        assert_ne!(other.register(3).unwrap(), first);
+        assert_ne!(other.register(3, EPOCH).unwrap(), first);
         assert_eq!(broker.sweep().unwrap(), 0);
         drop(other);
         assert_eq!(broker.sweep().unwrap(), 1);
@@ -320,9 +409,39 @@ mod tests {
     fn a_full_registry_says_so() {
         let (dir, _broker, _reader) = made();
         let all: Vec<_> = (0..MAX_READERS).map(|_| open(&dir).unwrap()).collect();
-        let slots: HashSet<_> = all.iter().map(|one| one.register(0).unwrap()).collect();
+        let slots: HashSet<_> = all
+            .iter()
+            .map(|one| one.register(0, EPOCH).unwrap())
+            .collect();
         assert_eq!(slots.len(), MAX_READERS);
-        let full = open(&dir).unwrap().register(0).unwrap_err();
+        let full = open(&dir).unwrap().register(0, EPOCH).unwrap_err();
         assert!(matches!(full, OpenError::TooManyReaders { places, .. } if places == MAX_READERS));
+    }
+
+    #[test]
+    fn an_evicted_reader_is_not_waited_for_and_its_slot_comes_back_when_it_goes() {
+        let (dir, broker, reader) = made();
+        let slot = reader.register(7, EPOCH).unwrap();
+        assert!(!reader.is_evicted(slot, EPOCH).unwrap());
+        broker.evict(slot, EPOCH).unwrap();
+        assert_eq!(cursors(&broker), []);
+        assert_eq!(broker.readers().unwrap(), []);
+        // Also if it goes on as if nothing were, and whatever else is swept.
+        reader.announce(slot, 8).unwrap();
+        assert_eq!(broker.sweep().unwrap(), 0);
+        assert_eq!(cursors(&broker), []);
+        assert!(reader.is_evicted(slot, EPOCH).unwrap());
+        assert!(
+            !reader.is_evicted(slot, EPOCH + 1).unwrap(),
+            "of an earlier broker"
+        );
+        // Nobody gets its slot before the broker knows that it is free.
+        let other = open(&dir).unwrap();
+        drop(reader);
+        assert_ne!(other.register(9, EPOCH).unwrap(), slot);
+        assert_eq!(broker.sweep().unwrap(), 0, "it did not die unnoticed");
+        let third = open(&dir).unwrap();
+        assert_eq!(third.register(10, EPOCH).unwrap(), slot);
+        assert_eq!(cursors(&broker), [10, 9]);
     }
 }

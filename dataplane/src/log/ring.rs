@@ -197,6 +197,23 @@ impl Ring<'_> {
         needed.min().unwrap_or(NOTHING_OPEN)
     }
 
+    /// What a registered reader at `cursor` has not read yet, batches and bytes, and whether that leaves
+    /// writers less room than a batch may need.
+    pub(super) fn lag_of(&self, cursor: u64) -> (u64, u64, bool) {
+        let index_tail = self.control.index_tail.load(Ordering::Acquire);
+        let batches = self.frontier().saturating_sub(cursor);
+        if batches == 0 {
+            return (0, 0, false);
+        }
+        let tail = self.control.tail.load(Ordering::Acquire);
+        let needed = self.slot(cursor).floor_of(cursor).unwrap_or(0);
+        let unread = tail.saturating_sub(needed);
+        let ring = self.geometry.ring_bytes();
+        let is_full = unread + self.geometry.segment_bytes() > ring
+            || index_tail >= cursor + self.geometry.index_slots() / 2;
+        (batches, unread.min(ring), is_full)
+    }
+
     /// Registered readers, and the payload that the slowest of them has not read yet, bytes.
     pub(super) fn backlog(&self) -> (usize, u64) {
         let tail = self.control.tail.load(Ordering::Acquire);
@@ -282,6 +299,11 @@ impl Ring<'_> {
     pub(super) fn may_lend(&self, position: u64) -> bool {
         fence(Ordering::SeqCst);
         self.control.granted.load(Ordering::Acquire) <= position + self.geometry.ring_bytes()
+    }
+
+    /// Whether the broker lets no reader look at payload in place.
+    pub(super) fn lends_nothing(&self) -> bool {
+        self.control.granted.load(Ordering::Acquire) == u64::MAX
     }
 }
 

@@ -147,6 +147,67 @@ fn a_registered_reader_blocks_the_writer_until_it_reads_or_dies() {
     assert_eq!(log.backlog(), (0, 0));
 }
 
+#[test]
+fn a_reader_that_stops_is_evicted_is_told_and_sees_no_torn_byte() {
+    let dir = TempDir::new().unwrap();
+    let (path, log) = log_in(&dir, &options(2, 16, Full::Evict));
+    let mut writer = log.writer();
+    let mut reader = Reader::open(&path, Start::Oldest).unwrap();
+    reader.register().unwrap();
+    for seq in 0..4 {
+        write(&mut writer, 0, seq, &payload(0, seq, 2048));
+    }
+    // It stops with a batch in its hands.
+    let held = reader.next().unwrap().unwrap();
+    let fifth = writer.reserve(2048);
+    assert!(!writer.is_granted(&fifth), "its broker waits for it");
+    let stopped = log.readers().unwrap();
+    assert_eq!(stopped.len(), 1);
+    assert_eq!(stopped[0].process, u64::from(std::process::id()));
+    assert_eq!(stopped[0].unread_batches, 4);
+    assert!(stopped[0].holds_up);
+    assert!(log.evict_reader(&stopped[0]).unwrap());
+    assert!(writer.is_granted(&fifth));
+    writer.place(&fifth, 0, &payload(0, 4, 2048));
+    writer.commit(fifth, &commit_for(0, 4, 1, &payload(0, 4, 2048)));
+    for seq in 5..9 {
+        write(&mut writer, 0, seq, &payload(0, seq, 2048));
+    }
+    assert_eq!(held.payload, payload(0, 0, 2048));
+    assert_eq!(reader.next(), Err(ReadError::Evicted));
+    let lapped = ReadError::Lapped {
+        batches: 4,
+        messages: 4,
+    };
+    assert_eq!(reader.next(), Err(lapped));
+    assert_eq!(drain(&mut reader).len(), 4);
+    assert_eq!(log.backlog().0, 0);
+    assert_eq!(log.sweep_readers().unwrap(), 0);
+    reader.register().unwrap();
+    assert_eq!(log.backlog().0, 1);
+}
+
+#[test]
+fn a_reader_that_borrows_from_an_earlier_broker_is_evicted_only_once_it_reads_on() {
+    let dir = TempDir::new().unwrap();
+    let (path, log) = log_in(&dir, &options(2, 16, Full::Block));
+    let mut reader = Reader::open(&path, Start::Oldest).unwrap();
+    reader.register().unwrap();
+    let mut writer = log.writer();
+    for seq in 0..4 {
+        write(&mut writer, 0, seq, &payload(0, seq, 2048));
+    }
+    let borrowed = reader.next().unwrap().unwrap();
+    drop((writer, log));
+    let (_, log) = log_in(&dir, &options(2, 16, Full::Evict));
+    let seen = || log.readers().unwrap()[0];
+    assert!(seen().holds_up);
+    assert!(!log.evict_reader(&seen()).unwrap());
+    assert_eq!(borrowed.payload, payload(0, 0, 2048));
+    assert_eq!(reader.next().unwrap().unwrap().batch_seq, 1);
+    assert!(log.evict_reader(&seen()).unwrap());
+}
+
 /// The registry is a blocking broker's; the one that has the log now overwrites.
 #[test]
 fn a_registered_reader_borrows_nothing_from_a_writer_that_does_not_wait() {
@@ -412,7 +473,7 @@ fn a_child_that_has_the_open_file_too_does_not_keep_the_log() {
     let wanted = options(4, 16, Full::Block);
     let (path, log) = log_in(&dir, &wanted);
     // As between fork and exec, before close-on-exec takes effect.
-    let _child = log.lock.as_ref().unwrap().share();
+    let _child = log.lock.lock().unwrap().as_ref().unwrap().share();
     drop(log);
     drop(Log::open(&path, &wanted).unwrap());
 }

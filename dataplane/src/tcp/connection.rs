@@ -701,6 +701,16 @@ impl Connection {
             self.fail(cx, Fault::Stalled, REVOKED.to_owned());
             return self.reply(cx);
         }
+        if let Some(lost) = cx.writer.log().lost()
+            && !is_over
+        {
+            let (fault, text) = (lost.fault(), lost.reason.clone());
+            // What is committed and not acked counts as never received.
+            self.next_seq = self.acked;
+            self.admission.lease.set_committed(self.acked);
+            self.fail(cx, fault, text);
+            return self.reply(cx);
+        }
         let silent_for = cx.now - self.last_progress;
         let may_stall = cx.config.stall_timeout;
         match &self.state {
@@ -843,7 +853,7 @@ impl Connection {
             Fault::Protocol => &counters.protocol_errors,
             Fault::Checksum => &counters.checksum_errors,
             Fault::Stalled => &counters.stalled,
-            Fault::Shutdown => &counters.streams_cut,
+            Fault::Shutdown | Fault::LogLost => &counters.streams_cut,
             Fault::Authentication => &counters.forged,
         });
         self.release(cx);

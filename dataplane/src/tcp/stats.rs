@@ -98,6 +98,12 @@ pub struct Counters {
     pub stream_evictions: AtomicU64,
     /// Registered readers that died without leaving.
     pub readers_lost: AtomicU64,
+    /// Times that a registered reader lived, did not read for --reader-timeout and held up its log.
+    pub readers_stalled: AtomicU64,
+    /// Of these, times that it was evicted.
+    pub readers_evicted: AtomicU64,
+    /// Logs that were deleted, replaced or truncated while the broker wrote them.
+    pub logs_lost: AtomicU64,
     /// Batches that were received outside the ring because the share of their host, of their key or of
     /// all publishers in it was taken.
     pub claims_denied: AtomicU64,

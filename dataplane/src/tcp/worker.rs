@@ -10,7 +10,7 @@ use polling::{Event, Events, PollMode, Poller};
 use tracing::{debug, info, warn};
 
 use super::connection::{Connection, Context, Ending, Need, Opened, SCRATCH};
-use super::stats::{Counters, Shared, WorkerNow, WorkerStats};
+use super::stats::{Shared, WorkerNow, WorkerStats};
 use crate::log::{Log, Writer};
 use crate::profile::{Live, Rounds, SHOW_EVERY, Tick};
 
@@ -481,24 +481,7 @@ impl Worker {
                 Some(Err(ending)) => self.remove(key, now, &ending),
             }
         }
-        if !self.again.is_empty() {
-            self.free_places_of_dead_readers();
-        }
         self.show();
-    }
-
-    fn free_places_of_dead_readers(&self) {
-        for writer in &self.writers {
-            match writer.log().sweep_readers() {
-                Ok(0) => {}
-                Ok(gone) => {
-                    warn!(gone, log = %writer.log().path().display(), "readers died without leaving");
-                    let counter = &self.shared.counters.readers_lost;
-                    (0..gone).for_each(|_| Counters::count(counter));
-                }
-                Err(error) => warn!(%error, "cannot tell whether readers live"),
-            }
-        }
     }
 
     fn shut_down(&mut self) {

@@ -38,6 +38,8 @@ pub enum Fault {
     Shutdown = 4,
     /// What came does not carry its tag.
     Authentication = 5,
+    /// The topic's log was deleted, replaced or truncated under the broker.
+    LogLost = 6,
 }
 
 /// A frame from broker to publisher, once parsed.

@@ -568,6 +568,12 @@ impl Stream {
         if self.admission.lease.is_revoked() {
             return Err(Ending::Fault(Fault::Stalled, REVOKED.to_owned()));
         }
+        if let Some(lost) = cx.writer.log().lost() {
+            // What is committed and not acked counts as never received.
+            self.visible = self.told;
+            self.admission.lease.set_committed(self.told);
+            return Err(Ending::Fault(lost.fault(), lost.reason.clone()));
+        }
         // A publisher that lives sends something every second; one whose host went away closes nothing.
         if cx.now - self.heard_at > cx.idle_timeout {
             let text = format!("no packet came for {} s", cx.idle_timeout / 1_000_000_000);

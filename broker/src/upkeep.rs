@@ -1,0 +1,219 @@
+//! What has to be looked after whether or not a byte comes in: registered readers that died or stopped,
+//! and logs whose files are gone. A thread of its own does it twice a second, for both paths.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+use penstock_dataplane::log::{FileState, Log, Lost, ReaderInfo};
+use penstock_dataplane::tcp::{Counters, Shared};
+use tracing::{error, info, warn};
+
+use crate::topics::Topics;
+
+/// Time between two rounds.
+const INTERVAL: Duration = Duration::from_millis(500);
+
+/// Settings.
+#[derive(Debug, Clone)]
+pub struct UpkeepConfig {
+    /// A reader that holds up its log and does not read for so long is reported.
+    pub reader_timeout: Duration,
+    /// And evicted.
+    pub evicts_readers: bool,
+    /// A log that is lost is made anew, and its streams go on.
+    pub replaces_lost_logs: bool,
+}
+
+/// Looks after readers and logs.
+pub struct Upkeep {
+    config: UpkeepConfig,
+    /// Topics that the broker opened by itself: they get a new log in any case.
+    own_topics: Vec<String>,
+    topics: Arc<Topics>,
+    shared: Arc<Shared>,
+    /// Readers that hold up their log, by log and slot.
+    stalled: HashMap<(PathBuf, usize), Stalled>,
+    /// Own topics whose log could not be made anew yet.
+    missing: Vec<String>,
+}
+
+/// A reader that held up its log when last looked at.
+#[derive(Debug, Clone, Copy)]
+struct Stalled {
+    cursor: u64,
+    process: u64,
+    since: Instant,
+    is_reported: bool,
+    /// In the current round.
+    is_seen: bool,
+}
+
+impl Upkeep {
+    pub fn new(
+        config: UpkeepConfig,
+        own_topics: Vec<String>,
+        topics: Arc<Topics>,
+        shared: Arc<Shared>,
+    ) -> Self {
+        Self {
+            config,
+            own_topics,
+            topics,
+            shared,
+            stalled: HashMap::new(),
+            missing: Vec::new(),
+        }
+    }
+
+    /// Does so until the other end of `stop` is dropped.
+    pub fn run(mut self, stop: &Receiver<()>) {
+        while stop.recv_timeout(INTERVAL) == Err(RecvTimeoutError::Timeout) {
+            self.round(Instant::now());
+        }
+    }
+
+    fn round(&mut self, now: Instant) {
+        for (topic, log) in self.topics.list() {
+            if !self.check_file(&topic, &log) {
+                continue;
+            }
+            self.sweep(&log);
+            self.check_readers(&log, now);
+        }
+        self.stalled
+            .retain(|_, stalled| std::mem::take(&mut stalled.is_seen));
+        let topics = &self.topics;
+        self.missing.retain(|topic| match topics.open_own(topic) {
+            Ok(_) => {
+                info!(topic, "the log that was lost is made anew");
+                false
+            }
+            Err(_) => true,
+        });
+    }
+
+    /// Frees the slots of readers that died, so that nobody waits for them.
+    fn sweep(&self, log: &Log) {
+        match log.sweep_readers() {
+            Ok(0) => {}
+            Ok(gone) => {
+                warn!(gone, log = %log.path().display(), "readers died without leaving");
+                let counter = &self.shared.counters.readers_lost;
+                (0..gone).for_each(|_| Counters::count(counter));
+            }
+            Err(error) => {
+                warn!(%error, log = %log.path().display(), "cannot tell whether readers live");
+            }
+        }
+    }
+
+    fn check_readers(&mut self, log: &Log, now: Instant) {
+        // What cannot be read is told of by `sweep`.
+        for reader in log.readers().unwrap_or_default() {
+            if reader.holds_up {
+                self.check_reader(log, &reader, now);
+            }
+        }
+    }
+
+    fn check_reader(&mut self, log: &Log, reader: &ReaderInfo, now: Instant) {
+        let fresh = Stalled {
+            cursor: reader.cursor,
+            process: reader.process,
+            since: now,
+            is_reported: false,
+            is_seen: true,
+        };
+        let key = (log.path().to_owned(), reader.slot);
+        let stalled = self.stalled.entry(key).or_insert(fresh);
+        if (stalled.cursor, stalled.process) != (reader.cursor, reader.process) {
+            *stalled = fresh;
+        }
+        stalled.is_seen = true;
+        let time = now - stalled.since;
+        if stalled.is_reported || time < self.config.reader_timeout {
+            return;
+        }
+        stalled.is_reported = true;
+        Counters::count(&self.shared.counters.readers_stalled);
+        let advice = match self.config.evicts_readers {
+            true => self.evict(log, reader),
+            false => "publishers wait for it: resume or end it, or see --reader-timeout-action",
+        };
+        warn!(
+            log = %log.path().display(),
+            process = reader.process,
+            unread_batches = reader.unread_batches,
+            unread_bytes = reader.unread_bytes,
+            "a registered reader lives, has read nothing for {} s and holds up the log; {advice}",
+            time.as_secs()
+        );
+    }
+
+    fn evict(&self, log: &Log, reader: &ReaderInfo) -> &'static str {
+        match log.evict_reader(reader) {
+            Ok(false) => {
+                "it is not evicted, for it may look at bytes in place that it borrowed before this broker began: resume or end it"
+            }
+            Ok(true) => {
+                Counters::count(&self.shared.counters.readers_evicted);
+                "it is evicted"
+            }
+            Err(error) => {
+                Counters::count(&self.shared.counters.readers_evicted);
+                warn!(%error, "a reader is evicted, and cannot be told so");
+                "it is evicted"
+            }
+        }
+    }
+
+    /// Whether the log's file is where it was, and whole; what follows if not.
+    fn check_file(&mut self, topic: &str, log: &Log) -> bool {
+        let path = log.path().display();
+        let what = match log.check_file() {
+            Ok(FileState::Whole) => return true,
+            Ok(FileState::Gone) => "was deleted, moved or replaced".to_owned(),
+            Ok(FileState::Resized { bytes }) => format!(
+                "was changed to {bytes} bytes, from {}",
+                log.geometry().file_bytes()
+            ),
+            Err(error) => {
+                warn!(%error, log = %path, "cannot look at the file of a log");
+                return true;
+            }
+        };
+        Counters::count(&self.shared.counters.logs_lost);
+        let found = log.info();
+        error!(
+            topic,
+            batches = found.batches,
+            messages = found.messages,
+            "{path} {what} under this broker: what was acknowledged in it is lost to readers that have not opened it"
+        );
+        let own = self.own_topics.iter().any(|own| own == topic);
+        let goes_on = self.config.replaces_lost_logs;
+        let lost = Lost {
+            reason: format!(
+                "the log of topic {topic:?} {what} under the broker; what was acknowledged in it is lost"
+            ),
+            is_replaced: goes_on,
+        };
+        match self.topics.on_lost(topic, log, lost, goes_on || own) {
+            Ok(()) if goes_on || own => info!(topic, "the log that was lost is made anew"),
+            Ok(()) => {}
+            Err(refused) => {
+                error!(
+                    topic,
+                    "the log that was lost cannot be made anew: {refused}"
+                );
+                if own {
+                    self.missing.push(topic.to_owned());
+                }
+            }
+        }
+        false
+    }
+}
