@@ -12,6 +12,8 @@ pub enum BareUnit {
     Seconds,
     /// Milliseconds.
     Milliseconds,
+    /// Minutes.
+    Minutes,
 }
 
 impl BareUnit {
@@ -19,6 +21,7 @@ impl BareUnit {
         match self {
             Self::Seconds => "seconds",
             Self::Milliseconds => "milliseconds",
+            Self::Minutes => "minutes",
         }
     }
 
@@ -26,6 +29,7 @@ impl BareUnit {
         match self {
             Self::Seconds => 1.0,
             Self::Milliseconds => 1e-3,
+            Self::Minutes => 60.0,
         }
     }
 }

@@ -1,10 +1,13 @@
 //! The command line.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use penstock_dataplane::wire::handshake::{AckLevel, OrderLevel};
+use penstock_flags::{BareUnit, MAX_SOCKET_BUFFER, duration, size};
 use serde::{Deserialize, Serialize};
 
 use crate::delay::Delay;
@@ -14,6 +17,9 @@ use crate::faults::FaultPlan;
 use crate::diagnose::{self, Diagnose};
 use crate::experiment::Experiment;
 use crate::show::{self, Report};
+
+/// Most bytes that a run can be asked for.
+const MAX_TOTAL: u64 = 1 << 60;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -166,7 +172,8 @@ pub struct Throughput {
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=200))]
     pub brokers: u32,
     /// Bytes of messages to publish in all.
-    #[arg(long, default_value = "10GiB", conflicts_with = "input")]
+    #[arg(long, value_name = "SIZE", default_value = "10GiB", conflicts_with = "input",
+        value_parser = size(1..=MAX_TOTAL))]
     pub total_size: ByteSize,
     /// Publish the lines of FILE (`-`: stdin) instead of synthetic messages.
     #[arg(long, value_name = "FILE")]
@@ -189,8 +196,8 @@ pub struct Throughput {
     /// throughput, with the evidence.
     #[arg(long)]
     pub diagnose: bool,
-    /// Longest diagnosis, seconds; it ends before the run does.
-    #[arg(long, default_value = "5", value_parser = parse_seconds, requires = "diagnose")]
+    /// Longest diagnosis, such as 5s; a number alone is seconds. It ends before the run does.
+    #[arg(long, default_value = "5s", value_name = "DURATION", value_parser = parse_seconds, requires = "diagnose")]
     pub diagnose_seconds: f64,
     /// Run once more with the cause that is named first removed, if the lab can do that.
     #[arg(long, requires = "diagnose")]
@@ -214,7 +221,7 @@ pub struct Baseline {
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub runs: u32,
     /// Payload per run.
-    #[arg(long, default_value = "2GiB")]
+    #[arg(long, value_name = "SIZE", default_value = "2GiB", value_parser = size(1..=MAX_TOTAL))]
     pub size: ByteSize,
     /// MTU of the link, bytes.
     #[arg(long, default_value_t = 1500, value_parser = clap::value_parser!(u32).range(576..=65535))]
@@ -256,10 +263,10 @@ pub struct Compare {
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub runs: Option<u32>,
     /// Payload of a run at full speed; default 2GiB, with --quick 512MiB.
-    #[arg(long)]
+    #[arg(long, value_name = "SIZE", value_parser = size(1..=MAX_TOTAL))]
     pub size: Option<ByteSize>,
-    /// Length of a run at a rate, seconds; default 3, with --quick 1.
-    #[arg(long, value_parser = parse_seconds)]
+    /// Length of a run at a rate, such as 3s; a number alone is seconds; default 3s, with --quick 1s.
+    #[arg(long, value_name = "DURATION", value_parser = parse_seconds)]
     pub latency_seconds: Option<f64>,
     /// Batches a second at the low rate, one message in each. The high rate is half of what the
     /// slower path moves at full speed, in full batches.
@@ -293,8 +300,8 @@ pub struct Limits {
     /// Runs of each measurement.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub runs: u32,
-    /// Length of a run, seconds.
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=60))]
+    /// Length of a run, such as 2s; a number alone is seconds.
+    #[arg(long, default_value = "2s", value_name = "DURATION", value_parser = parse_whole_seconds)]
     pub seconds: u32,
     #[command(flatten)]
     pub output: Output,
@@ -314,8 +321,8 @@ pub struct Doctor {
 
 #[derive(Debug, Args)]
 pub struct Soak {
-    /// Length of the run, minutes.
-    #[arg(long, default_value_t = 10.0, value_parser = parse_minutes)]
+    /// Length of the run, such as 30m or 2h; a number alone is minutes.
+    #[arg(long, default_value = "10m", value_name = "DURATION", value_parser = parse_minutes)]
     pub minutes: f64,
     /// Repeats the script of an earlier run, as its report tells it; another each time if not given.
     #[arg(long)]
@@ -434,7 +441,7 @@ pub struct Workload {
     #[arg(long)]
     pub busy_poll: Option<u16>,
     /// Bytes per synthetic message.
-    #[arg(long, default_value = "1KiB")]
+    #[arg(long, value_name = "SIZE", default_value = "1KiB", value_parser = size(1..=MAX_TOTAL))]
     pub message_size: ByteSize,
     /// 0: none while running; 1: once committed in the broker's shared buffer.
     #[arg(long, default_value = "1")]
@@ -446,7 +453,7 @@ pub struct Workload {
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub threads_per_broker: u32,
     /// Payload per batch.
-    #[arg(long)]
+    #[arg(long, value_name = "SIZE", value_parser = size(1..=1 << 30))]
     pub batch_size: Option<ByteSize>,
     /// Batches of a stream that may be unacknowledged.
     #[arg(long)]
@@ -455,16 +462,16 @@ pub struct Workload {
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub workers: Option<u32>,
     /// Payload ring of each broker's log.
-    #[arg(long)]
+    #[arg(long, value_name = "SIZE", value_parser = size(1..=1 << 46))]
     pub ring_size: Option<ByteSize>,
     /// When a registered reader lags: `block` or `overwrite`.
     #[arg(long, value_parser = ["block", "overwrite"])]
     pub full: Option<String>,
     /// SO_RCVBUF that brokers ask for.
-    #[arg(long)]
+    #[arg(long, value_name = "SIZE", value_parser = size(1..=MAX_SOCKET_BUFFER))]
     pub rcvbuf: Option<ByteSize>,
     /// SO_SNDBUF that brokers ask for.
-    #[arg(long)]
+    #[arg(long, value_name = "SIZE", value_parser = size(1..=MAX_SOCKET_BUFFER))]
     pub sndbuf: Option<ByteSize>,
     /// Where brokers set it.
     #[arg(long, value_parser = ["none", "listener", "accepted", "both"])]
@@ -585,17 +592,31 @@ impl Mode {
 }
 
 fn parse_minutes(text: &str) -> Result<f64, String> {
-    match text.parse() {
-        Ok(minutes) if (0.1..=100_000.0).contains(&minutes) => Ok(minutes),
-        _ => Err("not a number of minutes from 0.1 to 100000".to_owned()),
-    }
+    let range = Duration::from_secs(6)..=Duration::from_secs(100_000 * 60);
+    let length = duration(BareUnit::Minutes, range)(text)?;
+    Ok(length.as_secs_f64() / 60.0)
 }
 
 /// Seconds of a run.
 pub fn parse_seconds(text: &str) -> Result<f64, String> {
-    match text.parse() {
-        Ok(seconds) if (0.1..=600.0).contains(&seconds) => Ok(seconds),
-        _ => Err("not a number of seconds from 0.1 to 600".to_owned()),
+    seconds_in(Duration::from_millis(100)..=Duration::from_secs(600))(text)
+}
+
+/// A parser of durations that are handed on as seconds.
+pub fn seconds_in(
+    range: RangeInclusive<Duration>,
+) -> impl Fn(&str) -> Result<f64, String> + Clone + Send + Sync + 'static {
+    let parse = duration(BareUnit::Seconds, range);
+    move |text| parse(text).map(|length| length.as_secs_f64())
+}
+
+/// Whole seconds of a run.
+fn parse_whole_seconds(text: &str) -> Result<u32, String> {
+    let range = Duration::from_secs(1)..=Duration::from_secs(60);
+    let length = duration(BareUnit::Seconds, range)(text)?;
+    match length.subsec_nanos() {
+        0 => Ok(length.as_secs() as u32),
+        _ => Err("not a whole number of seconds".to_owned()),
     }
 }
 
@@ -635,7 +656,10 @@ mod tests {
                 &["compare", "--mode", "xdp"],
                 "unexpected argument '--mode'",
             ),
-            (&["compare", "--latency-seconds", "0"], "from 0.1 to 600"),
+            (
+                &["compare", "--latency-seconds", "0"],
+                "from 100ms to 10m; the nearest is 100ms",
+            ),
             (&["compare", "--mtu", "1500,65535"], "16384"),
             (
                 &["compare", "--remote", "a:1", "--mtu", "1500"],
@@ -645,7 +669,13 @@ mod tests {
                 &["compare", "--remote", "a:1", "--brokers", "2"],
                 "cannot be used with",
             ),
-            (&["limits", "--seconds", "61"], "1..=60"),
+            (&["limits", "--seconds", "61"], "the nearest is 1m"),
+            (&["limits", "--seconds", "1.5"], "whole number of seconds"),
+            (
+                &["throughput", "--rcvbuf", "4GiB"],
+                "the nearest is 1073741823",
+            ),
+            (&["throughput", "--total-size", "5x"], "KiB, MiB, GiB"),
             (&["experiment", "rcvbuf", "--runs", "0"], "1..=1000"),
             (&["experiment", "rcvbuf", "--delay", "1s"], "such as 10ms"),
             (&["throughput", "--fix"], "--diagnose"),

@@ -10,6 +10,7 @@ use std::path::Path;
 use anyhow::Result;
 use bytesize::ByteSize;
 use clap::{Args, Subcommand};
+use penstock_flags::{MAX_SOCKET_BUFFER, size};
 use serde::Serialize;
 use tracing::info;
 
@@ -63,8 +64,8 @@ pub struct Observer {
     /// Pairs of intervals; 95 % confidence takes six at least.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub pairs: u32,
-    /// Length of an interval, seconds, and --duration of the diagnosis in it.
-    #[arg(long, default_value = "5", value_parser = diagnose::seconds)]
+    /// Length of an interval, such as 5s, and --duration of the diagnosis in it.
+    #[arg(long, default_value = "5s", value_name = "DURATION", value_parser = diagnose::seconds)]
     pub seconds: f64,
     /// Segmentation offloads of the broker's link.
     #[arg(long, value_enum, default_value_t = Profile::Wire)]
@@ -83,8 +84,8 @@ pub struct Rcvbuf {
     /// Runs of each case.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub runs: Option<u32>,
-    /// Length of a run, seconds.
-    #[arg(long, value_parser = cli::parse_seconds)]
+    /// Length of a run, such as 3s; a number alone is seconds.
+    #[arg(long, value_name = "DURATION", value_parser = cli::parse_seconds)]
     pub seconds: Option<f64>,
     /// One run of each case, a second long.
     #[arg(long)]
@@ -93,14 +94,15 @@ pub struct Rcvbuf {
     #[arg(long, value_name = "TIME", default_value = "10ms")]
     pub delay: Delay,
     /// SO_RCVBUF that is asked for.
-    #[arg(long, default_value = "32MiB")]
+    #[arg(long, value_name = "SIZE", default_value = "32MiB", value_parser = size(1..=MAX_SOCKET_BUFFER))]
     pub rcvbuf: ByteSize,
     /// Values of net.core.rmem_max to compare, bytes.
-    #[arg(long, value_delimiter = ',', default_value = "208KiB,32MiB")]
+    #[arg(long, value_delimiter = ',', default_value = "208KiB,32MiB",
+        value_name = "SIZE", value_parser = size(1..=MAX_SOCKET_BUFFER))]
     pub rmem_max: Vec<ByteSize>,
     /// Largest buffer that autotuning may give (third value of net.ipv4.tcp_rmem), in the broker's
     /// namespace only; by default what Linux has.
-    #[arg(long, default_value = "6MiB")]
+    #[arg(long, value_name = "SIZE", default_value = "6MiB", value_parser = size(1..=MAX_SOCKET_BUFFER))]
     pub tcp_rmem_max: ByteSize,
     /// Segmentation offloads of the broker's link.
     #[arg(long, value_enum, default_value_t = Profile::Wire)]

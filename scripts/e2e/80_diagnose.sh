@@ -505,7 +505,7 @@ wrong_input() {
   refuses 'nothing listens on TCP port 5999' lab diagnose --port 5999
   refuses 'there is no process' lab diagnose --pid 4194304
   refuses '--pid' lab diagnose
-  refuses '0.5 to 3600' lab diagnose --port 1 --duration 0
+  refuses 'the nearest is 500ms' lab diagnose --port 1 --duration 0
   lab diagnose --list-causes >"$T/causes"
   for cause in shared-buffer-full receive-window-limited credit-limited nic-drops; do
     grep -q "^$cause " "$T/causes" || fail "$cause is not listed"

@@ -44,7 +44,7 @@ interrupted() {
 }
 
 wrong_usage() {
-  refuses 'minutes from 0.1' lab soak --minutes 0
+  refuses 'the nearest is 6s' lab soak --minutes 0
   refuses 'invalid digit' lab soak --seed x
 }
 

@@ -34,7 +34,7 @@ use jiff::Timestamp;
 
 use penstock_process::output;
 
-use crate::cli::Format;
+use crate::cli::{self, Format};
 use crate::interrupt::Interrupt;
 use crate::results;
 use target::Target;
@@ -67,11 +67,11 @@ pub struct Diagnose {
     /// TCP port that it listens on.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     pub port: Option<u16>,
-    /// Seconds to observe for.
-    #[arg(long, default_value = "5", value_parser = seconds)]
+    /// How long to observe, such as 5s; a number alone is seconds.
+    #[arg(long, default_value = "5s", value_name = "DURATION", value_parser = seconds)]
     pub duration: f64,
-    /// Seconds of these in which system calls are traced; 0 for not at all.
-    #[arg(long, default_value = "1", value_parser = seconds_or_none)]
+    /// How much of this system calls are traced for, such as 1s; 0 for not at all.
+    #[arg(long, default_value = "1s", value_name = "DURATION", value_parser = seconds_or_none)]
     pub trace: f64,
     /// How the diagnosis is printed.
     #[arg(long, value_enum, default_value_t = Format::Text)]
@@ -144,17 +144,13 @@ pub fn causes() -> impl Iterator<Item = &'static str> {
     rules::CAUSES.iter().map(|cause| cause.id)
 }
 
+/// Longest observation.
+const LONGEST: Duration = Duration::from_secs(3600);
+
 pub fn seconds(text: &str) -> Result<f64, String> {
-    in_range(text, 0.5)
+    cli::seconds_in(Duration::from_millis(500)..=LONGEST)(text)
 }
 
 fn seconds_or_none(text: &str) -> Result<f64, String> {
-    in_range(text, 0.0)
-}
-
-fn in_range(text: &str, least: f64) -> Result<f64, String> {
-    match text.parse() {
-        Ok(seconds) if (least..=3600.0).contains(&seconds) => Ok(seconds),
-        _ => Err(format!("not a number of seconds from {least} to 3600")),
-    }
+    cli::seconds_in(Duration::ZERO..=LONGEST)(text)
 }
