@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use bytesize::ByteSize;
 use jiff::Timestamp;
 use nix::sched::{CpuSet, sched_getaffinity};
@@ -15,6 +15,7 @@ use nix::unistd::Pid;
 use penstock_dataplane::address;
 use penstock_dataplane::wire::handshake::AckLevel;
 use penstock_dataplane::wire::message::OVERHEAD;
+use penstock_process::wrong_usage;
 use tracing::{info, warn};
 
 use crate::chart::{Chart, Panel};
@@ -147,7 +148,9 @@ fn check(options: &cli::Compare) -> Result<()> {
         ("--rcvbuf-force", workload.rcvbuf_force),
     ];
     if let Some((option, _)) = of_brokers.iter().find(|(_, given)| *given) {
-        bail!("{option} is the broker's: with --remote, give it to penstock-broker where it runs");
+        return Err(wrong_usage(format!(
+            "{option} is the broker's: with --remote, give it to penstock-broker where it runs"
+        )));
     }
     Ok(())
 }

@@ -28,11 +28,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Args;
 use jiff::Timestamp;
 
-use penstock_process::output;
+use penstock_process::{output, wrong_usage};
 
 use crate::cli::{self, Format};
 use crate::interrupt::Interrupt;
@@ -95,7 +95,7 @@ pub fn run(options: &Diagnose, interrupt: &Interrupt) -> Result<bool> {
     let target = match (options.pid, options.port) {
         (Some(pid), port) => Target::of_process(pid, port, &mut unavailable)?,
         (None, Some(port)) => Target::of_port(port, &mut unavailable)?,
-        (None, None) => bail!("name a server with --pid or --port"),
+        (None, None) => return Err(wrong_usage("name a server with --pid or --port")),
     };
     let duration = Duration::from_secs_f64(options.duration);
     let trace = Duration::from_secs_f64(options.trace);
