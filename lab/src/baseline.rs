@@ -7,14 +7,16 @@ use anyhow::{Context, Result, bail};
 use jiff::Timestamp;
 use tracing::info;
 
-use crate::chart::{Chart, Panel};
+use crate::chart::{Chart, Figure, Panel};
 use crate::cli::{self, Profile};
 use crate::cluster::Brokers;
 use crate::environment::Environment;
+use crate::host_load::{self, HostWatch};
 use crate::interrupt::Interrupt;
 use crate::iperf::Amount;
 use crate::netns::{self, Net};
 use crate::report::{Baseline, BaselineRow};
+use crate::spread::Spread;
 use crate::testbed::{Binaries, BufferDir};
 use crate::workload::{Publish, Source};
 use crate::{iperf, render, results};
@@ -37,8 +39,12 @@ pub fn run(options: &cli::Baseline, interrupt: &Interrupt) -> Result<bool> {
     let iperf3_version = iperf::version()?;
     let binaries = Binaries::find(options.programs.bin_dir.as_deref())?;
     let folder = results::create_folder(&options.output.results, started)?;
+    let host = HostWatch::start()?;
     let report = measure_all(options, &binaries, &folder, started, interrupt);
     let printed = report.and_then(|(rows, environment)| {
+        let host_load = host.finish()?;
+        let mut warnings = host_load.warnings();
+        warnings.extend(host_load::spread_warning(rows.iter().flat_map(spreads)));
         let report = Baseline {
             kind: "baseline".to_owned(),
             mode: options.route.mode.name().to_owned(),
@@ -46,20 +52,41 @@ pub fn run(options: &cli::Baseline, interrupt: &Interrupt) -> Result<bool> {
             size_bytes: options.size.as_u64(),
             iperf3_version,
             rows,
+            host_load: Some(host_load),
+            warnings,
             environment,
         };
         results::write(&folder, &report, &render::baseline(&report))?;
         results::write_file(&folder.join(PICTURE), &picture(&report)?)?;
         results::print(options.output.format, &report, || {
-            render::baseline_table(&report)
+            render::baseline_summary(&report)
         })?;
         Ok(true)
     });
     results::told(&folder, printed)
 }
 
-/// The medians as bars, a panel for each profile.
+fn spreads(row: &BaselineRow) -> Vec<(String, &Spread)> {
+    [("penstock", &row.penstock), ("iperf3", &row.iperf3)]
+        .map(|(whose, spread)| {
+            let case = format!("{whose} {} × {}", row.profile.name(), row.connections);
+            (case, spread)
+        })
+        .into()
+}
+
+/// The medians as bars, in a file of its own.
 pub fn picture(report: &Baseline) -> Result<String> {
+    drawn(report, |chart| chart.svg())
+}
+
+/// The same for a page.
+pub fn figures(report: &Baseline) -> Result<Vec<Figure>> {
+    drawn(report, |chart| chart.figures())
+}
+
+/// A panel for each profile.
+fn drawn<T>(report: &Baseline, draw: impl FnOnce(&Chart<'_>) -> Result<T>) -> Result<T> {
     let panels = report.rows.chunk_by(|a, b| a.profile == b.profile);
     let panels = panels.map(|rows| Panel {
         title: format!("{}, MTU {}", rows[0].profile.name(), rows[0].mtu),
@@ -77,12 +104,11 @@ pub fn picture(report: &Baseline) -> Result<String> {
             })
             .collect(),
     });
-    Chart {
+    draw(&Chart {
         title: "Payload received, median and range of the runs",
         series: &[&format!("penstock, {}", report.mode), "iperf3"],
         panels: panels.collect(),
-    }
-    .svg()
+    })
 }
 
 fn measure_all(

@@ -19,6 +19,8 @@ const WIDTH: u32 = 900;
 const TITLE: u32 = 30;
 /// Height of a row of panels.
 const ROW: u32 = 330;
+/// Width of a panel alone.
+const ALONE: u32 = 560;
 /// Panels side by side.
 const COLUMNS: usize = 2;
 /// Height of a line of a label.
@@ -42,6 +44,8 @@ pub const WAITING: RGBColor = LINES[7];
 /// A page gives what has these two colours its own.
 pub const INK: RGBColor = RGBColor(40, 40, 40);
 pub const GRID: RGBColor = RGBColor(200, 200, 200);
+/// Ground of a picture by itself, told from the white of anything else.
+const PAPER: RGBColor = RGBColor(254, 254, 254);
 /// Part of a group's width that its bars take.
 const FILLED: f64 = 0.7;
 
@@ -110,11 +114,6 @@ impl Axis {
             at.to_string()
         }
     }
-
-    /// Where the figure of a bar stands: a little above its foot.
-    fn foot(&self) -> f64 {
-        self.from + (self.to - self.from) * 0.015
-    }
 }
 
 /// A picture.
@@ -125,13 +124,62 @@ pub struct Chart<'a> {
     pub panels: Vec<Panel<'a>>,
 }
 
+/// A panel as a part of a page, which gives it its title and ground.
+pub struct Figure {
+    pub title: String,
+    pub legend: Vec<(String, RGBColor)>,
+    pub svg: String,
+}
+
+/// What a panel shows besides its bars.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum With {
+    /// What is around it says all.
+    Nothing,
+    Title,
+    TitleAndLegend,
+}
+
+/// A picture that is opened by itself follows the browser's theme.
+const THEME: &str = "<style>svg{max-width:100%;height:auto}\
+    @media (prefers-color-scheme:dark){\
+    [fill=\"#FEFEFE\"]{fill:#14181d}[fill=\"#282828\"]{fill:#e6eaef}\
+    [stroke=\"#282828\"]{stroke:#e6eaef}[stroke=\"#C8C8C8\"]{stroke:#3a424b}}</style>";
+
 impl Chart<'_> {
-    /// The picture.
+    /// The picture, with all panels and a ground of its own.
     pub fn svg(&self) -> Result<String> {
         let mut svg = String::new();
         self.draw(&mut svg)
             .map_err(|text| anyhow!("cannot draw {:?}: {text}", self.title))?;
+        let body = svg.find('>').map_or(0, |end| end + 1);
+        svg.insert_str(body, THEME);
         Ok(svg)
+    }
+
+    /// A picture for each panel, without a ground.
+    pub fn figures(&self) -> Result<Vec<Figure>> {
+        let series = self.series.iter().zip(COLOURS);
+        let legend: Vec<_> = series
+            .map(|(name, colour)| ((*name).to_owned(), colour))
+            .collect();
+        let figure = |panel: &Panel<'_>| {
+            let mut svg = String::new();
+            self.draw_alone(panel, &mut svg)
+                .map_err(|text| anyhow!("cannot draw {:?}: {text}", panel.title))?;
+            Ok(Figure {
+                title: panel.title.clone(),
+                legend: legend.clone(),
+                svg,
+            })
+        };
+        self.panels.iter().map(figure).collect()
+    }
+
+    fn draw_alone(&self, panel: &Panel<'_>, svg: &mut String) -> Result<(), String> {
+        let root = SVGBackend::with_string(svg, (ALONE, ROW)).into_drawing_area();
+        self.draw_panel(panel, &root, With::Nothing)?;
+        root.present().map_err(text)
     }
 
     fn draw(&self, svg: &mut String) -> Result<(), String> {
@@ -139,13 +187,17 @@ impl Chart<'_> {
         let rows = self.panels.len().div_ceil(columns).max(1);
         let height = TITLE + ROW * rows as u32;
         let root = SVGBackend::with_string(svg, (WIDTH, height)).into_drawing_area();
-        root.fill(&WHITE).map_err(text)?;
+        root.fill(&PAPER).map_err(text)?;
         let root = root
             .titled(self.title, ("sans-serif", 18).into_font().color(&INK))
             .map_err(text)?;
         let areas = root.split_evenly((rows, columns));
         for (number, (panel, area)) in self.panels.iter().zip(&areas).enumerate() {
-            self.draw_panel(panel, area, number == 0)?;
+            let with = match number {
+                0 => With::TitleAndLegend,
+                _ => With::Title,
+            };
+            self.draw_panel(panel, area, with)?;
         }
         root.present().map_err(text)
     }
@@ -154,14 +206,18 @@ impl Chart<'_> {
         &self,
         panel: &Panel<'_>,
         area: &DrawingArea<DB, plotters::coord::Shift>,
-        legend: bool,
+        with: With,
     ) -> Result<(), String> {
-        let axis = Axis::of(panel, if legend { 0.25 } else { 0.12 });
+        let legend = with == With::TitleAndLegend;
+        let axis = Axis::of(panel, if legend { 0.3 } else { 0.15 });
         let count = panel.groups.len();
         let labels = panel.groups.iter().map(|(label, _)| label.lines().count());
         let below = 16 + LINE * labels.max().unwrap_or(1) as i32;
-        let mut chart = ChartBuilder::on(area)
-            .caption(&panel.title, ("sans-serif", 15, &INK))
+        let mut builder = ChartBuilder::on(area);
+        if with != With::Nothing {
+            builder.caption(&panel.title, ("sans-serif", 15, &INK));
+        }
+        let mut chart = builder
             .margin(8)
             .x_label_area_size(below)
             .y_label_area_size(58)
@@ -171,9 +227,9 @@ impl Chart<'_> {
             .configure_mesh()
             .disable_x_mesh()
             .disable_x_axis()
-            .light_line_style(WHITE)
-            .bold_line_style(RGBColor(225, 225, 225))
-            .axis_style(RGBColor(160, 160, 160))
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(GRID)
+            .axis_style(GRID)
             .label_style(("sans-serif", 12, &INK))
             .y_desc(panel.unit)
             .y_labels(axis.labels())
@@ -204,14 +260,16 @@ impl Chart<'_> {
                     whisker(left, right, &axis, spread)
                 }))
                 .map_err(text)?;
-            let style = ("sans-serif", 11, &WHITE)
+            // Above the bar and its range: in a short bar there is no room.
+            let style = ("sans-serif", 11, &INK)
                 .into_text_style(area)
                 .pos(Pos::new(HPos::Center, VPos::Bottom));
             chart
                 .draw_series(bars.map(|(group, spread)| {
                     let (left, right) = self.edges(group, series);
-                    let at = (f64::midpoint(left, right), axis.foot());
-                    Text::new(figure(spread.median), at, style.clone())
+                    let top = axis.at(spread.max.max(spread.median));
+                    EmptyElement::at((f64::midpoint(left, right), top))
+                        + Text::new(figure(spread.median), (0, -3), style.clone())
                 }))
                 .map_err(text)?;
         }
@@ -231,7 +289,7 @@ impl Chart<'_> {
                 .configure_series_labels()
                 .position(SeriesLabelPosition::UpperLeft)
                 .label_font(("sans-serif", 12, &INK))
-                .background_style(WHITE)
+                .background_style(PAPER)
                 .draw()
                 .map_err(text)?;
         }
@@ -310,6 +368,18 @@ mod tests {
             "7.25",
         ] {
             assert!(svg.contains(wanted), "{wanted} is missing");
+        }
+        assert!(
+            svg.contains("viewBox") && svg.contains("prefers-color-scheme"),
+            "{svg}"
+        );
+        let figures = chart.figures().unwrap();
+        assert_eq!(figures[0].title, "a panel");
+        assert_eq!(figures[0].legend.len(), 2);
+        // The page around it has a ground, a title and a legend.
+        let svg = &figures[0].svg;
+        for unwanted in ["#FEFEFE", "#FFFFFF", "<style", "a panel", "theirs"] {
+            assert!(!svg.contains(unwanted), "{unwanted}: {svg}");
         }
     }
 

@@ -18,13 +18,15 @@ use penstock_dataplane::wire::message::OVERHEAD;
 use penstock_process::wrong_usage;
 use tracing::{info, warn};
 
-use crate::chart::{Chart, Panel};
+use crate::chart::{Chart, Figure, Panel};
 use crate::cli::{self, Profile, XdpMode};
 use crate::environment::Environment;
+use crate::host_load::{self, HostWatch};
 use crate::interrupt::Interrupt;
 use crate::limits::{self, Effort, Link};
 use crate::netns::Net;
 use crate::report::{Compare, Limit, Row};
+use crate::spread::Spread;
 use crate::testbed::Binaries;
 use crate::{command, iperf, render, results};
 
@@ -167,6 +169,7 @@ struct Comparison<'a> {
 impl Comparison<'_> {
     fn run(&self) -> Result<Compare> {
         let (mut rows, mut limits) = (Vec::new(), Vec::new());
+        let host = HostWatch::start()?;
         let remote = self.options.remote.join(",");
         let environment = if remote.is_empty() {
             let mut environment = None;
@@ -192,6 +195,9 @@ impl Comparison<'_> {
             rows = self.against(&remote)?;
             Environment::read(None, self.started)?
         };
+        let host_load = host.finish()?;
+        let mut warnings = host_load.warnings();
+        warnings.extend(host_load::spread_warning(rows.iter().flat_map(spreads)));
         Ok(Compare {
             kind: "compare".to_owned(),
             brokers: match self.options.remote.len() {
@@ -206,6 +212,8 @@ impl Comparison<'_> {
             remote: (!remote.is_empty()).then_some(remote),
             rows,
             limits,
+            host_load: Some(host_load),
+            warnings,
             environment,
         })
     }
@@ -360,6 +368,16 @@ impl Comparison<'_> {
     }
 }
 
+/// Figures whose runs should agree: drops and the like are few, or many, by chance.
+fn spreads(row: &Row) -> Vec<(String, &Spread)> {
+    match row.metric == "payload_mb_per_s" {
+        true => [("xdp", &row.xdp), ("tcp", &row.tcp)]
+            .map(|(path, spread)| (format!("{path} {} {}", row.profile, row.mtu), spread))
+            .into(),
+        false => Vec::new(),
+    }
+}
+
 /// MTU of the interface towards a host.
 fn mtu_towards(address: &str) -> Result<u32> {
     let found = address::resolve(address, NAME_TIMEOUT)?;
@@ -383,8 +401,18 @@ fn mtu_towards(address: &str) -> Result<u32> {
     Ok(penstock_nic::Facts::read(device)?.mtu)
 }
 
-/// A panel for each metric, a pair of bars for each case.
+/// All metrics, in a file of its own.
 pub fn picture(report: &Compare) -> Result<String> {
+    drawn(report, |chart| chart.svg())
+}
+
+/// The same for a page.
+pub fn figures(report: &Compare) -> Result<Vec<Figure>> {
+    drawn(report, |chart| chart.figures())
+}
+
+/// A panel for each metric, a pair of bars for each case.
+fn drawn<T>(report: &Compare, draw: impl FnOnce(&Chart<'_>) -> Result<T>) -> Result<T> {
     let group = |row: &'_ Row| {
         let ratio = row
             .ratio
@@ -402,10 +430,9 @@ pub fn picture(report: &Compare) -> Result<String> {
                 .map(|row| (group(row), vec![&row.xdp, &row.tcp]))
                 .collect(),
         });
-    Chart {
+    draw(&Chart {
         title: "xdp beside tcp: median and range of the runs, ratio xdp / tcp",
         series: &["xdp", "tcp"],
         panels: panels.collect(),
-    }
-    .svg()
+    })
 }

@@ -10,7 +10,6 @@ mod interface;
 mod tests;
 
 use std::fmt::Write;
-use std::io::IsTerminal;
 
 use anyhow::Result;
 use serde::Serialize;
@@ -18,8 +17,13 @@ use serde::Serialize;
 use penstock_process::output;
 
 use crate::cli::{self, Format};
+use crate::terminal::{self, Screen};
 use check::{Check, Level};
 use facts::{Interface, Seen};
+
+/// Where a mark ends, and where what was found begins.
+const MARK: usize = 6;
+const COLUMN: usize = 23;
 
 /// What `--format json` prints.
 #[derive(Debug, Serialize)]
@@ -67,7 +71,7 @@ pub fn run(options: &cli::Doctor) -> Result<bool> {
     )?;
     let report = judge(seen);
     match options.format {
-        Format::Text => output::print(text(&report, std::io::stdout().is_terminal()))?,
+        Format::Text => output::print(text(&report, Screen::stdout()))?,
         Format::Json => output::print_line(serde_json::to_string_pretty(&report)?)?,
     }
     Ok(report.fail == 0)
@@ -120,12 +124,12 @@ fn candidate(interface: &Interface) -> Candidate {
 }
 
 /// For people.
-fn text(report: &Report, colours: bool) -> String {
+fn text(report: &Report, screen: Screen) -> String {
     let mut out = String::new();
-    section(&mut out, "This machine", &report.host, colours);
+    section(&mut out, "This machine", &report.host, screen);
     if let Some(examined) = &report.interface {
         let title = format!("\nInterface {}", examined.name);
-        section(&mut out, &title, &examined.checks, colours);
+        section(&mut out, &title, &examined.checks, screen);
     }
     if !report.interfaces.is_empty() {
         push(
@@ -134,13 +138,18 @@ fn text(report: &Report, colours: bool) -> String {
         );
     }
     for candidate in &report.interfaces {
-        push(&mut out, &shown(candidate));
+        let first = format!("  {:<15} ", candidate.name);
+        let further = " ".repeat(first.len());
+        push(
+            &mut out,
+            &terminal::wrap(&shown(candidate), &first, &further, screen),
+        );
     }
     if !report.not_seen.is_empty() {
         push(&mut out, "\nCould not be seen");
     }
     for what in &report.not_seen {
-        push(&mut out, &format!("  {what}"));
+        push(&mut out, &terminal::fit(&format!("  {what}"), screen));
     }
     let Report { ok, warn, fail, .. } = report;
     push(
@@ -150,8 +159,10 @@ fn text(report: &Report, colours: bool) -> String {
     out
 }
 
-fn section(out: &mut String, title: &str, checks: &[Check], colours: bool) {
+/// Checks, each with its mark; why and what to do stand below what was found.
+fn section(out: &mut String, title: &str, checks: &[Check], screen: Screen) {
     push(out, title);
+    let below = " ".repeat(COLUMN);
     for Check {
         name,
         level,
@@ -160,15 +171,49 @@ fn section(out: &mut String, title: &str, checks: &[Check], colours: bool) {
         fix,
     } in checks
     {
-        push(
-            out,
-            &format!("  {} {name:<15} {found}", mark(*level, colours)),
-        );
+        // Wrapped without its colour, whose bytes have no width.
+        let plain = format!("  {:<4} {name:<15} ", level.name());
+        let line = terminal::wrap(found, &plain, &below, screen);
+        let behind = line.get(MARK..).unwrap_or_default();
+        push(out, &format!("  {}{behind}", mark(*level, screen.colours)));
         if let Some(fix) = fix {
-            push(out, &format!("       {:<15} why: {why}", ""));
-            push(out, &format!("       {:<15} do:  {fix}", ""));
+            let further = format!("{below}     ");
+            push(
+                out,
+                &terminal::wrap(why, &format!("{below}why: "), &further, screen),
+            );
+            for (number, step) in steps(fix, screen).into_iter().enumerate() {
+                let first = match number {
+                    0 => format!("{below}do:  "),
+                    _ => further.clone(),
+                };
+                let text = match is_command(step) {
+                    true => terminal::command(step, &further, screen).replacen(&further, &first, 1),
+                    false => terminal::wrap(step, &first, &further, screen),
+                };
+                push(out, &text);
+            }
         }
     }
+}
+
+/// What is to be done, a command a line if not all fit in one.
+fn steps(fix: &str, screen: Screen) -> Vec<&str> {
+    let steps = fix.split_inclusive("; ").map(str::trim_end);
+    let too_long = COLUMN + 5 + fix.chars().count() > screen.width;
+    match too_long && steps.clone().any(is_command) {
+        true => steps.collect(),
+        false => vec![fix],
+    }
+}
+
+/// Whether a step can be pasted into a shell as it is.
+fn is_command(step: &str) -> bool {
+    const PROGRAMS: [&str; 9] = [
+        "sudo", "sysctl", "ethtool", "ip", "setcap", "ulimit", "mount", "apt-get", "modprobe",
+    ];
+    let program = step.split(' ').next().unwrap_or_default();
+    PROGRAMS.contains(&program) && !step.contains(", ")
 }
 
 fn mark(level: Level, colours: bool) -> String {
@@ -186,7 +231,6 @@ fn mark(level: Level, colours: bool) -> String {
 
 fn shown(candidate: &Candidate) -> String {
     let Candidate {
-        name,
         driver,
         mtu,
         queues,
@@ -211,9 +255,9 @@ fn shown(candidate: &Candidate) -> String {
         Some(id) => format!(", has XDP program {id}"),
         None => String::new(),
     };
-    format!("  {name:<15} {driver}, {state}, MTU {mtu}, {queues} queues, {xdp}{taken}")
+    format!("{driver}, {state}, MTU {mtu}, {queues} queues, {xdp}{taken}")
 }
 
 fn push(out: &mut String, line: &str) {
-    writeln!(out, "{line}").expect("a string takes all");
+    writeln!(out, "{}", line.trim_end_matches('\n')).expect("a string takes all");
 }

@@ -22,6 +22,7 @@ mod foreign;
 #[cfg(any(test, fuzzing))]
 mod fuzzing;
 mod host;
+mod host_load;
 mod interrupt;
 mod iperf;
 mod limits;
@@ -41,6 +42,7 @@ mod rmem;
 mod show;
 mod soak;
 mod spread;
+mod terminal;
 mod testbed;
 mod throughput;
 mod timeline;

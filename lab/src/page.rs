@@ -7,6 +7,8 @@ use anyhow::{Result, anyhow};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use plotters::style::RGBColor;
 
+use crate::{chart, terminal};
+
 pub use run::throughput;
 
 const STYLE: &str = include_str!("page/style.css");
@@ -32,16 +34,22 @@ fn page(title: &str, body: &Markup) -> String {
     .into_string()
 }
 
-/// A page for a report that is tables in the first place: `text` as it is printed, and a picture.
-pub fn plain(title: &str, picture: Option<&str>, text: &str) -> String {
+/// A page for a report that is tables in the first place: pictures, and the report in Markdown.
+///
+/// The report's own title is left out: the page has one.
+pub fn plain(title: &str, pictures: &[chart::Figure], markdown: &str) -> String {
+    let markdown = match markdown.strip_prefix("# ") {
+        Some(titled) => titled.split_once('\n').map_or("", |(_, rest)| rest),
+        None => markdown,
+    };
     page(
         title,
         &html! {
             h1 { (title) }
-            @if let Some(svg) = picture {
-                figure.wide { (PreEscaped(svg)) }
+            @if !pictures.is_empty() {
+                div.figures { @for picture in pictures { (drawn(picture)) } }
             }
-            pre { (text) }
+            (PreEscaped(terminal::html(markdown)))
         },
     )
 }
@@ -54,7 +62,15 @@ fn figure(
     svg: Result<String, String>,
 ) -> Result<Markup> {
     let svg = svg.map_err(|error| anyhow!("cannot draw {title}: {error}"))?;
-    Ok(html! {
+    Ok(framed(title, note, legend, &svg))
+}
+
+fn drawn(picture: &chart::Figure) -> Markup {
+    framed(&picture.title, "", &picture.legend, &picture.svg)
+}
+
+fn framed(title: &str, note: &str, legend: &[(String, RGBColor)], svg: &str) -> Markup {
+    html! {
         figure {
             figcaption {
                 strong { (title) }
@@ -70,7 +86,7 @@ fn figure(
             }
             div role="img" aria-label=(title) { (PreEscaped(svg)) }
         }
-    })
+    }
 }
 
 /// A table; cells are text.
@@ -103,7 +119,8 @@ mod tests {
 
     #[test]
     fn a_page_asks_nobody_for_anything() {
-        let html = plain("a <b> title", None, "<script>alert(1)</script>");
+        let html = plain("a <b> title", &[], "**a** <script>alert(1)</script>");
+        assert!(html.contains("<strong>a</strong>"), "{html}");
         assert!(html.contains("a &lt;b&gt; title"), "{html}");
         assert!(!html.contains("<script"), "{html}");
         assert!(

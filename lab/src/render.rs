@@ -14,6 +14,7 @@ use serde_json::Value;
 use crate::delay::{DelayReport, LineCount};
 use crate::environment::Environment;
 use crate::faults::{FaultReport, LinkFaults};
+use crate::host_load;
 use crate::outputs::{SentStream, Session};
 use crate::report::{Baseline, BaselineRow, Broker, Throughput};
 use crate::spread::Spread;
@@ -35,6 +36,7 @@ pub fn throughput(report: &Throughput) -> String {
     let parts = [
         Some("# Penstock throughput".to_owned()),
         Some(headline(report)),
+        host_load::part(&report.warnings),
         (!diagnosed.is_empty()).then(|| diagnosed.join("\n\n")),
         Some(stages("Publisher", &report.publisher.stages)),
         transport(&report.publisher.sessions),
@@ -63,6 +65,7 @@ pub fn throughput_summary(report: &Throughput) -> String {
         broker_table(&report.brokers),
     ];
     let parts = parts.into_iter().chain(over_time(report));
+    let parts = parts.chain(host_load::part(&report.warnings));
     let parts: Vec<_> = parts.chain(diagnosis::summary(report)).collect();
     parts.join("\n\n")
 }
@@ -385,17 +388,30 @@ pub fn baseline(report: &Baseline) -> String {
     [
         "# Penstock against iperf3".to_owned(),
         method,
+        host_load::part(&report.warnings).unwrap_or_default(),
         "![Medians and ranges](baseline.svg)".to_owned(),
         baseline_table(report),
         environment(&report.environment),
         reproduce(&report.environment),
     ]
+    .into_iter()
+    .filter(|part| !part.is_empty())
+    .collect::<Vec<_>>()
     .join("\n\n")
         + "\n"
 }
 
+/// What is printed on the terminal after a baseline run.
+pub fn baseline_summary(report: &Baseline) -> String {
+    let parts = [
+        Some(baseline_table(report)),
+        host_load::part(&report.warnings),
+    ];
+    parts.into_iter().flatten().collect::<Vec<_>>().join("\n\n")
+}
+
 /// The table of a baseline run.
-pub fn baseline_table(report: &Baseline) -> String {
+fn baseline_table(report: &Baseline) -> String {
     let row = |r: &BaselineRow| {
         [
             r.profile.name().to_owned(),
@@ -450,6 +466,9 @@ fn reproduce(environment: &Environment) -> String {
 
 /// A Markdown table whose columns also line up as plain text.
 fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> String {
+    // What ends a cell or a row would put the rest elsewhere.
+    let cell = |text: &String| text.replace('|', r"\|").replace(['\n', '\r'], " ");
+    let rows: Vec<[String; N]> = rows.iter().map(|row| row.each_ref().map(cell)).collect();
     let width = |column: usize| {
         let cells = rows.iter().map(|row| row[column].chars().count());
         cells

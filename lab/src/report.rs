@@ -14,6 +14,7 @@ use crate::cli::Profile;
 use crate::delay::DelayReport;
 use crate::environment::Environment;
 use crate::faults::FaultReport;
+use crate::host_load::HostLoad;
 use crate::outputs::{self, AckLatency, Connection, Session};
 use crate::spread::Spread;
 use crate::verify::StreamCheck;
@@ -74,6 +75,12 @@ pub struct Throughput {
     pub not_diagnosed: Option<String>,
     /// The same with the cause removed, when `--fix` was given.
     pub rerun: Option<Rerun>,
+    /// What the host did besides; null in reports of older labs.
+    #[serde(default)]
+    pub host_load: Option<HostLoad>,
+    /// Why the figures mean little, if they do.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     pub environment: Environment,
 }
 
@@ -174,6 +181,12 @@ pub struct Baseline {
     pub size_bytes: u64,
     pub iperf3_version: String,
     pub rows: Vec<BaselineRow>,
+    /// What the host did besides; null in reports of older labs.
+    #[serde(default)]
+    pub host_load: Option<HostLoad>,
+    /// Why the figures mean little, if they do.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     pub environment: Environment,
 }
 

@@ -10,6 +10,7 @@ use penstock_process::output;
 use serde::Serialize;
 
 use crate::cli::Format;
+use crate::terminal::{self, Screen};
 use crate::trusted_path;
 
 /// Creates `<results>/<UTC time>`; runs that start in the same second get a number behind it.
@@ -51,14 +52,14 @@ pub fn write(folder: &Path, report: &impl Serialize, markdown: &str) -> Result<(
     write_file(&folder.join("report.md"), markdown)
 }
 
-/// Prints a report as it was asked for; `summary` is for people.
+/// Prints a report as it was asked for; `summary` is for people, in Markdown.
 pub fn print(
     format: Format,
     report: &impl Serialize,
     summary: impl FnOnce() -> String,
 ) -> Result<()> {
     output::print_line(match format {
-        Format::Text => summary(),
+        Format::Text => terminal::markdown(&summary(), Screen::stdout()),
         Format::Json => serde_json::to_string_pretty(report)?,
     })
 }

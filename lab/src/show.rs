@@ -15,6 +15,7 @@ use crate::report::{
     Baseline, Compare, Limits, OBSERVER, ObserverExperiment, RCVBUF, RcvbufExperiment, Throughput,
 };
 use crate::soak::{self, SOAK};
+use crate::terminal::{self, Screen};
 use crate::{baseline, compare, foreign, page, render, results};
 
 pub const EXAMPLES: &str = "\
@@ -73,7 +74,14 @@ pub fn run(options: &Report) -> Result<bool> {
     };
     let shown = read(&path)?;
     let text = match options.format {
-        View::Text => shown.text() + "\n",
+        View::Text => {
+            // Another file than stdout is no terminal.
+            let screen = match options.output {
+                None => Screen::stdout(),
+                Some(_) => Screen::PLAIN,
+            };
+            terminal::markdown(&shown.text(), screen) + "\n"
+        }
         View::Html => shown.html()?,
     };
     match output(options, &path) {
@@ -141,11 +149,11 @@ impl Shown {
         }
     }
 
-    /// For the terminal.
+    /// For people, in Markdown.
     pub fn text(&self) -> String {
         match self {
             Self::Throughput(report) => render::throughput_summary(report),
-            Self::Baseline(report) => render::baseline_table(report),
+            Self::Baseline(report) => render::baseline_summary(report),
             Self::Compare(report) => render::compare_summary(report),
             Self::Limits(report) => render::limits_table(&report.limits),
             Self::Rcvbuf(report) => render::rcvbuf_summary(report),
@@ -155,19 +163,33 @@ impl Shown {
         }
     }
 
+    /// The whole report, in Markdown.
+    fn report(&self) -> String {
+        match self {
+            Self::Throughput(report) => render::throughput(report),
+            Self::Baseline(report) => render::baseline(report),
+            Self::Compare(report) => render::compare(report),
+            Self::Limits(report) => render::limits(report),
+            Self::Rcvbuf(report) => render::rcvbuf(report),
+            Self::Observer(report) => render::observer(report),
+            Self::Soak(report) => report.markdown(),
+            Self::Faults(report) => report.markdown(),
+        }
+    }
+
     /// As a page.
     pub fn html(&self) -> Result<String> {
-        let (title, picture) = match self {
+        let (title, pictures) = match self {
             Self::Throughput(report) => return page::throughput(report),
-            Self::Baseline(report) => ("Penstock against iperf3", Some(baseline::picture(report)?)),
-            Self::Compare(report) => ("xdp beside tcp", Some(compare::picture(report)?)),
-            Self::Limits(_) => ("What this host can do at best", None),
-            Self::Rcvbuf(_) => ("Where SO_RCVBUF is set, and what comes of it", None),
-            Self::Observer(_) => ("What being diagnosed costs a broker", None),
-            Self::Soak(_) => ("Soak", None),
-            Self::Faults(_) => ("Fault runs", None),
+            Self::Baseline(report) => ("Penstock against iperf3", baseline::figures(report)?),
+            Self::Compare(report) => ("xdp beside tcp", compare::figures(report)?),
+            Self::Limits(_) => ("What this host can do at best", Vec::new()),
+            Self::Rcvbuf(_) => ("Where SO_RCVBUF is set, and what comes of it", Vec::new()),
+            Self::Observer(_) => ("What being diagnosed costs a broker", Vec::new()),
+            Self::Soak(_) => ("Soak", Vec::new()),
+            Self::Faults(_) => ("Fault runs", Vec::new()),
         };
-        Ok(page::plain(title, picture.as_deref(), &self.text()))
+        Ok(page::plain(title, &pictures, &self.report()))
     }
 }
 

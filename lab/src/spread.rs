@@ -30,6 +30,14 @@ impl Spread {
         }
     }
 
+    /// How far the runs lie apart, as a part of their median; 0 for one run.
+    pub fn width(&self) -> f64 {
+        match self.median.abs() {
+            0.0 => 0.0,
+            median => (self.max - self.min) / median,
+        }
+    }
+
     /// Bounds between which the median of all possible runs lies with a confidence of 95 %, from the order
     /// of these alone (sign test); none for fewer than six.
     pub fn confidence(&self) -> Option<(f64, f64)> {

@@ -14,6 +14,7 @@ use crate::cluster::{self, Brokers, Cluster};
 use crate::environment::Environment;
 use crate::faults::FaultPlan;
 use crate::fixes::{self, Fix};
+use crate::host_load::HostWatch;
 use crate::interrupt::Interrupt;
 use crate::limits::{self, Effort, Link};
 use crate::middle::{Carriers, Plan};
@@ -103,11 +104,15 @@ pub fn run(options: &cli::Throughput, interrupt: &Interrupt) -> Result<bool> {
         folder: &folder,
         interrupt,
     };
+    let host = HostWatch::start()?;
     let outcome = run.report(started).and_then(|report| match options.fix {
         true => run.again_without_the_cause(report, started),
         false => Ok(report),
     });
-    let printed = outcome.and_then(|report| {
+    let printed = outcome.and_then(|mut report| {
+        let load = host.finish()?;
+        report.warnings = load.warnings();
+        report.host_load = Some(load);
         write(&folder, &report)?;
         results::print(options.output.format, &report, || {
             render::throughput_summary(&report)
@@ -459,6 +464,8 @@ fn report(
         diagnosis: outcome.diagnosis,
         not_diagnosed: outcome.not_diagnosed,
         rerun: None,
+        host_load: None,
+        warnings: Vec::new(),
         environment,
     };
     let counted = count_problems(&report, outcome.publisher_succeeded);

@@ -5,6 +5,7 @@
 //! which panics when nobody reads.
 
 pub mod child;
+pub mod colours;
 pub mod exit;
 pub mod logging;
 pub mod notify;

@@ -1,7 +1,7 @@
 //! Log lines: one line an event, with every foreign character escaped, to stderr by way of a queue.
 
 use std::fmt::{self, Debug, Write as _};
-use std::io::{self, IsTerminal};
+use std::io;
 use std::time::Duration;
 
 use penstock_dataplane::text::Escaper;
@@ -11,7 +11,7 @@ use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::fmt::FormatFields;
 use tracing_subscriber::fmt::format::Writer;
 
-use crate::{Program, stderr};
+use crate::{Program, colours, stderr};
 
 /// Bytes of a log line at most; longer ones are cut.
 const MAX_LINE: usize = 8 << 10;
@@ -27,7 +27,7 @@ pub(crate) fn install(program: &Program) {
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(|| Line)
-        .with_ansi(has_colours())
+        .with_ansi(colours::are_wanted(&io::stderr()))
         .with_target(program.log_target)
         // Ours never fail to be written.
         .log_internal_errors(false)
@@ -35,13 +35,6 @@ pub(crate) fn install(program: &Program) {
         .finish();
     // Fails only when there is one already.
     let _ = tracing::subscriber::set_global_default(subscriber);
-}
-
-/// Whether stderr is a terminal that shows colours, and the user wants them (<https://no-color.org>).
-fn has_colours() -> bool {
-    let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-    let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-    io::stderr().is_terminal() && !is_set("NO_COLOR") && !dumb
 }
 
 /// Starts the thread that writes log lines. It gets the privileges of the calling thread.

@@ -1,7 +1,7 @@
 //! The frame around a program: arguments, log, panics, exit code.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
-use std::io::{self, IsTerminal};
+use std::io;
 use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
 use std::process::ExitCode;
 use std::thread;
@@ -11,7 +11,7 @@ use clap::Parser;
 use penstock_dataplane::text::{escape, escape_lines};
 use penstock_flags::{explain, usage_error};
 
-use crate::{exit, logging, output, stderr};
+use crate::{colours, exit, logging, output, stderr};
 
 /// What distinguishes the programs.
 #[derive(Debug, Clone, Copy)]
@@ -83,7 +83,7 @@ fn answer(error: &clap::Error) -> ExitCode {
         return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(exit::USAGE));
     }
     let text = error.render();
-    let printed = match io::stdout().is_terminal() {
+    let printed = match colours::are_wanted(&io::stdout()) {
         true => output::print(text.ansi()),
         false => output::print(text),
     };

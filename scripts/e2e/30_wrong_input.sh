@@ -176,6 +176,26 @@ idle_connections() {
   [ "$count" -eq "$wanted" ] || skip "passed with $count connections: the limit of $limit files forbids $wanted"
 }
 
+# escapes ENVIRONMENT COMMAND...: how many escape characters a command sends to a terminal.
+escapes() { script -qec "env -u NO_COLOR $*" /dev/null </dev/null | tr -cd '\033' | wc -c; }
+
+# Colours are for terminals that have some, and users who want them (no-color.org).
+colours() {
+  local program what
+  for program in broker publisher subscriber lab; do
+    what="$BIN/penstock-$program --help"
+    [ "$(escapes TERM=xterm "$what")" -gt 0 ] || fail "$program has no colours"
+    expect "escapes of $program with NO_COLOR" "$(escapes TERM=xterm NO_COLOR=1 "$what")" 0
+    expect "escapes of $program, dumb terminal" "$(escapes TERM=dumb "$what")" 0
+    expect "escapes of $program, wrong flag" "$(escapes TERM=dumb "$BIN/penstock-$program" --nope)" 0
+    expect "escapes of $program in a pipe" "$($what | tr -cd '\033' | wc -c)" 0
+  done
+  [ "$(escapes TERM=xterm "$BIN/penstock-lab" doctor)" -gt 0 ] || fail "doctor has no colours"
+  expect "escapes of doctor with NO_COLOR" "$(escapes TERM=xterm NO_COLOR=1 "$BIN/penstock-lab" doctor)" 0
+  expect "lines of doctor that are too long" "$("$BIN/penstock-lab" doctor | grep -cE '^.{81}' || true)" 0
+}
+
+run_test "colours only where they are wanted" colours
 run_test "unknown mode, ack or order level" unknown_mode
 run_test "port in use" port_in_use
 run_test "buffers that another broker uses" buffers_in_use

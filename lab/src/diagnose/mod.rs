@@ -37,6 +37,7 @@ use penstock_process::{output, wrong_usage};
 use crate::cli::{self, Format};
 use crate::interrupt::Interrupt;
 use crate::results;
+use crate::terminal::Screen;
 use target::Target;
 use verdict::Diagnosis;
 
@@ -88,7 +89,7 @@ pub struct Diagnose {
 /// Runs it.
 pub fn run(options: &Diagnose, interrupt: &Interrupt) -> Result<bool> {
     if options.list_causes {
-        output::print(render::causes(options.format)?)?;
+        output::print(render::causes(options.format, Screen::stdout())?)?;
         return Ok(true);
     }
     let mut unavailable = Vec::new();
@@ -101,7 +102,8 @@ pub fn run(options: &Diagnose, interrupt: &Interrupt) -> Result<bool> {
     let trace = Duration::from_secs_f64(options.trace);
     let sample = watch::watch(&target, duration, trace, interrupt, &mut unavailable)?;
     let diagnosis = Diagnosis::of(sample, unavailable);
-    output::print(render::diagnosis(&diagnosis, options.format)?)?;
+    let text = render::diagnosis(&diagnosis, options.format, Screen::stdout())?;
+    output::print(text)?;
     if let Some(results) = &options.results {
         output::print_line(keep(&diagnosis, results)?.display())?;
     }
@@ -116,7 +118,7 @@ fn keep(diagnosis: &Diagnosis, results: &Path) -> Result<PathBuf> {
         ("diagnosis.txt", Format::Text),
     ] {
         let path = folder.join(name);
-        fs::write(&path, render::diagnosis(diagnosis, format)?)
+        fs::write(&path, render::diagnosis(diagnosis, format, Screen::PLAIN)?)
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(folder)
@@ -134,7 +136,7 @@ pub fn of_process(
     let target = Target::of_process(pid, None, &mut unavailable)?;
     let sample = watch::watch(&target, duration, trace, interrupt, &mut unavailable)?;
     let diagnosis = Diagnosis::of(sample, unavailable);
-    let text = render::diagnosis(&diagnosis, Format::Text)?;
+    let text = render::diagnosis(&diagnosis, Format::Text, Screen::PLAIN)?;
     Ok((serde_json::to_value(&diagnosis)?, text))
 }
 

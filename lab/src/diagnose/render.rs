@@ -13,6 +13,7 @@ use super::rules::CAUSES;
 use super::sample::{Connection, End, Listener, Sample};
 use super::verdict::{Diagnosis, Verdict, bytes, counted, percent};
 use crate::cli::Format;
+use crate::terminal::{self, Screen};
 
 /// Lines of each kind that are shown to a person; all are in the JSON.
 const MOST: usize = 8;
@@ -20,7 +21,7 @@ const MOST: usize = 8;
 const VISIBLE: f64 = 0.01;
 
 /// The names of all causes.
-pub fn causes(format: Format) -> Result<String> {
+pub fn causes(format: Format, screen: Screen) -> Result<String> {
     #[derive(Serialize)]
     struct Listed {
         cause: &'static str,
@@ -33,49 +34,56 @@ pub fn causes(format: Format) -> Result<String> {
     match format {
         Format::Json => Ok(serde_json::to_string_pretty(&listed.collect::<Vec<_>>())? + "\n"),
         Format::Text => Ok(listed
-            .map(|line| format!("{:<38} {}\n", line.cause, line.title))
+            .map(|line| {
+                let name = format!("{:<38} ", line.cause);
+                terminal::wrap(line.title, &name, &" ".repeat(name.len()), screen) + "\n"
+            })
             .collect()),
     }
 }
 
 /// A diagnosis as asked for.
-pub fn diagnosis(diagnosis: &Diagnosis, format: Format) -> Result<String> {
+pub fn diagnosis(diagnosis: &Diagnosis, format: Format, screen: Screen) -> Result<String> {
     match format {
         Format::Json => Ok(serde_json::to_string_pretty(diagnosis)
             .context("cannot put the diagnosis into JSON")?
             + "\n"),
         Format::Text => {
             let mut text = String::new();
-            write_all(&mut text, diagnosis).context("cannot write the diagnosis")?;
+            write_all(&mut text, diagnosis, screen).context("cannot write the diagnosis")?;
             Ok(text)
         }
     }
 }
 
-fn write_all(out: &mut String, diagnosis: &Diagnosis) -> fmt::Result {
+fn write_all(out: &mut String, diagnosis: &Diagnosis, screen: Screen) -> fmt::Result {
     let sample = &diagnosis.sample;
-    write_head(out, sample)?;
+    let mut text = String::new();
+    write_head(&mut text, sample)?;
     if diagnosis.verdicts.is_empty() {
         writeln!(
-            out,
+            text,
             "No cause fits what was seen; the figures below say what that was.\n"
         )?;
     }
+    out.push_str(&terminal::fit(&text, screen));
     for (rank, verdict) in diagnosis.verdicts.iter().enumerate() {
-        write_verdict(out, rank + 1, verdict)?;
+        write_verdict(out, rank + 1, verdict, screen)?;
     }
-    write_listeners(out, sample)?;
-    write_connections(out, sample)?;
-    write_processes(out, sample)?;
-    write_syscalls(out, sample)?;
-    write_broker(out, sample)?;
-    write_host(out, sample)?;
+    let mut text = String::new();
+    write_listeners(&mut text, sample)?;
+    write_connections(&mut text, sample)?;
+    write_processes(&mut text, sample)?;
+    write_syscalls(&mut text, sample)?;
+    write_broker(&mut text, sample)?;
+    write_host(&mut text, sample)?;
     if !diagnosis.unavailable.is_empty() {
-        writeln!(out, "Not seen")?;
+        writeln!(text, "Not seen")?;
         for missing in &diagnosis.unavailable {
-            writeln!(out, "  {}: {}; {}", missing.what, missing.why, missing.how)?;
+            writeln!(text, "  {}: {}; {}", missing.what, missing.why, missing.how)?;
         }
     }
+    out.push_str(&terminal::fit(&text, screen));
     Ok(())
 }
 
@@ -113,7 +121,8 @@ fn write_head(out: &mut String, sample: &Sample) -> fmt::Result {
     )
 }
 
-fn write_verdict(out: &mut String, rank: usize, verdict: &Verdict) -> fmt::Result {
+fn write_verdict(out: &mut String, rank: usize, verdict: &Verdict, screen: Screen) -> fmt::Result {
+    let mut text = String::new();
     let Verdict {
         cause,
         title,
@@ -121,19 +130,21 @@ fn write_verdict(out: &mut String, rank: usize, verdict: &Verdict) -> fmt::Resul
         ..
     } = verdict;
     writeln!(
-        out,
+        text,
         "{rank}. {cause} (confidence {confidence:.2})\n   {title}"
     )?;
     if let Some(reason) = &verdict.reason {
-        writeln!(out, "   because {reason}")?;
+        writeln!(text, "   because {reason}")?;
     }
     for line in &verdict.evidence_for {
-        writeln!(out, "   + {line}")?;
+        writeln!(text, "   + {line}")?;
     }
     for line in &verdict.evidence_against {
-        writeln!(out, "   - {line}")?;
+        writeln!(text, "   - {line}")?;
     }
-    writeln!(out, "   next: {}\n", verdict.next_command)
+    out.push_str(&terminal::fit(&text, screen));
+    let next = terminal::command(&verdict.next_command, "     ", screen);
+    writeln!(out, "   next:\n{next}\n")
 }
 
 fn write_listeners(out: &mut String, sample: &Sample) -> fmt::Result {

@@ -10,6 +10,8 @@ use penstock_dataplane::xdp::frame_size;
 use penstock_ebpf::{Attached, Features};
 use penstock_nic::{Fitness, fitness};
 
+use crate::host_load::HostLoad;
+
 /// A set of capabilities, as the kernel's bits (linux/capability.h).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Capabilities(pub u64);
@@ -125,6 +127,8 @@ pub struct Host {
     pub ethtool: bool,
     /// Cores that this process may run on.
     pub cpus: Vec<usize>,
+    /// What this host does at the moment.
+    pub load: Option<HostLoad>,
     pub nodes: Vec<Node>,
 }
 

@@ -5,6 +5,7 @@ use std::ffi::CString;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
@@ -16,9 +17,12 @@ use penstock_ebpf::Attached;
 use penstock_nic::Sysfs;
 
 use super::facts::{BrokerFile, Capabilities, Host, HugePages, Interface, Kernel, Node, Seen};
+use crate::host_load::HostWatch;
 use crate::netns;
 use crate::testbed::Binaries;
 
+/// How long the load of the host is looked at.
+const LOOK: Duration = Duration::from_millis(300);
 const NODES: &str = "/sys/devices/system/node";
 /// Where programs of the administrator are.
 const SEARCH: [&str; 6] = [
@@ -95,6 +99,7 @@ fn host(bin_dir: Option<&Path>, unseen: &mut Vec<String>) -> Host {
             .iter()
             .any(|dir| Path::new(dir).join("ethtool").is_file()),
         cpus: own_cpus(),
+        load: HostWatch::for_a(LOOK).ok(),
         nodes: nodes(),
     }
 }

@@ -8,6 +8,7 @@ use penstock_dataplane::xdp::{frame_size, packet_memory};
 
 use super::check::{Check, Topic};
 use super::facts::{BrokerFile, Capabilities, Host, Interface};
+use crate::host_load::{ENOUGH_CPUS, OTHERS_MATTER, STEAL_MATTERS};
 
 /// Linux that the broker's xdp path takes: programs for packets in several buffers (`xdp.frags`).
 const XDP_SINCE: (u32, u32) = (5, 18);
@@ -40,6 +41,7 @@ pub fn checks(host: &Host, interface: Option<&Interface>) -> Vec<Check> {
         socket_buffers(host),
         busy_poll(host),
         ethtool(host),
+        cpu(host),
     ];
     checks.into_iter().flatten().collect()
 }
@@ -336,6 +338,37 @@ fn busy_poll(host: &Host) -> Option<Check> {
         .map(|(name, _)| format!("sysctl -w {name}=0"))
         .collect();
     Some(topic.warn(found.join(", "), fix.join("; ")))
+}
+
+fn cpu(host: &Host) -> Option<Check> {
+    let topic = Topic {
+        name: "cpu",
+        why: "what is measured here says little if other programs or other virtual machines have the cores, or if these are too few",
+    };
+    let load = host.load.as_ref()?;
+    let average = load
+        .load_average
+        .map_or_else(String::new, |average| format!(", load average {average}"));
+    let found = format!(
+        "{} cores, {:.1} of them busy, {:.0} % taken by the hypervisor (steal){average}",
+        load.cpus,
+        load.others_cores,
+        100.0 * load.steal
+    );
+    let mut fixes = Vec::new();
+    if load.others() >= OTHERS_MATTER {
+        fixes.push("measure when nothing else runs (top -o %CPU shows what does)");
+    }
+    if load.steal >= STEAL_MATTERS {
+        fixes.push("a machine that shares its cores with no others");
+    }
+    if load.cpus < ENOUGH_CPUS {
+        fixes.push("four cores or more; with fewer only ratios within one run mean anything");
+    }
+    Some(match fixes.is_empty() {
+        true => topic.ok(found),
+        false => topic.warn(found, fixes.join("; ")),
+    })
 }
 
 fn ethtool(host: &Host) -> Option<Check> {

@@ -9,6 +9,8 @@ use penstock_nic::{Channels, Facts, Feature, Link, Master, Ring};
 use super::check::{Check, Level};
 use super::facts::{BrokerFile, Capabilities, Host, HugePages, Interface, Kernel, Node, Seen};
 use super::{host, interface, judge, text};
+use crate::host_load::HostLoad;
+use crate::terminal::Screen;
 
 const ALL: Capabilities = Capabilities(u64::MAX);
 const NONE: Capabilities = Capabilities(0);
@@ -48,6 +50,12 @@ fn machine() -> Host {
         memory: Some(limit(1 << 30)),
         ethtool: true,
         cpus: vec![0, 1, 2, 3],
+        load: Some(HostLoad {
+            cpus: 4,
+            others_cores: 0.1,
+            steal: 0.0,
+            load_average: Some(0.5),
+        }),
         nodes: vec![Node {
             number: 0,
             cpus: vec![0, 1, 2, 3],
@@ -371,6 +379,7 @@ fn what_is_not_seen_is_not_judged() {
         huge_pages: None,
         shared_memory: None,
         memory: None,
+        load: None,
         ..machine()
     };
     let names: Vec<_> = host::checks(&blind, None)
@@ -580,6 +589,22 @@ fn nodes_of_memory() {
 }
 
 #[test]
+fn a_busy_or_small_host_is_told() {
+    let loaded = |cpus, others_cores, steal| Host {
+        load: Some(HostLoad {
+            cpus,
+            others_cores,
+            steal,
+            load_average: None,
+        }),
+        ..machine()
+    };
+    complains(&loaded(8, 2.0, 0.0), "cpu", Level::Warn, "top");
+    complains(&loaded(8, 0.0, 0.1), "cpu", Level::Warn, "shares its cores");
+    complains(&loaded(2, 0.0, 0.0), "cpu", Level::Warn, "four cores");
+}
+
+#[test]
 fn reports_count_and_explain() {
     let seen = |interface| Seen {
         host: user(),
@@ -591,18 +616,32 @@ fn reports_count_and_explain() {
         interface.nic.link = Link::Down
     }))));
     assert_eq!((report.warn, report.fail), (2, 1));
-    let plain = text(&report, false);
+    let plain = text(&report, Screen::PLAIN);
     for words in [
         "fail link            eth1 is down",
         "do:  ip link set dev eth1 up",
         "why: nothing comes in",
         "a thing: run this with sudo",
-        "eth1            fine, up, MTU 1500, 4 queues, native XDP, zero-copy, multi-buffer",
+        "eth1            fine, up, MTU 1500, 4 queues, native XDP, zero-copy,",
         "2 to look at, 1 failed",
     ] {
         assert!(plain.contains(words), "{words}\n{plain}");
     }
-    assert!(!plain.contains('\x1b') && text(&report, true).contains("\x1b[31mfail"));
+    assert!(
+        plain.lines().all(|line| line.chars().count() <= 80),
+        "{plain}"
+    );
+    assert!(
+        !plain.contains('\x1b')
+            && text(
+                &report,
+                Screen {
+                    colours: true,
+                    ..Screen::PLAIN
+                }
+            )
+            .contains("\x1b[31mfail")
+    );
     let json = serde_json::to_value(&report).unwrap();
     assert_eq!(json["interface"]["checks"][0]["level"], "fail");
     assert_eq!(json["fail"], 1);

@@ -131,20 +131,20 @@ impl Report {
         self.runs.push(run);
     }
 
-    /// For people.
+    /// For people, in Markdown.
     pub fn summary(&self) -> String {
         let mut out = self.table();
-        let mut line = |text: String| write!(out, "\n{text}").expect("a string takes all");
+        let mut part = |text: String| write!(out, "\n\n{text}").expect("a string takes all");
         for run in &self.runs {
             for problem in &run.problems {
-                line(format!("PROBLEM {}: {problem}", run.title()));
-                line(format!(
-                    "  repeat it: penstock-lab faults --seed {} --only {}{}",
+                part(format!("PROBLEM {}: {problem}. Repeat it:", run.title()));
+                part(format!(
+                    "```sh\npenstock-lab faults --seed {} --only {}{}\n```",
                     self.seed, run.number, self.selection
                 ));
             }
         }
-        line(self.in_words());
+        part(self.in_words());
         out
     }
 

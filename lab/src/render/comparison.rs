@@ -3,6 +3,7 @@
 use bytesize::ByteSize;
 
 use super::{environment, reproduce, table};
+use crate::host_load;
 use crate::report::{Compare, Limit, Limits, Row};
 use crate::spread::Spread;
 
@@ -30,6 +31,7 @@ pub fn compare(report: &Compare) -> String {
     [
         "# The xdp path beside the tcp path".to_owned(),
         method(report),
+        host_load::part(&report.warnings).unwrap_or_default(),
         "![Medians and ranges](compare.svg)".to_owned(),
         compare_table(&report.rows),
         by_mode(&report.rows).unwrap_or_default(),
@@ -46,11 +48,69 @@ pub fn compare(report: &Compare) -> String {
 
 /// What is printed on the terminal after a comparison.
 pub fn compare_summary(report: &Compare) -> String {
-    let mut parts = vec![compare_table(&report.rows)];
+    let tables = report
+        .rows
+        .chunk_by(|a, b| (&a.profile, a.mtu, a.rate) == (&b.profile, b.mtu, b.rate));
+    let mut parts: Vec<String> = tables.map(short_table).collect();
+    parts.extend(host_load::part(&report.warnings));
+    parts.push(
+        "Medians, with the range of the runs; the ratio is that of the medians, in brackets the median over \
+         neighbouring runs."
+            .to_owned(),
+    );
     if !report.limits.is_empty() {
-        parts.push(limits_table(&report.limits));
+        parts.push(format!(
+            "## Limits of this host\n\n{}",
+            limits_table(&report.limits)
+        ));
     }
     parts.join("\n\n")
+}
+
+/// Rows of one link at one rate, in few columns.
+fn short_table(rows: &[Row]) -> String {
+    let row = &rows[0];
+    let load = row.rate.map_or_else(
+        || "full speed".to_owned(),
+        |rate| format!("{rate}/s of {} B", row.batch_bytes.unwrap_or(0)),
+    );
+    let line = |row: &Row| {
+        [
+            metric(&row.metric),
+            spread(&row.xdp),
+            spread(&row.tcp),
+            ratio(row),
+            row.xdp_mode.map_or("", |mode| mode.name()).to_owned(),
+        ]
+    };
+    let lines: Vec<_> = rows.iter().map(line).collect();
+    let title = format!("## {}, MTU {}, {load}", row.profile, row.mtu);
+    let table = table(["what", "xdp", "tcp", "xdp / tcp", "xdp mode"], &lines);
+    let limits = rows.iter().filter(|row| row.percent_of_limit.is_some());
+    let limits: Vec<_> = limits
+        .map(|row| {
+            format!(
+                "{}, % of what this link can do at best: xdp, tcp {}.",
+                metric(&row.metric),
+                of_limit(row)
+            )
+        })
+        .collect();
+    [vec![title, table], limits].concat().join("\n\n")
+}
+
+/// What a row measures, as people say it.
+fn metric(name: &str) -> String {
+    match name {
+        "payload_mb_per_s" => "payload, MB/s".to_owned(),
+        "host_cpu_s_per_gb" => "host CPU, s/GB".to_owned(),
+        "broker_cpu_s_per_gb" => "broker CPU, s/GB".to_owned(),
+        "publisher_cpu_s_per_gb" => "publisher CPU, s/GB".to_owned(),
+        other => match other.strip_prefix("ack_latency_us_") {
+            Some(quantile) => format!("ack {quantile}, µs"),
+            None => other.to_owned(),
+        },
+    }
 }
 
 fn method(report: &Compare) -> String {
@@ -114,7 +174,8 @@ fn ratio(row: &Row) -> String {
 }
 
 fn of_limit(row: &Row) -> String {
-    let percent = |value: Option<f64>| value.map_or_else(|| "?".to_owned(), |v| format!("{v:.0}"));
+    let percent =
+        |value: Option<f64>| value.map_or_else(|| "not measured".to_owned(), |v| format!("{v:.0}"));
     row.percent_of_limit.map_or_else(String::new, |limit| {
         format!("{}, {}", percent(limit.xdp), percent(limit.tcp))
     })
@@ -244,6 +305,8 @@ mod tests {
     use crate::cli::{Profile, XdpMode};
     use crate::render::tests::example_environment;
     use crate::report::PercentOfLimit;
+    use crate::terminal::{self, Screen};
+    use textwrap::core::display_width;
 
     fn row(metric: &str, rate: Option<u32>) -> Row {
         let xdp = Spread::of(vec![120.0, 140.0, 100.0]);
@@ -298,6 +361,8 @@ mod tests {
                 row("ack_latency_us_p99", Some(4321)),
             ],
             limits: vec![raw, Limit::of_host("memory_copy", Spread::of(vec![9876.0]))],
+            host_load: None,
+            warnings: vec!["Other programs kept 1.5 of 2 cores busy".to_owned()],
             environment: example_environment(),
         }
     }
@@ -311,13 +376,14 @@ mod tests {
             "80.0 (70.0..90.0)",
             "**1.50** (1.43)",
             "generic busy",
-            "87, ?",
+            "87, not measured",
             "4321/s of 1024 B",
             "33.0 (33.0..33.0)",
             "raw_af_xdp_generic",
             "3790",
             "9876",
             "1.0 GiB",
+            "1.5 of 2 cores busy",
         ] {
             assert!(text.contains(wanted), "{wanted} is missing from:\n{text}");
         }
@@ -331,6 +397,24 @@ mod tests {
         let text = compare(&report);
         assert!(text.contains("10.0.0.2:1214") && text.contains("publisher's host alone"));
         assert!(!text.contains("Limits of this host"), "{text}");
+    }
+
+    #[test]
+    fn the_terminal_shows_it_in_80_columns_with_what_the_figures_are_worth() {
+        let text = terminal::markdown(&compare_summary(&example()), Screen::PLAIN);
+        for line in text.lines() {
+            assert!(display_width(line) <= 80, "{line}");
+        }
+        for wanted in [
+            "wire, MTU 9000",
+            "1.50 (1.43)",
+            "87, not",
+            "1.5 of 2 cores busy",
+            "p99, µs",
+        ] {
+            assert!(text.contains(wanted), "{wanted} is missing from:\n{text}");
+        }
+        assert!(!text.contains("**") && !text.contains('?'), "{text}");
     }
 
     #[test]

@@ -41,16 +41,16 @@ pub fn summary(report: &Throughput) -> Option<String> {
             title,
             ..
         } = verdict;
-        format!("{confidence:.2}  {cause}: {title}")
+        format!("- {confidence:.2} {cause}: {title}")
     });
     let mut lines: Vec<String> = lines.collect();
     if lines.is_empty() {
         lines.push("No cause fits what was seen.".to_owned());
     }
     if report.rerun.is_some() {
-        lines.push(rerun(report));
+        lines.push(format!("\n{}", rerun(report)));
     }
-    Some(format!("What limits it\n\n{}", lines.join("\n")))
+    Some(format!("## What limits it\n\n{}", lines.join("\n")))
 }
 
 fn metrics(report: &Throughput, findings: &Findings) -> String {

@@ -128,6 +128,8 @@ pub fn example() -> Throughput {
         diagnosis: None,
         not_diagnosed: None,
         rerun: None,
+        host_load: None,
+        warnings: Vec::new(),
         environment: example_environment(),
     }
 }
@@ -221,7 +223,7 @@ fn a_diagnosed_run_is_told_in_the_order_in_which_one_looks() {
     }
     let terminal = throughput_summary(&diagnosed());
     assert!(
-        terminal.contains("0.80  receive-window-limited"),
+        terminal.contains("- 0.80 receive-window-limited"),
         "{terminal}"
     );
     assert!(terminal.contains("▂█▅"), "{terminal}");
@@ -444,6 +446,8 @@ fn the_baseline_table_shows_medians_spread_and_both_ratios() {
             4,
             &[(900.0, 1000.0), (800.0, 1000.0)],
         )],
+        host_load: None,
+        warnings: Vec::new(),
         environment: example_environment(),
     };
     let text = baseline(&report);

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cli::{Profile, XdpMode};
 use crate::environment::Environment;
+use crate::host_load::HostLoad;
 use crate::spread::Spread;
 
 /// `report.json` of `penstock-lab limits`.
@@ -96,6 +97,12 @@ pub struct Compare {
     pub remote: Option<String>,
     pub rows: Vec<Row>,
     pub limits: Vec<Limit>,
+    /// What the host did besides; null in reports of older labs.
+    #[serde(default)]
+    pub host_load: Option<HostLoad>,
+    /// Why the figures mean little, if they do.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     pub environment: Environment,
 }
 

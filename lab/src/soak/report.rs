@@ -115,10 +115,10 @@ impl Report {
         });
     }
 
-    /// For people.
+    /// For people: a list, in Markdown.
     pub fn summary(&self) -> String {
         let mut out = String::new();
-        let mut line = |text: String| writeln!(out, "{text}").expect("a string takes all");
+        let mut line = |text: String| writeln!(out, "- {text}").expect("a string takes all");
         line(format!(
             "{:.0} s, seed {}: {}",
             self.seconds,
@@ -164,10 +164,7 @@ impl Report {
     }
 
     pub fn markdown(&self) -> String {
-        let mut out = String::from("# Soak\n\n");
-        for line in self.summary().lines() {
-            writeln!(out, "- {line}").expect("a string takes all");
-        }
+        let mut out = format!("# Soak\n\n{}\n", self.summary());
         out.push_str("\n| packets | number |\n|---|---:|\n");
         for (what, count) in &self.faults {
             writeln!(out, "| {what} | {count} |").expect("a string takes all");
