@@ -268,7 +268,8 @@ checks() {
 # The namespace's own interface is looked at and changed, though /sys shows another namespace.
 sys_of_another_namespace() {
   link_up
-  nsenter --net="/run/netns/$NET-b0" "$BROKER" "${XDP[@]}" --busy-poll 64 --buffer-dir "$BUFFERS/b0" \
+  nsenter --net="/run/netns/$NET-b0" "$BROKER" "${XDP[@]}" --busy-poll 64 --create-topics any \
+    --buffer-dir "$BUFFERS/b0" \
     >"$T/broker-0.log" 2>&1 &
   brokers_running[0]=$!
   eventually "ready" 1 sh -c "grep -c '^penstock-broker ready' '$T/broker-0.log'"

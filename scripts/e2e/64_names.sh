@@ -41,7 +41,8 @@ swallowed() {
 # Streams of a session reach the broker that knows it.
 two_brokers() {
   start_broker 0 --listen 10.214.0.2:1214
-  ip netns exec "$NET-b0" "$BROKER" --listen 10.214.0.3:1214 --buffer-dir "$BUFFERS/second" \
+  ip netns exec "$NET-b0" "$BROKER" --listen 10.214.0.3:1214 --create-topics any \
+    --buffer-dir "$BUFFERS/second" \
     >"$T/second.log" 2>&1 &
   brokers_running[1]=$!
   for _ in {1..200}; do
