@@ -66,7 +66,7 @@ pub enum Outcome {
 }
 
 /// What a publisher is told whose stream ends because it is not used.
-pub(crate) const REVOKED: &str = "the stream is not used, and others ask for its place: connect anew when there is something to send";
+pub(crate) const REVOKED: &str = "the stream is not used, and others ask for its place: connect anew";
 
 /// A stream that may publish.
 #[derive(Debug)]
