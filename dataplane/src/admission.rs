@@ -66,7 +66,8 @@ pub enum Outcome {
 }
 
 /// What a publisher is told whose stream ends because it is not used.
-pub(crate) const REVOKED: &str = "the stream is not used, and others ask for its place: connect anew";
+pub(crate) const REVOKED: &str =
+    "the stream is not used, and others ask for its place: connect anew";
 
 /// A stream that may publish.
 #[derive(Debug)]

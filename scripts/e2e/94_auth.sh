@@ -67,7 +67,12 @@ sealed_by_broker() {
 }
 # Over tcp each frame; a publisher that does not ask for it does as the broker wants.
 sealed_tcp() {
-  keys_in_force --packet-auth
+  make_keys
+  start_broker 0 --auth-keys "$KEYS" --packet-auth
+  gets_through tcp
+  stop_broker 0
+  same_lines
+  rm -r "$BUFFERS/b0"
   start_broker 0 --auth-keys "$KEYS"
   gets_through tcp --packet-auth --threads-per-broker 2
   stop_broker 0
