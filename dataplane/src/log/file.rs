@@ -126,9 +126,9 @@ impl Lost {
 pub(super) struct Mapping {
     pub(super) path: PathBuf,
     pub(super) geometry: Geometry,
-    pub(super) file: File,
-    /// Before the mapping: fields are dropped in this order.
+    /// Before file and mapping: fields are dropped in this order.
     _watched: Watched,
+    pub(super) file: File,
     map: MmapRaw,
 }
 
