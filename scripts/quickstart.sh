@@ -86,5 +86,10 @@ printf '\nxdp beside tcp, one broker (medians):\n\n'
     | [.profile, "\(.mtu)", .metric, "\(.rate // "full speed")", "\(.xdp.median | figure)", .xdp_mode,
       "\(.tcp.median | figure)", "\(.ratio | figure)"] | @tsv' "$compare/report.json"
 } | column -t -s $'\t'
+warnings=$(jq -rs '[.[].warnings[]?] | unique[]' "$baseline/report.json" "$compare/report.json")
+if [ -n "$warnings" ]; then
+  printf '\nWhat these figures are worth:\n\n'
+  sed 's/^/- /' <<<"$warnings" | fold -s -w 80
+fi
 printf '\nReports:\n'
 printf '  %s/report.md\n' "${folders[@]}" "$baseline" "$compare"

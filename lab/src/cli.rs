@@ -29,7 +29,8 @@ Examples:
   # a real file by lines, read back and compared with what was sent
   sudo penstock-lab throughput --input access.log --verify
 
-  # the same over the xdp path and a network that loses, reorders, damages and doubles packets
+  # the same over the xdp path and a network that loses, reorders, damages
+  # and doubles packets
   sudo penstock-lab throughput --mode xdp --input access.log --verify \\
       --faults loss=1%,reorder=1%,corrupt=0.1%,duplicate=1%
 
@@ -46,8 +47,8 @@ Examples:
   sudo penstock-lab limits
   sudo penstock-lab doctor --iface eth1
 
-The last line on stdout is the result folder. Exit codes: 0 all acked and in the logs, 1 not so,
-2 wrong usage, 130 interrupted.";
+The last line on stdout is the result folder. Exit codes: 0 all acked and in
+the logs, 1 not so, 2 wrong usage, 130 interrupted.";
 
 const COMPARE_EXAMPLES: &str = "\
 Examples:
@@ -55,13 +56,16 @@ Examples:
   sudo penstock-lab compare --quick
 
   # one case, more runs, native mode only
-  sudo penstock-lab compare --profile wire --mtu 9000 --runs 15 --xdp-mode native
+  sudo penstock-lab compare --profile wire --mtu 9000 --runs 15 \\
+      --xdp-mode native
 
-  # two hosts: the broker runs on the other one, with --mode xdp (docs/operations.md)
+  # two hosts: the broker runs on the other one, with --mode xdp
+  # (docs/operations.md)
   penstock-lab compare --remote 10.0.0.2:1214
 
-The last line on stdout is the result folder. Exit codes: 0 measured, 1 failed, which a run is that
-fell back to tcp or was not acked whole, 2 wrong usage, 130 interrupted.";
+The last line on stdout is the result folder. Exit codes: 0 measured, 1
+failed, which a run is that fell back to tcp or was not acked whole, 2 wrong
+usage, 130 interrupted.";
 
 const DOCTOR_EXAMPLES: &str = "\
 Examples:
@@ -71,9 +75,10 @@ Examples:
   # an interface as well; with sudo it sees everything
   sudo penstock-lab doctor --iface eth1
 
-Each check says ok, warn (slower, or not for everything) or fail (--mode xdp does not work), why it
-matters and what to do. Nothing is changed.
-Exit codes: 0 nothing fails, 1 something does or there is no such interface, 2 wrong usage.";
+Each check says ok, warn (slower, or not for everything) or fail (--mode xdp
+does not work), why it matters and what to do. Nothing is changed. Exit codes:
+0 nothing fails, 1 something does or there is no such interface, 2 wrong
+usage.";
 
 const SOAK_EXAMPLES: &str = "\
 Examples:
@@ -83,12 +88,13 @@ Examples:
   # half a minute, the script of an earlier run
   sudo penstock-lab soak --minutes 0.5 --seed 42
 
-All is well when every message that a publisher was told is acked is in the log once, in order and whole,
-what killed publishers left is the beginning of what they sent, brokers and readers count the same, each
-broker's memory has not grown (median of the last quarter of the run at most 2 % and 4 MiB above that of
-the second), and as many descriptors are open at the end as before the first publisher.
-The last line on stdout is the result folder. Exit codes: 0 all is well, 1 not so, 2 wrong usage,
-130 interrupted.";
+All is well when every message that a publisher was told is acked is in the
+log once, in order and whole, what killed publishers left is the beginning of
+what they sent, brokers and readers count the same, each broker's memory has
+not grown (median of the last quarter of the run at most 2 % and 4 MiB above
+that of the second), and as many descriptors are open at the end as before the
+first publisher. The last line on stdout is the result folder. Exit codes: 0
+all is well, 1 not so, 2 wrong usage, 130 interrupted.";
 
 const FAULTS_EXAMPLES: &str = "\
 Examples:
@@ -96,7 +102,8 @@ Examples:
   sudo penstock-lab faults
 
   # twelve runs of some of them
-  sudo penstock-lab faults --schedules 12 --faults broker-killed,link-down,loss
+  sudo penstock-lab faults --schedules 12 \\
+      --faults broker-killed,link-down,loss
 
   # what was a problem in a run with seed 42, alone
   sudo penstock-lab faults --seed 42 --only 17
@@ -104,12 +111,14 @@ Examples:
   # what there is
   penstock-lab faults --list
 
-In each run one to three publishers send numbered lines to a broker for some three seconds, while the
-fault that the run is about happens up to three times, and up to three others. Afterwards a reader's
-lines are compared with what publishers were told: no acked line may be missing, none there twice, torn,
-or before one that its stream had before. What a killed publisher left must be the beginning of what it
-sent. The last line on stdout is the result folder.
-Exit codes: 0 nothing is wrong, 1 something is, 2 wrong usage, 130 interrupted.";
+In each run one to three publishers send numbered lines to a broker for some
+three seconds, while the fault that the run is about happens up to three
+times, and up to three others. Afterwards a reader's lines are compared with
+what publishers were told: no acked line may be missing, none there twice,
+torn, or before one that its stream had before. What a killed publisher left
+must be the beginning of what it sent. The last line on stdout is the result
+folder. Exit codes: 0 nothing is wrong, 1 something is, 2 wrong usage, 130
+interrupted.";
 
 /// Runs Penstock workloads in network namespaces, measures them and writes reports.
 #[derive(Debug, Parser)]
@@ -156,11 +165,8 @@ pub enum Command {
 }
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Run")]
 pub struct Throughput {
-    #[command(flatten)]
-    pub route: Route,
-    #[command(flatten)]
-    pub workload: Workload,
     /// `wire`: segmentation offloads off on both ends, every packet costs what it would on a wire;
     /// `offload`: left on.
     #[arg(long, value_enum, default_value_t = Profile::Wire)]
@@ -206,17 +212,18 @@ pub struct Throughput {
     #[arg(long, conflicts_with_all = ["faults", "delay"])]
     pub limits: bool,
     #[command(flatten)]
+    pub route: Route,
+    #[command(flatten)]
+    pub workload: Workload,
+    #[command(flatten)]
     pub programs: Programs,
     #[command(flatten)]
     pub output: Output,
 }
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Comparison")]
 pub struct Baseline {
-    #[command(flatten)]
-    pub route: Route,
-    #[command(flatten)]
-    pub workload: Workload,
     /// Runs of each program per case.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub runs: u32,
@@ -234,15 +241,18 @@ pub struct Baseline {
           value_parser = clap::value_parser!(u32).range(1..=128))]
     pub connections: Vec<u32>,
     #[command(flatten)]
+    pub route: Route,
+    #[command(flatten)]
+    pub workload: Workload,
+    #[command(flatten)]
     pub programs: Programs,
     #[command(flatten)]
     pub output: Output,
 }
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Comparison")]
 pub struct Compare {
-    #[command(flatten)]
-    pub workload: Workload,
     /// Fewer and smaller runs: all of it in under three minutes.
     #[arg(long)]
     pub quick: bool,
@@ -283,12 +293,15 @@ pub struct Compare {
           conflicts_with_all = ["brokers", "profile", "mtu", "xdp_mode"])]
     pub remote: Vec<String>,
     #[command(flatten)]
+    pub workload: Workload,
+    #[command(flatten)]
     pub programs: Programs,
     #[command(flatten)]
     pub output: Output,
 }
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Measurement")]
 pub struct Limits {
     /// Only this profile; default both.
     #[arg(long, value_enum)]
@@ -308,6 +321,7 @@ pub struct Limits {
 }
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = "What is looked at")]
 pub struct Doctor {
     /// Interface that payload is to come in on; without, the machine only.
     #[arg(long, value_name = "NAME")]
@@ -320,6 +334,7 @@ pub struct Doctor {
 }
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Run")]
 pub struct Soak {
     /// Length of the run, such as 30m or 2h; a number alone is minutes.
     #[arg(long, default_value = "10m", value_name = "DURATION", value_parser = parse_minutes)]
@@ -334,6 +349,7 @@ pub struct Soak {
 }
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Runs")]
 pub struct Faults {
     /// Fault runs; default: each fault once on each path.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=100_000))]
@@ -418,6 +434,7 @@ pub fn of_brokers(mode: Mode, topic: &str, ring: ByteSize) -> (Route, Workload) 
 
 /// The path of the payload, and how brokers take it.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Path")]
 pub struct Route {
     /// Path of the payload.
     #[arg(long, value_enum, default_value_t = Mode::Tcp)]
@@ -436,6 +453,7 @@ pub struct Route {
 /// What subcommands hand on to publisher and brokers; what is not given is left to their own
 /// defaults.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Workload")]
 pub struct Workload {
     /// Packets a call that workers drive the interface's queue by.
     #[arg(long)]
@@ -504,6 +522,7 @@ impl Default for Workload {
 }
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Results")]
 pub struct Output {
     /// Where result folders are created.
     #[arg(long, value_name = "DIR", default_value = "results")]
@@ -514,6 +533,7 @@ pub struct Output {
 }
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Programs")]
 pub struct Programs {
     /// Where penstock-broker and its companions are; default: beside this program.
     #[arg(long, value_name = "DIR")]

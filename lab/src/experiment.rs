@@ -22,17 +22,19 @@ use crate::results;
 
 const EXAMPLES: &str = "\
 Examples:
-  # where SO_RCVBUF is set, against small and large net.core.rmem_max, on a link of 10 ms
+  # where SO_RCVBUF is set, against small and large net.core.rmem_max, on a
+  # link of 10 ms
   sudo penstock-lab experiment rcvbuf
 
   # in half a minute; a longer line; as JSON
   sudo penstock-lab experiment rcvbuf --quick
   sudo penstock-lab experiment rcvbuf --delay 50ms --runs 7 --format json
 
-net.core.rmem_max is one value for the whole host. Each run changes it while its connection is set up,
-and puts it back, however the lab ends.
-With --format json there is nothing but JSON on stdout; otherwise the last line is the result folder.
-Exit codes: 0 measured, 1 failed, 2 wrong usage, 130 interrupted.";
+net.core.rmem_max is one value for the whole host. Each run changes it while
+its connection is set up, and puts it back, however the lab ends. With
+--format json there is nothing but JSON on stdout; otherwise the last line is
+the result folder. Exit codes: 0 measured, 1 failed, 2 wrong usage, 130
+interrupted.";
 
 const OBSERVER_EXAMPLES: &str = "\
 Examples:
@@ -40,8 +42,9 @@ Examples:
   sudo penstock-lab experiment diagnose
   sudo penstock-lab experiment diagnose --mode xdp
 
-With --format json there is nothing but JSON on stdout; otherwise the last line is the result folder.
-Exit codes: 0 measured, 1 failed, 2 wrong usage, 130 interrupted.";
+With --format json there is nothing but JSON on stdout; otherwise the last
+line is the result folder. Exit codes: 0 measured, 1 failed, 2 wrong usage,
+130 interrupted.";
 
 #[derive(Debug, Subcommand)]
 pub enum Experiment {

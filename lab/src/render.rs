@@ -117,6 +117,13 @@ fn headline(report: &Throughput) -> String {
             "bandwidth".to_owned(),
             format!("**{:.1} MB/s**", report.bandwidth_mb_per_s),
         ],
+        [
+            "the same in MiB/s, the unit of the original's figures".to_owned(),
+            format!(
+                "{:.1}",
+                report.bandwidth_mb_per_s * 1e6 / f64::from(1 << 20)
+            ),
+        ],
         ["of the path's limit on this host".to_owned(), of_limit],
         ["ack latency p50 / p99 / p99.9, µs".to_owned(), waited],
         [

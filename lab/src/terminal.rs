@@ -160,10 +160,20 @@ pub fn markdown(markdown: &str, screen: Screen) -> String {
 /// A report in Markdown, as a part of a page. Whatever looks like markup is text; pictures and links are
 /// left out.
 pub fn html(markdown: &str) -> String {
+    let mut pictures = 0_u32;
     let events = parser(markdown).filter_map(|event| match event {
+        Event::Start(Tag::Image { .. }) => {
+            pictures += 1;
+            None
+        }
+        Event::End(TagEnd::Image) => {
+            pictures -= 1;
+            None
+        }
+        // What a picture is called is of no use without it.
+        _ if pictures > 0 => None,
         Event::Html(text) | Event::InlineHtml(text) => Some(Event::Text(text)),
-        Event::Start(Tag::Link { .. } | Tag::Image { .. })
-        | Event::End(TagEnd::Link | TagEnd::Image) => None,
+        Event::Start(Tag::Link { .. }) | Event::End(TagEnd::Link) => None,
         event => Some(event),
     });
     let events = events.flat_map(|event| match event {
@@ -464,6 +474,7 @@ mod tests {
             page.contains("<table>") && page.contains("&lt;script&gt;"),
             "{page}"
         );
+        assert!(!html("![Medians](a.svg)").contains("Medians"));
         assert!(
             !page.contains("<script") && !page.contains("href") && !page.contains("<img"),
             "{page}"

@@ -332,6 +332,7 @@ accept_queue() {
 stopped_server() {
   serve
   send
+  until_connected 1
   settle
   kill -STOP "$server"
   settle

@@ -55,8 +55,9 @@ Examples:
   # every cause that it knows
   penstock-lab diagnose --list-causes
 
-Nothing is changed in the observed process; system calls are traced for a part of the time only.
-Exit codes: 0 diagnosed, whatever the verdict, 1 failed, 2 wrong usage, 130 interrupted.";
+Nothing is changed in the observed process; system calls are traced for a part
+of the time only. Exit codes: 0 diagnosed, whatever the verdict, 1 failed, 2
+wrong usage, 130 interrupted.";
 
 /// What `diagnose` is asked for.
 #[derive(Debug, Args)]

@@ -73,7 +73,8 @@ pub const WHOLE_CORE: f64 = 0.85;
 
 const NO_TIME_LEFT: &str = "above 85 % of a core a thread has no time left to wait for anything";
 const TIME_LEFT: &str = "a thread that sleeps half of the time is not what is slow";
-const BUSY_OR_READY: &str = "a thread that wants to run half of the time is what others wait for";
+const BUSY_OR_READY: &str =
+    "a thread that wants to run a third of the time is what others wait for";
 const QUEUE_FULL: &str = "data lies in the receive buffer: what limits is behind it, not before it";
 const QUEUE_EMPTY: &str = "an almost empty receive buffer means that the receiver keeps up";
 /// Not a share of the buffer: what a sender may have unacked may be little of a large one.
@@ -125,11 +126,11 @@ pub const CAUSES: &[Cause] = &[
         requires: &[
             &[
                 at_least(Figure::ReceiverDisplaced, 0.2, 0.45, DISPLACED),
-                at_least(Figure::ReceiverCore, 0.5, 0.1, BUSY_OR_READY),
+                at_least(Figure::ReceiverCore, 0.35, 0.1, BUSY_OR_READY),
             ],
             &[
                 at_least(Figure::SenderDisplaced, 0.2, 0.45, DISPLACED),
-                at_least(Figure::SenderCore, 0.5, 0.1, BUSY_OR_READY),
+                at_least(Figure::SenderCore, 0.35, 0.1, BUSY_OR_READY),
             ],
             &[
                 at_least(Figure::Stolen, 0.1, 0.45, STOLEN),

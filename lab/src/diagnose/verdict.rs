@@ -95,7 +95,11 @@ fn reason(cause: &str, sample: &Sample) -> Option<Reason> {
         "accept-queue-full" => accept_reason(sample).map(Reason::from),
         "receiver-cpu" => cpu_reason(sample, receiver_of(sample)?.pid?),
         "sender-cpu" => cpu_reason(sample, sender()?.pid?),
-        "receiver-application-limited" => stopped_reason(sample, receiver_of(sample)?.pid),
+        "receiver-application-limited" => {
+            // Nobody has a connection that was not accepted, and a stopped server accepts none.
+            let pid = receiver_of(sample)?.pid.or(sample.pid);
+            stopped_reason(sample, pid)
+        }
         "congestion-limited" => sender()?.route_cwnd.map(cwnd_reason),
         "sender-application-limited" | "idle-or-offered-slower-than-capacity" => {
             stopped_reason(sample, sender().and_then(|end| end.pid))
