@@ -205,7 +205,8 @@ pub(super) struct Connection {
     outbox: Outbox,
     outbox_empty: bool,
     last_progress: Instant,
-    last_heartbeat: Instant,
+    /// When the publisher was last told that the broker waits for room.
+    last_heartbeat: Option<Instant>,
     /// Batches committed over this connection, and their message bytes.
     batches: u64,
     payload_bytes: u64,
@@ -243,7 +244,7 @@ impl Connection {
             keys,
             outbox_empty: true,
             last_progress: now,
-            last_heartbeat: now,
+            last_heartbeat: None,
             batches: 0,
             payload_bytes: 0,
             failure: None,
@@ -723,9 +724,11 @@ impl Connection {
                 return self.reply(cx);
             }
             State::Waiting { .. } | State::Starved { .. }
-                if cx.now - self.last_heartbeat >= cx.config.heartbeat =>
+                if self
+                    .last_heartbeat
+                    .is_none_or(|at| cx.now - at >= cx.config.heartbeat) =>
             {
-                self.last_heartbeat = cx.now;
+                self.last_heartbeat = Some(cx.now);
                 self.outbox.ack(self.acked, true);
                 return self.flush();
             }

@@ -55,6 +55,14 @@ struct Room {
     since: u64,
 }
 
+impl Room {
+    /// How long the batch has been coming. The time since the last look counts as blocked as a whole,
+    /// so a batch that began within it may seem to begin later than now.
+    fn age(&self, clock: u64) -> Duration {
+        Duration::from_nanos(clock.saturating_sub(self.since))
+    }
+}
+
 /// Why a stream ends.
 #[derive(Debug)]
 pub(super) enum Ending {
@@ -603,7 +611,7 @@ impl Stream {
         let clock = self.clock(cx.now);
         let may_stall = Duration::from_nanos(cx.idle_timeout);
         for batch in self.receiver.open_batches() {
-            let elapsed = Duration::from_nanos(clock - batch.room.since);
+            let elapsed = batch.room.age(clock);
             if claims::is_overdue(elapsed, batch.received, may_stall) {
                 let BatchInfo { seq, len, .. } = *batch.info;
                 let text = claims::overdue_text(seq, batch.received, len, elapsed);
@@ -624,7 +632,7 @@ impl Stream {
             let (Some(reservation), None) = (&batch.room.reservation, &batch.room.spill) else {
                 continue;
             };
-            let elapsed = Duration::from_nanos(clock - batch.room.since);
+            let elapsed = batch.room.age(clock);
             let goes = leaves == Leaves::Slow || cx.writer.age(reservation) > half;
             if !goes || !claims::is_slow(elapsed, batch.received) {
                 continue;
@@ -664,7 +672,7 @@ impl Stream {
         let clock = self.clock(now);
         let mut stalls = false;
         for batch in self.receiver.open_batches() {
-            let elapsed = Duration::from_nanos(clock - batch.room.since);
+            let elapsed = batch.room.age(clock);
             stalls |= claims::is_stalling(elapsed, batch.received);
             match &batch.room.spill {
                 Some(spill) => sum.memory += spill.held(),
@@ -820,4 +828,22 @@ fn spill_parts(
         spill.write(low, &placed[low as usize..][..len as usize]);
     }
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_that_began_while_the_stream_was_blocked_is_not_old() {
+        let room = Room {
+            reservation: None,
+            claim: None,
+            spill: None,
+            waiting: None,
+            since: 1_000,
+        };
+        assert_eq!(room.age(999), Duration::ZERO);
+        assert_eq!(room.age(1_500), Duration::from_nanos(500));
+    }
 }
