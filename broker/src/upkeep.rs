@@ -173,24 +173,28 @@ impl Upkeep {
     /// Whether the log's file is where it was, and whole; what follows if not.
     fn check_file(&mut self, topic: &str, log: &Log) -> bool {
         let path = log.path().display();
-        let what = match log.check_file() {
+        // What a file had that was shortened cannot be looked at: that would be SIGBUS.
+        let (what, found) = match log.check_file() {
             Ok(FileState::Whole) => return true,
-            Ok(FileState::Gone) => "was deleted, moved or replaced".to_owned(),
-            Ok(FileState::Resized { bytes }) => format!(
-                "was changed to {bytes} bytes, from {}",
-                log.geometry().file_bytes()
+            Ok(FileState::Gone) => (
+                "was deleted, moved or replaced".to_owned(),
+                Some(log.info()),
             ),
+            Ok(FileState::Resized { bytes }) => {
+                let was = log.geometry().file_bytes();
+                let what = format!("was changed to {bytes} bytes, from {was}");
+                (what, None)
+            }
             Err(error) => {
                 warn!(%error, log = %path, "cannot look at the file of a log");
                 return true;
             }
         };
         Counters::count(&self.shared.counters.logs_lost);
-        let found = log.info();
         error!(
             topic,
-            batches = found.batches,
-            messages = found.messages,
+            batches = found.map(|found| found.batches),
+            messages = found.map(|found| found.messages),
             "{path} {what} under this broker: what was acknowledged in it is lost to readers that have not opened it"
         );
         let own = self.own_topics.iter().any(|own| own == topic);
