@@ -26,6 +26,7 @@ pub(crate) use self::spill::Spill;
 use crate::auth::KeyId;
 use crate::log::Log;
 use crate::peer::{Host, Tenant};
+use crate::poison::lock;
 
 /// Memory for batches outside of the rings, and for what else a stream takes beyond what every stream
 /// may: all publishers together, bytes.
@@ -254,11 +255,11 @@ impl Claims {
 
 impl Ledger {
     fn lock_accounts(&self) -> std::sync::MutexGuard<'_, Accounts> {
-        self.accounts.lock().expect("no holder of this lock panics")
+        lock(&self.accounts)
     }
 
     fn lock_workers(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Poller>>> {
-        self.workers.lock().expect("no holder of this lock panics")
+        lock(&self.workers)
     }
 
     fn shares(&self, asset: Asset, all: u64, each: u64, tenant: &Tenant) -> Shares {

@@ -86,7 +86,7 @@ pub struct Cli {
         value_parser = duration(BareUnit::Seconds, SECOND..=DAY))]
     timeout: Duration,
     /// How long to try again while nobody listens at a broker's address, which may just be
-    /// starting; 0 gives up at once.
+    /// starting, and never longer than --timeout; 0 gives up at once.
     #[arg(long, value_name = "DURATION", default_value = "5s", help_heading = TARGET,
         value_parser = duration(BareUnit::Seconds, Duration::ZERO..=DAY))]
     connect_timeout: Duration,

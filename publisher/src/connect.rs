@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use penstock_dataplane::address::{canonical, resolve};
 use penstock_dataplane::auth::PacketKeys;
+use penstock_dataplane::poison::lock;
 use penstock_dataplane::wire::handshake::{Offer, Path, Request, check_topic};
 use socket2::{SockRef, TcpKeepalive};
 
@@ -36,11 +37,11 @@ pub(crate) struct Location(Arc<Mutex<Option<SocketAddr>>>);
 
 impl Location {
     fn get(&self) -> Option<SocketAddr> {
-        *self.0.lock().expect("no holder of this lock panics")
+        *lock(&self.0)
     }
 
     fn set(&self, address: SocketAddr) {
-        *self.0.lock().expect("no holder of this lock panics") = Some(address);
+        *lock(&self.0) = Some(address);
     }
 }
 

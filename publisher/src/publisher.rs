@@ -145,7 +145,7 @@ impl Publisher {
         let mut opened = Vec::with_capacity(streams);
         let mut brokers = Vec::with_capacity(config.brokers.len());
         let mut max_payload = u32::MAX;
-        let mut first = FirstAttempts::new(config.connect_timeout);
+        let mut first = FirstAttempts::new(config.connect_timeout.min(config.timeout));
         for broker in &config.brokers {
             let mut target = Target {
                 broker: broker.clone(),

@@ -5,6 +5,8 @@ use std::sync::{Mutex, OnceLock};
 
 use memmap2::{MmapMut, MmapRaw, UncheckedAdvice};
 
+use crate::poison::lock;
+
 /// Bytes of a piece: a page.
 pub(super) const PIECE: usize = 4096;
 /// When all pieces are back, the kernel gets the memory if it was more than so many.
@@ -53,7 +55,7 @@ impl PiecePool {
     /// A piece, while there are any.
     pub(super) fn take(&self) -> Option<Piece> {
         self.map()?;
-        let mut free = self.free.lock().expect("no holder of this lock panics");
+        let mut free = lock(&self.free);
         let number = match free.returned.pop() {
             Some(number) => number,
             None if free.fresh < self.pieces => {
@@ -68,7 +70,7 @@ impl PiecePool {
 
     /// Takes pieces back.
     pub(super) fn give(&self, pieces: impl Iterator<Item = Piece>) {
-        let mut free = self.free.lock().expect("no holder of this lock panics");
+        let mut free = lock(&self.free);
         for Piece(number) in pieces {
             free.returned.push(number);
             free.taken -= 1;
