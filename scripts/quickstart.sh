@@ -89,7 +89,7 @@ printf '\nxdp beside tcp, one broker (medians):\n\n'
 warnings=$(jq -rs '[.[].warnings[]?] | unique[]' "$baseline/report.json" "$compare/report.json")
 if [ -n "$warnings" ]; then
   printf '\nWhat these figures are worth:\n\n'
-  sed 's/^/- /' <<<"$warnings" | fold -s -w 80
+  printf -- '- %s\n' "${warnings//$'\n'/$'\n- '}" | fold -s -w 80
 fi
 printf '\nReports:\n'
 printf '  %s/report.md\n' "${folders[@]}" "$baseline" "$compare"

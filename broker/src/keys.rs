@@ -57,7 +57,7 @@ pub fn warn_without(address: SocketAddr) {
     if !address.ip().to_canonical().is_loopback() {
         warn!(
             %address,
-            "everybody who reaches this address may publish; --auth-keys lets only holders of a key"
+            "anyone who can reach this address may publish; use --auth-keys to require a key"
         );
     }
 }

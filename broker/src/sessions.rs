@@ -361,7 +361,7 @@ fn no_room(tenant: &Tenant, exceeded: Exceeded) -> Refused {
 fn random() -> Result<u64, Refused> {
     let key = getrandom::u64().map_err(|e| Refused {
         refusal: Refusal::Resources,
-        text: format!("the broker's host gives no random numbers: {e}"),
+        text: format!("the broker cannot get random numbers: {e}"),
     })?;
     Ok(key.max(1))
 }

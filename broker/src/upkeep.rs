@@ -148,7 +148,7 @@ impl Upkeep {
             process = reader.process,
             unread_batches = reader.unread_batches,
             unread_bytes = reader.unread_bytes,
-            "a registered reader lives, has read nothing for {} s and holds up the log; {advice}",
+            "a registered reader is alive but has read nothing for {} s and blocks the log; {advice}",
             time.as_secs()
         );
     }

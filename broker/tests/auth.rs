@@ -469,7 +469,7 @@ fn with_packet_auth_nobody_on_the_way_changes_a_stream_over_tcp() {
             matches!(parsed, Parsed::Error { code, committed: 0, .. } if code == wanted),
             "{what}: {parsed:?} {text}"
         );
-        assert!(text.contains("changed on the way"), "{what}: {text}");
+        assert!(text.contains("changed on the path"), "{what}: {text}");
     }
     assert_eq!(messages(&broker), [b"pay alice 1".as_slice(), b"pay bob 2"]);
     assert_eq!(broker.stop()["forged"], 5);

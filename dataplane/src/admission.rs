@@ -67,7 +67,7 @@ pub enum Outcome {
 
 /// What a publisher is told whose stream ends because it is not used.
 pub(crate) const REVOKED: &str =
-    "the stream is not used, and others ask for its place: connect anew";
+    "the stream was idle and another stream needs its place: reconnect";
 
 /// A stream that may publish.
 #[derive(Debug)]

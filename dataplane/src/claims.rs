@@ -324,15 +324,16 @@ impl Accounts {
 }
 
 impl Account {
-    /// Adds to what is held, up to `most` together with what was forfeited; returns how much is held
+    /// Adds to what is held, up to `most` together with what was forfeited; returns how much both are
     /// then.
     fn take(&self, bytes: u64, most: u64, start: Instant) -> Option<u64> {
         let held = self.held.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        if held + self.forfeited(start) > most {
+        let counted = held + self.forfeited(start);
+        if counted > most {
             self.give(bytes);
             return None;
         }
-        Some(held)
+        Some(counted)
     }
 
     fn give(&self, bytes: u64) {

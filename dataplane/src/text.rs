@@ -16,16 +16,19 @@ pub const MAX_FOREIGN: usize = 1024;
 pub fn is_unsafe(c: char) -> bool {
     c.is_control()
         || matches!(c,
-            // Soft hyphen, Arabic letter mark, Mongolian vowel separator.
-            '\u{ad}' | '\u{61c}' | '\u{180e}'
+            // Soft hyphen, grapheme joiner, Arabic letter mark, Hangul, Khmer and Mongolian fillers.
+            '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}'
+            | '\u{180b}'..='\u{180f}' | '\u{3164}' | '\u{ffa0}'
             // Zero width, direction marks.
             | '\u{200b}'..='\u{200f}'
             // Line and paragraph separators, bidirectional embeddings and overrides.
             | '\u{2028}'..='\u{202e}'
             // Invisible operators, bidirectional isolates, deprecated format characters.
             | '\u{2060}'..='\u{206f}'
-            // Byte order mark, interlinear annotations, tags.
-            | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+            // Blank Braille pattern, variation selectors.
+            | '\u{2800}' | '\u{fe00}'..='\u{fe0f}'
+            // Byte order mark, interlinear annotations, tags and further variation selectors.
+            | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e0fff}')
 }
 
 /// Foreign text on one line, escaped and at most [`MAX_FOREIGN`] characters long.
@@ -151,6 +154,11 @@ mod tests {
             (
                 "a\u{2028}b\u{feff}\u{e0041}",
                 "a\\u{2028}b\\u{feff}\\u{e0041}",
+            ),
+            // Names that look like others.
+            (
+                "pay\u{3164}\u{fe0f}\u{e0100}",
+                "pay\\u{3164}\\u{fe0f}\\u{e0100}",
             ),
         ] {
             assert_eq!(foreign(text).to_string(), shown);

@@ -139,7 +139,7 @@ impl Walk {
         if !trusted {
             let (owner, me) = (user_name(owner), user_name(geteuid().as_raw()));
             return refuse(format!(
-                "{path} is {owner}'s, who could replace what {me} keeps there: remove it, or name another directory"
+                "{path} belongs to {owner}, who could replace the files of {me} there: remove it, or name another directory"
             ));
         }
         let by_group = mode & 0o020 != 0 && !is_private_group(owner, about.st_gid);

@@ -17,6 +17,7 @@
 //!         }
 //!         Event::Lost { messages, .. } => eprintln!("{messages} messages were overwritten"),
 //!         Event::Damaged { index } => eprintln!("batch {index} is damaged"),
+//!         Event::Evicted => eprintln!("evicted for reading too slowly; reading on unregistered"),
 //!         Event::Idle => subscriber.rest(),
 //!     }
 //! }

@@ -52,20 +52,30 @@ impl PiecePool {
         made.as_ref()
     }
 
-    /// A piece, while there are any.
+    /// A piece of zeros, while there are any.
     pub(super) fn take(&self) -> Option<Piece> {
         self.map()?;
+        let (mut piece, is_used) = self.take_any()?;
+        if is_used {
+            // What another stream left there must not reach this one's log.
+            self.bytes_mut(&mut piece).fill(0);
+        }
+        Some(piece)
+    }
+
+    /// A piece, and whether it has been used before.
+    fn take_any(&self) -> Option<(Piece, bool)> {
         let mut free = lock(&self.free);
-        let number = match free.returned.pop() {
-            Some(number) => number,
+        let (number, is_used) = match free.returned.pop() {
+            Some(number) => (number, true),
             None if free.fresh < self.pieces => {
                 free.fresh += 1;
-                free.fresh - 1
+                (free.fresh - 1, false)
             }
             None => return None,
         };
         free.taken += 1;
-        Some(Piece(number))
+        Some((Piece(number), is_used))
     }
 
     /// Takes pieces back.
@@ -104,5 +114,22 @@ impl PiecePool {
         assert!(piece.0 < self.pieces);
         // SAFETY: the number is below the pieces of the mapping.
         unsafe { map.as_mut_ptr().add(piece.0 as usize * PIECE) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_piece_that_was_used_is_zeros_again() {
+        let pool = PiecePool::new(2 * PIECE as u64);
+        // While another is out, pieces keep what was written to them.
+        let _kept = pool.take().unwrap();
+        let mut piece = pool.take().unwrap();
+        pool.bytes_mut(&mut piece).fill(7);
+        pool.give([piece].into_iter());
+        let again = pool.take().unwrap();
+        assert!(pool.bytes(&again).iter().all(|byte| *byte == 0));
     }
 }

@@ -90,7 +90,11 @@ impl Drop for WriterLock {
         // Best effort: the locks end with the open files at the latest. Closing is not enough while a
         // child that is about to execute another program has them too.
         if let Some(shown) = &self.shown {
-            let _ = self.dir.remove(&beside(&self.log, "writer"));
+            // Once the files are removed, the name may be that of the next broker's file.
+            let name = beside(&self.log, "writer");
+            if self.dir.has(&name, shown).unwrap_or(false) {
+                let _ = self.dir.remove(&name);
+            }
             let _ = lock::unlock(shown, BYTE);
         }
         let _ = lock::unlock(&self.lock, BYTE);

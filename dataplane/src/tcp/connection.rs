@@ -403,7 +403,9 @@ impl Connection {
         let spill = batch
             .spill
             .get_or_insert_with(|| Box::new(self.claimant.spill()));
-        for room in [wanted, wanted.min(LEAST_SCRATCH), 1] {
+        // What is left of the piece that the batch has takes no other.
+        let rest = LEAST_SCRATCH - batch.received % LEAST_SCRATCH;
+        for room in [wanted, wanted.min(LEAST_SCRATCH), wanted.min(rest)] {
             if spill.reserve(batch.received, room, Turn::Next).is_ok() {
                 return room as usize;
             }
@@ -589,9 +591,7 @@ impl Connection {
             return Ok(());
         }
         let seq = self.next_seq;
-        let text = format!(
-            "batch {seq} does not carry the tag of a holder of the key: it was changed on the way"
-        );
+        let text = format!("batch {seq} has an invalid tag: it was changed on the path");
         Err(Ending::Fault(Fault::Authentication, text))
     }
 
@@ -835,7 +835,7 @@ impl Connection {
             other => self.state = other,
         }
         let text = format!(
-            "batch {} comes so slowly that it holds up others, and there is no memory for it; send smaller batches",
+            "batch {} arrives too slowly and blocks others, and the memory for such batches is used up; send smaller batches",
             self.next_seq
         );
         self.fail(cx, Fault::Stalled, text);

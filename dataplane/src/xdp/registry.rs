@@ -4,7 +4,7 @@
 //! chosen beforehand.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,8 @@ use crate::wire::packet::StreamKey;
 
 /// A publisher sends its first packet at once; one that has not by then has gone over to tcp.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How often those are looked for, by one worker for all.
+const EXPIRY_INTERVAL_MS: u64 = 100;
 
 /// A stream without a worker.
 #[derive(Debug)]
@@ -35,6 +37,9 @@ pub struct Registry {
     adopted: AtomicUsize,
     /// The interface is gone: no packet will come any more.
     closed: AtomicBool,
+    started: Instant,
+    /// When streams are next looked through, milliseconds since `started`.
+    next_expiry_ms: AtomicU64,
 }
 
 impl Registry {
@@ -47,6 +52,8 @@ impl Registry {
             count: AtomicUsize::new(0),
             adopted: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
+            started: Instant::now(),
+            next_expiry_ms: AtomicU64::new(0),
         }
     }
 
@@ -65,7 +72,6 @@ impl Registry {
             // The publisher sees its connection close, and asks again.
             return;
         }
-        waiting.retain(|_, waiting| waiting.since.elapsed() < PATIENCE);
         let entry = Waiting {
             opened,
             pass,
@@ -101,13 +107,31 @@ impl Registry {
         self.adopted.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Drops streams that never sent a packet; called now and then.
+    /// Drops streams that never sent a packet; called by each worker every millisecond, so that most
+    /// calls do nothing: peers may have thousands of streams wait.
     pub(super) fn expire(&self) {
-        if self.count.load(Ordering::Relaxed) > 0 {
+        if self.count.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let now = Instant::now();
+        let now_ms = now.saturating_duration_since(self.started).as_millis() as u64;
+        let next = self.next_expiry_ms.load(Ordering::Relaxed);
+        let is_due = now_ms >= next
+            && self
+                .next_expiry_ms
+                .compare_exchange(
+                    next,
+                    now_ms + EXPIRY_INTERVAL_MS,
+                    Ordering::Relaxed,
+                    Ordering::Relaxed,
+                )
+                .is_ok();
+        if is_due {
             let mut waiting = lock(&self.waiting);
             waiting.retain(|_, waiting| {
                 let lease = &waiting.opened.admission.lease;
-                waiting.since.elapsed() < PATIENCE && !lease.is_wanted() && !lease.is_revoked()
+                let waited = now.saturating_duration_since(waiting.since);
+                waited < PATIENCE && !lease.is_wanted() && !lease.is_revoked()
             });
             self.count.store(waiting.len(), Ordering::Release);
         }

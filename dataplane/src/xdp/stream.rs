@@ -727,7 +727,9 @@ impl Stream {
                 let tag = tag.try_into().expect("it is as long");
                 // There is one frame only.
                 if !keys.verify_frame(0, tag, &[header]) {
-                    let text = "the end of the stream does not carry the tag of a holder of the key: it was changed on the way".to_owned();
+                    let text =
+                        "the end of the stream has an invalid tag: it was changed on the path"
+                            .to_owned();
                     return Err(Ending::Fault(Fault::Authentication, text));
                 }
             }
