@@ -17,7 +17,7 @@ short() {
   for what in publishers_killed publishers_stopped readers_killed messages_read faults.lost; do
     [ "$(jq ".$what" "$report")" -gt 0 ] || fail "there was nothing of $what: $(jq -c . "$report")"
   done
-  lab report "$report" | grep -q '^broker 1: ' || fail "it is not shown again"
+  lab report "$report" | grep -q '^- broker 1: ' || fail "it is not shown again"
   grep -q '^- broker 1: ' "$(dirname "$report")/report.md" || fail "report.md does not tell of broker 1"
 }
 

@@ -424,6 +424,13 @@ fn window_bound(end: &End, settings: &Settings, listener_clamp: Option<u32>) -> 
     let own = end.window_clamp.filter(|_| end.has_clamp());
     let (whose, clamp) = match (listener_clamp, own) {
         (Some(clamp), _) => ("its listener's connections", clamp),
+        // A small buffer on the listener leaves the same bound on a connection whose buffer is set after.
+        (None, Some(clamp)) if end.receive_buffer_set == Some(true) => {
+            return Some(Reason::from(format!(
+                "the buffer was set too late: the handshake, with the listener's buffer, fixed the window's bound at {clamp} bytes and window scale {}, and the buffer has {}; set it on the listener (unless the application sets TCP_WINDOW_CLAMP as well)",
+                end.rcv_wscale, end.receive_buffer
+            )));
+        }
         (None, Some(clamp)) => ("this connection", clamp),
         (None, None) => return None,
     };

@@ -479,8 +479,17 @@ fn a_window_that_is_bounded_elsewhere_is_not_blamed_on_the_buffer() {
         window_clamp: Some(16_384),
         ..scaled.clone()
     };
+    let late = End {
+        receive_buffer_set: Some(true),
+        ..clamped.clone()
+    };
     let clamped = window_reason(&clamped, &settings(1), None);
-    assert!(clamped.text.contains("TCP_WINDOW_CLAMP"), "{clamped:?}");
+    assert!(
+        clamped.text.contains("bounds the window of this"),
+        "{clamped:?}"
+    );
+    let late = window_reason(&late, &settings(1), None);
+    assert!(late.text.contains("set too late"), "{late:?}");
     // The buffer outgrows what was set on the listener; the scale does not.
     let listener = window_reason(&scaled, &settings(1), Some(32_768));
     assert!(
