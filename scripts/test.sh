@@ -125,6 +125,8 @@ fuzz_dependencies() {
 
 install_deps
 install_packages libcap2-bin python3 shellcheck strace systemd
+# A foreign server to diagnose.
+[ "$quick" -ne 0 ] || install_packages nats-server
 
 step "rustfmt" cargo fmt --all -- --check
 step "clippy" cargo clippy --locked --workspace --all-targets -- -D warnings
