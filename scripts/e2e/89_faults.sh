@@ -35,7 +35,7 @@ happens() {
   [ "$(jq '[.runs[].counts.fell_back // 0] | add' "$report")" -gt 0 ] || fail "no stream fell back to tcp"
   expect "paths of --paths xdp" "$(jq -r '[.runs[] | select(.path == "xdp") | .streams | keys[]] | unique | join(" ")' "$report")" xdp
   lab report "$report" | grep -q '^ *broker-killed ' || fail "it is not shown again"
-  grep -q '^ *broker-killed ' "$(dirname "$report")/report.md" || fail "report.md has no table"
+  grep -q '^| broker-killed ' "$(dirname "$report")/report.md" || fail "report.md has no table"
 }
 
 # Ctrl-C and SIGTERM: processes, namespaces, mounts and buffers are gone.
