@@ -77,9 +77,7 @@ impl Link {
                 }
                 Err(error) => error,
             };
-            let may_fall_back = matches!(&reason, Error::PathDead { .. })
-                || matches!(&reason, Error::Refused { code, .. } if *code == Refusal::Path as u16);
-            if config.mode == Mode::Xdp || !may_fall_back {
+            if config.mode == Mode::Xdp || !is_about_the_path(&reason) {
                 return Err(reason);
             }
             warn!(
@@ -166,8 +164,9 @@ impl Link {
                         broker_lost = true;
                         return Err(error);
                     }
-                    Err(error) => last = error,
-                    opened => return opened,
+                    // A broker that is busy, or only just starting, is asked for the path again.
+                    Err(error) if is_about_the_path(&error) => last = error,
+                    done => return done,
                 }
             }
             Err(last)
@@ -213,6 +212,15 @@ impl Link {
             )?)),
         };
         Ok((link, committed))
+    }
+}
+
+/// Whether the path does not work, while the broker may over the other one.
+fn is_about_the_path(error: &Error) -> bool {
+    match error {
+        Error::PathDead { .. } => true,
+        Error::Refused { code, .. } => *code == Refusal::Path as u16,
+        _ => false,
     }
 }
 
