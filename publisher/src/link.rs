@@ -165,7 +165,11 @@ impl Link {
                         return Err(error);
                     }
                     // A broker that is busy, or only just starting, is asked for the path again.
-                    Err(error) if is_about_the_path(&error) => last = error,
+                    // One that does not work is left, also while the attempt over it has not ended there.
+                    Err(error) if is_about_the_path(&error) => {
+                        broker_lost = false;
+                        last = error;
+                    }
                     done => return done,
                 }
             }
