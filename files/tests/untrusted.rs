@@ -163,9 +163,9 @@ fn what_strangers_made_is_refused() {
     for file in ["theirs", "theirs/report", "to-ours", "to-file", "keys"] {
         give(file).unwrap();
     }
-    refused(Dir::open(&at("theirs")), "user 54321's");
-    refused(Dir::make(&at("theirs"), &NEW), "user 54321's");
-    refused(Dir::make(&at("theirs/logs"), &NEW), "user 54321's");
+    refused(Dir::open(&at("theirs")), "belongs to user 54321");
+    refused(Dir::make(&at("theirs"), &NEW), "belongs to user 54321");
+    refused(Dir::make(&at("theirs/logs"), &NEW), "belongs to user 54321");
     refused(Dir::open(&at("to-ours")), "user 54321 made");
     refused(
         open_to_write(&at("to-ours/report"), 0o644),

@@ -47,7 +47,7 @@ made_by_another() {
   as "$STRANGER" "$STRANGER" bash -c "mkdir $BUFFERS/b0 && chmod 777 $BUFFERS/b0 &&
     ln -s $BUFFERS/public $BUFFERS/b0/penstock.new && ln -s $BUFFERS/private $BUFFERS/b0/penstock.readers &&
     ln -s $BUFFERS/private $BUFFERS/b0/penstock.lock && ln -s $BUFFERS/private $BUFFERS/b0/broker-1214.sock"
-  refuses "$STRANGER's, who could replace" broker --buffer-dir "$BUFFERS/b0" "${SMALL[@]}"
+  refuses "user $STRANGER, who could replace" broker --buffer-dir "$BUFFERS/b0" "${SMALL[@]}"
   as "$STRANGER" "$STRANGER" ln -s "$BUFFERS/own" "$BUFFERS/link"
   install -d "$BUFFERS/own"
   refuses "link that user $STRANGER made" broker --buffer-dir "$BUFFERS/link" "${SMALL[@]}"

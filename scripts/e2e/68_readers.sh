@@ -26,7 +26,7 @@ until_true() {
 }
 
 is_registered() { [ "$(figures '.topics[0].readers')" = 1 ]; }
-is_reported() { grep -q 'lives, has read nothing' "$T/broker-0.log"; }
+is_reported() { grep -q 'is alive but has read nothing' "$T/broker-0.log"; }
 
 # reader_broker MODE [options]: starts one with a small ring.
 reader_broker() {
