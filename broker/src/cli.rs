@@ -32,47 +32,48 @@ Examples:
   # Serve publishers on port 1214, logs in /dev/shm/penstock:
   penstock-broker
 
-  # Take payload past the kernel's network stack, from interface eth1:
+  # Receive payload from interface eth1, bypassing the kernel's network stack:
   sudo penstock-broker --mode xdp --iface eth1
 
-  # The same without root afterwards; logs belong to the user penstock:
+  # The same, but drop root privileges after startup; logs belong to the user
+  # penstock:
   sudo penstock-broker --mode xdp --iface eth1 --user penstock
 
-  # Payload on receive queue 3 only, and the settings of the NIC that this
-  # takes, for as long as it runs:
+  # Use receive queue 3 only, and apply the NIC settings that this needs while
+  # the broker runs:
   sudo penstock-broker --mode xdp --iface eth1 --queues 3 --configure-nic
 
-  # Two workers on cores 0 and 1, a 1 GiB ring, receive buffers beyond
-  # rmem_max:
+  # Two workers on cores 0 and 1, a 1 GiB ring, receive buffers above rmem_max:
   sudo penstock-broker --workers 2 --cpus 0,1 --ring-size 1GiB --rcvbuf-force
 
-  # Only publishers with a key; make one, and add the topics that it may
-  # publish to:
+  # Require a key; create one and add it to the file of accepted keys:
   penstock-broker --keygen eu.key
   cat eu.key >>keys && chmod 600 keys && penstock-broker --auth-keys keys
 
-  # Window scale from the listener's buffer as well, and a report at the end:
+  # Set SO_RCVBUF on the listener too, which raises the window scale, and write
+  # a report at the end:
   penstock-broker --rcvbuf-on both --report broker.json
 
-  # Publishers anywhere may make topics that begin with trades., at most 64:
+  # Let publishers on any host create topics that begin with trades., at most
+  # 64:
   penstock-broker --create-topics any --topics 'trades.*' --max-topics 64
 
 A topic's log is <buffer-dir>/<topic>.log; read it with
 penstock-subscriber --path. Logs go to stderr (RUST_LOG sets the level).
 SIGINT and SIGTERM end the broker; its logs stay.
-SIGHUP reads --auth-keys again. Under systemd: Type=notify, WatchdogSec=.
-Exit codes: 0 ended by a signal, 1 failed (a thread that ends is a failure),
-2 wrong usage.";
+SIGHUP reloads --auth-keys. Under systemd: Type=notify, WatchdogSec=.
+Exit codes: 0 ended by a signal, 1 failed (also when a thread ends
+unexpectedly), 2 wrong usage.";
 
-const PATH: &str = "Payload past the kernel (xdp)";
+const PATH: &str = "Kernel bypass (xdp)";
 const LISTEN: &str = "Connections";
-const LOGS: &str = "Topics and their logs";
+const LOGS: &str = "Topics and logs";
 const PROCESS: &str = "Process";
 const SECURITY: &str = "Security";
 
-/// Bounds of timeouts.
+/// Accepted range of timeouts.
 const TIMEOUTS: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(86_400);
-/// Bounds of the size of a segment, bytes; both are powers of two.
+/// Accepted segment sizes, bytes; both bounds are powers of two.
 const SEGMENTS: RangeInclusive<u64> = 4096..=1 << 31;
 /// Largest ring, bytes.
 const MAX_RING: u64 = 1 << 46;
@@ -81,42 +82,43 @@ const MAX_RING: u64 = 1 << 46;
 #[derive(Debug, Parser)]
 #[command(name = "penstock-broker", version, after_help = EXAMPLES)]
 pub struct Cli {
-    /// Paths that payload may take. With xdp, publishers that ask for tcp are served as well; auto
-    /// is xdp where it can be had.
+    /// Paths that payload may take. With xdp, the broker also serves publishers that ask for tcp; auto
+    /// uses xdp where it is available.
     #[arg(long, value_enum, default_value_t = Mode::Tcp, help_heading = PATH)]
     mode: Mode,
-    /// Interface whose packets the xdp path takes.
+    /// Interface that the xdp path receives on.
     #[arg(long, value_name = "NAME", help_heading = PATH)]
     iface: Option<String>,
-    /// Receive queues of the interface, such as 0,2-3; all of them if not given.
+    /// Receive queues of the interface, such as 0,2-3 [default: all].
     #[arg(long, value_name = "LIST", help_heading = PATH)]
     queues: Option<String>,
     /// How the interface runs the XDP program.
     #[arg(long, value_enum, default_value_t = XdpMode::Auto, help_heading = PATH)]
     xdp_mode: XdpMode,
-    /// Copy mode, even where the driver can do without.
+    /// Use copy mode, even if the driver supports zero-copy.
     #[arg(long, help_heading = PATH)]
     xdp_copy: bool,
-    /// Replace another XDP program of the interface.
+    /// Replace another XDP program on the interface.
     #[arg(long, help_heading = PATH)]
     force: bool,
-    /// Packets that a receive queue's rings hold, a power of two: so much of all publishers together
-    /// may be on its way. Small rings stay in the CPU's cache.
+    /// Size of a receive queue's rings, packets: a power of two. It limits the packets in flight from
+    /// all publishers together. Small rings stay in the CPU's cache.
     #[arg(long, default_value_t = 1024, help_heading = PATH)]
     xdp_ring: u32,
-    /// What xdp workers do while no packet comes: busy owns its core, adaptive sleeps after a moment.
+    /// What xdp workers do while no packet arrives: busy polls without a pause and needs a core of its
+    /// own, adaptive sleeps after a short time.
     #[arg(long, value_enum, default_value_t = Poll::Adaptive, help_heading = PATH)]
     poll: Poll,
-    /// Drive the interface's queue from the worker, so many packets a call (SO_PREFER_BUSY_POLL).
+    /// Let the worker drive the interface's queue, this many packets a call (SO_PREFER_BUSY_POLL).
     #[arg(long, value_name = "PACKETS", help_heading = PATH,
         value_parser = clap::value_parser!(u16).range(1..=1024))]
     busy_poll: Option<u16>,
-    /// Change the interface's settings (queues, receive hashing, offloads) where the xdp path needs
-    /// it; they are changed back at the end. Without, the commands are only told.
+    /// Change the interface's settings (queues, receive hashing, offloads) where the xdp path needs it,
+    /// and revert them at the end. Without this flag, the broker only prints the commands.
     #[arg(long, help_heading = PATH)]
     configure_nic: bool,
-    /// Take back what a broker changed on an interface that was killed together with the process
-    /// that watched over it, and end.
+    /// Revert the changes that a broker made to an interface, if both the broker and its helper process
+    /// were killed; then exit.
     #[arg(long, value_name = "NAME", help_heading = PATH)]
     restore_nic: Option<String>,
     /// For --restore-nic: wait until the broker is gone.
@@ -126,22 +128,22 @@ pub struct Cli {
     /// all addresses, IPv4 and IPv6.
     #[arg(long, default_value = "0.0.0.0:1214", value_parser = address::listen, help_heading = LISTEN)]
     listen: SocketAddr,
-    /// Directory of the logs, on tmpfs by default. Nobody but the broker's user and root may be able to
-    /// write to it, or to replace it.
+    /// Directory of the logs, by default on tmpfs. No user except root and the broker's own may be able
+    /// to write to it or to replace it.
     #[arg(long, default_value_os_t = default_directory(), help_heading = LOGS)]
     buffer_dir: PathBuf,
-    /// Take a buffer directory that others can write to as well, such as an emptyDir of Kubernetes. No
-    /// link is followed and no file of theirs is taken, but they can remove the broker's.
+    /// Accept a buffer directory that other users can write to, such as a Kubernetes emptyDir. The
+    /// broker follows no link and opens no file of theirs, but they can delete its files.
     #[arg(long, help_heading = LOGS)]
     shared_buffer_dir: bool,
-    /// Mode of the logs, in octal: 640 lets the group read them and register, 644 lets anybody read
-    /// them, 600 nobody else.
+    /// Mode of the logs, in octal: 640 lets the group read them and register readers, 644 lets everyone
+    /// read them, 600 only the broker's user.
     #[arg(long, default_value = "640", value_name = "MODE", help_heading = LOGS)]
     buffer_mode: String,
-    /// Group of the logs; without, that of the broker's user.
+    /// Group of the logs [default: that of the broker's user].
     #[arg(long, value_name = "NAME", help_heading = LOGS)]
     buffer_group: Option<String>,
-    /// Payload bytes that a topic's ring holds: a multiple of the segment size.
+    /// Payload bytes that a topic's ring holds: a multiple of --segment-size.
     #[arg(long, value_name = "SIZE", default_value = "256MiB", help_heading = LOGS,
         value_parser = size(0..=MAX_RING))]
     ring_size: ByteSize,
@@ -149,30 +151,32 @@ pub struct Cli {
     #[arg(long, value_name = "SIZE", default_value = "16MiB", help_heading = LOGS,
         value_parser = size(0..=*SEGMENTS.end()))]
     segment_size: ByteSize,
-    /// Batches that a topic's index holds, a power of two.
+    /// Batches that a topic's index holds: a power of two.
     #[arg(long, default_value_t = 65536, help_heading = LOGS)]
     index_slots: u64,
-    /// When a registered reader lags: wait for it, or overwrite.
+    /// What to do when a registered reader lags: wait for it, or overwrite.
     #[arg(long, value_enum, default_value_t = FullPolicy::Block, help_heading = LOGS)]
     full: FullPolicy,
-    /// Time after which a registered reader that lives, does not read and holds up its log is reported,
-    /// such as 30s; a number alone is seconds. Readers that die are not waited for.
+    /// Report a registered reader that is alive but has read nothing for this long and blocks its log,
+    /// such as 30s; a number alone is seconds. The broker never waits for a reader that died.
     #[arg(long, value_name = "DURATION", default_value = "30s", help_heading = LOGS,
         value_parser = duration(BareUnit::Seconds, TIMEOUTS))]
     reader_timeout: Duration,
-    /// What else happens to such a reader, with --full block: nothing, as nothing is to be lost, or it
-    /// is evicted, which it is told when it reads again. With evict, readers copy what they read.
+    /// What else to do with such a reader under --full block: only report it, so that nothing is lost,
+    /// or evict it. An evicted reader learns of it at its next read. With evict, readers copy what they
+    /// read.
     #[arg(long, value_enum, default_value_t = ReaderTimeoutAction::Report, help_heading = LOGS)]
     reader_timeout_action: ReaderTimeoutAction,
-    /// When a topic's log is deleted, replaced or truncated under the broker: end its streams with an
-    /// error, or make the log anew, in which they go on. What was in it is lost in any case.
+    /// What to do when a topic's log is deleted, replaced or truncated under the broker: end its
+    /// streams with an error, or recreate the log and continue them in it. The old contents are lost
+    /// either way.
     #[arg(long, value_enum, default_value_t = OnDeletedLog::End, help_heading = LOGS)]
     on_deleted_log: OnDeletedLog,
-    /// Topic to make at the start; may be given several times.
+    /// Topic to create at startup; may be given several times.
     #[arg(long = "topic", value_name = "NAME", help_heading = LOGS)]
     topics: Vec<String>,
-    /// Who may make other topics, by publishing to them. Default: keyed with --auth-keys, local without.
-    /// A log that is in the directory already is a topic in any case.
+    /// Who may create other topics by publishing to them [default: keyed with --auth-keys, else local].
+    /// A log that already exists in the directory is always a topic.
     #[arg(
         long,
         value_enum,
@@ -182,32 +186,33 @@ pub struct Cli {
         help_heading = LOGS
     )]
     create_topics: Option<Creators>,
-    /// Topics that may be made so: names, or beginnings with * behind them, such as trades.*; all if not
-    /// given.
+    /// Topics that publishers may create: names, or prefixes followed by *, such as trades.* [default:
+    /// all].
     #[arg(long = "topics", value_name = "PATTERN,...", value_delimiter = ',', help_heading = LOGS)]
     topic_patterns: Vec<TopicPattern>,
-    /// Most topics; each takes a ring's memory.
+    /// Maximum number of topics; each uses the memory of one ring.
     #[arg(long, default_value_t = 16, help_heading = LOGS)]
     max_topics: usize,
-    /// Most open streams.
+    /// Maximum number of open streams.
     #[arg(long, default_value_t = 4096, help_heading = LISTEN)]
     max_connections: usize,
-    /// What one host (IPv6: /64), or one key there, may have of the streams, sessions and topics that
-    /// others leave, percent; all hosts with one key may have half of the rest as well.
+    /// Maximum share of streams, sessions and topics, in percent of what others leave free, that one
+    /// host (IPv6: /64), or one key on a host, may hold. All hosts with the same key together may also
+    /// hold half of the rest.
     #[arg(long, value_name = "PERCENT", overrides_with = "max_share", help_heading = LISTEN,
         default_value_t = shares::DEFAULT_PERCENT,
         value_parser = clap::value_parser!(u8).range(1..=100))]
     max_share: u8,
-    /// Most connections that have not finished their handshake; the oldest of the host with most goes
-    /// first.
+    /// Maximum number of connections with an unfinished handshake. Beyond it, the broker closes the
+    /// oldest of the host that has most.
     #[arg(long, default_value_t = 4096, help_heading = LISTEN)]
     max_handshakes: usize,
-    /// Time for a handshake, such as 5s or 500ms; a number alone is seconds.
+    /// Time limit for a handshake, such as 5s or 500ms; a number alone is seconds.
     #[arg(long, value_name = "DURATION", default_value = "5s", help_heading = LISTEN,
         value_parser = duration(BareUnit::Seconds, TIMEOUTS))]
     handshake_timeout: Duration,
-    /// How long a publisher may stall inside a batch (tcp), or be silent altogether (xdp, where
-    /// it shows every second that it lives); a number alone is seconds.
+    /// How long a publisher may stall inside a batch (tcp) or stay silent (xdp, where a live publisher
+    /// sends something every second); a number alone is seconds.
     #[arg(long, value_name = "DURATION", default_value = "30s", help_heading = LISTEN,
         value_parser = duration(BareUnit::Seconds, TIMEOUTS))]
     stall_timeout: Duration,
@@ -219,8 +224,8 @@ pub struct Cli {
     #[arg(long, value_name = "SIZE", default_value = "32MiB", help_heading = LISTEN,
         value_parser = size(1..=MAX_SOCKET_BUFFER))]
     sndbuf: ByteSize,
-    /// Sockets that get --rcvbuf: none leaves the kernel's autotuning on; the listener's buffer
-    /// also raises window scale and first window.
+    /// Sockets that get --rcvbuf. none leaves the kernel's autotuning on; setting it on the listener
+    /// also raises the window scale and the initial window.
     #[arg(
         long,
         default_value = "accepted",
@@ -237,31 +242,31 @@ pub struct Cli {
     /// Cores that workers are pinned to, in turn, such as 0,2-3.
     #[arg(long, value_name = "LIST", help_heading = PROCESS)]
     cpus: Option<String>,
-    /// User to become once everything is open, when started as root. Capabilities are given up in
-    /// any case.
+    /// User to switch to once everything is open, when started as root. The broker drops its
+    /// capabilities in any case.
     #[arg(long, value_name = "NAME", help_heading = PROCESS)]
     user: Option<String>,
-    /// File with the keys that publishers must hold one of, each a line: its name, its secret of 64
-    /// hexadecimal digits, and the topics that it may publish to (trades.* is all that begin so).
-    /// Without, everybody may publish.
+    /// File with the keys of publishers, one a line: a name, a secret of 64 hexadecimal digits, and the
+    /// topics that the key may publish to (trades.* means all that begin with trades.). Without it,
+    /// anyone may publish.
     #[arg(long, value_name = "FILE", help_heading = SECURITY)]
     auth_keys: Option<PathBuf>,
-    /// Take nothing but authenticated payload: over xdp each packet, over tcp each batch has a tag that
-    /// nobody without the stream's key can make. Without, publishers may ask for it.
+    /// Accept only authenticated payload: each packet over xdp, and each batch over tcp, carries a tag
+    /// that only a holder of the stream's key can make. Without this flag, publishers may ask for it.
     #[arg(long, requires = "auth_keys", help_heading = SECURITY)]
     packet_auth: bool,
-    /// Make a key, write it to a new file that only its owner can read, and end. It is for the
-    /// publisher's --auth-key; the same line goes into --auth-keys.
+    /// Create a key, write it to a new file that only its owner can read, and exit. Give the file to
+    /// the publisher's --auth-key, and add its line to the file of --auth-keys.
     #[arg(long, value_name = "FILE", help_heading = SECURITY)]
     keygen: Option<PathBuf>,
-    /// Compare each batch with its CRC32C before it is committed (readers can always do so).
+    /// Check each batch against its CRC32C before committing it (readers can always do so).
     #[arg(long, help_heading = LOGS)]
     verify_on_receive: bool,
-    /// File that gets the report as JSON at the end.
+    /// Write a JSON report to this file at the end.
     #[arg(long, value_name = "FILE", help_heading = PROCESS)]
     report: Option<PathBuf>,
-    /// Write the line READY=1 to this descriptor, 3 or more, once publishers may come: for scripts
-    /// that start a broker with it open, as in --ready-fd 3 3>FILE.
+    /// Write the line READY=1 to this descriptor, 3 or higher, once publishers can connect. For scripts
+    /// that start a broker with the descriptor open, as in --ready-fd 3 3>FILE.
     #[arg(long, value_name = "FD", help_heading = PROCESS)]
     ready_fd: Option<i32>,
 }
@@ -273,14 +278,14 @@ enum Mode {
     Tcp,
     /// AF_XDP sockets.
     Xdp,
-    /// AF_XDP sockets if they can be had, accepted sockets in any case.
+    /// AF_XDP sockets if available, and accepted sockets in any case.
     Auto,
 }
 
 /// How an interface runs the XDP program.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum XdpMode {
-    /// Native where the driver has it.
+    /// Native if the driver supports it, else generic.
     Auto,
     /// In the driver.
     Native,
@@ -291,18 +296,18 @@ enum XdpMode {
 /// What workers do while no packet comes.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Poll {
-    /// Look again at once.
+    /// Poll again at once.
     Busy,
-    /// Sleep after a moment.
+    /// Sleep after a short time.
     Adaptive,
 }
 
-/// What happens to a registered reader that lives and does not read.
+/// What happens to a registered reader that is alive but does not read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum ReaderTimeoutAction {
-    /// A line in the log, and figures.
+    /// A log line and counters.
     Report,
-    /// The broker does not wait for it any more.
+    /// The broker stops waiting for it.
     Evict,
 }
 
@@ -318,9 +323,9 @@ enum OnDeletedLog {
 /// Policy when a registered reader lags.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum FullPolicy {
-    /// Wait: nothing is lost, publishers feel back-pressure.
+    /// Wait: nothing is lost, and publishers are blocked.
     Block,
-    /// Overwrite: the reader is told how much it lost.
+    /// Overwrite: the reader learns how much it lost.
     Overwrite,
 }
 
@@ -337,7 +342,7 @@ pub struct Config {
     pub worker: WorkerConfig,
     pub tcp_workers: usize,
     pub xdp: Option<xdp::Config>,
-    /// Serve over tcp alone if the xdp path cannot be had.
+    /// Serve over tcp only if the xdp path is not available.
     pub xdp_may_fail: bool,
     pub cpus: Vec<usize>,
     pub user: Option<String>,
@@ -391,7 +396,7 @@ impl Cli {
         let policy = self.topic_policy()?;
         if evict && self.full == FullPolicy::Overwrite {
             bail!(
-                "--reader-timeout-action evict is for --full block: --full overwrite waits for no reader"
+                "--reader-timeout-action evict needs --full block: with --full overwrite, the broker does not wait for readers"
             );
         }
         let access = self.access()?;
@@ -451,16 +456,16 @@ impl Cli {
 }
 
 impl Cli {
-    /// The xdp path, if it is asked for.
+    /// The configuration of the xdp path, if it was requested.
     fn xdp(&self) -> Result<Option<xdp::Config>> {
         let interface = match (self.mode, &self.iface) {
             (_, None) if self.configure_nic => {
                 bail!("--configure-nic needs --mode xdp or auto, and --iface")
             }
             (Mode::Tcp, None) => return Ok(None),
-            (Mode::Tcp, Some(_)) => bail!("--iface is for --mode xdp or auto"),
+            (Mode::Tcp, Some(_)) => bail!("--iface needs --mode xdp or auto"),
             (Mode::Xdp, None) => {
-                bail!("--mode xdp needs --iface, the interface that publishers' packets come in on")
+                bail!("--mode xdp needs --iface, the interface on which publishers' packets arrive")
             }
             (Mode::Auto, None) => return Ok(None),
             (_, Some(interface)) => interface.clone(),
@@ -473,7 +478,7 @@ impl Cli {
         }
         let queues = self.queues.as_deref().map(|list| {
             parse_cpus(list)
-                .map_err(|_| anyhow!("--queues: {list:?} is no list of queues such as 0,2-3"))
+                .map_err(|_| anyhow!("--queues: {list:?} is not a list of queues such as 0,2-3"))
         });
         Ok(Some(xdp::Config {
             interface,
@@ -498,11 +503,11 @@ impl Cli {
         }))
     }
 
-    /// Who may make topics.
+    /// Who may create topics.
     fn topic_policy(&self) -> Result<TopicPolicy> {
         let has_keys = self.auth_keys.is_some();
         if self.create_topics == Some(Creators::Keyed) && !has_keys {
-            bail!("--create-topics keyed needs --auth-keys, the file with the keys");
+            bail!("--create-topics keyed needs --auth-keys");
         }
         let default = match has_keys {
             true => Creators::Keyed,
@@ -527,7 +532,7 @@ impl Cli {
         let mode = u32::from_str_radix(&self.buffer_mode, 8);
         let mode = mode.map_err(|_| {
             anyhow!(
-                "--buffer-mode {:?} is no mode such as 640",
+                "--buffer-mode {:?} is not a file mode such as 640",
                 self.buffer_mode
             )
         })?;
@@ -536,21 +541,21 @@ impl Cli {
             .map_err(|rule| anyhow!("--buffer-mode: {rule}"))
     }
 
-    /// The file that gets a new key, instead of running a broker.
+    /// The file to write a new key to, if the program is to create one instead of running a broker.
     pub fn keygen(&self) -> Option<&Path> {
         self.keygen.as_deref()
     }
 
-    /// The interface whose settings are to be restored, instead of running a broker; and whether to
-    /// wait for the end of the broker that changed them.
+    /// The interface whose settings to restore instead of running a broker, and whether to wait until
+    /// the broker that changed them has ended.
     pub fn restore(&self) -> Option<(&str, bool)> {
         let interface = self.restore_nic.as_deref()?;
         Some((interface, self.when_gone))
     }
 }
 
-/// Memory that everybody has for root and services; for a user, what the system made for that user
-/// alone, if it did.
+/// Root and services use the shared memory that every Linux host has. A user gets the directory that
+/// the system made for that user alone, if there is one.
 fn default_directory() -> PathBuf {
     let own = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
     match own.filter(|own| own.is_absolute() && !geteuid().is_root()) {
@@ -653,7 +658,7 @@ mod tests {
             (&["--segment-size", "1"], "the nearest is 4KiB"),
             (&["--workers", "0"], "from 1 to 256"),
             (&["--topic", "../etc"], "is not allowed"),
-            (&["--topics", "a,b*c"], "nor the beginning of one with *"),
+            (&["--topics", "a,b*c"], "nor a prefix followed by *"),
             (&["--create-topics", "keyed"], "--auth-keys"),
             (&["--create-topics", "all"], "never, local, keyed, any"),
             (&["--max-share", "0"], "1..=100"),
@@ -663,7 +668,7 @@ mod tests {
             (&["--stall-timeout", "5x"], "such as 5s"),
             (&["--rcvbuf-on", "some"], "none, listener, accepted, both"),
             (&["--buffer-mode", "660"], "mode 660 is none of"),
-            (&["--buffer-mode", "rw"], "no mode such as 640"),
+            (&["--buffer-mode", "rw"], "not a file mode such as 640"),
             (&["--buffer-group", "no-such-group"], "getent group"),
             (&["--packet-auth"], "--auth-keys"),
             (&["--cpus", "1-x"], "1-x"),

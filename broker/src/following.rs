@@ -1,5 +1,6 @@
-//! Follows the addresses of the xdp path's interface: a virtual address that moves here, one that DHCP
-//! or router advertisements bring. The program lets packets to all of them through.
+//! Keeps the XDP program's addresses in step with those of the xdp path's interface, such as a virtual
+//! address that moves here or one that DHCP or a router advertisement brings. The program accepts
+//! packets to all of them.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -11,12 +12,12 @@ use penstock_ebpf::{Addresses, MAX_ADDRESSES};
 use penstock_nic::{Seen, Watch, quote};
 use tracing::{info, warn};
 
-/// Changes often come several at a time.
+/// Pause after a change, because changes often come in groups.
 const SETTLING: Duration = Duration::from_millis(10);
-/// Until the kernel is asked again that gave no answer.
+/// Pause after the kernel failed to answer.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Keeps the program's addresses those of the interface. It needs no privilege.
+/// Keeps the program's addresses equal to the interface's. It needs no privilege.
 pub struct Follower {
     watch: Watch,
     index: u32,
@@ -26,7 +27,7 @@ pub struct Follower {
 }
 
 impl Follower {
-    /// Looks at an interface; nothing that changes from now on is missed.
+    /// Starts to follow an interface. No change from now on is missed.
     pub fn open(index: u32, listen: SocketAddr) -> Result<Self> {
         let mut watch = Watch::new(index).context("cannot watch the interface's addresses")?;
         let seen = watch
@@ -41,7 +42,7 @@ impl Follower {
         })
     }
 
-    /// Addresses that payload may be sent to at present; an error if it will never come to any.
+    /// Addresses that publishers can send payload to; an error if there can never be one.
     pub fn addresses(&self) -> Result<Vec<IpAddr>> {
         let listen = self.listen.ip().to_canonical();
         let name = &self.seen.name;
@@ -49,7 +50,7 @@ impl Follower {
         if listen.is_unspecified() {
             if addresses.is_empty() {
                 warn!(
-                    "{name} has no address: nothing comes in over xdp before it has one (ip addr show dev {})",
+                    "{name} has no address, so the xdp path receives nothing until it gets one (ip addr show dev {})",
                     quote(name)
                 );
             }
@@ -66,33 +67,33 @@ impl Follower {
         }
         if listen.is_loopback() {
             bail!(
-                "--listen {listen} is for publishers on this host, whose packets do not come in on {name}; use --mode tcp"
+                "--listen {listen} accepts publishers on this host only, and their packets do not arrive on {name}; use --mode tcp"
             );
         }
         match owner(listen, self.index) {
             Some(owner) => bail!(
-                "{name} does not have the address {listen} that --listen names; {owner} has it: use --iface {}",
+                "--listen {listen} is an address of {owner}, not of {name}: use --iface {}",
                 quote(&owner)
             ),
             None if in_scope => warn!(
-                "{name} does not have the address {listen} that --listen names: nothing comes in over xdp before it has it (ip addr shows which interface has it)"
+                "--listen {listen} is not an address of {name}, so the xdp path receives nothing until it becomes one (ip addr shows each interface's addresses)"
             ),
             None => bail!(
-                "--listen names another interface than --iface {}",
+                "the interface in --listen differs from --iface {}",
                 quote(name)
             ),
         }
         Ok(addresses)
     }
 
-    /// The program that gets the addresses.
+    /// Sets the program that gets the addresses.
     pub fn update_from_now_on(&mut self, program: Addresses) {
         self.program = Some(program);
     }
 
-    /// Follows the interface until the process ends; returns when the kernel tells no more.
+    /// Follows the interface until the process ends; returns if the kernel reports no more changes.
     pub fn run(mut self) -> io::Result<()> {
-        // Something may have changed since the first look.
+        // The addresses may have changed since `open`.
         loop {
             self.update();
             self.watch.wait()?;
@@ -114,7 +115,7 @@ impl Follower {
         let before = served(self.listen.ip(), &self.seen);
         let now = served(self.listen.ip(), &seen);
         if !seen.name.is_empty() && seen.name != self.seen.name {
-            info!("{} is called {} now", self.seen.name, seen.name);
+            info!("{} was renamed to {}", self.seen.name, seen.name);
         }
         self.seen = seen;
         if now == before {
@@ -136,7 +137,7 @@ impl Follower {
         );
         if !room {
             warn!(
-                "{} has {} addresses, of which {MAX_ADDRESSES} are served over xdp; --listen names one",
+                "{} has {} addresses, and the xdp path serves only {MAX_ADDRESSES} of them; choose one with --listen",
                 self.seen.name,
                 now.len()
             );
@@ -144,8 +145,8 @@ impl Follower {
     }
 }
 
-/// Which of an interface's addresses payload may be sent to by publishers that a listener on `listen`
-/// hears. Routers may also send here what is for an address of the loopback interface.
+/// The addresses of an interface to which publishers of a listener on `listen` can send payload.
+/// Routers may also deliver packets for an address of the loopback interface here.
 pub fn served(listen: IpAddr, seen: &Seen) -> Vec<IpAddr> {
     let listen = listen.to_canonical();
     if !listen.is_unspecified() {
@@ -159,7 +160,7 @@ pub fn served(listen: IpAddr, seen: &Seen) -> Vec<IpAddr> {
     served
 }
 
-/// The name of another interface that has an address.
+/// The name of another interface that has this address.
 fn owner(address: IpAddr, but: u32) -> Option<String> {
     let all = penstock_nic::interfaces().ok()?.into_iter();
     let mut others = all.filter(|interface| interface.index != but);

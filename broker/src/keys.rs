@@ -1,4 +1,4 @@
-//! Keys of publishers: a new one, those that the broker takes, and what is said about having none.
+//! Keys of publishers: creates them, loads the accepted ones, and warns if there are none.
 
 use std::fs::File;
 use std::io::Write;
@@ -14,13 +14,14 @@ use penstock_dataplane::text::escape;
 use penstock_process::output;
 use tracing::{error, info, warn};
 
-/// Makes a key and writes it to a new file, for its owner's eyes only.
+/// Creates a key and writes it to a new file that only its owner can read.
 pub fn make(path: &Path) -> Result<()> {
-    // The file's name without what is behind the last dot is a good name for the key.
+    // The file's name without its extension is a good name for the key.
     let name = path.file_stem().and_then(|stem| stem.to_str());
     let name = name.unwrap_or_default();
-    auth::check_name(name)
-        .map_err(|rule| anyhow!("--keygen: the file is named as its key is: {rule}"))?;
+    auth::check_name(name).map_err(|rule| {
+        anyhow!("--keygen: the file name without its extension becomes the key's name: {rule}")
+    })?;
     let line = auth::describe(name)?;
     let mut options = File::options();
     let file = options.write(true).create_new(true).mode(0o600).open(path);
@@ -30,29 +31,29 @@ pub fn make(path: &Path) -> Result<()> {
     })
     .with_context(|| format!("cannot write a new key to {}", path.display()))?;
     output::print_line(format_args!(
-        "key {name} is in {path}: publishers name that file with --auth-key. Add its line to the file behind --auth-keys, with the topics that it may publish to instead of *.",
+        "key {name} was written to {path}: give that file to publishers (--auth-key). Add its line to the broker's --auth-keys file, and replace * by the topics that the key may publish to.",
         path = escape(&path.to_string_lossy())
     ))
 }
 
-/// Reads the keys that the broker takes, while it may still do what its user may.
-/// Their file may be `user`'s, who reads it again later.
+/// Loads the keys that the broker accepts, while it still has its user's privileges. The file may
+/// belong to `user`, who reads it again at a reload.
 pub fn load(path: &Path, user: Option<&User>) -> Result<Arc<Keys>> {
     let owners: Vec<_> = user.iter().map(|user| user.uid.as_raw()).collect();
     let keys = Keys::load(path, &owners).context("--auth-keys")?;
-    info!(keys = keys.grants().len(), "publishers must hold a key");
+    info!(keys = keys.grants().len(), "publishers need a key");
     Ok(Arc::new(keys))
 }
 
-/// Reads them again, after SIGHUP. Streams that are open stay open.
+/// Loads them again after SIGHUP. Open streams stay open.
 pub fn reload(keys: &Keys) {
     match keys.reload() {
-        Ok(count) => info!(keys = count, "keys read again"),
-        Err(error) => error!("the keys stay as they were: {error}"),
+        Ok(count) => info!(keys = count, "keys reloaded"),
+        Err(error) => error!("cannot reload the keys, so the old ones stay in force: {error}"),
     }
 }
 
-/// Says it when everybody who reaches the broker may publish.
+/// Warns if anyone who can reach the broker may publish.
 pub fn warn_without(address: SocketAddr) {
     if !address.ip().to_canonical().is_loopback() {
         warn!(

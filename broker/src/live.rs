@@ -1,5 +1,5 @@
-//! The broker's figures while it runs, for whoever asks: each connection to a Unix socket in the
-//! buffer directory gets them as one line of JSON. Nobody asks, nothing is spent.
+//! The broker's live figures: each connection to a Unix socket in the buffer directory gets them as one
+//! line of JSON. They cost nothing until a client asks.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -26,14 +26,14 @@ use crate::report::{TopicReport, stages_and_wait};
 use crate::server::rehearse_fault;
 use crate::topics::Topics;
 
-/// Whoever asks and does not read the whole answer in this time is left alone.
+/// Time limit for a client to read the whole answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
-/// Whoever asks again within this time gets the same figures, so that asking all the time costs the
-/// workers nothing.
+/// A client that asks again within this time gets the same figures, so that polling costs the workers
+/// nothing.
 const FRESH: Duration = Duration::from_millis(20);
 /// Pause after a failed accept: most failures last, such as a lack of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Failures that are told one by one; others are counted.
+/// Failures that are logged one by one; the others are only counted.
 const TOLD: u64 = 10;
 
 /// Where the figures come from.
@@ -49,7 +49,7 @@ pub struct Sources {
 /// The socket in the file system; removed when dropped.
 pub struct Live(PathBuf);
 
-/// What who asks gets; field names are stable.
+/// The answer to a client; field names are stable.
 #[derive(Serialize)]
 struct Figures<'a> {
     kind: &'static str,
@@ -68,7 +68,7 @@ struct Worker {
     path: &'static str,
     /// Connections (tcp) or streams (xdp) that it serves.
     connections: usize,
-    /// Those of them that wait for room in the shared buffer, now.
+    /// Those of them that are waiting for room in the shared buffer.
     blocked: usize,
     /// First frame to last commit.
     active_seconds: f64,
@@ -83,16 +83,16 @@ struct Worker {
 
 #[derive(Serialize)]
 struct Xdp {
-    /// Bytes that each stream may have on its way.
+    /// Bytes that each stream may have in flight.
     window: u64,
     #[serde(flatten)]
     stats: XdpStats,
 }
 
-/// Answers whoever connects to `broker-<port>.sock` in `directory`, from a thread of its own.
+/// Answers each connection to `broker-<port>.sock` in `directory`, from a thread of its own.
 ///
-/// Brokers that share a directory have ports of their own, so whatever has the name was left by one
-/// that was killed: it is replaced.
+/// Each broker that uses the directory has its own port, so an existing socket of this name was left by
+/// a broker that was killed: it is replaced.
 pub fn serve(
     directory: &Path,
     access: Access,
@@ -104,7 +104,7 @@ pub fn serve(
     let path = directory.join(&name);
     let failed = || {
         format!(
-            "cannot make {}, the socket for live figures",
+            "cannot create {}, the socket for live figures",
             path.display()
         )
     };
@@ -112,11 +112,11 @@ pub fn serve(
     let directory = access.open_directory(directory).with_context(failed)?;
     directory.remove_socket(name).with_context(failed)?;
     let listener = UnixListener::bind(&path).with_context(failed)?;
-    // Whatever the umask is, nobody but its user and root asks.
+    // Only root and the broker's user may connect, whatever the umask is.
     directory
         .set_socket_mode(name, 0o600)
         .with_context(failed)?;
-    // It ends with the process.
+    // The thread runs until the process ends.
     supervisor.spawn("figures", stop, move || -> Result<()> {
         rehearse_fault("figures")?;
         let mut failures = 0;
@@ -132,7 +132,7 @@ pub fn serve(
             if let Err(error) = answered {
                 failures += 1;
                 if failures <= TOLD {
-                    warn!(%error, "somebody asked for figures and did not get them");
+                    warn!(%error, "cannot answer a request for live figures");
                 }
             }
         }
@@ -148,7 +148,7 @@ impl Drop for Live {
 }
 
 impl Sources {
-    /// Answers one question; `latest` are the figures of the last answer.
+    /// Answers one request; `latest` are the figures of the last answer.
     fn answer(
         &self,
         stream: &UnixStream,

@@ -1,17 +1,17 @@
-//! Whether the threads that serve publishers make progress: a watchdog that asks the threads
-//! themselves, not only the process.
+//! Watchdog for the threads that serve publishers: it checks the progress of each thread, not only that
+//! the process is alive.
 
 use std::time::{Duration, Instant};
 
 use penstock_dataplane::profile::Rounds;
 use tracing::{error, info};
 
-/// How often it is looked at.
+/// Time between two checks.
 pub const CHECK_EVERY: Duration = Duration::from_secs(1);
-/// A thread's loop goes round several times a second, also without work; one that has not for so
-/// long hangs.
+/// A thread's loop runs several times a second, even without work. If it has not run for this long, the
+/// thread hangs.
 const LIMIT: Duration = Duration::from_secs(10);
-/// Threads that wait for a core for a moment do not hang.
+/// Lower bound of that limit: a thread that waits for a core for a moment does not hang.
 const LEAST_LIMIT: Duration = Duration::from_secs(2);
 
 /// The threads that must make progress.
@@ -31,9 +31,9 @@ struct Watched {
 }
 
 impl Liveness {
-    /// With the time within which a service manager wants to hear of progress.
+    /// `watchdog` is the interval in which the service manager expects a sign of progress.
     pub fn new(watchdog: Option<Duration>) -> Self {
-        // A thread that hangs is to be found before the manager loses patience.
+        // Detect a hanging thread before the service manager's watchdog expires.
         let limit = watchdog.map_or(LIMIT, |watchdog| (watchdog / 2).max(LEAST_LIMIT).min(LIMIT));
         Self {
             threads: Vec::new(),
@@ -41,7 +41,7 @@ impl Liveness {
         }
     }
 
-    /// Looks after a thread from now on.
+    /// Adds a thread to check.
     pub fn watch(&mut self, name: &str, rounds: Rounds, now: Instant) {
         self.threads.push(Watched {
             name: name.to_owned(),
@@ -52,24 +52,24 @@ impl Liveness {
         });
     }
 
-    /// Does not look after this thread any more.
+    /// Stops checking this thread.
     pub fn forget(&mut self, name: &str) {
         self.threads.retain(|thread| thread.name != name);
     }
 
-    /// Whether all threads make progress. One that hangs is told of once.
+    /// Whether all threads make progress. Logs once when one hangs.
     pub fn check(&mut self, now: Instant) -> bool {
         for thread in &mut self.threads {
             let rounds = thread.rounds.so_far();
             if rounds != thread.seen {
                 (thread.seen, thread.seen_at) = (rounds, now);
                 if std::mem::take(&mut thread.hangs) {
-                    info!("thread {} goes on", thread.name);
+                    info!("thread {} makes progress again", thread.name);
                 }
             } else if !thread.hangs && now.duration_since(thread.seen_at) >= self.limit {
                 thread.hangs = true;
                 error!(
-                    "thread {} hangs: it has done nothing for {:.0?}; its publishers wait meanwhile",
+                    "thread {} hangs: no progress for {:.0?}, and its publishers wait",
                     thread.name, self.limit
                 );
             }

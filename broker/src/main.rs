@@ -30,7 +30,7 @@ const PROGRAM: Program = Program {
     log_variable: "RUST_LOG",
     log_level: "info",
     log_target: true,
-    // The server starts it, once it has given up its privileges.
+    // The server starts the log thread once it has dropped its privileges.
     log_thread: false,
 };
 

@@ -1,5 +1,5 @@
-//! Whether there is memory for one more log, asked before it is made: a publisher that names topics
-//! must not get the broker killed for want of memory.
+//! Checks that there is memory for one more log before it is created. A publisher must not get the
+//! broker killed by the OOM killer by naming topics.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -9,23 +9,24 @@ use bytesize::ByteSize;
 use penstock_dataplane::memory::{self, Limit};
 use tracing::warn;
 
-/// What the broker itself may still need: packets, batches outside the ring, its threads.
+/// What the broker itself may still need: packets, batches outside the rings, its threads.
 const RESERVE: u64 = 32 << 20;
 /// Unit of `st_blocks` (inode(7)).
 const BLOCK: u64 = 512;
 
-/// Whether the log at `path`, of this size, may be made; what an existing one has is not counted again.
+/// Whether a log of this size may be created at `path`. Space that an existing log already occupies is
+/// not counted again.
 ///
 /// # Errors
-/// What there is too little of, and what can be done.
+/// What is short, and what the user can do.
 pub fn check(path: &Path, bytes: u64) -> Result<(), String> {
     let need = bytes.saturating_sub(allocated(path));
     let directory = path.parent().unwrap_or(Path::new("."));
-    // What cannot be asked shows when the log is made.
+    // If free space is unknown, creating the log will show it.
     let free = memory::free_space(directory).ok().flatten();
     if let Some(free) = free.filter(|free| *free < need) {
         return Err(format!(
-            "{path}: no room for {need} bytes, {free} are free; free some, choose a smaller --ring-size, or another --buffer-dir",
+            "{path}: not enough space: the log needs {need} bytes and {free} are free; free some space, or choose a smaller --ring-size or another --buffer-dir",
             path = path.display()
         ));
     }
@@ -36,13 +37,13 @@ pub fn check(path: &Path, bytes: u64) -> Result<(), String> {
 }
 
 fn check_limits(path: &Path, need: u64, limits: &[Limit]) -> Result<(), String> {
-    // What is there already takes nothing more.
+    // A log whose memory is already allocated needs no more.
     let tight = limits
         .iter()
         .find(|limit| need > 0 && limit.free < need.saturating_add(RESERVE));
     let Some(limit) = tight else { return Ok(()) };
     Err(format!(
-        "{path}: no memory for {need}: {name} is {bytes}, of which {free} are left, and the broker keeps {reserve} for itself; lower --ring-size or --max-topics, raise the limit, or name a --buffer-dir on a disk",
+        "{path}: not enough memory for a log of {need}: {name} is {bytes}, {free} of it are free, and the broker reserves {reserve} for itself; lower --ring-size or --max-topics, raise the limit, or choose a --buffer-dir on a disk",
         path = path.display(),
         need = ByteSize(need),
         name = limit.name,
@@ -52,7 +53,7 @@ fn check_limits(path: &Path, need: u64, limits: &[Limit]) -> Result<(), String> 
     ))
 }
 
-/// Warns when not all topics that the broker may make fit into memory.
+/// Warns if memory does not suffice for all topics that the broker may create.
 pub fn warn_if_short(directory: &Path, log_bytes: u64, more_topics: u64) {
     if !memory::is_in_memory(directory).unwrap_or(false) {
         return;
@@ -63,7 +64,7 @@ pub fn warn_if_short(directory: &Path, log_bytes: u64, more_topics: u64) {
     let fit = limit.free.saturating_sub(RESERVE) / log_bytes.max(1);
     if fit < more_topics {
         warn!(
-            "{} leaves {}: room for {fit} more topics of {}, --max-topics allows {more_topics} more; publishers that name others are refused",
+            "{} leaves {}, enough for {fit} more topics of {}, but --max-topics allows {more_topics} more; the broker will refuse to create topics beyond that",
             limit.name,
             ByteSize(limit.free),
             ByteSize(log_bytes)
@@ -71,7 +72,7 @@ pub fn warn_if_short(directory: &Path, log_bytes: u64, more_topics: u64) {
     }
 }
 
-/// Bytes that a file takes already, if it is there.
+/// Bytes that an existing file already occupies; 0 if it does not exist.
 fn allocated(path: &Path) -> u64 {
     let found = fs::symlink_metadata(path);
     let blocks = found.map_or(0, |found| if found.is_file() { found.blocks() } else { 0 });

@@ -1,8 +1,9 @@
-//! Makes the interface ready for the xdp path, and has a second process take that back.
+//! Prepares the interface for the xdp path, and has a helper process revert the changes.
 //!
-//! The second process is this program with `--restore-nic`. It keeps CAP_NET_ADMIN, which this one
-//! gives up, and does nothing until this one is gone, however that ends; then it takes the changes
-//! back and ends. Nobody talks to it: all it knows is a file, and who holds the file's lock.
+//! The helper process is this program with `--restore-nic`. It keeps CAP_NET_ADMIN, which this process
+//! drops, and waits until the kernel releases this process's file lock, however the process ends. Then
+//! it reverts the changes and exits. It takes no input other than a file and the state of the file's
+//! lock.
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::process::CommandExt;
@@ -26,18 +27,18 @@ use crate::following::served;
 use crate::privileges;
 use crate::xdp;
 
-/// New settings may take the link away for a moment.
+/// Applying settings may take the link down for a moment.
 const CARRIER_PATIENCE: Duration = Duration::from_secs(10);
 
-/// An interface that is ready. Dropping it takes back what was changed.
+/// A prepared interface. Dropping it reverts the changes.
 pub struct Ready {
     pub facts: Facts,
-    /// How it is to run the program.
+    /// The mode in which it runs the program.
     pub mode: Mode,
     _keeper: Option<Keeper>,
 }
 
-/// Compares the interface with what is wanted of it; tells the commands that it needs, or runs them.
+/// Compares the interface with what the xdp path needs; prints the necessary commands, or runs them.
 pub fn prepare(config: &xdp::Config, listen: SocketAddr) -> Result<Ready> {
     let facts = Facts::read(&config.interface)?;
     let interface = &facts.interface.clone();
@@ -46,7 +47,7 @@ pub fn prepare(config: &xdp::Config, listen: SocketAddr) -> Result<Ready> {
     }
     let mode = mode(&facts, config.mode)?;
     if !config.force {
-        // Another broker's settings are its own.
+        // Another broker's settings must not be touched.
         penstock_ebpf::check_free(interface)?;
     }
     clean_up(interface);
@@ -70,11 +71,11 @@ pub fn prepare(config: &xdp::Config, listen: SocketAddr) -> Result<Ready> {
     let keeper = match (make(&facts, &ours), config.configure) {
         (Ok(keeper), _) => Some(keeper),
         (Err(error), true) => {
-            return Err(error.context(format!("--configure-nic cannot set {interface} up")));
+            return Err(error.context(format!("--configure-nic: cannot configure {interface}")));
         }
         (Err(error), false) => {
             warn!(
-                "{interface}: --busy-poll goes on with interrupts in between: {error:#}; as root: {}",
+                "{interface}: --busy-poll runs with interrupts still enabled: {error:#}; to defer them, run as root: {}",
                 line(&ours)
             );
             None
@@ -83,10 +84,7 @@ pub fn prepare(config: &xdp::Config, listen: SocketAddr) -> Result<Ready> {
     let facts = settled(&facts)?;
     for step in penstock_nic::plan(&facts, &wanted)?.steps {
         if ours.contains(&step) && keeper.is_some() {
-            warn!(
-                "{interface}: {} was accepted, but had no effect",
-                step.change
-            );
+            warn!("{interface}: {} succeeded but had no effect", step.change);
         }
     }
     Ok(Ready {
@@ -96,7 +94,7 @@ pub fn prepare(config: &xdp::Config, listen: SocketAddr) -> Result<Ready> {
     })
 }
 
-/// How the interface is to run the program: as it is asked for, if it can.
+/// The mode in which the interface is to run the program: the requested one if possible.
 fn mode(facts: &Facts, asked: Mode) -> Result<Mode> {
     let interface = facts.interface.clone();
     match (fitness(facts)?, asked) {
@@ -106,13 +104,14 @@ fn mode(facts: &Facts, asked: Mode) -> Result<Mode> {
         }
         (Fitness::GenericOnly { .. }, Mode::Generic) => Ok(Mode::Generic),
         (Fitness::GenericOnly { why }, Mode::Auto) => {
-            info!("{interface} takes the program in generic mode: {why}");
+            info!("{interface} runs the program in generic mode: {why}");
             Ok(Mode::Generic)
         }
     }
 }
 
-/// What a broker without an interface is told: those that publishers' packets may come in on.
+/// A hint for a broker that was given no interface: the interfaces on which publishers' packets may
+/// arrive.
 pub fn candidates(listen: SocketAddr) -> String {
     let all = penstock_nic::interfaces().unwrap_or_default();
     let names = all.iter().filter_map(|interface| {
@@ -128,16 +127,16 @@ pub fn candidates(listen: SocketAddr) -> String {
     let names: Vec<_> = names.collect();
     match names.as_slice() {
         [] => String::new(),
-        names => format!("; here that may be {}", names.join(" or ")),
+        names => format!("; candidates on this host: {}", names.join(" or ")),
     }
 }
 
-/// Takes back what brokers changed that are gone: `--restore-nic`.
+/// Reverts the changes of brokers that have ended: `--restore-nic`.
 pub fn restore(interface: &str, when_gone: bool) -> Result<()> {
-    // Changes are kept under the name that the kernel calls it by.
+    // The changes are recorded under the name that the kernel uses.
     let interface = &Facts::read(interface).map_or(interface.to_owned(), |facts| facts.interface);
     let directory = Path::new(DIRECTORY);
-    // Now, for it may take a capability that is given up.
+    // Opened now, because it may need a capability that is dropped later.
     let sysfs = Sysfs::open().ok();
     let taken = if when_gone {
         be_patient()?;
@@ -146,18 +145,18 @@ pub fn restore(interface: &str, when_gone: bool) -> Result<()> {
         Undo::find(directory, interface)?
     };
     match taken {
-        Taken::Busy => bail!("a broker uses {interface}; its changes are taken back when it ends"),
+        Taken::Busy => bail!("a broker is using {interface}; it reverts its changes when it ends"),
         Taken::Ours(undo) if !undo.is_empty() => take_back(undo, interface, sysfs.as_ref()),
         Taken::Ours(undo) => Ok(undo.remove()?),
         Taken::Missing if when_gone => Ok(()),
         Taken::Missing => {
-            info!("{interface}: nothing to take back");
+            info!("{interface}: nothing to revert");
             Ok(())
         }
     }
 }
 
-/// Holds the lock that tells that this process lives.
+/// Holds the file lock that shows that this process is alive.
 struct Keeper {
     interface: String,
     undo: Option<Undo>,
@@ -171,10 +170,10 @@ impl Keeper {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .current_dir("/")
-            // Ctrl-C is for this process.
+            // Ctrl-C must not reach the helper process.
             .process_group(0)
             .spawn()
-            .context("cannot start the process that takes changes back")?;
+            .context("cannot start the helper process that reverts the changes")?;
         Ok(Self {
             interface: interface.to_owned(),
             undo: Some(undo),
@@ -189,27 +188,29 @@ impl Keeper {
 
 impl Drop for Keeper {
     fn drop(&mut self) {
-        // With the lock, the other process has its turn.
+        // Releasing the lock starts the helper process's work.
         self.undo = None;
         let interface = &self.interface;
         match self.process.wait() {
             Ok(status) if status.success() => {}
             Ok(status) => warn!(
-                "{interface}: the process that takes changes back ended with {status}; penstock-broker --restore-nic {} does it as well",
+                "{interface}: the helper process that reverts the changes ended with {status}; run penstock-broker --restore-nic {}",
                 quote(interface)
             ),
             Err(error) => {
-                warn!("{interface}: cannot wait for the process that takes changes back: {error}");
+                warn!(
+                    "{interface}: cannot wait for the helper process that reverts the changes: {error}"
+                );
             }
         }
     }
 }
 
-/// Runs the steps; what was done is taken back when the keeper is dropped, or at once on failure.
+/// Runs the steps. Dropping the keeper reverts them; a failure reverts them at once.
 fn make(facts: &Facts, steps: &[Step]) -> Result<Keeper> {
     let interface = &facts.interface;
     let Taken::Ours(undo) = Undo::take(Path::new(DIRECTORY), interface)? else {
-        bail!("another broker has settings of {interface}");
+        bail!("another broker has changed settings of {interface}");
     };
     let mut keeper = Keeper::start(undo, interface)?;
     let sysfs = Sysfs::open().ok();
@@ -232,13 +233,13 @@ fn make(facts: &Facts, steps: &[Step]) -> Result<Keeper> {
         };
         if *reverse == Reverse::Rule {
             let number = rule_number(&said)
-                .with_context(|| format!("{change}: no number of a rule in {said:?}"))?;
+                .with_context(|| format!("{change}: cannot find a rule number in {said:?}"))?;
             let words = ["-N", interface, "delete", number].map(str::to_owned);
             keeper
                 .undo()
                 .remember(facts, Change::Ethtool(words.to_vec()))?;
         }
-        info!("{interface}: {why}: {change}; taken back at the end");
+        info!("{interface}: {why}: {change}; reverted at the end");
     }
     Ok(keeper)
 }
@@ -249,43 +250,43 @@ fn rule_number(said: &str) -> Option<&str> {
     number.parse::<u32>().is_ok().then_some(number)
 }
 
-/// What an earlier broker left, that was killed together with its keeper.
+/// Reverts what an earlier broker left when it was killed together with its keeper.
 fn clean_up(interface: &str) {
     let cleaned = match Undo::find(Path::new(DIRECTORY), interface) {
         Ok(Taken::Ours(undo)) if !undo.is_empty() => {
-            info!("{interface}: taking back what an earlier broker changed");
+            info!("{interface}: reverting the changes of an earlier broker");
             take_back(undo, interface, Sysfs::open().ok().as_ref())
         }
         Ok(_) => Ok(()),
         Err(error) => Err(error.into()),
     };
     if let Err(error) = cleaned {
-        warn!("{interface}: settings of an earlier broker may be left: {error:#}");
+        warn!("{interface}: settings of an earlier broker may remain: {error:#}");
     }
 }
 
 fn take_back(mut undo: Undo, interface: &str, sysfs: Option<&Sysfs>) -> Result<()> {
-    // By its number: it may have another name by now.
+    // By index, because it may have been renamed.
     let now = Facts::by_index(undo.index()).ok();
     let done = undo.restore(now.as_ref(), sysfs)?;
     for (change, failure) in &done {
         match failure {
-            None => info!("{interface}: taken back: {change}"),
-            Some(error) => warn!("{interface}: not taken back: {error}"),
+            None => info!("{interface}: reverted: {change}"),
+            Some(error) => warn!("{interface}: cannot revert: {error}"),
         }
     }
     let all = undo.is_empty();
     undo.remove()?;
     if !all {
         bail!(
-            "not everything is as it was; again with --restore-nic {}",
+            "some settings were not restored; try again with penstock-broker --restore-nic {}",
             quote(interface)
         );
     }
     Ok(())
 }
 
-/// For the process that waits: it ends when its broker has, and not before.
+/// Makes the waiting helper process ignore signals: it ends when its broker has ended, not before.
 fn be_patient() -> Result<()> {
     let ignored = Arc::new(AtomicBool::new(false));
     for signal in [SIGHUP, SIGINT, SIGTERM] {
@@ -297,7 +298,7 @@ fn be_patient() -> Result<()> {
 }
 
 fn wanted(config: &xdp::Config, mode: Mode, facts: &Facts, listen: SocketAddr) -> Wanted {
-    // That there is none is told when the path is opened; the interface may be down.
+    // Opening the path reports a missing interface; the interface may also be down.
     let seen = Watch::new(facts.index).and_then(|mut watch| watch.look());
     let addresses = served(listen.ip(), &seen.unwrap_or_default());
     // Every interface has a link-local address; publishers use another.
@@ -331,35 +332,35 @@ fn tell(facts: &Facts) {
         "interface"
     );
     if facts.link_type == libc::ARPHRD_LOOPBACK {
-        // Answers come from no socket, so the kernel takes their source for a martian
+        // Answers leave without a socket, so the kernel treats their source address as a martian
         // (`ip_route_input_slow`).
         warn!(
-            "{} carries packets of this host only, and IPv4 answers are dropped there unless its net.ipv4.conf settings route_localnet and accept_local are 1: publishers here use tcp, or [::1]",
+            "{} carries packets of this host only, and the kernel drops IPv4 answers there unless its net.ipv4.conf settings route_localnet and accept_local are 1: local publishers should use --mode tcp or the address [::1]",
             facts.interface
         );
     }
     if facts.link == Link::NoCarrier {
         warn!(
-            "{}: no carrier; nothing comes in before it has one",
+            "{}: no carrier; the xdp path receives nothing until there is one",
             facts.interface
         );
     }
 }
 
-/// Commands that somebody else is to run; an error if it cannot go on without.
+/// Prints commands for the user to run; an error if the xdp path cannot work without them.
 fn advise(interface: &str, steps: &[Step]) -> Result<()> {
     if let Some(step) = steps.iter().find(|step| step.kind == Kind::Required) {
         bail!(
-            "{interface}: {}; do {}, or use --configure-nic, which takes it back at the end",
+            "{interface}: {}; run {}, or use --configure-nic, which reverts the change at the end",
             step.why,
             step.change
         );
     }
     for Step { why, change, .. } in steps {
-        warn!("{interface}: {why}; do: {change}");
+        warn!("{interface}: {why}; run: {change}");
     }
     if !steps.is_empty() {
-        warn!("--configure-nic does so, and takes it back at the end");
+        warn!("--configure-nic makes these changes and reverts them at the end");
     }
     Ok(())
 }
@@ -369,7 +370,7 @@ fn line(steps: &[Step]) -> String {
     commands.join("; ")
 }
 
-/// Facts as they are once the link is back, if it was there before.
+/// Facts once the link is up again, if it was up before.
 fn settled(before: &Facts) -> Result<Facts> {
     let start = Instant::now();
     while before.link == Link::Up

@@ -38,11 +38,11 @@ pub struct Report<'a> {
     eagain: u64,
     connections: Vec<ConnectionReport>,
     counters: &'a Counters,
-    /// Log lines that stderr did not take.
+    /// Log lines that were dropped because stderr did not accept them.
     log_lines_dropped: u64,
-    /// What ended the broker: a signal, or a thread that did.
+    /// What ended the broker: a signal, or a thread that ended.
     ended_by: String,
-    /// What failed; empty after an orderly end.
+    /// Failures; empty after an orderly end.
     failures: Vec<String>,
     /// The xdp path, if it was open.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -68,16 +68,16 @@ pub struct TopicReport {
 /// A reader that the broker waits for.
 #[derive(Debug, Serialize)]
 pub struct RegisteredReader {
-    /// As the reader says: a number in its own PID namespace.
+    /// As the reader reports it: a number in its own PID namespace.
     process: u64,
     unread_batches: u64,
     unread_bytes: u64,
-    /// Writers have no room because of it, or soon will.
+    /// It leaves writers no room, or will soon.
     holds_up: bool,
 }
 
 impl<'a> Report<'a> {
-    /// Sums up. The last are what ended the broker, and what failed.
+    /// Builds the report. The last two arguments are what ended the broker and what failed.
     #[allow(clippy::too_many_arguments, reason = "each is a part of the report")]
     pub fn new(
         listen: SocketAddr,
@@ -117,7 +117,8 @@ impl<'a> Report<'a> {
 
     /// Writes the report as JSON.
     pub fn write(&self, to: &mut Target) -> Result<()> {
-        let json = serde_json::to_vec_pretty(self).context("cannot put the report into JSON")?;
+        let json =
+            serde_json::to_vec_pretty(self).context("cannot serialise the report as JSON")?;
         let file = &mut to.file;
         let written = file.set_len(0).and_then(|()| file.write_all(&json));
         written.with_context(|| format!("cannot write the report to {}", to.path.display()))
@@ -132,8 +133,8 @@ pub struct Target {
 }
 
 impl Target {
-    /// Opens it at the start, while the broker may still do what its user may; what is in it stays
-    /// until there is something to write.
+    /// Opens the file at the start, while the broker still has its user's privileges. The old contents
+    /// stay until there is something to write.
     pub fn open(path: &Path) -> Result<Self> {
         let file = penstock_files::open_to_write(path, 0o644)
             .with_context(|| format!("cannot write a report to {}", path.display()))?;
@@ -148,7 +149,7 @@ impl TopicReport {
     pub fn new((topic, log): (String, Arc<Log>)) -> Self {
         let info = log.info();
         let (readers, unread_bytes) = log.backlog();
-        // A registry that cannot be read is told of by the thread that looks after readers.
+        // The upkeep thread reports a registry that it cannot read.
         let registered = log.readers().unwrap_or_default().into_iter();
         let registered = registered.map(|reader| RegisteredReader {
             process: reader.process,
@@ -170,7 +171,7 @@ impl TopicReport {
     }
 }
 
-/// The stages, and what is left of the workers' time: waiting for sockets, with the loop around it.
+/// The stages, and the rest of the workers' time: waiting for sockets, with the loop around it.
 pub fn stages_and_wait(stats: &WorkerStats) -> Vec<StageReport> {
     let mut stages = stats.stages.report(stats.active_ns, stats.batches);
     let staged: u64 = stages.iter().map(|stage| stage.total_ns).sum();

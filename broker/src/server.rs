@@ -1,4 +1,4 @@
-//! Puts the broker together: logs, listener, workers; runs until a signal comes.
+//! Assembles the broker (logs, listener, workers) and runs it until a signal arrives.
 
 use std::fmt::{self, Display};
 use std::io;
@@ -37,23 +37,24 @@ use crate::{keys, machine, memory, nic, privileges};
 
 /// The thread that accepts connections.
 const ACCEPT: &str = "accept";
-/// How often the link of the xdp path's interface is looked at.
+/// Time between two checks of the link of the xdp path's interface.
 const LINK_CHECK: Duration = Duration::from_millis(500);
-/// How long the line that tells that the broker is ready waits for a reader.
+/// Time limit for a reader to take the readiness line.
 const READY_WAIT: Duration = Duration::from_secs(1);
 
-/// How long threads may take to end.
+/// Time limit for threads to end.
 const JOIN_WAIT: Duration = Duration::from_secs(5);
 
-/// Runs the broker; returns when a signal ends it, or fails when a thread does.
+/// Runs the broker. Returns when a signal ends it; fails when a thread ends unexpectedly.
 pub fn run(config: &Config) -> Result<()> {
     let started = Instant::now();
-    // Before anything is opened here: then the number is that of what was handed over.
+    // Before this process opens anything, so that the number refers to the descriptor that it
+    // inherited.
     let ready_fd = config.ready_fd.map(ReadyFd::take).transpose()?;
     let manager = ServiceManager::from_env();
-    report_shortened_logs("penstock-broker").context("cannot watch signals")?;
+    report_shortened_logs("penstock-broker").context("cannot install the SIGBUS handler")?;
     raise_limits(config);
-    // Now, so that a signal during what follows is not the end before anything is undone.
+    // Now, so that a signal during start-up still restores what was changed.
     let signals = Signals::new([SIGHUP, SIGINT, SIGTERM]).context("cannot watch signals")?;
     let user = config.user.as_deref().map(privileges::find_user);
     let user = user.transpose()?;
@@ -86,7 +87,7 @@ pub fn run(config: &Config) -> Result<()> {
     };
     if privileges::give_up(user.as_ref(), kept)? {
         let kept = (!kept.is_empty()).then(|| privileges::names(kept));
-        info!(user = config.user, kept, "privileges given up");
+        info!(user = config.user, kept, "privileges dropped");
     }
     let topics = open_topics(config)?;
     let (workers, handles) = make_workers(config, &shared, &stop)?;
@@ -109,21 +110,21 @@ pub fn run(config: &Config) -> Result<()> {
     let opening = {
         let (topics, waker) = (Arc::clone(&topics), Arc::clone(&waker));
         move || {
-            // A loop that cannot be woken looks again within a second.
+            // A loop that cannot be woken polls again within a second.
             topics.serve(&opener, || drop(waker.notify()));
             Ok(())
         }
     };
     let flag = Arc::clone(&stop);
-    // The only thread that needs what was kept: it sizes the buffers of accepted sockets.
+    // The only thread that needs the remaining capability: it sizes the buffers of accepted sockets.
     let accepting = spawn(&supervisor, ACCEPT, &stop, move || acceptor.run(&flag))?;
     privileges::keep(&[])?;
-    // It ends with the accept loop, which alone asks for logs: that is no cause of its own.
+    // This thread ends with the accept loop, its only client; its end is not a cause of its own.
     let follows = Arc::new(AtomicBool::new(true));
     let opening = spawn(&supervisor, "topics", &follows, opening)?;
     logging::start_thread().context("cannot start a thread")?;
     let signals = watch_signals(&supervisor, &stop, signals)?;
-    // Dropped once the broker ends.
+    // Dropped when the broker ends.
     let (stop_upkeep, upkeep_stopped) = crossbeam_channel::bounded(0);
     let upkeep = Upkeep::new(
         config.upkeep.clone(),
@@ -137,7 +138,7 @@ pub fn run(config: &Config) -> Result<()> {
     })?;
     let workers = start_workers(config, &supervisor, workers, &stop)?;
     if let Some(follower) = xdp.as_mut().and_then(Xdp::follower) {
-        // It waits for the kernel, and ends with the process.
+        // This thread waits for the kernel, and ends with the process.
         spawn(&supervisor, "addresses", &stop, move || follower.run())?;
     }
     let xdp_workers = xdp_workers.unwrap_or_default();
@@ -158,7 +159,7 @@ pub fn run(config: &Config) -> Result<()> {
         tcp: handles.clone(),
         xdp: xdp_workers.iter().map(|(_, h)| h.clone()).collect(),
     };
-    // Not every file system takes sockets, and a path may be too long for one.
+    // Some file systems do not support sockets, and a path may be too long for one.
     let _live = live::serve(
         &config.buffer_dir,
         config.log.access,
@@ -166,7 +167,7 @@ pub fn run(config: &Config) -> Result<()> {
         &supervisor,
         &stop,
     )
-    .inspect_err(|error| warn!("penstock-lab diagnose will see less: {error:#}"));
+    .inspect_err(|error| warn!("penstock-lab diagnose cannot read live figures: {error:#}"));
 
     tell_ready(address, ready_fd, &manager)?;
     let mut watch = Watch {
@@ -203,12 +204,12 @@ pub fn run(config: &Config) -> Result<()> {
     drop(stop_upkeep);
     failures.of_thread(upkeep, deadline);
     if failures.of_thread(accepting, deadline).is_some() {
-        // Nobody asks it for logs any more.
+        // No thread requests logs from it any more.
         failures.of_thread(opening, deadline);
     }
     let mut stats = WorkerStats::default();
     for (worker, handle) in workers.into_iter().zip(&handles) {
-        // One that does not say what it did has shown it not long ago.
+        // A thread that does not report its result was already reported as hanging.
         let did = failures.of_thread(worker, deadline);
         stats.merge(&did.unwrap_or_else(|| handle.now().stats));
     }
@@ -235,7 +236,7 @@ pub fn run(config: &Config) -> Result<()> {
     failures.into_result()
 }
 
-/// Says that publishers may come: on stdout, to the service manager, to `--ready-fd`.
+/// Announces readiness: on stdout, to the service manager, on `--ready-fd`.
 fn tell_ready(
     address: SocketAddr,
     ready_fd: Option<ReadyFd>,
@@ -244,14 +245,14 @@ fn tell_ready(
     let line = format_args!("penstock-broker ready on {address}");
     output::print_line_within(READY_WAIT, line)?;
     manager.ready(&format!("serving publishers on {address}"));
-    // Whoever wanted to know is gone; publishers may come all the same.
+    // The receiver of the message has gone; publishers can connect all the same.
     if let Some(Err(error)) = ready_fd.map(ReadyFd::ready) {
         warn!("{error:#}");
     }
     Ok(())
 }
 
-/// What ends the broker.
+/// What ended the broker.
 enum End {
     Signal(&'static str),
     Thread(Ended),
@@ -266,7 +267,7 @@ impl Display for End {
     }
 }
 
-/// What went wrong, from the cause of the end to the last thing that did not end well.
+/// Failures, from the cause of the end to the last thread that did not end in order.
 struct Failures {
     list: Vec<String>,
     /// The thread that was the cause.
@@ -309,7 +310,7 @@ impl Failures {
     }
 }
 
-/// What is looked after while the broker serves.
+/// What the main thread watches while the broker serves.
 struct Watch<'a> {
     supervisor: &'a Supervisor,
     signals: &'a Receiver<&'static str>,
@@ -317,15 +318,15 @@ struct Watch<'a> {
     keys: Option<&'a Keys>,
     address: SocketAddr,
     xdp: Option<&'a Xdp>,
-    /// Ends the xdp path when its interface is gone.
+    /// Closes the xdp path when its interface is gone.
     stop_path: &'a dyn Fn(&Xdp) -> Result<()>,
     xdp_threads: Vec<&'a str>,
     liveness: Liveness,
 }
 
 impl Watch<'_> {
-    /// Returns what ends the broker. Meanwhile reads keys again when asked to, looks after the link
-    /// of the xdp path, and tells the service manager that the threads live.
+    /// Returns what ended the broker. Until then it reloads keys on request, watches the link of the
+    /// xdp path, and reports the threads' progress to the service manager.
     fn wait_for_end(&mut self) -> Result<End> {
         let every = self.manager.watchdog().map_or(CHECK_EVERY, |watchdog| {
             (watchdog / 4).clamp(Duration::from_millis(20), CHECK_EVERY)
@@ -365,7 +366,7 @@ impl Watch<'_> {
         let Some(xdp) = self.xdp.filter(|_| link != Link::Gone) else {
             return Ok(link);
         };
-        // Without a free descriptor it cannot be seen for now.
+        // Without a free descriptor the link cannot be checked for now.
         let now = penstock_nic::link(xdp.facts().index).unwrap_or(link);
         xdp.look_at_queues();
         if now != link {
@@ -384,10 +385,10 @@ impl Watch<'_> {
 fn tell_link(name: &str, link: Link) {
     match link {
         Link::Up => info!("{name} is up"),
-        Link::NoCarrier => warn!("{name} has no carrier: nothing comes in over it"),
-        Link::Down => warn!("{name} is down: nothing comes in before it is up again"),
+        Link::NoCarrier => warn!("{name} has no carrier: the xdp path receives nothing"),
+        Link::Down => warn!("{name} is down: the xdp path receives nothing until it is up again"),
         Link::Gone => {
-            warn!("{name} is gone: from now on over tcp alone, until the broker is restarted");
+            warn!("{name} is gone: the broker serves over tcp only until it is restarted");
         }
     }
 }
@@ -433,7 +434,8 @@ fn raise_limits(config: &Config) {
     match machine::raise_open_files() {
         Ok(limit) if limit < wanted => warn!(
             limit,
-            wanted, "the limit of open files is lower than all connections may need (ulimit -Hn)"
+            wanted,
+            "the limit on open files is too low for the maximum number of connections; raise it (ulimit -Hn)"
         ),
         Ok(_) => {}
         Err(error) => warn!(%error, "cannot raise the limit of open files"),
@@ -443,7 +445,7 @@ fn raise_limits(config: &Config) {
     }
 }
 
-/// Hands on the names of signals, from a thread of its own.
+/// Passes on the names of signals, from a thread of its own.
 fn watch_signals(
     supervisor: &Supervisor,
     stop: &Arc<AtomicBool>,
@@ -453,7 +455,7 @@ fn watch_signals(
     spawn(supervisor, "signals", stop, move || {
         for signal in signals.forever() {
             let name = signal_hook::low_level::signal_name(signal).unwrap_or("signal");
-            // The broker is ending when nobody takes it.
+            // If nothing receives it, the broker is ending.
             if sender.send(name).is_err() {
                 break;
             }
@@ -494,7 +496,7 @@ fn start_workers(
 type XdpThread = Supervised<(WorkerStats, XdpStats)>;
 type XdpWorkers = Vec<(penstock_dataplane::xdp::Worker, xdp::WorkerHandle)>;
 
-/// Opens the xdp path, if it is asked for and can be had.
+/// Opens the xdp path, if it was requested and is available.
 fn open_xdp(
     config: &Config,
     address: SocketAddr,
@@ -504,7 +506,7 @@ fn open_xdp(
     let Some(wanted) = &config.xdp else {
         if config.xdp_may_fail {
             warn!(
-                "serving over tcp alone: --mode auto takes xdp from the interface that --iface names, and it names none{}",
+                "serving over tcp only: --mode auto needs --iface to open the xdp path{}",
                 nic::candidates(address)
             );
         }
@@ -519,10 +521,10 @@ fn open_xdp(
     match open() {
         Ok(open) => Ok(Some(open)),
         Err(error) if config.xdp_may_fail => {
-            warn!("serving over tcp alone: {error:#}");
+            warn!("serving over tcp only: {error:#}");
             Ok(None)
         }
-        Err(error) => Err(error.context("the xdp path cannot be opened")),
+        Err(error) => Err(error.context("cannot open the xdp path")),
     }
 }
 
@@ -547,7 +549,7 @@ fn wake_xdp_workers(workers: &[(XdpThread, xdp::WorkerHandle)]) -> Result<()> {
     handles.try_for_each(|handle| handle.wake().context("cannot wake a worker"))
 }
 
-/// Starts a worker's thread on the core that is its turn, if cores are given.
+/// Starts a worker's thread, on the next core of the list if cores are given.
 fn spawn_pinned<T: Send + 'static>(
     config: &Config,
     supervisor: &Supervisor,
@@ -560,7 +562,7 @@ fn spawn_pinned<T: Send + 'static>(
     let label = name.to_owned();
     let thread = supervisor.spawn(name, stop, move || {
         let result = cpu.map_or(Ok(()), machine::pin_to);
-        // The other end waits for this before it goes on.
+        // The parent waits for this before it continues.
         let _ = pinned.send(result);
         rehearse_fault(&label)?;
         Ok(body()?)
@@ -575,7 +577,7 @@ fn spawn_pinned<T: Send + 'static>(
     Ok(thread)
 }
 
-/// Starts a thread whose end is noticed.
+/// Starts a supervised thread.
 fn spawn<T: Send + 'static>(
     supervisor: &Supervisor,
     name: &str,
@@ -589,7 +591,7 @@ fn spawn<T: Send + 'static>(
     })
 }
 
-/// Tests set `PENSTOCK_TEST_THREAD=accept=panic`, or `hang` or `fail`; releases do not look at it.
+/// Tests set `PENSTOCK_TEST_THREAD=accept=panic`, or `hang` or `fail`; release builds ignore it.
 pub fn rehearse_fault(thread: &str) -> Result<()> {
     if !cfg!(debug_assertions) {
         return Ok(());

@@ -735,7 +735,7 @@ mod tests {
             .into();
         let refused = bench.admit("c", &first).unwrap_err();
         assert_eq!(refused.refusal, Refusal::Topic);
-        let words = "host 10.0.0.1 may make: 2 of this broker's --max-topics 4";
+        let words = "the share of host 10.0.0.1, which has created 2 of at most 4 topics";
         assert!(refused.text.contains(words), "{refused}");
         let other = bench.ask(&asked("d", &first, 2, None)).unwrap();
         assert_eq!(bench.files(), ["a.log", "b.log", "d.log"]);

@@ -1,47 +1,50 @@
-//! Which topics publishers may make by publishing to them.
+//! Which topics publishers may create by publishing to them.
 
 use clap::ValueEnum;
 use penstock_dataplane::admission::{Asked, Refused};
 use penstock_dataplane::auth::TopicPattern;
 use penstock_dataplane::wire::handshake::Refusal;
 
-/// Who may make a topic by a first publish.
+/// Who may create a topic by publishing to it first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Creators {
-    /// Nobody: there are the topics of --topic, and those whose logs are there already.
+    /// No publisher: the only topics are those of --topic and those whose logs already exist.
     Never,
     /// Publishers on the broker's own host.
     Local,
-    /// Holders of a key.
+    /// Publishers with a key.
     Keyed,
-    /// Everybody who may publish.
+    /// Anyone who may publish.
     Any,
 }
 
-/// The rules for topics that are not there yet.
+/// The rules for topics that do not exist yet.
 #[derive(Debug, Clone)]
 pub struct TopicPolicy {
     pub creators: Creators,
-    /// Topics that may be made; all of them if there are no patterns.
+    /// Topics that publishers may create; all if there are no patterns.
     pub patterns: Vec<TopicPattern>,
 }
 
 impl TopicPolicy {
-    /// Whether a publisher may make the topic that it asks for.
+    /// Whether a publisher may create the topic that it requests.
     pub fn check(&self, asked: &Asked<'_>) -> Result<(), Refused> {
         let topic = asked.topic;
         let refuse = |why: &str, flags: &str| {
             Err(Refused {
                 refusal: Refusal::Topic,
                 text: format!(
-                    "there is no topic {topic:?} here, and {why}: start the broker with --topic {topic}, or with {flags}"
+                    "topic {topic:?} does not exist, and {why}: start the broker with --topic {topic}, or with {flags}"
                 ),
             })
         };
-        let any = "--create-topics any to let everybody who may publish make topics";
+        let any = "--create-topics any to let every publisher create topics";
         let may = match self.creators {
             Creators::Never => {
-                return refuse("publishers may make none (--create-topics never)", any);
+                return refuse(
+                    "publishers may not create topics (--create-topics never)",
+                    any,
+                );
             }
             Creators::Local => asked.is_local,
             Creators::Keyed => asked.key.is_some(),
@@ -49,16 +52,16 @@ impl TopicPolicy {
         };
         if !may {
             let why = match self.creators {
-                Creators::Local => "only publishers on the broker's own host may make one",
-                _ => "only publishers with a key may make one",
+                Creators::Local => "only publishers on the broker's own host may create topics",
+                _ => "only publishers with a key may create topics",
             };
             return refuse(why, any);
         }
         let matches = |pattern: &TopicPattern| pattern.matches(topic);
         if !self.patterns.is_empty() && !self.patterns.iter().any(matches) {
             return refuse(
-                "it is none of those that publishers may make (--topics)",
-                "a pattern in --topics that it matches",
+                "its name matches no pattern of --topics",
+                "a --topics pattern that matches it",
             );
         }
         Ok(())

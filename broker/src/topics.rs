@@ -1,4 +1,5 @@
-//! Topics: which log a stream writes, whether it may be made, and the thread that opens logs.
+//! Topics: which log a stream writes, whether a publisher may create it, and the thread that opens
+//! logs.
 
 use std::collections::HashMap;
 use std::fs;
@@ -24,17 +25,18 @@ use tracing::{info, warn};
 use crate::memory;
 use crate::topic_policy::TopicPolicy;
 
-/// A log that was made for a publisher which then is not there any more goes after so long.
+/// A log that was created for a publisher which then went away is closed after this time.
 const UNCLAIMED: Duration = Duration::from_secs(2);
-/// Publishers that ask for a topic get the same error for so long, before its log is tried again.
+/// Publishers that request a topic get the same error for this long; then the broker tries to open its
+/// log again.
 const FAILED: Duration = Duration::from_secs(1);
 
-/// What a broker is told of topics.
+/// Configuration of topics.
 #[derive(Debug, Clone)]
 pub struct TopicConfig {
-    /// Most topics.
+    /// Maximum number of topics.
     pub max: usize,
-    /// What one host may make of those that others leave, percent.
+    /// Maximum share, in percent of what others leave free, that one host may create.
     pub share_percent: u8,
     pub policy: TopicPolicy,
 }
@@ -46,14 +48,14 @@ pub struct Topics {
     options: LogOptions,
     policy: TopicPolicy,
     table: Mutex<Table>,
-    /// A log was opened, or could not be, since a publisher asked last.
+    /// Set when a log was opened, or failed to open, since a publisher last asked.
     news: AtomicBool,
 }
 
 #[derive(Debug)]
 struct Table {
     topics: HashMap<String, Entry>,
-    /// Topics by whom they were opened for; those of --topic are the broker's own.
+    /// Topics by the tenant that they were opened for; those of --topic are the broker's own.
     shares: Shares<String>,
 }
 
@@ -65,7 +67,7 @@ struct Entry {
 
 #[derive(Debug)]
 enum State {
-    /// The thread that opens logs has it.
+    /// The thread that opens logs is working on it.
     Opening,
     Open(Open),
     Failed(Refused, Instant),
@@ -75,31 +77,31 @@ enum State {
 #[derive(Debug, Clone)]
 pub struct Topic {
     pub log: Arc<Log>,
-    /// How far streams had come when the log was opened, after an earlier broker.
+    /// The last batch of each stream when the log was opened, as an earlier broker left it.
     pub earlier: Arc<HashMap<(u64, u32), u64>>,
 }
 
 #[derive(Debug)]
 struct Open {
     topic: Topic,
-    /// Its log was not there before a publisher asked for it.
+    /// The log did not exist before a publisher requested it.
     is_new: bool,
     opened: Instant,
     /// A stream was opened on it.
     is_claimed: bool,
 }
 
-/// What the thread that opens logs is asked to do; in this order, so that a log that goes is gone before
-/// another of its name is made.
+/// Requests to the thread that opens logs. It handles them in order, so a log is closed before another
+/// of the same name is created.
 #[derive(Debug)]
 pub enum Job {
     Open(String),
-    /// Closes a log, whose file goes as well if so.
+    /// Closes a log, and removes its file if the flag is set.
     Close(Arc<Log>, bool),
 }
 
 impl Topics {
-    /// Topics with their logs in `directory`, which must be there.
+    /// Topics with their logs in `directory`, which must exist.
     pub fn new(directory: PathBuf, options: LogOptions, config: TopicConfig) -> Result<Self> {
         check_directory(&directory, options.access)?;
         Ok(Self {
@@ -114,7 +116,7 @@ impl Topics {
         })
     }
 
-    /// Opens the log of one of the broker's own topics, or makes it.
+    /// Opens or creates the log of one of the broker's own topics.
     pub fn open_own(&self, name: &str) -> Result<Arc<Log>, Refused> {
         let mut table = self.lock();
         if let Some(topic) = table.find(name) {
@@ -123,7 +125,7 @@ impl Topics {
         let mut open = self.open_log(name)?;
         let log = Arc::clone(&open.topic.log);
         (open.is_new, open.is_claimed) = (false, true);
-        // Nobody has this address.
+        // No peer has this address.
         let tenant = Tenant {
             host: Host::of(([0, 0, 0, 0], 0).into()),
             key: None,
@@ -136,7 +138,7 @@ impl Topics {
         Ok(log)
     }
 
-    /// Whether a publisher may have the topic that it asks for; nothing is made.
+    /// Whether a publisher may have the topic that it requests. Creates nothing.
     pub fn check(&self, asked: &Asked<'_>) -> Result<(), Refused> {
         let table = self.lock();
         match table.topics.get(asked.topic).map(|entry| &entry.state) {
@@ -147,8 +149,8 @@ impl Topics {
         }
     }
 
-    /// The topic that a publisher asks for; none while its log is being opened or made, of which the
-    /// publisher is told by [`Self::take_news`].
+    /// The topic that a publisher requests; `None` while its log is being opened or created.
+    /// [`Self::take_news`] reports when that has finished.
     pub fn find_or_open(
         &self,
         asked: &Asked<'_>,
@@ -179,14 +181,14 @@ impl Topics {
         Ok(None)
     }
 
-    /// Takes note that a stream was opened on a topic.
+    /// Records that a stream was opened on a topic.
     pub fn claim(&self, name: &str) {
         if let Some(State::Open(open)) = self.lock().topics.get_mut(name).map(|e| &mut e.state) {
             open.is_claimed = true;
         }
     }
 
-    /// As if so much time had passed.
+    /// Simulates that this much time has passed.
     #[cfg(test)]
     pub fn backdate(&self, time: Duration) {
         for entry in self.lock().topics.values_mut() {
@@ -198,7 +200,8 @@ impl Topics {
         }
     }
 
-    /// Whether there is room for the log that a publisher asks for; one that nobody uses may have to go.
+    /// Ensures that there is room for the log that a publisher requests, if necessary by closing an
+    /// unused one.
     fn make_room(
         &self,
         table: &mut Table,
@@ -220,7 +223,7 @@ impl Topics {
         table.close(&name, jobs)
     }
 
-    /// Closes logs that were made for publishers which are gone.
+    /// Closes logs whose publishers went away before opening a stream.
     pub fn tick(&self, jobs: &Sender<Job>) {
         let mut table = self.lock();
         let abandoned = table.topics.iter().filter(|(_, entry)| match &entry.state {
@@ -232,17 +235,17 @@ impl Topics {
         });
         let abandoned: Vec<_> = abandoned.map(|(name, _)| name.clone()).collect();
         for name in abandoned {
-            // Nobody opens logs any more when the broker ends.
+            // When the broker ends, no thread opens logs any more.
             let _ = table.close(&name, jobs);
         }
     }
 
-    /// Whether a log was opened, or could not be, since this was asked last.
+    /// Whether a log was opened, or failed to open, since the last call.
     pub fn take_news(&self) -> bool {
         self.news.swap(false, Ordering::AcqRel)
     }
 
-    /// Opens and closes logs until nobody asks any more; tells of each with `wake`.
+    /// Opens and closes logs until all senders are gone; calls `wake` after each.
     pub fn serve(&self, jobs: &Receiver<Job>, wake: impl Fn()) {
         for job in jobs {
             match job {
@@ -256,7 +259,8 @@ impl Topics {
         }
     }
 
-    /// A topic's log is lost: its streams are told, and the topic is free again, or gets a new log.
+    /// Handles the loss of a topic's log: ends its streams, and then frees the topic or gives it a new
+    /// log.
     ///
     /// # Errors
     /// Why there is no new log.
@@ -276,7 +280,7 @@ impl Topics {
                 State::Open(open) if std::ptr::eq(&*open.topic.log, log) => {}
                 _ => return Ok(()),
             }
-            // Whoever asks for the topic meanwhile waits for the new log.
+            // Meanwhile, a publisher that requests the topic waits for the new log.
             entry.state = State::Opening;
             if !is_replaced {
                 table.forget(name);
@@ -305,7 +309,8 @@ impl Topics {
     }
 
     fn open_for_publisher(&self, name: &str) {
-        // Takes as long as the file system needs for a whole ring: others go on meanwhile.
+        // Takes as long as the file system needs to allocate a whole ring. The table is not locked
+        // meanwhile.
         let state = match self.open_log(name) {
             Ok(open) => State::Open(open),
             Err(refused) => State::Failed(refused, Instant::now()),
@@ -369,7 +374,7 @@ impl Topics {
 }
 
 impl Table {
-    /// A topic that is open.
+    /// An open topic.
     fn find(&self, name: &str) -> Option<Topic> {
         match &self.topics.get(name)?.state {
             State::Open(open) => Some(open.topic.clone()),
@@ -384,14 +389,14 @@ impl Table {
         Some(entry)
     }
 
-    /// Has a topic's log closed; one that was made for a publisher and is empty goes with its file.
+    /// Closes a topic's log, and removes its file if it was created for a publisher and is empty.
     fn close(&mut self, name: &str, jobs: &Sender<Job>) -> Result<(), Refused> {
         match self.forget(name).map(|entry| entry.state) {
             Some(State::Open(open)) => {
                 info!(
                     topic = name,
                     is_new = open.is_new,
-                    "log closed: nobody uses it"
+                    "log closed: no stream uses it"
                 );
                 let with_file = open.is_new && open.is_empty();
                 send(jobs, Job::Close(open.topic.log, with_file))
@@ -406,7 +411,7 @@ impl Open {
         self.topic.log.info().batches == 0
     }
 
-    /// Whether it may go: no stream has it, and there is nothing in it that would be lost.
+    /// Whether the log may be closed: no stream uses it, and it holds nothing that would be lost.
     fn is_unused(&self) -> bool {
         Arc::strong_count(&self.topic.log) == 1 && (!self.is_new || self.is_empty())
     }
@@ -421,7 +426,7 @@ fn close(log: Arc<Log>, with_file: bool) {
 }
 
 fn send(jobs: &Sender<Job>, job: Job) -> Result<(), Refused> {
-    // The queue takes one of each for every topic that there may be.
+    // The queue has room for one job of each kind for every topic.
     jobs.send(job).map_err(|_| Refused {
         refusal: Refusal::Resources,
         text: "the broker is ending".to_owned(),
@@ -432,14 +437,16 @@ fn refuse(asked: &Asked<'_>, exceeded: Exceeded, max: usize) -> Refused {
     let topic = asked.topic;
     let text = match exceeded {
         Exceeded::Total => {
-            format!("topic {topic:?} would be one more than this broker's --max-topics {max}")
+            format!(
+                "topic {topic:?} would exceed this broker's --max-topics {max}; raise it, or reuse a topic"
+            )
         }
         Exceeded::Host { held } => format!(
-            "topic {topic:?} would be one more than host {} may make: {held} of this broker's --max-topics {max} are its own already; raise that or --max-share, or start the broker with --topic {topic}",
+            "topic {topic:?} would exceed the share of host {}, which has created {held} of at most {max} topics; raise the broker's --max-topics or --max-share, or start it with --topic {topic}",
             asked.tenant.host
         ),
         Exceeded::Key { held } => format!(
-            "topic {topic:?} would be one more than publishers with this key may make: {held} of this broker's --max-topics {max} are theirs already; raise that or --max-share, or start the broker with --topic {topic}"
+            "topic {topic:?} would exceed the share of this key, whose publishers have created {held} of at most {max} topics; raise the broker's --max-topics or --max-share, or start it with --topic {topic}"
         ),
     };
     Refused {
@@ -448,11 +455,11 @@ fn refuse(asked: &Asked<'_>, exceeded: Exceeded, max: usize) -> Refused {
     }
 }
 
-/// Makes the directory of the logs, if need be, for those who may read them; a new one is `owner`'s, and
-/// of the group of the logs if one is given.
+/// Creates the directory of the logs if it does not exist, readable for those who may read the logs. A
+/// new one belongs to `owner`, and to the group of the logs if one is given.
 pub fn make_directory(directory: &Path, owner: Option<&User>, access: Access) -> Result<()> {
     if directory.exists() {
-        // The broker's user looks at it, in `check_directory`.
+        // `check_directory` checks it later, as the broker's user.
         return Ok(());
     }
     let group = access.group();
@@ -463,25 +470,25 @@ pub fn make_directory(directory: &Path, owner: Option<&User>, access: Access) ->
     };
     Dir::make(directory, &new).map(drop).with_context(|| {
         format!(
-            "cannot make {}; name another --buffer-dir",
+            "cannot create {}; choose another --buffer-dir",
             directory.display()
         )
     })
 }
 
-/// Whether this user can make logs in the directory and nobody else can replace them.
+/// Whether this user can create logs in the directory, and no other user can replace them.
 fn check_directory(directory: &Path, access: Access) -> Result<()> {
     check_writable(directory)?;
     let me = user_name(geteuid());
     let name = directory.display();
     access
         .open_directory(directory)
-        .with_context(|| format!("user {me} cannot make logs in {name} (--buffer-dir)"))?;
+        .with_context(|| format!("user {me} cannot create logs in {name} (--buffer-dir)"))?;
     let mode = fs::metadata(directory).map_or(0o777, |about| about.mode());
     let missing = access.directory_mode() & !mode & 0o011;
     if missing != 0 {
         warn!(
-            "{name} has mode {:03o}: not all who may read the logs get to them; chmod {:03o} {name}",
+            "{name} has mode {:03o}, which keeps out some users who may read the logs; chmod {:03o} {name}",
             mode & 0o777,
             access.directory_mode()
         );
@@ -496,7 +503,8 @@ fn user_name(uid: Uid) -> String {
     }
 }
 
-/// Root without capabilities is no more than the user of that name, so this is worth a check.
+/// Root without capabilities has no more rights than any other owner, so the check applies to root as
+/// well.
 fn check_writable(directory: &Path) -> Result<()> {
     let Err(error) = access(directory, AccessFlags::W_OK | AccessFlags::X_OK) else {
         return Ok(());
@@ -504,15 +512,15 @@ fn check_writable(directory: &Path) -> Result<()> {
     let (me, dir) = (user_name(geteuid()), directory.display());
     let about = fs::metadata(directory).ok();
     if about.as_ref().is_some_and(|about| !about.is_dir()) {
-        bail!("{dir} is not a directory; name another --buffer-dir");
+        bail!("{dir} is not a directory; choose another --buffer-dir");
     }
-    // Another owner helps against nothing else, such as a read-only file system.
+    // A different owner helps only against EACCES, not against a read-only file system, for instance.
     if error != Errno::EACCES {
-        bail!("user {me} cannot make logs in {dir}: {error}; name another --buffer-dir");
+        bail!("user {me} cannot create logs in {dir}: {error}; choose another --buffer-dir");
     }
     let owner = about.map(|about| user_name(Uid::from_raw(about.uid())));
-    let owner = owner.unwrap_or_else(|| "somebody else".to_owned());
+    let owner = owner.unwrap_or_else(|| "another user".to_owned());
     bail!(
-        "user {me} cannot make logs in {dir}, which is {owner}'s: {error}; chown {me} {dir}, start the broker as {owner} (--user), or name another --buffer-dir"
+        "user {me} cannot create logs in {dir}, which belongs to {owner}: {error}; chown {me} {dir}, start the broker as {owner} (--user), or choose another --buffer-dir"
     )
 }

@@ -1,5 +1,5 @@
-//! What has to be looked after whether or not a byte comes in: registered readers that died or stopped,
-//! and logs whose files are gone. A thread of its own does it twice a second, for both paths.
+//! Periodic checks that do not depend on traffic: registered readers that died or stopped, and logs
+//! whose files are gone. One thread runs them twice a second for both paths.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -19,35 +19,35 @@ const INTERVAL: Duration = Duration::from_millis(500);
 /// Settings.
 #[derive(Debug, Clone)]
 pub struct UpkeepConfig {
-    /// A reader that holds up its log and does not read for so long is reported.
+    /// Report a reader that blocks its log and has read nothing for this long.
     pub reader_timeout: Duration,
-    /// And evicted.
+    /// Also evict it.
     pub evicts_readers: bool,
-    /// A log that is lost is made anew, and its streams go on.
+    /// Recreate a lost log and continue its streams.
     pub replaces_lost_logs: bool,
 }
 
-/// Looks after readers and logs.
+/// Checks readers and logs.
 pub struct Upkeep {
     config: UpkeepConfig,
-    /// Topics that the broker opened by itself: they get a new log in any case.
+    /// Topics that the broker opened at startup: these always get a new log.
     own_topics: Vec<String>,
     topics: Arc<Topics>,
     shared: Arc<Shared>,
-    /// Readers that hold up their log, by log and slot.
+    /// Readers that block their log, by log and slot.
     stalled: HashMap<(PathBuf, usize), Stalled>,
-    /// Own topics whose log could not be made anew yet.
+    /// Own topics whose log could not be recreated yet.
     missing: Vec<String>,
 }
 
-/// A reader that held up its log when last looked at.
+/// A reader that blocked its log at the last check.
 #[derive(Debug, Clone, Copy)]
 struct Stalled {
     cursor: u64,
     process: u64,
     since: Instant,
     is_reported: bool,
-    /// In the current round.
+    /// Seen in the current round.
     is_seen: bool,
 }
 
@@ -68,7 +68,7 @@ impl Upkeep {
         }
     }
 
-    /// Does so until the other end of `stop` is dropped.
+    /// Runs until the other end of `stop` is dropped.
     pub fn run(mut self, stop: &Receiver<()>) {
         while stop.recv_timeout(INTERVAL) == Err(RecvTimeoutError::Timeout) {
             self.round(Instant::now());
@@ -88,30 +88,30 @@ impl Upkeep {
         let topics = &self.topics;
         self.missing.retain(|topic| match topics.open_own(topic) {
             Ok(_) => {
-                info!(topic, "the log that was lost is made anew");
+                info!(topic, "the lost log was recreated");
                 false
             }
             Err(_) => true,
         });
     }
 
-    /// Frees the slots of readers that died, so that nobody waits for them.
+    /// Frees the slots of dead readers, so that publishers do not wait for them.
     fn sweep(&self, log: &Log) {
         match log.sweep_readers() {
             Ok(0) => {}
             Ok(gone) => {
-                warn!(gone, log = %log.path().display(), "readers died without leaving");
+                warn!(gone, log = %log.path().display(), "registered readers died; the broker no longer waits for them");
                 let counter = &self.shared.counters.readers_lost;
                 (0..gone).for_each(|_| Counters::count(counter));
             }
             Err(error) => {
-                warn!(%error, log = %log.path().display(), "cannot tell whether readers live");
+                warn!(%error, log = %log.path().display(), "cannot determine which readers are alive");
             }
         }
     }
 
     fn check_readers(&mut self, log: &Log, now: Instant) {
-        // What cannot be read is told of by `sweep`.
+        // `sweep` reports a registry that it cannot read.
         for reader in log.readers().unwrap_or_default() {
             if reader.holds_up {
                 self.check_reader(log, &reader, now);
@@ -141,7 +141,9 @@ impl Upkeep {
         Counters::count(&self.shared.counters.readers_stalled);
         let advice = match self.config.evicts_readers {
             true => self.evict(log, reader),
-            false => "publishers wait for it: resume or end it, or see --reader-timeout-action",
+            false => {
+                "publishers wait for it: resume or end it, or start the broker with --reader-timeout-action evict"
+            }
         };
         warn!(
             log = %log.path().display(),
@@ -156,24 +158,24 @@ impl Upkeep {
     fn evict(&self, log: &Log, reader: &ReaderInfo) -> &'static str {
         match log.evict_reader(reader) {
             Ok(false) => {
-                "it is not evicted, for it may look at bytes in place that it borrowed before this broker began: resume or end it"
+                "it cannot be evicted, because it may still use bytes that it borrowed from an earlier broker: resume or end it"
             }
             Ok(true) => {
                 Counters::count(&self.shared.counters.readers_evicted);
-                "it is evicted"
+                "it was evicted"
             }
             Err(error) => {
                 Counters::count(&self.shared.counters.readers_evicted);
-                warn!(%error, "a reader is evicted, and cannot be told so");
-                "it is evicted"
+                warn!(%error, "cannot write a reader's eviction notice");
+                "it was evicted"
             }
         }
     }
 
-    /// Whether the log's file is where it was, and whole; what follows if not.
+    /// Whether the log's file is still in place and whole; handles the loss if not.
     fn check_file(&mut self, topic: &str, log: &Log) -> bool {
         let path = log.path().display();
-        // What a file had that was shortened cannot be looked at: that would be SIGBUS.
+        // The contents of a shortened file must not be accessed: that would raise SIGBUS.
         let (what, found) = match log.check_file() {
             Ok(FileState::Whole) => return true,
             Ok(FileState::Gone) => (
@@ -182,11 +184,11 @@ impl Upkeep {
             ),
             Ok(FileState::Resized { bytes }) => {
                 let was = log.geometry().file_bytes();
-                let what = format!("was changed to {bytes} bytes, from {was}");
+                let what = format!("was resized from {was} to {bytes} bytes");
                 (what, None)
             }
             Err(error) => {
-                warn!(%error, log = %path, "cannot look at the file of a log");
+                warn!(%error, log = %path, "cannot check a log's file");
                 return true;
             }
         };
@@ -195,24 +197,21 @@ impl Upkeep {
             topic,
             batches = found.map(|found| found.batches),
             messages = found.map(|found| found.messages),
-            "{path} {what} under this broker: what was acknowledged in it is lost to readers that have not opened it"
+            "{path} {what} under the running broker: its acknowledged batches are lost to readers that have not opened it yet"
         );
         let own = self.own_topics.iter().any(|own| own == topic);
         let goes_on = self.config.replaces_lost_logs;
         let lost = Lost {
             reason: format!(
-                "the log of topic {topic:?} {what} under the broker; what was acknowledged in it is lost"
+                "the log of topic {topic:?} {what} under the running broker; its acknowledged batches are lost"
             ),
             is_replaced: goes_on,
         };
         match self.topics.on_lost(topic, log, lost, goes_on || own) {
-            Ok(()) if goes_on || own => info!(topic, "the log that was lost is made anew"),
+            Ok(()) if goes_on || own => info!(topic, "the lost log was recreated"),
             Ok(()) => {}
             Err(refused) => {
-                error!(
-                    topic,
-                    "the log that was lost cannot be made anew: {refused}"
-                );
+                error!(topic, "cannot recreate the lost log: {refused}");
                 if own {
                     self.missing.push(topic.to_owned());
                 }

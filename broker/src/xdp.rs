@@ -1,4 +1,4 @@
-//! Sets the xdp path up: a socket for each receive queue, the program on the interface, workers.
+//! Sets up the xdp path: a socket for each receive queue, the program on the interface, workers.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -23,11 +23,11 @@ use crate::nic::Ready;
 /// Headers of IPv4 and UDP.
 const IP_UDP: u32 = 28;
 
-/// What the user asks for.
+/// The requested configuration.
 #[derive(Debug, Clone)]
 pub struct Config {
     pub interface: String,
-    /// Receive queues; none is all of them.
+    /// Receive queues; `None` means all.
     pub queues: Option<Vec<usize>>,
     pub workers: usize,
     pub mode: Mode,
@@ -38,24 +38,24 @@ pub struct Config {
     pub busy_poll: Option<u16>,
     pub verify_on_receive: bool,
     pub idle_timeout: Duration,
-    /// Change the interface's settings where that is needed.
+    /// Change the interface's settings where necessary.
     pub configure: bool,
 }
 
-/// The path, set up; dropping it takes the program off the interface.
+/// The opened path. Dropping it removes the program from the interface.
 pub struct Xdp {
     steering: Steering,
     attached: Attached,
     queues: Vec<usize>,
-    /// None of the interface's queues was left out.
+    /// Whether it serves all of the interface's queues.
     serves_all: bool,
-    /// As many as it had when it was looked at last.
+    /// The number of queues when last checked.
     queues_seen: AtomicU32,
     zero_copy: bool,
     max_datagram: u32,
     registry: Arc<Registry>,
     follower: Option<Follower>,
-    /// Last, for its settings are taken back when the program is off.
+    /// Dropped last: the settings are reverted after the program is removed.
     interface: Ready,
 }
 
@@ -67,7 +67,7 @@ pub struct XdpReport {
     xdp_mode: String,
     zero_copy: bool,
     queues: Vec<usize>,
-    /// What became of the interface's packets: program outcomes; missing if the kernel does not tell.
+    /// Packets by the program's outcome; missing if the kernel does not report them.
     #[serde(serialize_with = "as_map", skip_serializing_if = "Option::is_none")]
     outcomes: Option<Outcomes>,
     #[serde(flatten)]
@@ -75,8 +75,8 @@ pub struct XdpReport {
 }
 
 impl Xdp {
-    /// Opens the sockets, attaches the program, makes the workers. The interface must be free: a
-    /// socket would only say that the queue is busy.
+    /// Opens the sockets, attaches the program and creates the workers. The interface must be free: a
+    /// socket would only report that the queue is busy.
     pub fn open(
         config: &Config,
         ready: Ready,
@@ -91,7 +91,7 @@ impl Xdp {
             Some(queues) => queues.clone(),
             None => (0..ready.facts.queues as usize).collect(),
         };
-        // Several share a queue where there are more of them than queues.
+        // Workers share a queue if there are more workers than queues.
         let sharing = config.workers.div_ceil(queues.len()) as u32;
         let mut follower = Follower::open(ready.facts.index, listen)?;
         let mut steering = Steering::load(&penstock_ebpf::Config {
@@ -103,13 +103,13 @@ impl Xdp {
             streams: max_streams,
         })?;
         follower.update_from_now_on(steering.addresses()?);
-        // Until it has sockets to send them to, it lets packets pass.
+        // Until it has sockets to redirect packets to, the program passes them to the kernel.
         let attached = steering.attach(interface, ready.mode, config.force)?;
         let longest = match attached.mode {
             Mode::Generic => LONGEST_PACKET,
             Mode::Native | Mode::Auto => mtu,
         };
-        // A generic program gets packets when they have been copied already.
+        // A generic program sees packets after the kernel has copied them.
         let copy = config.copy || attached.mode == Mode::Generic;
         let driver_writes = !copy && ready.facts.xdp.is_some_and(|xdp| xdp.zero_copy);
         let frame_size = frame_size(longest, driver_writes);
@@ -127,7 +127,7 @@ impl Xdp {
                 busy_poll: config.busy_poll,
             };
             let opened = Port::open(&settings, sharing).or_else(|error| {
-                // Before Linux 6.6 a packet has one buffer; those of the MTU may fit.
+                // Before Linux 6.6 a packet has one buffer; packets of the size of the MTU may fit.
                 if !settings.several_buffers || !fits(mtu, frame_size, driver_writes) {
                     return Err(error);
                 }
@@ -153,7 +153,7 @@ impl Xdp {
                 verify_on_receive: config.verify_on_receive,
                 polling: config.polling,
                 idle_timeout: config.idle_timeout,
-                // A quarter stays for what is sent twice.
+                // A quarter stays free for retransmissions.
                 capacity: per_queue * ports.len() as u64 * 3 / 4 / u64::from(sharing),
             };
             let (registry, shared) = (Arc::clone(&registry), Arc::clone(shared));
@@ -201,20 +201,21 @@ impl Xdp {
         &self.interface.facts
     }
 
-    /// What follows the interface's addresses, to be run in a thread; once.
+    /// The task that follows the interface's addresses, to be run in a thread of its own; available
+    /// once.
     pub fn follower(&mut self) -> Option<Follower> {
         self.follower.take()
     }
 
-    /// What the interface is called at present, or was when the path was opened.
+    /// The interface's current name, or the one it had when the path was opened.
     pub fn name(&self) -> String {
         let facts = self.facts();
         let now = penstock_nic::name_of(facts.index).ok().flatten();
         now.unwrap_or_else(|| facts.interface.clone())
     }
 
-    /// Tells, once for each number, that the interface has more receive queues than there are sockets
-    /// for: somebody changed it under the broker that serves them all.
+    /// Logs, once for each count, that the interface has more receive queues than sockets: somebody
+    /// changed it while the broker was serving all of its queues.
     pub fn look_at_queues(&self) {
         let Some(now) = penstock_nic::rx_queues(self.facts().index) else {
             return;
@@ -222,7 +223,7 @@ impl Xdp {
         let before = self.queues_seen.swap(now, Ordering::Relaxed);
         if now > before && self.serves_all && now as usize > self.queues.len() {
             warn!(
-                "{} has {now} receive queues now, and only {} have a socket: payload that comes in on others goes to the kernel; restart the broker, or ethtool -L {} as it was",
+                "{} now has {now} receive queues, but only {} have a socket: payload on the others goes to the kernel instead of the broker; restart the broker, or restore the number of queues with ethtool -L {}",
                 self.name(),
                 self.queues.len(),
                 quote(&self.name())
@@ -230,12 +231,12 @@ impl Xdp {
         }
     }
 
-    /// Offers the path no more: its interface is gone.
+    /// Stops offering the path, because its interface is gone.
     pub fn close(&self) {
         self.registry.close();
     }
 
-    /// What the accept loop needs to offer the path.
+    /// What the accept loop needs in order to offer the path.
     pub fn offer(&self) -> DatagramPath {
         DatagramPath {
             registry: Arc::clone(&self.registry),
@@ -246,8 +247,8 @@ impl Xdp {
     /// The path's part of the report.
     pub fn report(&self, stats: XdpStats) -> XdpReport {
         let outcomes = self.steering.outcomes();
-        // Older kernels let nobody without CAP_BPF ask for a map's counts.
-        let outcomes = outcomes.inspect_err(|error| warn!("{error}; the report is without them"));
+        // Older kernels do not let a process without CAP_BPF read a map's counters.
+        let outcomes = outcomes.inspect_err(|error| warn!("{error}; the report omits them"));
         XdpReport {
             interface: self.interface.facts.interface.clone(),
             xdp_mode: self.attached.mode.to_string(),
@@ -259,7 +260,7 @@ impl Xdp {
     }
 }
 
-/// The program lets through packets of streams that there are.
+/// The program accepts packets of open streams only.
 #[derive(Debug)]
 struct Program(Streams);
 
@@ -273,7 +274,7 @@ impl Gate for Program {
     }
 }
 
-/// Adds up what workers return.
+/// Adds up the workers' results.
 pub fn sum(results: Vec<(WorkerStats, XdpStats)>) -> (WorkerStats, XdpStats) {
     let mut sum = (WorkerStats::default(), XdpStats::default());
     for (stats, xdp) in &results {

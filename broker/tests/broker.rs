@@ -733,7 +733,7 @@ fn streams_of_a_deleted_log_go_on_in_a_new_one_if_asked_for() {
     std::fs::remove_file(buffers.log("t")).unwrap();
     let (code, text) = peer.fault();
     assert_eq!(code, Fault::Shutdown as u16, "{text}");
-    assert!(text.contains("is lost"), "{text}");
+    assert!(text.contains("are lost"), "{text}");
     let resume = Request {
         session,
         resume_from: Some(1),

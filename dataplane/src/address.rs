@@ -1,4 +1,4 @@
-//! Addresses as people write them: where a broker listens, and where publishers find it.
+//! Addresses as users write them: where a broker listens, and where publishers find it.
 
 use std::fmt;
 use std::io;
@@ -9,38 +9,38 @@ use crossbeam_channel::bounded;
 use nix::net::if_::if_nametoindex;
 use thiserror::Error;
 
-/// A text names no address.
+/// A text that is not a usable address.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("{text:?} names no address: {reason}")]
+#[error("{text:?} is not a valid address: {reason}")]
 pub struct AddressError {
     text: String,
     reason: String,
 }
 
 impl AddressError {
-    /// What is wrong, without the text.
+    /// Why, without the text.
     #[must_use]
     pub fn reason(&self) -> &str {
         &self.reason
     }
 }
 
-/// Host and port, taken apart and not looked up yet.
+/// Host and port, parsed but not resolved.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Named {
-    /// An IP address, with its interface where it has one.
+    /// An IP address, with its interface if it has one.
     Literal(SocketAddr),
-    /// A host's name.
+    /// A host name.
     Host(String, u16),
     /// No host, or `*`.
     Any(u16),
 }
 
-/// Where a broker is to listen: `10.0.0.1:1214`, `[fe80::1%eth0]:1214`, a name of this host, or `:1214`
-/// and `*:1214` for all addresses, of IPv6 as well where the host has it.
+/// The address that a broker listens on: `10.0.0.1:1214`, `[fe80::1%eth0]:1214`, a name of this host,
+/// or `:1214` and `*:1214` for all addresses (IPv4 and, if the host has it, IPv6).
 ///
 /// # Errors
-/// What is wrong with the text.
+/// Why the text is not such an address.
 pub fn listen(text: &str) -> Result<SocketAddr, AddressError> {
     match parse(text)? {
         Named::Literal(address) => Ok(canonical(address)),
@@ -55,7 +55,7 @@ pub fn listen(text: &str) -> Result<SocketAddr, AddressError> {
             let found: Vec<_> = found
                 .map_err(|error| wrong(text, error.to_string()))?
                 .collect();
-            // A broker has one address to listen on, and publishers more often come over IPv4.
+            // A broker listens on one address, and publishers more often use IPv4.
             let v4 = found.iter().find(|address| address.is_ipv4());
             let first = v4.or(found.first()).copied();
             first.ok_or_else(|| wrong(text, "the name has no address"))
@@ -63,31 +63,31 @@ pub fn listen(text: &str) -> Result<SocketAddr, AddressError> {
     }
 }
 
-/// Whether a broker may be found there: `10.0.0.1:1214`, `[fe80::1%eth0]:1214`, or `name:1214`. Nothing
-/// is looked up.
+/// Checks that the text can name a broker: `10.0.0.1:1214`, `[fe80::1%eth0]:1214`, or `name:1214`.
+/// Resolves nothing.
 ///
 /// # Errors
-/// What is wrong with the text.
+/// Why the text is not such an address.
 pub fn check_broker(text: &str) -> Result<(), AddressError> {
     broker(text).map(|_| ())
 }
 
-/// All addresses of a broker, in the order in which they are to be tried. Waits so long for the name
-/// service. IPv4 addresses are in their own form.
+/// All addresses of a broker, in the order in which to try them. Waits at most `wait` for the name
+/// service. IPv4-mapped addresses are returned as IPv4.
 ///
 /// # Errors
-/// What is wrong with the text, or what the name service says.
+/// Why the text is not such an address, or the error of the name service.
 pub fn resolve(text: &str, wait: Duration) -> Result<Vec<SocketAddr>, AddressError> {
     let (host, port) = match broker(text)? {
         Named::Host(host, port) => (host, port),
         Named::Literal(address) => return Ok(vec![canonical(address)]),
-        Named::Any(_) => return Err(wrong(text, "it names no host")),
+        Named::Any(_) => return Err(wrong(text, "it has no host; give host:port")),
     };
     // getaddrinfo(3) takes no deadline.
     let (sender, answer) = bounded(1);
     let look_up = move || {
         let found = (host.as_str(), port).to_socket_addrs();
-        // Nobody may wait any more.
+        // Sending fails if the caller has stopped waiting.
         let _ = sender.send(found.map(Iterator::collect::<Vec<_>>));
     };
     let thread = std::thread::Builder::new().name("resolver".to_owned());
@@ -112,7 +112,7 @@ pub fn resolve(text: &str, wait: Duration) -> Result<Vec<SocketAddr>, AddressErr
     Ok(addresses)
 }
 
-/// An address of IPv4 that is mapped into IPv6 (`::ffff:10.0.0.1`) in its own form.
+/// Converts an IPv4-mapped address (`::ffff:10.0.0.1`) to IPv4.
 #[must_use]
 pub fn canonical(address: SocketAddr) -> SocketAddr {
     match address.ip().to_canonical() {
@@ -124,9 +124,9 @@ pub fn canonical(address: SocketAddr) -> SocketAddr {
 fn broker(text: &str) -> Result<Named, AddressError> {
     let named = parse(text)?;
     match &named {
-        Named::Any(_) => Err(wrong(text, "it names no host; give host:port")),
-        Named::Literal(address) if address.port() == 0 => Err(wrong(text, "port 0 is none")),
-        Named::Host(_, 0) => Err(wrong(text, "port 0 is none")),
+        Named::Any(_) => Err(wrong(text, "it has no host; give host:port")),
+        Named::Literal(address) if address.port() == 0 => Err(wrong(text, "port 0 is not allowed")),
+        Named::Host(_, 0) => Err(wrong(text, "port 0 is not allowed")),
         _ => Ok(named),
     }
 }
@@ -141,7 +141,7 @@ fn parse(text: &str) -> Result<Named, AddressError> {
         Some(rest) => {
             let (inside, rest) = rest
                 .split_once(']')
-                .ok_or_else(|| wrong(&"there is no ] after the address"))?;
+                .ok_or_else(|| wrong(&"the closing ] is missing"))?;
             let port = rest.strip_prefix(':');
             (inside, port.filter(|port| !port.is_empty()))
         }
@@ -162,7 +162,8 @@ fn parse(text: &str) -> Result<Named, AddressError> {
     };
     let number = port.parse::<u16>().ok();
     let number = number.filter(|_| port.bytes().all(|byte| byte.is_ascii_digit()));
-    let port = number.ok_or_else(|| wrong(&format!("port {port:?} is no number up to 65535")))?;
+    let port =
+        number.ok_or_else(|| wrong(&format!("port {port:?} is not a number from 0 to 65535")))?;
     if trimmed.starts_with('[') || host.contains(':') {
         return v6(host, port)
             .map(Named::Literal)
@@ -177,7 +178,7 @@ fn parse(text: &str) -> Result<Named, AddressError> {
     })
 }
 
-/// An IPv6 address, with an interface behind `%` by name or number (RFC 4007 section 11).
+/// An IPv6 address, optionally with an interface after `%`, by name or index (RFC 4007 section 11).
 fn v6(text: &str, port: u16) -> Result<SocketAddr, String> {
     let (address, zone) = match text.split_once('%') {
         Some((address, zone)) => (address, Some(zone)),
@@ -185,21 +186,22 @@ fn v6(text: &str, port: u16) -> Result<SocketAddr, String> {
     };
     let ip: Ipv6Addr = address
         .parse()
-        .map_err(|_| format!("{address:?} is no IPv6 address"))?;
+        .map_err(|_| format!("{address:?} is not an IPv6 address"))?;
     let scope = match zone {
         None if ip.is_unicast_link_local() => {
             return Err(format!(
-                "{ip} is a link-local address, which means nothing without its interface: [{ip}%eth0]:{port}"
+                "{ip} is a link-local address and needs an interface, as in [{ip}%eth0]:{port}"
             ));
         }
         None => 0,
         Some(zone) => match zone.parse() {
             Ok(number) if number > 0 => number,
-            _ => if_nametoindex(zone)
-                .map_err(|_| format!("there is no interface {zone:?} (ip link shows them)"))?,
+            _ => if_nametoindex(zone).map_err(|_| {
+                format!("interface {zone:?} does not exist (ip link lists interfaces)")
+            })?,
         },
     };
-    // Addresses beyond a link are the same on all of them.
+    // Addresses with a wider scope do not depend on the interface.
     let scope = if ip.is_unicast_link_local() || ip.is_multicast() {
         scope
     } else {
@@ -249,8 +251,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever it is, it names an address or an error says why not; what a program prints is read
-        /// back.
+        /// Any text either is an address, or gives an error that says why not; and the program can
+        /// parse what it prints.
         #[test]
         fn any_text_can_be_looked_at(text in ".{0,40}|[\\[\\]:%.*0-9a-f]{0,40}", octets: [u8; 16], port: u16) {
             if let Err(error) = parse(&text) {
@@ -276,15 +278,18 @@ mod tests {
             ("[fd00::1]", "no port"),
             ("[fd00::1]:", "no port"),
             ("[fd00::1]1214", "no port"),
-            ("[fd00::1:1214", "no ] after"),
-            ("[10.0.0.1]:1214", "no IPv6 address"),
+            ("[fd00::1:1214", "closing ] is missing"),
+            ("[10.0.0.1]:1214", "not an IPv6 address"),
             ("[fe80::1]:1214", "[fe80::1%eth0]:1214"),
-            ("[fe80::1%no-such]:1214", "no interface \"no-such\""),
-            ("[fe80::1%0]:1214", "no interface \"0\""),
-            ("[fe80::1%]:1214", "no interface \"\""),
-            ("10.0.0.1:http", "port \"http\" is no number"),
-            ("10.0.0.1:+1", "port \"+1\" is no number"),
-            ("10.0.0.1:65536", "port \"65536\" is no number"),
+            (
+                "[fe80::1%no-such]:1214",
+                "interface \"no-such\" does not exist",
+            ),
+            ("[fe80::1%0]:1214", "interface \"0\" does not exist"),
+            ("[fe80::1%]:1214", "interface \"\" does not exist"),
+            ("10.0.0.1:http", "port \"http\" is not a number"),
+            ("10.0.0.1:+1", "port \"+1\" is not a number"),
+            ("10.0.0.1:65536", "port \"65536\" is not a number"),
             ("tcp://10.0.0.1:1214", "without a scheme"),
         ] {
             for error in [listen(text).unwrap_err(), check_broker(text).unwrap_err()] {

@@ -1,7 +1,7 @@
 //! Who may publish what, and how far each stream has come: shared by both paths.
 //!
 //! A stream outlives its connections: a publisher that lost one opens another for the same stream,
-//! over either path, and goes on behind the last committed batch.
+//! over either path, and continues after the last committed batch.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,55 +17,55 @@ use crate::wire::handshake::{AckLevel, Path, Refusal, Request};
 
 /// Decides who may publish what; implemented by the broker.
 ///
-/// A stream is first checked, then it gets a permit, then it is admitted: what may not be opened takes
-/// nothing from anybody, and nothing is made before it is known that the stream may be opened.
+/// The caller first checks the stream, then takes a permit, then admits it. A stream that may not be
+/// opened therefore takes no resources, and nothing is created for it.
 pub trait Admit: Send {
-    /// Whether the stream may be opened, as far as that can be told without making anything.
+    /// Whether the stream may be opened, as far as that is known without creating anything.
     ///
     /// # Errors
     /// The refusal, with a text that says what to do.
     fn check(&mut self, asked: &Asked<'_>) -> Result<(), Refused>;
 
-    /// Opens the stream, or sees to it that its topic is opened.
+    /// Opens the stream, or starts to open its topic.
     ///
     /// # Errors
     /// As [`Self::check`].
     fn admit(&mut self, asked: &Asked<'_>) -> Result<Outcome, Refused>;
 
-    /// Whether topics were opened, or could not be, since this was last asked.
+    /// Whether topics were opened, or failed to open, since the last call.
     fn has_news(&mut self) -> bool {
         false
     }
 
-    /// Looks after what only takes time; called about once a second.
+    /// Runs time-based work; called about once a second.
     fn tick(&mut self, _now: Instant) {}
 }
 
-/// A stream that a publisher asks for.
+/// A stream that a publisher requests.
 #[derive(Debug, Clone, Copy)]
 pub struct Asked<'a> {
-    /// Topic, whose name is allowed.
+    /// A valid topic name.
     pub topic: &'a str,
-    /// What is asked for.
+    /// The request.
     pub request: &'a Request,
-    /// Whom it is charged to.
+    /// The tenant that the stream is charged to.
     pub tenant: Tenant,
-    /// The publisher's key, which permits the topic; none on a broker without keys.
+    /// The publisher's key, which permits the topic; `None` on a broker without keys.
     pub key: Option<&'a Key>,
-    /// The publisher is on the broker's own host.
+    /// Whether the publisher is on the broker's own host.
     pub is_local: bool,
 }
 
-/// What comes of a stream that may be opened.
+/// The result for a stream that may be opened.
 #[derive(Debug)]
 pub enum Outcome {
     /// It is open.
     Admitted(Box<Admission>),
-    /// Its topic is being opened: ask again when there are news.
+    /// Its topic is being opened: try again when [`Admit::has_news`] returns true.
     TopicOpening,
 }
 
-/// What a publisher is told whose stream ends because it is not used.
+/// Error text for a publisher whose stream the broker ended because it was unused.
 pub(crate) const REVOKED: &str =
     "the stream was idle and another stream needs its place: reconnect";
 
@@ -76,7 +76,7 @@ pub struct Admission {
     pub log: Arc<Log>,
     /// Topic.
     pub topic: String,
-    /// Who publishes: what the stream holds is charged to its host and key.
+    /// The publisher: the broker charges the stream to its host and key.
     pub tenant: Tenant,
     /// Session key.
     pub session: u64,

@@ -1,15 +1,16 @@
-//! What publishers may take before they have sent it, over both paths: room in a ring, and memory
-//! outside of it.
+//! Limits on what publishers take before they have sent it, over both paths: room in a ring, and memory
+//! outside the rings.
 //!
-//! A batch's header claims the batch's length, a few bytes for up to a gigabyte. So a claim takes room
-//! in the ring only within a share, of its host, of its key, and of all publishers together; beyond it
-//! the batch is received outside of the ring, into a [`Spill`], whose memory is taken piece by piece as
-//! bytes arrive, within shares again. Who is denied presses those who hold what it needs: of them the
-//! largest that does not arrive at a fair rate gives way. And a batch that arrives more slowly than
-//! [`MIN_RATE`] is given up, however often its publisher shows that it lives.
+//! A batch's header claims the batch's length: a few bytes of header can claim up to a gigabyte. So a
+//! claim takes room in the ring only within a share of its host, of its key, and of all publishers
+//! together. Beyond these shares the broker receives the batch outside the ring, into a [`Spill`],
+//! which takes memory piece by piece as bytes arrive, again within shares. A denied claim puts pressure
+//! on the holders of what it needs: the holder with most that does not arrive at a fair rate gives way.
+//! The broker ends the stream of a batch that arrives more slowly than [`MIN_RATE`], even if its
+//! publisher shows that it is alive.
 //!
-//! Accounts are atomics that change when a batch begins and ends, and for each piece of a spill; no
-//! packet and no receive call locks anything here.
+//! Accounts are atomics that change when a batch begins and ends, and for each piece of a spill;
+//! packets and receive calls take no lock here.
 
 mod pool;
 mod spill;
@@ -28,61 +29,61 @@ use crate::log::Log;
 use crate::peer::{Host, Tenant};
 use crate::poison::lock;
 
-/// Memory for batches outside of the rings, and for what else a stream takes beyond what every stream
-/// may: all publishers together, bytes.
+/// Memory for batches outside the rings, and for what a stream uses beyond the free allowance of every
+/// stream: all publishers together, bytes.
 pub const MEMORY: u64 = 32 << 20;
-/// A host's, or a key's, part of [`MEMORY`].
+/// Fraction of [`MEMORY`] that a host, or a key, may use.
 const MEMORY_PART: u64 = 2;
-/// The part of a ring that unfinished batches may take in it: all publishers together.
+/// Fraction of a ring that unfinished batches may occupy: all publishers together.
 const RING_PART: u64 = 2;
-/// A host's, or a key's, part of what all may take of a ring. It holds the largest batch: half a
-/// segment, of which a ring has at least two.
+/// Fraction of that for a host, or a key. It has room for the largest batch: half a segment, and a ring
+/// has at least two segments.
 const RING_SHARE: u64 = 2;
-/// The last quarter of what all may take is for hosts with no more than an eighth of it.
+/// The last quarter of what all may take is reserved for hosts that hold at most an eighth of it.
 const SMALL: u64 = 8;
 const KEPT_FOR_SMALL: u64 = 4;
-/// Batches that are not the next of their stream leave a quarter of their host's share to those that
-/// are: they cannot end before them.
+/// Batches that are not next in their stream leave a quarter of their host's share to those that are,
+/// because they cannot commit before those.
 const KEPT_FOR_NEXT: u64 = 4;
 
-/// Room that was taken and not filled is gone for a round of the ring: what lay there before is
-/// overwritten. So it counts in the shares for a while, less and less: all of a share for so long.
+/// Room that was taken and not filled is lost for one round of the ring, and taking it overwrote older
+/// batches. So it still counts in the shares, and decays: a full share takes this long.
 const FORFEIT_MS: u64 = 10_000;
 
-/// Bytes a second at which a batch must arrive, once the time that a publisher may stall has passed.
+/// Minimum rate, bytes per second, at which a batch must arrive once the stall timeout has passed.
 pub const MIN_RATE: u64 = 16 << 10;
-/// A batch in the ring that arrives more slowly than this holds up others, once it had some time.
+/// Below this rate, and after the grace period, a batch in the ring blocks others.
 const BRISK_RATE: u64 = 16 << 20;
 const BRISK_GRACE: Duration = Duration::from_millis(50);
-/// A batch in memory that others need may arrive more slowly.
+/// Rate below which a batch must give up memory that others need.
 const FAIR_RATE: u64 = 256 << 10;
 const FAIR_GRACE: Duration = Duration::from_secs(1);
 
-/// How long those who are denied something press others for it. They ask again meanwhile.
+/// How long a denied claim keeps up its pressure. The claimant asks again within this time.
 const PRESSURE_MS: u64 = 20;
-/// How often workers are woken to look for what others need.
+/// Interval between wake-ups of workers to release what others need.
 const WAKE_MS: u64 = 5;
 
-/// Whether a batch arrives so slowly that it is given up: after the time that its publisher may
-/// stall, and what so many bytes take at [`MIN_RATE`]. Nothing but bytes of the batch adds to it.
+/// Whether a batch is overdue: it has taken longer than the stall timeout plus the time that its bytes
+/// need at [`MIN_RATE`]. Only bytes of the batch itself extend that time.
 pub(crate) fn is_overdue(elapsed: Duration, received: u64, may_stall: Duration) -> bool {
     elapsed > may_stall + time_of(received, MIN_RATE)
 }
 
-/// Whether a batch arrives so slowly that it may not hold up others in the ring.
+/// Whether a batch arrives too slowly to stay in the ring, where it blocks others.
 pub(crate) fn is_slow(elapsed: Duration, received: u64) -> bool {
     elapsed > BRISK_GRACE + time_of(received, BRISK_RATE)
 }
 
-/// Whether a batch arrives so slowly that it may not keep memory that others need.
+/// Whether a batch arrives too slowly to keep memory that others need.
 pub(crate) fn is_stalling(elapsed: Duration, received: u64) -> bool {
     elapsed > FAIR_GRACE + time_of(received, FAIR_RATE)
 }
 
-/// What the publisher of an overdue batch is told.
+/// Error text for the publisher of an overdue batch.
 pub(crate) fn overdue_text(seq: u64, received: u64, len: u32, elapsed: Duration) -> String {
     format!(
-        "{received} of {len} bytes of batch {seq} came in {elapsed:.0?}; a batch must come at {} KiB/s after --stall-timeout: send smaller batches over a slow link",
+        "only {received} of {len} bytes of batch {seq} arrived in {elapsed:.0?}; after the broker's --stall-timeout a batch must arrive at {} KiB/s or more: send smaller batches over a slow link (--batch-size)",
         MIN_RATE >> 10
     )
 }
@@ -96,11 +97,11 @@ fn time_of(bytes: u64, rate: u64) -> Duration {
     Duration::from_micros(bytes.saturating_mul(1_000_000) / rate)
 }
 
-/// The accounts of a broker; both paths have the same.
+/// A broker's accounts, shared by both paths.
 #[derive(Debug, Clone, Default)]
 pub struct Claims(Arc<Ledger>);
 
-/// Who has an account.
+/// The owner of an account.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Owner {
     All,
@@ -108,7 +109,7 @@ enum Owner {
     Key(KeyId),
 }
 
-/// What it is about: memory, or a log's ring, by the log's address.
+/// What an account is for: memory (`None`), or a log's ring, by the log's address.
 type Asset = Option<usize>;
 
 #[derive(Debug)]
@@ -116,9 +117,9 @@ struct Ledger {
     start: Instant,
     accounts: Mutex<Accounts>,
     pool: PiecePool,
-    /// When somebody was denied something last, milliseconds since the start.
+    /// Time of the last denial, milliseconds since the start.
     pressed: AtomicU64,
-    /// When workers were woken last.
+    /// Time when workers were last woken.
     woken: AtomicU64,
     workers: Mutex<Vec<Arc<Poller>>>,
 }
@@ -126,25 +127,25 @@ struct Ledger {
 #[derive(Debug, Default)]
 struct Accounts {
     open: HashMap<(Asset, Owner), Weak<Account>>,
-    /// Those that nobody has any more are dropped when there are so many.
+    /// Number of entries at which unused accounts are dropped.
     sweep_at: usize,
 }
 
-/// What one owner has of something.
+/// What one owner holds of one asset.
 #[derive(Debug, Default)]
 struct Account {
     held: AtomicU64,
     limit: u64,
-    /// What was given back unfilled, and when that was last added to, milliseconds.
+    /// Bytes that were given back unfilled, and when they last changed, milliseconds.
     forfeited: AtomicU64,
     forfeited_at: AtomicU64,
-    /// When it was the reason for a denial last, milliseconds.
+    /// Time when this account last caused a denial, milliseconds.
     pressed: AtomicU64,
-    /// Batches that wait until there is something.
+    /// Batches that wait for room.
     waiting: AtomicU64,
 }
 
-/// The accounts that a stream's claims count in.
+/// The accounts that a stream's claims are charged to.
 #[derive(Debug)]
 struct Shares {
     start: Instant,
@@ -153,14 +154,14 @@ struct Shares {
     key: Option<Arc<Account>>,
 }
 
-/// Which of a stream's batches asks.
+/// Which of a stream's batches makes the claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Turn {
-    /// The next one.
+    /// The next one to commit.
     Next,
-    /// One behind the next.
+    /// A later one.
     Later,
-    /// One that has been waiting, see [`Claimant::wait`]: those that begin let it pass first.
+    /// One that has been waiting (see [`Claimant::wait`]): new claims yield to it.
     Waiting,
 }
 
@@ -172,29 +173,29 @@ pub(crate) struct Claimant {
     memory: Arc<Shares>,
 }
 
-/// A batch's claim to room in the ring, until all of it is there. If it is dropped before, the room
-/// was taken for nothing.
+/// A batch's claim to room in the ring, until the batch is complete. Dropping it before means that the
+/// room was taken for nothing.
 #[derive(Debug)]
-#[must_use = "the room is forfeited at once"]
+#[must_use = "dropping it forfeits the room at once"]
 pub(crate) struct RingClaim {
     shares: Arc<Shares>,
     len: u64,
     is_filled: bool,
 }
 
-/// Memory beyond a spill; given back when it is dropped.
+/// Memory other than that of a spill; given back when dropped.
 #[derive(Debug)]
 pub(crate) struct MemoryCharge {
     shares: Arc<Shares>,
     bytes: u64,
 }
 
-/// A batch that waits for room; it is no more when this is dropped.
+/// A batch that waits for room; dropping it ends the wait.
 #[derive(Debug)]
-#[must_use = "nobody lets the batch pass"]
+#[must_use = "dropping it ends the batch's precedence"]
 pub(crate) struct Waiting(Arc<Shares>);
 
-/// What a stream holds that others need.
+/// Whether others need what this stream holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Pressure {
     pub(crate) ring: bool,
@@ -215,7 +216,7 @@ impl Default for Ledger {
 }
 
 impl Claims {
-    /// A stream on `log` that is charged to `tenant`.
+    /// A stream that writes `log` and is charged to `tenant`.
     pub(crate) fn claimant(&self, log: &Arc<Log>, tenant: &Tenant) -> Claimant {
         let ring = log.geometry().ring_bytes() / RING_PART;
         let asset = Some(Arc::as_ptr(log).addr());
@@ -226,24 +227,26 @@ impl Claims {
         }
     }
 
-    /// Wakes the worker of this poller when others need what its streams may hold.
+    /// Registers the poller of a worker, to be woken when others need what the worker's streams may
+    /// hold.
     pub(crate) fn wake_for_others(&self, poller: &Arc<Poller>) {
         self.0.lock_workers().push(Arc::clone(poller));
     }
 
-    /// Whether somebody waits for what others hold.
+    /// Whether any claim waits for what others hold.
     pub(crate) fn is_pressed(&self, now: Instant) -> bool {
         let pressed = self.0.pressed.load(Ordering::Relaxed);
         let since = now.saturating_duration_since(self.0.start);
         pressed != 0 && u128::from(pressed + PRESSURE_MS) > since.as_millis()
     }
 
-    /// Somebody waits for room in a ring, which unfinished batches of other workers may hold up.
+    /// Reports that a batch waits for room in a ring, which unfinished batches of other workers may
+    /// block.
     pub(crate) fn wake_others(&self) {
         self.0.wake(self.0.now());
     }
 
-    /// Bytes of memory that are held.
+    /// Bytes of memory in use.
     #[must_use]
     pub fn memory_held(&self) -> u64 {
         let accounts = self.0.lock_accounts();
@@ -277,7 +280,7 @@ impl Ledger {
         millis_since(self.start)
     }
 
-    /// Those who hold what this account lacks are to give way.
+    /// Puts pressure on those who hold what this account lacks.
     fn press(&self, account: &Account) {
         let now = self.now();
         account.pressed.store(now, Ordering::Relaxed);
@@ -296,7 +299,7 @@ impl Ledger {
         };
         if due && mine(()) {
             for poller in self.lock_workers().iter() {
-                // A worker that cannot be woken looks at its next tick.
+                // A worker that cannot be woken checks at its next tick.
                 let _ = poller.notify();
             }
         }
@@ -306,7 +309,7 @@ impl Ledger {
 impl Accounts {
     fn account(&mut self, asset: Asset, owner: Owner, limit: u64) -> Arc<Account> {
         let known = self.open.get(&(asset, owner)).and_then(Weak::upgrade);
-        // A log that is gone may have had the same address.
+        // A closed log may have had the same address.
         if let Some(known) = known.filter(|known| known.limit == limit) {
             return known;
         }
@@ -324,8 +327,7 @@ impl Accounts {
 }
 
 impl Account {
-    /// Adds to what is held, up to `most` together with what was forfeited; returns how much both are
-    /// then.
+    /// Adds to what is held, if it and the forfeited bytes stay within `most`; returns their sum.
     fn take(&self, bytes: u64, most: u64, start: Instant) -> Option<u64> {
         let held = self.held.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let counted = held + self.forfeited(start);
@@ -340,10 +342,10 @@ impl Account {
         self.held.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    /// What of that still counts.
+    /// Forfeited bytes that still count.
     fn forfeited(&self, start: Instant) -> u64 {
         let bytes = self.forfeited.load(Ordering::Relaxed);
-        // Mostly there is nothing: the clock is not looked at.
+        // Usually there are none, which saves reading the clock.
         if bytes == 0 {
             return 0;
         }
@@ -355,7 +357,8 @@ impl Account {
         left
     }
 
-    /// Gives back what was not filled. Of two threads that do so at the same moment one may be missed.
+    /// Gives back room that was not filled. If two threads do so at the same moment, one update may be
+    /// lost.
     fn forfeit(&self, bytes: u64, start: Instant) {
         let sum = (self.forfeited(start) + bytes).min(self.limit);
         let now = millis_since(start);
@@ -374,7 +377,7 @@ impl Shares {
     /// Takes from each account, or from none.
     ///
     /// # Errors
-    /// The account that has not enough.
+    /// The first account without enough left.
     fn take(&self, bytes: u64, turn: Turn) -> Result<(), &Account> {
         let most = |account: &Account| match turn {
             Turn::Later => account.limit - account.limit / KEPT_FOR_NEXT,
@@ -417,7 +420,7 @@ impl Shares {
             .map(|account| &**account)
     }
 
-    /// Whether others of the host, or the key, have been waiting.
+    /// Whether other batches of the host, or the key, wait.
     fn has_waiting(&self) -> bool {
         let own = [Some(&self.host), self.key.as_ref()];
         own.into_iter()
@@ -431,7 +434,7 @@ impl Shares {
 }
 
 impl Claimant {
-    /// Room in the ring for a batch of `len` bytes, if the shares have it.
+    /// Claims room in the ring for a batch of `len` bytes, if the shares allow it.
     pub(crate) fn claim(&self, len: u32, turn: Turn) -> Option<RingClaim> {
         let len = u64::from(len);
         if turn != Turn::Waiting && self.ring.has_waiting() {
@@ -448,7 +451,7 @@ impl Claimant {
         })
     }
 
-    /// A batch waits for room: others of the host let it pass first.
+    /// Registers a waiting batch: new claims of its host yield to it.
     pub(crate) fn wait(&self) -> Waiting {
         let shares = Arc::clone(&self.ring);
         for account in [Some(&shares.host), shares.key.as_ref()]
@@ -460,12 +463,12 @@ impl Claimant {
         Waiting(shares)
     }
 
-    /// Memory for a batch outside of the ring; takes none yet.
+    /// Memory for a batch outside the ring; empty at first.
     pub(crate) fn spill(&self) -> Spill {
         Spill::new(Arc::clone(&self.ledger), Arc::clone(&self.memory))
     }
 
-    /// Memory for something else.
+    /// Memory for other purposes.
     pub(crate) fn charge(&self, bytes: u64) -> Option<MemoryCharge> {
         if let Err(account) = self.memory.take(bytes, Turn::Next) {
             self.ledger.press(account);
@@ -477,7 +480,7 @@ impl Claimant {
         })
     }
 
-    /// What others need of what this stream has a part of.
+    /// What others need of what this stream holds.
     pub(crate) fn pressure(&self) -> Pressure {
         let now = self.ledger.now();
         Pressure {
@@ -494,7 +497,7 @@ impl MemoryCharge {
 }
 
 impl RingClaim {
-    /// The whole batch is there.
+    /// Marks the batch as complete.
     pub(crate) fn fill(mut self) {
         self.is_filled = true;
     }

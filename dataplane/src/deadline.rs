@@ -1,7 +1,7 @@
-//! Reads and writes of a peer that are over at a deadline, however little comes at a time.
+//! Reads from and writes to a peer with a total deadline, no matter how slowly its bytes arrive.
 //!
-//! A socket's own timeout starts anew with each byte, so a peer that drips bytes holds a
-//! `read_exact` for as long as it likes.
+//! A socket's own timeout restarts with each byte, so a peer that sends one byte at a time can block a
+//! `read_exact` without limit.
 
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 
-/// Fills `bytes` before the deadline. The socket's read timeout is changed.
+/// Fills `bytes` before the deadline. Changes the socket's read timeout.
 ///
 /// # Errors
-/// `TimedOut` at the deadline, `UnexpectedEof` when the peer closes before, or the system's answer.
+/// `TimedOut` at the deadline, `UnexpectedEof` when the peer closes earlier, or the system's error.
 pub fn read_exact<S>(socket: &S, mut bytes: &mut [u8], deadline: Instant) -> io::Result<()>
 where
     S: AsFd,
@@ -30,11 +30,11 @@ where
     Ok(())
 }
 
-/// Reads until the peer closes: at most `limit` bytes, before the deadline. The socket's read
-/// timeout is changed.
+/// Reads until the peer closes: at most `limit` bytes, before the deadline. Changes the socket's read
+/// timeout.
 ///
 /// # Errors
-/// `TimedOut` at the deadline, `FileTooLarge` when there is more, or the system's answer.
+/// `TimedOut` at the deadline, `FileTooLarge` when there is more, or the system's error.
 pub fn read_to_end<S>(socket: &S, limit: usize, deadline: Instant) -> io::Result<Vec<u8>>
 where
     S: AsFd,
@@ -59,10 +59,10 @@ where
     }
 }
 
-/// Writes all of `bytes` before the deadline. The socket's write timeout is changed.
+/// Writes all of `bytes` before the deadline. Changes the socket's write timeout.
 ///
 /// # Errors
-/// `TimedOut` at the deadline, or the system's answer.
+/// `TimedOut` at the deadline, or the system's error.
 pub fn write_all<S>(socket: &S, mut bytes: &[u8], deadline: Instant) -> io::Result<()>
 where
     S: AsFd,
@@ -80,16 +80,17 @@ where
     Ok(())
 }
 
-/// The time that is left; never zero, which would mean for ever.
+/// The time left; never zero, because a zero timeout means no timeout.
 fn remaining(deadline: Instant) -> io::Result<Duration> {
     match deadline.saturating_duration_since(Instant::now()) {
         Duration::ZERO => Err(io::ErrorKind::TimedOut.into()),
-        // Timeouts below a microsecond would be rounded down to none (socket(7)).
+        // The kernel rounds timeouts below a microsecond down to zero, which means no timeout
+        // (socket(7)).
         left => Ok(left.max(Duration::from_micros(1))),
     }
 }
 
-/// Whether to look at the deadline and try again: a timeout of the socket is told as `WouldBlock`.
+/// Whether to check the deadline and try again: the kernel reports a socket timeout as `WouldBlock`.
 fn retry(error: io::Error) -> io::Result<()> {
     match error.kind() {
         io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock => Ok(()),
@@ -104,7 +105,7 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::thread;
 
-    /// Runs `test` against a peer that sends a byte every millisecond until the test is over.
+    /// Runs `test` against a peer that sends a byte every millisecond until the test ends.
     fn against_dripping(test: impl FnOnce(&UnixStream)) {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let over = AtomicBool::new(false);

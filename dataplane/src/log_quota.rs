@@ -1,4 +1,4 @@
-//! Bounds how much peers can make us write: whoever connects a million times gets no million lines.
+//! Limits the log lines that peers can cause: a million connections do not write a million lines.
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -7,14 +7,14 @@ use tracing::warn;
 
 use crate::poison::lock;
 
-/// Lines at once: every stream of a large publisher, opened and ended.
+/// Burst of lines: enough for every stream of a large publisher to open and end.
 const BURST: u32 = 2048;
-/// What a line takes to be allowed again.
+/// Time after which one more line is allowed.
 const REFILL: Duration = Duration::from_millis(50);
-/// How often it is told that lines are left out.
+/// Interval at which the number of suppressed lines is logged.
 const TELL: Duration = Duration::from_secs(10);
 
-/// A right to write lines about peers, which events of connections share; none is per packet.
+/// Quota of log lines about peers, shared by events of connections; packets never log.
 #[derive(Debug)]
 pub(crate) struct LogQuota(Mutex<State>);
 
@@ -26,12 +26,12 @@ struct State {
     told: Option<Instant>,
 }
 
-/// What becomes of a line.
+/// The decision about a line.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
     Written,
     LeftOut,
-    /// Written, after so many that were left out and not told of.
+    /// Write it; the number of lines that were suppressed before and not reported yet.
     After(u64),
 }
 
@@ -47,7 +47,7 @@ impl Default for LogQuota {
 }
 
 impl LogQuota {
-    /// Whether a line may be written now. What is left out is told now and then.
+    /// Whether a line may be written now. Logs from time to time how many were suppressed.
     pub(crate) fn allows(&self) -> bool {
         let mut state = lock(&self.0);
         match state.ask(Instant::now()) {
@@ -56,7 +56,7 @@ impl LogQuota {
             Verdict::After(left_out) => {
                 warn!(
                     left_out,
-                    "lines about peers were left out, for there were too many; the report's counters have all"
+                    "too many lines about peers were suppressed; the report's counters include every event"
                 );
                 true
             }

@@ -1,31 +1,31 @@
-//! How much memory this process may still take: what its control groups and the host leave.
+//! How much memory this process may still take, as limited by its control groups and the host.
 //!
-//! Pages of a tmpfs count against the memory limit of the control group that touches them first, so a
-//! log in /dev/shm can get the whole group killed long before the file system is full. Swap is not
-//! counted: a log in swap is no shared buffer. Sources: Documentation/admin-guide/cgroup-v2.rst and
-//! cgroup-v1/memory.rst, proc_pid_mountinfo(5).
+//! Pages of a tmpfs count against the memory limit of the control group that touches them first. A log
+//! in /dev/shm can therefore get the whole group killed long before the file system is full. Swap does
+//! not count as memory here, because a log in swap is of no use as a shared buffer. Sources:
+//! Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst, proc_pid_mountinfo(5).
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-/// A limit on the memory of this process, among others.
+/// One limit on this process's memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limit {
     /// What sets it: a file, or the host.
     pub name: String,
-    /// Bytes in all.
+    /// The limit, bytes.
     pub bytes: u64,
-    /// Bytes that can still be taken; the page cache of files counts as free.
+    /// Bytes still available; the page cache counts as free.
     pub free: u64,
 }
 
-/// Files of one version of control groups.
+/// File names of one cgroup version.
 struct Files {
     limits: &'static [&'static str],
     usage: &'static str,
-    /// Counters of memory.stat that can be reclaimed.
+    /// Counters in memory.stat of reclaimable memory.
     reclaimable: [&'static str; 2],
 }
 
@@ -34,25 +34,25 @@ const V1: Files = Files {
     usage: "memory.usage_in_bytes",
     reclaimable: ["total_inactive_file", "total_active_file"],
 };
-/// Above memory.high a group is slowed down until it hardly moves.
+/// Above memory.high the kernel throttles a group until it hardly makes progress.
 const V2: Files = Files {
     limits: &["memory.max", "memory.high"],
     usage: "memory.current",
     reclaimable: ["inactive_file", "active_file"],
 };
-/// Version 1 shows this, rounded down to a page, where there is no limit (`PAGE_COUNTER_MAX`).
+/// Value that version 1 shows, rounded down to a page, if there is no limit (`PAGE_COUNTER_MAX`).
 const UNLIMITED: u64 = 1 << 62;
 
-/// Every limit that can be seen, the one that leaves least first.
+/// All visible limits, the one with least memory left first.
 #[must_use]
 pub fn limits() -> Vec<Limit> {
     limits_below(Path::new("/"))
 }
 
-/// Whether what is written to a file in this directory takes memory for as long as it is there.
+/// Whether files in this directory occupy memory: tmpfs or ramfs.
 ///
 /// # Errors
-/// The system's answer.
+/// The system's error.
 pub fn is_in_memory(directory: &Path) -> std::io::Result<bool> {
     use nix::sys::statfs::{FsType, TMPFS_MAGIC, statfs};
     /// `RAMFS_MAGIC` in linux/magic.h.
@@ -61,10 +61,10 @@ pub fn is_in_memory(directory: &Path) -> std::io::Result<bool> {
     Ok(found == TMPFS_MAGIC || found == RAMFS_MAGIC)
 }
 
-/// Bytes free on the file system of a directory; none if it has no limit of its own.
+/// Bytes free on the file system of a directory; `None` if it has no limit of its own.
 ///
 /// # Errors
-/// The system's answer.
+/// The system's error.
 pub fn free_space(directory: &Path) -> std::io::Result<Option<u64>> {
     let found = nix::sys::statvfs::statvfs(directory)?;
     // A tmpfs without a size has no blocks.
@@ -72,7 +72,7 @@ pub fn free_space(directory: &Path) -> std::io::Result<Option<u64>> {
     Ok(is_limited.then(|| found.blocks_available() * found.fragment_size()))
 }
 
-/// Likewise, with all files below `root`.
+/// Like [`limits`], with all files below `root`.
 fn limits_below(root: &Path) -> Vec<Limit> {
     let mut limits = group_limits(root);
     limits.extend(host_limit(root));
@@ -104,7 +104,7 @@ fn group_limits(root: &Path) -> Vec<Limit> {
         };
         let files = if mount.is_v2 { &V2 } else { &V1 };
         let top = root.join(mount.point.strip_prefix("/").unwrap_or(&mount.point));
-        // A group outside of what is mounted, as in a container: the mount is the lowest that is seen.
+        // A group outside the mount, as in a container: the mount's root is the lowest visible group.
         let inside = group.strip_prefix(&mount.root).unwrap_or(Path::new(""));
         let is_plain = |part| matches!(part, std::path::Component::Normal(_));
         let inside = match inside.components().all(is_plain) {
@@ -118,7 +118,7 @@ fn group_limits(root: &Path) -> Vec<Limit> {
     limits
 }
 
-/// Limits that are set in one directory.
+/// The limits that one directory sets.
 fn level_limits(group: &Path, files: &Files) -> Vec<Limit> {
     let text = |name: &str| fs::read_to_string(group.join(name)).unwrap_or_default();
     let number = |name: &str| text(name).trim().parse::<u64>().ok();
@@ -143,16 +143,16 @@ fn level_limits(group: &Path, files: &Files) -> Vec<Limit> {
     limits.collect()
 }
 
-/// The number behind a name, at the beginning of a line.
+/// The number after a name at the beginning of a line.
 fn counter(text: &str, name: &str) -> Option<u64> {
     let mut words = text.lines().map(str::split_whitespace);
     let mut line = words.find_map(|mut words| (words.next()? == name).then_some(words))?;
     line.next()?.parse().ok()
 }
 
-/// A mounted hierarchy that can have limits on memory.
+/// A mounted hierarchy that can limit memory.
 struct Mount {
-    /// Group that is seen at the mount's top.
+    /// The group at the root of the mount.
     root: PathBuf,
     point: PathBuf,
     is_v2: bool,
@@ -162,7 +162,7 @@ impl Mount {
     fn parse(line: &[u8]) -> Option<Self> {
         let mut words = line.split(|byte| *byte == b' ');
         let (root, point) = (words.nth(3)?, words.next()?);
-        // Optional fields end with a hyphen.
+        // A hyphen ends the optional fields.
         let mut behind = words.skip_while(|word| *word != b"-").skip(1);
         let (kind, options) = (behind.next()?, behind.nth(1).unwrap_or_default());
         let is_v2 = kind == b"cgroup2";
@@ -175,7 +175,7 @@ impl Mount {
     }
 }
 
-/// The controllers of a line of /proc/self/cgroup, and the group.
+/// Controllers and group from a line of /proc/self/cgroup.
 fn membership(line: &[u8]) -> Option<(Vec<&[u8]>, &Path)> {
     let mut fields = line.splitn(3, |byte| *byte == b':');
     let controllers = fields.nth(1)?.split(|byte| *byte == b',').collect();
@@ -186,7 +186,7 @@ fn lines(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     bytes.split(|byte| *byte == b'\n')
 }
 
-/// Blanks and the like are written as three octal digits behind a backslash.
+/// The kernel escapes blanks and similar characters as a backslash and three octal digits.
 fn unescape(word: &[u8]) -> PathBuf {
     let mut path = Vec::with_capacity(word.len());
     let mut rest = word;
@@ -211,7 +211,7 @@ fn unescape(word: &[u8]) -> PathBuf {
 mod tests {
     use super::*;
 
-    /// A machine that is made up: files by name.
+    /// A simulated machine: files by name.
     fn machine(files: &[(&str, &str)]) -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         for (name, content) in files {
@@ -222,7 +222,7 @@ mod tests {
         root
     }
 
-    /// Its limits, with names below its root.
+    /// Its limits, with names relative to its root.
     fn seen(files: &[(&str, &str)]) -> Vec<(String, u64, u64)> {
         let root = machine(files);
         let prefix = format!("{}/", root.path().display());

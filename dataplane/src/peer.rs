@@ -1,4 +1,4 @@
-//! Who a peer is, as far as it cannot choose: what limits and shares are counted by.
+//! The identity of a peer, as far as the peer cannot choose it: the key for limits and shares.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use crate::auth::KeyId;
 
 /// The host that a peer's packets come from: an IPv4 address, or the /64 of an IPv6 address, because
-/// one host has all 2^64 addresses of its subnet to choose from (RFC 4291 section 2.5.1).
+/// one host can use all 2^64 addresses of its subnet (RFC 4291 section 2.5.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Host(IpAddr);
 
@@ -30,12 +30,12 @@ impl fmt::Display for Host {
     }
 }
 
-/// Whom the broker charges for what a publisher holds: its host, and its key where it has one.
+/// The tenant that the broker charges for what a publisher holds: its host, and its key if it has one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Tenant {
     /// The host.
     pub host: Host,
-    /// The key that the publisher proved to hold.
+    /// The key that the publisher has proven to hold.
     pub key: Option<KeyId>,
 }
 

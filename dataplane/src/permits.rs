@@ -1,5 +1,5 @@
-//! Permits for open streams: as many as the broker serves, shared fairly, and taken back from streams
-//! that are not used when others ask.
+//! Permits for open streams: a limited number, shared fairly. The broker revokes permits of unused
+//! streams when others need them.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -12,9 +12,9 @@ use crate::peer::Tenant;
 use crate::shares::{Exceeded, Shares, Use};
 use crate::wire::handshake::Refusal;
 
-/// A stream that has committed nothing for so long may have to go for another.
+/// A stream that has committed nothing for this long may lose its permit to another.
 const IDLE: Duration = Duration::from_secs(10);
-/// Permits of one tenant that may be revoked and not yet returned while it asks for more, at least.
+/// Minimum number of a tenant's revoked permits that may be outstanding while it asks for more.
 const MIN_REVOKED: usize = 8;
 
 /// All permits of a broker.
@@ -24,19 +24,19 @@ pub(crate) struct StreamPermits(Arc<Mutex<State>>);
 #[derive(Debug)]
 struct State {
     shares: Shares<Listed>,
-    /// Permits that were revoked and whose streams have not ended yet.
+    /// Revoked permits whose streams have not ended yet.
     revoked: HashMap<Tenant, usize>,
 }
 
-/// A permit as the broker lists it.
+/// An entry in the list of permits.
 #[derive(Debug)]
 struct Listed {
     permit: Arc<Status>,
-    /// Batches committed when last looked at, and when that was first seen.
+    /// Batches committed at the last check, and when that number was first seen.
     seen: Cell<(u64, Instant)>,
 }
 
-/// What a permit's holder and the list of permits tell each other.
+/// State shared by a permit's holder and the list.
 #[derive(Debug, Default)]
 struct Status {
     batches: AtomicU64,
@@ -44,7 +44,7 @@ struct Status {
     returned: AtomicBool,
 }
 
-/// The right to have a stream open; returned when it is dropped.
+/// The right to have a stream open; returned when dropped.
 #[derive(Debug)]
 pub struct StreamPermit {
     tenant: Tenant,
@@ -86,7 +86,7 @@ impl StreamPermits {
         Ok((permit, exceeded.is_some()))
     }
 
-    /// Looks which streams go on committing; called about once a second.
+    /// Checks which streams still commit; called about once a second.
     pub(crate) fn look(&self, now: Instant) {
         let state = self.lock();
         state.shares.items().for_each(|listed| {
@@ -100,7 +100,7 @@ impl StreamPermits {
 }
 
 impl State {
-    /// Has an unused stream end, so that this tenant may open one.
+    /// Revokes the permit of an unused stream, so that this tenant may open one.
     fn revoke_for(
         &mut self,
         tenant: &Tenant,
@@ -141,11 +141,11 @@ fn refuse(tenant: &Tenant, exceeded: Exceeded, limit: usize) -> Refused {
     let whose = match exceeded {
         Exceeded::Total => format!("this broker serves at most {limit} streams at once"),
         Exceeded::Host { held } => format!(
-            "host {} has {held} of at most {limit} streams open, which is its share",
+            "host {} has {held} of at most {limit} streams open, which is its whole share",
             tenant.host
         ),
         Exceeded::Key { held } => format!(
-            "publishers with this key have {held} of at most {limit} streams open, which is its share"
+            "publishers with this key have {held} of at most {limit} streams open, which is their whole share"
         ),
     };
     let raise = match exceeded {
@@ -154,7 +154,9 @@ fn refuse(tenant: &Tenant, exceeded: Exceeded, limit: usize) -> Refused {
     };
     Refused {
         refusal: Refusal::Resources,
-        text: format!("{whose}, and all are in use; try later, or raise {raise} of the broker"),
+        text: format!(
+            "{whose}, and all of them are in use; try again later, or raise the broker's {raise}"
+        ),
     }
 }
 
@@ -181,14 +183,14 @@ impl Listed {
 }
 
 impl StreamPermit {
-    /// Takes note of a batch that was committed: the stream is used.
+    /// Counts a committed batch, which shows that the stream is in use.
     pub(crate) fn note_commit(&self) {
         // Only the stream's own worker writes it.
         let batches = self.status.batches.load(Ordering::Relaxed);
         self.status.batches.store(batches + 1, Ordering::Relaxed);
     }
 
-    /// Whether the stream is to end, because another is to have the permit.
+    /// Whether the stream must end because its permit was revoked.
     pub(crate) fn is_revoked(&self) -> bool {
         self.status.revoked.load(Ordering::Acquire)
     }
@@ -198,7 +200,7 @@ impl Drop for StreamPermit {
     fn drop(&mut self) {
         let mut state = self.permits.lock();
         self.status.returned.store(true, Ordering::Release);
-        // Permits are revoked under the lock, so this one cannot be any more.
+        // Permits are revoked under the lock, so this one cannot be revoked any more.
         let revoked = self.is_revoked();
         state.returned(&self.tenant, revoked);
     }

@@ -1,9 +1,9 @@
-//! Locks that outlive a panic.
+//! Locks that survive a panic.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Takes a lock, also after a thread panicked with it. A panic ends the broker; its last act, the
-/// report, still needs what the lock guards, and must not panic in turn.
+/// Takes a lock even if a thread panicked while holding it. A panic ends the broker, whose final report
+/// still needs the locked data and must not panic in turn.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

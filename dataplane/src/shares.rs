@@ -1,9 +1,9 @@
-//! Fair shares of what a broker has a limited number of, kept per host and per key.
+//! Fair shares of a limited resource, per host and per key.
 //!
-//! A tenant may hold at most a percentage of what others leave free, so that each tenant finds room
-//! however much the ones before it hold (the dynamic thresholds of shared-memory switches: Choudhury
-//! and Hahne, IEEE/ACM Transactions on Networking 6(2), 1998). What is held without being used is
-//! given to the next who asks: first that of the tenant itself, else that of the one with most.
+//! A tenant may hold at most a percentage of what others leave free, so each new tenant finds room, no
+//! matter how much the earlier ones hold (the dynamic thresholds of shared-memory switches: Choudhury
+//! and Hahne, IEEE/ACM Transactions on Networking 6(2), 1998). Things that are held but unused go to
+//! the next tenant that asks: first the tenant's own, else those of the tenant with most.
 
 use std::cmp::Reverse;
 use std::collections::{HashMap, VecDeque};
@@ -11,10 +11,10 @@ use std::collections::{HashMap, VecDeque};
 use crate::auth::KeyId;
 use crate::peer::Tenant;
 
-/// What one host may hold of what others leave free, percent, if nothing else is asked for.
+/// Default maximum, in percent of what others leave free, that one host may hold.
 pub const DEFAULT_PERCENT: u8 = 50;
 
-/// What tenants hold, oldest first; `T` names one thing that can be taken back.
+/// What tenants hold, oldest first; `T` identifies one thing that can be revoked.
 #[derive(Debug)]
 pub struct Shares<T> {
     limit: usize,
@@ -40,36 +40,36 @@ impl<T> Default for Held<T> {
     }
 }
 
-/// Why a tenant may hold no more.
+/// Why a tenant may not hold more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exceeded {
-    /// Its host (with its key, where there are keys) holds its share.
+    /// Its host (with its key, if there are keys) has reached its share.
     Host {
-        /// How much that is.
+        /// How much it holds.
         held: usize,
     },
-    /// Its key does, over all hosts.
+    /// Its key has reached its share, over all hosts.
     Key {
-        /// How much that is.
+        /// How much it holds.
         held: usize,
     },
     /// Nothing is left.
     Total,
 }
 
-/// What becomes of one thing that a tenant holds.
+/// State of one thing that a tenant holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Use {
-    /// Nobody would miss it.
+    /// Held but not in use: it can be revoked.
     Unused,
-    /// It stays.
+    /// In use.
     InUse,
-    /// It is held no more.
+    /// No longer held.
     Gone,
 }
 
 impl<T> Shares<T> {
-    /// Shares of `limit` things, of which one host may hold `percent` of what others leave.
+    /// Shares of `limit` things, of which one host may hold `percent` of what others leave free.
     #[must_use]
     pub fn new(limit: usize, percent: u8) -> Self {
         Self {
@@ -81,24 +81,24 @@ impl<T> Shares<T> {
         }
     }
 
-    /// How much there is.
+    /// The total number.
     #[must_use]
     pub fn limit(&self) -> usize {
         self.limit
     }
 
-    /// How much is held.
+    /// The number held.
     #[must_use]
     pub fn total(&self) -> usize {
         self.total
     }
 
-    /// All that is listed.
+    /// All listed things.
     pub fn items(&self) -> impl Iterator<Item = &T> {
         self.by_tenant.values().flat_map(|held| &held.items)
     }
 
-    /// How much a tenant holds.
+    /// The number that a tenant holds.
     #[must_use]
     pub fn held_by(&self, tenant: &Tenant) -> usize {
         self.by_tenant.get(tenant).map_or(0, |held| held.count)
@@ -107,14 +107,14 @@ impl<T> Shares<T> {
     /// Whether a tenant may hold one more.
     ///
     /// # Errors
-    /// What is exceeded.
+    /// The limit that it would exceed.
     pub fn check(&self, tenant: &Tenant) -> Result<(), Exceeded> {
         let held = self.held_by(tenant);
         if held >= self.share(held, self.percent) {
             return Err(Exceeded::Host { held });
         }
         let with_key = tenant.key.map_or(0, |key| self.held_with(&key));
-        // All hosts with one key leave something to other keys, but more than one host alone may have.
+        // All hosts with one key leave something to other keys, but may hold more than one host alone.
         if tenant.key.is_some() && with_key >= self.share(with_key, self.percent.midpoint(100)) {
             return Err(Exceeded::Key { held: with_key });
         }
@@ -124,7 +124,8 @@ impl<T> Shares<T> {
         Ok(())
     }
 
-    /// The share of one who holds so much: a percentage of what others leave, and at least one.
+    /// The share of a tenant that holds this many: a percentage of what others leave free, at least
+    /// one.
     fn share(&self, held: usize, percent: u8) -> usize {
         let left_by_others = self.limit.saturating_sub(self.total - held);
         (left_by_others * usize::from(percent)).div_ceil(100).max(1)
@@ -134,7 +135,7 @@ impl<T> Shares<T> {
         self.by_key.get(key).copied().unwrap_or(0)
     }
 
-    /// Takes note that a tenant holds so many more.
+    /// Charges a tenant for this many more.
     pub fn charge(&mut self, tenant: &Tenant, count: usize) {
         self.total += count;
         self.by_tenant.entry(*tenant).or_default().count += count;
@@ -143,19 +144,22 @@ impl<T> Shares<T> {
         }
     }
 
-    /// Takes note that a tenant holds so many less; they were charged.
+    /// Releases this many of what a tenant was charged for.
     ///
     /// # Panics
-    /// If they were not.
+    /// If the tenant was not charged for them.
     pub fn release(&mut self, tenant: &Tenant, count: usize) {
         self.total -= count;
-        let held = self.by_tenant.get_mut(tenant).expect("it was charged");
+        let held = self
+            .by_tenant
+            .get_mut(tenant)
+            .expect("the tenant was charged");
         held.count -= count;
         if held.count == 0 {
             self.by_tenant.remove(tenant);
         }
         if let Some(key) = tenant.key {
-            let with_key = self.by_key.get_mut(&key).expect("it was charged");
+            let with_key = self.by_key.get_mut(&key).expect("the key was charged");
             *with_key -= count;
             if *with_key == 0 {
                 self.by_key.remove(&key);
@@ -163,8 +167,8 @@ impl<T> Shares<T> {
         }
     }
 
-    /// Names something that a tenant was charged for, so that it can be taken back; forgets those that
-    /// `is_gone` says are held no more, now and then.
+    /// Lists something that a tenant was charged for, so that it can be revoked. Occasionally drops
+    /// entries for which `is_gone` returns true.
     pub fn list(&mut self, tenant: &Tenant, item: T, is_gone: impl Fn(&T) -> bool) {
         let held = self.by_tenant.entry(*tenant).or_default();
         held.items.push_back(item);
@@ -173,16 +177,16 @@ impl<T> Shares<T> {
         }
     }
 
-    /// Takes off the list what a tenant does not hold any more.
+    /// Removes an entry that a tenant no longer holds.
     pub fn unlist(&mut self, tenant: &Tenant, is_gone: impl Fn(&T) -> bool) {
         if let Some(held) = self.by_tenant.get_mut(tenant) {
             held.items.retain(|item| !is_gone(item));
         }
     }
 
-    /// Finds what is to go, so that a tenant may hold one more: its own where it has its share, else that
-    /// of the key and host with most. What was listed first is looked at first, and what is in use is
-    /// not looked at again before all others (as the clock algorithm of page replacement does).
+    /// Finds something to revoke, so that a tenant may hold one more: something of its own if it has
+    /// reached its share, else of the key and host with most. Checks the oldest entry first, and moves
+    /// entries in use to the end of the list (like the clock algorithm of page replacement).
     pub fn evict(
         &mut self,
         tenant: &Tenant,
@@ -203,7 +207,7 @@ impl<T> Shares<T> {
         None
     }
 
-    /// From whom something may be taken for a tenant, in this order.
+    /// Tenants from which to revoke something for this tenant, in this order.
     fn holders(&self, tenant: &Tenant, exceeded: Exceeded) -> Vec<Tenant> {
         if matches!(exceeded, Exceeded::Host { .. }) {
             return vec![*tenant];

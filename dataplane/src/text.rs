@@ -1,17 +1,17 @@
-//! Foreign text: whatever a peer, another process or a file name says, made safe to show.
+//! Untrusted text from a peer, another process or a file name, made safe to show.
 //!
-//! A terminal obeys control characters, a log is read by the line, and bidirectional overrides make
-//! text look like what it is not (CVE-2021-42574). So text that somebody else chose is escaped
-//! before it reaches a terminal, a log, a report or a page. Escaping twice changes nothing more.
+//! A terminal obeys control characters, a log is read line by line, and bidirectional overrides make
+//! text look different from what it is (CVE-2021-42574). So text from others is escaped before it
+//! reaches a terminal, a log, a report or a page. Escaping twice gives the same text.
 
 use std::borrow::Cow;
 use std::fmt::{self, Display, Write};
 
-/// Characters of a foreign text that [`foreign`] shows at most; longer ones end with `…`.
+/// Maximum number of characters that [`foreign`] shows; longer texts end with `…`.
 pub const MAX_FOREIGN: usize = 1024;
 
-/// Whether a character does something other than show itself: it moves the cursor, changes the
-/// direction of what follows, or cannot be seen.
+/// Whether a character does anything other than show itself: it moves the cursor, changes the direction
+/// of the following text, or is invisible.
 #[must_use]
 pub fn is_unsafe(c: char) -> bool {
     c.is_control()
@@ -31,13 +31,13 @@ pub fn is_unsafe(c: char) -> bool {
             | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e0fff}')
 }
 
-/// Foreign text on one line, escaped and at most [`MAX_FOREIGN`] characters long.
+/// Untrusted text on one line, escaped and at most [`MAX_FOREIGN`] characters long.
 #[must_use]
 pub fn foreign(text: &str) -> Foreign<'_> {
     Foreign(text)
 }
 
-/// Foreign text as it may be shown; made by [`foreign`].
+/// Untrusted text that is safe to show; made by [`foreign`].
 #[derive(Debug, Clone, Copy)]
 pub struct Foreign<'a>(&'a str);
 
@@ -53,11 +53,11 @@ impl Display for Foreign<'_> {
     }
 }
 
-/// The bytes of a foreign text, of which not all need be UTF-8: others are shown as `\xff`.
+/// The bytes of an untrusted text, which need not be UTF-8: other bytes are shown as `\xff`.
 #[must_use]
 pub fn foreign_bytes(bytes: &[u8]) -> String {
     let mut out = String::new();
-    // An escape of four characters stands for a byte, so more of them are never shown.
+    // Each byte is shown with at most four characters, so later bytes can never be shown.
     for chunk in bytes[..bytes.len().min(4 * MAX_FOREIGN)].utf8_chunks() {
         out.push_str(chunk.valid());
         for byte in chunk.invalid() {
@@ -67,7 +67,8 @@ pub fn foreign_bytes(bytes: &[u8]) -> String {
     foreign(&out).to_string()
 }
 
-/// All of somebody's bytes as a terminal may get them: as [`foreign_bytes`], but whole and with tabs.
+/// All bytes, made safe for a terminal: like [`foreign_bytes`], but without a length limit and with
+/// tabs.
 #[must_use]
 pub fn visible(bytes: &[u8]) -> String {
     let mut out = String::with_capacity(bytes.len());
@@ -80,14 +81,14 @@ pub fn visible(bytes: &[u8]) -> String {
     out
 }
 
-/// The text on one line, whole, with every unsafe character escaped.
+/// The whole text on one line, with every unsafe character escaped.
 #[must_use]
 pub fn escape(text: &str) -> Cow<'_, str> {
     escape_but(text, |_| false)
 }
 
-/// The text with its line breaks, every other unsafe character escaped: for messages of our own
-/// that have more than one line.
+/// The text with its line breaks, and every other unsafe character escaped: for our own messages that
+/// have several lines.
 #[must_use]
 pub fn escape_lines(text: &str) -> Cow<'_, str> {
     escape_but(text, |c| c == '\n')
@@ -108,7 +109,7 @@ fn escape_but(text: &str, keep: impl Fn(char) -> bool) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// Escapes all that is written through it.
+/// Escapes everything written through it.
 #[derive(Debug)]
 pub struct Escaper<W>(pub W);
 

@@ -431,7 +431,7 @@ mod tests {
         for (list, words) in [
             ("10.0.0.2", "no port"),
             ("a:1,", "no port"),
-            (":1214", "names no host"),
+            (":1214", "has no host"),
             ("[fe80::1]:1214", "link-local address"),
         ] {
             let error = format!("{:#}", brokers(list).unwrap_err());

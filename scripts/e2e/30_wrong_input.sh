@@ -79,7 +79,7 @@ full_disk() {
   umount "$T/mnt"
   # Room for the log and for who has it, and none for its readers' registry.
   mount -t tmpfs -o "size=$((bytes + 4096))" tmpfs "$T/mnt"
-  refuses 'readers: no room for [0-9]+ bytes; free some' broker --topic small --ring-size 32MiB --buffer-dir "$T/mnt"
+  refuses 'readers: no room for [0-9]+ bytes; free some space' broker --topic small --ring-size 32MiB --buffer-dir "$T/mnt"
   umount "$T/mnt"
 }
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Settings of the interface: told or made, and taken back however the broker ends; links that change.
+# Settings of the interface: the broker prints or applies them, and reverts them however it ends. Links that change.
 set -euo pipefail
 # shellcheck source=scripts/e2e/lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -65,9 +65,9 @@ nothing_to_say() {
   link_up
   start_broker 0 "${XDP[@]}" --configure-nic
   publish xdp
-  expect "process that takes changes back" "$(keeper)" ""
+  expect "helper process that reverts changes" "$(keeper)" ""
   stop_broker 0
-  quiet_about 'WARN|ethtool|taken back'
+  quiet_about 'WARN|ethtool|revert'
 }
 
 interrupts_are_deferred() {
@@ -80,7 +80,7 @@ interrupts_are_deferred() {
     eventually "what is left after SIG$signal" "0 0" deferred
     eventually "file after SIG$signal" "" notes
   done
-  # Whoever comes at once finds the settings taken back, and makes them again.
+  # A broker that starts at once finds the settings reverted, and applies them again.
   start_broker 0 "${XDP[@]}" --busy-poll 64
   end_broker KILL
   start_broker 0 "${XDP[@]}" --busy-poll 64
@@ -126,24 +126,24 @@ both_killed() {
   link_up
   for way in restart by-hand; do
     start_broker 0 "${XDP[@]}" --busy-poll 64
-    refuses 'a broker uses eth1' broker --restore-nic eth1
+    refuses 'a broker is using eth1' broker --restore-nic eth1
     expect "deferred interrupts" "$(deferred)" "2 200000"
     kill -KILL "$(keeper)"
     # Without it, the broker can only say so.
     [ "$way" = restart ] || end_broker TERM
     [ "$way" = by-hand ] || end_broker KILL
-    [ "$way" = restart ] || said 'ended with signal: 9.*; penstock-broker --restore-nic eth1'
+    [ "$way" = restart ] || said 'ended with signal: 9.*; run penstock-broker --restore-nic eth1'
     expect "what is left" "$(deferred)" "2 200000"
     [ -n "$(notes)" ] || fail "nothing tells how to undo it"
     if [ "$way" = restart ]; then
       start_broker 0 "${XDP[@]}"
-      said 'taking back what an earlier broker changed'
+      said 'reverting the changes of an earlier broker'
       expect "deferred interrupts" "$(deferred)" "0 0"
       stop_broker 0
     else
       broker --restore-nic eth1
       expect "deferred interrupts" "$(deferred)" "0 0"
-      broker --restore-nic eth1 2>&1 | grep 'nothing to take back'
+      broker --restore-nic eth1 2>&1 | grep 'nothing to revert'
     fi
     expect "file" "$(notes)" ""
   done
@@ -166,8 +166,8 @@ another_interface() {
 told_only() {
   link_up
   start_broker 0 "${XDP[@]}" --queues 0,1
-  said 'WARN .*other queues than 0, 1.*do: ethtool -L eth1 rx 2'
-  said 'configure-nic does so'
+  said 'WARN .*other queues than 0, 1.*run: ethtool -L eth1 rx 2'
+  said 'configure-nic makes these changes'
   expect queues "$(queues)" 4
   stop_broker 0
   expect queues "$(queues)" 4
@@ -180,7 +180,7 @@ configured() {
   link_up
   for signal in TERM KILL; do
     start_broker 0 "${XDP[@]}" --queues 0,1 --workers 2 --configure-nic
-    said 'ethtool -L eth1 rx 2; taken back at the end'
+    said 'ethtool -L eth1 rx 2; reverted at the end'
     expect queues "$(queues)" 2
     publish xdp
     end_broker "$signal"
@@ -191,7 +191,7 @@ configured() {
 queues_are_made() {
   link_up
   eventually "channels" 0 sh -c "ip netns exec $NET-b0 ethtool -L eth1 rx 2 2>/dev/null; echo \$?"
-  refuses 'no receive queue 3 yet; do ethtool -L eth1 rx 4, or use --configure-nic' \
+  refuses 'no receive queue 3 yet; run ethtool -L eth1 rx 4, or use --configure-nic' \
     broker "${XDP[@]}" --queues 0-3 --buffer-dir "$BUFFERS/b0"
   expect queues "$(queues)" 2
   start_broker 0 "${XDP[@]}" --queues 0-3 --configure-nic
@@ -212,17 +212,17 @@ queues_are_added() {
   inside ethtool -L eth1 rx 2
   start_broker 0 "${XDP[@]}"
   inside ethtool -L eth1 rx 4
-  eventually "told" 1 sh -c "grep -c 'eth1 has 4 receive queues now, and only 2 have a socket' '$T/broker-0.log'"
+  eventually "told" 1 sh -c "grep -c 'eth1 now has 4 receive queues, but only 2 have a socket' '$T/broker-0.log'"
   publish xdp
   stop_broker 0
 }
 
-# What was changed before something failed is taken back as well.
+# The broker also reverts what it changed before a failure.
 failure_in_between() {
   link_up 4
   refuses 'as many receive queues as its other end has transmit queues' \
     broker "${XDP[@]}" --queues 0 --configure-nic --buffer-dir "$BUFFERS/b0"
-  grep -q 'taken back: ethtool -L eth1 rx 4' "$T/refused" || fail "it is not said"
+  grep -q 'reverted: ethtool -L eth1 rx 4' "$T/refused" || fail "it is not said"
   expect queues "$(queues)" 4
   expect "file" "$(notes)" ""
 }
@@ -240,7 +240,7 @@ not_permitted() {
   said 'as root: echo 2 > /sys/class/net/eth1/napi_defer_hard_irqs; echo 200000 > /sys/class/net/eth1/gro_flush_timeout'
   publish xdp
   stop_broker 0
-  refuses 'configure-nic cannot set eth1 up.*/run/penstock.*[Pp]ermission denied' \
+  refuses 'configure-nic: cannot configure eth1.*/run/penstock.*[Pp]ermission denied' \
     broker "${XDP[@]}" --queues 0 --configure-nic --buffer-dir "$BUFFERS/b0"
 }
 
@@ -281,14 +281,14 @@ sys_of_another_namespace() {
   expect "afterwards" "$(deferred)" "0 0"
 }
 
-# A change is taken back on the interface that it was made on, whatever that is called by then.
+# The broker reverts a change on the interface that it changed, even if that was renamed.
 renamed() {
   link_up
   ip -n "$NET-b0" link property add dev eth1 altname payload-network-of-rack-12
   start_broker 0 --mode xdp --iface payload-network-of-rack-12 --busy-poll 64
   publish xdp
   ip -n "$NET-b0" link set eth1 name uplink7
-  eventually "told" 1 sh -c "grep -c 'eth1 is called uplink7 now' '$T/broker-0.log'"
+  eventually "told" 1 sh -c "grep -c 'eth1 was renamed to uplink7' '$T/broker-0.log'"
   publish xdp --topic later
   stop_broker 0
   expect "deferred interrupts" "$(inside cat /sys/class/net/uplink7/napi_defer_hard_irqs)" 0
@@ -326,11 +326,11 @@ devices() {
   ip -n "$NET-b0" addr add 10.215.0.2/24 dev br1
   ip -n "$NET-b0" link set br1 up
   refuses 'eth1 is a port of br1.*use --iface br1' broker "${XDP[@]}" --buffer-dir "$BUFFERS/b0"
-  refuses 'br1 takes the program in generic mode only' \
+  refuses 'br1 runs the program in generic mode only' \
     broker --mode xdp --iface br1 --xdp-mode native --buffer-dir "$BUFFERS/b0"
   refuses 'eth1 is a port of br1' inside "$BIN/penstock-lab" doctor --iface eth1
   start_broker 0 --mode xdp --iface br1
-  said 'br1 takes the program in generic mode'
+  said 'br1 runs the program in generic mode'
   publish xdp
   stop_broker 0
   [ -c /dev/net/tun ] || { mkdir -p /dev/net && mknod /dev/net/tun c 10 200; }
@@ -402,7 +402,7 @@ interface_goes() {
     start_broker 0 "${XDP[@]}" --poll "$polling" --workers 2
     start_numbered
     link_down
-    eventually "told" 1 sh -c "grep -c 'eth1 is gone: from now on over tcp alone' '$T/broker-0.log'"
+    eventually "told" 1 sh -c "grep -c 'eth1 is gone: the broker serves over tcp only' '$T/broker-0.log'"
     eventually "threads of the path" 0 sh -c "grep -l '^xdp-' /proc/${brokers_running[0]}/task/*/comm | wc -l"
     # The address comes back, on another interface of the same name.
     link_up

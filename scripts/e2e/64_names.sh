@@ -64,7 +64,7 @@ link_local() {
     goes_to "[$address%$index]:1214" "$way"
   done
   goes_to "[$address%b0]:1214" xdp --tx af_xdp
-  refuses 'link-local address, which means nothing without its interface' \
+  refuses 'is a link-local address and needs an interface' \
     publisher --brokers "[$address]:1214" --synthetic
   stop_broker 0
 }
@@ -77,14 +77,14 @@ ways_to_listen() {
     goes_to '[::ffff:10.214.0.2]:1214' xdp
     stop_broker 0
   done
-  refuses 'listen 127.0.0.1 is for publishers on this host.*use --mode tcp' \
+  refuses 'listen 127.0.0.1 accepts publishers on this host only.*use --mode tcp' \
     inside "$BROKER" --mode xdp --iface eth0 --listen localhost:1214 --buffer-dir "$BUFFERS/b0"
 }
 
 # The program is on no interface unless one is named.
 auto_without_an_interface() {
   start_broker 0 --mode auto
-  grep -q 'WARN.*serving over tcp alone.*--iface eth0' "$T/broker-0.log" || fail "no warning"
+  grep -q 'WARN.*serving over tcp only.*--iface eth0' "$T/broker-0.log" || fail "no warning"
   stop_broker 0
 }
 

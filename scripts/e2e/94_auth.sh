@@ -180,7 +180,7 @@ read_again() {
   start_broker 0 --auth-keys "$KEYS"
   sed -i '/^eu/d' "$KEYS"
   kill -HUP "$(ip netns pids "$NET-b0" | head -n 1)"
-  within 30 grep -q 'keys read again' "$T/broker-0.log"
+  within 30 grep -q 'keys reloaded' "$T/broker-0.log"
   refuses 'does not take the key' publisher --brokers "$(at 0)" --auth-key "$T/eu.key" --total-size 1MiB
   publisher --brokers "$(at 0)" --auth-key "$T/us.key" --topic audit --total-size 1MiB >"$T/sent"
   stop_broker 0

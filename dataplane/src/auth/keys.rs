@@ -116,7 +116,7 @@ impl Grants {
             if grant.topics.is_empty() {
                 let name = &grant.name;
                 return Err(wrong(format!(
-                    "key {name} may publish nothing: name topics behind the secret, such as trades.* or *"
+                    "key {name} may not publish to any topic: add topics after the secret, such as trades.* or *"
                 )));
             }
             if by_id
@@ -165,7 +165,7 @@ pub struct Keys {
 }
 
 impl Keys {
-    /// Reads a broker's file, which must be this user's, root's, or of one of `owners`.
+    /// Loads a broker's key file, which must belong to this user, to root or to one of `owners`.
     ///
     /// # Errors
     /// [`KeyFileError`] names the line and what to do.
@@ -256,7 +256,7 @@ fn parse_lines(path: &Path, text: &str) -> Result<Vec<(usize, Grant)>, KeyFileEr
     Ok(grants)
 }
 
-/// Owner and mode are looked at on the open file, so that it is the one that is read.
+/// Checks owner and mode on the open file, so that the checked file is the one that is read.
 fn read_secret_file(path: &Path, owners: &[u32]) -> Result<Zeroizing<String>, KeyFileError> {
     let read = |source| KeyFileError::Read {
         path: path.to_owned(),
@@ -265,7 +265,7 @@ fn read_secret_file(path: &Path, owners: &[u32]) -> Result<Zeroizing<String>, Ke
     let file = penstock_files::open_to_read(path, owners).map_err(read)?;
     let about = file.metadata().map_err(read)?;
     if about.len() > MAX_FILE {
-        let what = format!("it has more than {MAX_FILE} bytes");
+        let what = format!("it is larger than {MAX_FILE} bytes");
         return Err(read(io::Error::other(what)));
     }
     let mode = about.mode() & 0o777;
@@ -301,7 +301,7 @@ fn parse_line(line: &str) -> Result<Grant, String> {
         let number = index + 1;
         pattern.parse().map_err(|_| {
             format!(
-                "number {number} behind the secret is no topic, nor the beginning of one with * behind it"
+                "pattern {number} after the secret is neither a topic name nor a prefix followed by *"
             )
         })
     });
@@ -410,7 +410,7 @@ mod tests {
             ),
             (format!("eu {} *", &ONE[1..]), "no secret of 64"),
             (format!("eu {}g *", &ONE[1..]), "no secret of 64"),
-            (format!("eu {ONE}"), "may publish nothing"),
+            (format!("eu {ONE}"), "may not publish to any topic"),
             (
                 format!("e/u {ONE} *"),
                 "begin with the name of a key, 1 to 64",
@@ -423,13 +423,13 @@ mod tests {
             (format!("eu * {ONE}"), "no secret of 64"),
             (
                 format!("eu {ONE} a a*b"),
-                "number 2 behind the secret is no topic",
+                "pattern 2 after the secret is neither a topic",
             ),
             (
                 format!("eu {ONE} .hidden"),
-                "number 1 behind the secret is no topic",
+                "pattern 1 after the secret is neither a topic",
             ),
-            (format!("eu {ONE} /{ONE}"), "is no topic"),
+            (format!("eu {ONE} /{ONE}"), "is neither a topic name"),
             (
                 format!("eu {ONE} *\neu {TWO} *"),
                 "line 2: there is a key eu already",
@@ -469,7 +469,7 @@ mod tests {
         ));
     }
 
-    /// A FIFO would be waited for, and whoever owns the file could change the keys in it.
+    /// Opening a FIFO would block, and the file's owner could change its keys.
     #[test]
     fn files_that_somebody_else_has_in_hand_are_refused() {
         let (dir, path) = file(&format!("eu {ONE} *"));

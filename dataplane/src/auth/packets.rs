@@ -1,4 +1,4 @@
-//! Authentication of packets and of frames over the connection: a tag on each, and keys for each direction.
+//! Authentication of packets and TCP frames: a tag on each, with separate keys for each direction.
 //!
 //! The tag is AEGISMAC-128X2 (RFC 10032): of what was measured, and takes bytes in parts, it is the fastest
 //! on CPUs that have instructions for AES. Nothing is allocated.
@@ -11,8 +11,8 @@ use crate::wire::packet::{ACK_SEAL_LEN, TAG_LEN, Tag};
 
 const COUNTER_LEN: usize = ACK_SEAL_LEN - TAG_LEN;
 
-/// Keys of one stream over one connection: of its packets and of the frames over the connection itself,
-/// one for each direction.
+/// Keys of one stream over one connection: for its packets and for its TCP frames, separate for each
+/// direction.
 pub struct PacketKeys {
     data: Zeroizing<Key>,
     acks: Zeroizing<Key>,
@@ -21,7 +21,7 @@ pub struct PacketKeys {
 }
 
 impl PacketKeys {
-    /// Derives them from the secret that the broker gives in its sealed answer.
+    /// Derives the keys from the secret in the broker's sealed answer.
     #[must_use]
     pub fn new(secret: &[u8; SECRET_LEN]) -> Self {
         let derived = |purpose: &str| {
@@ -50,25 +50,25 @@ impl PacketKeys {
         over(&self.data, packet, parts).verify(sealed).is_ok()
     }
 
-    /// The tag of the frame of this number, which is that of frames before it on the connection.
+    /// The tag of the frame with this number; numbers count the frames of the connection.
     #[must_use]
     pub fn seal_frame(&self, number: u64, parts: &[&[u8]]) -> Tag {
         over(&self.frames, number, parts).finalize()
     }
 
-    /// Whether the frame of this number is as it was sealed.
+    /// Whether the frame with this number is unchanged since it was sealed.
     #[must_use]
     pub fn verify_frame(&self, number: u64, sealed: &Tag, parts: &[&[u8]]) -> bool {
         over(&self.frames, number, parts).verify(sealed).is_ok()
     }
 
-    /// The tag of the reply of this number, which is that of replies before it on the connection.
+    /// The tag of the reply with this number; numbers count the replies of the connection.
     #[must_use]
     pub fn seal_reply(&self, number: u64, parts: &[&[u8]]) -> Tag {
         over(&self.replies, number, parts).finalize()
     }
 
-    /// Whether the reply of this number is as it was sealed.
+    /// Whether the reply with this number is unchanged since it was sealed.
     #[must_use]
     pub fn verify_reply(&self, number: u64, sealed: &Tag, parts: &[&[u8]]) -> bool {
         over(&self.replies, number, parts).verify(sealed).is_ok()

@@ -1,16 +1,16 @@
-//! Patterns of topics: a name, or the beginning of names with `*` behind it.
+//! Patterns of topics: a name, or a prefix followed by `*`.
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::wire::handshake::check_topic;
 
-/// A topic, or all topics whose names begin alike.
+/// One topic, or all topics whose names begin with a prefix.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TopicPattern(String);
 
 impl TopicPattern {
-    /// Whether a topic is one of these.
+    /// Whether the pattern matches a topic.
     #[must_use]
     pub fn matches(&self, topic: &str) -> bool {
         match self.0.strip_suffix('*') {
@@ -29,7 +29,7 @@ impl FromStr for TopicPattern {
             return Ok(Self(pattern.to_owned()));
         }
         Err(format!(
-            "{pattern:?} is no topic, nor the beginning of one with * behind it, such as trades.*"
+            "{pattern:?} is neither a topic name nor a prefix followed by *, such as trades.*"
         ))
     }
 }

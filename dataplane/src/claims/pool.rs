@@ -1,5 +1,5 @@
-//! The memory of spills: one mapping, in pieces, so that it is never more than it may be, whichever
-//! threads take and return it.
+//! The memory of spills: one mapping, divided into pieces. Its size bounds the memory, regardless of
+//! which threads take and return pieces.
 
 use std::sync::{Mutex, OnceLock};
 
@@ -7,35 +7,36 @@ use memmap2::{MmapMut, MmapRaw, UncheckedAdvice};
 
 use crate::poison::lock;
 
-/// Bytes of a piece: a page.
+/// Size of a piece, bytes: one page.
 pub(super) const PIECE: usize = 4096;
-/// When all pieces are back, the kernel gets the memory if it was more than so many.
+/// When all pieces are back, the pool returns its memory to the kernel if more pieces than this were
+/// used.
 const WORTH_RETURNING: u32 = 64;
 
-/// Pieces of memory.
+/// A pool of memory pieces.
 #[derive(Debug)]
 pub(super) struct PiecePool {
     pieces: u32,
-    /// Mapped when the first is taken; none if the kernel gave nothing.
+    /// Mapped on first use; `None` if the kernel refused.
     map: OnceLock<Option<MmapRaw>>,
     free: Mutex<Free>,
 }
 
 #[derive(Debug, Default)]
 struct Free {
-    /// Pieces that came back.
+    /// Pieces that were given back.
     returned: Vec<u32>,
-    /// Pieces from here on have not been taken.
+    /// Pieces from this number on have not been used.
     fresh: u32,
     taken: u32,
 }
 
-/// A piece that was taken. It goes back with [`PiecePool::give`].
+/// A piece in use. Return it with [`PiecePool::give`].
 #[derive(Debug)]
 pub(super) struct Piece(u32);
 
 impl PiecePool {
-    /// So many bytes; none is taken from the kernel before it is written.
+    /// A pool of this many bytes. The kernel allocates no page before it is written.
     pub(super) fn new(bytes: u64) -> Self {
         Self {
             pieces: (bytes / PIECE as u64) as u32,
@@ -52,12 +53,12 @@ impl PiecePool {
         made.as_ref()
     }
 
-    /// A piece of zeros, while there are any.
+    /// Takes a zeroed piece, if one is left.
     pub(super) fn take(&self) -> Option<Piece> {
         self.map()?;
         let (mut piece, is_used) = self.take_any()?;
         if is_used {
-            // What another stream left there must not reach this one's log.
+            // What another stream left in the piece must not reach this stream's log.
             self.bytes_mut(&mut piece).fill(0);
         }
         Some(piece)
@@ -91,26 +92,28 @@ impl PiecePool {
         *free = Free::default();
         if let Some(map) = self.map() {
             // SAFETY: every piece is back and the lock keeps it so: nothing refers to the memory, and
-            // what is taken later is zero or written before it is read.
+            // pieces that are taken later are zero or written before they are read.
             let _ = unsafe { map.unchecked_advise(UncheckedAdvice::DontNeed) };
         }
     }
 
     /// The bytes of a piece.
     pub(super) fn bytes<'a>(&'a self, piece: &'a Piece) -> &'a [u8; PIECE] {
-        // SAFETY: the piece lies inside the mapping; whoever has it is the only one with its number,
-        // and cannot write to it while it is borrowed. Anonymous memory is initialised.
+        // SAFETY: the piece lies inside the mapping. Its owner is the only one with its number, and
+        // cannot write to it while it is borrowed. Anonymous memory is initialised.
         unsafe { &*self.start(piece).cast() }
     }
 
-    /// The same, to be written.
+    /// The bytes of a piece, writable.
     pub(super) fn bytes_mut<'a>(&'a self, piece: &'a mut Piece) -> &'a mut [u8; PIECE] {
         // SAFETY: as in `bytes`; the piece is borrowed exclusively.
         unsafe { &mut *self.start(piece).cast() }
     }
 
     fn start(&self, piece: &Piece) -> *mut u8 {
-        let map = self.map().expect("it was there when the piece was taken");
+        let map = self
+            .map()
+            .expect("the mapping exists while a piece is in use");
         assert!(piece.0 < self.pieces);
         // SAFETY: the number is below the pieces of the mapping.
         unsafe { map.as_mut_ptr().add(piece.0 as usize * PIECE) }
@@ -124,7 +127,7 @@ mod tests {
     #[test]
     fn a_piece_that_was_used_is_zeros_again() {
         let pool = PiecePool::new(2 * PIECE as u64);
-        // While another is out, pieces keep what was written to them.
+        // While another piece is in use, returned pieces keep their contents.
         let _kept = pool.take().unwrap();
         let mut piece = pool.take().unwrap();
         pool.bytes_mut(&mut piece).fill(7);

@@ -1,4 +1,4 @@
-//! A batch outside of the ring: its memory grows with what arrives of it.
+//! A batch outside the ring: its memory grows as its bytes arrive.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -6,17 +6,17 @@ use std::sync::Arc;
 use super::pool::{PIECE, Piece};
 use super::{Ledger, Shares, Turn};
 
-/// Part of a batch that has no room in the ring. A piece of memory is taken for bytes that are about to
-/// be written, so what a batch takes follows what arrived of it, not what it claims.
+/// A batch that has no room in the ring. It takes a piece of memory only for bytes that are about to be
+/// written, so its memory follows what arrived, not what the batch claims.
 #[derive(Debug)]
 pub(crate) struct Spill {
     ledger: Arc<Ledger>,
     shares: Arc<Shares>,
-    /// By the number of the piece in the batch.
+    /// Indexed by the piece's number in the batch.
     pieces: BTreeMap<u32, Piece>,
 }
 
-/// The shares, or the memory, have not enough.
+/// The shares, or the pool, have not enough memory left.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct NoMemory;
 
@@ -29,7 +29,7 @@ impl Spill {
         }
     }
 
-    /// Takes memory for `len` bytes at `offset` of the batch, if it has none there yet.
+    /// Takes memory for `len` bytes at `offset` of the batch, unless it already has it.
     pub(crate) fn reserve(&mut self, offset: u32, len: u32, turn: Turn) -> Result<(), NoMemory> {
         let numbers = numbers(offset, len);
         let there = self.pieces.range(numbers.clone()).count();
@@ -46,7 +46,7 @@ impl Spill {
             if self.pieces.contains_key(&number) {
                 continue;
             }
-            // The shares are of what the pool has, unless the kernel gave nothing.
+            // The shares never exceed the pool, so this fails only if the kernel gave no memory.
             let Some(piece) = self.ledger.pool.take() else {
                 self.shares.give((wanted - taken) * PIECE as u64);
                 return Err(NoMemory);
@@ -62,12 +62,12 @@ impl Spill {
         numbers(offset, len).all(|number| self.pieces.contains_key(&number))
     }
 
-    /// Gives back what lies wholly behind the first `len` bytes.
+    /// Gives back the pieces that lie entirely after the first `len` bytes.
     pub(crate) fn truncate(&mut self, len: u32) {
         let behind = self.pieces.split_off(&len.div_ceil(PIECE as u32));
         let bytes = (behind.len() * PIECE) as u64;
         if bytes > 0 {
-            // In this order: whoever has the share finds the pieces.
+            // Pieces before shares, so that a claim which gets the share also finds the pieces.
             self.ledger.pool.give(behind.into_values());
             self.shares.give(bytes);
         }
@@ -87,8 +87,8 @@ impl Spill {
         }
     }
 
-    /// What is there of the first `len` bytes, with where it belongs. Of a piece that was not written
-    /// as a whole the rest may be anything.
+    /// The parts that exist of the first `len` bytes, each with its offset. The unwritten bytes of a
+    /// partly written piece are undefined.
     pub(crate) fn parts(&self, len: u32) -> impl Iterator<Item = (u32, &[u8])> {
         let len = len as usize;
         self.pieces.iter().map_while(move |(number, piece)| {
@@ -98,7 +98,7 @@ impl Spill {
         })
     }
 
-    /// Bytes of memory that it has.
+    /// Bytes of memory in use.
     pub(crate) fn held(&self) -> u64 {
         (self.pieces.len() * PIECE) as u64
     }
@@ -110,7 +110,7 @@ impl Drop for Spill {
     }
 }
 
-/// Numbers of the pieces that bytes of a batch lie in.
+/// Numbers of the pieces that a range of the batch lies in.
 fn numbers(offset: u32, len: u32) -> std::ops::Range<u32> {
     let end = u64::from(offset) + u64::from(len);
     offset / PIECE as u32..end.div_ceil(PIECE as u64) as u32

@@ -9,10 +9,11 @@ use penstock_files::Dir;
 
 use super::OpenError;
 
-/// Mode and group of a log and what lies beside it.
+/// Mode and group of a log and the files beside it.
 ///
-/// Nobody but the owner may write a log. The file of registered readers holds what they write, and
-/// each could spoil what others wrote: the group may, if it may read the log, and nobody else.
+/// Only the owner may write a log. The file of registered readers holds what the readers write, so each
+/// of them could damage the others' entries: it is writable for the group, if the group may read the
+/// log, and for no one else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Access {
     mode: u32,
@@ -21,7 +22,7 @@ pub struct Access {
 }
 
 impl Default for Access {
-    /// The owner's group reads.
+    /// The owner's group may read.
     fn default() -> Self {
         Self {
             mode: 0o640,
@@ -32,10 +33,10 @@ impl Default for Access {
 }
 
 impl Access {
-    /// Files of this mode; of this group, if one is given.
+    /// Files of this mode, and of this group if one is given.
     ///
     /// # Errors
-    /// The rule, when the mode lets others than the owner write, or the owner do less than that.
+    /// The rule that the mode violates: it lets others write, or the owner do less than read and write.
     pub fn new(mode: u32, group: Option<u32>) -> Result<Self, String> {
         if mode & !0o644 != 0 || mode & 0o600 != 0o600 {
             return Err(format!(
@@ -49,7 +50,7 @@ impl Access {
         })
     }
 
-    /// In a directory that others may write to.
+    /// For a directory that other users can write to.
     #[must_use]
     pub fn in_shared_directory(self, shared: bool) -> Self {
         Self { shared, ..self }
@@ -58,7 +59,7 @@ impl Access {
     /// Opens the directory of such logs.
     ///
     /// # Errors
-    /// Whose it is, if others could put something in the place of what is in it.
+    /// The owner of the directory, if other users could replace what is in it.
     pub fn open_directory(&self, path: &Path) -> io::Result<Dir> {
         match self.shared {
             true => Dir::open_shared(path),
@@ -66,13 +67,13 @@ impl Access {
         }
     }
 
-    /// The group, if one is asked for.
+    /// The group, if one was requested.
     #[must_use]
     pub fn group(&self) -> Option<u32> {
         self.group
     }
 
-    /// Mode of a directory for such logs: who may read them gets to them.
+    /// Mode of a directory for such logs: those who may read the logs may also enter it.
     #[must_use]
     pub fn directory_mode(&self) -> u32 {
         let read = self.mode & 0o044;
@@ -88,7 +89,8 @@ impl Access {
         self.apply(path, file, 0o600 | group | group >> 1)
     }
 
-    /// Changes what is otherwise; the file may be from an earlier broker, with other settings.
+    /// Applies mode and group where they differ; the file may be from an earlier broker with other
+    /// settings.
     fn apply(self, path: &Path, file: &File, mode: u32) -> Result<(), OpenError> {
         let set = || -> io::Result<()> {
             let about = file.metadata()?;

@@ -44,41 +44,41 @@ pub enum OpenError {
         /// What is wrong with it.
         reason: HeaderError,
     },
-    /// The file has another geometry than the one asked for.
+    /// The file's geometry differs from the requested one.
     #[error("{path}: the file has {found}, but {asked} was asked for; use the same sizes, or move the file away", path = .path.display())]
     OtherGeometry {
         /// The file.
         path: PathBuf,
         /// Geometry in the file.
         found: String,
-        /// Geometry asked for.
+        /// The requested geometry.
         asked: String,
     },
-    /// Another broker holds the log.
-    #[error("{path}: another broker ({holder}) is writing this log; stop it, or name another --buffer-dir", path = .path.display())]
+    /// Another broker has the log open.
+    #[error("{path}: another broker ({holder}) is writing this log; stop it, or choose another --buffer-dir", path = .path.display())]
     Locked {
         /// The log.
         path: PathBuf,
-        /// Who holds it, by its own account.
+        /// The process that holds it, as its lock file says.
         holder: String,
     },
-    /// The file system has no room for the whole log, or for its registry of readers.
-    #[error("{path}: no room for {bytes} bytes; free some, choose a smaller --ring-size, or another --buffer-dir", path = .path.display())]
+    /// The file system has not enough space for the whole log, or for its registry of readers.
+    #[error("{path}: no room for {bytes} bytes; free some space, or choose a smaller --ring-size or another --buffer-dir", path = .path.display())]
     NoSpace {
         /// The file.
         path: PathBuf,
         /// Size of the file.
         bytes: u64,
     },
-    /// Nobody waits for readers of this log.
-    #[error("{path}: no such file, so no broker waits for readers of this log: --full block makes it; read without registering", path = .0.display())]
+    /// The broker does not wait for readers of this log.
+    #[error("{path}: no such file, because the broker of this log does not wait for readers; start it with --full block, or read without registering", path = .0.display())]
     NoRegistry(PathBuf),
-    /// All places for readers are taken.
-    #[error("{path}: all {places} reader places are taken; end a reader, or read without registering", path = .path.display())]
+    /// All reader slots are taken.
+    #[error("{path}: all {places} reader slots are taken; end a reader, or read without registering", path = .path.display())]
     TooManyReaders {
         /// The registry file.
         path: PathBuf,
-        /// Places that there are.
+        /// Number of slots.
         places: usize,
     },
     /// Any other failure of the operating system.
@@ -94,7 +94,7 @@ pub enum OpenError {
 }
 
 impl OpenError {
-    /// What a failed action on a file is told as.
+    /// Describes a failed action on a file.
     pub(super) fn io(action: &'static str, path: &Path) -> impl Fn(io::Error) -> Self {
         move |source| Self::Io {
             action,
@@ -104,7 +104,7 @@ impl OpenError {
     }
 }
 
-/// A batch could not be read; the reader has moved on, so the next call goes on behind it.
+/// A batch could not be read; the next call continues after it.
 #[derive(Debug, Error, PartialEq, Eq, Clone, Copy)]
 pub enum ReadError {
     /// The writer has overwritten batches before they were read.
@@ -117,12 +117,12 @@ pub enum ReadError {
         /// Messages lost.
         messages: u64,
     },
-    /// The broker does not wait for this reader any more, which goes on as one that is not registered.
+    /// The broker stopped waiting for this reader, which continues like an unregistered one.
     #[error(
-        "evicted by the broker: this registered reader did not read for its --reader-timeout and held up the log; batches may be overwritten before they are read from now on"
+        "the broker evicted this reader, because it read nothing for the broker's --reader-timeout and blocked the log; from now on, batches may be overwritten before this reader reads them"
     )]
     Evicted,
-    /// The descriptor of a batch does not check out.
+    /// The descriptor of a batch fails its check.
     #[error("the descriptor of batch {index} is damaged; the batch is skipped")]
     Damaged {
         /// Position of the batch in the log.

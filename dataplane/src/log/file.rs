@@ -1,4 +1,4 @@
-//! The log as a file: making, mapping, locking and recovering it.
+//! The log as a file: creating, mapping, locking and recovering it.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -28,44 +28,44 @@ use super::writer::Writer;
 use super::writer_lock::{self, WriterLock, beside};
 use crate::wire::reply::Fault;
 
-/// What a broker does when a registered reader has not yet read what would be overwritten.
+/// What a broker does when it would have to overwrite batches that a registered reader has not read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Full {
-    /// Wait for the reader: nothing is lost, publishers feel back-pressure.
+    /// Wait for the reader: nothing is lost, and publishers are blocked.
     Block,
-    /// Wait, and have readers copy what they read, so that one that stops reading can be evicted.
+    /// Wait, but let readers copy what they read, so that a reader that stops reading can be evicted.
     Evict,
-    /// Overwrite; the reader is told how much it lost.
+    /// Overwrite; the reader learns how much it lost.
     Overwrite,
 }
 
 /// A registered reader.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReaderInfo {
-    /// Its place in the registry.
+    /// Its slot in the registry.
     pub slot: usize,
-    /// Its process, as it says: a number in its own PID namespace.
+    /// Its process, as the reader reports it: a number in its own PID namespace.
     pub process: u64,
     /// Index of the oldest batch that it needs.
     pub cursor: u64,
-    /// Batches that it has not read.
+    /// Batches that it has not read yet.
     pub unread_batches: u64,
-    /// Bytes of the ring that they keep from being overwritten.
+    /// Bytes of the ring that those batches keep from being overwritten.
     pub unread_bytes: u64,
-    /// Writers have no room because of it, or soon will.
+    /// It leaves writers no room, or will soon.
     pub holds_up: bool,
 }
 
-/// Why a log can be used no longer.
+/// Why a log can no longer be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lost {
-    /// What has become of its file.
+    /// What happened to its file.
     pub reason: String,
-    /// Another log takes its place, so that streams can go on.
+    /// Whether a new log takes its place, so that streams can continue.
     pub is_replaced: bool,
 }
 
-/// How a broker wants its log.
+/// Settings of a log.
 #[derive(Debug, Clone)]
 pub struct LogOptions {
     /// Sizes; must match those of an existing file.
@@ -89,30 +89,30 @@ pub struct LogInfo {
     pub index_slots: u64,
     /// Times that a writer has opened the log.
     pub epoch: u64,
-    /// Batches committed since the log was made; the frontier.
+    /// Batches committed since the log was created; the frontier.
     pub batches: u64,
-    /// Messages committed since the log was made.
+    /// Messages committed since the log was created.
     pub messages: u64,
-    /// Message bytes committed since the log was made, without framing.
+    /// Message bytes committed since the log was created, without framing.
     pub payload_bytes: u64,
 }
 
-/// What has become of an open log's file.
+/// State of an open log's file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileState {
-    /// It is where it was, and as long as it was.
+    /// In place, with its original length.
     Whole,
-    /// It was deleted, or another file is in its place: who opens the log now does not find it.
+    /// Deleted or replaced: a reader that opens the path does not find this log.
     Gone,
-    /// It was truncated or extended: what lies beyond its end cannot be accessed (SIGBUS).
+    /// Truncated or extended: bytes beyond the end of the file cannot be accessed (SIGBUS).
     Resized {
-        /// Bytes that it has now.
+        /// Its present length, bytes.
         bytes: u64,
     },
 }
 
 impl Lost {
-    /// As what its streams are told.
+    /// The error that its streams end with.
     pub(crate) fn fault(&self) -> Fault {
         match self.is_replaced {
             true => Fault::Shutdown,
@@ -126,7 +126,7 @@ impl Lost {
 pub(super) struct Mapping {
     pub(super) path: PathBuf,
     pub(super) geometry: Geometry,
-    /// Before file and mapping: fields are dropped in this order.
+    /// Declared before the file and the mapping, because fields are dropped in this order.
     _watched: Watched,
     pub(super) file: File,
     map: MmapRaw,
@@ -137,12 +137,13 @@ pub(super) struct Mapping {
 pub struct Log {
     pub(super) mapping: Mapping,
     registry: Option<Registry>,
-    /// Cursors at which readers may look at payload in place that an earlier broker let them borrow.
+    /// Cursors of readers that may still read payload in place, which an earlier broker let them
+    /// borrow.
     borrowed: Vec<(usize, u64)>,
     lost: OnceLock<Lost>,
     marks: Vec<CachePadded<Mark>>,
     taken: Vec<AtomicBool>,
-    /// Given up last. None for a file without a directory, as tests have it.
+    /// Dropped last. `None` for a file without a directory, as in tests.
     pub(super) lock: Mutex<Option<WriterLock>>,
 }
 
@@ -161,7 +162,7 @@ impl Mapping {
             },
             _ => OpenError::io("open", path)(source),
         })?;
-        // What lies beside the log does not lie beside a link to it.
+        // The files beside the log are beside the link's target, not beside a link to it.
         let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         Self::map(&path, file, false)
     }
@@ -187,10 +188,10 @@ impl Mapping {
         })
     }
 
-    /// Touches every page, so that no page fault happens on the hot path.
+    /// Touches every page, so that the hot path has no page faults.
     fn populate(&self) -> Result<(), OpenError> {
         match self.map.advise(Advice::PopulateWrite) {
-            // Kernels before 5.14 do not know it: pages are touched on first use.
+            // Kernels before 5.14 do not support it: pages are then touched on first use.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
             Err(source) => Err(no_space(&self.path, self.geometry, "touch", source)),
             Ok(()) => Ok(()),
@@ -222,7 +223,7 @@ impl Mapping {
         unsafe { &*self.base().add(EPOCH_OFFSET).cast::<AtomicU64>() }
     }
 
-    /// View of the algorithm without readers and marks, as a reader has it.
+    /// View of the algorithm without readers and watermarks, as a reader has it.
     pub(super) fn ring(&self) -> Ring<'_> {
         Ring {
             geometry: self.geometry,
@@ -263,7 +264,7 @@ impl Mapping {
 }
 
 impl Log {
-    /// Opens the log at `path` for writing, recovering what a dead writer left, or makes it.
+    /// Opens the log at `path` for writing and recovers what a dead writer left, or creates it.
     ///
     /// The whole file is allocated and touched at once: a full file system shows here, not later
     /// as a bus error, and no page fault happens on the hot path.
@@ -279,7 +280,7 @@ impl Log {
             .access
             .open_directory(parent)
             .map_err(OpenError::io("create or open", path))?;
-        // Locked before it is looked into: whoever held it has finished with it.
+        // Lock first, then examine: the previous holder of the lock has finished with the file.
         let lock = WriterLock::take(dir, path)?;
         let name = path.file_name().unwrap_or_default();
         let there = lock.dir.contains(name);
@@ -292,7 +293,7 @@ impl Log {
         Self::of_file(path, file, Some(lock), options)
     }
 
-    /// The log in an open file.
+    /// Opens the log in an open file.
     pub(super) fn of_file(
         path: &Path,
         file: File,
@@ -307,7 +308,7 @@ impl Log {
                 asked: options.geometry.to_string(),
             });
         }
-        // An earlier log may have holes, as a copy has (`cp --sparse`, `rsync -S`).
+        // An existing log may be a copy with holes (`cp --sparse`, `rsync -S`).
         allocate(&mapping.file, mapping.geometry.file_bytes())
             .map_err(|source| no_space(path, mapping.geometry, "allocate", source))?;
         let was_borrowed = mapping.control().granted.load(Ordering::Acquire) != u64::MAX;
@@ -395,10 +396,10 @@ impl Log {
         self.mapping.info()
     }
 
-    /// Looks at the file: two system calls, for now and then.
+    /// Checks the file: two system calls, so not for the hot path.
     ///
     /// # Errors
-    /// If it cannot be asked for.
+    /// The system's error if the check fails.
     pub fn check_file(&self) -> io::Result<FileState> {
         let ours = self.mapping.file.metadata()?;
         if ours.len() != self.geometry().file_bytes() {
@@ -414,8 +415,8 @@ impl Log {
         }
     }
 
-    /// Removes the log's file and what lies beside it. Whoever has it open keeps it until then; the
-    /// next who opens it makes a new one.
+    /// Removes the log's file and the files beside it. Processes that have it open keep it; the next
+    /// broker creates a new one.
     ///
     /// # Errors
     /// If one of them cannot be removed.
@@ -424,8 +425,8 @@ impl Log {
         lock.as_ref().map_or(Ok(()), WriterLock::remove_files)
     }
 
-    /// How far each stream has come, by session and stream: the sequence number behind its newest
-    /// batch in the index. Streams whose batches have all left the index are not known.
+    /// The progress of each stream, by session and stream: the sequence number after its newest batch
+    /// in the index. Streams whose batches have all left the index are missing.
     #[must_use]
     pub fn streams(&self) -> HashMap<(u64, u32), u64> {
         let ring = self.ring();
@@ -447,10 +448,10 @@ impl Log {
         self.ring().backlog()
     }
 
-    /// Frees the slots of registered readers that have died; returns how many.
+    /// Frees the slots of dead registered readers; returns how many.
     ///
     /// # Errors
-    /// If the registry cannot be asked for its locks.
+    /// If the registry's locks cannot be queried.
     pub fn sweep_readers(&self) -> io::Result<usize> {
         self.registry.as_ref().map_or(Ok(0), Registry::sweep)
     }
@@ -478,11 +479,11 @@ impl Log {
         Ok(readers.collect())
     }
 
-    /// Does not wait any more for a reader, which is told so when it reads next. Returns `false`, and
-    /// leaves it, if it may still look at bytes in place that an earlier broker let it borrow.
+    /// Stops waiting for a reader and leaves it a notice for its next read. Returns `false`, and keeps
+    /// waiting, if the reader may still use bytes in place that it borrowed from an earlier broker.
     ///
     /// # Errors
-    /// If the reader cannot be told; it is evicted all the same.
+    /// If the notice cannot be written; the reader is evicted all the same.
     pub fn evict_reader(&self, reader: &ReaderInfo) -> io::Result<bool> {
         let Some(registry) = &self.registry else {
             return Ok(false);
@@ -494,17 +495,17 @@ impl Log {
         registry.evict(reader.slot, epoch).map(|()| true)
     }
 
-    /// Says that the log can be used no longer; its streams are to end. Only the first time counts. If
-    /// its file is not where it was, another log may be made there at once.
+    /// Marks the log as unusable, so that its streams end. Only the first call counts. If its file is
+    /// gone, another log may be created there at once.
     pub fn set_lost(&self, lost: Lost) {
         if matches!(self.check_file(), Ok(FileState::Gone)) {
             drop(crate::poison::lock(&self.lock).take());
         }
-        // One that is lost already stays so, for the first reason.
+        // Keep the first reason.
         let _ = self.lost.set(lost);
     }
 
-    /// Why the log can be used no longer, if so.
+    /// Why the log can no longer be used, if so.
     #[must_use]
     pub fn lost(&self) -> Option<&Lost> {
         self.lost.get()
@@ -548,12 +549,12 @@ fn read_geometry(path: &Path, file: &File) -> Result<Geometry, OpenError> {
     })
 }
 
-/// Makes the file under another name and moves it into place, so that no crash leaves half a log.
-/// The other name is always the same: what a crash left there is used again.
+/// Creates the file under a temporary name and renames it into place, so that no crash leaves half a
+/// log. The temporary name is always the same, so that a file left by a crash is reused.
 fn make(dir: &Dir, path: &Path, name: &OsStr, geometry: Geometry) -> io::Result<File> {
     let temporary = beside(path, "new");
     make_as(dir, &temporary, name, geometry).inspect_err(|_| {
-        // Best effort: what could not be made need not be there to be removed.
+        // Best effort: a file that could not be created may be missing here.
         let _ = dir.remove(&temporary);
     })
 }
@@ -573,7 +574,8 @@ fn make_as(dir: &Dir, temporary: &OsStr, name: &OsStr, geometry: Geometry) -> io
     Ok(file)
 }
 
-/// Tells what there is no room for; EFAULT is a page that the kernel cannot make (madvise(2)).
+/// Reports what there is not enough space for; EFAULT means a page that the kernel cannot create
+/// (madvise(2)).
 fn no_space(path: &Path, geometry: Geometry, action: &'static str, source: io::Error) -> OpenError {
     match source.raw_os_error() {
         Some(libc::ENOSPC | libc::EDQUOT | libc::ENOMEM | libc::EFAULT) => OpenError::NoSpace {
@@ -584,7 +586,7 @@ fn no_space(path: &Path, geometry: Geometry, action: &'static str, source: io::E
     }
 }
 
-/// Sees to it that the file system has room for the whole file; what is in it stays.
+/// Allocates the whole file on its file system; keeps its contents.
 pub(super) fn allocate(file: &File, bytes: u64) -> io::Result<()> {
     loop {
         // SAFETY: the descriptor is open; posix_fallocate touches no memory of ours.

@@ -83,7 +83,7 @@ impl Nameless {
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }.into()))
     }
 
-    /// The log in it, as a broker that is started now has it.
+    /// Opens the log in the file, as a broker that starts now would.
     pub(crate) fn log(&self) -> Result<Log, OpenError> {
         let file = self.0.try_clone().expect("a free descriptor");
         Log::of_file(&self.path(), file, None, &small())

@@ -34,9 +34,9 @@ struct Model {
     slots: Vec<Slot>,
     readers: Readers,
     marks: Vec<CachePadded<Mark>>,
-    /// Payload that is only ever touched by who may: loom reports a race.
+    /// Payload that only its owner may touch: loom reports a race.
     exclusive: Vec<UnsafeCell<u64>>,
-    /// Payload that a reader may copy while it is overwritten.
+    /// Payload that a reader may copy while a writer overwrites it.
     shared: Vec<AtomicU64>,
 }
 

@@ -7,9 +7,9 @@
 //! - [`layout`] alone knows offsets in the file;
 //! - [`ring`] is the algorithm, free of files, so that a model checker can run it;
 //! - [`slot`] is one entry of the batch index;
-//! - `file` creates, maps and recovers; `writer_lock` sees to it that one broker does;
-//! - `registry` holds readers that a broker waits for; `access` is who may do so, and who may read;
-//! - `sigbus` tells of logs that are shortened while they are mapped.
+//! - `file` creates, maps and recovers a log; `writer_lock` ensures that only one broker writes it;
+//! - `registry` lists readers that a broker waits for; `access` says who may register and read;
+//! - `sigbus` reports logs that are shortened while they are mapped.
 
 pub mod layout;
 pub mod ring;

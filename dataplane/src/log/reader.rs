@@ -106,12 +106,12 @@ pub struct Reader {
 struct Registered {
     registry: Registry,
     slot: usize,
-    /// What the slot says; none when it could not be written.
+    /// The last value written to the slot; `None` if writing failed.
     announced: Option<u64>,
 }
 
 impl Registered {
-    /// Says that batches from `cursor` on are needed; whether the broker can know.
+    /// Announces that batches from `cursor` on are needed; returns whether that was written.
     fn announce(&mut self, cursor: u64) -> bool {
         if self.announced != Some(cursor) {
             let written = self.registry.announce(self.slot, cursor);
@@ -121,7 +121,7 @@ impl Registered {
     }
 }
 
-/// What came into a log and was overwritten since.
+/// Totals of a log that have been overwritten.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Overwritten {
     /// Batches.
@@ -174,8 +174,8 @@ impl Reader {
     }
 
     /// Makes a broker with `--full block` wait for this reader. Needs write permission for the
-    /// `.readers` file beside the log. What is overwritten before the broker notices the
-    /// registration is reported as [`ReadError::Lapped`], as always.
+    /// `.readers` file beside the log. Batches that are overwritten before the broker sees the
+    /// registration are reported as [`ReadError::Lapped`].
     ///
     /// # Errors
     /// [`OpenError`] when there is no registry, or it cannot be written or is full.
@@ -199,7 +199,7 @@ impl Reader {
     /// `--full block` sees them in place, others get a copy that was validated afterwards.
     ///
     /// # Errors
-    /// [`ReadError`] tells what was skipped; the next call goes on behind it.
+    /// [`ReadError`] says what was skipped; the next call continues after it.
     // Named as what it does; an Iterator cannot lend from itself.
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Result<Option<Batch<'_>>, ReadError> {
@@ -234,7 +234,7 @@ impl Reader {
     /// Whether a broker has the log open for writing.
     #[must_use]
     pub fn writer_is_alive(&self) -> bool {
-        // A file that cannot be asked is not known to be abandoned.
+        // If the file cannot be queried, assume that there is a writer.
         self.mapping.is_written().unwrap_or(true)
     }
 
@@ -244,7 +244,7 @@ impl Reader {
         self.mapping.info()
     }
 
-    /// What the log no longer held when this reader opened it, wherever it started.
+    /// What the log no longer held when this reader opened it, regardless of where it started.
     #[must_use]
     pub fn overwritten(&self) -> Overwritten {
         self.overwritten
@@ -254,13 +254,14 @@ impl Reader {
         self.mapping.epoch().load(Ordering::Acquire)
     }
 
-    /// Whether the broker has evicted this reader: only one that lets nobody borrow payload does.
+    /// Whether the broker has evicted this reader. Only a broker that lets no reader borrow payload
+    /// evicts.
     fn is_evicted(&self) -> bool {
         let evicted = |registered: &Registered| {
             let asked = registered
                 .registry
                 .is_evicted(registered.slot, self.epoch());
-            // One that cannot be told is lapped at worst.
+            // If the notice cannot be read, the reader is lapped at worst.
             asked.unwrap_or(false)
         };
         self.mapping.ring().lends_nothing() && self.registered.as_ref().is_some_and(evicted)
@@ -375,7 +376,7 @@ impl Reader {
 impl Drop for Reader {
     fn drop(&mut self) {
         if let Some(Registered { registry, slot, .. }) = &self.registered {
-            // Best effort: the broker frees the slots of readers that are gone.
+            // Best effort: the broker frees the slots of dead readers.
             let _ = registry.announce(*slot, FREE);
         }
     }

@@ -1,15 +1,15 @@
 //! Readers that a broker with `--full block` waits for: a small file beside the log, writable by
 //! readers, so that the log itself can stay read-only for them.
 //!
-//! Each reader owns one slot, and a lock on the byte of the same number. The lock goes when the
-//! reader goes, so a dead reader never holds up the broker for long.
+//! Each reader owns one slot, and holds a lock on the byte of the same number. The kernel releases the
+//! lock when the reader ends, so a dead reader does not block the broker for long.
 //!
-//! Whoever may register may also truncate the file or write anything into it. So nobody maps it:
-//! reading what is no longer there is a short read, where a mapping gives SIGBUS. A slot counts only
-//! with its check word, since the kernel promises no atomic copy of eight bytes.
+//! A process that may register may also truncate the file or write anything into it. So no process maps
+//! it: reading beyond the end is a short read, where a mapping would raise SIGBUS. A slot counts only
+//! if its check word fits, because the kernel does not promise an atomic copy of eight bytes.
 //!
-//! A reader that lives and does not read can be evicted: the broker remembers that it does not wait for
-//! the slot any more, and leaves a notice in it.
+//! The broker can evict a reader that is alive but does not read: it records that it no longer waits
+//! for the slot, and leaves a notice in it.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -30,11 +30,11 @@ use super::writer_lock::beside;
 /// Bytes of a slot; the rest of its cache line is unused.
 const SLOT_BYTES: usize = 64;
 const BYTES: usize = MAX_READERS * SLOT_BYTES;
-/// Bytes of a slot that are used: cursor, process, check word.
+/// Bytes of a slot that the reader writes: cursor, process, check word.
 const USED: usize = 24;
-/// Bytes behind them that are the broker's: the epoch in which it evicted the reader, check word.
+/// Bytes after them that the broker writes: the epoch in which it evicted the reader, check word.
 const NOTICE: usize = 16;
-/// Times that a slot is read again when its check word disagrees: its reader may be writing it.
+/// Number of retries when a slot's check word does not fit: its reader may be writing it.
 const REREADS: usize = 2;
 
 /// An open registry.
@@ -42,11 +42,11 @@ const REREADS: usize = 2;
 pub(super) struct Registry {
     path: PathBuf,
     file: File,
-    /// Slots whose readers are evicted, one bit each; kept by the broker alone.
+    /// Slots whose readers are evicted, one bit each; only the broker uses it.
     evicted: AtomicU64,
 }
 
-/// A registered reader, by its own account.
+/// A registered reader, as its slot describes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Registration {
     pub(super) slot: usize,
@@ -54,14 +54,14 @@ pub(super) struct Registration {
     pub(super) process: u64,
 }
 
-/// What a reader says in its slot.
+/// Contents of a slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Slot {
-    /// Nobody uses it.
+    /// Free.
     Free,
     /// A reader that needs every batch from this index on, and its process.
     Reader { cursor: u64, process: u64 },
-    /// No reader writes such a thing, unless it is being written at this moment.
+    /// Inconsistent. A reader never leaves a slot so; it may be writing it at this moment.
     Invalid,
 }
 
@@ -72,7 +72,7 @@ impl Slot {
             u64::from_le_bytes(*bytes.expect("a slot has three words"))
         };
         let (cursor, process, check) = (word(0), word(1), word(2));
-        // What nobody has written yet is a hole, or was filled with ones by an earlier version.
+        // An unwritten slot is a hole, or an earlier version filled it with ones.
         if cursor == FREE || (cursor, process, check) == (0, 0, 0) {
             return Self::Free;
         }
@@ -98,13 +98,13 @@ fn check_word(number: usize, cursor: u64, process: u64) -> u64 {
     for word in [number as u64, cursor, process] {
         digest.update(&word.to_le_bytes());
     }
-    // Never 0, which is what a hole has.
+    // Never 0, which is the content of a hole.
     digest.finalize() | 1 << 63
 }
 
 impl Registry {
-    /// The registry of the log at `log` in its directory, for its broker: makes it if need be, and
-    /// frees the slots of readers that died while no broker ran.
+    /// Opens the registry of the log at `log` in its directory, for its broker. Creates it if
+    /// necessary, and frees the slots of readers that died while no broker ran.
     pub(super) fn make(dir: &Dir, log: &Path, access: Access) -> Result<Self, OpenError> {
         let path = log.with_extension("readers");
         let file = dir
@@ -115,7 +115,8 @@ impl Registry {
             file,
             evicted: AtomicU64::new(0),
         };
-        // Whole, so that a reader finds room for its slot when the file system is full by then.
+        // Allocated in full, so that a reader can write its slot even if the file system is full by
+        // then.
         allocate(&registry.file, BYTES as u64).map_err(|source| match source.kind() {
             io::ErrorKind::StorageFull => OpenError::NoSpace {
                 path: registry.path.clone(),
@@ -130,7 +131,7 @@ impl Registry {
         Ok(registry)
     }
 
-    /// The registry of the log at `log`, which is `owner`'s, for a reader.
+    /// Opens the registry of the log at `log`, which belongs to `owner`, for a reader.
     pub(super) fn open(log: &Path, owner: u32) -> Result<Self, OpenError> {
         let path = log.with_extension("readers");
         let opened = OpenOptions::new()
@@ -147,8 +148,8 @@ impl Registry {
             _ => OpenError::io("open for writing", &path)(source),
         })?;
         let about = file.metadata().map_err(OpenError::io("look at", &path))?;
-        // The reader's user may be able to write what the log's owner is not: then the log's owner
-        // must not be able to choose it.
+        // The reader's user may be able to write files that the log's owner cannot write, so the owner
+        // must not be able to make the reader open such a file.
         if !about.is_file() || about.uid() != owner || about.nlink() != 1 {
             let what = io::Error::other("it is no file of the log's owner with this name alone");
             return Err(OpenError::io("register in", &path)(what));
@@ -160,15 +161,15 @@ impl Registry {
         })
     }
 
-    /// Takes a slot for this open registry; `cursor` is the oldest batch needed, `epoch` that of the
-    /// log.
+    /// Takes a slot for this open registry. `cursor` is the oldest batch needed, and `epoch` is that of
+    /// the log.
     pub(super) fn register(&self, cursor: u64, epoch: u64) -> Result<usize, OpenError> {
         let io = |action| OpenError::io(action, &self.path);
-        // Twice: the broker holds the lock of a slot for a moment when it frees it.
+        // Two attempts, because the broker briefly holds the lock of a slot that it frees.
         for number in (0..MAX_READERS).chain(0..MAX_READERS) {
             let taken = lock::try_lock(&self.file, number as u64);
             if taken.map_err(io("lock a reader slot in"))? {
-                // The broker has not seen yet that the evicted reader is gone.
+                // The broker has not noticed yet that the evicted reader is gone.
                 if self.is_evicted(number, epoch).map_err(io("read"))? {
                     lock::unlock(&self.file, number as u64).map_err(io("unlock a slot in"))?;
                     continue;
@@ -183,18 +184,18 @@ impl Registry {
         })
     }
 
-    /// Says what the reader of a slot needs from now on; [`FREE`] for nothing.
+    /// Writes what the reader of a slot needs from now on; [`FREE`] if nothing.
     pub(super) fn announce(&self, number: usize, cursor: u64) -> io::Result<()> {
         let bytes = Slot::encode(number, cursor);
         self.file.write_all_at(&bytes, offset_of(number))
     }
 
-    /// Frees the slots of readers that are gone; returns how many there were.
+    /// Frees the slots of dead readers; returns how many.
     pub(super) fn sweep(&self) -> io::Result<usize> {
         let mut gone = 0;
         for (number, slot) in self.slots()?.into_iter().enumerate() {
             let evicted = self.evicted.load(Ordering::Acquire) & bit(number) != 0;
-            // With its lock, so that no reader takes the slot at this moment.
+            // Under its lock, so that no reader takes the slot at this moment.
             if slot == Slot::Free && !evicted || !lock::try_lock(&self.file, number as u64)? {
                 continue;
             }
@@ -226,7 +227,7 @@ impl Registry {
         Ok(readers.collect())
     }
 
-    /// Does not wait for the reader of a slot any more, and leaves it a notice.
+    /// Stops waiting for the reader of a slot, and leaves it a notice.
     ///
     /// # Errors
     /// If the notice cannot be written; the reader is evicted all the same.
@@ -262,7 +263,7 @@ impl Registry {
 
     fn read(&self) -> io::Result<[Slot; MAX_READERS]> {
         let mut bytes = [0; BYTES];
-        // What a short read leaves is zero: free.
+        // Bytes that a short read leaves at zero mean a free slot.
         self.file.read_at(&mut bytes, 0)?;
         let slot = |number: usize| Slot::decode(number, &bytes[number * SLOT_BYTES..]);
         Ok(std::array::from_fn(slot))
@@ -277,13 +278,13 @@ impl ReaderCursors for Registry {
                 Slot::Reader { cursor, .. } if evicted & bit(number) == 0 => cursor,
                 Slot::Reader { .. } | Slot::Free | Slot::Invalid => FREE,
             }),
-            // Unknown: no reader may lose anything by that. `sweep` tells of it.
+            // Unknown, so nothing may be overwritten that the reader might need. `sweep` reports it.
             Err(_) => [0; MAX_READERS],
         }
     }
 }
 
-/// Check word of a notice; an epoch and a cursor that are equal do not pass for each other.
+/// Check word of a notice. It differs from a slot's check word even if epoch and cursor are equal.
 fn notice_word(number: usize, epoch: u64) -> u64 {
     check_word(number, epoch, u64::MAX)
 }
@@ -296,7 +297,7 @@ fn offset_of(number: usize) -> u64 {
     (number * SLOT_BYTES) as u64
 }
 
-/// Gives a file that is ours exactly this length, allocated; what is in it stays.
+/// Sets a file to exactly this length and allocates it; keeps its contents.
 fn allocate(file: &File, bytes: u64) -> io::Result<()> {
     if file.metadata()?.len() > bytes {
         file.set_len(bytes)?;
@@ -359,7 +360,8 @@ mod tests {
             assert_eq!(cursors(&broker), [], "{word:x}");
             broker.sweep().unwrap();
         }
-        // A slot that was copied over another's names its own number.
+        // A slot that was copied over another one contains its own number, so its check word does not
+        // fit.
         reader.announce(slot, 9).unwrap();
         let mut bytes = [0; USED];
         reader.file.read_exact_at(&mut bytes, 0).unwrap();
@@ -374,7 +376,7 @@ mod tests {
             reader.register(1, EPOCH).unwrap(),
             reader.register(2, EPOCH),
         );
-        // Another slot, for the first one is this open file's already.
+        // It takes another slot, because the first one already belongs to this open file.
         assert_eq!(first, second.unwrap());
         let other = open(&dir).unwrap();
         assert_ne!(other.register(3, EPOCH).unwrap(), first);
@@ -426,7 +428,7 @@ mod tests {
         broker.evict(slot, EPOCH).unwrap();
         assert_eq!(cursors(&broker), []);
         assert_eq!(broker.readers().unwrap(), []);
-        // Also if it goes on as if nothing were, and whatever else is swept.
+        // Even if the reader continues to write its slot, and no matter which slots are swept.
         reader.announce(slot, 8).unwrap();
         assert_eq!(broker.sweep().unwrap(), 0);
         assert_eq!(cursors(&broker), []);
@@ -435,7 +437,7 @@ mod tests {
             !reader.is_evicted(slot, EPOCH + 1).unwrap(),
             "of an earlier broker"
         );
-        // Nobody gets its slot before the broker knows that it is free.
+        // No reader gets its slot before the broker knows that it is free.
         let other = open(&dir).unwrap();
         drop(reader);
         assert_ne!(other.register(9, EPOCH).unwrap(), slot);

@@ -22,9 +22,9 @@ use super::layout::{ALIGNMENT, Geometry};
 use super::slot::{Descriptor, Slot, Totals};
 use super::sync::{AtomicU64, Ordering, crash_point, fence, yield_now};
 
-/// Most readers that register with one log.
+/// Maximum number of readers that register with one log.
 pub const MAX_READERS: usize = 64;
-/// Cursor of a reader slot that nobody uses.
+/// Cursor of a free reader slot.
 pub const FREE: u64 = u64::MAX;
 /// Mark of a writer that has nothing open.
 pub const NOTHING_OPEN: u64 = u64::MAX;
@@ -74,9 +74,9 @@ impl Default for Control {
     }
 }
 
-/// Where registered readers stand: the index of the oldest batch that each still needs, or [`FREE`].
+/// Positions of registered readers: the index of the oldest batch that each still needs, or [`FREE`].
 ///
-/// Loading is no promise of order: who needs one adds a fence.
+/// Loads have no memory ordering: a caller that needs one adds a fence.
 pub trait ReaderCursors: fmt::Debug {
     /// All of them, as of now.
     fn load(&self) -> [u64; MAX_READERS];
@@ -97,7 +97,7 @@ pub struct Ring<'a> {
     pub(super) geometry: Geometry,
     pub(super) control: &'a Control,
     pub(super) slots: &'a [Slot],
-    /// Readers that writers wait for; none when the policy is to overwrite.
+    /// Readers that writers wait for; `None` if the policy is to overwrite.
     pub(super) readers: Option<&'a dyn ReaderCursors>,
     /// One per writer of this process; empty in a reader.
     pub(super) marks: &'a [CachePadded<Mark>],
@@ -197,8 +197,8 @@ impl Ring<'_> {
         needed.min().unwrap_or(NOTHING_OPEN)
     }
 
-    /// What a registered reader at `cursor` has not read yet, batches and bytes, and whether that leaves
-    /// writers less room than a batch may need.
+    /// What a registered reader at `cursor` has not read yet (batches and bytes), and whether that
+    /// leaves writers less room than a batch may need.
     pub(super) fn lag_of(&self, cursor: u64) -> (u64, u64, bool) {
         let index_tail = self.control.index_tail.load(Ordering::Acquire);
         let batches = self.frontier().saturating_sub(cursor);
@@ -301,7 +301,7 @@ impl Ring<'_> {
         self.control.granted.load(Ordering::Acquire) <= position + self.geometry.ring_bytes()
     }
 
-    /// Whether the broker lets no reader look at payload in place.
+    /// Whether readers may not use payload in place.
     pub(super) fn lends_nothing(&self) -> bool {
         self.control.granted.load(Ordering::Acquire) == u64::MAX
     }

@@ -1,20 +1,20 @@
-//! Says which mapped log is gone from under a process that accesses it.
+//! Reports which mapped log was shortened under a process that accesses it.
 //!
 //! Readers cannot shorten a log, but its owner and root can (`> topic.log`, logrotate's
-//! `copytruncate`), and a read of a hole on a full tmpfs finds no page. The kernel sends SIGBUS to
-//! whoever accesses what is not there (mmap(2)); there is no way to go on, but it can be told.
+//! `copytruncate`), and reading a hole on a full tmpfs finds no page. The kernel sends SIGBUS to a
+//! process that accesses missing bytes (mmap(2)). The process cannot continue, but it can say why.
 
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 
-/// Mappings that are known at once; accesses to others are told without a name.
+/// Number of mappings tracked at once; accesses to others are reported without a name.
 const MAX_MAPPINGS: usize = 1024;
-/// Longest message, bytes.
+/// Maximum length of a message, bytes.
 const MAX_MESSAGE: usize = 1024;
 
-/// A mapping: addresses, and the file behind them. Free while `start` is 0.
+/// A mapping: its addresses and its file. Free while `start` is 0.
 struct Entry {
     start: AtomicUsize,
     end: AtomicUsize,
@@ -31,12 +31,12 @@ static MAPPINGS: [Entry; MAX_MAPPINGS] = [const {
 
 static PROGRAM: OnceLock<&str> = OnceLock::new();
 
-/// Keeps a mapping known until it is dropped.
+/// Tracks a mapping until dropped.
 #[derive(Debug)]
 pub(super) struct Watched(Option<usize>);
 
 impl Watched {
-    /// The mapping of `len` bytes at `start`; `file` must stay open as long.
+    /// Tracks the mapping of `len` bytes at `start`; `file` must stay open as long.
     pub(super) fn new(start: *const u8, len: usize, file: RawFd) -> Self {
         let start = start as usize;
         let claim = |entry: &Entry| {
@@ -64,11 +64,11 @@ impl Drop for Watched {
     }
 }
 
-/// From now on an access to a log that has been shortened ends the process with a message and exit
-/// code 1. For programs, not for libraries: it is the process's handler of SIGBUS.
+/// Installs a SIGBUS handler: an access to a log that was shortened ends the process with a message and
+/// exit code 1. For programs, not for libraries, because the handler is process-wide.
 ///
 /// # Errors
-/// If the handler cannot be set.
+/// If the handler cannot be installed.
 pub fn report_shortened_logs(program: &'static str) -> io::Result<()> {
     PROGRAM.get_or_init(|| program);
     // SAFETY: all zero is a valid sigaction: no flags, an empty mask.
@@ -83,7 +83,7 @@ pub fn report_shortened_logs(program: &'static str) -> io::Result<()> {
     }
 }
 
-/// Only atomics, memory on the stack and system calls.
+/// Uses only atomics, memory on the stack and system calls.
 extern "C" fn on_bus_error(
     _signal: libc::c_int,
     info: *mut libc::siginfo_t,
@@ -106,14 +106,14 @@ extern "C" fn on_bus_error(
     message.push(b": ");
     message.push_path_of(entry.file.load(Ordering::Acquire));
     message.push(
-        b": the log was shortened while it was open, or its file system has no room for a hole in it (SIGBUS): nobody but a broker may change a log; move it away and start again\n",
+        b": the log was shortened while it was open, or its file system has no space for a hole in it (SIGBUS); only a broker may change a log: move the file away and start again\n",
     );
     message.write();
     // SAFETY: ends the process at once; no destructor runs.
     unsafe { libc::_exit(1) };
 }
 
-/// A message that is put together without allocating.
+/// A message, built without allocating.
 struct Message {
     bytes: [u8; MAX_MESSAGE],
     len: usize,
@@ -153,12 +153,12 @@ impl Message {
             divisor /= 10;
         }
         let mut path = [0u8; 512];
-        // SAFETY: `link` ends with a zero byte, and `path` has room for what is asked for.
+        // SAFETY: `link` ends with a zero byte, and the length passed is that of `path`.
         let read =
             unsafe { libc::readlink(link.as_ptr().cast(), path.as_mut_ptr().cast(), path.len()) };
         match usize::try_from(read) {
             Ok(read) => {
-                // Somebody else may have chosen the file's name.
+                // Another user may have chosen the file's name.
                 for byte in &mut path[..read] {
                     *byte = if (b' '..0x7f).contains(byte) {
                         *byte
@@ -172,7 +172,7 @@ impl Message {
         }
     }
 
-    /// Writes it to stderr, unless nobody takes it there.
+    /// Writes it to stderr, unless stderr is blocked.
     fn write(&self) {
         let mut stderr = libc::pollfd {
             fd: 2,

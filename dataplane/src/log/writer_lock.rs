@@ -1,11 +1,11 @@
-//! One broker writes a log, and readers can tell whether one does.
+//! Ensures that only one broker writes a log, and lets readers detect whether one does.
 //!
-//! Two files beside the log. A lock on the log itself would do neither: who may read it could hold a
-//! lock that keeps the next broker out.
-//! - `<topic>.lock` is the broker's alone, and whoever locks it is the only writer. Its text is the
-//!   number of that process.
-//! - `<topic>.writer` can be opened by whoever may read the log, and is locked while a broker has it.
-//!   Each broker makes it anew and locks it before others can open it.
+//! It uses two files beside the log. A lock on the log itself would not do: a process that may read the
+//! log could hold a lock that keeps the next broker out.
+//! - `<topic>.lock` is accessible to the broker only; the process that locks it is the only writer. Its
+//!   text is the number of that process.
+//! - `<topic>.writer` is readable by all who may read the log, and locked while a broker has the log
+//!   open. Each broker creates it anew and locks it before others can open it.
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
@@ -18,12 +18,12 @@ use penstock_files::{Dir, Open};
 use super::access::Access;
 use super::{OpenError, lock};
 
-/// Byte of either file that is locked.
+/// Byte that is locked in either file.
 const BYTE: u64 = 0;
-/// Longest text of the lock file that is read, bytes.
+/// Maximum number of bytes read from the lock file.
 const MAX_TEXT: usize = 20;
 
-/// This process's hold on a log, in its directory.
+/// This process's lock on a log, in its directory.
 #[derive(Debug)]
 pub(super) struct WriterLock {
     pub(super) dir: Dir,
@@ -33,20 +33,20 @@ pub(super) struct WriterLock {
 }
 
 impl WriterLock {
-    /// Takes the log at `log`, which need not be there yet.
+    /// Locks the log at `log`, which need not exist yet.
     pub(super) fn take(dir: Dir, log: &Path) -> Result<Self, OpenError> {
         let name = beside(log, "lock");
         let file = dir.file(&name, Open::Make(0o600));
         let lock = file.map_err(OpenError::io("open for writing", log))?;
         let io = OpenError::io("lock", log);
-        // Who has removed an empty log held the lock of a file that is not there any more.
+        // Another broker may have removed an empty log: then its lock was on a file that is gone.
         if !lock::try_lock(&lock, BYTE).map_err(&io)? || !dir.has(&name, &lock).map_err(&io)? {
             return Err(OpenError::Locked {
                 path: log.to_owned(),
                 holder: holder(&lock),
             });
         }
-        // Best effort: it is for people, and a full file system may have no room for it.
+        // Best effort: the text is for people, and a full file system may have no space for it.
         let _ = lock
             .set_len(0)
             .and_then(|()| lock.write_all_at(std::process::id().to_string().as_bytes(), 0));
@@ -74,7 +74,7 @@ impl WriterLock {
 }
 
 impl WriterLock {
-    /// Removes the log and what lies beside it; who has it open keeps it.
+    /// Removes the log and the files beside it; processes that have them open keep them.
     pub(super) fn remove_files(&self) -> io::Result<()> {
         let log = self.log.file_name().unwrap_or_default();
         self.dir.remove(log)?;
@@ -88,9 +88,10 @@ impl WriterLock {
 impl Drop for WriterLock {
     fn drop(&mut self) {
         // Best effort: the locks end with the open files at the latest. Closing is not enough while a
-        // child that is about to execute another program has them too.
+        // child that has not yet executed its program holds them as well.
         if let Some(shown) = &self.shown {
-            // Once the files are removed, the name may be that of the next broker's file.
+            // Once the files are removed, the next broker may already have created files with these
+            // names.
             let name = beside(&self.log, "writer");
             if self.dir.has(&name, shown).unwrap_or(false) {
                 let _ = self.dir.remove(&name);
@@ -114,7 +115,7 @@ pub(super) fn is_written(log: &Path) -> io::Result<bool> {
     }
 }
 
-/// Name of the file beside a log.
+/// Path of a file beside a log.
 pub(super) fn beside(log: &Path, extension: &str) -> OsString {
     let path = log.with_extension(extension);
     path.file_name().unwrap_or_default().to_owned()
@@ -126,13 +127,13 @@ fn holder(lock: &File) -> String {
     let number = std::str::from_utf8(&text[..len]).ok();
     match number.and_then(|number| number.parse::<u32>().ok()) {
         Some(process) => format!("process {process}"),
-        None => "its process is not known".to_owned(),
+        None => "process unknown".to_owned(),
     }
 }
 
 #[cfg(test)]
 impl WriterLock {
-    /// As a child has the open file between fork and exec.
+    /// Simulates a child that holds the open file between fork and exec.
     pub(super) fn share(&self) -> File {
         self.lock.try_clone().expect("a free descriptor")
     }
