@@ -5,7 +5,7 @@ use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, renameat};
@@ -13,8 +13,9 @@ use nix::sys::stat::{FileStat, SFlag, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 
 use crate::file::{Open, Rules, open_in};
+use crate::trust::{Trusted, is_trusted};
 use crate::walk::{self, Care};
-use crate::{is_trusted, refuse, user_name};
+use crate::{refuse, user_name};
 
 /// How a directory is made, if it is missing.
 #[derive(Debug, Clone, Copy)]
@@ -67,6 +68,16 @@ impl Dir {
     /// As [`Self::open`], or if it cannot be made.
     pub fn make(path: &Path, new: &NewDir) -> io::Result<Self> {
         walk::directory(path, Care::Verified, Some(new)).map(Self)
+    }
+
+    /// As [`Self::make`], where `trusted` may own and change directories on the way and this one as well.
+    /// Also returns the path without links, which nobody but them can redirect.
+    ///
+    /// # Errors
+    /// As [`Self::make`].
+    pub fn make_for(path: &Path, new: &NewDir, trusted: &Trusted) -> io::Result<(Self, PathBuf)> {
+        let (dir, path) = walk::resolve(path, Care::Verified, Some(new), trusted)?;
+        Ok((Self(dir), path))
     }
 
     /// Opens a regular file of this user's in the directory, which has no other name.

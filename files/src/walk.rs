@@ -10,7 +10,8 @@ use nix::fcntl::{AtFlags, OFlag, open, openat, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, mkdirat};
 use nix::unistd::{Group, User, fchownat, geteuid};
 
-use crate::{NewDir, is_trusted, refuse, user_name};
+use crate::trust::{Trusted, is_trusted};
+use crate::{NewDir, refuse, user_name};
 
 /// Links on one path, as many as the kernel follows.
 const MAX_LINKS: u32 = 40;
@@ -27,9 +28,18 @@ pub(crate) enum Care {
 
 /// The directory at `path`; missing ones are made if `new` says how.
 pub(crate) fn directory(path: &Path, care: Care, new: Option<&NewDir>) -> io::Result<OwnedFd> {
-    let mut walk = Walk::new(care)?;
+    resolve(path, care, new, &Trusted::default()).map(|(dir, _)| dir)
+}
+
+/// As [`directory`], with others who are trusted too; also returns the path without links.
+pub(crate) fn resolve(
+    path: &Path,
+    care: Care,
+    new: Option<&NewDir>,
+    trusted: &Trusted,
+) -> io::Result<(OwnedFd, PathBuf)> {
+    let mut walk = Walk::new(path, care, trusted)?;
     walk.other_owner = new.and_then(|new| new.owner);
-    walk.push(&std::path::absolute(path)?);
     while let Some(name) = walk.rest.pop() {
         let last = walk.rest.is_empty();
         walk.step(&name, last, new)?;
@@ -37,11 +47,36 @@ pub(crate) fn directory(path: &Path, care: Care, new: Option<&NewDir>) -> io::Re
     if care == Care::Verified {
         walk.verify(true)?;
     }
-    Ok(walk.dir)
+    Ok((walk.dir, walk.at))
 }
 
-struct Walk {
+/// The directory of the file at `path`, and the file's name there. Links at the end are followed as those
+/// on the way are. Each is looked up once: its owner is checked and its target read through one
+/// descriptor, so nobody can put another link there in between.
+pub(crate) fn directory_of_file(path: &Path) -> io::Result<(OwnedFd, OsString)> {
+    let trusted = Trusted::default();
+    let mut walk = Walk::new(path, Care::Links, &trusted)?;
+    while let Some(name) = walk.rest.pop() {
+        if !walk.rest.is_empty() {
+            walk.step(&name, false, None)?;
+            continue;
+        }
+        if name == ".." {
+            break;
+        }
+        let there = peek(&walk.dir, &name)?;
+        let about = fstat(&there)?;
+        if file_type(&about) != SFlag::S_IFLNK {
+            return Ok((walk.dir, name));
+        }
+        walk.follow(&name, &there, &about)?;
+    }
+    Err(Errno::EISDIR.into())
+}
+
+struct Walk<'a> {
     care: Care,
+    trusted: &'a Trusted,
     dir: OwnedFd,
     /// Where `dir` is, for messages.
     at: PathBuf,
@@ -55,19 +90,22 @@ struct Walk {
     root_owner: u32,
 }
 
-impl Walk {
-    fn new(care: Care) -> io::Result<Self> {
+impl<'a> Walk<'a> {
+    fn new(path: &Path, care: Care, trusted: &'a Trusted) -> io::Result<Self> {
         let dir = open_root()?;
         let root_owner = fstat(&dir)?.st_uid;
-        Ok(Self {
+        let mut walk = Self {
             care,
+            trusted,
             dir,
             at: PathBuf::from("/"),
             rest: Vec::new(),
             links: 0,
             other_owner: None,
             root_owner,
-        })
+        };
+        walk.push(&std::path::absolute(path)?);
+        Ok(walk)
     }
 
     fn push(&mut self, path: &Path) {
@@ -108,7 +146,7 @@ impl Walk {
     fn follow(&mut self, name: &OsStr, link: &OwnedFd, about: &FileStat) -> io::Result<()> {
         if !self.is_trusted(about.st_uid) {
             return refuse(format!(
-                "{} is a symbolic link that {} made, which is not followed: name the directory itself",
+                "{} is a symbolic link that {} made, which is not followed: name what it leads to",
                 self.at.join(name).display(),
                 user_name(about.st_uid)
             ));
@@ -132,7 +170,7 @@ impl Walk {
         let about = fstat(&self.dir)?;
         let (owner, mode) = (about.st_uid, about.st_mode);
         let trusted = match last {
-            true => is_trusted(owner) || self.other_owner == Some(owner),
+            true => self.trusted.has_user(owner) || self.other_owner == Some(owner),
             false => self.is_trusted(owner),
         };
         let path = self.at.display();
@@ -142,7 +180,9 @@ impl Walk {
                 "{path} belongs to {owner}, who could replace the files of {me} there: remove it, or name another directory"
             ));
         }
-        let by_group = mode & 0o020 != 0 && !is_private_group(owner, about.st_gid);
+        let by_group = mode & 0o020 != 0
+            && !self.trusted.has_group(about.st_gid)
+            && !is_private_group(owner, about.st_gid);
         if mode & STICKY == 0 && (by_group || mode & 0o002 != 0) {
             return refuse(format!(
                 "{path} has mode {:03o}, so that others could replace what is kept there: chmod go-w {path}, or name another directory",
@@ -153,7 +193,7 @@ impl Walk {
     }
 
     fn is_trusted(&self, uid: u32) -> bool {
-        is_trusted(uid) || uid == self.root_owner
+        self.trusted.has_user(uid) || uid == self.root_owner
     }
 
     fn about(&self, name: &OsStr, error: io::Error) -> io::Error {
@@ -194,7 +234,7 @@ pub(crate) fn peek(dir: &OwnedFd, name: &OsStr) -> nix::Result<OwnedFd> {
 }
 
 /// Makes a directory with exactly the mode asked for, whatever the umask is.
-fn make(dir: &OwnedFd, name: &OsStr, new: &NewDir) -> io::Result<OwnedFd> {
+pub(crate) fn make(dir: &OwnedFd, name: &OsStr, new: &NewDir) -> io::Result<OwnedFd> {
     match mkdirat(dir, name, Mode::S_IRWXU) {
         // Another process was faster; what it made is looked at as what was there is.
         Err(Errno::EEXIST) => return Ok(peek(dir, name)?),

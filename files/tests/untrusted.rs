@@ -5,11 +5,13 @@ use std::fs::{self, Permissions};
 use std::io::Read;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::os::unix::net::UnixListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use nix::sys::stat::Mode;
 use nix::unistd::{geteuid, mkfifo};
-use penstock_files::{Dir, NewDir, Open, open_to_read, open_to_write};
+use penstock_files::{Dir, NewDir, Open, Trusted, displace, open_to_read, open_to_write};
 use tempfile::TempDir;
 
 /// A user who is neither root nor the one who runs the tests.
@@ -144,6 +146,158 @@ fn what_decides_something_is_no_fifo_and_never_waited_for() {
     refused(open_to_read(&at("fifo"), &[]), "a FIFO");
     refused(open_to_read(Path::new("/dev/zero"), &[]), "a device");
     refused(open_to_read(top.path(), &[]), "a directory");
+    refused(open_to_read(&top.path().join(".."), &[]), "Is a directory");
+    fs::create_dir(at("dir")).unwrap();
+    symlink("../link", at("dir/up")).unwrap();
+    open_to_read(&at("dir/up"), &[]).unwrap();
+    symlink("around", at("around")).unwrap();
+    refused(open_to_read(&at("around"), &[]), "symbolic links");
+}
+
+/// While others put their link in the place of ours and back, ours is followed or nothing is.
+#[test]
+fn a_link_is_not_exchanged_between_the_look_at_it_and_the_use() {
+    if !geteuid().is_root() {
+        return;
+    }
+    let top = TempDir::new().unwrap();
+    let at = |file: &str| top.path().join(file);
+    fs::write(at("keys"), "ours").unwrap();
+    fs::write(at("other"), "of ours too, but not what was meant").unwrap();
+    symlink("keys", at("link")).unwrap();
+    symlink("other", at("theirs")).unwrap();
+    std::os::unix::fs::lchown(at("theirs"), Some(STRANGER), Some(STRANGER)).unwrap();
+    let (link, theirs) = (at("link"), at("theirs"));
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                let exchange = RenameFlags::RENAME_EXCHANGE;
+                renameat2(AT_FDCWD, &link, AT_FDCWD, &theirs, exchange).unwrap();
+            }
+        });
+        let _done = Done(&done);
+        for _ in 0..20_000 {
+            match open_to_read(&link, &[]) {
+                Ok(mut file) => {
+                    let mut text = String::new();
+                    file.read_to_string(&mut text).unwrap();
+                    assert_eq!(text, "ours");
+                }
+                Err(error) => assert!(error.to_string().contains("symbolic link"), "{error}"),
+            }
+        }
+    });
+}
+
+/// Ends what runs beside a test, also when that fails.
+struct Done<'a>(&'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A sticky directory in which a stranger took a name.
+fn squatted(make: impl FnOnce(&Path)) -> (TempDir, PathBuf) {
+    let top = TempDir::new().unwrap();
+    set_mode(top.path(), 0o1777);
+    let path = top.path().join("penstock");
+    make(&path);
+    std::os::unix::fs::lchown(&path, Some(STRANGER), Some(STRANGER)).unwrap();
+    (top, path)
+}
+
+#[test]
+fn what_a_stranger_made_under_our_name_is_renamed_whole() {
+    if !geteuid().is_root() {
+        return;
+    }
+    let victim = TempDir::new().unwrap();
+    let in_a_directory = |path: &Path| {
+        fs::create_dir(path).unwrap();
+        fs::write(path.join("kept"), "").unwrap();
+        symlink(victim.path(), path.join("link")).unwrap();
+    };
+    let makers: [&dyn Fn(&Path); 4] = [
+        &in_a_directory,
+        &|path| fs::write(path, "").unwrap(),
+        &|path| symlink(victim.path(), path).unwrap(),
+        &|path| mkfifo(path, Mode::S_IRWXU).unwrap(),
+    ];
+    for make in makers {
+        let (top, path) = squatted(make);
+        // The first name for it is taken.
+        fs::write(top.path().join("penstock.of-54321-1"), "").unwrap();
+        let before = path.symlink_metadata().unwrap().ino();
+        let other = displace(&path, &NEW).unwrap().unwrap();
+        assert_eq!(other.owner, "user 54321");
+        assert_eq!(other.path, top.path().join("penstock.of-54321-2"));
+        assert_eq!(other.path.symlink_metadata().unwrap().ino(), before);
+        let made = path.symlink_metadata().unwrap();
+        assert!(made.is_dir() && made.uid() == 0 && made.mode() & 0o777 == 0o750);
+        Dir::make(&path, &NEW).unwrap();
+        assert_eq!(displace(&path, &NEW).unwrap(), None);
+        assert_eq!(fs::read_dir(top.path()).unwrap().count(), 3);
+    }
+    assert_eq!(fs::read_dir(victim.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn what_is_in_use_or_of_a_service_or_out_of_place_stays() {
+    if !geteuid().is_root() {
+        return;
+    }
+    let (_top, path) = squatted(|path| fs::create_dir(path).unwrap());
+    let file = fs::File::create(path.join("t.lock")).unwrap();
+    file.lock().unwrap();
+    refused(
+        displace(&path, &NEW),
+        "belongs to user 54321, and a running program",
+    );
+    assert_eq!(path.metadata().unwrap().uid(), STRANGER);
+    drop(file);
+    chown(&path, Some(999), None).unwrap();
+    assert_eq!(displace(&path, &NEW).unwrap(), None);
+    chown(&path, Some(STRANGER), None).unwrap();
+    let theirs = NewDir {
+        owner: Some(STRANGER),
+        ..NEW
+    };
+    assert_eq!(displace(&path, &theirs).unwrap(), None);
+    // Where others may rename everything, nothing is gained.
+    let parent = path.parent().unwrap();
+    set_mode(parent, 0o777);
+    assert_eq!(displace(&path, &NEW).unwrap(), None);
+    refused(Dir::make(&path, &NEW), "chmod go-w");
+    set_mode(parent, 0o1777);
+    assert!(displace(&path, &NEW).unwrap().is_some());
+}
+
+#[test]
+fn those_in_control_of_the_program_may_own_where_results_go() {
+    let top = TempDir::new().unwrap();
+    let at = |file: &str| top.path().join(file);
+    let make = |path: &Path| Dir::make_for(path, &NEW, &Trusted::with_those_in_control());
+    let (_dir, path) = make(&at("a/b")).unwrap();
+    assert_eq!(path, at("a/b").canonicalize().unwrap());
+    symlink("a", at("link")).unwrap();
+    let (_dir, path) = make(&at("link/../link/b")).unwrap();
+    assert_eq!(path, at("a/b").canonicalize().unwrap());
+    set_mode(&at("a"), 0o777);
+    refused(make(&at("a/b")), "chmod go-w");
+    set_mode(&at("a"), 0o755);
+    if !geteuid().is_root() {
+        return;
+    }
+    // A group whose members cannot replace the program.
+    chown(at("a"), None, Some(STRANGER)).unwrap();
+    set_mode(&at("a"), 0o775);
+    refused(make(&at("a/b")), "chmod go-w");
+    chown(at("a"), Some(STRANGER), None).unwrap();
+    set_mode(&at("a"), 0o755);
+    refused(make(&at("a/b")), "belongs to user 54321");
 }
 
 #[test]

@@ -46,7 +46,6 @@ mod terminal;
 mod testbed;
 mod throughput;
 mod timeline;
-mod trusted_path;
 mod verify;
 mod vitals;
 mod workload;

@@ -6,19 +6,20 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use jiff::Timestamp;
+use penstock_files::{Dir, NewDir, Trusted};
 use penstock_process::output;
 use serde::Serialize;
 
 use crate::cli::Format;
 use crate::terminal::{self, Screen};
-use crate::trusted_path;
 
 /// Creates `<results>/<UTC time>`; runs that start in the same second get a number behind it.
 ///
-/// Nobody who is not trusted can change the path to it, nor what is in it: files in it can be opened by
-/// their names.
+/// Nobody can change the path to it, nor what is in it, but root, this user and those who decide what the
+/// lab does anyway ([`Trusted::with_those_in_control`]): files in it can be opened by their names.
 pub fn create_folder(results: &Path, now: Timestamp) -> Result<PathBuf> {
-    let results = trusted_path::create_dir_all(results).with_context(|| {
+    let trusted = Trusted::with_those_in_control();
+    let (_, results) = Dir::make_for(results, &RESULTS, &trusted).with_context(|| {
         let name = results.display();
         format!("cannot use {name} for results; name another directory with --results")
     })?;
@@ -40,6 +41,13 @@ pub fn create_folder(results: &Path, now: Timestamp) -> Result<PathBuf> {
     }
     unreachable!("some number is free")
 }
+
+/// The results directory, if it is missing.
+const RESULTS: NewDir = NewDir {
+    mode: 0o755,
+    owner: None,
+    group: None,
+};
 
 /// The report for programs, and the page for a browser.
 pub const REPORT: &str = "report.json";
