@@ -23,7 +23,7 @@ use penstock_flags::{
 
 use crate::machine::parse_cpus;
 use crate::topic_policy::{Creators, TopicPolicy};
-use crate::topics::TopicConfig;
+use crate::topics::{DEFAULT_DIRECTORY, TopicConfig};
 use crate::upkeep::UpkeepConfig;
 use crate::xdp;
 
@@ -560,7 +560,7 @@ fn default_directory() -> PathBuf {
     let own = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
     match own.filter(|own| own.is_absolute() && !geteuid().is_root()) {
         Some(own) => own.join("penstock"),
-        None => PathBuf::from("/dev/shm/penstock"),
+        None => PathBuf::from(DEFAULT_DIRECTORY),
     }
 }
 

@@ -19,7 +19,7 @@ use penstock_dataplane::peer::{Host, Tenant};
 use penstock_dataplane::poison::lock;
 use penstock_dataplane::shares::{Exceeded, Shares, Use};
 use penstock_dataplane::wire::handshake::Refusal;
-use penstock_files::{Dir, NewDir};
+use penstock_files::{Dir, NewDir, displace};
 use tracing::{info, warn};
 
 use crate::memory;
@@ -30,6 +30,9 @@ const UNCLAIMED: Duration = Duration::from_secs(2);
 /// Publishers that request a topic get the same error for this long; then the broker tries to open its
 /// log again.
 const FAILED: Duration = Duration::from_secs(1);
+
+/// Default directory of the logs, for root and for services.
+pub const DEFAULT_DIRECTORY: &str = "/dev/shm/penstock";
 
 /// Configuration of topics.
 #[derive(Debug, Clone)]
@@ -458,22 +461,31 @@ fn refuse(asked: &Asked<'_>, exceeded: Exceeded, max: usize) -> Refused {
 /// Creates the directory of the logs if it does not exist, readable for those who may read the logs. A
 /// new one belongs to `owner`, and to the group of the logs if one is given.
 pub fn make_directory(directory: &Path, owner: Option<&User>, access: Access) -> Result<()> {
-    if directory.exists() {
-        // `check_directory` checks it later, as the broker's user.
-        return Ok(());
-    }
     let group = access.group();
     let new = NewDir {
         mode: access.directory_mode(),
         owner: owner.map(|user| user.uid.as_raw()),
         group: group.or(owner.map(|user| user.gid.as_raw())),
     };
-    Dir::make(directory, &new).map(drop).with_context(|| {
-        format!(
-            "cannot create {}; choose another --buffer-dir",
-            directory.display()
-        )
-    })
+    let name = directory.display();
+    // Every user knows this name and can take it. Only root can move what is there out of the way, and
+    // only for this name: somebody who names another directory may mean the one that exists.
+    if directory == Path::new(DEFAULT_DIRECTORY)
+        && let Some(other) =
+            displace(directory, &new).with_context(|| format!("cannot create {name}"))?
+    {
+        let (owner, path) = (other.owner, other.path.display());
+        warn!(
+            "{name} belonged to {owner}, and no running program had locked files there: renamed it to {path}"
+        );
+    }
+    if directory.exists() {
+        // `check_directory` checks it later, as the broker's user.
+        return Ok(());
+    }
+    Dir::make(directory, &new)
+        .map(drop)
+        .with_context(|| format!("cannot create {name}; choose another --buffer-dir"))
 }
 
 /// Whether this user can create logs in the directory, and no other user can replace them.

@@ -64,6 +64,33 @@ made_by_another() {
   untouched public private
 }
 
+# The default directory, in a /dev/shm of this test's own: what a stranger made there is renamed, unless a
+# program that runs has a lock in it.
+default_directory() {
+  ip netns exec "$NET-b0" bash -euo pipefail -s "$STRANGER" "$BIN/penstock-broker" "$T" <<'INSIDE'
+mount -t tmpfs -o mode=1777,size=64m tmpfs /dev/shm
+stranger=(setpriv --reuid "$1" --regid "$1" --clear-groups)
+"${stranger[@]}" bash -c 'mkdir -m 777 /dev/shm/penstock && echo mine >/dev/shm/penstock/t.lock'
+mkfifo "$3/locked" "$3/ready"
+"${stranger[@]}" flock /dev/shm/penstock/t.lock bash -c 'echo locked && exec sleep 60' >"$3/locked" &
+holder=$!
+read -r _ <"$3/locked"
+small=(--ring-size 1MiB --segment-size 64KiB --topic t)
+! timeout 30 "$2" "${small[@]}" >"$3/refused" 2>&1 || exit 1
+grep -q "user $1, and a running program has locked files there" "$3/refused" || { cat "$3/refused"; exit 1; }
+pkill -KILL -P "$holder"
+wait "$holder" || true
+"$2" "${small[@]}" --ready-fd 3 3>"$3/ready" >"$3/log" 2>&1 &
+broker=$!
+[ "$(timeout 30 cat "$3/ready")" = READY=1 ] || { cat "$3/log"; exit 1; }
+grep "penstock belonged to user $1, .*: renamed it to /dev/shm/penstock.of-$1-1\$" "$3/log"
+[ "$(stat -c %u:%a /dev/shm/penstock)" = 0:750 ]
+[ "$(cat "/dev/shm/penstock.of-$1-1/t.lock")" = mine ]
+kill "$broker"
+wait "$broker"
+INSIDE
+}
+
 reports_and_keys() {
   public_place
   as "$STRANGER" "$STRANGER" ln -s "$BUFFERS/public" "$BUFFERS/report.json"
@@ -167,6 +194,7 @@ holes() {
 }
 
 run_test "a directory that another user made, or may change, is refused" made_by_another
+run_test "another user who took the default directory's name does not keep root's broker out" default_directory
 run_test "reports and keys: no links, no FIFOs, nothing of another user's" reports_and_keys
 run_test "root's subscriber on a log that another user made" a_strangers_log
 run_test "modes do not depend on the umask" modes_without_umask
