@@ -226,7 +226,10 @@ fn make(facts: &Facts, steps: &[Step]) -> Result<Keeper> {
         }
         let said = match (change.apply(sysfs.as_ref()), reverse) {
             (Err(error), Reverse::Change(_)) => {
-                keeper.undo().forget_last()?;
+                // One that did not end may still be made: what takes it back is kept.
+                if !matches!(error, penstock_nic::Error::NoAnswer { .. }) {
+                    keeper.undo().forget_last()?;
+                }
                 return Err(error.into());
             }
             (said, _) => said?,

@@ -1,8 +1,11 @@
 //! A change to an interface: what a person would type, and doing it.
 
 use std::fmt;
+use std::io::ErrorKind;
 use std::process::Command;
+use std::time::Duration;
 
+use penstock_process::child;
 use serde::{Deserialize, Serialize};
 
 use crate::sysfs::Sysfs;
@@ -10,6 +13,9 @@ use crate::{Error, quote};
 
 /// Where ethtool is looked for, whatever the caller's environment says: it runs as root.
 const SEARCH: &str = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin";
+/// How long ethtool may take. It waits while others change the network, and a driver that makes its rings
+/// anew takes seconds; it may also hang.
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// A setting of an interface in /sys/class/net.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,7 +84,7 @@ impl Change {
     /// Makes the change; returns what the command printed. Settings in /sys are made through `sysfs`.
     ///
     /// # Errors
-    /// [`Error::Refused`] with the reason, [`Error::NoEthtool`].
+    /// [`Error::Refused`] with the reason, [`Error::NoEthtool`], [`Error::NoAnswer`].
     pub fn apply(&self, sysfs: Option<&Sysfs>) -> Result<String, Error> {
         let refused = |reason| Error::Refused {
             command: self.to_string(),
@@ -98,24 +104,32 @@ impl Change {
             }
             Self::Ethtool(arguments) => {
                 // Nothing of the environment, so that it speaks English.
-                let run = Command::new("ethtool")
-                    .args(arguments)
-                    .env_clear()
-                    .env("PATH", SEARCH)
-                    .output();
-                let output = run.map_err(|error| match error.kind() {
-                    std::io::ErrorKind::NotFound => Error::NoEthtool {
-                        command: self.to_string(),
-                    },
-                    _ => refused(error.to_string()),
-                })?;
-                if !output.status.success() {
-                    let said = String::from_utf8_lossy(&output.stderr);
-                    return Err(refused(said.trim().replace('\n', "; ")));
-                }
-                Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+                let mut command = Command::new("ethtool");
+                command.args(arguments).env_clear().env("PATH", SEARCH);
+                self.run(&mut command, LIMIT)
             }
         }
+    }
+
+    /// Runs the program that makes the change, for at most `limit`.
+    fn run(&self, command: &mut Command, limit: Duration) -> Result<String, Error> {
+        let (shown, refused) = (self.to_string(), |reason| Error::Refused {
+            command: self.to_string(),
+            reason,
+        });
+        let output = child::output(command, limit).map_err(|error| match error.kind() {
+            ErrorKind::NotFound => Error::NoEthtool { command: shown },
+            ErrorKind::TimedOut => Error::NoAnswer {
+                command: shown,
+                limit,
+            },
+            _ => refused(error.to_string()),
+        })?;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr);
+            return Err(refused(said.trim().replace('\n', "; ")));
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 }
 
@@ -133,5 +147,24 @@ impl fmt::Display for Change {
                 value,
             } => write!(f, "echo {value} > {}", quote(&attribute.path(interface))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_hangs_is_ended() {
+        let change = Change::ethtool("-L eth0 combined 4");
+        let mut command = Command::new("sh");
+        command.args(["-c", "exec sleep 600"]);
+        let error = change.run(&mut command, Duration::from_millis(50));
+        let error = error.unwrap_err();
+        assert!(matches!(error, Error::NoAnswer { .. }), "{error}");
+        assert!(
+            error.to_string().contains("ethtool -L eth0 combined 4"),
+            "{error}"
+        );
     }
 }

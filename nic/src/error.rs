@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use penstock_ebpf::quote;
 use thiserror::Error;
@@ -34,6 +35,16 @@ pub enum Error {
         command: String,
         /// The answer.
         reason: String,
+    },
+    /// The program that makes changes did not end; the change may still come about.
+    #[error(
+        "{command}: did not end within {limit:?} and was killed; dmesg may say what the driver waits for"
+    )]
+    NoAnswer {
+        /// What was tried, as one would type it.
+        command: String,
+        /// How long.
+        limit: Duration,
     },
     /// The program that makes changes is not there.
     #[error("{command}: the program ethtool is not installed (apt-get install ethtool)")]

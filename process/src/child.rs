@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 /// Bytes that a helper may print on stdout, and on stderr.
 pub const MAX_OUTPUT: u64 = 16 << 20;
+/// How long one that was killed is waited for.
+const DEATH: Duration = Duration::from_secs(1);
 /// Pause between two looks at whether it has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 
@@ -89,10 +91,16 @@ fn wait(child: &mut Child, deadline: Instant) -> io::Result<ExitStatus> {
     }
 }
 
+/// Kills it, and does not wait for long either: SIGKILL does not end what waits inside the kernel, for a
+/// driver that hangs or for the network's lock.
 fn killed(mut child: Child, error: io::Error) -> io::Error {
-    // Both fail only when it has ended already.
+    // Fails only when it has ended already.
     let _ = child.kill();
-    let _ = child.wait();
+    if wait(&mut child, Instant::now() + DEATH).is_err() {
+        // Without the thread it stays a zombie, which harms nobody.
+        let reaper = thread::Builder::new().name("reaper".to_owned());
+        let _ = reaper.spawn(move || child.wait());
+    }
     error
 }
 
