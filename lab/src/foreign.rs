@@ -1,9 +1,32 @@
 //! JSON that others wrote: every text in it is escaped as it is read, so that nothing that is shown
 //! of it, on a terminal or a page, can do more than be read.
 
+use std::io::{self, Read};
+use std::path::Path;
+
 use penstock_dataplane::text::{escape, escape_lines};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+
+/// Longest JSON file that is read, bytes: several times the report of a run of a day. Parsed, it can take
+/// a dozen times as much memory.
+pub const MAX_JSON: u64 = 16 << 20;
+
+/// The text of a JSON file.
+///
+/// # Errors
+/// If it cannot be read, is not a regular file, or is longer than [`MAX_JSON`].
+pub fn read_file(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    let file = penstock_files::open_regular(path)?;
+    match file.take(MAX_JSON + 1).read_to_string(&mut text)? as u64 > MAX_JSON {
+        true => {
+            let what = format!("it has more than {MAX_JSON} bytes");
+            Err(io::Error::new(io::ErrorKind::FileTooLarge, what))
+        }
+        false => Ok(text),
+    }
+}
 
 /// Reads what another process says of itself.
 pub fn from_process<T: DeserializeOwned>(json: &[u8]) -> serde_json::Result<T> {

@@ -1,7 +1,6 @@
 //! What the other programs print as JSON, as far as the lab uses it.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -177,7 +176,7 @@ pub fn parse<T: DeserializeOwned>(program: &str, text: &str) -> Result<T> {
 
 /// Parses a file that `program` wrote.
 pub fn parse_file<T: DeserializeOwned>(program: &str, path: &Path) -> Result<T> {
-    let text = fs::read_to_string(path)
+    let text = foreign::read_file(path)
         .with_context(|| format!("{program} left no report at {}", path.display()))?;
     parse(program, &text)
 }

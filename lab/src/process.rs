@@ -1,7 +1,7 @@
 //! Child processes in namespaces: logs to files, death with the lab, bounded stops.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -13,12 +13,13 @@ use nix::time::ClockId;
 use nix::unistd::Pid;
 use penstock_dataplane::text::escape;
 
+use crate::foreign;
 use crate::interrupt::Interrupt;
 
 /// How much of a log an error message quotes, lines.
 const TAIL_LINES: usize = 12;
-/// How much of a log is read, bytes; no program writes as much that works.
-const MAX_LOG: u64 = 256 << 20;
+/// How much of a log is read, from its end, bytes.
+const MAX_LOG: u64 = 16 << 20;
 
 /// A command that runs `program` inside the namespace `netns`.
 pub fn inside(netns: &str, program: &Path) -> Command {
@@ -210,10 +211,15 @@ fn die_with(parent: u32) -> io::Result<()> {
 }
 
 fn log_text(log: &Path) -> Result<String> {
-    let mut bytes = Vec::new();
-    File::open(log)
-        .and_then(|file| file.take(MAX_LOG).read_to_end(&mut bytes))
-        .with_context(|| format!("cannot read {}", log.display()))?;
+    let read = || {
+        let mut file = File::open(log)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(MAX_LOG)))?;
+        let mut bytes = Vec::new();
+        file.take(MAX_LOG).read_to_end(&mut bytes)?;
+        io::Result::Ok(bytes)
+    };
+    let bytes = read().with_context(|| format!("cannot read {}", log.display()))?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
@@ -247,7 +253,8 @@ impl Reporting {
                 None => interrupt.pause()?,
             }
         };
-        let text = log_text(&self.path)?;
+        let text = foreign::read_file(&self.path)
+            .with_context(|| format!("cannot read {}", self.path.display()))?;
         if !status.success() {
             let failure = self.running.failure(&format!("failed ({status})"));
             bail!("{failure}\n{text}");

@@ -1,6 +1,5 @@
 //! `penstock-lab report`: shows a `report.json` again, in the terminal or as a page.
 
-use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -28,9 +27,6 @@ Examples:
   penstock-lab report report.json --format html --output - > page.html
 
 Exit codes: 0 shown, 1 failed, 2 wrong usage.";
-
-/// Longest report that is read, bytes; a run of an hour takes less than a hundredth.
-const MAX_REPORT: u64 = 256 << 20;
 
 /// What `report` is asked for.
 #[derive(Debug, Args)]
@@ -106,22 +102,10 @@ fn output(options: &Report, report: &Path) -> Option<PathBuf> {
 
 fn read(path: &Path) -> Result<Shown> {
     let name = path.display();
-    let text = read_report(path).with_context(|| {
+    let text = foreign::read_file(path).with_context(|| {
         format!("cannot read {name}; give a result folder, or the report.json in it")
     })?;
     Shown::of(&text).with_context(|| format!("{name} cannot be shown"))
-}
-
-fn read_report(path: &Path) -> io::Result<String> {
-    let mut text = String::new();
-    let file = penstock_files::open_regular(path)?;
-    match file.take(MAX_REPORT + 1).read_to_string(&mut text)? as u64 > MAX_REPORT {
-        true => {
-            let what = format!("it has more than {MAX_REPORT} bytes");
-            Err(io::Error::other(what))
-        }
-        false => Ok(text),
-    }
 }
 
 fn parsed<T: DeserializeOwned>(value: Value) -> Result<T> {
@@ -227,6 +211,12 @@ mod tests {
         }
         let error = read(Path::new("/dev/zero")).err().unwrap();
         assert!(format!("{error:#}").contains("a device"), "{error:#}");
+        let dir = tempfile::tempdir().unwrap();
+        let huge = dir.path().join("huge.json");
+        let file = fs::File::create(&huge).unwrap();
+        file.set_len(foreign::MAX_JSON + 1).unwrap();
+        let error = read(&huge).err().unwrap();
+        assert!(format!("{error:#}").contains("more than"), "{error:#}");
         let error = read(Path::new("/nowhere/report.json")).err().unwrap();
         assert!(format!("{error:#}").contains("/nowhere/report.json"));
     }
