@@ -1,8 +1,8 @@
-//! A directory under a name that everybody knows, in a place where everybody may make files.
+//! A directory with a well-known name, in a place where every user can create files.
 //!
-//! Whoever comes first has the name: in /dev/shm any user can make what root's broker wants to make, and
-//! the sticky bit keeps root's directory from nobody but those who come later. Root renames what is there,
-//! unless a running program has a lock in it, so that nothing is lost and nobody is kept out.
+//! In /dev/shm any user can take the name that root's broker uses, and the sticky bit keeps that user's
+//! directory from everyone but root. Root renames it, unless a running program holds a lock on a file in
+//! it, and deletes nothing.
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
@@ -21,25 +21,25 @@ use crate::trust::is_trusted;
 use crate::walk::{self, Care, file_type};
 use crate::{NewDir, refuse, user_name};
 
-/// Files in a stranger's directory that are looked at, and names for it that are tried.
+/// Maximum number of files in another user's directory that are compared with the locks.
 const MAX_FILES: usize = 65_536;
+/// Maximum number of new names that are tried.
 const MAX_NAMES: u32 = 1024;
-/// Users below are services (login.defs(5), `UID_MIN`), whose directories were made on purpose: for a
-/// broker that runs as `penstock`, for instance, and keeps its logs there while it is stopped.
+/// Users below this number are services (login.defs(5), `UID_MIN`). Their directories exist on purpose: a
+/// broker that runs as `penstock`, for instance, keeps its logs there while it is stopped.
 const FIRST_PERSON: u32 = 1000;
 
-/// What was in the way.
+/// What had the name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Displaced {
-    /// Whose it is.
+    /// Its owner.
     pub owner: String,
-    /// Where it is now.
+    /// Its new path.
     pub path: PathBuf,
 }
 
-/// Makes the directory at `path` if another user was first: root gives what that user made another name, in
-/// one step with the new directory's coming in its place. Does nothing otherwise; [`Dir::make`](crate::Dir::make)
-/// comes next.
+/// If another user took the name `path` first, root puts a new directory there and renames what that user
+/// made, both in one step. Otherwise this does nothing: call [`Dir::make`](crate::Dir::make) next.
 ///
 /// # Errors
 /// If the other user's directory is in use, or cannot be renamed.
@@ -50,7 +50,7 @@ pub fn displace(path: &Path, new: &NewDir) -> io::Result<Option<Displaced>> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return Ok(None);
     };
-    // Of a place that is missing, or is no place for root's files, `Dir::make` says what is wrong.
+    // If the parent is missing or not safe, `Dir::make` reports it.
     let Ok(place) = walk::directory(parent, Care::Verified, None) else {
         return Ok(None);
     };
@@ -80,7 +80,7 @@ pub fn displace(path: &Path, new: &NewDir) -> io::Result<Option<Displaced>> {
     }
 }
 
-/// What has the name, if it is another person's.
+/// What has the name, if it belongs to another person.
 fn strangers(place: &OwnedFd, name: &OsStr, new: &NewDir) -> io::Result<Option<FileStat>> {
     match fstatat(place, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
         Err(Errno::ENOENT) => Ok(None),
@@ -93,12 +93,11 @@ fn strangers(place: &OwnedFd, name: &OsStr, new: &NewDir) -> io::Result<Option<F
     }
 }
 
-/// Puts a new directory in the place of what `owner` made; returns that one's new name. None if it was
-/// gone by then.
+/// Exchanges what `owner` made for a new directory and returns its new name; none if it no longer exists.
 fn swap(place: &OwnedFd, name: &OsStr, new: &NewDir, owner: u32) -> io::Result<Option<OsString>> {
     let aside = make_beside(place, name, new, owner)?;
     let remove = || unlinkat(place, &*aside, UnlinkatFlags::RemoveDir);
-    // One step: in between, the other user could make it again.
+    // In one step: otherwise the other user could take the name again in between.
     match renameat2(place, &*aside, place, name, RenameFlags::RENAME_EXCHANGE) {
         Ok(()) => {}
         Err(error) => {
@@ -109,7 +108,7 @@ fn swap(place: &OwnedFd, name: &OsStr, new: &NewDir, owner: u32) -> io::Result<O
             };
         }
     }
-    // Another broker of root's may have done the same a moment ago.
+    // Another broker of root may have done the same a moment ago: give it its directory back.
     if strangers(place, &aside, new)?.is_none() {
         renameat2(place, &*aside, place, name, RenameFlags::RENAME_EXCHANGE)?;
         remove()?;
@@ -118,7 +117,7 @@ fn swap(place: &OwnedFd, name: &OsStr, new: &NewDir, owner: u32) -> io::Result<O
     Ok(Some(aside))
 }
 
-/// Makes the new directory under a name that is free.
+/// Makes the new directory under a free name.
 fn make_beside(place: &OwnedFd, name: &OsStr, new: &NewDir, owner: u32) -> io::Result<OsString> {
     for number in 1..=MAX_NAMES {
         let mut aside = name.to_owned();
@@ -126,7 +125,7 @@ fn make_beside(place: &OwnedFd, name: &OsStr, new: &NewDir, owner: u32) -> io::R
         match fstatat(place, &*aside, AtFlags::AT_SYMLINK_NOFOLLOW) {
             Ok(_) => {}
             Err(Errno::ENOENT) => {
-                // Somebody else's that came in between is refused there.
+                // This refuses a directory that another user made meanwhile.
                 walk::make(place, &aside, new)?;
                 return Ok(aside);
             }
@@ -136,9 +135,9 @@ fn make_beside(place: &OwnedFd, name: &OsStr, new: &NewDir, owner: u32) -> io::R
     refuse(format!("{MAX_NAMES} other names are taken as well"))
 }
 
-/// Whether a program that runs has a lock on a file in the directory, as every broker has.
+/// Whether a running program holds a lock on a file in the directory, as every broker does.
 fn is_in_use(place: &OwnedFd, name: &OsStr) -> io::Result<bool> {
-    // What others mounted there may never answer.
+    // A file system that another user mounted there may never answer.
     let how = OpenHow::new()
         .flags(OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC)
         .resolve(ResolveFlag::RESOLVE_NO_XDEV | ResolveFlag::RESOLVE_NO_SYMLINKS);

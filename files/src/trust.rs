@@ -7,7 +7,7 @@ use std::path::Path;
 
 use nix::unistd::geteuid;
 
-/// Root and this process's user, and whoever else is added.
+/// Root and the user of this process, and further users and groups.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Trusted {
     users: BTreeSet<u32>,
@@ -15,8 +15,8 @@ pub struct Trusted {
 }
 
 impl Trusted {
-    /// Adds those who decide what this process does anyway: the user who called sudo, and everyone who
-    /// could replace the program itself, because they own it or may write to a directory above it.
+    /// Includes those who control this process anyway: the user who called sudo, and everyone who could
+    /// replace the program itself, because they own it or can write to a directory above it.
     #[must_use]
     pub fn with_those_in_control() -> Self {
         let sudo = std::env::var("SUDO_UID").ok();
@@ -36,7 +36,7 @@ impl Trusted {
 
     fn add_owner(&mut self, about: &Metadata) {
         self.users.insert(about.uid());
-        // In a sticky directory the group can add files, but not replace those of others.
+        // In a sticky directory the group can add files, but not replace the files of others.
         if about.mode() & 0o1020 == 0o020 {
             self.groups.insert(about.gid());
         }
