@@ -177,7 +177,7 @@ fn a_link_is_not_exchanged_between_the_look_at_it_and_the_use() {
             }
         });
         let _done = Done(&done);
-        for _ in 0..20_000 {
+        for _ in 0..3000 {
             match open_to_read(&link, &[]) {
                 Ok(mut file) => {
                     let mut text = String::new();
