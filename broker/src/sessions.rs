@@ -1,4 +1,4 @@
-//! Sessions: which streams there are, how far each has come, and who may go on with it.
+//! Sessions: which streams exist, the progress of each, and who may continue it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,29 +14,30 @@ use penstock_dataplane::wire::handshake::{Refusal, Request};
 
 use crate::topics::{Job, Topic, Topics};
 
-/// A session that has been without open streams for so long is forgotten: its publisher would have
-/// been back by now. One that comes later all the same is taken up from what the log's index tells.
+/// Time after which a session without open streams is dropped: its publisher would have come back by
+/// now. If it comes back later, the broker resumes it from the log's index.
 const SESSION_GRACE: Duration = Duration::from_secs(600);
-/// The same for one over which nothing was ever committed: nothing is lost with it.
+/// The same for a session that committed nothing: dropping it loses nothing.
 const UNUSED_GRACE: Duration = Duration::from_secs(5);
-/// Most streams, open or not, that are kept in mind; peers can make them faster than they are forgotten.
+/// Maximum number of streams, open or not, that are remembered; peers can create them faster than they
+/// expire.
 const MAX_KEPT: usize = 65_536;
-/// How many sessions over which something was committed go at once where one has to: to look for one
-/// that is unused may mean to look at all.
+/// Number of sessions with commits that are dropped at once when one must go, because finding an unused
+/// one may take a scan of all.
 const BULK: usize = 64;
 
 /// One publisher's relation to one topic.
 #[derive(Debug)]
 struct Session {
     topic: String,
-    /// How many streams it has at most.
+    /// Maximum number of streams.
     streams: u32,
-    /// Who opened it: its streams are charged to it.
+    /// The tenant that opened it: its streams are charged to this tenant.
     tenant: Tenant,
-    /// Streams that have been opened. A number never begins anew, so that (session, stream, batch)
-    /// names one batch only.
+    /// Streams that have been opened. A stream number is never reused, so (session, stream, batch)
+    /// identifies one batch.
     opened_streams: HashMap<u32, Stream>,
-    /// When it was first seen without an open stream, if it has none.
+    /// Since when it has had no open stream; `None` if it has one.
     idle_since: Option<Instant>,
 }
 
@@ -44,9 +45,9 @@ struct Session {
 #[derive(Debug)]
 struct Stream {
     state: Arc<StreamState>,
-    /// Batches that its publisher says were committed before this broker knew of it.
+    /// Number of batches that its publisher says were committed before this broker knew of it.
     claimed: u64,
-    /// The log knows of it since before this broker.
+    /// Whether an earlier broker wrote batches of it to the log.
     is_known: bool,
 }
 
@@ -60,7 +61,7 @@ impl Stream {
         }
     }
 
-    /// Whether something was committed over it; what a publisher claims does not count.
+    /// Whether a batch was committed over it; what a publisher claims does not count.
     fn has_commits(&self) -> bool {
         self.is_known || self.state.committed() > self.claimed
     }
@@ -104,15 +105,15 @@ impl Session {
 #[derive(Debug)]
 pub struct Sessions {
     topics: Arc<Topics>,
-    /// To the thread that opens logs.
+    /// Channel to the thread that opens logs.
     jobs: Sender<Job>,
     sessions: HashMap<u64, Session>,
-    /// Streams that are kept in mind; listed by session.
+    /// Remembered streams, listed by session.
     shares: Shares<u64>,
 }
 
 impl Sessions {
-    /// No sessions yet; one host may have so much of what others leave, percent.
+    /// No sessions yet. `percent` is the maximum share of one host, of what others leave free.
     pub fn new(topics: Arc<Topics>, share_percent: u8, jobs: Sender<Job>) -> Self {
         Self {
             topics,
@@ -122,7 +123,7 @@ impl Sessions {
         }
     }
 
-    /// Whether the stream may be opened, as far as that can be told without its log.
+    /// Whether the stream may be opened, as far as that is known without its log.
     fn check_session(&self, asked: &Asked<'_>) -> Result<(), Refused> {
         let Request {
             session: key,
@@ -134,13 +135,18 @@ impl Sessions {
             return Ok(());
         }
         if asked.key.is_some_and(|owner| !owner.owns(key, asked.topic)) {
-            // As if there were no such session: whose it is is none of this publisher's business.
-            return refuse(format!("no session {key:016x} here; connect anew"));
+            // The same answer as for an unknown session: a publisher must not learn of others'
+            // sessions.
+            return refuse(format!(
+                "this broker has no session {key:016x}; connect anew"
+            ));
         }
         let Some(session) = self.sessions.get(&key) else {
             return match resume_from {
                 Some(_) => Ok(()),
-                None => refuse(format!("no session {key:016x} here; connect anew")),
+                None => refuse(format!(
+                    "this broker has no session {key:016x}; connect anew"
+                )),
             };
         };
         if session.topic != asked.topic || session.streams != asked.request.streams {
@@ -157,8 +163,8 @@ impl Sessions {
         }
     }
 
-    /// Whether one more stream of this session, or of a new one, may be kept in mind; another session
-    /// that has no open stream may have to go for it, first one over which nothing was committed.
+    /// Ensures that one more stream of this session, or of a new one, can be remembered. If necessary
+    /// it drops another session without open streams, first one that committed nothing.
     fn make_room(&mut self, asked: &Asked<'_>) -> Result<(), Refused> {
         let key = asked.request.session;
         let session = self.sessions.get(&key);
@@ -183,7 +189,7 @@ impl Sessions {
         Ok(())
     }
 
-    /// Forgets a session without open streams, other than `kept`.
+    /// Drops a session without open streams, other than `kept`.
     fn evict(
         &mut self,
         tenant: &Tenant,
@@ -217,7 +223,7 @@ impl Sessions {
         }
     }
 
-    /// Forgets sessions whose publishers do not come back.
+    /// Drops sessions whose publishers did not come back.
     fn expire(&mut self, now: Instant) {
         let sessions = self.sessions.iter_mut();
         let gone: Vec<_> = sessions
@@ -226,7 +232,8 @@ impl Sessions {
         gone.into_iter().for_each(|key| self.forget(key));
     }
 
-    /// The session's key, and the stream's place in it. It has been checked, and there is room.
+    /// The session's key, and the stream's place in it. The caller has checked the request and made
+    /// room.
     fn join(&mut self, topic: &Topic, asked: &Asked<'_>) -> Result<(u64, Lease), Refused> {
         let request = asked.request;
         let key = match request.session {
@@ -245,8 +252,8 @@ impl Sessions {
             is_new = true;
             match request.resume_from {
                 None => Stream::new(0, None),
-                // A stream of an earlier broker goes on: it left what the log's index tells, and at
-                // least what its publisher got acks for.
+                // A stream of an earlier broker continues after the last batch in the log's index, and
+                // at least after the last batch that its publisher got an ack for.
                 Some(acked) => Stream::new(acked, topic.earlier.get(&(key, number)).copied()),
             }
         });
@@ -286,7 +293,7 @@ impl Admit for Sessions {
     }
 
     fn admit(&mut self, asked: &Asked<'_>) -> Result<Outcome, Refused> {
-        // Again, for the publisher may have waited for its topic.
+        // Checked again, because the publisher may have waited for its topic.
         self.check_session(asked)?;
         self.make_room(asked)?;
         let Some(topic) = self.topics.find_or_open(asked, &self.jobs)? else {
@@ -319,18 +326,20 @@ impl Admit for Sessions {
     }
 }
 
-/// The right to write a stream, of which so many batches were acked.
+/// The right to write a stream with this many acknowledged batches.
 fn take(stream: &Stream, key: u64, number: u32, acked: u64) -> Result<Lease, Refused> {
     let Some(lease) = stream.state.lease() else {
         return Err(Refused {
             refusal: Refusal::Busy,
-            text: format!("stream {number} of session {key:016x} has not ended yet; ask again"),
+            text: format!(
+                "stream {number} of session {key:016x} is still open over another connection; try again"
+            ),
         });
     };
     let committed = lease.committed();
     if acked > committed {
         return refuse(format!(
-            "stream {number} of session {key:016x} has {committed} batches here, not {acked}; connect anew"
+            "stream {number} of session {key:016x} has {committed} committed batches on this broker, not {acked}; connect anew"
         ));
     }
     Ok(lease)
@@ -340,15 +349,15 @@ fn no_room(tenant: &Tenant, exceeded: Exceeded) -> Refused {
     let text = match exceeded {
         Exceeded::Total => {
             format!(
-                "this broker keeps {MAX_KEPT} streams in mind at most, and all are open; try later"
+                "this broker remembers at most {MAX_KEPT} streams, and all of them are open; try again later"
             )
         }
         Exceeded::Host { held } => format!(
-            "host {} has {held} streams, of {MAX_KEPT} that this broker keeps in mind, which is its share; try later, or raise --max-share of the broker",
+            "host {} has {held} streams of at most {MAX_KEPT} that this broker remembers, which is its whole share; try again later, or raise the broker's --max-share",
             tenant.host
         ),
         Exceeded::Key { held } => format!(
-            "publishers with this key have {held} streams, of {MAX_KEPT} that this broker keeps in mind, which is its share; try later, or raise --max-share of the broker"
+            "publishers with this key have {held} streams of at most {MAX_KEPT} that this broker remembers, which is their whole share; try again later, or raise the broker's --max-share"
         ),
     };
     Refused {
@@ -357,11 +366,11 @@ fn no_room(tenant: &Tenant, exceeded: Exceeded) -> Refused {
     }
 }
 
-/// A key that nobody can guess; never 0.
+/// A random key that no peer can guess; never 0.
 fn random() -> Result<u64, Refused> {
     let key = getrandom::u64().map_err(|e| Refused {
         refusal: Refusal::Resources,
-        text: format!("the broker cannot get random numbers: {e}"),
+        text: format!("the broker got no random numbers from the kernel: {e}"),
     })?;
     Ok(key.max(1))
 }
@@ -389,7 +398,7 @@ mod tests {
     use crate::topic_policy::{Creators, TopicPolicy};
     use crate::topics::{TopicConfig, make_directory};
 
-    /// Sessions, and the thread that opens logs, which runs when it is told to.
+    /// Sessions, and the thread that opens logs, which the test runs step by step.
     struct Bench {
         sessions: Sessions,
         opener: Receiver<Job>,
@@ -436,7 +445,7 @@ mod tests {
             self.sessions.topics.serve(&jobs, || {});
         }
 
-        /// What becomes of a stream, once its topic is open.
+        /// The result for a stream, once its topic is open.
         fn ask(&mut self, asked: &Asked<'_>) -> Result<Admission, Refused> {
             self.sessions.check(asked)?;
             match self.sessions.admit(asked)? {
@@ -446,7 +455,7 @@ mod tests {
             assert!(self.sessions.has_news());
             match self.sessions.admit(asked)? {
                 Outcome::Admitted(admission) => Ok(*admission),
-                Outcome::TopicOpening => panic!("it is open"),
+                Outcome::TopicOpening => panic!("the topic is open"),
             }
         }
 
@@ -551,11 +560,11 @@ mod tests {
         drop(used.lease);
         let unused = bench.admit("a", &request(0, 0)).unwrap();
         drop(unused.lease);
-        // However old a session is: its time begins when its last stream ends.
+        // A session's age does not matter: its time starts when its last stream ends.
         bench.sessions.expire(after(5000));
         bench.sessions.expire(after(5000 + 4));
         assert_eq!(bench.kept(), 3);
-        // Nothing is lost with the one over which nothing was committed.
+        // Dropping the session that committed nothing loses nothing.
         bench.sessions.expire(after(5000 + 5));
         assert_eq!(bench.kept(), 2);
         bench.sessions.expire(after(5000 + 599));
@@ -565,7 +574,7 @@ mod tests {
         assert!(bench.sessions.sessions.contains_key(&open.session));
         drop(open.lease);
         bench.sessions.expire(after(6000));
-        // Back in time, it lives again.
+        // It came back in time, so it stays.
         let again = Request {
             resume_from: Some(0),
             ..request(open.session, 0)
@@ -591,13 +600,13 @@ mod tests {
         let used = bench.admit("a", &request(0, 1)).unwrap();
         used.lease.set_committed(1);
         drop(used.lease);
-        // More than there may be, half of them made up; whatever they claim to have committed.
+        // More than the maximum, half of them invented, whatever they claim to have committed.
         for session in 1..=MAX_KEPT as u64 {
             bench.admit("a", &request(0, 0)).unwrap();
             bench.admit("a", &made_up(session)).unwrap();
         }
         assert_eq!(bench.kept(), MAX_KEPT / 2, "the share of one host");
-        // One with an open stream stays, as does one over which something was committed.
+        // A session with an open stream stays, and so does one that committed something.
         for known in [early.session, used.session] {
             assert!(bench.sessions.sessions.contains_key(&known));
         }
@@ -654,7 +663,7 @@ mod tests {
             let join = request(first.session, 1);
             let stolen = bench.ask(&asked("a", &join, 1, Some(&yours)));
             assert_eq!(stolen.unwrap_err().refusal, Refusal::Session);
-            assert!(!first.lease.is_wanted(), "its owner notices nothing");
+            assert!(!first.lease.is_wanted(), "its owner is not disturbed");
             bench.ask(&asked("a", &join, 1, Some(&mine))).unwrap();
             first.session
         };
@@ -720,7 +729,7 @@ mod tests {
         assert!(refused.text.contains("--topics"), "{refused}");
         assert_eq!(bench.files(), ["trades.eu.log"]);
         drop(bench);
-        // Whatever the policy, a log that is there is a topic.
+        // Under any policy, an existing log is a topic.
         let mut bench = Bench::with(&dir, 4, Creators::Never, &["audit"]);
         bench.ask(&remote).unwrap();
     }
@@ -739,7 +748,7 @@ mod tests {
         assert!(refused.text.contains(words), "{refused}");
         let other = bench.ask(&asked("d", &first, 2, None)).unwrap();
         assert_eq!(bench.files(), ["a.log", "b.log", "d.log"]);
-        // An empty one that no stream has any more goes for another.
+        // An empty log that no stream uses gives way to another topic.
         drop((held, other));
         bench.admit("c", &first).unwrap();
         bench.work();
@@ -758,7 +767,7 @@ mod tests {
         ));
         bench.work();
         assert_eq!(bench.files(), ["a.log"]);
-        // Its publisher is gone, and does not ask again.
+        // Its publisher is gone and does not ask again.
         bench.sessions.topics.backdate(Duration::from_secs(2));
         bench.sessions.tick(Instant::now());
         bench.work();

@@ -1,9 +1,9 @@
-//! Whether a thread's loop goes round.
+//! Whether a thread's loop makes progress.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Counts rounds of one thread's loop; another thread sees by it that the first does not hang.
+/// Counts rounds of one thread's loop; another thread uses it to detect that the first one hangs.
 #[derive(Debug, Clone, Default)]
 pub struct Rounds(Arc<AtomicU64>);
 

@@ -34,23 +34,23 @@ use crate::xdp::{FIRST_CREDIT, Registry};
 const LISTENER: usize = usize::MAX - 1;
 /// Connections that the kernel queues before accept; it caps this at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
-/// How long accept rests after it failed for lack of descriptors.
+/// Pause after accept failed for lack of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How long a publisher waits for its topic: as large a log as there may be is allocated by then.
+/// Time limit for opening a topic; enough to allocate the largest possible log.
 const TOPIC_PATIENCE: Duration = Duration::from_secs(30);
-/// How often what only takes time is looked after.
+/// Interval of time-based work.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Bounds on what peers may take.
+/// Limits on what peers may take.
 #[derive(Debug, Clone)]
 pub struct Limits {
     /// Open streams, all workers together.
     pub max_connections: usize,
     /// Connections that have not finished their handshake; the oldest of the host with most goes first.
     pub max_handshakes: usize,
-    /// Time for a handshake.
+    /// Time limit for a handshake.
     pub handshake_timeout: Duration,
-    /// What one host may have of the streams that others leave, percent.
+    /// Maximum share of the streams that others leave free that one host may have, percent.
     pub share_percent: u8,
 }
 
@@ -86,7 +86,7 @@ pub fn listen(address: SocketAddr, wanted: &Wanted) -> io::Result<TcpListener> {
     )?;
     socket.set_reuse_address(true)?;
     if address.is_ipv6() {
-        // [::] hears IPv4 as well, whatever net.ipv6.bindv6only says.
+        // [::] also accepts IPv4, whatever the value of net.ipv6.bindv6only.
         socket.set_only_v6(false)?;
     }
     wanted.apply_to_listener(&socket)?;
@@ -106,17 +106,17 @@ struct Newcomer {
     deadline: Instant,
     /// Distinguishes it from a later one with the same key.
     number: u64,
-    /// What it asked for, while its topic is being opened.
+    /// Its request, while its topic is being opened.
     waiting: Option<Waiting>,
 }
 
-/// A stream that may be opened once its topic is.
+/// A stream that may be opened as soon as its topic is open.
 #[derive(Debug)]
 struct Waiting {
     topic: String,
     request: Request,
     permit: StreamPermit,
-    /// It waits already.
+    /// Whether it is already waiting.
     is_waiting: bool,
 }
 
@@ -133,8 +133,8 @@ impl Newcomer {
                 key: key.map(|key| *key.id()),
             },
             key,
-            // From outside the kernel takes no packet with a source address of this host (`accept_local`
-            // in Documentation/networking/ip-sysctl.rst).
+            // The kernel drops packets from outside that carry a source address of this host
+            // (`accept_local` in Documentation/networking/ip-sysctl.rst).
             is_local: from.is_loopback() || own.is_ok_and(|own| own == from),
         }
     }
@@ -149,19 +149,19 @@ pub struct Acceptor<A> {
     workers: Vec<WorkerHandle>,
     datagrams: Option<DatagramPath>,
     keys: Option<Arc<Keys>>,
-    /// Packets and frames are authenticated, whether publishers ask for it or not.
+    /// Require authenticated packets and frames, even if publishers do not ask for it.
     packet_auth: bool,
     shared: Arc<Shared>,
     poller: Arc<Poller>,
-    /// Shows others that the loop goes round.
+    /// Shows other threads that the loop makes progress.
     rounds: Rounds,
     newcomers: Vec<Option<Newcomer>>,
     free: Vec<usize>,
     /// Newcomers by age: key and number.
     by_age: VecDeque<(usize, u64)>,
-    /// How many each host has.
+    /// Number of connections of each host.
     by_host: HashMap<Host, usize>,
-    /// Those whose topics are being opened: key and number.
+    /// Connections whose topics are being opened: key and number.
     waiting: Vec<(usize, u64)>,
     permits: StreamPermits,
     next_number: u64,
@@ -211,21 +211,21 @@ impl<A: Admit> Acceptor<A> {
         })
     }
 
-    /// Lets only holders of a key publish; without, everybody may. With `packet_auth` they do so with
-    /// authenticated packets and frames only.
+    /// Lets only holders of a key publish; without keys, anyone may. With `packet_auth`, only with
+    /// authenticated packets and frames.
     #[must_use]
     pub fn with_keys(mut self, keys: Option<Arc<Keys>>, packet_auth: bool) -> Self {
         (self.keys, self.packet_auth) = (keys, packet_auth);
         self
     }
 
-    /// Grow at least once a second as long as the loop makes progress.
+    /// Round counter, which grows at least once a second while the loop makes progress.
     #[must_use]
     pub fn rounds(&self) -> Rounds {
         self.rounds.clone()
     }
 
-    /// Wakes the loop, so that it looks at its stop flag.
+    /// Wakes the loop, so that it checks its stop flag.
     #[must_use]
     pub fn poller(&self) -> Arc<Poller> {
         Arc::clone(&self.poller)
@@ -345,7 +345,7 @@ impl<A: Admit> Acceptor<A> {
         };
         let peer = newcomer.peer;
         if newcomer.waiting.is_some() {
-            // Nothing but the connection's end is told of meanwhile.
+            // Only the end of the connection is reported meanwhile.
             Counters::count(&self.shared.counters.handshake_closed);
             return self.dismiss(key);
         }
@@ -381,7 +381,7 @@ impl<A: Admit> Acceptor<A> {
         }
     }
 
-    /// Opens the stream that a newcomer asks for, refuses it, or has it wait for its topic.
+    /// Opens the stream that a new connection asks for, refuses it, or lets it wait for its topic.
     fn admit(&mut self, key: usize, topic: String, request: Request) {
         let permit = match self.permit(key, &topic, &request) {
             Ok(permit) => permit,
@@ -398,20 +398,22 @@ impl<A: Admit> Acceptor<A> {
         self.ask(key, waiting);
     }
 
-    /// The order is that of cost: who may at all, then whether there is such a stream, then whether there
-    /// is room for it. Only then anything is made.
+    /// The cheapest check comes first: the right to publish, then the stream's state, then the limits.
+    /// Nothing is created before all of them pass.
     fn permit(
         &mut self,
         key: usize,
         topic: &str,
         request: &Request,
     ) -> Result<StreamPermit, Refused> {
-        let newcomer = self.newcomers[key].as_ref().expect("it has just asked");
+        let newcomer = self.newcomers[key]
+            .as_ref()
+            .expect("the connection has just sent its request");
         if let Some(grant) = newcomer.greeting.grant()
             && !grant.permits(topic)
         {
             let text = format!(
-                "key {} may not publish to topic {topic:?}; what it may is in the broker's --auth-keys",
+                "key {} may not publish to topic {topic:?}; add the topic to the key's line in the broker's --auth-keys file",
                 grant.name
             );
             return Err(Refused {
@@ -460,14 +462,14 @@ impl<A: Admit> Acceptor<A> {
         }
     }
 
-    /// Lets a newcomer wait for its topic; meanwhile nothing is read from it. It has a permit, so there
-    /// are no more of these than streams.
+    /// Lets a connection wait for its topic; nothing is read from it meanwhile. It has a permit, so
+    /// there are no more of these than streams.
     fn wait_for_topic(&mut self, key: usize, mut waiting: Waiting) {
         let Some(newcomer) = &mut self.newcomers[key] else {
             return;
         };
         if !std::mem::replace(&mut waiting.is_waiting, true) {
-            // Its age does not count any more.
+            // Its age no longer counts.
             newcomer.number = self.next_number;
             self.next_number += 1;
             newcomer.deadline = Instant::now() + TOPIC_PATIENCE;
@@ -481,7 +483,7 @@ impl<A: Admit> Acceptor<A> {
         newcomer.waiting = Some(waiting);
     }
 
-    /// Asks again for those whose topics were being opened.
+    /// Tries again for connections whose topics were being opened.
     fn ask_again(&mut self) {
         if !self.admit.has_news() {
             return;
@@ -496,13 +498,13 @@ impl<A: Admit> Acceptor<A> {
         self.forget_waiting();
     }
 
-    /// Ends those that waited for too long, or whose publisher is gone.
+    /// Ends connections that waited too long or whose publisher is gone.
     fn expire_waiting(&mut self, now: Instant) {
         for (key, number) in self.waiting.clone() {
             let newcomer = self.newcomers[key].as_ref();
             let newcomer = newcomer.filter(|newcomer| newcomer.number == number);
             if newcomer.is_some_and(|newcomer| now >= newcomer.deadline) {
-                let text = "the broker could not open the topic in time; try later";
+                let text = "the broker could not open the topic in time; try again later";
                 self.turn_away(key, Some(Refusal::Resources), text, text);
             }
         }
@@ -642,7 +644,8 @@ impl<A: Admit> Acceptor<A> {
         Ok(())
     }
 
-    /// The oldest newcomer goes, of the hosts that have most: one alone takes no place from others.
+    /// Drops the oldest pending connection of the host that has most, so that no host alone can
+    /// displace others.
     fn make_room(&mut self) {
         let most = self.by_host.values().max();
         let goes = self.by_age.iter().position(|&(key, number)| {
@@ -663,7 +666,7 @@ impl<A: Admit> Acceptor<A> {
 
     fn take(&mut self, key: usize) -> Option<Newcomer> {
         let newcomer = self.newcomers[key].take()?;
-        // A descriptor that is not watched any more is what is wanted.
+        // Deleting a descriptor that is not watched is no failure.
         let _ = self.poller.delete(&newcomer.socket);
         if let Entry::Occupied(mut count) = self.by_host.entry(Host::of(newcomer.peer)) {
             *count.get_mut() -= 1;
@@ -676,7 +679,7 @@ impl<A: Admit> Acceptor<A> {
     }
 }
 
-/// The line per payload socket that tells what its buffers really are.
+/// Logs one line per payload socket with its effective buffer sizes.
 fn log_socket(peer: SocketAddr, admission: &Admission, key: Option<&str>, buffers: &Effective) {
     info!(
         %peer,

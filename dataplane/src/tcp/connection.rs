@@ -32,10 +32,10 @@ const TURN_CALLS: usize = 64;
 /// Bytes after which an ack is sent even though more is coming in. An ack costs a packet's way
 /// through both stacks, as much as receiving some 50 kB.
 const ACK_EVERY: u64 = 512 << 10;
-/// Bytes of a batch outside of the ring that one receive call takes, and the fewest.
+/// Maximum and minimum number of bytes that one receive call takes for a batch outside the ring.
 pub(super) const SCRATCH: usize = 64 << 10;
 const LEAST_SCRATCH: u32 = 4 << 10;
-/// How long a batch that must leave the ring may wait for memory outside of it.
+/// Time limit for a batch that must leave the ring to get memory outside it.
 const EVICTION_WAIT: Duration = Duration::from_millis(200);
 
 /// What a worker lends to the connection that it drives.
@@ -62,14 +62,14 @@ pub(crate) struct Opened {
     pub(crate) keys: Option<Arc<PacketKeys>>,
 }
 
-/// A batch that has begun.
+/// A batch that is being received.
 #[derive(Debug)]
 struct Incoming {
     batch: Batch,
     received: u32,
-    /// When its first byte could come; later by as long as it waited for the broker.
+    /// When its first byte could arrive, postponed by the time that it waited for the broker.
     since: Instant,
-    /// What came outside of the ring.
+    /// The bytes received outside the ring.
     spill: Option<Box<Spill>>,
 }
 
@@ -78,7 +78,7 @@ struct Incoming {
 enum State {
     /// To the header of the next frame.
     Header,
-    /// Nowhere yet: the batch waits until the ring has its room. Without a claim it is complete.
+    /// Nowhere yet: the batch waits for its place in the ring. Without a claim it is complete.
     Waiting {
         batch: Incoming,
         reservation: Reservation,
@@ -91,9 +91,9 @@ enum State {
         reservation: Reservation,
         claim: Option<RingClaim>,
     },
-    /// To a batch outside of the ring: the shares of it are taken, or its publisher is slow.
+    /// To a batch outside the ring: its shares of the ring are used up, or its publisher is slow.
     Aside { batch: Incoming },
-    /// Nowhere yet: neither ring nor memory have a share left for the batch.
+    /// Nowhere yet: the shares of both ring and memory are used up.
     Starved {
         batch: Incoming,
         paused: Instant,
@@ -119,7 +119,7 @@ impl Incoming {
         self.batch.payload_len - self.received
     }
 
-    /// It waited for the broker from `paused` to `now`.
+    /// Accounts for the time from `paused` to `now`, in which it waited for the broker.
     fn go_on(mut self, paused: Instant, now: Instant) -> Self {
         self.since += now - paused;
         self
@@ -146,7 +146,7 @@ impl fmt::Display for Ending {
         match self {
             Self::Completed => f.write_str("completed"),
             Self::Closed => f.write_str("closed by the publisher without an end frame"),
-            Self::Superseded => f.write_str("the publisher goes on over another connection"),
+            Self::Superseded => f.write_str("the publisher continues over another connection"),
             Self::CutInBatch { received, len } => {
                 write!(
                     f,
@@ -182,19 +182,19 @@ pub(super) struct Connection {
     buffers: Effective,
     pub(super) admission: Admission,
     claimant: Claimant,
-    /// Since when its batch must leave the ring, for which memory is missing.
+    /// Since when its batch must leave the ring but gets no memory.
     evicted: Option<Instant>,
     state: State,
-    /// Header of the next frame, and its tag.
+    /// Header of the next frame, with its tag.
     header: [u8; HEADER_LEN + TAG_LEN],
     header_len: usize,
     header_filled: usize,
-    /// If frames carry tags; and how many did.
+    /// Keys for the tags of frames, if there are any, and the number of frames so far.
     keys: Option<Arc<PacketKeys>>,
     verified: u64,
-    /// Header and tag of the batch that is being received; the next header may come in with its end.
+    /// Header and tag of the batch that is being received; the next header may arrive with its end.
     begun: [u8; HEADER_LEN + TAG_LEN],
-    /// Sequence number of the next batch; so many are committed.
+    /// Sequence number of the next batch, which is the number of committed ones.
     next_seq: u64,
     /// Index of the last committed batch, if it was not yet visible when last looked at.
     unseen: Option<u64>,
@@ -377,9 +377,12 @@ impl Connection {
                 let into = &mut cx.scratch[..asked];
                 let result = (&self.socket).read(into);
                 let got = *result.as_ref().unwrap_or(&0);
-                let spill = batch.spill.as_mut().expect("a batch aside has a spill");
+                let spill = batch
+                    .spill
+                    .as_mut()
+                    .expect("a batch outside the ring has a spill");
                 spill.write(batch.received, &into[..got]);
-                // Memory for what did not come is for others.
+                // Frees memory for bytes that did not arrive.
                 spill.truncate(batch.received + got as u32);
                 (PathStage::DrainPayloadToBuffer, result)
             }
@@ -393,8 +396,8 @@ impl Connection {
         result
     }
 
-    /// Takes memory for what the next receive call may bring to a batch outside of the ring; returns
-    /// how much that is. If there is none for a byte, the batch waits.
+    /// Takes memory for what the next receive call may bring to a batch outside the ring; returns its
+    /// size. If there is none at all, the batch waits.
     fn room_aside(&mut self, cx: &Context<'_>) -> usize {
         let State::Aside { batch } = &mut self.state else {
             return 0;
@@ -403,7 +406,7 @@ impl Connection {
         let spill = batch
             .spill
             .get_or_insert_with(|| Box::new(self.claimant.spill()));
-        // What is left of the piece that the batch has takes no other.
+        // The rest of a piece that the batch already has needs no new one.
         let rest = LEAST_SCRATCH - batch.received % LEAST_SCRATCH;
         for room in [wanted, wanted.min(LEAST_SCRATCH), wanted.min(rest)] {
             if spill.reserve(batch.received, room, Turn::Next).is_ok() {
@@ -420,7 +423,7 @@ impl Connection {
         0
     }
 
-    /// Takes note of `got` more bytes; runs through what became complete.
+    /// Processes `got` more bytes and everything that they complete.
     fn advance(&mut self, cx: &mut Context<'_>, got: usize) -> Result<(), Ending> {
         match &mut self.state {
             State::Payload { batch, .. } => {
@@ -452,7 +455,7 @@ impl Connection {
     fn begin_frame(&mut self, cx: &mut Context<'_>) -> Result<(), Ending> {
         let start = cx.stats.stages.now();
         let header = Header::read_from_prefix(&self.header)
-            .expect("it is as long")
+            .expect("the length matches")
             .0;
         let protocol = |text: String| Ending::Fault(Fault::Protocol, text);
         let frame = header
@@ -487,7 +490,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Takes room in the ring for a batch, which waits if others still need it.
+    /// Takes room in the ring for a batch; the batch waits if others still need the room.
     fn enter_ring(&mut self, cx: &mut Context<'_>, batch: Incoming, claim: Option<RingClaim>) {
         let reservation = cx.writer.reserve(batch.batch.payload_len);
         if batch.spill.is_none() && cx.writer.is_granted(&reservation) {
@@ -507,7 +510,7 @@ impl Connection {
         };
     }
 
-    /// Goes on if there is room now.
+    /// Continues if there is room now.
     fn retry_space(&mut self, cx: &mut Context<'_>) -> Result<bool, Ending> {
         match std::mem::replace(&mut self.state, State::Header) {
             State::Waiting {
@@ -517,7 +520,7 @@ impl Connection {
                 paused,
             } => {
                 if !cx.writer.is_granted(&reservation) {
-                    // Workers that hold it up may be asleep.
+                    // The workers that block it may be asleep.
                     cx.shared.claims.wake_others();
                     self.state = State::Waiting {
                         batch,
@@ -557,7 +560,10 @@ impl Connection {
                     return Ok(true);
                 }
                 let mut batch = batch;
-                let spill = batch.spill.as_mut().expect("a batch aside has a spill");
+                let spill = batch
+                    .spill
+                    .as_mut()
+                    .expect("a batch outside the ring has a spill");
                 if spill.reserve(batch.received, 1, Turn::Next).is_err() {
                     self.state = State::Starved {
                         batch,
@@ -578,14 +584,14 @@ impl Connection {
         }
     }
 
-    /// Whether the frame that has begun carries its tag, if it must: nobody changed it on the way, nor put
-    /// it there, left one out or repeated one.
+    /// Checks the tag of the frame that has begun, if it must carry one: nobody on the path changed,
+    /// inserted, removed or repeated a frame.
     fn verify(&mut self, payload: &[u8]) -> Result<(), Ending> {
         let Some(keys) = &self.keys else {
             return Ok(());
         };
         let (header, tag) = self.begun.split_at(HEADER_LEN);
-        let tag = tag.try_into().expect("it is as long");
+        let tag = tag.try_into().expect("the length matches");
         if keys.verify_frame(self.verified, tag, &[header, payload]) {
             self.verified += 1;
             return Ok(());
@@ -604,7 +610,7 @@ impl Connection {
             claim,
         } = std::mem::replace(&mut self.state, State::Header)
         else {
-            unreachable!("only a batch in the ring is committed");
+            unreachable!("only a batch in the ring can be committed");
         };
         if let Some(claim) = claim {
             claim.fill();
@@ -692,7 +698,7 @@ impl Connection {
         !self.outbox_empty
     }
 
-    /// Looks after time: heartbeats, stalls, the ring's needs. Called a few times a second.
+    /// Handles time: heartbeats, stalls, pressure on the ring. Called a few times a second.
     pub(super) fn tick(&mut self, cx: &mut Context<'_>) -> Result<(), Ending> {
         if self.admission.lease.is_wanted() {
             return Err(Ending::Superseded);
@@ -706,7 +712,7 @@ impl Connection {
             && !is_over
         {
             let (fault, text) = (lost.fault(), lost.reason.clone());
-            // What is committed and not acked counts as never received.
+            // A committed batch that was not acknowledged counts as never received.
             self.next_seq = self.acked;
             self.admission.lease.set_committed(self.acked);
             self.fail(cx, fault, text);
@@ -717,7 +723,7 @@ impl Connection {
         match &self.state {
             State::Starved { paused, .. } if cx.now - *paused > may_stall => {
                 let text = format!(
-                    "there was no room for batch {} for {may_stall:.0?}: too many batches of this host, or of all publishers, are not complete; send smaller ones",
+                    "no room for batch {} for {may_stall:.0?}: too many batches of this host, or of all publishers, are incomplete; send smaller batches (--batch-size) or fewer at a time (--in-flight)",
                     self.next_seq
                 );
                 self.fail(cx, Fault::Stalled, text);
@@ -752,8 +758,8 @@ impl Connection {
         Ok(())
     }
 
-    /// Whether its batch lies in the ring, has been there for half a round and arrives slowly: soon it
-    /// holds up every other.
+    /// Whether its batch has been in the ring for half a round and arrives slowly, so that it will soon
+    /// block all others.
     pub(super) fn holds_up(&self, cx: &Context<'_>) -> bool {
         let State::Payload {
             batch, reservation, ..
@@ -766,8 +772,8 @@ impl Connection {
             && claims::is_slow(cx.now - batch.since, batch.received.into())
     }
 
-    /// Bytes that its batch has, of the ring or of memory, which others wait for; none if it arrives at
-    /// a fair rate.
+    /// Bytes of the ring or of memory that its batch holds and others wait for; 0 if it arrives at a
+    /// fair rate.
     pub(super) fn reclaimable(&self, now: Instant) -> u64 {
         match &self.state {
             State::Payload {
@@ -789,9 +795,9 @@ impl Connection {
         }
     }
 
-    /// Gives what its batch has to others: a batch in the ring goes on outside of it, if memory has a
-    /// share left for what came of it. Otherwise it is given up, unless it goes on and nothing but its
-    /// share is wanted.
+    /// Releases what its batch holds. A batch in the ring continues outside it if its memory share has
+    /// room for the bytes received so far. Otherwise the stream ends, unless only its share of the ring
+    /// is needed and the batch still makes progress.
     pub(super) fn give_way(&mut self, cx: &mut Context<'_>) -> Result<(), Ending> {
         match std::mem::replace(&mut self.state, State::Header) {
             State::Payload {
@@ -827,7 +833,7 @@ impl Connection {
                 if goes_on && !self.holds_up(cx) {
                     return Ok(());
                 }
-                // Those who have more memory than this one needs may give way.
+                // Streams with more memory than this one needs may give way.
                 if cx.now - *self.evicted.get_or_insert(cx.now) < EVICTION_WAIT {
                     return Ok(());
                 }
@@ -844,7 +850,7 @@ impl Connection {
 
     fn return_to_ring(&mut self, cx: &mut Context<'_>) {
         if let State::Aside { batch } = std::mem::replace(&mut self.state, State::Header) {
-            // All of it is here: it holds up nobody.
+            // The batch is complete, so it blocks no other.
             self.enter_ring(cx, batch, None);
         }
     }

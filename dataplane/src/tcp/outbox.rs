@@ -17,13 +17,13 @@ pub(crate) struct Outbox {
     at: usize,
     ack: Option<(u64, bool)>,
     error: Option<Vec<u8>>,
-    /// If replies carry tags; and how many did.
+    /// Keys for the tags of replies, if there are any, and the number of replies so far.
     keys: Option<Arc<PacketKeys>>,
     sealed: u64,
 }
 
 impl Outbox {
-    /// Replies that carry tags, if there are keys.
+    /// Replies that carry tags if there are keys.
     pub(crate) fn new(keys: Option<Arc<PacketKeys>>) -> Self {
         Self {
             keys,
@@ -72,7 +72,7 @@ impl Outbox {
             return false;
         }
         if let Some(keys) = &self.keys {
-            // Between the reply and its text, as on packets.
+            // The tag goes between the reply and its text, as on packets.
             let tag = keys.seal_reply(self.sealed, &[&self.frame]);
             self.sealed += 1;
             self.frame.splice(REPLY_LEN..REPLY_LEN, tag);

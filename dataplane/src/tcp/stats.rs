@@ -86,7 +86,7 @@ pub struct Counters {
     pub protocol_errors: AtomicU64,
     /// Streams ended for a wrong checksum.
     pub checksum_errors: AtomicU64,
-    /// Streams ended for a frame without its tag (`--packet-auth`).
+    /// Streams ended for a frame with an invalid tag (`--packet-auth`).
     pub forged: AtomicU64,
     /// Streams ended for stalling inside a batch.
     pub stalled: AtomicU64,
@@ -94,20 +94,21 @@ pub struct Counters {
     pub evacuated_batches: AtomicU64,
     /// Times that a batch had to wait for room in the shared buffer.
     pub waits_for_space: AtomicU64,
-    /// Streams ended because they were not used and others asked for their places.
+    /// Streams ended because they were unused and others needed their places.
     pub stream_evictions: AtomicU64,
     /// Registered readers that died without leaving.
     pub readers_lost: AtomicU64,
-    /// Times that a registered reader lived, did not read for --reader-timeout and held up its log.
+    /// Times that a registered reader was alive but read nothing for --reader-timeout and blocked its
+    /// log.
     pub readers_stalled: AtomicU64,
-    /// Of these, times that it was evicted.
+    /// Of these, times that the broker evicted the reader.
     pub readers_evicted: AtomicU64,
     /// Logs that were deleted, replaced or truncated while the broker wrote them.
     pub logs_lost: AtomicU64,
-    /// Batches that were received outside the ring because the share of their host, of their key or of
-    /// all publishers in it was taken.
+    /// Batches received outside the ring because the share of their host, of their key or of all
+    /// publishers was used up.
     pub claims_denied: AtomicU64,
-    /// Bytes held outside the rings for batches that are not complete, over both paths, now.
+    /// Bytes now held outside the rings for incomplete batches, over both paths.
     pub evacuated_bytes: AtomicU64,
 }
 
@@ -147,7 +148,7 @@ pub struct ConnectionReport {
 pub struct Shared {
     /// Counters.
     pub counters: Counters,
-    /// What publishers may take before they have sent it.
+    /// Limits on what publishers take before they have sent it.
     pub(crate) claims: Claims,
     /// How much may be written about peers.
     pub(crate) lines: LogQuota,

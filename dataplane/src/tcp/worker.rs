@@ -18,9 +18,9 @@ use crate::profile::{Live, Rounds, SHOW_EVERY, Tick};
 const TICK: Duration = SHOW_EVERY;
 /// How long a worker sleeps when a connection waits for room in the ring.
 const SPACE_POLL: Duration = Duration::from_millis(1);
-/// How often a worker looks for batches that hold up others, while there may be any.
+/// Interval in which a worker checks for batches that block others, while there may be any.
 const RELIEF: Duration = Duration::from_millis(1);
-/// How long it sleeps while a batch of its own grows old in the ring.
+/// Sleep time while a batch of its own grows old in the ring.
 const OLD_BATCH_POLL: Duration = Duration::from_millis(10);
 
 /// Settings of a worker.
@@ -28,10 +28,10 @@ const OLD_BATCH_POLL: Duration = Duration::from_millis(10);
 pub struct WorkerConfig {
     /// Compare each batch with its checksum before it is committed.
     pub verify_on_receive: bool,
-    /// A publisher that sends no byte of a begun batch for so long is dropped; or so much later than a
-    /// batch takes at [`crate::claims::MIN_RATE`].
+    /// Time limit for the next byte of a batch. It is also the time that a batch may take beyond what
+    /// its bytes need at [`crate::claims::MIN_RATE`].
     pub stall_timeout: Duration,
-    /// How often a publisher that waits for room is told that the broker lives.
+    /// Interval in which a publisher that waits for room is told that the broker is alive.
     pub heartbeat: Duration,
 }
 
@@ -73,15 +73,15 @@ pub struct Worker {
     due: Vec<usize>,
     /// Rounds of the loop.
     round: u64,
-    /// What a batch outside of the ring is received into first.
+    /// Buffer for the first bytes of a batch outside the ring.
     scratch: Box<[u8]>,
-    /// When batches that hold up others are looked for next.
+    /// Time of the next check for batches that block others.
     next_relief: Instant,
     stats: WorkerStats,
     first_frame: Option<Tick>,
     last_commit: Option<Tick>,
     live: Arc<Live<WorkerNow>>,
-    /// Shows others that the loop goes round.
+    /// Shows other threads that the loop makes progress.
     rounds: Rounds,
 }
 
@@ -116,13 +116,13 @@ impl WorkerHandle {
         self.live.look()
     }
 
-    /// Grow as long as the worker makes progress, with work or without.
+    /// Round counter, which grows while the worker makes progress, with or without work.
     #[must_use]
     pub fn rounds(&self) -> Rounds {
         self.rounds.clone()
     }
 
-    /// Makes the worker look at its stop flag.
+    /// Makes the worker check its stop flag.
     ///
     /// # Errors
     /// If the poller cannot be notified.
@@ -250,8 +250,8 @@ impl Worker {
         }
     }
 
-    /// Ends that unfinished batches hold up others: in the ring, those that are half a round old and
-    /// arrive slowly; of what others were denied, the largest batch that arrives slowly.
+    /// Makes blocking batches give way: those in the ring that are half a round old and arrive slowly,
+    /// and the largest slow batch that holds what others were denied.
     fn relieve(&mut self, now: Instant) {
         let old = (0..self.writers.len()).filter(|&n| is_half_a_round_old(&self.writers[n]));
         let mut old = old.peekable();
@@ -288,7 +288,7 @@ impl Worker {
 
     fn make_give_way(&mut self, key: usize, now: Instant) {
         match self.with(key, now, Connection::give_way) {
-            // What was moved aside may have come to an end, or has an error to send.
+            // A batch that left the ring may be complete now, or the stream may have an error to send.
             Some(Ok(())) => self.drive(key, now),
             Some(Err(ending)) => self.remove(key, now, &ending),
             None => {}
@@ -337,7 +337,7 @@ impl Worker {
         })
     }
 
-    /// Lets go of a log that no connection of this worker writes any more, so that it can be closed.
+    /// Releases a log that no connection of this worker writes any more, so that it can be closed.
     fn release_writer(&mut self, writer: usize) {
         if self
             .connections
@@ -493,7 +493,7 @@ impl Worker {
     }
 }
 
-/// Whether its oldest unfinished batch was begun half a round of the ring ago.
+/// Whether its oldest unfinished batch began at least half a round of the ring ago.
 fn is_half_a_round_old(writer: &Writer) -> bool {
     writer.oldest_open_age() > writer.log().geometry().ring_bytes() / 2
 }

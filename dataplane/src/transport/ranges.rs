@@ -18,7 +18,7 @@ impl Ranges {
         }
     }
 
-    /// An empty set of at most `most` ranges; takes memory when it needs it.
+    /// An empty set of at most `most` ranges; allocates memory when needed.
     #[must_use]
     pub fn growing(most: usize) -> Self {
         Self {
@@ -27,19 +27,19 @@ impl Ranges {
         }
     }
 
-    /// Bytes of memory that it has.
+    /// Bytes of memory allocated.
     #[must_use]
     pub fn memory(&self) -> usize {
         self.ranges.capacity() * size_of::<(u64, u64)>()
     }
 
-    /// Whether all that it has memory for is in use: one more range takes more.
+    /// Whether the allocated memory is full: one more range needs more.
     #[must_use]
     pub fn is_out_of_memory(&self) -> bool {
         self.ranges.len() == self.ranges.capacity()
     }
 
-    /// Whether the numbers from `low` to `high` would be one more range, not part of another.
+    /// Whether the numbers from `low` to `high` would form a new range, not extend another.
     #[must_use]
     pub fn adds_range(&self, low: u64, high: u64) -> bool {
         let first = self.ranges.partition_point(|&(_, to)| to + 1 < low);

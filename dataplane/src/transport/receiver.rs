@@ -8,20 +8,20 @@ use super::MAX_OPEN_BATCHES;
 use super::ranges::Ranges;
 use crate::wire::packet::{BatchInfo, Chunk, Feedback, MAX_GAPS, StreamKey};
 
-/// Parts of one batch that may have arrived with gaps between them.
+/// Maximum number of separate parts of one batch.
 const MAX_PARTS: usize = 64;
-/// Memory that the account of a batch's parts takes at first, bytes: what a `Vec` of them grows to.
+/// Initial memory for the parts of a batch, bytes: the first allocation of a `Vec`.
 const FIRST_PARTS: usize = 4 * size_of::<(u64, u64)>();
 
-/// Memory that it takes at most.
+/// Maximum memory for the parts of a batch, bytes.
 const NEXT_PARTS: usize = MAX_PARTS * size_of::<(u64, u64)>();
 
-/// Memory that every stream may take to keep account of its open batches, bytes: 64 batches in a row
-/// and what is needed for them to come out of turn. More is for [`Receiver::allow_memory`].
+/// Memory that every stream may use for the state of its open batches, bytes: enough for 64 consecutive
+/// batches that arrive out of order. [`Receiver::allow_memory`] grants more.
 pub const FREE_MEMORY: usize = 16 << 10;
-/// Places for open batches that a stream begins with.
+/// Initial number of slots for open batches.
 const FIRST_BATCHES: usize = 16;
-/// Accounts of ended batches that are kept for later ones.
+/// Number of part lists of ended batches that are kept for reuse.
 const SPARE: usize = 64;
 
 /// What a stream may take.
@@ -54,8 +54,8 @@ pub enum Refusal {
     /// The batch is in more pieces than are kept account of; a retransmission fills the gaps.
     #[error("in too many pieces")]
     Scattered,
-    /// Keeping account of it takes more memory than the stream may take.
-    #[error("too many batches and pieces to keep account of")]
+    /// Its state would take more memory than the stream may use.
+    #[error("too many open batches and pieces")]
     NoMemory,
 }
 
@@ -75,7 +75,7 @@ pub enum Turn {
 struct Assembly<R> {
     info: BatchInfo,
     parts: Ranges,
-    /// Bytes that came.
+    /// Bytes received.
     received: u64,
     room: R,
 }
@@ -83,11 +83,11 @@ struct Assembly<R> {
 /// A batch that is not committed yet.
 #[derive(Debug)]
 pub struct OpenBatch<'a, R> {
-    /// What packets say of it.
+    /// What its packets say about it.
     pub info: &'a BatchInfo,
-    /// First and last byte of each part that is there, rising.
+    /// First and last byte of each received part, in ascending order.
     pub parts: &'a [(u64, u64)],
-    /// Bytes that came.
+    /// Bytes received.
     pub received: u64,
     /// Its place.
     pub room: &'a mut R,
@@ -112,9 +112,9 @@ pub struct Receiver<R> {
     opened: u64,
     credit: u64,
     spare: Vec<Ranges>,
-    /// Bytes of memory that accounts of parts have, those of ended batches included.
+    /// Bytes of memory of all part lists, including those of ended batches.
     parts_memory: usize,
-    /// Bytes that it may have beyond [`FREE_MEMORY`].
+    /// Bytes that it may use beyond [`FREE_MEMORY`].
     allowed: usize,
     owes_ack: bool,
 }
@@ -195,7 +195,7 @@ impl<R> Receiver<R> {
             return Err(Refusal::OverCredit);
         }
         if batch.parts.is_out_of_memory() && batch.parts.adds_range(low, high) {
-            // A vector doubles.
+            // A vector doubles its capacity.
             let more = batch.parts.memory().max(FIRST_PARTS);
             if memory + more > may_have {
                 return Err(Refusal::NoMemory);
@@ -204,19 +204,19 @@ impl<R> Receiver<R> {
         Ok(Some(&mut batch.room))
     }
 
-    /// Bytes of memory that keeping account of the open batches takes.
+    /// Bytes of memory for the state of the open batches.
     #[must_use]
     pub fn memory(&self) -> usize {
         self.memory_with(0)
     }
 
-    /// What it may take for a batch so far behind the next. What batches behind it have taken keeps the
-    /// next one from nothing: without it none of them can end.
+    /// Memory that it may use for a batch this far after the next one. Later batches leave enough for
+    /// the next one, because none of them can commit before it.
     fn may_have(&self, index: u64) -> usize {
         FREE_MEMORY + self.allowed + if index == 0 { NEXT_PARTS } else { 0 }
     }
 
-    /// With places for so many open batches.
+    /// With slots for this many open batches.
     fn memory_with(&self, batches: usize) -> usize {
         let mut places = self.open.capacity();
         if batches > places {
@@ -225,7 +225,7 @@ impl<R> Receiver<R> {
         places * size_of::<Option<Assembly<R>>>() + self.parts_memory
     }
 
-    /// Lets it take so many bytes of memory beyond [`FREE_MEMORY`]. It gives back what it can when it
+    /// Allows this many bytes of memory beyond [`FREE_MEMORY`]. The receiver frees what it can when it
     /// has no open batch.
     pub fn allow_memory(&mut self, bytes: usize) {
         self.allowed = bytes;
@@ -350,7 +350,7 @@ impl<R> Receiver<R> {
         self.open.into_iter().flatten().map(|batch| batch.room)
     }
 
-    /// Batches that are not committed yet, to look after.
+    /// Batches that are not committed yet, for inspection.
     pub fn open_batches(&mut self) -> impl Iterator<Item = OpenBatch<'_, R>> {
         self.open.iter_mut().flatten().map(|batch| OpenBatch {
             info: &batch.info,
@@ -636,7 +636,7 @@ mod tests {
             },
             0,
         );
-        // Twice as many as a publisher has in flight unless told otherwise, with gaps.
+        // Twice as many batches as a publisher has in flight by default, with gaps.
         for seq in 0..64 {
             for (part, at) in [0, 200, 400, 600].into_iter().enumerate() {
                 let (packet, chunk) = (4 * seq + part as u64, chunk(seq, 1000, at));

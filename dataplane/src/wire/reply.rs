@@ -36,7 +36,7 @@ pub enum Fault {
     Stalled = 3,
     /// The broker is shutting down.
     Shutdown = 4,
-    /// What came does not carry its tag.
+    /// A frame or reply has an invalid tag.
     Authentication = 5,
     /// The topic's log was deleted, replaced or truncated under the broker.
     LogLost = 6,
@@ -83,7 +83,7 @@ impl Reply {
         }
     }
 
-    /// Ends a stream; returns all bytes of the frame, text included, which begins at [`REPLY_LEN`].
+    /// A reply that ends a stream, as bytes: the frame and its text, which begins at [`REPLY_LEN`].
     #[must_use]
     pub fn error(fault: Fault, committed: u64, text: &str) -> Vec<u8> {
         let text = clip(text, MAX_TEXT_LEN);

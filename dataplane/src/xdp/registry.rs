@@ -14,9 +14,9 @@ use crate::poison::lock;
 use crate::tcp::Opened;
 use crate::wire::packet::StreamKey;
 
-/// A publisher sends its first packet at once; one that has not by then has gone over to tcp.
+/// A publisher sends its first packet at once; one that has not by then has fallen back to tcp.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How often those are looked for, by one worker for all.
+/// Interval of the check for them, which one worker does for all.
 const EXPIRY_INTERVAL_MS: u64 = 100;
 
 /// A stream without a worker.
@@ -38,7 +38,7 @@ pub struct Registry {
     /// The interface is gone: no packet will come any more.
     closed: AtomicBool,
     started: Instant,
-    /// When streams are next looked through, milliseconds since `started`.
+    /// Time of the next check, milliseconds since `started`.
     next_expiry_ms: AtomicU64,
 }
 
@@ -107,8 +107,8 @@ impl Registry {
         self.adopted.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Drops streams that never sent a packet; called by each worker every millisecond, so that most
-    /// calls do nothing: peers may have thousands of streams wait.
+    /// Drops streams that never sent a packet. Each worker calls this every millisecond and most calls
+    /// do nothing, because peers may let thousands of streams wait.
     pub(super) fn expire(&self) {
         if self.count.load(Ordering::Relaxed) == 0 {
             return;

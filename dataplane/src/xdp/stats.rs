@@ -20,14 +20,14 @@ pub struct XdpStats {
     pub corrupt: u64,
     /// Packets of streams that this worker does not have.
     pub unknown_stream: u64,
-    /// Packets from another host than the stream's publisher: they are placed, but not answered.
+    /// Packets from a host other than the stream's publisher: placed, but not answered.
     pub foreign_source: u64,
     /// Packets all of which came before.
     pub duplicates: u64,
     /// Packets refused because they ignore a limit or contradict others.
     pub refused: u64,
-    /// Packets dropped because the shares of their publisher's host, of its key or of all publishers in
-    /// the memory outside of the rings were taken; they are sent again.
+    /// Packets dropped because the memory shares of their host, of their key or of all publishers were
+    /// used up; publishers retransmit them.
     pub no_memory: u64,
     /// Packets that later ones overtook; with [`Self::late`] taken off, those that were lost.
     pub skipped: u64,

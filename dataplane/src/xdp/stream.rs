@@ -30,34 +30,34 @@ const ACK_EVERY: u32 = 32;
 /// An ack waits no longer than this, nanoseconds.
 const ACK_DELAY: u64 = 100_000;
 
-/// Batches that are complete and wait for room in the ring, at most; more stay where they are.
+/// Maximum number of complete batches that wait for room in the ring; others stay where they are.
 const MAX_COMPLETE: usize = 64;
-/// Open batches that are looked after each millisecond while the ring has no room: those next in turn.
+/// Open batches to process per millisecond while the ring has no room: the next ones in order.
 const LOOKED_AFTER: usize = 64;
-/// How often batches are looked through for those that are overdue, nanoseconds.
+/// Interval of the check for overdue batches, nanoseconds.
 const OVERDUE_EVERY: u64 = 250_000_000;
-/// Memory for accounts of open batches is charged in steps of so many bytes.
+/// Memory for the state of open batches is charged in steps of this size, bytes.
 const MEMORY_STEP: usize = 16 << 10;
-/// How long a batch that must leave the ring may wait for memory outside of it, nanoseconds.
+/// Time limit for a batch that must leave the ring to get memory outside it, nanoseconds.
 const EVICTION_WAIT: u64 = 200_000_000;
 
 /// Where a batch lies.
 #[derive(Debug)]
 struct Room {
-    /// Its room in the ring, if it has any; and its claim to it, while it is not complete.
+    /// Its room in the ring, if any, and its claim to that room while it is incomplete.
     reservation: Option<Reservation>,
     claim: Option<RingClaim>,
-    /// Its bytes, while they are not in the ring.
+    /// Its bytes, while they are outside the ring.
     spill: Option<Box<Spill>>,
-    /// It has a share neither of the ring nor of memory.
+    /// Whether it has a share of neither ring nor memory.
     waiting: Option<Waiting>,
-    /// When its first packet came, on the stream's own clock.
+    /// When its first packet arrived, on the stream's own clock.
     since: u64,
 }
 
 impl Room {
-    /// How long the batch has been coming. The time since the last look counts as blocked as a whole,
-    /// so a batch that began within it may seem to begin later than now.
+    /// How long the batch has been arriving. The whole time since the last tick counts as blocked, so a
+    /// batch that began within it may seem to begin later than now.
     fn age(&self, clock: u64) -> Duration {
         Duration::from_nanos(clock.saturating_sub(self.since))
     }
@@ -84,21 +84,21 @@ pub(super) struct Context<'a> {
     pub(super) now: u64,
 }
 
-/// Which slow batches leave the ring.
+/// Which slow batches must leave the ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Leaves {
     /// Those that are half a round old.
     Old,
-    /// All.
+    /// All of them.
     Slow,
 }
 
-/// What a stream has that others need.
+/// What a stream holds that others need.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Reclaimable {
-    /// Bytes of the ring that its slow batches have.
+    /// Bytes of the ring that its slow batches occupy.
     pub(super) ring: u64,
-    /// Bytes of memory that those have which hardly go on.
+    /// Bytes of memory of batches that hardly make progress.
     pub(super) memory: u64,
 }
 
@@ -112,19 +112,19 @@ pub(super) struct Stream {
     pub(super) admission: Admission,
     claimant: Claimant,
     receiver: Receiver<Room>,
-    /// Memory for accounts of open batches, beyond what every stream may take.
+    /// Memory for the state of open batches, beyond the free allowance of every stream.
     charged: Vec<MemoryCharge>,
-    /// A packet of the next batch, or of one behind it, was dropped for want of memory: others like it
-    /// are, too, until the next tick.
+    /// Whether a packet of the next batch, or of a later one, was dropped for lack of memory. Similar
+    /// packets are dropped as well, until the next tick.
     starved: bool,
     starved_later: bool,
-    /// Whether batches lie outside of the ring that have room in it, or ask for it.
+    /// Whether batches outside the ring have room in it, or wait for it.
     unsettled: bool,
-    /// How long the stream has waited for room in the ring: time that is not its publisher's.
+    /// How long the stream has waited for room in the ring, which does not count against its publisher.
     blocked_for: u64,
     ticked_at: u64,
     overdue_at: u64,
-    /// Since when a batch must leave the ring, for which memory is missing.
+    /// Since when a batch must leave the ring but gets no memory.
     evicted: Option<u64>,
     /// If its packets are authenticated; and how many ACKs were.
     pub(super) keys: Option<Arc<PacketKeys>>,
@@ -136,10 +136,11 @@ pub(super) struct Stream {
     /// Batches that readers see; with index in the log and number of those that they do not yet.
     visible: u64,
     unseen: Option<(u64, u64)>,
-    /// Where ACKs go, once a packet came from the publisher's host; and which port it came to.
+    /// Where ACKs go, known once a packet arrived from the publisher's host, and the port that it
+    /// arrived on.
     pub(super) back: Option<Headers>,
     pub(super) port: usize,
-    /// The host that ACKs go to: the other end of the control connection, whose address is proven.
+    /// The host that ACKs go to: the peer of the control connection, whose address is validated.
     host: IpAddr,
     /// Where the newest packet came from, if that was somewhere else.
     elsewhere: Option<Headers>,
@@ -149,7 +150,7 @@ pub(super) struct Stream {
     /// When an ack is due at the latest.
     ack_due: Option<u64>,
     told: u64,
-    /// Of the end frame, and its tag.
+    /// The end frame and its tag.
     header: [u8; HEADER_LEN + TAG_LEN],
     header_filled: usize,
     /// Batches that the publisher says the stream has.
@@ -234,17 +235,17 @@ impl Stream {
         self.receiver.is_newest(packet)
     }
 
-    /// Its newest packet came, to this port. Returns false if it came from another host than the
-    /// publisher's: it is placed, but nobody gets an ACK for it.
+    /// Records the source of the newest packet. Returns false if it came from a host other than the
+    /// publisher's: the packet is placed, but not acknowledged.
     ///
-    /// Anybody can open a stream and send its packets with the source address of somebody else, who
-    /// would get larger ACKs than these packets are (RFC 9000 section 8). So ACKs go only to the host
-    /// that the control connection proves; its port is learnt.
+    /// Anyone can open a stream and send its packets with a spoofed source address; ACKs are larger
+    /// than such packets (RFC 9000 section 8). So ACKs go only to the peer of the control connection;
+    /// only its port is learned from packets.
     ///
-    /// The port may change, after a router in between forgot it. Answers follow it with the second
-    /// packet in a row: the checksum does not cover addresses, and one that was damaged on the way must
-    /// not lead them astray. Whoever repeats its packets from elsewhere gets none, for those are not the
-    /// newest (as RFC 9000 section 9.3 has it).
+    /// The port may change when a NAT drops its mapping. ACKs follow after the second packet in a row
+    /// from the new port: the checksum does not cover addresses, so one damaged packet must not
+    /// redirect them. Packets repeated from elsewhere do not redirect them either, because they are not
+    /// the newest (RFC 9000 section 9.3).
     pub(super) fn heard(
         &mut self,
         now: u64,
@@ -326,7 +327,7 @@ impl Stream {
             }
         }
         if self.receiver.room(&chunk.batch).spill.is_some() && !self.find_room(chunk, len) {
-            // It is as if it had been lost: its publisher sends it again.
+            // Treated as lost: the publisher retransmits it.
             cx.xdp.no_memory += 1;
             return;
         }
@@ -336,7 +337,7 @@ impl Stream {
             match (&mut room.spill, &room.reservation) {
                 (Some(spill), _) => spill.write(at, part),
                 (None, Some(reservation)) => cx.writer.place(reservation, at, part),
-                (None, None) => unreachable!("a batch is in the ring or outside of it"),
+                (None, None) => unreachable!("a batch is in the ring or outside it"),
             }
             at += part.len() as u32;
         }
@@ -351,7 +352,7 @@ impl Stream {
         }
     }
 
-    /// Whether a packet is to be placed in a batch that has room, or in one that needs it.
+    /// Whether to place a packet in a batch that has room, or in one that needs it.
     fn offer(&mut self, packet: u64, chunk: &Chunk, len: u32) -> Result<bool, Refusal> {
         loop {
             match self.receiver.offer(packet, chunk, len) {
@@ -375,8 +376,8 @@ impl Stream {
         self.receiver.allow_memory(allowed as usize);
     }
 
-    /// Room for a batch: in the ring if there is a share of it left, or else outside of it. While what
-    /// the ring has there is needed by others, the batch's bytes lie outside, too.
+    /// Takes room for a batch: in the ring if its share allows, else outside. If others need its room
+    /// in the ring, its bytes go outside as well.
     fn new_room(&mut self, cx: &mut Context<'_>, chunk: &Chunk) -> Room {
         let turn = self.turn_of(chunk);
         let claim = self.claimant.claim(chunk.batch.len, turn);
@@ -405,7 +406,7 @@ impl Stream {
         }
     }
 
-    /// Sees to it that a batch outside of the ring has room for a packet: memory, or a place in the ring.
+    /// Ensures that a batch outside the ring has room for a packet: memory, or a place in the ring.
     /// Returns false if there is none.
     fn find_room(&mut self, chunk: &Chunk, len: u32) -> bool {
         let turn = self.turn_of(chunk);
@@ -429,7 +430,7 @@ impl Stream {
         false
     }
 
-    /// Moves open batches into the ring that have room there now, and asks for room for those that
+    /// Moves open batches into the ring if they have room there now, and claims room for those that
     /// have no memory.
     fn settle_open(&mut self, cx: &mut Context<'_>) {
         self.unsettled = false;
@@ -446,7 +447,7 @@ impl Stream {
         }
     }
 
-    /// The stream's own clock, which stands still while the ring has no room for it.
+    /// The stream's own clock, which stops while the ring has no room for it.
     fn clock(&self, now: u64) -> u64 {
         now - self.blocked_for
     }
@@ -456,7 +457,7 @@ impl Stream {
         while self.complete.len() < MAX_COMPLETE
             && let Some((info, mut room)) = self.receiver.next_complete()
         {
-            // All of it is here: it holds up nobody.
+            // The batch is complete, so it blocks no other.
             room.waiting = None;
             if let Some(claim) = room.claim.take() {
                 claim.fill();
@@ -471,7 +472,7 @@ impl Stream {
             }
             let start = cx.stats.stages.now();
             let (info, room) = self.complete.pop_front().expect("looked at above");
-            let reservation = room.reservation.expect("it lies in the ring");
+            let reservation = room.reservation.expect("the batch is in the ring");
             self.commit_one(cx, &info, reservation)?;
             cx.stats.stages.lap(PathStage::Commit, start);
         }
@@ -577,7 +578,7 @@ impl Stream {
             return Err(Ending::Fault(Fault::Stalled, REVOKED.to_owned()));
         }
         if let Some(lost) = cx.writer.log().lost() {
-            // What is committed and not acked counts as never received.
+            // A committed batch that was not acknowledged counts as never received.
             self.visible = self.told;
             self.admission.lease.set_committed(self.told);
             return Err(Ending::Fault(lost.fault(), lost.reason.clone()));
@@ -606,7 +607,8 @@ impl Stream {
         self.control()
     }
 
-    /// Ends the stream if a batch comes too slowly: neither pings nor packets of other batches help.
+    /// Ends the stream if a batch is overdue: neither pings nor packets of other batches extend its
+    /// time.
     fn find_overdue(&mut self, cx: &Context<'_>) -> Result<(), Ending> {
         let clock = self.clock(cx.now);
         let may_stall = Duration::from_nanos(cx.idle_timeout);
@@ -621,9 +623,10 @@ impl Stream {
         Ok(())
     }
 
-    /// Moves slow batches out of the ring: those that are half a round old, because they hold up every
-    /// other, or all of them, because others wait for a share. Only what came of them takes memory. If
-    /// there is none for a while the stream ends: in the first case, or if it hardly goes on.
+    /// Moves slow batches out of the ring: those that are half a round old, because they block all
+    /// others, or all of them, because others wait for a share. Only the bytes received so far take
+    /// memory. If no memory is available for a while, the stream ends in the first case, and in the
+    /// second if the batch hardly makes progress.
     fn leave_ring(&mut self, cx: &mut Context<'_>, leaves: Leaves) -> Result<(), Ending> {
         let clock = self.clock(cx.now);
         let half = cx.writer.log().geometry().ring_bytes() / 2;
@@ -654,15 +657,15 @@ impl Stream {
             self.evicted = None;
             return Ok(());
         }
-        // Those who have more memory than this one needs may give way.
+        // Streams with more memory than this one needs may give way.
         if cx.now - *self.evicted.get_or_insert(cx.now) < EVICTION_WAIT {
             return Ok(());
         }
-        let text = "batches come so slowly that they hold up others, and there is no memory for them; send smaller batches";
+        let text = "batches arrive so slowly that they block others, and the memory for such batches is used up; send smaller batches (--batch-size)";
         Err(Ending::Fault(Fault::Stalled, text.to_owned()))
     }
 
-    /// What this stream has that others wait for, of batches that do not arrive at a fair rate.
+    /// What this stream holds that others wait for, in batches that arrive below a fair rate.
     pub(super) fn reclaimable(&mut self, now: u64) -> Reclaimable {
         let mut sum = Reclaimable::default();
         let pressure = self.claimant.pressure();
@@ -693,14 +696,14 @@ impl Stream {
         }
     }
 
-    /// Gives room in the ring to others: slow batches go on outside of it.
+    /// Releases room in the ring: slow batches continue outside it.
     pub(super) fn give_way(&mut self, cx: &mut Context<'_>) -> Result<(), Ending> {
         self.leave_ring(cx, Leaves::Slow)
     }
 
-    /// Gives memory to others, by ending.
+    /// Releases memory by ending the stream.
     pub(super) fn give_up(&mut self, _: &mut Context<'_>) -> Result<(), Ending> {
-        let text = "a batch hardly comes on, and others need the memory that it takes; send smaller batches";
+        let text = "a batch hardly makes progress, and others need its memory; send smaller batches (--batch-size)";
         Err(Ending::Fault(Fault::Stalled, text.to_owned()))
     }
 
@@ -724,17 +727,16 @@ impl Stream {
             self.header_filled = 0;
             if let Some(keys) = &self.keys {
                 let (header, tag) = self.header.split_at(HEADER_LEN);
-                let tag = tag.try_into().expect("it is as long");
-                // There is one frame only.
+                let tag = tag.try_into().expect("the length matches");
+                // There is only one frame.
                 if !keys.verify_frame(0, tag, &[header]) {
                     let text =
-                        "the end of the stream has an invalid tag: it was changed on the path"
-                            .to_owned();
+                        "the end frame has an invalid tag: it was changed on the path".to_owned();
                     return Err(Ending::Fault(Fault::Authentication, text));
                 }
             }
             let header = Header::read_from_prefix(&self.header)
-                .expect("it is as long")
+                .expect("the length matches")
                 .0;
             match header.parse(self.admission.max_payload) {
                 Ok(Frame::End { batches }) if batches >= self.committed => self.end = Some(batches),
@@ -814,7 +816,7 @@ fn settle(cx: &mut Context<'_>, len: u32, room: &mut Room) -> bool {
     true
 }
 
-/// Copies the parts of a batch that are there out of the ring, if there is memory for them.
+/// Copies the received parts of a batch out of the ring, if there is memory for them.
 fn spill_parts(
     cx: &Context<'_>,
     reservation: &Reservation,

@@ -90,13 +90,13 @@ impl WorkerHandle {
         self.live.look()
     }
 
-    /// Grow as long as the worker makes progress, with work or without.
+    /// Round counter, which grows while the worker makes progress, with or without work.
     #[must_use]
     pub fn rounds(&self) -> Rounds {
         self.rounds.clone()
     }
 
-    /// Makes the worker look at its stop flag.
+    /// Makes the worker check its stop flag.
     ///
     /// # Errors
     /// If the poller cannot be notified.
@@ -113,7 +113,7 @@ pub struct Worker {
     stop: Arc<AtomicBool>,
     events: Events,
     live: Arc<Live<WorkerNow>>,
-    /// Shows others that the loop goes round.
+    /// Shows other threads that the loop makes progress.
     rounds: Rounds,
     /// When figures are shown next.
     show_at: u64,
@@ -363,16 +363,15 @@ impl Worker {
     }
 }
 
-/// Closes the sockets, several at a time. The end of each takes milliseconds, in which the kernel waits
-/// until nobody can be using it (`synchronize_net` in `xsk_unbind_dev`); those that wait together wait
-/// for the same.
+/// Closes the sockets, several at a time. Each close waits milliseconds for the kernel
+/// (`synchronize_net` in `xsk_unbind_dev`); parallel closes share that wait.
 fn close(mut ports: Vec<Port>) {
     const AT_A_TIME: usize = 16;
     let each = ports.len().div_ceil(AT_A_TIME);
     thread::scope(|scope| {
         while ports.len() > each {
             let some = ports.split_off(ports.len() - each);
-            // Without a thread they are closed right here.
+            // Without a thread, close them here.
             let _ = thread::Builder::new().spawn_scoped(scope, move || drop(some));
         }
         drop(ports);
@@ -546,7 +545,7 @@ impl State {
         Some(number)
     }
 
-    /// Ends that the largest of slow batches keeps others from what they were denied.
+    /// Makes the largest slow batch give way if it holds what others were denied.
     fn relieve(&mut self, now: u64) {
         if self
             .streams
@@ -554,7 +553,7 @@ impl State {
             .flatten()
             .any(|entry| entry.stream.is_blocked())
         {
-            // Workers that hold them up may be asleep.
+            // The workers that block them may be asleep.
             self.shared.claims.wake_others();
         }
         if !self.shared.claims.is_pressed(Instant::now()) {
@@ -599,7 +598,7 @@ impl State {
         })
     }
 
-    /// Lets go of a log that no stream of this worker writes any more, so that it can be closed.
+    /// Releases a log that no stream of this worker writes any more, so that it can be closed.
     fn release_writer(&mut self, writer: usize) {
         if self
             .streams
@@ -741,7 +740,7 @@ mod tests {
         stream: 0,
     };
 
-    /// The publisher's host, the other end of the control connection as far as the worker knows.
+    /// The publisher's host: the peer of the control connection, as far as the worker knows.
     const PUBLISHER: u8 = 2;
 
     /// A worker without ports, and a stream that waits for its first packet.
@@ -788,7 +787,8 @@ mod tests {
             }
         }
 
-        /// Another stream, of a publisher on this host; returns its end of the control connection.
+        /// Another stream, of a publisher on this host; returns the publisher's end of the control
+        /// connection.
         fn open(&mut self, key: StreamKey, host: u8) -> TcpStream {
             leave(&self.worker, &self.gate, &self.log, key, host, None)
         }
@@ -1102,7 +1102,7 @@ mod tests {
             assert_eq!(datagram.len, out[datagram.start..len].len());
             Some(len)
         };
-        // From the first packet on, however many come in a row.
+        // From the first packet on, for any number of packets.
         for packet in 0..20 {
             bench.take(&frame(VICTIM, &Data::ping(KEY, 2 * packet, &[]), &[]));
             assert_eq!(answers(&mut bench), None, "packet {packet}");

@@ -1,16 +1,16 @@
-//! What publishers may take before they have sent it, over xdp.
+//! Limits on what publishers take before they have sent it, over xdp.
 
 use std::net::TcpStream;
 
 use super::*;
 use crate::claims::MEMORY;
 
-/// The largest batch of the bench's log.
+/// The largest batch that the bench's log accepts.
 const LARGEST: u32 = 32 << 10;
 const SECOND: u64 = 1_000_000_000;
 const MILLISECOND: u64 = SECOND / 1000;
 
-/// A key that the bench's gate takes.
+/// A key that the bench's filter accepts.
 fn key(number: u64) -> StreamKey {
     StreamKey {
         key: 2 * number + 1,
@@ -18,7 +18,7 @@ fn key(number: u64) -> StreamKey {
     }
 }
 
-/// Some of batch `seq`, which claims to be of the largest size.
+/// A part of batch `seq`, which claims the maximum length.
 fn part(from: u8, key: StreamKey, packet: u64, seq: u64, offset: u32, bytes: &[u8]) -> Vec<u8> {
     let batch = BatchInfo {
         seq,
@@ -31,7 +31,7 @@ fn part(from: u8, key: StreamKey, packet: u64, seq: u64, offset: u32, bytes: &[u
 }
 
 impl Bench {
-    /// Takes a frame at a moment of the worker's clock, and looks after streams.
+    /// Processes a frame at a given time of the worker's clock, and then ticks.
     fn take_at(&mut self, now: u64, frame: &[u8]) {
         self.worker.state.datagram(0, &[frame], now);
         self.worker.state.commit_touched(now);
@@ -63,7 +63,7 @@ impl Bench {
             }
             let xdp = &self.worker.state.xdp;
             assert_eq!(self.log.info().batches, before + 1, "batch {seq}: {xdp:?}");
-            // Gives credit for more.
+            // Give credit for more.
             let number = self.worker.state.by_key[&control.key];
             let stream = &mut self.worker.state.streams[number].as_mut().unwrap().stream;
             let mut feedback = Feedback::new(control.key);
@@ -95,7 +95,7 @@ fn claims_take_what_arrived_and_hold_up_nobody() {
     let honest = bench.honest(1, 3);
     let mut now = SECOND;
     bench.publish(&honest, 1, &mut now);
-    // Three packets of one byte on each of a hundred streams.
+    // Three one-byte packets on each of a hundred streams.
     let controls: Vec<_> = (10..110)
         .map(|number| bench.open(key(number), 66))
         .collect();
@@ -111,7 +111,7 @@ fn claims_take_what_arrived_and_hold_up_nobody() {
         held >= 270 * 4096,
         "a host has a quarter of the ring: {held}"
     );
-    // The ring passes ten times; pings go on.
+    // The ring passes ten times while pings continue.
     for round in 0..10 {
         bench.publish(&honest, 32, &mut now);
         for number in 10..110 {
@@ -160,14 +160,14 @@ fn neither_pings_nor_single_bytes_put_the_end_of_a_batch_off() {
 fn a_batch_over_a_slow_link_ends_well() {
     let mut bench = Bench::new();
     let start = SECOND;
-    // Far longer than a publisher may stall, all in all.
+    // In total far longer than the stall timeout.
     for (index, offset) in (0..LARGEST).step_by(1024).enumerate() {
         let now = start + index as u64 * 29 * SECOND;
         for second in 0..29 {
             bench.tick_at(now - 29 * SECOND * u64::from(index > 0) + second * SECOND);
         }
         if index == 1 {
-            // 1 KiB in 29 s is too little.
+            // 1 KiB in 29 s is too slow.
             break;
         }
         bench.take_at(
@@ -177,7 +177,7 @@ fn a_batch_over_a_slow_link_ends_well() {
     }
     let mut bench = Bench::new();
     for (index, offset) in (0..LARGEST).step_by(1024).enumerate() {
-        // As fast as a batch must come, and a pause of 29 s.
+        // At the minimum rate, with a pause of 29 s.
         let now = start + index as u64 * SECOND / 16 + 29 * SECOND * u64::from(index >= 10);
         bench.tick_at(now);
         bench.take_at(
@@ -192,7 +192,7 @@ fn a_batch_over_a_slow_link_ends_well() {
 fn memory_that_slow_batches_have_goes_to_those_that_have_less() {
     let mut bench = Bench::new();
     let mut now = SECOND;
-    // Streams of three hosts that fill what memory there is: batches that lack a byte.
+    // Streams of three hosts fill all of the memory with batches that lack one byte.
     let mut controls = Vec::new();
     let mut number = 10;
     let claims = bench.worker.state.shared.claims.clone();
@@ -227,7 +227,7 @@ fn memory_that_slow_batches_have_goes_to_those_that_have_less() {
 fn accounts_of_open_batches_are_charged() {
     let mut bench = Bench::new();
     let claims = bench.worker.state.shared.claims.clone();
-    // Batches of two bytes of which one comes, as many as may be open.
+    // Two-byte batches of which one byte arrives, as many as may be open.
     for seq in 0..1024u64 {
         let batch = BatchInfo {
             seq,
@@ -241,7 +241,7 @@ fn accounts_of_open_batches_are_charged() {
     }
     let held = claims.memory_held();
     assert!(held >= 100 << 10, "{held} bytes are charged");
-    // They come to their end, and what was charged is given back.
+    // They end, and what was charged is given back.
     for seq in 0..1024u64 {
         let batch = BatchInfo {
             seq,
