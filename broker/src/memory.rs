@@ -26,7 +26,7 @@ pub fn check(path: &Path, bytes: u64) -> Result<(), String> {
     let free = memory::free_space(directory).ok().flatten();
     if let Some(free) = free.filter(|free| *free < need) {
         return Err(format!(
-            "{path}: not enough space: the log needs {need} bytes and {free} are free; free some space, or choose a smaller --ring-size or another --buffer-dir",
+            "{path}: no room for {need} bytes, only {free} are free; free some space, or choose a smaller --ring-size or another --buffer-dir",
             path = path.display()
         ));
     }

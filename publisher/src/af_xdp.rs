@@ -175,7 +175,7 @@ impl AfXdp {
     /// Looks up where packets are to go. What the kernel does not know any more, or does not say, stays
     /// as it was; a route through another interface is an error.
     pub(crate) fn look(&mut self) -> Result<(), TransmitError> {
-        // Whatever its interface is called by now.
+        // Whatever the present name of its interface is.
         let looked = look_up(&self.kernel, self.from, self.to, None);
         let (route, mac) = match looked {
             Err(TransmitError::Route(error)) => {

@@ -13,17 +13,17 @@ use penstock_publisher::{Config, Mode, Transmit};
 
 const EXAMPLES: &str = "\
 Examples:
-  # Each line that another program prints is a message:
+  # Publish each line that another program prints:
   journalctl -f | penstock-publisher --brokers 10.0.0.1:1214
 
-  # Each line of a file:
+  # Publish each line of a file:
   penstock-publisher --brokers 10.0.0.1:1214 --input app.log
 
   # 1 GB of synthetic messages of 1 KiB to two brokers:
   penstock-publisher --brokers 10.0.0.1:1214,10.0.0.2:1214 --synthetic \\
       --total-size 1GB --message-size 1KiB
 
-  # From a transmit queue of its own, past the kernel's network stack:
+  # Bypass the kernel's network stack, through a transmit queue of its own:
   sudo penstock-publisher --brokers 10.0.0.1:1214 --synthetic --mode xdp \\
       --tx af_xdp --tx-queue 3
 
@@ -34,16 +34,16 @@ Examples:
   penstock-publisher --brokers 10.0.0.1:1214 --synthetic --rate 100MB \\
       --threads-per-broker 4 --format json
 
-  # 1,000 batches a second, each one message of 1 KiB (4 bytes frame it):
+  # 1,000 batches a second, each with one message of 1 KiB (plus 4 bytes):
   penstock-publisher --brokers 10.0.0.1:1214 --synthetic --rate 1024000 \\
       --message-size 1024 --batch-size 1028 --total-size 10MB
 
-Ctrl-C ends the input, waits 2 s for the acks and prints the summary.
+Ctrl-C stops reading, waits up to 2 s for acks and prints the summary.
 Exit codes: 0 every message acknowledged, 1 failed, 2 wrong usage,
 130 interrupted.";
 
-const TARGET: &str = "Where to";
-const MESSAGES: &str = "What to publish";
+const TARGET: &str = "Brokers and topic";
+const MESSAGES: &str = "Messages";
 const DELIVERY: &str = "Delivery";
 const PATH: &str = "Path";
 const SECURITY: &str = "Security";
@@ -54,20 +54,20 @@ const SECOND: Duration = Duration::from_secs(1);
 const MILLISECOND: Duration = Duration::from_millis(1);
 /// Largest batch and largest message, bytes.
 const MAX_BATCH: u64 = 1 << 30;
-/// Most bytes in all, and a second: more than any run comes to.
+/// Maximum total size and rate: more than any run needs.
 const MAX_TOTAL: u64 = 1 << 60;
-/// Synthetic messages, where nothing else is asked for.
+/// Default size of synthetic messages.
 const MESSAGE_SIZE: ByteSize = ByteSize::kib(1);
 const TOTAL_SIZE: ByteSize = ByteSize::gib(1);
 
 /// Publishes messages to brokers and counts those that were acknowledged.
 ///
-/// Messages come from --input, from a pipe on standard input, or are made up with --synthetic.
+/// Messages come from --input, from a pipe on standard input, or are generated with --synthetic.
 #[derive(Debug, Parser)]
 #[command(name = "penstock-publisher", version, after_help = EXAMPLES)]
 pub struct Cli {
-    /// Brokers, separated by commas, each host:port; of a name's addresses the first to answer is
-    /// taken. A link-local address needs its interface: [fe80::1%eth0]:1214.
+    /// Brokers, separated by commas, each host:port. If a name has several addresses, the first to
+    /// answer is used. A link-local address needs its interface: [fe80::1%eth0]:1214.
     #[arg(
         long,
         value_delimiter = ',',
@@ -79,30 +79,29 @@ pub struct Cli {
     /// Topic; each broker keeps its own log of it.
     #[arg(long, default_value = "penstock", help_heading = TARGET)]
     topic: String,
-    /// Time for opening each connection, and without progress after which a broker is given up, also
-    /// one that lives and waits for room in its log (at least 4s over xdp): such as 30s or 2m; a
-    /// number alone is seconds.
+    /// Time limit for opening each connection, and for a broker to make progress, even if it is alive
+    /// and waits for room in its log (at least 4s over xdp); such as 30s or 2m; a number alone is
+    /// seconds.
     #[arg(long, value_name = "DURATION", default_value = "30s", help_heading = TARGET,
         value_parser = duration(BareUnit::Seconds, SECOND..=DAY))]
     timeout: Duration,
-    /// How long to try again while nobody listens at a broker's address, which may just be
-    /// starting, and never longer than --timeout; 0 gives up at once.
+    /// How long to retry while nothing listens at a broker's address, because the broker may be
+    /// starting; at most --timeout. 0 gives up at once.
     #[arg(long, value_name = "DURATION", default_value = "5s", help_heading = TARGET,
         value_parser = duration(BareUnit::Seconds, Duration::ZERO..=DAY))]
     connect_timeout: Duration,
-    /// File with real messages; - is standard input, which is also read when it is a pipe or a file
-    /// and nothing else is asked for.
+    /// File with messages; - is standard input, which is also the default if it is a pipe or a file.
     #[arg(long, value_name = "FILE|-", help_heading = MESSAGES)]
     input: Option<PathBuf>,
-    /// What a message is in the input: a line without its newline, or a 4-byte little-endian
-    /// length followed by that many bytes [default: lines].
+    /// What a message is in the input: a line without its newline, or the bytes after a 4-byte
+    /// little-endian length [default: lines].
     #[arg(long, value_enum, help_heading = MESSAGES,
         conflicts_with_all = ["synthetic", "total_size", "message_size"])]
     split: Option<Split>,
-    /// Publish made-up messages, to measure; standard input is not read.
+    /// Publish generated messages, for measurements; standard input is not read.
     #[arg(long, help_heading = MESSAGES, conflicts_with = "input")]
     synthetic: bool,
-    /// Bytes of synthetic messages in all; implies --synthetic [default: 1GiB].
+    /// Total bytes of synthetic messages; implies --synthetic [default: 1GiB].
     #[arg(long, value_name = "SIZE", help_heading = MESSAGES, conflicts_with = "input",
         value_parser = size(1..=MAX_TOTAL))]
     total_size: Option<ByteSize>,
@@ -110,63 +109,63 @@ pub struct Cli {
     #[arg(long, value_name = "SIZE", help_heading = MESSAGES, conflicts_with = "input",
         value_parser = size(1..=MAX_BATCH))]
     message_size: Option<ByteSize>,
-    /// Message bytes per second, such as 100MB; without it, as fast as the brokers take them.
-    /// Messages at least 100 µs apart are sent one by one when due, others a few in a row.
+    /// Message bytes per second, such as 100MB [default: as fast as the brokers accept them]. Messages
+    /// at least 100 µs apart are sent one by one on time, others a few in a row.
     #[arg(long, value_name = "SIZE", help_heading = MESSAGES, value_parser = size(0..=MAX_TOTAL))]
     rate: Option<ByteSize>,
-    /// Acknowledged: 0 at the end of the stream only, 1 once committed in the broker's buffer.
+    /// Acknowledgements: 0 at the end of the stream only, 1 once committed in the broker's buffer.
     #[arg(long, default_value_t = AckLevel::Committed, help_heading = DELIVERY)]
     ack: AckLevel,
-    /// Order kept: 0 per stream.
+    /// Ordering: 0 per stream.
     #[arg(long, default_value_t = OrderLevel::PerStream, help_heading = DELIVERY)]
     order: OrderLevel,
     /// Streams to each broker, each a thread and a connection.
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = DELIVERY,
         value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_STREAMS)))]
     threads_per_broker: u32,
-    /// Bytes at which a batch is sent; a larger message travels in a batch of its own. With packet
-    /// headers, 60KiB are what one call can send over xdp.
+    /// Size at which a batch is sent; a larger message is sent in a batch of its own. 60KiB plus packet
+    /// headers is what one call can send over xdp.
     #[arg(long, value_name = "SIZE", default_value = "60KiB", help_heading = DELIVERY,
         value_parser = size(64..=MAX_BATCH))]
     batch_size: ByteSize,
-    /// Time after which a batch that is not full is sent, such as 5ms; a number alone is
+    /// Maximum time before a batch that is not full is sent, such as 5ms; a number alone is
     /// milliseconds.
     #[arg(long, value_name = "DURATION", default_value = "5ms", help_heading = DELIVERY,
         value_parser = duration(BareUnit::Milliseconds, MILLISECOND..=60 * SECOND))]
     linger: Duration,
-    /// Batches of a stream that may be unacknowledged, 1 to 65536.
+    /// Maximum number of unacknowledged batches of a stream, 1 to 65536.
     #[arg(long, value_name = "N", default_value_t = 32, help_heading = DELIVERY,
         value_parser = clap::value_parser!(u32).range(1..=65_536))]
     in_flight: u32,
-    /// SO_SNDBUF; without it the kernel tunes it.
+    /// SO_SNDBUF [default: tuned by the kernel].
     #[arg(long, value_name = "SIZE", help_heading = DELIVERY,
         value_parser = size(1..=MAX_SOCKET_BUFFER))]
     sndbuf: Option<ByteSize>,
     /// Path that payload takes.
     #[arg(long, value_enum, default_value_t = PathMode::Tcp, help_heading = PATH)]
     mode: PathMode,
-    /// How datagrams leave, with --mode xdp or auto.
+    /// How datagrams are sent with --mode xdp or auto.
     #[arg(long, value_enum, default_value_t = Tx::Udp, help_heading = PATH)]
     tx: Tx,
-    /// Interface that --tx af_xdp sends through; without it, that of the route to each broker.
+    /// Interface that --tx af_xdp sends through [default: that of the route to each broker].
     #[arg(long, value_name = "NAME", help_heading = PATH)]
     tx_iface: Option<String>,
-    /// Transmit queues for --tx af_xdp, such as 0,2-3, one for each stream on an interface; without
-    /// it, 0.
+    /// Transmit queues for --tx af_xdp, such as 0,2-3: one for each stream on an interface [default:
+    /// 0].
     #[arg(long, value_name = "LIST", value_parser = parse_queues, help_heading = PATH)]
     tx_queue: Option<Queues>,
-    /// File with the key that the brokers know this publisher by (penstock-broker --keygen makes
-    /// one); only its owner may have access to it.
+    /// File with this publisher's key (penstock-broker --keygen creates one); only its owner may have
+    /// access to it.
     #[arg(long, value_name = "FILE", help_heading = SECURITY)]
     auth_key: Option<PathBuf>,
-    /// Have payload authenticated, each packet over xdp and each batch over tcp, so that nobody on the way
-    /// can change, add or leave out any.
+    /// Require authenticated payload, so that nobody on the path can change, add or remove messages:
+    /// each packet over xdp, and each batch over tcp, carries a tag.
     #[arg(long, requires = "auth_key", help_heading = SECURITY)]
     packet_auth: bool,
     /// Compute the SHA-256 of each stream: over every message followed by a newline.
     #[arg(long, help_heading = RESULT)]
     digest: bool,
-    /// Form of the summary.
+    /// Format of the summary.
     #[arg(long, value_enum, default_value_t = Format::Text, help_heading = RESULT)]
     format: Format,
 }
@@ -178,16 +177,16 @@ pub enum PathMode {
     Tcp,
     /// Datagrams to brokers with --mode xdp; no privilege needed.
     Xdp,
-    /// Datagrams where they are answered within a second, otherwise tcp.
+    /// Datagrams if they are answered within a second, otherwise tcp.
     Auto,
 }
 
-/// How datagrams leave.
+/// How datagrams are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Tx {
     /// Through UDP sockets.
     Udp,
-    /// Past the kernel's network stack, through AF_XDP sockets with queues of their own; needs
+    /// Through AF_XDP sockets with queues of their own, bypassing the kernel's network stack; needs
     /// CAP_NET_RAW.
     #[value(name = Transmit::AF_XDP)]
     AfXdp,
@@ -197,7 +196,7 @@ pub enum Tx {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Queues(Vec<u32>);
 
-/// Form of the summary.
+/// Format of the summary.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum Format {
     Text,
@@ -218,14 +217,14 @@ pub enum Job {
     Input { source: PathBuf, split: Split },
 }
 
-/// The name of standard input.
+/// The name that stands for standard input.
 pub const STDIN: &str = "-";
 
 /// A checked command line.
 #[derive(Debug)]
 pub struct Plan {
     pub config: Config,
-    /// File with the key, which goes into the settings.
+    /// File with the key, which is loaded into the settings.
     pub key: Option<PathBuf>,
     pub job: Job,
     /// Message bytes per second.
@@ -234,7 +233,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Bytes that will be published, as far as it is known.
+    /// Total bytes to be published, as far as known.
     pub fn total_bytes(&self) -> Option<u64> {
         match &self.job {
             Job::Synthetic {
@@ -256,7 +255,7 @@ impl Cli {
     fn transmit(&self) -> Result<Transmit> {
         if self.tx == Tx::Udp {
             if self.tx_iface.is_some() || self.tx_queue.is_some() {
-                bail!("--tx-iface and --tx-queue are for --tx af_xdp");
+                bail!("--tx-iface and --tx-queue need --tx af_xdp");
             }
             return Ok(Transmit::Udp);
         }
@@ -282,19 +281,19 @@ impl Cli {
                 synthetic(self.message_size, self.total_size)
             }
             None if self.message_size.is_some() => bail!(
-                "--message-size is for synthetic messages; ask for them with --synthetic or \
+                "--message-size is for synthetic messages; add --synthetic or \
                  --total-size, or leave it out to publish what standard input holds"
             ),
             None if piped => Ok(input(PathBuf::from(STDIN))),
             None => bail!(
-                "nothing to publish: name a file with --input FILE, pipe messages into standard \
-                 input, or ask for made-up messages with --synthetic"
+                "nothing to publish: give a file with --input FILE, pipe messages into standard \
+                 input, or generate messages with --synthetic"
             ),
         }
     }
 
-    /// Checks what clap cannot; `piped` says whether standard input is a pipe or a file, and so
-    /// meant to be read.
+    /// Checks what clap cannot. `piped` says whether standard input is a pipe or a file, and so meant
+    /// to be read.
     pub fn plan(self, piped: bool) -> Result<Plan> {
         check_topic(self.topic.as_bytes())?;
         let transmit = self.transmit()?;
@@ -343,10 +342,10 @@ fn parse_queues(list: &str) -> Result<Queues> {
     for part in list.split(',') {
         let (low, high) = part.split_once('-').unwrap_or((part, part));
         let (Ok(low), Ok(high)) = (low.parse::<u32>(), high.parse::<u32>()) else {
-            bail!("{part:?} is no queue, nor a range such as 2-3");
+            bail!("{part:?} is neither a queue nor a range such as 2-3");
         };
         if low > high || high > MAX_QUEUE {
-            bail!("{part:?} is no range of queues from 0 to {MAX_QUEUE}");
+            bail!("{part:?} is not a range of queues from 0 to {MAX_QUEUE}");
         }
         for queue in low..=high {
             if !queues.contains(&queue) {
@@ -508,11 +507,11 @@ mod tests {
             (&["--mode", "udp"][..], "possible values: tcp, xdp, auto"),
             (&["--tx", "raw"], "possible values: udp, af_xdp"),
             (&["--tx", "af_xdp"], "--mode xdp or auto"),
-            (&["--tx-queue", "1", "--mode", "xdp"], "for --tx af_xdp"),
-            (&["--tx-iface", "eth0", "--mode", "xdp"], "for --tx af_xdp"),
-            (&["--tx-queue", "a"], "is no queue"),
-            (&["--tx-queue", "3-1"], "no range of queues"),
-            (&["--tx-queue", "0-5000"], "no range of queues"),
+            (&["--tx-queue", "1", "--mode", "xdp"], "need --tx af_xdp"),
+            (&["--tx-iface", "eth0", "--mode", "xdp"], "need --tx af_xdp"),
+            (&["--tx-queue", "a"], "is neither a queue"),
+            (&["--tx-queue", "3-1"], "not a range of queues"),
+            (&["--tx-queue", "0-5000"], "not a range of queues"),
             (&["--packet-auth"], "--auth-key"),
             (&["--ack", "2"], "supported: 0 (none), 1"),
             (&["--order", "4"], "supported: 0 (per stream)"),

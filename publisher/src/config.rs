@@ -1,4 +1,4 @@
-//! What a publisher is told: where to, and how.
+//! Settings of a publisher.
 
 use std::time::Duration;
 
@@ -12,10 +12,10 @@ use crate::Error;
 pub enum Mode {
     /// The connection itself.
     Tcp,
-    /// Datagrams that the broker receives with AF_XDP sockets; an error where that is not to be had.
+    /// Datagrams that the broker receives with AF_XDP sockets; an error if that is not available.
     Xdp,
-    /// Datagrams where they are answered within a second, otherwise, and should they fail later,
-    /// the connection.
+    /// Datagrams if they are answered within a second; otherwise, or if they fail later, the
+    /// connection.
     Auto,
 }
 
@@ -76,26 +76,26 @@ pub struct Config {
     pub linger: Duration,
     /// Batches of one stream that may be unacknowledged.
     pub in_flight: usize,
-    /// Time for opening each connection, and time without progress after which a broker is given up,
-    /// be it silent or waiting for room in its log. Over xdp it is at least 4 s.
+    /// Time limit for opening each connection, and for a broker to make progress, whether it is silent
+    /// or waits for room in its log. At least 4 s over xdp.
     pub timeout: Duration,
-    /// How long [`crate::Publisher::connect`] tries again while nobody listens at a broker's address:
-    /// a broker that was started at the same moment is not there yet.
+    /// How long [`crate::Publisher::connect`] retries while nothing listens at a broker's address,
+    /// because the broker may have been started at the same moment.
     pub connect_timeout: Duration,
-    /// `SO_SNDBUF`, bytes; none leaves the kernel's autotuning on.
+    /// `SO_SNDBUF`, bytes; `None` leaves the kernel's autotuning on.
     pub sndbuf: Option<usize>,
-    /// Key that the brokers take; with one, brokers that do not prove that they hold it are refused.
-    /// [`penstock_dataplane::auth::read_key`] reads it from a file.
+    /// Key that the brokers accept. With a key, the publisher rejects brokers that do not prove that
+    /// they hold it. [`penstock_dataplane::auth::read_key`] reads it from a file.
     pub key: Option<Key>,
-    /// Have payload authenticated: each packet over xdp, each batch over tcp; needs a key. Brokers may ask
-    /// for it by themselves.
+    /// Require authenticated payload: each packet over xdp, each batch over tcp. Needs a key. Brokers
+    /// may require it as well.
     pub packet_auth: bool,
     /// Compute the SHA-256 of each stream.
     pub digest: bool,
 }
 
 /// Largest `SO_SNDBUF`: the option is an `int`, which the kernel doubles (`sock_setsockopt` in
-/// net/core/sock.c); a larger number would arrive cut off.
+/// net/core/sock.c); a larger number would be truncated.
 const MAX_SNDBUF: usize = i32::MAX as usize / 2;
 
 impl Config {
@@ -122,18 +122,18 @@ impl Config {
         }
     }
 
-    /// Whether these settings are possible; [`crate::Publisher::connect`] asks this as well.
+    /// Checks the settings; [`crate::Publisher::connect`] does so as well.
     ///
     /// # Errors
-    /// The first setting that is not, and what it may be.
+    /// The first invalid setting, and its valid values.
     pub fn check(&self) -> Result<(), Error> {
         let wrong = |text: String| Err(Error::Config(text));
         if self.brokers.is_empty() {
-            return wrong("no broker is named; give at least one host:port".to_owned());
+            return wrong("there is no broker; give at least one host:port".to_owned());
         }
         if !(1..=MAX_STREAMS).contains(&self.threads_per_broker) {
             return wrong(format!(
-                "{} threads per broker are not from 1 to {MAX_STREAMS}",
+                "{} threads per broker is not from 1 to {MAX_STREAMS}",
                 self.threads_per_broker
             ));
         }
@@ -146,16 +146,16 @@ impl Config {
         if let Transmit::AfXdp { queues, .. } = &self.transmit {
             if self.mode == Mode::Tcp {
                 return wrong(
-                    "AF_XDP transmits datagrams; the mode must be xdp or auto".to_owned(),
+                    "AF_XDP transmits datagrams: the mode must be xdp or auto".to_owned(),
                 );
             }
             if queues.is_empty() {
-                return wrong("AF_XDP transmits through a queue; name at least one".to_owned());
+                return wrong("AF_XDP transmits through a queue: give at least one".to_owned());
             }
         }
         if self.in_flight == 0 || self.in_flight > 65_536 {
             return wrong(format!(
-                "{} batches in flight are not from 1 to 65536",
+                "{} batches in flight is not from 1 to 65536",
                 self.in_flight
             ));
         }

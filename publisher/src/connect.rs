@@ -30,8 +30,8 @@ const KEEPALIVE: Duration = Duration::from_secs(1);
 /// Largest `TCP_KEEPCNT` (tcp(7); `MAX_TCP_KEEPCNT` in include/net/tcp.h).
 const MAX_PROBES: u64 = 127;
 
-/// Where a broker was reached last. A name may stand for several brokers, and a session is known to one
-/// of them.
+/// The address that a broker was last reached at. A name may resolve to several brokers, but only one
+/// of them knows the session.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Location(Arc<Mutex<Option<SocketAddr>>>);
 
@@ -45,8 +45,8 @@ impl Location {
     }
 }
 
-/// The addresses to connect to: all that the broker's name has, the one where it was before first; only
-/// that one for another stream of a session.
+/// The addresses to try: all addresses of the broker's name, with the last one used first. For another
+/// stream of an existing session only that one.
 fn addresses(target: &Target, resumes: bool, wait: Duration) -> Result<Vec<SocketAddr>, Error> {
     let last = target.location.get();
     let found = match last {
@@ -59,7 +59,7 @@ fn addresses(target: &Target, resumes: bool, wait: Duration) -> Result<Vec<Socke
     });
     match (last, found) {
         (None, found) => found,
-        // The name service may be gone with the broker.
+        // The name service may be down along with the broker.
         (Some(last), Err(_)) => Ok(vec![last]),
         (Some(last), Ok(mut found)) => {
             found.retain(|address| *address != last);
@@ -73,7 +73,7 @@ fn addresses(target: &Target, resumes: bool, wait: Duration) -> Result<Vec<Socke
 pub(crate) struct Opened {
     pub(crate) socket: TcpStream,
     pub(crate) offer: Offer,
-    /// Of its packets and frames, if they are authenticated.
+    /// Keys of packets and frames, if they are authenticated.
     pub(crate) keys: Option<Arc<PacketKeys>>,
     /// For the payload, over xdp.
     pub(crate) datagrams: Option<(Datagrams, Sending)>,
@@ -179,7 +179,7 @@ mod tests {
         let first = target("127.0.0.1:7", 0);
         let [own, other] = ["127.0.0.1:7", "127.0.0.9:7"].map(|text| text.parse().unwrap());
         assert_eq!(of(&first, false).unwrap(), [own]);
-        // The name has another address by now, or none.
+        // The name now resolves to another address, or to none.
         let next = target("127.0.0.1:7", 5);
         next.location.set(other);
         assert_eq!(of(&next, false).unwrap(), [other]);

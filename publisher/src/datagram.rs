@@ -43,31 +43,32 @@ const CONTROL: usize = 0;
 const LOOK: Duration = Duration::from_millis(100);
 /// Waits shorter than this are not worth a system call.
 const SPIN: u64 = 20_000;
-/// How long the first packets of a stream may stay unanswered before it goes over tcp.
+/// How long the first packets of a stream may stay unanswered before it falls back to tcp.
 const TRIAL: Duration = Duration::from_millis(800);
-/// A stream that has packets on their way and hears nothing for so long looks whether they still go
-/// the right way, nanoseconds.
+/// Silence, nanoseconds, after which a stream with packets in flight checks whether its route has
+/// changed.
 const QUIET: u64 = 50_000_000;
-/// A stream that has packets on their way and hears nothing for so long goes over tcp.
+/// Silence after which a stream with packets in flight falls back to tcp.
 const DEAD: u64 = 3_000_000_000;
-/// A stream that makes no progress is not given up before its path had time to show that it is dead.
+/// Minimum time without progress before a stream is given up, so that its path can show that it is
+/// dead.
 const LEAST_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// How a stream over xdp ended.
 pub(crate) enum Outcome {
-    /// All is acked.
+    /// Everything is acknowledged.
     Ended(Box<Account>),
-    /// The path is dead, or the broker went away: the stream is to go on over another connection.
+    /// The path is dead or the broker is gone: the stream continues over another connection.
     Moves(Box<Leftover>),
 }
 
-/// What another connection needs to go on.
+/// What another connection needs to continue.
 pub(crate) struct Leftover {
     pub(crate) reason: String,
-    /// The connection ended as well: the broker may have been restarted.
-    pub(crate) broker_lost: bool,
+    /// The control connection ended as well, so the broker may have been restarted.
+    pub(crate) connection_lost: bool,
     pub(crate) account: Account,
-    /// Batches that are not acked, oldest first; the first has the number `first`.
+    /// Unacknowledged batches, oldest first; the first has the number `first`.
     pub(crate) unacked: VecDeque<Filled>,
     pub(crate) first: u64,
 }
@@ -105,10 +106,10 @@ pub(crate) struct DatagramStream {
     start: Instant,
     in_flight: usize,
     progress: ProgressClock,
-    /// Payload bytes that had arrived when last looked at.
+    /// Payload bytes that had arrived at the last check.
     delivered: u64,
     ends: Ends,
-    /// Payload of batches that are not acked, oldest first.
+    /// Payload of unacknowledged batches, oldest first.
     kept: VecDeque<Filled>,
     /// Headers of the packets of one call, and what they carry.
     headers: Vec<Head>,
@@ -123,11 +124,11 @@ pub(crate) struct DatagramStream {
     account: Account,
     events: Events,
     refused: bool,
-    broker_lost: bool,
+    connection_lost: bool,
 }
 
 impl DatagramStream {
-    /// Tries the path: the first packets are answered soon, or it is not there.
+    /// Tries the path: if the first packets are not answered soon, it does not work.
     pub(crate) fn open(
         config: &Config,
         target: &Target,
@@ -181,7 +182,7 @@ impl DatagramStream {
             account: Account::new(config, target.number),
             events: Events::new(),
             refused: false,
-            broker_lost: false,
+            connection_lost: false,
         };
         stream.try_path()?;
         if let Err(error) = stream.try_bypass()? {
@@ -195,19 +196,21 @@ impl DatagramStream {
         while !self.sender.rtt().is_known() {
             if self.start.elapsed() > TRIAL || self.refused {
                 let why = if self.refused {
-                    "the broker's host answers that nobody takes them"
+                    "the broker's host reports that the port is closed"
                 } else {
-                    "no answer comes"
+                    "there is no answer"
                 };
                 let cause = match self.datagrams.ends() {
                     Ok((own, broker)) if own.ip() == broker.ip() => {
-                        "the broker is on this host, where packets go over lo and not through --iface: use tcp here"
+                        "the broker is on this host, so packets go over lo and not through the broker's --iface; use --mode tcp here"
                     }
-                    _ => "a firewall, or another interface than --iface, may take them",
+                    _ => {
+                        "a firewall may drop them, or they may arrive on an interface other than the broker's --iface"
+                    }
                 };
                 return Err(Error::PathDead {
                     broker: self.broker.clone(),
-                    reason: format!("datagrams to its port were sent, but {why}; {cause}"),
+                    reason: format!("datagrams were sent to its port, but {why}; {cause}"),
                 });
             }
             self.sender.probe();
@@ -258,7 +261,7 @@ impl DatagramStream {
         self.account.summary.tx = Some(self.sending.name());
     }
 
-    /// Sees to it that packets that bypass the kernel still go where its packets would.
+    /// Ensures that packets that bypass the kernel take the same route as its own would.
     fn look_again(&mut self, now: u64) -> Result<(), Error> {
         let Sending::AfXdp(socket) = &mut self.sending else {
             return Ok(());
@@ -266,7 +269,7 @@ impl DatagramStream {
         let quiet = !self.kept.is_empty() && now - self.sender.heard_at() > QUIET;
         match socket.look_again(now, quiet) {
             Ok(()) => Ok(()),
-            Err(error) => Err(self.path_dead(format!("packets go elsewhere now: {error}"))),
+            Err(error) => Err(self.path_dead(format!("the route has changed: {error}"))),
         }
     }
 
@@ -274,14 +277,14 @@ impl DatagramStream {
     pub(crate) fn run(&mut self) -> Result<Outcome, Error> {
         sleep::be_punctual().map_err(|e| Error::Thread(e.to_string()))?;
         match self.serve() {
-            // A cancelled stream says how far it came.
+            // A cancelled stream reports how far it got.
             Ok(()) | Err(Error::Failed) => Ok(Outcome::Ended(Box::new(self.take_account()))),
             Err(Error::PathDead { reason, .. }) => Ok(Outcome::Moves(Box::new(self.leave(reason)))),
             Err(error) => Err(error),
         }
     }
 
-    /// Goes on with what another connection left.
+    /// Continues with what another connection left.
     pub(crate) fn take_over(&mut self, left: &mut Leftover) {
         self.account = std::mem::take(&mut left.account);
         self.name_path();
@@ -521,7 +524,8 @@ impl DatagramStream {
         }
     }
 
-    /// What ACKs told: payload arrived, batches were committed, or the broker only lives.
+    /// What the ACKs reported: payload arrived, batches were committed, or only that the broker is
+    /// alive.
     fn note_progress(&mut self) {
         let now = Instant::now();
         self.progress.on_heard(now, self.sender.is_blocked());
@@ -554,7 +558,7 @@ impl DatagramStream {
         let now = self.now();
         let outstanding = !self.kept.is_empty();
         if outstanding && now - self.sender.heard_at() > DEAD {
-            return Err(self.path_dead("nothing has been heard for 3 s".to_owned()));
+            return Err(self.path_dead("no packet arrived for 3 s".to_owned()));
         }
         if outstanding {
             let now = self.start + Duration::from_nanos(now);
@@ -562,7 +566,7 @@ impl DatagramStream {
                 .check(now, &self.broker, || self.unacked_messages())?;
         }
         let since = self.sender.undelivered_since();
-        // A broker that waits for room may have none for what arrives.
+        // A broker that waits for room in its log may have none for new payload.
         let is_lost = since.is_some_and(|since| now - since > DEAD);
         if is_lost && !self.sender.is_blocked() {
             let reason = "the broker answers, but no payload arrives intact";
@@ -643,8 +647,8 @@ impl DatagramStream {
         }
     }
 
-    /// A broker that is restarted, or that heard nothing while this host slept, takes the stream up
-    /// again; anything else is for good.
+    /// A broker that restarted, or that heard nothing while this host slept, accepts the stream again;
+    /// any other error is final.
     fn ended_by_broker(&mut self, code: u16, text: String) -> Error {
         if code == Fault::Shutdown as u16 || code == Fault::Stalled as u16 {
             return self.control_lost(&text);
@@ -673,7 +677,9 @@ impl DatagramStream {
                 return Ok(());
             }
             if start.elapsed() > Duration::from_nanos(DEAD) {
-                return Err(self.path_dead("the end of the stream is not confirmed".to_owned()));
+                return Err(
+                    self.path_dead("the broker did not confirm the end of the stream".to_owned())
+                );
             }
             self.check_abandoned()?;
             self.wait_for_control()?;
@@ -695,7 +701,7 @@ impl DatagramStream {
     fn leave(&mut self, reason: String) -> Leftover {
         Leftover {
             reason,
-            broker_lost: self.broker_lost,
+            connection_lost: self.connection_lost,
             account: self.take_account(),
             first: self.sender.committed(),
             unacked: std::mem::take(&mut self.kept),
@@ -717,7 +723,7 @@ impl DatagramStream {
     }
 
     fn control_lost(&mut self, reason: &str) -> Error {
-        self.broker_lost = true;
+        self.connection_lost = true;
         self.path_dead(reason.to_owned())
     }
 

@@ -1,4 +1,4 @@
-//! What can go wrong, at which broker, and what to do about it.
+//! Errors of a publisher: what failed, at which broker, and what to do about it.
 
 use std::io;
 use std::time::Duration;
@@ -12,26 +12,26 @@ use thiserror::Error;
 use crate::af_xdp::TransmitError;
 use crate::window::AckError;
 
-/// A failure of a publisher. Messages that were acked before it are in the brokers' logs.
+/// An error of a publisher. Messages that were acknowledged before it are in the brokers' logs.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// A setting is impossible.
+    /// A setting is invalid.
     #[error("{0}")]
     Config(String),
     /// The topic's name is not allowed.
     #[error(transparent)]
     Topic(#[from] BadTopic),
-    /// The address is none, or does not resolve.
+    /// The address is invalid or does not resolve.
     #[error("broker {broker}: {reason}")]
     Address {
         /// The broker.
         broker: String,
-        /// What is wrong.
+        /// Why.
         reason: String,
     },
-    /// No connection came about.
+    /// The connection failed.
     #[error(
-        "broker {broker}: cannot connect: {source}; is penstock-broker running there, and the port right?"
+        "broker {broker}: cannot connect: {source}; check that penstock-broker is running there, and the port"
     )]
     Connect {
         /// The broker.
@@ -39,33 +39,33 @@ pub enum Error {
         /// The system's answer.
         source: io::Error,
     },
-    /// The broker said no; the text says what to do.
-    #[error("broker {broker} refuses the stream: {text}")]
+    /// The broker refused the stream; the text says what to do.
+    #[error("broker {broker} refused the stream: {text}")]
     Refused {
         /// The broker.
         broker: String,
         /// A [`penstock_dataplane::wire::handshake::Refusal`] as a number.
         code: u16,
-        /// The broker's words.
+        /// The broker's text.
         text: String,
     },
-    /// The broker, or whoever answers for it, does not prove that it holds the key.
-    #[error("broker {broker} does not prove itself: {source}")]
+    /// The peer did not prove that it holds the key.
+    #[error("broker {broker} is not authenticated: {source}")]
     Unproven {
         /// The broker.
         broker: String,
         /// What failed.
         source: Unproven,
     },
-    /// The stream was accepted, but not with the key.
+    /// The stream was accepted without the key.
     #[error(
-        "broker {broker} accepts the stream without the key: somebody in between answers for it; nothing was sent"
+        "broker {broker} accepted the stream without proving its key, so another host may be answering for it; nothing was sent"
     )]
     Stripped {
         /// The broker.
         broker: String,
     },
-    /// Payload was to be authenticated, and the broker gave no secret for it.
+    /// The publisher requires authenticated payload, but the broker sent no secret for it.
     #[error(
         "broker {broker} does not authenticate payload (--packet-auth); nothing was sent; use a publisher and a broker of the same release"
     )]
@@ -73,22 +73,22 @@ pub enum Error {
         /// The broker.
         broker: String,
     },
-    /// A reply does not carry its tag.
-    #[error("broker {broker}: a reply does not carry the broker's tag: it was changed on the way")]
+    /// A reply has an invalid tag.
+    #[error("broker {broker}: a reply has an invalid tag: it was changed on the path")]
     Forged {
         /// The broker.
         broker: String,
     },
-    /// The broker is not to be reached with datagrams.
-    #[error("broker {broker}: the xdp path fails: {reason}; --mode auto goes over tcp then")]
+    /// Datagrams do not reach the broker.
+    #[error("broker {broker}: the xdp path fails: {reason}; --mode auto would fall back to tcp")]
     PathDead {
         /// The broker.
         broker: String,
         /// What was seen.
         reason: String,
     },
-    /// Packets cannot be sent with AF_XDP.
-    #[error("broker {broker}: no AF_XDP transmit: {reason}")]
+    /// AF_XDP transmit is not available.
+    #[error("broker {broker}: cannot transmit with AF_XDP: {reason}")]
     Transmit {
         /// The broker.
         broker: String,
@@ -100,10 +100,10 @@ pub enum Error {
     BadFeedback {
         /// The broker.
         broker: String,
-        /// What it said.
+        /// The inconsistency.
         source: AckFault,
     },
-    /// Something else listens there.
+    /// The peer is not a Penstock broker.
     #[error("broker {broker}: {source}")]
     NotABroker {
         /// The broker.
@@ -111,25 +111,25 @@ pub enum Error {
         /// What it said.
         source: WelcomeError,
     },
-    /// The broker's replies make no sense.
+    /// The broker's replies are invalid.
     #[error("broker {broker}: {source}; use a publisher and a broker of the same release")]
     BadReply {
-        /// The broker.
+        /// The invalid reply.
         broker: String,
         /// What it said.
         source: InvalidReply,
     },
-    /// The broker acknowledged what was never sent.
+    /// The broker acknowledged batches that were never sent.
     #[error("broker {broker}: {source}")]
     BadAck {
-        /// The broker.
+        /// The inconsistency.
         broker: String,
         /// What it said.
         source: AckError,
     },
-    /// The message fits in no batch that every broker accepts.
+    /// The message does not fit into a batch that every broker accepts.
     #[error(
-        "message of {len} bytes: a batch holds at most {max}; split the message, or raise --segment-size of the brokers"
+        "message of {len} bytes: a batch holds at most {max}; split the message, or raise the brokers' --segment-size"
     )]
     MessageTooLarge {
         /// Bytes of the message.
@@ -139,41 +139,41 @@ pub enum Error {
     },
     /// The broker shows no sign of life.
     #[error(
-        "broker {broker}: no sign of life for {timeout:.0?} with {unacked} messages unacknowledged; is it stopped, or the network down?"
+        "broker {broker}: no sign of life for {timeout:.0?} with {unacked} messages unacknowledged; check that the broker is running, and the network"
     )]
     Silent {
         /// The broker.
         broker: String,
-        /// How long it was waited for.
+        /// How long the publisher waited.
         timeout: Duration,
-        /// Messages of the stream that were sent and not acked.
+        /// Messages of the stream that were sent and not acknowledged.
         unacked: u64,
     },
-    /// The broker lives, and waits for room in the topic's log.
+    /// The broker is alive, and waits for room in the topic's log.
     #[error(
-        "broker {broker}: no progress for {timeout:.0?} with {unacked} messages unacknowledged: the broker waits for room, because a registered reader holds up the topic's log; the broker's log names the reader: resume or end it, or start the broker with --reader-timeout-action evict"
+        "broker {broker}: no progress for {timeout:.0?} with {unacked} messages unacknowledged: the broker waits for room, because a registered reader blocks the topic's log; the broker's log names the reader: resume or end it, or start the broker with --reader-timeout-action evict"
     )]
     Blocked {
         /// The broker.
         broker: String,
-        /// How long nothing went on.
+        /// Time without progress.
         timeout: Duration,
-        /// Messages of the stream that were sent and not acked.
+        /// Messages of the stream that were sent and not acknowledged.
         unacked: u64,
     },
-    /// The broker answers, and neither takes nor acks anything.
+    /// The broker answers, but neither accepts nor acknowledges anything.
     #[error(
-        "broker {broker}: no progress for {timeout:.0?} with {unacked} messages unacknowledged: the broker answers, but takes nothing; its log may say why"
+        "broker {broker}: no progress for {timeout:.0?} with {unacked} messages unacknowledged: the broker answers, but accepts nothing; see the broker's log"
     )]
     NoProgress {
         /// The broker.
         broker: String,
-        /// How long nothing went on.
+        /// Time without progress.
         timeout: Duration,
-        /// Messages of the stream that were sent and not acked.
+        /// Messages of the stream that were sent and not acknowledged.
         unacked: u64,
     },
-    /// The connection broke, of a stream without acks or again and again without an ack between.
+    /// The connection broke: of a stream without acks, or repeatedly without an ack in between.
     #[error(
         "broker {broker}: connection lost with {unacked} messages unacknowledged: {source}; they may or may not be in its log"
     )]
@@ -182,12 +182,12 @@ pub enum Error {
         broker: String,
         /// Messages of the stream that were sent and not acked.
         unacked: u64,
-        /// The system's answer.
+        /// The system's error.
         source: io::Error,
     },
-    /// The connection broke, and no other could take the stream up in time.
+    /// The connection broke, and no other connection could continue the stream in time.
     #[error(
-        "broker {broker}: connection lost with {unacked} messages unacknowledged ({reason}), and the stream could not go on over another: {source}; they may or may not be in its log"
+        "broker {broker}: connection lost with {unacked} messages unacknowledged ({reason}), and the stream could not continue over another: {source}; they may or may not be in its log"
     )]
     NotResumed {
         /// The broker.
@@ -196,30 +196,30 @@ pub enum Error {
         unacked: u64,
         /// How the connection ended.
         reason: String,
-        /// Why there is no other.
+        /// Why no other connection could be used.
         source: Box<Error>,
     },
-    /// The broker gave up on the stream.
+    /// The broker ended the stream with an error.
     #[error("broker {broker} ended the stream with {unacked} messages unacknowledged: {text}")]
     Ended {
         /// The broker.
         broker: String,
         /// Messages of the stream that were sent and not acked.
         unacked: u64,
-        /// The broker's words.
+        /// The broker's text.
         text: String,
     },
-    /// A thread could not be started or did not end well.
+    /// A thread could not be started, or panicked.
     #[error("cannot run a publisher thread: {0}")]
     Thread(String),
-    /// The publisher failed before; the error was returned then.
-    #[error("the publisher has failed before")]
+    /// The publisher failed earlier, and returned the error then.
+    #[error("the publisher failed earlier")]
     Failed,
 }
 
 impl Error {
-    /// Whether the address answered that nobody listens there, or cannot be reached yet: what a
-    /// broker, or a host, says that is just starting.
+    /// Whether the error may be that of a broker, or a host, which is just starting: nothing listens at
+    /// the address yet, or it is unreachable.
     pub(crate) fn nobody_listens(&self) -> bool {
         use io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkDown, NetworkUnreachable};
         let Self::Connect { source, .. } = self else {

@@ -1,5 +1,5 @@
-//! Connects to whichever of a broker's addresses answers first (RFC 8305, "Happy Eyeballs"): one that
-//! swallows packets costs a moment, not all the time that there is.
+//! Connects to whichever of a broker's addresses answers first (RFC 8305, "Happy Eyeballs"): an address
+//! that drops packets costs a moment, not the whole timeout.
 
 use std::io;
 use std::net::{SocketAddr, TcpStream};
@@ -9,15 +9,15 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// How long an attempt has before the next address is tried beside it (RFC 8305 section 5).
+/// Delay before the next address is tried in parallel (RFC 8305 section 5).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
-/// Connects to one of the addresses, which are tried in turn and side by side.
+/// Connects to one of the addresses, starting attempts in turn and running them in parallel.
 pub(crate) fn connect(addresses: &[SocketAddr], timeout: Duration) -> io::Result<TcpStream> {
     let begun = Instant::now();
     let deadline = begun + timeout;
     let mut untried = interleaved(addresses).into_iter();
-    // Every address has its turn, however little time there is.
+    // Every address gets an attempt, however short the timeout is.
     let delay = ATTEMPT_DELAY.min(timeout / (addresses.len() as u32 + 1));
     let mut next_start = begun;
     let mut attempts: Vec<(SocketAddr, Socket)> = Vec::new();
@@ -64,8 +64,8 @@ pub(crate) fn connect(addresses: &[SocketAddr], timeout: Duration) -> io::Result
     }
 }
 
-/// The families by turns, each in its order, beginning with that of the first address (RFC 8305
-/// section 4).
+/// Addresses with alternating families, in their given order, starting with the family of the first one
+/// (RFC 8305 section 4).
 fn interleaved(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
     let first_is_v6 = addresses.first().is_some_and(SocketAddr::is_ipv6);
     let (mut first, mut second): (Vec<_>, Vec<_>) = addresses
@@ -93,13 +93,13 @@ fn start(address: SocketAddr) -> io::Result<Socket> {
     }
 }
 
-/// The attempts that came to an end, waited for at most so long.
+/// Attempts that have finished; waits at most `most`.
 fn wait(attempts: &[(SocketAddr, Socket)], most: Duration) -> io::Result<Vec<usize>> {
     let mut waiting: Vec<_> = attempts
         .iter()
         .map(|(_, socket)| PollFd::new(socket.as_fd(), PollFlags::POLLOUT))
         .collect();
-    // Rounded up, or the last part of a millisecond would be spun away.
+    // Rounded up, to avoid spinning in the last part of a millisecond.
     let most = most + Duration::from_micros(999);
     let most = PollTimeout::try_from(most).unwrap_or(PollTimeout::MAX);
     match poll(&mut waiting, most) {
@@ -111,7 +111,7 @@ fn wait(attempts: &[(SocketAddr, Socket)], most: Duration) -> io::Result<Vec<usi
     Ok(ready.map(|(index, _)| index).collect())
 }
 
-/// What is said when no address could be reached.
+/// The error if no address could be reached.
 fn joined(mut failures: Vec<(SocketAddr, io::Error)>) -> io::Error {
     if failures.len() < 2 {
         let only = failures.pop().map(|(_, error)| error);
@@ -130,7 +130,7 @@ mod tests {
 
     use super::*;
 
-    /// Takes no more connections: its backlog is full, so the kernel drops what comes.
+    /// A listener with a full backlog, for which the kernel drops further connection attempts.
     struct Swallowing {
         address: SocketAddr,
         _listener: Socket,
@@ -171,7 +171,7 @@ mod tests {
             vec![swallowing.address, refusing(), swallowing.address, good],
             vec![good, swallowing.address],
         ] {
-            // With one address after the other this would take 600 s.
+            // Trying one address after the other would take 600 s.
             let socket = connect(&addresses, LONG).unwrap();
             assert_eq!(socket.peer_addr().unwrap(), good);
             socket.set_nonblocking(true).unwrap();

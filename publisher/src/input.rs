@@ -1,4 +1,4 @@
-//! Where messages come from: made up, or cut out of a file or a pipe.
+//! The source of messages: synthetic, or read from a file or a pipe.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read};
@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use crate::cli::{Job, STDIN, Split};
 
 const BUFFER: usize = 256 << 10;
-/// How long a read waits before it checks whether it should stop, milliseconds.
+/// Time that a read waits before it checks whether it should stop, milliseconds.
 const STOP_CHECK_MS: i32 = 100;
 
 /// Takes each message; `false` ends the input.
@@ -31,11 +31,11 @@ fn synthetic(size: usize, messages: u64, sink: Sink<'_>) {
     }
 }
 
-/// Where messages come from, ready to be read.
+/// An opened source of messages.
 pub enum Source {
-    /// Made-up messages.
+    /// Synthetic messages.
     Synthetic { message_size: usize, messages: u64 },
-    /// An input, and what a message is in it.
+    /// An input, and how it is split into messages.
     Input { input: Input, split: Split },
 }
 
@@ -56,7 +56,7 @@ impl Source {
         })
     }
 
-    /// Hands on messages of at most `limit` bytes until there are no more or `stop` is set.
+    /// Passes on messages of at most `limit` bytes until there are no more or `stop` is set.
     pub fn read(self, limit: usize, stop: &AtomicBool, sink: Sink<'_>) -> Result<()> {
         match self {
             Self::Synthetic {
@@ -71,7 +71,7 @@ impl Source {
     }
 }
 
-/// A file or standard input, open.
+/// An open file or standard input.
 pub struct Input {
     file: File,
     name: String,
@@ -88,14 +88,14 @@ impl Input {
             });
         }
         let name = format!("--input {}", source.display());
-        // Opening a FIFO would otherwise wait for its writer, whatever signals come.
+        // Without O_NONBLOCK, opening a FIFO would wait for a writer and ignore signals.
         let file = OpenOptions::new()
             .read(true)
             .custom_flags(libc::O_NONBLOCK)
             .open(source)
             .with_context(|| name.clone())?;
         if file.metadata().is_ok_and(|meta| meta.is_dir()) {
-            bail!("{name} is a directory; name a file");
+            bail!("{name} is a directory; give a file");
         }
         Ok(Self { file, name })
     }
@@ -109,7 +109,7 @@ impl Input {
     }
 }
 
-/// Whether standard input is a pipe, a socket or a file: something that is meant to be read.
+/// Whether standard input is a pipe, a socket or a file, and so meant to be read.
 pub fn is_piped() -> bool {
     let stdin = io::stdin().as_fd().try_clone_to_owned().map(File::from);
     stdin.and_then(|file| file.metadata()).is_ok_and(|meta| {
@@ -126,8 +126,8 @@ fn cut(source: impl Read, split: Split, limit: usize, sink: Sink<'_>) -> Result<
     }
 }
 
-/// Each line without its newline; an empty line is an empty message, and a last line counts even
-/// if its newline is missing. A line that is too long is not read to its end.
+/// Splits at newlines. An empty line is an empty message, and a last line counts even without a
+/// newline. A line above the limit is not read to its end.
 fn lines(mut source: impl BufRead, limit: usize, sink: Sink<'_>) -> Result<()> {
     let mut line = Vec::new();
     let (mut number, mut offset) = (1u64, 0u64);
@@ -187,7 +187,8 @@ fn length_prefixed(mut source: impl BufRead, limit: usize, sink: Sink<'_>) -> Re
     Ok(())
 }
 
-/// Reads that end when a flag is set, even if nothing comes: a signal alone does not end a read.
+/// A reader that stops when a flag is set, even if no data arrives, because a signal alone does not end
+/// a read.
 struct Interruptible<'a, R> {
     inner: R,
     stop: &'a AtomicBool,
@@ -208,7 +209,7 @@ impl<R: Read + AsFd> Read for Interruptible<'_, R> {
                 _ => self.inner.read(buffer),
             };
             match ready {
-                // Another reader of the pipe was faster, or a signal came.
+                // Another reader of the pipe was faster, or a signal arrived.
                 Err(error)
                     if matches!(
                         error.kind(),
@@ -244,7 +245,7 @@ mod tests {
         assert_eq!(messages(&b"\n"[..], Split::Lines).unwrap(), [b""]);
     }
 
-    /// Endless; panics when more is read than a buffer beyond the limit.
+    /// Endless input; panics if more than a buffer beyond the limit is read.
     struct Endless(usize);
 
     impl Read for Endless {

@@ -1,5 +1,5 @@
-//! What SIGINT and SIGTERM do: the first ends the program soon, whatever it waits for; the second at
-//! once.
+//! Handles SIGINT and SIGTERM: the first ends the program soon, whatever it waits for; the second ends
+//! it at once.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -14,19 +14,18 @@ use signal_hook::iterator::Signals;
 
 use crate::PROGRAM;
 
-/// How long the end of what is under way may take after the signal: a handshake, the acks of what was
-/// published.
+/// Time for work in progress to end after the signal: a handshake, or the acks of published messages.
 const GRACE: Duration = Duration::from_secs(2);
-/// How long the summary may take then.
+/// Time for the summary after that.
 const SUMMARY: Duration = Duration::from_secs(1);
 
-/// What is known of signals, and what a signal needs to know.
+/// State of signals, and what the signal thread needs to know.
 pub struct Interrupt {
     flag: Arc<AtomicBool>,
     run: Arc<Run>,
 }
 
-/// How far the program is.
+/// How far the program has got.
 #[derive(Default)]
 struct Run {
     state: Mutex<State>,
@@ -40,7 +39,7 @@ struct State {
 }
 
 impl Interrupt {
-    /// Watches the signals from now on.
+    /// Installs the handlers and starts the signal thread.
     pub fn watch() -> Result<Self> {
         let interrupt = Self {
             flag: Arc::default(),
@@ -48,12 +47,13 @@ impl Interrupt {
         };
         for signal in [SIGINT, SIGTERM] {
             let flag = || Arc::clone(&interrupt.flag);
-            // In this order: only a second signal finds the flag set.
+            // In this order, so that only a second signal finds the flag set.
             signal_hook::flag::register_conditional_default(signal, flag())
                 .and_then(|_| signal_hook::flag::register(signal, flag()))
-                .context("cannot watch signals")?;
+                .context("cannot install signal handlers")?;
         }
-        let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot watch signals")?;
+        let mut signals =
+            Signals::new([SIGINT, SIGTERM]).context("cannot install signal handlers")?;
         let run = Arc::clone(&interrupt.run);
         thread::Builder::new()
             .name("signals".to_owned())
@@ -62,7 +62,7 @@ impl Interrupt {
                     run.end();
                 }
             })
-            .context("cannot start a thread")?;
+            .context("cannot start the signal thread")?;
         Ok(interrupt)
     }
 
@@ -71,17 +71,17 @@ impl Interrupt {
         &self.flag
     }
 
-    /// Whether there was a signal.
+    /// Whether a signal has arrived.
     pub fn came(&self) -> bool {
         self.flag.load(Ordering::Relaxed)
     }
 
-    /// There is a publisher that a signal has to cancel.
+    /// Registers the publisher that a signal has to cancel.
     pub fn connected(&self, canceller: Canceller, progress: Progress) {
         self.run.lock().publisher = Some((canceller, progress));
     }
 
-    /// The summary is printed.
+    /// Reports that the summary has been printed.
     pub fn finished(&self) {
         self.run.lock().is_finished = true;
         self.run.changed.notify_all();
@@ -90,11 +90,11 @@ impl Interrupt {
 
 impl Run {
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Each change is one assignment, so a panic elsewhere leaves it whole.
+        // Each change is one assignment, so a panic elsewhere leaves the state consistent.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until the program has finished; returns whether it has in time.
+    /// Waits until the program has finished; returns whether it did in time.
     fn wait(&self, longest: Duration) -> bool {
         let waited = self
             .changed
@@ -103,7 +103,7 @@ impl Run {
         state.is_finished
     }
 
-    /// Ends the program: with a summary, if it can still write one.
+    /// Ends the program, with a summary if it can still be written.
     fn end(&self) {
         if self.wait(GRACE) {
             return;

@@ -1,4 +1,4 @@
-//! A stream over whichever path it takes, and the change from one connection to another.
+//! A stream over either path, and its moves from one connection to another.
 
 use std::io;
 use std::sync::Arc;
@@ -17,11 +17,11 @@ use crate::datagram::{DatagramStream, Leftover, Outcome};
 use crate::stream::{Job, Shared, Stream, Waker, owns_kept};
 use crate::{Config, Error};
 
-/// Pause between attempts to open a stream again.
+/// Pause between attempts to reopen a stream.
 const PAUSE: Duration = Duration::from_millis(50);
-/// How long the first of these attempts waits for the broker; doubled by each that waits in vain. A
-/// broker that dies with a connection in its queue resets it once (RFC 9293 3.10.4), and nobody
-/// sends that reset again if it is lost: whoever waits as long as he may at once, waits for nothing.
+/// How long the first of these attempts waits for the broker; each attempt that times out doubles it. A
+/// broker that dies with a connection in its queue resets it once (RFC 9293 section 3.10.4), and the
+/// reset may be lost: an attempt that waited for the whole timeout would then wait for nothing.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 
 /// A stream, over tcp or xdp.
@@ -37,7 +37,7 @@ pub(crate) struct Target {
     /// 0 opens a session.
     pub(crate) session: u64,
     pub(crate) number: u32,
-    /// The same for all streams to the broker.
+    /// The address that the broker was last reached at, shared by all streams to it.
     pub(crate) location: Location,
 }
 
@@ -50,8 +50,8 @@ pub(crate) struct Ends {
 }
 
 impl Link {
-    /// Opens a stream over the path that the settings ask for; returns its session's key and the
-    /// largest batch that the broker takes as well.
+    /// Opens a stream over the path in the settings; returns its session's key and the largest batch
+    /// that the broker accepts as well.
     pub(crate) fn open(
         config: &Config,
         target: &Target,
@@ -69,7 +69,7 @@ impl Link {
                     match DatagramStream::open(config, &target, opened, ends) {
                         Ok(stream) => return Ok((Self::Xdp(Box::new(stream)), session, max)),
                         Err(error) => {
-                            // The stream exists by now: it goes on.
+                            // The stream exists by now, so this connection continues it.
                             (target.session, acked) = (session, Some(0));
                             error
                         }
@@ -89,7 +89,7 @@ impl Link {
         let open = |wait| connect::open_stream(config, &target, queues, acked, Path::Tcp, wait);
         let opened = match acked {
             None => open(config.timeout)?,
-            // The connection before may not quite have ended.
+            // The previous connection may not have ended yet.
             Some(_) => patiently(config, Instant::now(), &ends.shared, open)?,
         };
         let (session, max) = (opened.offer.session, opened.offer.max_payload);
@@ -107,7 +107,7 @@ impl Link {
         let mut link = self;
         let mut luck = Luck::new();
         loop {
-            // The old connection is closed before another is asked for.
+            // The old connection is closed before a new one is opened.
             let outcome = match link {
                 Self::Tcp(mut stream) => stream.run()?,
                 Self::Xdp(mut stream) => stream.run()?,
@@ -131,7 +131,7 @@ impl Link {
         }
     }
 
-    /// Opens another connection for a stream, and hands it what is not acked.
+    /// Opens another connection for a stream, and hands over the unacknowledged batches.
     fn again(
         config: &Config,
         target: &Target,
@@ -143,15 +143,15 @@ impl Link {
         warn!(
             broker = target.broker,
             stream = target.number,
-            "the stream goes on over another connection: {}",
+            "the stream continues over another connection: {}",
             left.reason
         );
         left.account.summary.moves += 1;
-        let (acked, mut broker_lost) = (left.first, left.broker_lost);
+        let (acked, mut tries_xdp) = (left.first, left.connection_lost);
         let attempt = |wait| {
-            // A path that died may come back, but not for this stream; a broker that went away may
-            // be there again with its path.
-            let paths: &[Path] = match (config.mode, broker_lost) {
+            // If only the path failed, this stream stays on tcp. A broker that was lost may have
+            // restarted with its xdp path.
+            let paths: &[Path] = match (config.mode, tries_xdp) {
                 (Mode::Xdp, _) => &[Path::Xdp],
                 (Mode::Auto, true) => &[Path::Xdp, Path::Tcp],
                 (Mode::Auto, false) | (Mode::Tcp, _) => &[Path::Tcp],
@@ -159,15 +159,16 @@ impl Link {
             let mut last = Error::Failed;
             for &path in paths {
                 match Self::reopen(config, target, ends, acked, path, wait) {
-                    // More than the path is gone.
+                    // The broker itself is gone, so it may come back with its path.
                     Err(error @ Error::Connect { .. }) => {
-                        broker_lost = true;
+                        tries_xdp = true;
                         return Err(error);
                     }
-                    // A broker that is busy, or only just starting, is asked for the path again.
-                    // One that does not work is left, also while the attempt over it has not ended there.
+                    // Ask a broker that is busy or still starting for the path again. Leave a path that
+                    // does not work, even if the broker has not yet noticed the end of the failed
+                    // attempt.
                     Err(error) if is_about_the_path(&error) => {
-                        broker_lost = false;
+                        tries_xdp = false;
                         last = error;
                     }
                     done => return done,
@@ -219,7 +220,7 @@ impl Link {
     }
 }
 
-/// Whether the path does not work, while the broker may over the other one.
+/// Whether the error concerns only the path, so that the broker may be reachable over the other one.
 fn is_about_the_path(error: &Error) -> bool {
     match error {
         Error::PathDead { .. } => true,
@@ -228,20 +229,20 @@ fn is_about_the_path(error: &Error) -> bool {
     }
 }
 
-/// What follows on a lost connection.
+/// What follows a lost connection.
 enum Next {
     Link(Link),
-    /// The publisher is cancelled: the figures of the stream, as far as it came.
+    /// The publisher was cancelled: the stream's figures so far.
     Cancelled(Box<Account>),
 }
 
-/// Since when a stream has had no luck with its connections. A broker that takes connections but
-/// never anything over them is given up as one that takes none.
+/// Since when a stream's connections have brought nothing. A broker that accepts connections but never
+/// anything over them is given up like one that accepts none.
 struct Luck {
     since: Instant,
     connected: Instant,
     acked: u64,
-    /// The connection began with batches that wait for an ack.
+    /// Whether the connection began with unacknowledged batches.
     is_owed: bool,
 }
 
@@ -256,8 +257,8 @@ impl Luck {
         }
     }
 
-    /// A connection ended when so many batches were acked. If it brought some, or lasted while there
-    /// was nothing to bring, what was before it is forgotten.
+    /// Records the end of a connection, and how many batches were acknowledged then. If the connection
+    /// brought acks, or lasted while none were owed, earlier failures no longer count.
     fn lost_connection(&mut self, acked: u64, timeout: Duration) {
         let has_lasted = !self.is_owed && self.connected.elapsed() > timeout;
         if acked > self.acked || has_lasted {
@@ -269,8 +270,8 @@ impl Luck {
     }
 }
 
-/// Tries again what may succeed a little later, until it was to no avail for as long as the
-/// settings say. Each attempt is told how long it may wait for the broker.
+/// Retries an operation that may succeed later, until it has failed for the configured time. Each
+/// attempt gets the time that it may wait for the broker.
 fn patiently<T>(
     config: &Config,
     since: Instant,

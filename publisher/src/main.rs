@@ -69,11 +69,11 @@ fn run(mut plan: Plan) -> Result<ExitCode> {
     let published = publish(plan, source, &mut publisher, interrupt.flag());
     let closed = match published {
         Ok(()) => publisher.close().map_err(anyhow::Error::from),
-        // It was cancelled: the summary tells how far it came.
+        // The publisher was cancelled: the summary shows how far it got.
         Err(Halt::Publisher(penstock_publisher::Error::Failed)) if interrupt.came() => {
             publisher.close().map_err(anyhow::Error::from)
         }
-        // What came before the fault of the input is delivered all the same.
+        // Messages before an input error are still delivered.
         Err(Halt::Input(error)) => match publisher.close() {
             Ok(_) => Err(error),
             Err(failure) => Err(failure).context(penstock_flags::explain(error.as_ref())),
@@ -82,7 +82,7 @@ fn run(mut plan: Plan) -> Result<ExitCode> {
     };
     let summary = closed.with_context(|| {
         format!(
-            "failed; {} messages had been acknowledged before",
+            "failed; {} messages were acknowledged before that",
             progress.messages_acked()
         )
     })?;
@@ -98,9 +98,9 @@ fn run(mut plan: Plan) -> Result<ExitCode> {
 
 /// Why publishing ended early.
 enum Halt {
-    /// The input cannot be read on.
+    /// The input cannot be read any further.
     Input(anyhow::Error),
-    /// The publisher accepts nothing more.
+    /// The publisher accepts no more messages.
     Publisher(penstock_publisher::Error),
 }
 
@@ -111,7 +111,7 @@ fn publish(
     stop: &AtomicBool,
 ) -> Result<(), Halt> {
     if plan.rate.is_some() {
-        let punctual = sleep::be_punctual().context("cannot make the timer exact");
+        let punctual = sleep::be_punctual().context("cannot set the timer slack");
         punctual.map_err(Halt::Input)?;
     }
     let mut pace = plan.rate.map(Pace::new);

@@ -1,4 +1,4 @@
-//! What is said over a new connection to open a stream: in plain, or sealed if there is a key.
+//! The handshake over a new connection to open a stream: in plain text, or sealed if there is a key.
 
 use std::io;
 use std::net::TcpStream;
@@ -20,12 +20,12 @@ use crate::{Config, Error};
 pub(crate) struct Opening<'a> {
     pub(crate) broker: &'a str,
     pub(crate) socket: &'a TcpStream,
-    /// When all of it must be over, however little the broker says at a time.
+    /// Deadline for the whole handshake, no matter how slowly the broker sends.
     pub(crate) deadline: Instant,
 }
 
 impl Opening<'_> {
-    /// Asks for a stream; returns what the broker offers, and the keys of its packets if they are
+    /// Requests a stream; returns what the broker offers, and the keys of its packets if they are
     /// authenticated.
     pub(crate) fn ask(
         &self,
@@ -82,7 +82,7 @@ impl Opening<'_> {
         }
     }
 
-    /// Proves to the broker that this end holds the key, and has it prove the same.
+    /// Proves to the broker that this end holds the key, and verifies that the broker holds it too.
     fn knock(&self, key: &Key) -> Result<Channel, Error> {
         let unproven = |source| Error::Unproven {
             broker: self.broker.to_owned(),
@@ -172,11 +172,11 @@ fn explain_silence(error: io::Error) -> io::Error {
     match error.kind() {
         io::ErrorKind::TimedOut => io::Error::new(
             io::ErrorKind::TimedOut,
-            "the connection opened, but no whole answer to the handshake came in time",
+            "the connection opened, but no whole answer to the handshake arrived in time",
         ),
         io::ErrorKind::UnexpectedEof => io::Error::new(
             io::ErrorKind::UnexpectedEof,
-            "the peer closed the connection without an answer; it may be no Penstock broker",
+            "the peer closed the connection without an answer; it may not be a Penstock broker",
         ),
         _ => error,
     }

@@ -1,17 +1,16 @@
 //! The clock behind `--timeout`: how long a stream has waited for its broker without progress.
 //!
-//! A sign of life is not progress. A broker that waits for room in its log says so every second for as
-//! long as it lives, and without a bound its publishers would wait as long as the reader that holds up
-//! the log is stopped.
+//! A sign of life is not progress. A broker that waits for room in its log sends one every second.
+//! Without a limit its publishers would wait as long as the reader that blocks the log is stopped.
 
 use std::time::{Duration, Instant};
 
 use crate::Error;
 
-/// Bytes that the broker's host must take before they count as progress. A peer that takes one byte a
-/// second makes none; a link of 1 kB/s does.
+/// Bytes that the broker's host must accept before they count as progress. A peer that accepts one byte
+/// a second makes none; a link of 1 kB/s does.
 const LEAST_BYTES: u64 = 4 << 10;
-/// A broker that waits for room repeats it every second.
+/// A broker that waits for room says so every second.
 const BLOCKED_FOR: Duration = Duration::from_secs(3);
 
 /// Measures the time since a stream last made progress.
@@ -19,14 +18,14 @@ const BLOCKED_FOR: Duration = Duration::from_secs(3);
 pub(crate) struct ProgressClock {
     limit: Duration,
     last_progress: Instant,
-    /// Bytes taken since then.
+    /// Bytes accepted since then.
     taken: u64,
     last_heard: Instant,
     last_blocked: Option<Instant>,
 }
 
 impl ProgressClock {
-    /// A clock that runs from now.
+    /// A clock that starts now.
     pub(crate) fn new(limit: Duration) -> Self {
         let now = Instant::now();
         Self {
@@ -38,13 +37,13 @@ impl ProgressClock {
         }
     }
 
-    /// The stream got something done, or owed nothing before: the time counts from now.
+    /// Restarts the clock: the stream made progress, or had nothing to wait for.
     pub(crate) fn restart(&mut self, now: Instant) {
         self.last_progress = now;
         self.taken = 0;
     }
 
-    /// The kernel or the broker took bytes of a batch.
+    /// Counts bytes of a batch that the kernel or the broker accepted.
     pub(crate) fn on_bytes(&mut self, now: Instant, bytes: u64) {
         self.taken += bytes;
         if self.taken >= LEAST_BYTES {
@@ -52,16 +51,16 @@ impl ProgressClock {
         }
     }
 
-    /// The broker showed that it lives, and whether it waits for room in its log.
+    /// Records a sign of life, and whether the broker waits for room in its log.
     pub(crate) fn on_heard(&mut self, now: Instant, is_blocked: bool) {
         self.last_heard = now;
         self.last_blocked = is_blocked.then_some(now);
     }
 
-    /// Whether the time is over; `unacked` counts the messages that are not acked.
+    /// Checks the timeout; `unacked` counts the unacknowledged messages.
     ///
     /// # Errors
-    /// Why nothing went on, as far as the broker has told.
+    /// Why there was no progress, as far as the broker has reported.
     pub(crate) fn check(
         &self,
         now: Instant,
@@ -118,7 +117,7 @@ mod tests {
             matches!(error, Error::Blocked { unacked: 7, .. }),
             "{error}"
         );
-        // A broker that was stopped since does not say so any more.
+        // A broker that has stopped since then no longer says so.
         let error = verdict(&clock, late + LIMIT);
         assert!(matches!(error, Error::Silent { .. }), "{error}");
         clock.on_heard(late, false);

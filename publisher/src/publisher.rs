@@ -30,7 +30,7 @@ const SAMPLE: u32 = 16;
 /// How often a blocked publisher looks whether a stream has failed.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Pause between attempts to reach a broker that is not there yet.
+/// Pause between attempts to reach a broker that is not running yet.
 const RETRY: Duration = Duration::from_millis(50);
 
 type StreamThread = JoinHandle<Result<Closed, Error>>;
@@ -57,21 +57,21 @@ struct Failure {
     error: Mutex<Option<Error>>,
 }
 
-/// Figures of a publisher that runs.
+/// Figures of a running publisher.
 #[derive(Debug, Clone)]
 pub struct Progress {
     shared: Arc<Shared>,
 }
 
 impl Progress {
-    /// Messages acked so far.
+    /// Messages acknowledged so far.
     #[must_use]
     pub fn messages_acked(&self) -> u64 {
         self.shared.acked_messages.load(Ordering::Relaxed)
     }
 }
 
-/// Ends a publisher from another thread, whatever it waits for.
+/// Cancels a publisher from another thread, whatever it waits for.
 #[derive(Debug, Clone)]
 pub struct Canceller {
     shared: Arc<Shared>,
@@ -80,13 +80,13 @@ pub struct Canceller {
 }
 
 impl Canceller {
-    /// Gives up at once what is not acked: [`Publisher::publish`] and [`Publisher::flush`] fail from
-    /// now on, and [`Publisher::close`] returns what was acked.
+    /// Gives up unacknowledged messages at once: [`Publisher::publish`] and [`Publisher::flush`] fail
+    /// from now on, and [`Publisher::close`] returns what was acknowledged.
     pub fn cancel(&self) {
         self.shared.abandoned.store(true, Ordering::Release);
         self.failure.happened.store(true, Ordering::Release);
         for waker in &self.wakers {
-            // A stream that cannot be woken looks around by itself, a little later.
+            // A stream that cannot be woken checks by itself a little later.
             let _ = waker.wake();
         }
     }
@@ -254,7 +254,7 @@ impl Publisher {
         Ok(())
     }
 
-    /// Sends what is left, ends every stream and waits until all is acked, unless it is cancelled.
+    /// Sends the rest, ends every stream and waits until everything is acknowledged, unless cancelled.
     ///
     /// # Errors
     /// The failure of a stream; what was acked before it is in [`Publisher::progress`].
@@ -285,7 +285,7 @@ impl Publisher {
                     }
                     results.push(closed.summary);
                 }
-                // Its failure was told before.
+                // Its error was returned earlier.
                 Err(Error::Failed) if self.is_cancelled() => results.push(StreamSummary::default()),
                 Err(Error::Failed) => return Err(self.failure.take()),
                 Err(error) => return Err(error),
@@ -305,7 +305,7 @@ impl Publisher {
         }
     }
 
-    /// What ends this publisher from another thread.
+    /// The handle that cancels this publisher from another thread.
     #[must_use]
     pub fn canceller(&self) -> Canceller {
         Canceller {
@@ -510,8 +510,8 @@ impl Front {
     }
 }
 
-/// Opens the first connections, patiently while nobody listens: a broker that was started at the
-/// same moment is not there yet.
+/// Opens the first connections. Retries while nothing listens, because the broker may have been started
+/// at the same moment.
 struct FirstAttempts {
     deadline: Instant,
     warned: bool,

@@ -1,4 +1,4 @@
-//! Replies of a broker as they come in over a connection, with the tags that they may have to carry.
+//! Replies of a broker as they arrive over a connection, with their tags if they carry any.
 
 use std::sync::Arc;
 
@@ -9,12 +9,12 @@ use zerocopy::FromBytes;
 
 use crate::Error;
 
-/// The reply that is coming in; the text of an error is not part of it.
+/// The reply that is being received, without the text of an error.
 pub(crate) struct Replies {
     broker: String,
     bytes: [u8; REPLY_LEN + TAG_LEN],
     filled: usize,
-    /// If replies carry tags; and how many did.
+    /// Keys for the tags of replies, if there are any, and the number of replies so far.
     keys: Option<Arc<PacketKeys>>,
     verified: u64,
 }
@@ -37,14 +37,14 @@ impl Replies {
         }
     }
 
-    /// Where the next bytes go.
+    /// The buffer for the next bytes.
     pub(crate) fn room(&mut self) -> &mut [u8] {
         let len = self.len();
         &mut self.bytes[self.filled..len]
     }
 
-    /// Takes note of bytes that were put there; returns the reply once it is whole. An ack carries its
-    /// tag then; what an error says is to be compared with [`Self::verify`].
+    /// Processes bytes that were written there; returns the reply once it is complete. The tag of an
+    /// ack is verified here; that of an error with [`Self::verify`].
     pub(crate) fn received(&mut self, got: usize) -> Result<Option<Parsed>, Error> {
         self.filled += got;
         if self.filled < self.len() {
@@ -52,7 +52,7 @@ impl Replies {
         }
         self.filled = 0;
         let reply = Reply::read_from_prefix(&self.bytes)
-            .expect("it is as long")
+            .expect("the length matches")
             .0;
         let parsed = reply.parse().map_err(|source| Error::BadReply {
             broker: self.broker.clone(),
@@ -64,13 +64,13 @@ impl Replies {
         Ok(Some(parsed))
     }
 
-    /// Whether the reply carries the tag that it must, with this text behind it.
+    /// Verifies the tag of the reply and the text after it.
     pub(crate) fn verify(&mut self, text: &[u8]) -> Result<(), Error> {
         let Some(keys) = &self.keys else {
             return Ok(());
         };
         let (reply, tag) = self.bytes.split_at(REPLY_LEN);
-        let tag = tag.try_into().expect("it is as long");
+        let tag = tag.try_into().expect("the length matches");
         if !keys.verify_reply(self.verified, tag, &[reply, text]) {
             return Err(Error::Forged {
                 broker: self.broker.clone(),
@@ -93,7 +93,7 @@ mod tests {
         [head, &tag, text].concat()
     }
 
-    /// Feeds bytes one by one; returns the reply, and what is behind it.
+    /// Feeds bytes one by one; returns the reply and the rest.
     fn feed<'a>(replies: &mut Replies, bytes: &'a [u8]) -> Result<(Parsed, &'a [u8]), Error> {
         for (at, byte) in bytes.iter().enumerate() {
             replies.room()[0] = *byte;

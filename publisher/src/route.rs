@@ -12,8 +12,8 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr as Port};
 
-/// An alternative name of an interface (linux/if_link.h); the kernel looks an ordinary name up as well
-/// under it.
+/// An alternative name of an interface (linux/if_link.h); the kernel also finds an ordinary name under
+/// this attribute.
 const IFLA_ALT_IFNAME: u16 = 53;
 
 /// A hardware address of Ethernet.
@@ -90,7 +90,7 @@ impl Kernel {
         })
     }
 
-    /// The number of an interface by any of its names.
+    /// The index of an interface by any of its names.
     pub(crate) fn index_of(&self, name: &str) -> io::Result<u32> {
         let mut question = LinkMessage::default();
         let bytes = [name.as_bytes(), &[0]].concat();

@@ -154,7 +154,7 @@ pub(crate) struct Stream {
     /// What another connection left; sent first.
     leftover: VecDeque<Filled>,
     replies: Replies,
-    /// If frames carry tags; and how many did.
+    /// Keys for the tags of frames, if there are any, and the number of frames so far.
     keys: Option<Arc<PacketKeys>>,
     sealed: u64,
     /// The end frame is sent.
@@ -202,7 +202,7 @@ impl Stream {
         })
     }
 
-    /// Goes on with what another connection left.
+    /// Continues with what another connection left.
     pub(crate) fn take_over(&mut self, left: &mut Leftover) {
         self.account = std::mem::take(&mut left.account);
         self.account.summary.path = Path::Tcp.name();
@@ -217,7 +217,7 @@ impl Stream {
     /// connection when this one ends too early; nothing tells how far one without acks has come.
     pub(crate) fn run(&mut self) -> Result<Outcome, Error> {
         match self.serve() {
-            // A cancelled stream says how far it came.
+            // A cancelled stream reports how far it got.
             Ok(()) | Err(Error::Failed) => {
                 Ok(Outcome::Ended(Box::new(std::mem::take(&mut self.account))))
             }
@@ -259,7 +259,7 @@ impl Stream {
         unacked.append(&mut self.leftover);
         Leftover {
             reason,
-            broker_lost: true,
+            connection_lost: true,
             account: std::mem::take(&mut self.account),
             unacked,
             first: self.window.acked(),
@@ -290,7 +290,7 @@ impl Stream {
         Ok(())
     }
 
-    /// Writes a frame, with its tag if it has to carry one, waiting as often as the kernel asks for it.
+    /// Writes a frame, with its tag if it needs one; waits whenever the kernel has no room.
     fn write_frame(&mut self, header: &Header, payload: &[u8]) -> Result<(), Error> {
         let header = header.as_bytes();
         let Some(keys) = &self.keys else {
@@ -415,8 +415,8 @@ impl Stream {
         }
     }
 
-    /// A broker that is restarted, or that heard nothing while this host slept, takes a stream with
-    /// acks up again; anything else is for good.
+    /// A broker that restarted, or that heard nothing while this host slept, continues a stream with
+    /// acks; any other error is final.
     fn ended_by_broker(&self, code: u16, text: String) -> Error {
         let for_now = code == Fault::Shutdown as u16 || code == Fault::Stalled as u16;
         if for_now && self.ack == AckLevel::Committed {

@@ -33,8 +33,8 @@ pub(crate) struct Datagrams {
 }
 
 impl Datagrams {
-    /// A socket for datagrams to `broker`, from any port of `own`: the address of the connection that
-    /// opened the stream, because the broker answers no other.
+    /// A socket for datagrams to `broker`, from any port of `own`. That is the local address of the
+    /// connection that opened the stream, because the broker answers no other.
     pub(crate) fn connect(mut own: SocketAddr, broker: SocketAddr) -> io::Result<Self> {
         own.set_port(0);
         let socket = UdpSocket::bind(own)?;

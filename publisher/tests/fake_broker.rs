@@ -588,7 +588,7 @@ fn a_silent_broker_is_given_up() {
     play.join().unwrap();
 }
 
-/// A broker that says without end that it waits for room, from after it has `taken` so many batches.
+/// A broker that, after `taken` batches, keeps reporting that it waits for room.
 fn blocked_broker(taken: usize) -> (String, JoinHandle<()>) {
     broker(move |mut peer| {
         peer.welcome();

@@ -1,4 +1,4 @@
-//! The program as others run it, against a broker that this file plays.
+//! The program as users run it, against a simulated broker.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -16,7 +16,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 const MAX_PAYLOAD: u32 = 4096;
 
-/// Takes one stream to its end; returns its messages.
+/// Accepts one stream until its end; returns its messages.
 fn serve(mut socket: TcpStream) -> Vec<Vec<u8>> {
     let mut hello = [0; HELLO_LEN];
     socket.read_exact(&mut hello).unwrap();
@@ -51,7 +51,7 @@ fn serve(mut socket: TcpStream) -> Vec<Vec<u8>> {
     }
 }
 
-/// Plays a broker of one stream; returns its address.
+/// Simulates a broker with one stream; returns its address.
 fn broker() -> (String, JoinHandle<Vec<Vec<u8>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -59,7 +59,7 @@ fn broker() -> (String, JoinHandle<Vec<Vec<u8>>>) {
     (address, serving)
 }
 
-/// An address where nobody listens.
+/// An address where nothing listens.
 fn nobody() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().to_string()
@@ -135,7 +135,7 @@ fn synthetic_messages_are_asked_for() {
         "--total-size",
         "5000",
     ];
-    // A pipe that nobody writes to: it is not read.
+    // An open pipe without data: it is not read.
     let mut child = publisher(&address, &flags)
         .stdin(Stdio::piped())
         .spawn()
@@ -220,7 +220,7 @@ fn an_interrupt_ends_the_wait_for_the_writer_of_a_fifo() {
         let address = listener.local_addr().unwrap().to_string();
         let input = ["--input", fifo.to_str().unwrap()];
         let child = publisher(&address, &input).spawn().unwrap();
-        // Once it has connected it waits for the FIFO.
+        // Once connected, it waits for the FIFO.
         let socket = listener.accept().unwrap().0;
         signal(&child, name);
         assert!(serve(socket).is_empty());
@@ -260,13 +260,13 @@ fn what_comes_before_a_line_that_is_too_long_is_delivered() {
         .unwrap();
     let mut stdin = child.stdin.take().unwrap();
     stdin.write_all(b"one\ntwo\n").unwrap();
-    // Without a newline, until nobody reads any more.
+    // Without a newline, until the reader closes.
     while stdin.write_all(&[b'x'; 65536]).is_ok() {}
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let said = stderr(&output);
     for words in [
-        "2 messages had been acknowledged",
+        "2 messages were acknowledged",
         "line 3, at byte 8",
         "--segment-size",
     ] {
@@ -289,7 +289,7 @@ fn inputs_that_cannot_be_read_are_named_before_a_broker_is_asked() {
     }
 }
 
-/// A stdout or stderr of which nobody reads anything, ever.
+/// A stdout or stderr that nobody reads.
 fn without_reader() -> Stdio {
     let (_, writer) = std::io::pipe().unwrap();
     writer.into()
@@ -357,7 +357,7 @@ fn an_error_that_nobody_reads_is_one_all_the_same() {
     }
 }
 
-/// Plays a broker that answers each hello with `answer`, a byte at a time if it `drips`.
+/// Simulates a broker that answers each hello with `answer`, byte by byte if it `drips`.
 fn answering(answer: Vec<u8>, drips: bool) -> (String, JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -375,7 +375,7 @@ fn answering(answer: Vec<u8>, drips: bool) -> (String, JoinHandle<()>) {
             }
             thread::sleep(std::time::Duration::from_millis(100));
         }
-        // Longer than the publisher may wait: it should have left long ago.
+        // The publisher should have closed the connection long before.
         panic!("the publisher read the whole answer");
     });
     (address, serving)

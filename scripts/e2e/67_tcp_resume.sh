@@ -101,7 +101,7 @@ gone_for_good() {
   until_messages 0 1
   stop_broker 0
   ! wait "$sending" || fail "the publisher ended well without its broker"
-  grep -q 'could not go on' "$T/said" || fail "the publisher does not say why: $(cat "$T/said")"
+  grep -q 'could not continue' "$T/said" || fail "the publisher does not say why: $(cat "$T/said")"
 }
 
 run_test "tcp: kill -9 and restart of the broker: the publisher goes on" broker_killed

@@ -86,7 +86,7 @@ evicted() {
   stopped_reader "$1" --reader-timeout-action evict
   all_sent
   kill -CONT "$reader"
-  until_true "the reader is told" grep -q 'evicted by the broker' "$T/read"
+  until_true "the reader learns of it" grep -q 'the broker evicted this reader' "$T/read"
   stop_broker 0
   wait "$reader" || true
   expect "readers evicted" "$(jq .counters.readers_evicted "$T/broker-0.json")" 1
@@ -99,7 +99,7 @@ given_up() {
   wait "$sending" || code=$?
   expect "exit code of an interrupted publisher" "$code" 130
   expect "its acked messages" "$(jq '.messages_acked > 0 and .messages_acked < .messages_sent' "$T/sent.json")" true
-  refuses 'registered reader holds up' publisher --mode "$1" --brokers "$(at 0)" --total-size 32MiB --timeout 1
+  refuses 'registered reader blocks' publisher --mode "$1" --brokers "$(at 0)" --total-size 32MiB --timeout 1
   kill -KILL "$reader"
   stop_broker 0
 }
@@ -122,8 +122,8 @@ log_deleted() {
   until_true "there is something in the log" has_messages
   rm "$BUFFERS/b0/penstock.log"
   ! wait "$sending" || fail "a publisher whose log was deleted ended with success"
-  grep -q 'was deleted' "$T/said" || fail "the publisher is told $(cat "$T/said")"
-  grep -q 'ERROR.*was deleted' "$T/broker-0.log" || fail "the broker's log does not tell"
+  grep -q 'was deleted' "$T/said" || fail "the publisher says: $(cat "$T/said")"
+  grep -q 'ERROR.*was deleted' "$T/broker-0.log" || fail "the broker's log does not say so"
   publish_in_background "$mode"
   all_sent
   expect "messages in the new log" "$(figures '.topics[0].messages')" 32768

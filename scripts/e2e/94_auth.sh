@@ -171,7 +171,7 @@ key_taken_away() {
   sed -i '/^eu/d' "$KEYS"
   start_broker 0 --topic penstock --auth-keys "$KEYS"
   ! wait "$sending" || fail "the publisher went on without its key"
-  grep -q 'could not go on.*does not take the key' "$T/said" || fail "the publisher does not say why: $(cat "$T/said")"
+  grep -q 'could not continue.*does not take the key' "$T/said" || fail "the publisher does not say why: $(cat "$T/said")"
   stop_broker 0
 }
 

@@ -9,28 +9,28 @@ use penstock_subscriber::Start;
 
 const EXAMPLES: &str = "\
 Examples:
-  # Print every message that is still in the log, one a line:
+  # Print every message that is still in the log, one per line:
   penstock-subscriber --path /dev/shm/penstock/trades.log
 
   # Follow new messages; a broker with --full block waits for this reader:
   penstock-subscriber --path /dev/shm/penstock/trades.log --from end \\
       --follow --register
 
-  # Check every batch and sum up each stream:
+  # Verify every batch and print the totals of each stream:
   penstock-subscriber --path /dev/shm/penstock/trades.log --stat --verify
 
   # One stream only, as raw bytes:
   penstock-subscriber --path /dev/shm/penstock/trades.log \\
       --session 00c0ffee00c0ffee --stream 2 --output raw
 
-Following ends with Ctrl-C (sums are printed; a second one ends at once), or
-when no broker has the log open and all of it is read.
-Exit codes: 0 all read, 1 failed or a batch is damaged, 2 wrong usage, 3 some
-batches were overwritten after reading began and before they were read.";
+--follow ends at Ctrl-C (the totals are still printed; a second Ctrl-C ends at
+once), or when no broker has the log open and everything has been read.
+Exit codes: 0 everything read, 1 failed or a batch is damaged, 2 wrong usage,
+3 some batches were overwritten after reading began, before they were read.";
 
-const SOURCE: &str = "What to read";
-const RESULT: &str = "What comes of it";
-/// Longest wait that a flag can ask for.
+const SOURCE: &str = "Input";
+const RESULT: &str = "Output";
+/// Longest wait that a flag accepts.
 const YEAR: Duration = Duration::from_secs(365 * 86_400);
 
 /// Reads a topic's log in place: prints, counts, checks.
@@ -43,15 +43,15 @@ pub struct Cli {
     /// Where to begin: at the oldest batch that is still there, or behind the newest.
     #[arg(long, value_enum, default_value_t = From::Start, help_heading = SOURCE)]
     from: From,
-    /// Wait for more at the end of the log, and for the log if there is none yet.
+    /// Wait for more at the end of the log, and for the log if it does not exist yet.
     #[arg(long, help_heading = SOURCE)]
     pub follow: bool,
-    /// With --follow, end after so long without a batch, such as 5s; a number alone is seconds.
+    /// With --follow, end after this long without a batch, such as 5s; a number alone is seconds.
     #[arg(long, value_name = "DURATION", requires = "follow", help_heading = SOURCE,
         value_parser = duration(BareUnit::Seconds, Duration::ZERO..=YEAR))]
     pub until_idle: Option<Duration>,
-    /// How long to wait for a log that does not exist yet, such as 10s; without it, for ever with
-    /// --follow (but for --until-idle), otherwise not at all.
+    /// How long to wait for a log that does not exist yet, such as 10s [default: with --follow, until
+    /// it exists or --until-idle is over; otherwise do not wait].
     #[arg(long, value_name = "DURATION", help_heading = SOURCE,
         value_parser = duration(BareUnit::Seconds, Duration::ZERO..=YEAR))]
     wait: Option<Duration>,
@@ -68,7 +68,7 @@ pub struct Cli {
     /// Only streams of this number.
     #[arg(long, value_name = "N", help_heading = SOURCE)]
     stream: Option<u32>,
-    /// How messages are printed; without it lines, or none with --stat.
+    /// How to print messages [default: lines, or none with --stat].
     #[arg(long, value_enum, help_heading = RESULT)]
     output: Option<Output>,
     /// Sum up counts, bytes and SHA-256 per stream at the end: on stdout, or on stderr when
@@ -98,8 +98,8 @@ enum From {
 /// How messages are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Output {
-    /// Each followed by a newline. On a terminal, control characters are shown as \x1b; files and
-    /// pipes get every byte as it is, as with the other forms always.
+    /// Each followed by a newline. On a terminal, control characters are shown as \x1b; files and pipes
+    /// get every byte unchanged. The other formats never change bytes.
     Lines,
     /// Back to back.
     Raw,
@@ -124,7 +124,7 @@ impl Cli {
         }
     }
 
-    /// How long a log that does not exist is waited for, if at all.
+    /// How long to wait for a log that does not exist, if at all.
     pub fn longest_wait(&self) -> Option<Duration> {
         let follows = self.follow.then(|| self.until_idle.unwrap_or(YEAR));
         self.wait.or(follows)

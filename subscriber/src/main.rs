@@ -30,9 +30,9 @@ const LOST: u8 = 3;
 const TOLD: u64 = 10;
 /// How long nothing comes before it is asked whether the broker still lives.
 const GONE_CHECK: Duration = Duration::from_millis(100);
-/// Pause between attempts to open a log that is not there yet.
+/// Pause between attempts to open a log that does not exist yet.
 const OPEN_RETRY: Duration = Duration::from_millis(50);
-/// How long a broker may take to give a log that it has just made its mode, group and registry.
+/// Time for a broker to set mode, group and registry of a log that it has just created.
 const SETTLING: Duration = Duration::from_secs(2);
 
 const PROGRAM: Program = Program {
@@ -58,7 +58,7 @@ struct Run<'a> {
     stop: Arc<AtomicBool>,
 }
 
-/// Opens the log, and registers with it if that is asked for.
+/// Opens the log, and registers with it if requested.
 fn open(cli: &Cli, start: Start) -> Result<Subscriber, OpenError> {
     let mut subscriber = Subscriber::open(&cli.path, start)?;
     if cli.register {
@@ -68,7 +68,7 @@ fn open(cli: &Cli, start: Start) -> Result<Subscriber, OpenError> {
     Ok(subscriber)
 }
 
-/// Opens the log as soon as a broker has made it; none if a signal ends the wait.
+/// Opens the log once a broker has created it; `None` if a signal ends the wait.
 fn open_patiently(
     cli: &Cli,
     longest: Duration,
@@ -86,11 +86,11 @@ fn open_patiently(
         let gives_up = if matches!(error, OpenError::Missing(_)) {
             if !was_missing {
                 warn!(
-                    "{}: no such log yet; waiting for a broker to make it",
+                    "{}: no such log yet; waiting for a broker to create it",
                     cli.path.display()
                 );
                 was_missing = true;
-                // Whatever comes into a log that does not exist yet is new.
+                // Everything in a log that does not exist yet is new.
                 start = Start::Oldest;
             }
             begun.elapsed() >= longest
@@ -116,9 +116,10 @@ struct Sink<'a> {
 }
 
 impl<'a> Run<'a> {
-    /// None if a signal came while the log was waited for.
+    /// `None` if a signal arrived while waiting for the log.
     fn start(cli: &'a Cli) -> Result<Option<Self>> {
-        report_shortened_logs("penstock-subscriber").context("cannot watch signals")?;
+        report_shortened_logs("penstock-subscriber")
+            .context("cannot install the SIGBUS handler")?;
         let stop = Arc::new(AtomicBool::new(false));
         for signal in [SIGINT, SIGTERM] {
             // The first ends the reading, the second the process.
@@ -152,7 +153,8 @@ impl<'a> Run<'a> {
         let read = self.read().and_then(|()| Ok(self.sink.printer.flush()?));
         match read {
             Ok(()) => {}
-            // Whoever read our output has had enough, as in `… | head`: what was read so far counts.
+            // The reader of the output has closed it, as in `… | head`: the result counts what was read
+            // so far.
             Err(error) if is_reader_gone(&error) => {}
             Err(error) => return Err(error),
         }

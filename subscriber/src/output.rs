@@ -16,7 +16,7 @@ const BUFFER: usize = 256 << 10;
 /// Prints messages to stdout.
 pub struct Printer {
     output: Output,
-    /// Lines go to a terminal, which must not obey what publishers put in them.
+    /// Whether lines go to a terminal, which must not interpret control characters from publishers.
     visibly: bool,
     stdout: BufWriter<Stdout>,
 }

@@ -32,7 +32,7 @@ pub enum Event<'a> {
         /// Messages lost.
         messages: u64,
     },
-    /// The broker does not wait for this subscriber any more: it did not read for too long.
+    /// The broker evicted this subscriber, because it read nothing for too long.
     Evicted,
     /// A batch's entry in the index is damaged; it was skipped.
     Damaged {

@@ -234,7 +234,7 @@ fn a_lapped_reader_is_told_what_it_lost() {
     let read = stat["messages"].as_u64().unwrap();
     assert!(read <= 8);
     assert_eq!(stat["lost_messages"], 0);
-    // But it is told how much that is: all that came, less what it has read.
+    // The output says how much was overwritten: everything that came, less what was read.
     let log = &stat["log"];
     for (total, gone, here) in [
         ("messages", "overwritten_messages", &stat["messages"]),
@@ -407,7 +407,7 @@ fn wrong_files_and_flags_are_explained() {
     }
 }
 
-/// As `> t.log` or logrotate's `copytruncate` do it.
+/// As `> t.log` or logrotate's `copytruncate` do.
 #[test]
 fn a_log_that_is_shortened_under_a_reader_is_told_with_its_name() {
     let mut fixture = Fixture::new(Full::Block);

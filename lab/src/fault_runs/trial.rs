@@ -29,9 +29,9 @@ use crate::verify::{Prints, Reading};
 const STREAMS: u32 = 3;
 /// How long readers stay: longer than any run.
 const READERS_STAY: Duration = Duration::from_secs(600);
-/// What a publisher says when it failed after it had connected, and when a broker was there but refused.
-const HAD_CONNECTED: &str = "had been acknowledged before";
-const REFUSES: &str = "refuses the stream";
+/// Parts of a publisher's error when it failed after it had connected, and when a broker refused it.
+const HAD_CONNECTED: &str = "were acknowledged before that";
+const REFUSES: &str = "refused the stream";
 const CONNECT_ANEW: &str = "connect anew";
 /// Publishers that come again in one run, at most: more than there is time for while faults last.
 const MANY: u64 = 200;
