@@ -18,7 +18,8 @@ use penstock_dataplane::tcp::{Limits, WorkerConfig};
 use penstock_dataplane::wire::handshake::check_topic;
 use penstock_dataplane::xdp::Polling;
 use penstock_flags::{
-    BareUnit, MAX_SOCKET_BUFFER, duration, nearest_multiple, nearest_power_of_two, size, size_text,
+    BareUnit, MAX_SOCKET_BUFFER, MIN_SOCKET_BUFFER, duration, nearest_multiple,
+    nearest_power_of_two, size, size_text,
 };
 
 use crate::machine::parse_cpus;
@@ -75,6 +76,11 @@ const SECURITY: &str = "Security";
 const TIMEOUTS: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(86_400);
 /// Accepted segment sizes, bytes; both bounds are powers of two.
 const SEGMENTS: RangeInclusive<u64> = 4096..=1 << 31;
+/// Most of --max-connections and of --max-handshakes: the kernel gives a process about as many
+/// descriptors (`fs.nr_open`).
+const MAX_SOCKETS: i64 = 1 << 20;
+/// Most of --max-topics.
+const MAX_TOPICS: i64 = 65_536;
 /// Largest ring, bytes.
 const MAX_RING: u64 = 1 << 46;
 
@@ -191,22 +197,25 @@ pub struct Cli {
     #[arg(long = "topics", value_name = "PATTERN,...", value_delimiter = ',', help_heading = LOGS)]
     topic_patterns: Vec<TopicPattern>,
     /// Maximum number of topics; each uses the memory of one ring.
-    #[arg(long, default_value_t = 16, help_heading = LOGS)]
-    max_topics: usize,
+    #[arg(long, value_name = "N", default_value_t = 16, help_heading = LOGS,
+        value_parser = clap::value_parser!(u32).range(1..=MAX_TOPICS))]
+    max_topics: u32,
     /// Maximum number of open streams.
-    #[arg(long, default_value_t = 4096, help_heading = LISTEN)]
-    max_connections: usize,
+    #[arg(long, value_name = "N", default_value_t = 4096, help_heading = LISTEN,
+        value_parser = clap::value_parser!(u32).range(1..=MAX_SOCKETS))]
+    max_connections: u32,
     /// Maximum share of streams, sessions and topics, in percent of what others leave free, that one
-    /// host (IPv6: /64), or one key on a host, may hold. All hosts with the same key together may also
-    /// hold half of the rest.
+    /// host (IPv6: /64), or one key on a host, may hold. All hosts with the same key, or of the same
+    /// IPv6 /48, together may also hold half of the rest.
     #[arg(long, value_name = "PERCENT", overrides_with = "max_share", help_heading = LISTEN,
         default_value_t = shares::DEFAULT_PERCENT,
         value_parser = clap::value_parser!(u8).range(1..=100))]
     max_share: u8,
     /// Maximum number of connections with an unfinished handshake. Beyond it, the broker closes the
     /// oldest of the host that has most.
-    #[arg(long, default_value_t = 4096, help_heading = LISTEN)]
-    max_handshakes: usize,
+    #[arg(long, value_name = "N", default_value_t = 4096, help_heading = LISTEN,
+        value_parser = clap::value_parser!(u32).range(1..=MAX_SOCKETS))]
+    max_handshakes: u32,
     /// Time limit for a handshake, such as 5s or 500ms; a number alone is seconds.
     #[arg(long, value_name = "DURATION", default_value = "5s", help_heading = LISTEN,
         value_parser = duration(BareUnit::Seconds, TIMEOUTS))]
@@ -218,11 +227,11 @@ pub struct Cli {
     stall_timeout: Duration,
     /// SO_RCVBUF of payload sockets; the kernel caps it at net.core.rmem_max, then doubles it.
     #[arg(long, value_name = "SIZE", default_value = "32MiB", help_heading = LISTEN,
-        value_parser = size(1..=MAX_SOCKET_BUFFER))]
+        value_parser = size(MIN_SOCKET_BUFFER..=MAX_SOCKET_BUFFER))]
     rcvbuf: ByteSize,
     /// SO_SNDBUF of payload sockets; capped at net.core.wmem_max.
     #[arg(long, value_name = "SIZE", default_value = "32MiB", help_heading = LISTEN,
-        value_parser = size(1..=MAX_SOCKET_BUFFER))]
+        value_parser = size(MIN_SOCKET_BUFFER..=MAX_SOCKET_BUFFER))]
     sndbuf: ByteSize,
     /// Sockets that get --rcvbuf. none leaves the kernel's autotuning on; setting it on the listener
     /// also raises the window scale and the initial window.
@@ -237,8 +246,9 @@ pub struct Cli {
     #[arg(long, help_heading = LISTEN)]
     rcvbuf_force: bool,
     /// Worker threads.
-    #[arg(long, default_value_t = 1, help_heading = PROCESS)]
-    workers: usize,
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = PROCESS,
+        value_parser = clap::value_parser!(u16).range(1..=256))]
+    workers: u16,
     /// Cores that workers are pinned to, in turn, such as 0,2-3.
     #[arg(long, value_name = "LIST", help_heading = PROCESS)]
     cpus: Option<String>,
@@ -361,25 +371,26 @@ impl Cli {
             self.segment_size.as_u64(),
             self.index_slots,
         )?;
-        if self.workers == 0 || self.workers > 256 {
-            bail!("--workers {} is not from 1 to 256", self.workers);
-        }
         // Half of the index is kept for batches that are being received.
-        if self.max_connections as u64 > self.index_slots / 2 {
+        if u64::from(self.max_connections) > self.index_slots / 2 {
             bail!(
                 "--max-connections {} needs --index-slots of at least {}",
                 self.max_connections,
-                (2 * self.max_connections as u64).next_power_of_two()
+                (2 * u64::from(self.max_connections)).next_power_of_two()
             );
         }
         let xdp = self.xdp()?;
         // Beside xdp workers, one serves whoever comes over tcp.
-        let tcp_workers = if xdp.is_some() { 1 } else { self.workers };
+        let tcp_workers = if xdp.is_some() {
+            1
+        } else {
+            self.workers.into()
+        };
         let xdp_workers = xdp.as_ref().map_or(0, |xdp| xdp.workers);
         for topic in &self.topics {
             check_topic(topic.as_bytes())?;
         }
-        if self.topics.len() > self.max_topics {
+        if self.topics.len() > self.max_topics as usize {
             bail!(
                 "{} topics are more than --max-topics {}",
                 self.topics.len(),
@@ -416,7 +427,7 @@ impl Cli {
             },
             topics: self.topics,
             topic: TopicConfig {
-                max: self.max_topics,
+                max: self.max_topics as usize,
                 share_percent: self.max_share,
                 policy,
             },
@@ -427,8 +438,8 @@ impl Cli {
                 force: self.rcvbuf_force,
             },
             limits: Limits {
-                max_connections: self.max_connections,
-                max_handshakes: self.max_handshakes.max(1),
+                max_connections: self.max_connections as usize,
+                max_handshakes: self.max_handshakes as usize,
                 handshake_timeout: self.handshake_timeout,
                 share_percent: self.max_share,
             },
@@ -458,6 +469,12 @@ impl Cli {
 impl Cli {
     /// The configuration of the xdp path, if it was requested.
     fn xdp(&self) -> Result<Option<xdp::Config>> {
+        if !self.xdp_ring.is_power_of_two() || !(64..=1 << 16).contains(&self.xdp_ring) {
+            bail!(
+                "--xdp-ring {} is not a power of two from 64 to 65536",
+                self.xdp_ring
+            );
+        }
         let interface = match (self.mode, &self.iface) {
             (_, None) if self.configure_nic => {
                 bail!("--configure-nic needs --mode xdp or auto, and --iface")
@@ -470,12 +487,6 @@ impl Cli {
             (Mode::Auto, None) => return Ok(None),
             (_, Some(interface)) => interface.clone(),
         };
-        if !self.xdp_ring.is_power_of_two() || !(64..=1 << 16).contains(&self.xdp_ring) {
-            bail!(
-                "--xdp-ring {} is not a power of two from 64 to 65536",
-                self.xdp_ring
-            );
-        }
         let queues = self.queues.as_deref().map(|list| {
             parse_cpus(list)
                 .map_err(|_| anyhow!("--queues: {list:?} is not a list of queues such as 0,2-3"))
@@ -483,7 +494,7 @@ impl Cli {
         Ok(Some(xdp::Config {
             interface,
             queues: queues.transpose()?,
-            workers: self.workers,
+            workers: self.workers.into(),
             mode: match self.xdp_mode {
                 XdpMode::Auto => penstock_ebpf::Mode::Auto,
                 XdpMode::Native => penstock_ebpf::Mode::Native,
@@ -656,14 +667,25 @@ mod tests {
             (&["--ring-size", "17x"], "KiB, MiB, GiB"),
             (&["--segment-size", "3MiB"], "the nearest is 4MiB"),
             (&["--segment-size", "1"], "the nearest is 4KiB"),
-            (&["--workers", "0"], "from 1 to 256"),
+            (&["--workers", "0"], "0 is not in 1..=256"),
+            (&["--workers", "257"], "257 is not in 1..=256"),
+            (&["--max-connections", "0"], "0 is not in 1..=1048576"),
+            (&["--max-connections", "2000000"], "1..=1048576"),
+            (&["--max-handshakes", "0"], "0 is not in 1..=1048576"),
+            (&["--max-topics", "0"], "0 is not in 1..=65536"),
+            (&["--index-slots", "0"], "power of two"),
+            (&["--index-slots", "18446744073709551615"], "power of two"),
+            (&["--xdp-ring", "0"], "--xdp-ring 0 is not a power of two"),
+            (&["--rcvbuf", "1"], "the nearest is 4KiB"),
+            (&["--busy-poll", "0"], "1..=1024"),
+            (&["--reader-timeout", "0"], "the nearest is 1ms"),
             (&["--topic", "../etc"], "is not allowed"),
             (&["--topics", "a,b*c"], "nor a prefix followed by *"),
             (&["--create-topics", "keyed"], "--auth-keys"),
             (&["--create-topics", "all"], "never, local, keyed, any"),
             (&["--max-share", "0"], "1..=100"),
             (&["--rcvbuf", "8GiB"], "the nearest is 1073741823"),
-            (&["--sndbuf", "0"], "the nearest is 1"),
+            (&["--sndbuf", "0"], "the nearest is 4KiB"),
             (&["--handshake-timeout", "0"], "the nearest is 1ms"),
             (&["--stall-timeout", "5x"], "such as 5s"),
             (&["--rcvbuf-on", "some"], "none, listener, accepted, both"),

@@ -9,4 +9,6 @@ mod size;
 pub use duration::{BareUnit, duration, duration_text};
 pub use error::{explain, usage_error};
 pub use examples::examples;
-pub use size::{MAX_SOCKET_BUFFER, nearest_multiple, nearest_power_of_two, size, size_text};
+pub use size::{
+    MAX_SOCKET_BUFFER, MIN_SOCKET_BUFFER, nearest_multiple, nearest_power_of_two, size, size_text,
+};

@@ -8,6 +8,10 @@ use bytesize::ByteSize;
 /// doubles (`sock_setsockopt` in net/core/sock.c).
 pub const MAX_SOCKET_BUFFER: u64 = i32::MAX as u64 / 2;
 
+/// Smallest that makes sense: the kernel raises less than about this by itself (`SOCK_MIN_SNDBUF` in
+/// include/net/sock.h), so that a program would not get what it was asked for.
+pub const MIN_SOCKET_BUFFER: u64 = 4096;
+
 /// Units that a size is shown in.
 const UNITS: [(&str, u64); 10] = [
     ("EiB", 1 << 60),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use penstock_dataplane::wire::handshake::{AckLevel, OrderLevel};
-use penstock_flags::{BareUnit, MAX_SOCKET_BUFFER, duration, size};
+use penstock_flags::{BareUnit, MAX_SOCKET_BUFFER, MIN_SOCKET_BUFFER, duration, size};
 use serde::{Deserialize, Serialize};
 
 use crate::delay::Delay;
@@ -486,10 +486,10 @@ pub struct Workload {
     #[arg(long, value_parser = ["block", "overwrite"])]
     pub full: Option<String>,
     /// SO_RCVBUF that brokers ask for.
-    #[arg(long, value_name = "SIZE", value_parser = size(1..=MAX_SOCKET_BUFFER))]
+    #[arg(long, value_name = "SIZE", value_parser = size(MIN_SOCKET_BUFFER..=MAX_SOCKET_BUFFER))]
     pub rcvbuf: Option<ByteSize>,
     /// SO_SNDBUF that brokers ask for.
-    #[arg(long, value_name = "SIZE", value_parser = size(1..=MAX_SOCKET_BUFFER))]
+    #[arg(long, value_name = "SIZE", value_parser = size(MIN_SOCKET_BUFFER..=MAX_SOCKET_BUFFER))]
     pub sndbuf: Option<ByteSize>,
     /// Where brokers set it.
     #[arg(long, value_parser = ["none", "listener", "accepted", "both"])]

@@ -10,7 +10,7 @@ use std::path::Path;
 use anyhow::Result;
 use bytesize::ByteSize;
 use clap::{Args, Subcommand};
-use penstock_flags::{MAX_SOCKET_BUFFER, size};
+use penstock_flags::{MAX_SOCKET_BUFFER, MIN_SOCKET_BUFFER, size};
 use serde::Serialize;
 use tracing::info;
 
@@ -97,15 +97,15 @@ pub struct Rcvbuf {
     #[arg(long, value_name = "TIME", default_value = "10ms")]
     pub delay: Delay,
     /// SO_RCVBUF that is asked for.
-    #[arg(long, value_name = "SIZE", default_value = "32MiB", value_parser = size(1..=MAX_SOCKET_BUFFER))]
+    #[arg(long, value_name = "SIZE", default_value = "32MiB", value_parser = size(MIN_SOCKET_BUFFER..=MAX_SOCKET_BUFFER))]
     pub rcvbuf: ByteSize,
     /// Values of net.core.rmem_max to compare, bytes.
     #[arg(long, value_delimiter = ',', default_value = "208KiB,32MiB",
-        value_name = "SIZE", value_parser = size(1..=MAX_SOCKET_BUFFER))]
+        value_name = "SIZE", value_parser = size(MIN_SOCKET_BUFFER..=MAX_SOCKET_BUFFER))]
     pub rmem_max: Vec<ByteSize>,
     /// Largest buffer that autotuning may give (third value of net.ipv4.tcp_rmem), in the broker's
     /// namespace only; by default what Linux has.
-    #[arg(long, value_name = "SIZE", default_value = "6MiB", value_parser = size(1..=MAX_SOCKET_BUFFER))]
+    #[arg(long, value_name = "SIZE", default_value = "6MiB", value_parser = size(MIN_SOCKET_BUFFER..=MAX_SOCKET_BUFFER))]
     pub tcp_rmem_max: ByteSize,
     /// Segmentation offloads of the broker's link.
     #[arg(long, value_enum, default_value_t = Profile::Wire)]

@@ -8,7 +8,7 @@ use bytesize::ByteSize;
 use clap::{Parser, ValueEnum};
 use penstock_dataplane::address::{AddressError, check_broker};
 use penstock_dataplane::wire::handshake::{AckLevel, MAX_STREAMS, OrderLevel, check_topic};
-use penstock_flags::{BareUnit, MAX_SOCKET_BUFFER, duration, size, size_text};
+use penstock_flags::{BareUnit, MAX_SOCKET_BUFFER, MIN_SOCKET_BUFFER, duration, size, size_text};
 use penstock_publisher::{Config, Mode, Transmit};
 
 const EXAMPLES: &str = "\
@@ -139,7 +139,7 @@ pub struct Cli {
     in_flight: u32,
     /// SO_SNDBUF [default: tuned by the kernel].
     #[arg(long, value_name = "SIZE", help_heading = DELIVERY,
-        value_parser = size(1..=MAX_SOCKET_BUFFER))]
+        value_parser = size(MIN_SOCKET_BUFFER..=MAX_SOCKET_BUFFER))]
     sndbuf: Option<ByteSize>,
     /// Path that payload takes.
     #[arg(long, value_enum, default_value_t = PathMode::Tcp, help_heading = PATH)]
@@ -518,7 +518,7 @@ mod tests {
             (&["--topic", "a/b"], "not allowed"),
             (&["--rate", "0"], "leave it out"),
             (&["--sndbuf", "4GiB"], "the nearest is 1073741823"),
-            (&["--sndbuf", "0"], "the nearest is 1"),
+            (&["--sndbuf", "0"], "the nearest is 4KiB"),
             (&["--batch-size", "1"], "the nearest is 64"),
             (&["--batch-size", "5x"], "KiB, MiB, GiB"),
             (&["--message-size", "0"], "the nearest is 1"),

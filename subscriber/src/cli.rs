@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
+use penstock_dataplane::wire::handshake::MAX_STREAMS;
 use penstock_flags::{BareUnit, duration};
 use penstock_subscriber::Start;
 
@@ -56,7 +57,8 @@ pub struct Cli {
         value_parser = duration(BareUnit::Seconds, Duration::ZERO..=YEAR))]
     wait: Option<Duration>,
     /// End after so many messages.
-    #[arg(long, value_name = "N", help_heading = SOURCE)]
+    #[arg(long, value_name = "N", help_heading = SOURCE,
+        value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
     /// Make a broker with --full block wait for this reader; needs write permission for the
     /// .readers file beside the log.
@@ -66,7 +68,8 @@ pub struct Cli {
     #[arg(long, value_parser = parse_session, value_name = "HEX", help_heading = SOURCE)]
     session: Option<u64>,
     /// Only streams of this number.
-    #[arg(long, value_name = "N", help_heading = SOURCE)]
+    #[arg(long, value_name = "N", help_heading = SOURCE,
+        value_parser = clap::value_parser!(u32).range(..i64::from(MAX_STREAMS)))]
     stream: Option<u32>,
     /// How to print messages [default: lines, or none with --stat].
     #[arg(long, value_enum, help_heading = RESULT)]
@@ -146,7 +149,11 @@ impl Cli {
 }
 
 fn parse_session(text: &str) -> Result<u64, String> {
-    u64::from_str_radix(text, 16).map_err(|_| "not a session key of up to 16 hex digits".to_owned())
+    match u64::from_str_radix(text, 16) {
+        // No session has this number (docs/protocol.md).
+        Ok(0) | Err(_) => Err("not a session key of up to 16 hex digits other than 0".to_owned()),
+        Ok(session) => Ok(session),
+    }
 }
 
 #[cfg(test)]
@@ -160,6 +167,20 @@ mod tests {
         assert_eq!(examples.len(), 4);
         for words in examples {
             Cli::try_parse_from(&words).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_no_log_can_hold_is_not_waited_for() {
+        for (flags, words) in [
+            (["--count", "0"], "0 is not in 1.."),
+            (["--stream", "1024"], "1024 is not in 0..1024"),
+            (["--session", "0"], "other than 0"),
+            (["--session", "xyz"], "16 hex digits"),
+        ] {
+            let cli = ["penstock-subscriber", "--path", "x"].iter().chain(&flags);
+            let error = Cli::try_parse_from(cli).unwrap_err().to_string();
+            assert!(error.contains(words), "{flags:?}: {error}");
         }
     }
 
