@@ -67,6 +67,8 @@ pub(crate) struct Leftover {
     pub(crate) reason: String,
     /// The control connection ended as well, so the broker may have been restarted.
     pub(crate) connection_lost: bool,
+    /// The broker ended the stream because it was idle.
+    pub(crate) was_idle: bool,
     pub(crate) account: Account,
     /// Unacknowledged batches, oldest first; the first has the number `first`.
     pub(crate) unacked: VecDeque<Filled>,
@@ -125,6 +127,7 @@ pub(crate) struct DatagramStream {
     events: Events,
     refused: bool,
     connection_lost: bool,
+    was_idle: bool,
 }
 
 impl DatagramStream {
@@ -183,6 +186,7 @@ impl DatagramStream {
             events: Events::new(),
             refused: false,
             connection_lost: false,
+            was_idle: false,
         };
         stream.try_path()?;
         if let Err(error) = stream.try_bypass()? {
@@ -651,6 +655,7 @@ impl DatagramStream {
     /// any other error is final.
     fn ended_by_broker(&mut self, code: u16, text: String) -> Error {
         if code == Fault::Shutdown as u16 || code == Fault::Stalled as u16 {
+            self.was_idle = code == Fault::Stalled as u16;
             return self.control_lost(&text);
         }
         Error::Ended {
@@ -702,6 +707,7 @@ impl DatagramStream {
         Leftover {
             reason,
             connection_lost: self.connection_lost,
+            was_idle: self.was_idle,
             account: self.take_account(),
             first: self.sender.committed(),
             unacked: std::mem::take(&mut self.kept),

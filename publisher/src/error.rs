@@ -231,10 +231,15 @@ impl Error {
         )
     }
 
+    /// Whether the broker has no room until other streams end.
+    pub(crate) fn is_shortage(&self) -> bool {
+        matches!(self, Self::Refused { code, .. } if *code == Refusal::Resources as u16)
+    }
+
     /// Whether the same attempt may succeed a little later.
     pub(crate) fn may_pass(&self) -> bool {
         match self {
-            Self::Refused { code, .. } => *code == Refusal::Busy as u16,
+            Self::Refused { code, .. } => *code == Refusal::Busy as u16 || self.is_shortage(),
             Self::Connect { .. } | Self::PathDead { .. } | Self::Lost { .. } => true,
             Self::Transmit { reason, .. } => reason.may_pass(),
             _ => false,

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, Select};
 use penstock_dataplane::wire::handshake::{Path, Refusal};
 use tracing::warn;
 
@@ -19,6 +19,10 @@ use crate::{Config, Error};
 
 /// Pause between attempts to reopen a stream.
 const PAUSE: Duration = Duration::from_millis(50);
+/// Longest pause, between attempts that a broker without room refuses.
+const MAX_PAUSE: Duration = Duration::from_secs(1);
+/// Interval in which a stream that waits for work checks whether the publisher was dropped.
+const ABANDONED_CHECK: Duration = Duration::from_millis(200);
 /// How long the first of these attempts waits for the broker; each attempt that times out doubles it. A
 /// broker that dies with a connection in its queue resets it once (RFC 9293 section 3.10.4), and the
 /// reset may be lost: an attempt that waited for the whole timeout would then wait for nothing.
@@ -47,6 +51,19 @@ pub(crate) struct Ends {
     pub(crate) jobs: Receiver<Job>,
     pub(crate) waker: Arc<Waker>,
     pub(crate) shared: Arc<Shared>,
+}
+
+impl Ends {
+    /// Waits until there is a job, or the publisher is closed or dropped.
+    fn wait_for_work(&self) {
+        let mut select = Select::new();
+        select.recv(&self.jobs);
+        while select.ready_timeout(ABANDONED_CHECK).is_err() {
+            if self.shared.abandoned.load(Ordering::Relaxed) {
+                return;
+            }
+        }
+    }
 }
 
 impl Link {
@@ -116,6 +133,12 @@ impl Link {
                 Outcome::Ended(account) => return Ok(account.close()),
                 Outcome::Moves(leftover) => *leftover,
             };
+            // The broker ended an idle stream because another needs its place. A stream that reconnects
+            // without work would only make the broker end the next idle one.
+            if leftover.was_idle && leftover.unacked.is_empty() {
+                ends.wait_for_work();
+                luck = Luck::new();
+            }
             luck.lost_connection(leftover.first, config.timeout);
             if luck.since.elapsed() > config.timeout {
                 return Err(Error::Lost {
@@ -278,7 +301,7 @@ fn patiently<T>(
     shared: &Shared,
     mut attempt: impl FnMut(Duration) -> Result<T, Error>,
 ) -> Result<T, Error> {
-    let mut wait = FIRST_WAIT;
+    let (mut wait, mut pause) = (FIRST_WAIT, PAUSE);
     loop {
         let left = config.timeout.saturating_sub(since.elapsed());
         let begun = Instant::now();
@@ -290,7 +313,11 @@ fn patiently<T>(
                 if begun.elapsed() >= wait {
                     wait *= 2;
                 }
-                thread::sleep(PAUSE);
+                thread::sleep(pause);
+                pause = match error.is_shortage() {
+                    true => (2 * pause).min(MAX_PAUSE),
+                    false => PAUSE,
+                };
             }
             other => return other,
         }

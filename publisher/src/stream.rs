@@ -159,6 +159,8 @@ pub(crate) struct Stream {
     sealed: u64,
     /// The end frame is sent.
     ended: bool,
+    /// The broker ended the stream because it was idle.
+    was_idle: bool,
     account: Account,
     events: Events,
 }
@@ -197,6 +199,7 @@ impl Stream {
             keys,
             sealed: 0,
             ended: false,
+            was_idle: false,
             account,
             events: Events::new(),
         })
@@ -260,6 +263,7 @@ impl Stream {
         Leftover {
             reason,
             connection_lost: true,
+            was_idle: self.was_idle,
             account: std::mem::take(&mut self.account),
             unacked,
             first: self.window.acked(),
@@ -417,7 +421,8 @@ impl Stream {
 
     /// A broker that restarted, or that heard nothing while this host slept, continues a stream with
     /// acks; any other error is final.
-    fn ended_by_broker(&self, code: u16, text: String) -> Error {
+    fn ended_by_broker(&mut self, code: u16, text: String) -> Error {
+        self.was_idle = code == Fault::Stalled as u16;
         let for_now = code == Fault::Shutdown as u16 || code == Fault::Stalled as u16;
         if for_now && self.ack == AckLevel::Committed {
             return self.lost(io::Error::other(text));

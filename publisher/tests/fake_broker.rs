@@ -419,6 +419,57 @@ fn a_stream_goes_on_after_an_ordinary_restart() {
     goes_on(lose, 1, 1);
 }
 
+#[test]
+fn a_stream_goes_on_once_the_broker_has_room_for_it_again() {
+    let (listener, address) = listen();
+    let play = thread::spawn(move || {
+        let mut peer = Peer::accept(&listener);
+        peer.welcome();
+        let arrived = peer.batch();
+        peer.socket.shutdown(Shutdown::Both).unwrap();
+        for _ in 0..3 {
+            let mut peer = Peer::accept(&listener);
+            assert_eq!(peer.request.resume_from, Some(0));
+            peer.say(&Welcome::refuse(Refusal::Resources, "all are in use"));
+        }
+        let rest = Peer::accept(&listener).serve_from(1);
+        [arrived, rest.concat()].concat()
+    });
+    let mut publisher = Publisher::connect(config(&[&address])).unwrap();
+    let messages = numbered(20_000);
+    publish_all(&mut publisher, &messages);
+    publisher.close().unwrap();
+    assert_eq!(play.join().unwrap(), messages);
+}
+
+#[test]
+fn a_stream_that_was_ended_because_it_was_idle_comes_back_with_its_next_message() {
+    let (listener, address) = listen();
+    let (back, is_back) = channel();
+    let play = thread::spawn(move || {
+        let mut peer = Peer::accept(&listener);
+        peer.welcome();
+        let mut arrived = peer.batch();
+        peer.ack(1);
+        peer.say(&Reply::error(Fault::Stalled, 1, "idle"));
+        peer.drain();
+        let peer = Peer::accept(&listener);
+        back.send(()).unwrap();
+        assert_eq!(peer.request.resume_from, Some(1));
+        arrived.extend(peer.serve_from(1).concat());
+        arrived
+    });
+    let mut publisher = Publisher::connect(config(&[&address])).unwrap();
+    publisher.publish(b"first").unwrap();
+    publisher.flush().unwrap();
+    // One that comes back without a message does so at once.
+    assert!(is_back.recv_timeout(Duration::from_millis(300)).is_err());
+    publisher.publish(b"second").unwrap();
+    publisher.flush().unwrap();
+    publisher.close().unwrap();
+    assert_eq!(play.join().unwrap(), [&b"first"[..], b"second"]);
+}
+
 /// A publisher of one message whose broker dies once it has it; `then` plays those that come after,
 /// to the last of which nothing is left to be sent.
 fn one_message(then: impl FnOnce(&TcpListener, Peer) + Send + 'static) {
