@@ -3,6 +3,7 @@
 #![cfg_attr(fuzzing, no_main)]
 
 mod cli;
+mod earlier;
 mod following;
 #[cfg(any(test, fuzzing))]
 mod fuzzing;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 use penstock_dataplane::admission::{
-    Admission, Admit, Asked, Lease, Outcome, Refused, StreamState,
+    Admission, Admit, Asked, Lease, Outcome, Refused, SessionState, StreamState,
 };
 use penstock_dataplane::peer::Tenant;
 use penstock_dataplane::shares::{Exceeded, Shares, Use};
@@ -15,16 +15,13 @@ use penstock_dataplane::wire::handshake::{Refusal, Request};
 use crate::topics::{Job, Topic, Topics};
 
 /// Time after which a session without open streams is dropped: its publisher would have come back by
-/// now. If it comes back later, the broker resumes it from the log's index.
+/// now. If it comes back later, the broker resumes it from the positions that the topic keeps.
 const SESSION_GRACE: Duration = Duration::from_secs(600);
 /// The same for a session that committed nothing: dropping it loses nothing.
 const UNUSED_GRACE: Duration = Duration::from_secs(5);
 /// Maximum number of streams, open or not, that are remembered; peers can create them faster than they
 /// expire.
 const MAX_KEPT: usize = 65_536;
-/// Number of sessions with commits that are dropped at once when one must go, because finding an unused
-/// one may take a scan of all.
-const BULK: usize = 64;
 
 /// One publisher's relation to one topic.
 #[derive(Debug)]
@@ -37,6 +34,8 @@ struct Session {
     /// Streams that have been opened. A stream number is never reused, so (session, stream, batch)
     /// identifies one batch.
     opened_streams: HashMap<u32, Stream>,
+    /// What its streams report of it.
+    state: Arc<SessionState>,
     /// Since when it has had no open stream; `None` if it has one.
     idle_since: Option<Instant>,
 }
@@ -45,26 +44,9 @@ struct Session {
 #[derive(Debug)]
 struct Stream {
     state: Arc<StreamState>,
-    /// Number of batches that its publisher says were committed before this broker knew of it.
-    claimed: u64,
-    /// Whether an earlier broker wrote batches of it to the log.
-    is_known: bool,
-}
-
-impl Stream {
-    fn new(claimed: u64, found: Option<u64>) -> Self {
-        let committed = claimed.max(found.unwrap_or(0));
-        Self {
-            state: Arc::new(StreamState::new(committed)),
-            claimed: committed,
-            is_known: found.is_some(),
-        }
-    }
-
-    /// Whether a batch was committed over it; what a publisher claims does not count.
-    fn has_commits(&self) -> bool {
-        self.is_known || self.state.committed() > self.claimed
-    }
+    /// Number of batches that were committed before this session was created, by the log's index or its
+    /// publisher's word.
+    before: u64,
 }
 
 impl Session {
@@ -74,26 +56,39 @@ impl Session {
             streams,
             tenant,
             opened_streams: HashMap::new(),
+            state: Arc::default(),
             idle_since: None,
         }
     }
 
-    fn is_open(&self) -> bool {
-        let mut streams = self.opened_streams.values();
-        streams.any(|stream| stream.state.is_leased())
+    /// A stream of which its publisher claims so many batches, and so many were found.
+    fn new_stream(&self, claimed: u64, found: Option<u64>) -> Stream {
+        if found.is_some() {
+            self.state.set_has_commits();
+        }
+        let before = claimed.max(found.unwrap_or(0));
+        Stream {
+            state: Arc::new(StreamState::in_session(before, Arc::clone(&self.state))),
+            before,
+        }
     }
 
-    fn has_commits(&self) -> bool {
-        self.opened_streams.values().any(Stream::has_commits)
+    /// What becomes of it when another session needs room.
+    fn usage(&self) -> Use {
+        match (self.state.is_leased(), self.state.has_commits()) {
+            (true, _) => Use::InUse,
+            (false, true) => Use::Spare,
+            (false, false) => Use::Unused,
+        }
     }
 
     /// Whether its publisher may still come back.
     fn is_live(&mut self, now: Instant) -> bool {
-        if self.is_open() {
+        if self.state.is_leased() {
             self.idle_since = None;
             return true;
         }
-        let grace = match self.has_commits() {
+        let grace = match self.state.has_commits() {
             true => SESSION_GRACE,
             false => UNUSED_GRACE,
         };
@@ -155,9 +150,7 @@ impl Sessions {
             ));
         }
         match (session.opened_streams.get(&number), resume_from) {
-            (Some(_), None) => refuse(format!(
-                "stream {number} of session {key:016x} has been opened before"
-            )),
+            (Some(_), None) => opened_before(key, number),
             (Some(stream), Some(acked)) => take(stream, key, number, acked).map(drop),
             (None, _) => Ok(()),
         }
@@ -175,39 +168,19 @@ impl Sessions {
         let Err(exceeded) = self.shares.check(&tenant) else {
             return Ok(());
         };
-        if self.evict(&tenant, exceeded, key, false) {
-            return Ok(());
+        match self.evict(&tenant, exceeded, key) {
+            true => Ok(()),
+            false => Err(no_room(&tenant, exceeded)),
         }
-        if !self.evict(&tenant, exceeded, key, true) {
-            return Err(no_room(&tenant, exceeded));
-        }
-        for _ in 1..BULK {
-            if !self.evict(&tenant, exceeded, key, true) {
-                break;
-            }
-        }
-        Ok(())
     }
 
     /// Drops a session without open streams, other than `kept`.
-    fn evict(
-        &mut self,
-        tenant: &Tenant,
-        exceeded: Exceeded,
-        kept: u64,
-        with_commits: bool,
-    ) -> bool {
+    fn evict(&mut self, tenant: &Tenant, exceeded: Exceeded, kept: u64) -> bool {
         let sessions = &self.sessions;
         let look = |key: &u64| match sessions.get(key) {
             None => Use::Gone,
-            Some(session)
-                if *key == kept
-                    || session.is_open()
-                    || (!with_commits && session.has_commits()) =>
-            {
-                Use::InUse
-            }
-            Some(_) => Use::Unused,
+            Some(_) if *key == kept => Use::InUse,
+            Some(session) => session.usage(),
         };
         let Some((_, key)) = self.shares.evict(tenant, exceeded, look) else {
             return false;
@@ -216,10 +189,28 @@ impl Sessions {
         true
     }
 
+    /// Forgets a session; how far its streams have come is remembered with their topic.
     fn forget(&mut self, key: u64) {
-        if let Some(session) = self.sessions.remove(&key) {
-            let streams = session.opened_streams.len();
-            self.shares.release(&session.tenant, streams);
+        let Some(session) = self.sessions.remove(&key) else {
+            return;
+        };
+        let streams = session.opened_streams.len();
+        self.shares.release(&session.tenant, streams);
+        if !session.state.has_commits() {
+            return;
+        }
+        // A log that is opened again tells of them itself, as does one that takes the place of another.
+        let topic = self.topics.find(&session.topic);
+        let Some(topic) = topic.filter(|topic| topic.log.lost().is_none()) else {
+            return;
+        };
+        let frontier = topic.log.info().batches;
+        let mut earlier = topic.earlier();
+        for (number, stream) in session.opened_streams {
+            let committed = stream.state.committed();
+            if committed > stream.before {
+                earlier.remember(key, number, committed, frontier);
+            }
         }
     }
 
@@ -230,6 +221,9 @@ impl Sessions {
             .filter_map(|(key, session)| (!session.is_live(now)).then_some(*key))
             .collect();
         gone.into_iter().for_each(|key| self.forget(key));
+        let sessions = &self.sessions;
+        let look = |key: &u64| sessions.get(key).map_or(Use::Gone, Session::usage);
+        self.shares.refresh(look);
     }
 
     /// The session's key, and the stream's place in it. The caller has checked the request and made
@@ -241,24 +235,28 @@ impl Sessions {
             key => key,
         };
         let number = request.stream;
+        let found = topic.earlier().committed(key, number);
+        let is_known = self.sessions.get(&key);
+        let is_known = is_known.is_some_and(|s| s.opened_streams.contains_key(&number));
+        if request.resume_from.is_none() && found.is_some() && !is_known {
+            // A stream's numbers never begin anew.
+            return opened_before(key, number);
+        }
         let session = self
             .sessions
             .entry(key)
             .or_insert_with(|| Session::new(asked.topic, request.streams, asked.tenant));
         let tenant = session.tenant;
         let is_first = session.opened_streams.is_empty();
-        let mut is_new = false;
-        let stream = session.opened_streams.entry(number).or_insert_with(|| {
-            is_new = true;
-            match request.resume_from {
-                None => Stream::new(0, None),
-                // A stream of an earlier broker continues after the last batch in the log's index, and
-                // at least after the last batch that its publisher got an ack for.
-                Some(acked) => Stream::new(acked, topic.earlier.get(&(key, number)).copied()),
-            }
-        });
+        if !is_known {
+            // A resumed stream continues after the last batch that the topic knows, and at least after the
+            // last batch that its publisher got an ack for.
+            let stream = session.new_stream(request.resume_from.unwrap_or(0), found);
+            session.opened_streams.insert(number, stream);
+        }
+        let stream = &session.opened_streams[&number];
         let taken = take(stream, key, number, request.resume_from.unwrap_or(0));
-        if is_new {
+        if !is_known {
             self.shares.charge(&tenant, 1);
         }
         if is_first {
@@ -277,8 +275,7 @@ impl Sessions {
                 None => random,
                 Some(owner) => owner.session(random as u32, asked.topic),
             };
-            let is_earlier =
-                asked.key.is_some() && topic.earlier.keys().any(|(session, _)| *session == key);
+            let is_earlier = topic.earlier().has_session(key);
             if key != 0 && !is_earlier && !self.sessions.contains_key(&key) {
                 return Ok(key);
             }
@@ -345,6 +342,12 @@ fn take(stream: &Stream, key: u64, number: u32, acked: u64) -> Result<Lease, Ref
     Ok(lease)
 }
 
+fn opened_before<T>(key: u64, number: u32) -> Result<T, Refused> {
+    refuse(format!(
+        "stream {number} of session {key:016x} has been opened before"
+    ))
+}
+
 fn no_room(tenant: &Tenant, exceeded: Exceeded) -> Refused {
     let text = match exceeded {
         Exceeded::Total => {
@@ -355,6 +358,10 @@ fn no_room(tenant: &Tenant, exceeded: Exceeded) -> Refused {
         Exceeded::Host { held } => format!(
             "host {} has {held} streams of at most {MAX_KEPT} that this broker remembers, which is its whole share; try again later, or raise the broker's --max-share",
             tenant.host
+        ),
+        Exceeded::Site { held } => format!(
+            "hosts of {} have {held} streams, of {MAX_KEPT} that this broker keeps in mind, which is their share; try later, or raise --max-share of the broker",
+            tenant.host.site()
         ),
         Exceeded::Key { held } => format!(
             "publishers with this key have {held} streams of at most {MAX_KEPT} that this broker remembers, which is their whole share; try again later, or raise the broker's --max-share"
@@ -650,6 +657,43 @@ mod tests {
         };
         let admission = bench.admit("a", &resume).unwrap();
         assert_eq!((admission.session, admission.lease.committed()), (77, 9));
+    }
+
+    #[test]
+    fn a_forgotten_stream_that_is_resumed_repeats_no_batch() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut bench = Bench::new(&dir);
+        let first = bench.admit("a", &request(0, 0)).unwrap();
+        let session = first.session;
+        first.lease.set_committed(5);
+        // Of the last two batches the publisher never sees an ack.
+        let resume = Request {
+            resume_from: Some(3),
+            ..request(session, 0)
+        };
+        drop(first);
+        let start = Instant::now();
+        bench.sessions.expire(start);
+        bench.sessions.expire(start + SESSION_GRACE);
+        assert_eq!(bench.kept(), 0);
+        let again = bench.admit("a", &resume).unwrap();
+        assert_eq!(again.lease.committed(), 5);
+        // Nothing new was committed: it is not forgotten for all that.
+        drop(again);
+        let tenant = asked("a", &resume, 1, None).tenant;
+        assert!(bench.sessions.evict(&tenant, Exceeded::Host { held: 1 }, 0));
+        assert_eq!(bench.kept(), 0);
+        assert_eq!(bench.admit("a", &resume).unwrap().lease.committed(), 5);
+        assert!(bench.sessions.evict(&tenant, Exceeded::Host { held: 1 }, 0));
+        // Nor does it begin anew behind another stream of its session.
+        let other = Request {
+            resume_from: Some(0),
+            ..request(session, 1)
+        };
+        bench.admit("a", &other).unwrap();
+        let anew = bench.admit("a", &request(session, 0)).unwrap_err();
+        assert!(anew.text.contains("opened before"), "{anew}");
+        assert_eq!(bench.admit("a", &resume).unwrap().lease.committed(), 5);
     }
 
     #[test]

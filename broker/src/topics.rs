@@ -22,6 +22,7 @@ use penstock_dataplane::wire::handshake::Refusal;
 use penstock_files::{Dir, NewDir, displace};
 use tracing::{info, warn};
 
+use crate::earlier::EarlierStreams;
 use crate::memory;
 use crate::topic_policy::TopicPolicy;
 
@@ -80,8 +81,24 @@ enum State {
 #[derive(Debug, Clone)]
 pub struct Topic {
     pub log: Arc<Log>,
-    /// The last batch of each stream when the log was opened, as an earlier broker left it.
-    pub earlier: Arc<HashMap<(u64, u32), u64>>,
+    earlier: Arc<Mutex<EarlierStreams>>,
+}
+
+impl Topic {
+    /// A topic with an open log, and the streams that the log's index knows.
+    fn new(log: Log) -> Self {
+        let slots = log.geometry().index_slots();
+        let earlier = EarlierStreams::new(log.streams(), log.info().batches, slots);
+        Self {
+            log: Arc::new(log),
+            earlier: Arc::new(Mutex::new(earlier)),
+        }
+    }
+
+    /// Streams that committed batches and belong to no current session.
+    pub fn earlier(&self) -> MutexGuard<'_, EarlierStreams> {
+        lock(&self.earlier)
+    }
 }
 
 #[derive(Debug)]
@@ -184,6 +201,11 @@ impl Topics {
         Ok(None)
     }
 
+    /// The topic, if it is open.
+    pub fn find(&self, name: &str) -> Option<Topic> {
+        self.lock().find(name)
+    }
+
     /// Records that a stream was opened on a topic.
     pub fn claim(&self, name: &str) {
         if let Some(State::Open(open)) = self.lock().topics.get_mut(name).map(|e| &mut e.state) {
@@ -220,6 +242,8 @@ impl Topics {
             Some(_) => Use::InUse,
             None => Use::Gone,
         };
+        // There are few topics, and what holds one is gone at any time.
+        table.shares.refresh(look);
         let Some((_, name)) = table.shares.evict(&asked.tenant, exceeded, look) else {
             return Err(refuse(asked, exceeded, table.shares.limit()));
         };
@@ -341,12 +365,8 @@ impl Topics {
             batches = found.batches,
             "log open"
         );
-        let topic = Topic {
-            earlier: Arc::new(log.streams()),
-            log: Arc::new(log),
-        };
         Ok(Open {
-            topic,
+            topic: Topic::new(log),
             is_new,
             opened: Instant::now(),
             is_claimed: false,
@@ -447,6 +467,10 @@ fn refuse(asked: &Asked<'_>, exceeded: Exceeded, max: usize) -> Refused {
         Exceeded::Host { held } => format!(
             "topic {topic:?} would exceed the share of host {}, which has created {held} of at most {max} topics; raise the broker's --max-topics or --max-share, or start it with --topic {topic}",
             asked.tenant.host
+        ),
+        Exceeded::Site { held } => format!(
+            "topic {topic:?} would be one more than hosts of {} may make: {held} of this broker's --max-topics {max} are theirs already; raise that or --max-share, or start the broker with --topic {topic}",
+            asked.tenant.host.site()
         ),
         Exceeded::Key { held } => format!(
             "topic {topic:?} would exceed the share of this key, whose publishers have created {held} of at most {max} topics; raise the broker's --max-topics or --max-share, or start it with --topic {topic}"

@@ -4,7 +4,7 @@
 //! over either path, and continues after the last committed batch.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use thiserror::Error;
@@ -104,12 +104,42 @@ pub struct Refused {
     pub text: String,
 }
 
+/// What the streams of a session tell of it.
+#[derive(Debug, Default)]
+pub struct SessionState {
+    leased: AtomicUsize,
+    has_commits: AtomicBool,
+}
+
+impl SessionState {
+    /// Whether a connection has one of its streams.
+    #[must_use]
+    pub fn is_leased(&self) -> bool {
+        self.leased.load(Ordering::Acquire) > 0
+    }
+
+    /// Whether something was committed over it.
+    #[must_use]
+    pub fn has_commits(&self) -> bool {
+        self.has_commits.load(Ordering::Acquire)
+    }
+
+    /// Something was.
+    pub fn set_has_commits(&self) {
+        // Written once: all its streams read it for each batch.
+        if !self.has_commits.load(Ordering::Relaxed) {
+            self.has_commits.store(true, Ordering::Release);
+        }
+    }
+}
+
 /// A stream, over all its connections.
 #[derive(Debug)]
 pub struct StreamState {
     committed: AtomicU64,
     leased: AtomicBool,
     wanted: AtomicBool,
+    session: Arc<SessionState>,
 }
 
 /// The right to write a stream: at most one connection has it at a time.
@@ -120,13 +150,20 @@ pub struct Lease {
 }
 
 impl StreamState {
-    /// A stream of which so many batches are committed.
+    /// A stream of which so many batches are committed, of a session of its own.
     #[must_use]
     pub fn new(committed: u64) -> Self {
+        Self::in_session(committed, Arc::default())
+    }
+
+    /// A stream of a session.
+    #[must_use]
+    pub fn in_session(committed: u64, session: Arc<SessionState>) -> Self {
         Self {
             committed: AtomicU64::new(committed),
             leased: AtomicBool::new(false),
             wanted: AtomicBool::new(false),
+            session,
         }
     }
 
@@ -149,6 +186,7 @@ impl StreamState {
             self.wanted.store(true, Ordering::Release);
             return None;
         }
+        self.session.leased.fetch_add(1, Ordering::AcqRel);
         self.wanted.store(false, Ordering::Release);
         Some(Lease {
             stream: Arc::clone(self),
@@ -166,6 +204,10 @@ impl Lease {
 
     /// So many batches are committed now.
     pub fn set_committed(&self, batches: u64) {
+        // Only the lease's holder writes it.
+        if batches > self.stream.committed.load(Ordering::Relaxed) {
+            self.stream.session.set_has_commits();
+        }
         self.stream.committed.store(batches, Ordering::Release);
         if let Some(permit) = &self.permit {
             permit.note_commit();
@@ -195,6 +237,7 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         self.stream.leased.store(false, Ordering::Release);
+        self.stream.session.leased.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

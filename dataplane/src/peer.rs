@@ -21,6 +21,40 @@ impl Host {
     }
 }
 
+impl Host {
+    /// The site that it belongs to.
+    #[must_use]
+    pub fn site(&self) -> Site {
+        Site(match self.0 {
+            IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 80 << 80).into(),
+            v4 @ IpAddr::V4(_) => v4,
+        })
+    }
+}
+
+/// Hosts that one owner may have all of: an IPv4 address alone, or the /48 of an IPv6 address, which is
+/// as much as a site usually gets (RFC 6177 section 2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Site(IpAddr);
+
+impl fmt::Display for Site {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            IpAddr::V4(address) => address.fmt(f),
+            IpAddr::V6(address) => write!(f, "{address}/48"),
+        }
+    }
+}
+
+/// Tenants that are limited together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Group {
+    /// Holders of a key, wherever they are.
+    Key(KeyId),
+    /// Hosts of a site, without a key.
+    Site(Site),
+}
+
 impl fmt::Display for Host {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
@@ -31,12 +65,23 @@ impl fmt::Display for Host {
 }
 
 /// The tenant that the broker charges for what a publisher holds: its host, and its key if it has one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Tenant {
     /// The host.
     pub host: Host,
     /// The key that the publisher has proven to hold.
     pub key: Option<KeyId>,
+}
+
+impl Tenant {
+    /// Those that it is limited together with.
+    #[must_use]
+    pub fn group(&self) -> Group {
+        match self.key {
+            Some(key) => Group::Key(key),
+            None => Group::Site(self.host.site()),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -52,5 +97,10 @@ mod tests {
         assert_ne!(host("[2001:db8::1]"), host("[2001:db8:0:1::1]"));
         assert_eq!(host("10.0.0.1").to_string(), "10.0.0.1");
         assert_eq!(host("[2001:db8::1]").to_string(), "2001:db8::/64");
+        let site = |address| host(address).site();
+        assert_eq!(site("[2001:db8:1:2::3]"), site("[2001:db8:1:ffff::3]"));
+        assert_ne!(site("[2001:db8:1:2::3]"), site("[2001:db8:2:2::3]"));
+        assert_eq!(site("[2001:db8:1:2::3]").to_string(), "2001:db8:1::/48");
+        assert_ne!(site("10.0.0.1"), site("10.0.0.2"));
     }
 }

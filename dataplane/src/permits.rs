@@ -88,10 +88,11 @@ impl StreamPermits {
 
     /// Checks which streams still commit; called about once a second.
     pub(crate) fn look(&self, now: Instant) {
-        let state = self.lock();
+        let mut state = self.lock();
         state.shares.items().for_each(|listed| {
             listed.look(now);
         });
+        state.shares.refresh(|listed| listed.look(now));
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -146,6 +147,10 @@ fn refuse(tenant: &Tenant, exceeded: Exceeded, limit: usize) -> Refused {
         ),
         Exceeded::Key { held } => format!(
             "publishers with this key have {held} of at most {limit} streams open, which is their whole share"
+        ),
+        Exceeded::Site { held } => format!(
+            "hosts of {} have {held} of at most {limit} streams open, which is their share",
+            tenant.host.site()
         ),
     };
     let raise = match exceeded {

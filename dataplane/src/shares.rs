@@ -1,18 +1,25 @@
-//! Fair shares of a limited resource, per host and per key.
+//! Fair shares of a limited resource, per host, and per key or IPv6 site.
 //!
 //! A tenant may hold at most a percentage of what others leave free, so each new tenant finds room, no
 //! matter how much the earlier ones hold (the dynamic thresholds of shared-memory switches: Choudhury
 //! and Hahne, IEEE/ACM Transactions on Networking 6(2), 1998). Things that are held but unused go to
 //! the next tenant that asks: first the tenant's own, else those of the tenant with most.
+//!
+//! An entry counts as unused until a request checks it. A request does not check entries in use again
+//! before [`Shares::refresh`]. So each request costs O(log n), apart from the checks that listing the
+//! entries has paid for, and a refused peer cannot make the broker search.
 
-use std::cmp::Reverse;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 
-use crate::auth::KeyId;
-use crate::peer::Tenant;
+use crate::peer::{Group, Tenant};
 
 /// Default maximum, in percent of what others leave free, that one host may hold.
 pub const DEFAULT_PERCENT: u8 = 50;
+
+/// A request checks entries in use again only if the tenant has at most this many.
+const FEW: usize = 64;
+/// Groups that one request searches for an unused entry.
+const MAX_GROUPS: usize = 64;
 
 /// What tenants hold, oldest first; `T` identifies one thing that can be revoked.
 #[derive(Debug)]
@@ -20,23 +27,97 @@ pub struct Shares<T> {
     limit: usize,
     percent: u8,
     total: usize,
-    by_key: HashMap<KeyId, usize>,
     by_tenant: HashMap<Tenant, Held<T>>,
+    by_group: HashMap<Group, Members>,
+    /// Groups with members in their ranking, by how much the group holds.
+    ranking: BTreeSet<(usize, Group)>,
 }
 
 /// What one tenant holds.
 #[derive(Debug)]
 struct Held<T> {
     count: usize,
-    items: VecDeque<T>,
+    /// Unused as far as known.
+    unused: VecDeque<T>,
+    /// Revoked only if nothing is unused.
+    spare: VecDeque<T>,
+    /// In use at the last check.
+    in_use: VecDeque<T>,
+}
+
+/// What all tenants of a group hold.
+#[derive(Debug, Default)]
+struct Members {
+    count: usize,
+    /// Tenants with something that may be unused, by how much they hold.
+    ranking: BTreeSet<(usize, Tenant)>,
 }
 
 impl<T> Default for Held<T> {
     fn default() -> Self {
         Self {
             count: 0,
-            items: VecDeque::new(),
+            unused: VecDeque::new(),
+            spare: VecDeque::new(),
+            in_use: VecDeque::new(),
         }
+    }
+}
+
+impl<T> Held<T> {
+    fn items(&self) -> impl Iterator<Item = &T> {
+        self.unused.iter().chain(&self.spare).chain(&self.in_use)
+    }
+
+    fn listed(&self) -> usize {
+        self.unused.len() + self.spare.len() + self.in_use.len()
+    }
+
+    fn retain(&mut self, mut keep: impl FnMut(&T) -> bool) {
+        for list in [&mut self.unused, &mut self.spare, &mut self.in_use] {
+            list.retain(&mut keep);
+        }
+    }
+
+    /// The tenant's place in the ranking, if something may be revoked from it.
+    fn rank(&self) -> Option<usize> {
+        (!self.unused.is_empty() || !self.spare.is_empty()).then_some(self.count)
+    }
+
+    fn sort_in(&mut self, item: T, found: Use) {
+        match found {
+            Use::Unused => self.unused.push_back(item),
+            Use::Spare => self.spare.push_back(item),
+            Use::InUse => self.in_use.push_back(item),
+            Use::Gone => {}
+        }
+    }
+
+    /// Takes the first entry that is unused, else the first spare one.
+    fn take(&mut self, look: &mut impl FnMut(&T) -> Use) -> Option<T> {
+        while let Some(item) = self.unused.pop_front() {
+            match look(&item) {
+                Use::Unused => return Some(item),
+                found => self.sort_in(item, found),
+            }
+        }
+        while let Some(item) = self.spare.pop_front() {
+            match look(&item) {
+                Use::Unused | Use::Spare => return Some(item),
+                found => self.sort_in(item, found),
+            }
+        }
+        if self.in_use.len() > FEW {
+            return None;
+        }
+        for _ in 0..self.in_use.len() {
+            let item = self.in_use.pop_front()?;
+            match look(&item) {
+                Use::Unused => return Some(item),
+                found => self.sort_in(item, found),
+            }
+        }
+        self.spare.pop_front()
     }
 }
 
@@ -53,6 +134,11 @@ pub enum Exceeded {
         /// How much it holds.
         held: usize,
     },
+    /// Its IPv6 site has reached its share, over all hosts without a key.
+    Site {
+        /// How much it holds.
+        held: usize,
+    },
     /// Nothing is left.
     Total,
 }
@@ -62,6 +148,8 @@ pub enum Exceeded {
 pub enum Use {
     /// Held but not in use: it can be revoked.
     Unused,
+    /// Revoked only if the tenant has nothing unused.
+    Spare,
     /// In use.
     InUse,
     /// No longer held.
@@ -76,8 +164,9 @@ impl<T> Shares<T> {
             limit,
             percent: percent.clamp(1, 100),
             total: 0,
-            by_key: HashMap::new(),
             by_tenant: HashMap::new(),
+            by_group: HashMap::new(),
+            ranking: BTreeSet::new(),
         }
     }
 
@@ -95,7 +184,7 @@ impl<T> Shares<T> {
 
     /// All listed things.
     pub fn items(&self) -> impl Iterator<Item = &T> {
-        self.by_tenant.values().flat_map(|held| &held.items)
+        self.by_tenant.values().flat_map(Held::items)
     }
 
     /// The number that a tenant holds.
@@ -113,10 +202,14 @@ impl<T> Shares<T> {
         if held >= self.share(held, self.percent) {
             return Err(Exceeded::Host { held });
         }
-        let with_key = tenant.key.map_or(0, |key| self.held_with(&key));
-        // All hosts with one key leave something to other keys, but may hold more than one host alone.
-        if tenant.key.is_some() && with_key >= self.share(with_key, self.percent.midpoint(100)) {
-            return Err(Exceeded::Key { held: with_key });
+        let group = tenant.group();
+        let held = self.by_group.get(&group).map_or(0, |group| group.count);
+        // A group leaves something to other groups, but may hold more than one host alone.
+        if held >= self.share(held, self.percent.midpoint(100)) {
+            return Err(match group {
+                Group::Key(_) => Exceeded::Key { held },
+                Group::Site(_) => Exceeded::Site { held },
+            });
         }
         if self.total >= self.limit {
             return Err(Exceeded::Total);
@@ -131,17 +224,10 @@ impl<T> Shares<T> {
         (left_by_others * usize::from(percent)).div_ceil(100).max(1)
     }
 
-    fn held_with(&self, key: &KeyId) -> usize {
-        self.by_key.get(key).copied().unwrap_or(0)
-    }
-
     /// Charges a tenant for this many more.
     pub fn charge(&mut self, tenant: &Tenant, count: usize) {
         self.total += count;
-        self.by_tenant.entry(*tenant).or_default().count += count;
-        if let Some(key) = tenant.key {
-            *self.by_key.entry(key).or_default() += count;
-        }
+        self.change(tenant, |held| held.count += count);
     }
 
     /// Releases this many of what a tenant was charged for.
@@ -150,84 +236,142 @@ impl<T> Shares<T> {
     /// If the tenant was not charged for them.
     pub fn release(&mut self, tenant: &Tenant, count: usize) {
         self.total -= count;
-        let held = self
-            .by_tenant
-            .get_mut(tenant)
-            .expect("the tenant was charged");
-        held.count -= count;
-        if held.count == 0 {
-            self.by_tenant.remove(tenant);
-        }
-        if let Some(key) = tenant.key {
-            let with_key = self.by_key.get_mut(&key).expect("the key was charged");
-            *with_key -= count;
-            if *with_key == 0 {
-                self.by_key.remove(&key);
-            }
-        }
+        self.change(tenant, |held| {
+            held.count = held
+                .count
+                .checked_sub(count)
+                .expect("the tenant was charged");
+        });
     }
 
     /// Lists something that a tenant was charged for, so that it can be revoked. Occasionally drops
     /// entries for which `is_gone` returns true.
     pub fn list(&mut self, tenant: &Tenant, item: T, is_gone: impl Fn(&T) -> bool) {
-        let held = self.by_tenant.entry(*tenant).or_default();
-        held.items.push_back(item);
-        if held.items.len() > 2 * held.count + 16 {
-            held.items.retain(|item| !is_gone(item));
-        }
+        self.change(tenant, |held| {
+            held.unused.push_back(item);
+            if held.listed() > 2 * held.count + 16 {
+                held.retain(|item| !is_gone(item));
+            }
+        });
     }
 
     /// Removes an entry that a tenant no longer holds.
     pub fn unlist(&mut self, tenant: &Tenant, is_gone: impl Fn(&T) -> bool) {
-        if let Some(held) = self.by_tenant.get_mut(tenant) {
-            held.items.retain(|item| !is_gone(item));
+        self.change(tenant, |held| held.retain(|item| !is_gone(item)));
+    }
+
+    /// Checks again what was in use; to be called about once a second.
+    pub fn refresh(&mut self, mut look: impl FnMut(&T) -> Use) {
+        let has_any =
+            |(tenant, held): (&Tenant, &Held<T>)| (!held.in_use.is_empty()).then_some(*tenant);
+        let tenants: Vec<_> = self.by_tenant.iter().filter_map(has_any).collect();
+        for tenant in tenants {
+            self.change(&tenant, |held| {
+                for item in std::mem::take(&mut held.in_use) {
+                    let found = look(&item);
+                    held.sort_in(item, found);
+                }
+            });
         }
     }
 
     /// Finds something to revoke, so that a tenant may hold one more: something of its own if it has
-    /// reached its share, else of the key and host with most. Checks the oldest entry first, and moves
-    /// entries in use to the end of the list (like the clock algorithm of page replacement).
+    /// reached its share, else of the group and host with most. Checks the oldest entry first.
     pub fn evict(
         &mut self,
         tenant: &Tenant,
         exceeded: Exceeded,
         mut look: impl FnMut(&T) -> Use,
     ) -> Option<(Tenant, T)> {
-        for holder in self.holders(tenant, exceeded) {
-            let items = &mut self.by_tenant.get_mut(&holder)?.items;
-            for _ in 0..items.len() {
-                let item = items.pop_front()?;
-                match look(&item) {
-                    Use::Unused => return Some((holder, item)),
-                    Use::InUse => items.push_back(item),
-                    Use::Gone => {}
-                }
+        let held = self.held_by(tenant);
+        let others = match exceeded {
+            Exceeded::Host { .. } => None,
+            Exceeded::Key { .. } | Exceeded::Site { .. } => {
+                self.take_from_group(&tenant.group(), held, &mut look)
             }
+            Exceeded::Total => self.take_from_all(held, &mut look),
+        };
+        others.or_else(|| self.take_from(tenant, &mut look))
+    }
+
+    /// Takes an entry of a tenant that holds more than `held`, in the group with most.
+    fn take_from_all(
+        &mut self,
+        held: usize,
+        look: &mut impl FnMut(&T) -> Use,
+    ) -> Option<(Tenant, T)> {
+        let mut next = self.ranking.last().copied();
+        for _ in 0..MAX_GROUPS {
+            let (_, group) = next.filter(|(count, _)| *count > held)?;
+            let found = self.take_from_group(&group, held, look);
+            if found.is_some() {
+                return found;
+            }
+            next = self.ranking.range(..next?).next_back().copied();
         }
         None
     }
 
-    /// Tenants from which to revoke something for this tenant, in this order.
-    fn holders(&self, tenant: &Tenant, exceeded: Exceeded) -> Vec<Tenant> {
-        if matches!(exceeded, Exceeded::Host { .. }) {
-            return vec![*tenant];
+    /// Takes an entry of the tenant with most in a group, if it holds more than `held`.
+    fn take_from_group(
+        &mut self,
+        group: &Group,
+        held: usize,
+        look: &mut impl FnMut(&T) -> Use,
+    ) -> Option<(Tenant, T)> {
+        loop {
+            let (count, holder) = *self.by_group.get(group)?.ranking.last()?;
+            if count <= held {
+                return None;
+            }
+            // A tenant that has nothing to revoke leaves the ranking.
+            let found = self.take_from(&holder, look);
+            if found.is_some() {
+                return found;
+            }
         }
-        let held = self.held_by(tenant);
-        let same_key = |holder: &Tenant| holder.key == tenant.key;
-        let mut holders: Vec<_> = self
-            .by_tenant
-            .iter()
-            .filter(|(holder, has)| {
-                let from_all = exceeded == Exceeded::Total;
-                (from_all || same_key(holder)) && (has.count > held || *holder == tenant)
-            })
-            .map(|(holder, has)| {
-                let with_key = holder.key.map_or(0, |key| self.held_with(&key));
-                (with_key, has.count, *holder)
-            })
-            .collect();
-        holders.sort_by_key(|&(with_key, count, _)| Reverse((with_key, count)));
-        holders.into_iter().map(|(_, _, holder)| holder).collect()
+    }
+
+    fn take_from(
+        &mut self,
+        tenant: &Tenant,
+        look: &mut impl FnMut(&T) -> Use,
+    ) -> Option<(Tenant, T)> {
+        let item = self.change(tenant, |held| held.take(look))?;
+        Some((*tenant, item))
+    }
+
+    /// Changes what a tenant holds, and updates the rankings.
+    fn change<R>(&mut self, tenant: &Tenant, change: impl FnOnce(&mut Held<T>) -> R) -> R {
+        let key = tenant.group();
+        let held = self.by_tenant.entry(*tenant).or_default();
+        let (count, rank) = (held.count, held.rank());
+        let result = change(held);
+        let (new_count, new_rank) = (held.count, held.rank().filter(|_| held.count > 0));
+        if new_count == 0 {
+            self.by_tenant.remove(tenant);
+        }
+        if (new_count, new_rank) == (count, rank) && new_count > 0 {
+            return result;
+        }
+        let group = self.by_group.entry(key).or_default();
+        if !group.ranking.is_empty() {
+            self.ranking.remove(&(group.count, key));
+        }
+        if let Some(count) = rank {
+            group.ranking.remove(&(count, *tenant));
+        }
+        if let Some(count) = new_rank {
+            group.ranking.insert((count, *tenant));
+        }
+        group.count = group.count + new_count - count;
+        if !group.ranking.is_empty() {
+            self.ranking.insert((group.count, key));
+        }
+        if group.count == 0 {
+            self.by_group.remove(&key);
+        }
+        result
     }
 }
 
@@ -296,6 +440,79 @@ mod tests {
         assert!(shares.check(&keyed(1, 3)).is_ok());
     }
 
+    fn network(site: u16, subnet: u16) -> Tenant {
+        let address = std::net::Ipv6Addr::new(0x2001, 0xdb8, site, subnet, 0, 0, 0, 1);
+        Tenant {
+            host: Host::of((address, 1).into()),
+            key: None,
+        }
+    }
+
+    #[test]
+    fn the_owner_of_many_ipv6_networks_leaves_room_for_other_sites() {
+        let mut shares = Shares::new(1000, 50);
+        let got: usize = (0..5000)
+            .map(|n| take_all(&mut shares, &network(1, n)))
+            .sum();
+        assert_eq!(got, 750);
+        let exceeded = shares.check(&network(1, 5000)).unwrap_err();
+        assert_eq!(exceeded, Exceeded::Site { held: 750 });
+        assert_eq!(take_all(&mut shares, &network(2, 0)), 125);
+        assert_eq!(take_all(&mut shares, &host(1)), 63);
+        // It may replace what another network of its own does not use, if that has more.
+        let evicted = shares.evict(&network(1, 5000), exceeded, |_| Use::Unused);
+        assert_eq!(evicted.map(|(tenant, _)| tenant), Some(network(1, 0)));
+    }
+
+    #[test]
+    fn a_request_that_is_refused_costs_no_search() {
+        let mut shares = Shares::new(100_000, 50);
+        let tenants: Vec<_> = (0..1000).map(|n| network(n, n)).collect();
+        for tenant in [host(1)].iter().chain(&tenants) {
+            let count = if *tenant == host(1) { 50_000 } else { 20 };
+            for item in 0..count {
+                shares.charge(tenant, 1);
+                shares.list(tenant, item, |_| false);
+            }
+        }
+        let looks = std::cell::Cell::new(0);
+        let look = |_: &u32| {
+            looks.set(looks.get() + 1);
+            Use::InUse
+        };
+        for (asker, exceeded) in [
+            (host(1), Exceeded::Host { held: 50_000 }),
+            (host(2), Exceeded::Total),
+        ] {
+            // The first one looks at each once.
+            assert_eq!(shares.evict(&asker, exceeded, look), None);
+            looks.set(0);
+            (0..1000).for_each(|_| assert_eq!(shares.evict(&asker, exceeded, look), None));
+            assert!(looks.get() <= 1000 * FEW, "{asker:?}: {looks:?}");
+        }
+        // What is not used any more is found again.
+        shares.refresh(|item| if *item == 7 { Use::Unused } else { Use::InUse });
+        looks.set(0);
+        let found = shares.evict(&host(2), Exceeded::Total, |_| Use::Unused);
+        assert_eq!(found, Some((host(1), 7)));
+    }
+
+    #[test]
+    fn what_is_spare_goes_when_nothing_is_unused() {
+        let mut shares = Shares::new(100, 50);
+        for item in 0..4 {
+            shares.charge(&host(1), 1);
+            shares.list(&host(1), item, |_| false);
+        }
+        let look = |item: &u32| [Use::InUse, Use::Spare, Use::Unused, Use::Spare][*item as usize];
+        let own = Exceeded::Host { held: 4 };
+        let order: Vec<_> = (0..4)
+            .map_while(|_| shares.evict(&host(1), own, look))
+            .map(|(_, item)| item)
+            .collect();
+        assert_eq!(order, [2, 1, 3]);
+    }
+
     #[test]
     fn what_is_unused_goes_oldest_first_from_the_one_with_most() {
         let mut shares = Shares::new(10, 100);
@@ -344,9 +561,10 @@ mod tests {
             }
         }
         let held = &shares.by_tenant[&host(1)];
-        assert!(held.count == 1 && held.items.len() <= 20, "{held:?}");
+        assert!(held.count == 1 && held.listed() <= 20, "{held:?}");
         shares.release(&host(1), 1);
-        assert!(shares.by_tenant.is_empty());
+        assert!(shares.by_tenant.is_empty() && shares.by_group.is_empty());
+        assert!(shares.ranking.is_empty());
     }
 
     proptest! {

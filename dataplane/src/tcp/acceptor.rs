@@ -3,8 +3,7 @@
 //! Silent and slow peers stay here, where they cost one small entry each; a worker only ever sees
 //! a connection that has been admitted.
 
-use std::collections::hash_map::Entry;
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
@@ -21,12 +20,12 @@ use super::connection::Opened;
 use super::greeting::{Greeting, Step};
 use super::stats::{Counters, Shared};
 use super::worker::WorkerHandle;
-use crate::admission::{Admission, Admit, Asked, Outcome, Refused};
+use crate::admission::{Admission, Admit, Asked, Outcome, REVOKED, Refused};
 use crate::auth::{Keys, PacketKeys, generate};
 use crate::peer::{Host, Tenant};
 use crate::permits::{StreamPermit, StreamPermits};
 use crate::profile::Rounds;
-use crate::shares;
+use crate::shares::{self, Exceeded, Shares, Use};
 use crate::wire::handshake::{DatagramOffer, Offer, Path, Refusal, Request, Welcome};
 use crate::xdp::{FIRST_CREDIT, Registry};
 
@@ -108,6 +107,8 @@ struct Newcomer {
     number: u64,
     /// Its request, while its topic is being opened.
     waiting: Option<Waiting>,
+    /// It counts among those with a permit, not among those that have to say what they want.
+    has_waited: bool,
 }
 
 /// A stream that may be opened as soon as its topic is open.
@@ -116,8 +117,6 @@ struct Waiting {
     topic: String,
     request: Request,
     permit: StreamPermit,
-    /// Whether it is already waiting.
-    is_waiting: bool,
 }
 
 impl Newcomer {
@@ -159,8 +158,9 @@ pub struct Acceptor<A> {
     free: Vec<usize>,
     /// Newcomers by age: key and number.
     by_age: VecDeque<(usize, u64)>,
-    /// Number of connections of each host.
-    by_host: HashMap<Host, usize>,
+    /// The same by host, without connections that wait for their topic: each of those has a permit, so
+    /// there are no more of them than streams.
+    pending: Shares<(usize, u64)>,
     /// Connections whose topics are being opened: key and number.
     waiting: Vec<(usize, u64)>,
     permits: StreamPermits,
@@ -187,6 +187,7 @@ impl<A: Admit> Acceptor<A> {
         // SAFETY: the listener is deleted from the poller before it is dropped, in `run`.
         unsafe { poller.add_with_mode(&listener, Event::readable(LISTENER), PollMode::Level)? };
         let permits = StreamPermits::new(limits.max_connections, limits.share_percent);
+        let pending = Shares::new(limits.max_handshakes, 100);
         Ok(Self {
             listener,
             wanted,
@@ -202,7 +203,7 @@ impl<A: Admit> Acceptor<A> {
             newcomers: Vec::new(),
             free: Vec::new(),
             by_age: VecDeque::new(),
-            by_host: HashMap::new(),
+            pending,
             waiting: Vec::new(),
             permits,
             next_number: 0,
@@ -305,8 +306,8 @@ impl<A: Admit> Acceptor<A> {
             .with_time(Duration::from_secs(30))
             .with_interval(Duration::from_secs(10));
         SockRef::from(&socket).set_tcp_keepalive(&keepalive)?;
-        if self.newcomers.len() - self.free.len() >= self.limits.max_handshakes {
-            self.make_room();
+        if self.pending.total() >= self.pending.limit() {
+            self.make_room(&tenant_of(peer));
         }
         let key = self.free.pop().unwrap_or_else(|| {
             self.newcomers.push(None);
@@ -333,9 +334,14 @@ impl<A: Admit> Acceptor<A> {
             deadline,
             number,
             waiting: None,
+            has_waited: false,
         });
         self.by_age.push_back((key, number));
-        *self.by_host.entry(Host::of(peer)).or_default() += 1;
+        let tenant = tenant_of(peer);
+        self.pending.charge(&tenant, 1);
+        let newcomers = &self.newcomers;
+        let is_gone = |&(key, number): &(usize, u64)| !is_pending(newcomers, key, number);
+        self.pending.list(&tenant, (key, number), is_gone);
         Ok(())
     }
 
@@ -393,7 +399,6 @@ impl<A: Admit> Acceptor<A> {
             topic,
             request,
             permit,
-            is_waiting: false,
         };
         self.ask(key, waiting);
     }
@@ -464,16 +469,17 @@ impl<A: Admit> Acceptor<A> {
 
     /// Lets a connection wait for its topic; nothing is read from it meanwhile. It has a permit, so
     /// there are no more of these than streams.
-    fn wait_for_topic(&mut self, key: usize, mut waiting: Waiting) {
+    fn wait_for_topic(&mut self, key: usize, waiting: Waiting) {
         let Some(newcomer) = &mut self.newcomers[key] else {
             return;
         };
-        if !std::mem::replace(&mut waiting.is_waiting, true) {
+        if !std::mem::replace(&mut newcomer.has_waited, true) {
             // Its age no longer counts.
             newcomer.number = self.next_number;
             self.next_number += 1;
             newcomer.deadline = Instant::now() + TOPIC_PATIENCE;
             self.waiting.push((key, newcomer.number));
+            self.pending.release(&tenant_of(newcomer.peer), 1);
             let event = Event::none(key);
             let modified = (self.poller).modify_with_mode(&newcomer.socket, event, PollMode::Level);
             if modified.is_err() {
@@ -498,15 +504,23 @@ impl<A: Admit> Acceptor<A> {
         self.forget_waiting();
     }
 
-    /// Ends connections that waited too long or whose publisher is gone.
+    /// Ends connections that waited too long or whose permit was revoked.
     fn expire_waiting(&mut self, now: Instant) {
         for (key, number) in self.waiting.clone() {
             let newcomer = self.newcomers[key].as_ref();
             let newcomer = newcomer.filter(|newcomer| newcomer.number == number);
-            if newcomer.is_some_and(|newcomer| now >= newcomer.deadline) {
-                let text = "the broker could not open the topic in time; try again later";
-                self.turn_away(key, Some(Refusal::Resources), text, text);
-            }
+            let Some(newcomer) = newcomer else {
+                continue;
+            };
+            let waiting = newcomer.waiting.as_ref();
+            let text = if now >= newcomer.deadline {
+                "the broker could not open the topic in time; try again later"
+            } else if waiting.is_some_and(|waiting| waiting.permit.is_revoked()) {
+                REVOKED
+            } else {
+                continue;
+            };
+            self.turn_away(key, Some(Refusal::Resources), text, text);
         }
         self.forget_waiting();
     }
@@ -644,17 +658,15 @@ impl<A: Admit> Acceptor<A> {
         Ok(())
     }
 
-    /// Drops the oldest pending connection of the host that has most, so that no host alone can
+    /// Drops the oldest pending connection of the site and host that have most, so that no site alone can
     /// displace others.
-    fn make_room(&mut self) {
-        let most = self.by_host.values().max();
-        let goes = self.by_age.iter().position(|&(key, number)| {
-            let newcomer = self.newcomers[key].as_ref();
-            newcomer.is_some_and(|newcomer| {
-                newcomer.number == number && self.by_host.get(&Host::of(newcomer.peer)) == most
-            })
-        });
-        if let Some((key, _)) = goes.and_then(|index| self.by_age.remove(index)) {
+    fn make_room(&mut self, newcomer: &Tenant) {
+        let newcomers = &self.newcomers;
+        let look = |&(key, number): &(usize, u64)| match is_pending(newcomers, key, number) {
+            true => Use::Unused,
+            false => Use::Gone,
+        };
+        if let Some((_, (key, _))) = self.pending.evict(newcomer, Exceeded::Total, look) {
             Counters::count(&self.shared.counters.handshake_evictions);
             self.dismiss(key);
         }
@@ -668,15 +680,26 @@ impl<A: Admit> Acceptor<A> {
         let newcomer = self.newcomers[key].take()?;
         // Deleting a descriptor that is not watched is no failure.
         let _ = self.poller.delete(&newcomer.socket);
-        if let Entry::Occupied(mut count) = self.by_host.entry(Host::of(newcomer.peer)) {
-            *count.get_mut() -= 1;
-            if *count.get() == 0 {
-                count.remove();
-            }
+        if !newcomer.has_waited {
+            self.pending.release(&tenant_of(newcomer.peer), 1);
         }
         self.free.push(key);
         Some(newcomer)
     }
+}
+
+/// The tenant that a connection counts for during its handshake.
+fn tenant_of(peer: SocketAddr) -> Tenant {
+    Tenant {
+        host: Host::of(peer),
+        key: None,
+    }
+}
+
+/// Whether a connection has not said yet what it wants.
+fn is_pending(newcomers: &[Option<Newcomer>], key: usize, number: u64) -> bool {
+    let newcomer = newcomers[key].as_ref();
+    newcomer.is_some_and(|newcomer| newcomer.number == number && !newcomer.has_waited)
 }
 
 /// Logs one line per payload socket with its effective buffer sizes.
@@ -707,4 +730,95 @@ fn is_about_the_peer(error: &io::Error) -> bool {
         error.raw_os_error(),
         Some(libc::EPROTO | libc::ENETDOWN | libc::EHOSTUNREACH)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+
+    use super::*;
+    use crate::tcp::buffers::RcvbufOn;
+    use crate::wire::handshake::{AckLevel, Hello, OrderLevel};
+
+    /// Longer than anything here takes.
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    /// Tells who asks for what; topics are never open.
+    struct Asking(mpsc::Sender<String>);
+
+    impl Admit for Asking {
+        fn check(&mut self, asked: &Asked<'_>) -> Result<(), Refused> {
+            self.0.send(asked.topic.to_owned()).unwrap();
+            Ok(())
+        }
+
+        fn admit(&mut self, _: &Asked<'_>) -> Result<Outcome, Refused> {
+            Ok(Outcome::TopicOpening)
+        }
+    }
+
+    #[test]
+    fn those_that_wait_for_their_topic_take_no_place_from_those_that_say_hello() {
+        let wanted = Wanted {
+            rcvbuf: 1 << 16,
+            sndbuf: 1 << 16,
+            rcvbuf_on: RcvbufOn::None,
+            force: false,
+        };
+        let listener = listen("127.0.0.1:0".parse().unwrap(), &wanted).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (asking, asked) = mpsc::channel();
+        let limits = Limits {
+            max_handshakes: 2,
+            handshake_timeout: LIMIT,
+            ..Limits::default()
+        };
+        let shared = Arc::new(Shared::default());
+        let acceptor = Acceptor::new(
+            listener,
+            wanted,
+            limits,
+            Asking(asking),
+            Vec::new(),
+            None,
+            Arc::clone(&shared),
+        )
+        .unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let (waker, flag) = (acceptor.poller(), Arc::clone(&stop));
+        let thread = thread::spawn(move || acceptor.run(&flag));
+        let request = Request {
+            session: 0,
+            stream: 0,
+            streams: 1,
+            ack: AckLevel::Committed,
+            order: OrderLevel::PerStream,
+            max_payload: 1024,
+            path: Path::Tcp,
+            resume_from: None,
+            max_datagram: 0,
+        };
+        let say_hello = |socket: &mut TcpStream, topic: &str| {
+            let hello = Hello::new(&request, topic.len());
+            let bytes = [hello.as_bytes(), topic.as_bytes()].concat();
+            socket.write_all(&bytes).unwrap();
+            assert_eq!(asked.recv_timeout(LIMIT).as_deref(), Ok(topic));
+        };
+        let connect = || TcpStream::connect(address).unwrap();
+        let mut waiting = Vec::new();
+        for topic in ["a", "b", "c", "d"] {
+            let mut socket = connect();
+            say_hello(&mut socket, topic);
+            waiting.push(socket);
+        }
+        let (mut first, mut second) = (connect(), connect());
+        say_hello(&mut second, "e");
+        say_hello(&mut first, "f");
+        let evictions = &shared.counters.handshake_evictions;
+        assert_eq!(evictions.load(Ordering::Relaxed), 0);
+        stop.store(true, Ordering::Relaxed);
+        waker.notify().unwrap();
+        thread.join().unwrap().unwrap();
+    }
 }
