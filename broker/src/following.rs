@@ -12,6 +12,8 @@ use penstock_ebpf::{Addresses, MAX_ADDRESSES};
 use penstock_nic::{Seen, Watch, quote};
 use tracing::{info, warn};
 
+use crate::liveness::{IDLE_ROUND_MS, Pulse};
+
 /// Pause after a change, because changes often come in groups.
 const SETTLING: Duration = Duration::from_millis(10);
 /// Pause after the kernel failed to answer.
@@ -92,17 +94,21 @@ impl Follower {
     }
 
     /// Follows the interface until the process ends; returns if the kernel reports no more changes.
-    pub fn run(mut self) -> io::Result<()> {
+    pub fn run(mut self, pulse: &Pulse) -> io::Result<()> {
+        let idle = Duration::from_millis(IDLE_ROUND_MS.into());
         // The addresses may have changed since `open`.
         loop {
-            self.update();
-            self.watch.wait()?;
+            self.update(pulse);
+            while !self.watch.wait_for(idle)? {
+                pulse.count();
+            }
             thread::sleep(SETTLING);
         }
     }
 
-    fn update(&mut self) {
+    fn update(&mut self, pulse: &Pulse) {
         let seen = loop {
+            pulse.count();
             match self.watch.look() {
                 Ok(seen) => break seen,
                 Err(error) => warn!("cannot list the interface's addresses: {error}"),

@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use penstock_dataplane::deadline;
 use penstock_dataplane::log::Access;
 use penstock_dataplane::profile::StageReport;
@@ -22,7 +24,8 @@ use penstock_process::supervisor::Supervisor;
 use serde::Serialize;
 use tracing::warn;
 
-use crate::report::{TopicReport, stages_and_wait};
+use crate::liveness::{IDLE_ROUND_MS, Pulse};
+use crate::report::{self, TopicReport, stages_and_wait};
 use crate::server::rehearse_fault;
 use crate::topics::Topics;
 
@@ -99,6 +102,7 @@ pub fn serve(
     sources: Sources,
     supervisor: &Supervisor,
     stop: &Arc<AtomicBool>,
+    pulse: &Pulse,
 ) -> Result<Live> {
     let name = format!("broker-{}.sock", sources.listen.port());
     let path = directory.join(&name);
@@ -112,6 +116,8 @@ pub fn serve(
     let directory = access.open_directory(directory).with_context(failed)?;
     directory.remove_socket(name).with_context(failed)?;
     let listener = UnixListener::bind(&path).with_context(failed)?;
+    listener.set_nonblocking(true).with_context(failed)?;
+    let pulse = pulse.clone();
     // Only root and the broker's user may connect, whatever the umask is.
     directory
         .set_socket_mode(name, 0o600)
@@ -122,8 +128,15 @@ pub fn serve(
         let mut failures = 0;
         let mut latest = None;
         loop {
+            pulse.count();
+            let mut fds = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+            // What goes wrong here goes wrong with `accept` as well.
+            if poll(&mut fds, PollTimeout::from(IDLE_ROUND_MS)) == Ok(0) {
+                continue;
+            }
             let answered = match listener.accept() {
                 Ok((stream, _)) => sources.answer(&stream, &mut latest),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
                 Err(error) => {
                     thread::sleep(ACCEPT_PAUSE);
                     Err(error)
@@ -170,7 +183,7 @@ impl Sources {
     }
 
     fn figures(&self) -> Figures<'_> {
-        let topics = self.topics.list().into_iter().map(TopicReport::new);
+        let topics = report::readable(self.topics.list()).map(TopicReport::new);
         let tcp = self.tcp.iter().enumerate().map(|(number, handle)| {
             let now = handle.now();
             Worker {

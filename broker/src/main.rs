@@ -17,6 +17,7 @@ mod privileges;
 mod report;
 mod server;
 mod sessions;
+mod signals;
 mod topic_policy;
 mod topics;
 mod upkeep;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use penstock_dataplane::log::Log;
+use penstock_dataplane::log::{FileState, Log};
 use penstock_dataplane::profile::{ProcessUsage, StageReport};
 use penstock_dataplane::tcp::{ConnectionReport, Counters, Shared, WorkerStats};
 use penstock_process::logging;
@@ -98,7 +98,7 @@ impl<'a> Report<'a> {
             uptime_seconds: uptime.as_secs_f64(),
             active_seconds: stats.active_ns as f64 * 1e-9,
             usage: ProcessUsage::now().context("cannot read this process's usage")?,
-            topics: topics.into_iter().map(TopicReport::new).collect(),
+            topics: readable(topics).map(TopicReport::new).collect(),
             stages: stages_and_wait(stats),
             batches: stats.batches,
             recv_calls: stats.recv_calls,
@@ -169,6 +169,12 @@ impl TopicReport {
             payload_bytes: info.payload_bytes,
         }
     }
+}
+
+/// The logs that can be read: accessing the missing part of a shortened log raises SIGBUS.
+pub fn readable(topics: Vec<(String, Arc<Log>)>) -> impl Iterator<Item = (String, Arc<Log>)> {
+    let is_readable = |log: &Log| !matches!(log.check_file(), Ok(FileState::Resized { .. }));
+    topics.into_iter().filter(move |(_, log)| is_readable(log))
 }
 
 /// The stages, and the rest of the workers' time: waiting for sockets, with the loop around it.

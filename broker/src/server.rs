@@ -21,15 +21,14 @@ use penstock_nic::Link;
 use penstock_process::notify::{ReadyFd, ServiceManager};
 use penstock_process::supervisor::{Ended, Supervised, Supervisor};
 use penstock_process::{logging, output};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
 use tracing::{info, warn};
 
 use crate::cli::Config;
 use crate::live::{self, Sources};
-use crate::liveness::{CHECK_EVERY, Liveness};
+use crate::liveness::{CHECK_EVERY, Liveness, Pulse};
 use crate::report::{Report, Target};
 use crate::sessions::Sessions;
+use crate::signals::{SHORTENED_LOG, SignalPipes};
 use crate::topics::{self, Topics};
 use crate::upkeep::Upkeep;
 use crate::xdp::Xdp;
@@ -44,6 +43,8 @@ const READY_WAIT: Duration = Duration::from_secs(1);
 
 /// Time limit for threads to end.
 const JOIN_WAIT: Duration = Duration::from_secs(5);
+/// The same where some have met a shortened log: they do not end.
+const JOIN_WAIT_SHORTENED: Duration = Duration::from_secs(1);
 
 /// Runs the broker. Returns when a signal ends it; fails when a thread ends unexpectedly.
 pub fn run(config: &Config) -> Result<()> {
@@ -55,7 +56,7 @@ pub fn run(config: &Config) -> Result<()> {
     report_shortened_logs("penstock-broker").context("cannot install the SIGBUS handler")?;
     raise_limits(config);
     // Now, so that a signal during start-up still restores what was changed.
-    let signals = Signals::new([SIGHUP, SIGINT, SIGTERM]).context("cannot watch signals")?;
+    let signals = SignalPipes::open().context("cannot watch signals")?;
     let user = config.user.as_deref().map(privileges::find_user);
     let user = user.transpose()?;
     if config.buffers.force {
@@ -104,14 +105,22 @@ pub fn run(config: &Config) -> Result<()> {
     .context("cannot start the accept loop")?
     .with_keys(keys.clone(), config.packet_auth);
     let supervisor = Supervisor::default();
-    let mut liveness = Liveness::new(manager.watchdog());
+    let log_bytes = config.log.geometry.file_bytes();
+    let mut liveness = Liveness::new(manager.watchdog(), log_bytes);
+    let mut pulse_of = |thread| {
+        let pulse = Pulse::default();
+        liveness.watch(thread, pulse.clone(), Instant::now());
+        pulse
+    };
+    let [opening_pulse, signals_pulse, upkeep_pulse, figures_pulse] =
+        ["topics", "signals", "upkeep", "figures"].map(&mut pulse_of);
     liveness.watch(ACCEPT, acceptor.rounds(), started);
     let waker = acceptor.poller();
     let opening = {
         let (topics, waker) = (Arc::clone(&topics), Arc::clone(&waker));
         move || {
             // A loop that cannot be woken polls again within a second.
-            topics.serve(&opener, || drop(waker.notify()));
+            topics.serve(&opener, &opening_pulse, || drop(waker.notify()));
             Ok(())
         }
     };
@@ -123,7 +132,7 @@ pub fn run(config: &Config) -> Result<()> {
     let follows = Arc::new(AtomicBool::new(true));
     let opening = spawn(&supervisor, "topics", &follows, opening)?;
     logging::start_thread().context("cannot start a thread")?;
-    let signals = watch_signals(&supervisor, &stop, signals)?;
+    let signals = watch_signals(&supervisor, &stop, signals, signals_pulse)?;
     // Dropped when the broker ends.
     let (stop_upkeep, upkeep_stopped) = crossbeam_channel::bounded(0);
     let upkeep = Upkeep::new(
@@ -133,13 +142,17 @@ pub fn run(config: &Config) -> Result<()> {
         Arc::clone(&shared),
     );
     let upkeep = spawn(&supervisor, "upkeep", &stop, move || {
-        upkeep.run(&upkeep_stopped);
+        upkeep.run(&upkeep_pulse, &upkeep_stopped);
         Ok(())
     })?;
     let workers = start_workers(config, &supervisor, workers, &stop)?;
     if let Some(follower) = xdp.as_mut().and_then(Xdp::follower) {
         // This thread waits for the kernel, and ends with the process.
-        spawn(&supervisor, "addresses", &stop, move || follower.run())?;
+        let pulse = Pulse::default();
+        liveness.watch("addresses", pulse.clone(), Instant::now());
+        spawn(&supervisor, "addresses", &stop, move || {
+            follower.run(&pulse)
+        })?;
     }
     let xdp_workers = xdp_workers.unwrap_or_default();
     let xdp_workers = start_xdp_workers(config, &supervisor, xdp_workers, &stop_xdp)?;
@@ -166,8 +179,12 @@ pub fn run(config: &Config) -> Result<()> {
         sources,
         &supervisor,
         &stop,
+        &figures_pulse,
     )
-    .inspect_err(|error| warn!("penstock-lab diagnose cannot read live figures: {error:#}"));
+    .inspect_err(|error| {
+        warn!("penstock-lab diagnose cannot read live figures: {error:#}");
+        liveness.forget("figures");
+    });
 
     tell_ready(address, ready_fd, &manager)?;
     let mut watch = Watch {
@@ -200,7 +217,11 @@ pub fn run(config: &Config) -> Result<()> {
         failures.of(handle.wake().context("cannot wake a worker"));
     }
     failures.of(wake_xdp_workers(&xdp_workers));
-    let deadline = Instant::now() + JOIN_WAIT;
+    let deadline = Instant::now()
+        + match end {
+            End::ShortenedLog => JOIN_WAIT_SHORTENED,
+            End::Signal(_) | End::Thread(_) => JOIN_WAIT,
+        };
     drop(stop_upkeep);
     failures.of_thread(upkeep, deadline);
     if failures.of_thread(accepting, deadline).is_some() {
@@ -256,6 +277,7 @@ fn tell_ready(
 enum End {
     Signal(&'static str),
     Thread(Ended),
+    ShortenedLog,
 }
 
 impl Display for End {
@@ -263,6 +285,9 @@ impl Display for End {
         match self {
             Self::Signal(name) => f.write_str(name),
             Self::Thread(ended) => ended.fmt(f),
+            Self::ShortenedLog => f.write_str(
+                "a log was shortened under the broker, or its file system has no room for a hole in it (SIGBUS)",
+            ),
         }
     }
 }
@@ -279,6 +304,10 @@ impl Failures {
         match end {
             End::Signal(_) => Self {
                 list: Vec::new(),
+                thread: None,
+            },
+            End::ShortenedLog => Self {
+                list: vec![end.to_string()],
                 thread: None,
             },
             End::Thread(ended) => Self {
@@ -342,6 +371,7 @@ impl Watch<'_> {
                 recv(self.supervisor.ended()) -> ended => return Ok(End::Thread(ended?)),
                 recv(self.signals) -> signal => match signal? {
                     "SIGHUP" => self.reload(),
+                    SHORTENED_LOG => return Ok(End::ShortenedLog),
                     name => return Ok(End::Signal(name)),
                 },
                 recv(ticks) -> now => if self.liveness.check(now?) {
@@ -449,18 +479,13 @@ fn raise_limits(config: &Config) {
 fn watch_signals(
     supervisor: &Supervisor,
     stop: &Arc<AtomicBool>,
-    mut signals: Signals,
+    mut signals: SignalPipes,
+    pulse: Pulse,
 ) -> Result<Receiver<&'static str>> {
     let (sender, names) = crossbeam_channel::unbounded();
     spawn(supervisor, "signals", stop, move || {
-        for signal in signals.forever() {
-            let name = signal_hook::low_level::signal_name(signal).unwrap_or("signal");
-            // If nothing receives it, the broker is ending.
-            if sender.send(name).is_err() {
-                break;
-            }
-        }
-        Ok(())
+        // If nothing receives them, the broker is ending.
+        signals.hand_on(&pulse, &sender)
     })?;
     Ok(names)
 }

@@ -402,6 +402,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
+    use crate::liveness::Pulse;
     use crate::topic_policy::{Creators, TopicPolicy};
     use crate::topics::{TopicConfig, make_directory};
 
@@ -449,7 +450,7 @@ mod tests {
                 .try_iter()
                 .for_each(|job| sender.send(job).unwrap());
             drop(sender);
-            self.sessions.topics.serve(&jobs, || {});
+            self.sessions.topics.serve(&jobs, &Pulse::default(), || {});
         }
 
         /// The result for a stream, once its topic is open.

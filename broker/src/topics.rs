@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use nix::errno::Errno;
 use nix::unistd::{AccessFlags, Uid, User, access, geteuid};
 use penstock_dataplane::admission::{Asked, Refused};
@@ -23,6 +23,7 @@ use penstock_files::{Dir, NewDir, displace};
 use tracing::{info, warn};
 
 use crate::earlier::EarlierStreams;
+use crate::liveness::{IDLE_ROUND_MS, Pulse};
 use crate::memory;
 use crate::topic_policy::TopicPolicy;
 
@@ -273,15 +274,19 @@ impl Topics {
     }
 
     /// Opens and closes logs until all senders are gone; calls `wake` after each.
-    pub fn serve(&self, jobs: &Receiver<Job>, wake: impl Fn()) {
-        for job in jobs {
-            match job {
-                Job::Open(name) => {
-                    self.open_for_publisher(&name);
+    pub fn serve(&self, jobs: &Receiver<Job>, pulse: &Pulse, wake: impl Fn()) {
+        let idle = Duration::from_millis(IDLE_ROUND_MS.into());
+        loop {
+            pulse.count();
+            match jobs.recv_timeout(idle) {
+                Ok(Job::Open(name)) => {
+                    pulse.slowly(|| self.open_for_publisher(&name));
                     self.news.store(true, Ordering::Release);
                     wake();
                 }
-                Job::Close(log, with_file) => close(log, with_file),
+                Ok(Job::Close(log, with_file)) => pulse.slowly(|| close(log, with_file)),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
             }
         }
     }

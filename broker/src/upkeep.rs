@@ -1,7 +1,7 @@
 //! Periodic checks that do not depend on traffic: registered readers that died or stopped, and logs
 //! whose files are gone. One thread runs them twice a second for both paths.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,6 +11,7 @@ use penstock_dataplane::log::{FileState, Log, Lost, ReaderInfo};
 use penstock_dataplane::tcp::{Counters, Shared};
 use tracing::{error, info, warn};
 
+use crate::liveness::Pulse;
 use crate::topics::Topics;
 
 /// Time between two rounds.
@@ -38,6 +39,8 @@ pub struct Upkeep {
     stalled: HashMap<(PathBuf, usize), Stalled>,
     /// Own topics whose log could not be recreated yet.
     missing: Vec<String>,
+    /// Logs whose registry is not where it was.
+    without_registry: HashSet<PathBuf>,
 }
 
 /// A reader that blocked its log at the last check.
@@ -65,13 +68,15 @@ impl Upkeep {
             shared,
             stalled: HashMap::new(),
             missing: Vec::new(),
+            without_registry: HashSet::new(),
         }
     }
 
     /// Runs until the other end of `stop` is dropped.
-    pub fn run(mut self, stop: &Receiver<()>) {
+    pub fn run(mut self, pulse: &Pulse, stop: &Receiver<()>) {
         while stop.recv_timeout(INTERVAL) == Err(RecvTimeoutError::Timeout) {
-            self.round(Instant::now());
+            // A log may have to be made.
+            pulse.slowly(|| self.round(Instant::now()));
         }
     }
 
@@ -80,6 +85,7 @@ impl Upkeep {
             if !self.check_file(&topic, &log) {
                 continue;
             }
+            self.check_registry(&log);
             self.sweep(&log);
             self.check_readers(&log, now);
         }
@@ -93,6 +99,22 @@ impl Upkeep {
             }
             Err(_) => true,
         });
+    }
+
+    /// Reports once that a registry was deleted or replaced. The broker keeps waiting for the readers
+    /// that have it open: they hold locks on the old file.
+    fn check_registry(&mut self, log: &Log) {
+        let path = log.path();
+        if !matches!(log.check_registry(), Ok(FileState::Gone))
+            || !self.without_registry.insert(path.to_owned())
+        {
+            return;
+        }
+        Counters::count(&self.shared.counters.registries_lost);
+        error!(
+            "{} was deleted, moved or replaced: the broker still waits for the readers that are registered, but no other reader can register; restart the broker",
+            path.with_extension("readers").display()
+        );
     }
 
     /// Frees the slots of dead readers, so that publishers do not wait for them.
@@ -193,6 +215,7 @@ impl Upkeep {
             }
         };
         Counters::count(&self.shared.counters.logs_lost);
+        self.without_registry.remove(log.path());
         error!(
             topic,
             batches = found.map(|found| found.batches),

@@ -696,6 +696,36 @@ fn a_reader_that_stops_is_evicted_if_asked_for_and_told() {
 }
 
 #[test]
+fn a_registry_that_is_deleted_alone_is_told() {
+    let buffers = Buffers::new();
+    let broker = buffers.start(&["--topic", "t"]);
+    let mut reader = Reader::open(&buffers.log("t"), Start::Oldest).unwrap();
+    reader.register().unwrap();
+    std::fs::remove_file(buffers.log("t").with_extension("readers")).unwrap();
+    eventually("it is noticed", || {
+        buffers.ask(&broker)["counters"]["registries_lost"] == 1
+    });
+    // Who registered before is waited for all the same.
+    let (peer, sending) = fill(&broker);
+    eventually("the log is full", || {
+        buffers.ask(&broker)["topics"][0]["registered"][0]["holds_up"] == true
+    });
+    let mut read = 0;
+    eventually("the reader has all", || {
+        while reader.next().unwrap().is_some() {
+            read += 1;
+        }
+        read == 32
+    });
+    sending.join().unwrap();
+    peer.end();
+    assert!(broker.stop().success());
+    let counters = &buffers.report()["counters"];
+    assert_eq!(counters["registries_lost"], 1);
+    assert_eq!(counters["logs_lost"], 0);
+}
+
+#[test]
 fn streams_of_a_deleted_log_end_and_the_next_ones_get_a_new_log() {
     let buffers = Buffers::new();
     let broker = buffers.start(&["--topic", "t"]);

@@ -349,6 +349,59 @@ fn a_thread_that_hangs_is_told_and_the_watchdog_hears_nothing_more() {
     }
 }
 
+#[cfg(debug_assertions)]
+#[test]
+fn no_thread_hangs_unnoticed() {
+    // Each with a broker of its own, side by side.
+    let brokers = ["topics", "upkeep", "figures", "signals"].map(|thread| {
+        let place = Place::new();
+        let (manager, mut command) = managed(&place);
+        command.env("PENSTOCK_TEST_THREAD", format!("{thread}=hang"));
+        let broker = Broker::start(command.stderr(Stdio::piped()));
+        (thread, place, manager, broker)
+    });
+    for (thread, _place, manager, mut broker) in brokers {
+        let mut lines = BufReader::new(broker.child.stderr.take().unwrap());
+        line_with(&mut lines, &format!("thread {thread} hangs"));
+        // Signs of life from before, and then no more.
+        manager.set_nonblocking(true).unwrap();
+        while manager.recv(&mut [0; 4096]).is_ok() {}
+        manager.set_nonblocking(false).unwrap();
+        if thread != "signals" {
+            broker.signal(Signal::SIGHUP);
+            assert!(heard(&manager).starts_with("RELOADING=1"));
+        }
+    }
+}
+
+#[cfg(debug_assertions)]
+#[test]
+fn a_broker_that_meets_a_shortened_log_ends_with_a_report() {
+    let place = Place::new();
+    let mut command = place.command();
+    // Nobody notices it before a worker does.
+    command.env("PENSTOCK_TEST_THREAD", "upkeep=hang");
+    let mut broker = Broker::start(command.stderr(Stdio::piped()));
+    let config = Config {
+        timeout: LIMIT,
+        ..Config::new([broker.address.to_string()], "t")
+    };
+    let mut publisher = Publisher::connect(config).unwrap();
+    publisher.publish(b"a message").unwrap();
+    publisher.flush().unwrap();
+    let log = File::options();
+    let log = { log }.write(true).open(place.0.path().join("logs/t.log"));
+    log.unwrap().set_len(4096).unwrap();
+    publisher.publish(b"another").unwrap();
+    let mut lines = BufReader::new(broker.child.stderr.take().unwrap());
+    line_with(&mut lines, "t.log: the log was shortened while it was open");
+    assert_eq!(broker.wait().code(), Some(1));
+    let report = place.report();
+    let cause = report["ended_by"].as_str().unwrap();
+    assert!(cause.contains("was shortened under the broker"), "{cause}");
+    assert_eq!(report["failures"][0], cause);
+}
+
 #[test]
 fn scripts_are_told_that_it_is_ready() {
     let place = Place::new();

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::time::Duration;
 
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
@@ -88,6 +89,29 @@ impl Watch {
                 },
             }
             flags = libc::MSG_DONTWAIT;
+        }
+    }
+
+    /// As [`Self::wait`], but for `limit` at most; returns whether something may have changed.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn wait_for(&self, limit: Duration) -> io::Result<bool> {
+        let mut event = libc::pollfd {
+            fd: self.events.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        let millis = libc::c_int::try_from(limit.as_millis()).unwrap_or(libc::c_int::MAX);
+        // SAFETY: one pollfd, which outlives the call.
+        match unsafe { libc::poll(&raw mut event, 1, millis) } {
+            0 => Ok(false),
+            // An error of the socket, too, is what `wait` returns.
+            1.. => self.wait().map(|()| true),
+            _ => match io::Error::last_os_error() {
+                error if error.kind() == io::ErrorKind::Interrupted => Ok(false),
+                error => Err(error),
+            },
         }
     }
 

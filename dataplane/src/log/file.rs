@@ -284,20 +284,38 @@ impl Log {
         let lock = WriterLock::take(dir, path)?;
         let name = path.file_name().unwrap_or_default();
         let there = lock.dir.contains(name);
-        let file = match there.map_err(OpenError::io("look at", path))? {
-            true => lock.dir.file(name, Open::Write),
-            false => make(&lock.dir, path, name, options.geometry),
+        let is_new = !there.map_err(OpenError::io("look at", path))?;
+        let file = match is_new {
+            true => make(&lock.dir, path, name, options.geometry),
+            false => lock.dir.file(name, Open::Write),
         };
         let file =
             file.map_err(|source| no_space(path, options.geometry, "open for writing", source))?;
-        Self::of_file(path, file, Some(lock), options)
+        let mut lock = Some(lock);
+        Self::of_locked_file(path, file, &mut lock, options).inspect_err(|_| {
+            // Nothing is in a log that was only just made: it must not take the room that there is.
+            if let Some(lock) = lock.take_if(|_| is_new) {
+                let _ = lock.remove_files();
+            }
+        })
     }
 
     /// Opens the log in an open file.
+    #[cfg(any(test, fuzzing))]
     pub(super) fn of_file(
         path: &Path,
         file: File,
         mut lock: Option<WriterLock>,
+        options: &LogOptions,
+    ) -> Result<Self, OpenError> {
+        Self::of_locked_file(path, file, &mut lock, options)
+    }
+
+    /// Takes the lock only if it succeeds.
+    fn of_locked_file(
+        path: &Path,
+        file: File,
+        lock: &mut Option<WriterLock>,
         options: &LogOptions,
     ) -> Result<Self, OpenError> {
         let mapping = Mapping::map(path, file, true)?;
@@ -324,7 +342,7 @@ impl Log {
         }
         options.access.apply_to_log(path, &mapping.file)?;
         mapping.populate()?;
-        let registry = match (options.full, &lock) {
+        let registry = match (options.full, &*lock) {
             (Full::Block | Full::Evict, Some(lock)) => {
                 Some(Registry::make(&lock.dir, path, options.access)?)
             }
@@ -338,7 +356,7 @@ impl Log {
             }
             _ => Vec::new(),
         };
-        if let Some(lock) = &mut lock {
+        if let Some(lock) = lock {
             lock.show(options.access)?;
         }
         let marks = std::iter::repeat_with(CachePadded::<Mark>::default);
@@ -351,7 +369,7 @@ impl Log {
             taken: std::iter::repeat_with(AtomicBool::default)
                 .take(options.writers)
                 .collect(),
-            lock: Mutex::new(lock),
+            lock: Mutex::new(lock.take()),
         })
     }
 
@@ -413,6 +431,18 @@ impl Log {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(FileState::Gone),
             Err(error) => Err(error),
         }
+    }
+
+    /// Checks whether the registry of readers is still in its place. A log without one counts as whole.
+    ///
+    /// # Errors
+    /// If the file cannot be looked up.
+    pub fn check_registry(&self) -> io::Result<FileState> {
+        let in_place = self.registry.as_ref().map(Registry::is_in_place);
+        Ok(match in_place.transpose()? {
+            Some(false) => FileState::Gone,
+            Some(true) | None => FileState::Whole,
+        })
     }
 
     /// Removes the log's file and the files beside it. Processes that have it open keep it; the next

@@ -53,6 +53,6 @@ pub use {
     error::{OpenError, ReadError},
     file::{FileState, Full, Log, LogInfo, LogOptions, Lost, ReaderInfo},
     reader::{Batch, ChecksumMismatch, Overwritten, Reader, Start},
-    sigbus::report_shortened_logs,
+    sigbus::{notify_shortened_logs, report_shortened_logs},
     writer::{Commit, Region, Reservation, Writer},
 };

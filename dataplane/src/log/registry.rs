@@ -161,6 +161,16 @@ impl Registry {
         })
     }
 
+    /// Whether the file still has its name.
+    pub(super) fn is_in_place(&self) -> io::Result<bool> {
+        let ours = self.file.metadata()?;
+        match std::fs::symlink_metadata(&self.path) {
+            Ok(there) => Ok((there.dev(), there.ino()) == (ours.dev(), ours.ino())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Takes a slot for this open registry. `cursor` is the oldest batch needed, and `epoch` is that of
     /// the log.
     pub(super) fn register(&self, cursor: u64, epoch: u64) -> Result<usize, OpenError> {

@@ -5,9 +5,10 @@
 //! process that accesses missing bytes (mmap(2)). The process cannot continue, but it can say why.
 
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{IntoRawFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 
 /// Number of mappings tracked at once; accesses to others are reported without a name.
 const MAX_MAPPINGS: usize = 1024;
@@ -28,6 +29,16 @@ static MAPPINGS: [Entry; MAX_MAPPINGS] = [const {
         file: AtomicI32::new(-1),
     }
 }; MAX_MAPPINGS];
+
+/// A thread that accessed a shortened log waits this many times for so long, so that the main thread can
+/// write a report.
+const WAITS: usize = 100;
+const WAIT_MS: libc::c_int = 100;
+
+/// Descriptor that receives a byte when a log was shortened; -1 for none.
+static NOTIFY: AtomicI32 = AtomicI32::new(-1);
+/// Whether the message was written.
+static SAID: AtomicBool = AtomicBool::new(false);
 
 static PROGRAM: OnceLock<&str> = OnceLock::new();
 
@@ -83,6 +94,13 @@ pub fn report_shortened_logs(program: &'static str) -> io::Result<()> {
     }
 }
 
+/// Gives the process ten seconds to write its report after it accessed a shortened log: the handler
+/// writes a byte to this stream, and the thread that accessed the log waits. The main thread writes the
+/// report; if it accesses the log too, the process ends at once.
+pub fn notify_shortened_logs(stream: UnixStream) {
+    NOTIFY.store(stream.into_raw_fd(), Ordering::Release);
+}
+
 /// Uses only atomics, memory on the stack and system calls.
 extern "C" fn on_bus_error(
     _signal: libc::c_int,
@@ -108,9 +126,23 @@ extern "C" fn on_bus_error(
     message.push(
         b": the log was shortened while it was open, or its file system has no space for a hole in it (SIGBUS); only a broker may change a log: move the file away and start again\n",
     );
-    message.write();
-    // SAFETY: ends the process at once; no destructor runs.
-    unsafe { libc::_exit(1) };
+    if !SAID.swap(true, Ordering::AcqRel) {
+        message.write();
+    }
+    let stream = NOTIFY.load(Ordering::Acquire);
+    // SAFETY: these system calls access no memory but one byte that outlives the call. The last ends the
+    // process at once; no destructor runs.
+    unsafe {
+        let is_main = libc::syscall(libc::SYS_gettid) == libc::c_long::from(libc::getpid());
+        if stream >= 0 && !is_main {
+            // If the stream is full, the main thread has been notified.
+            libc::write(stream, [0u8].as_ptr().cast(), 1);
+            for _ in 0..WAITS {
+                libc::poll(std::ptr::null_mut(), 0, WAIT_MS);
+            }
+        }
+        libc::_exit(1);
+    }
 }
 
 /// A message, built without allocating.

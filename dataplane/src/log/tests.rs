@@ -275,6 +275,37 @@ fn a_file_that_is_deleted_replaced_or_resized_is_noticed() {
 }
 
 #[test]
+fn a_log_that_is_made_in_vain_does_not_stay_behind() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("topic.log");
+    // As when there is no room for it.
+    fs::create_dir(path.with_extension("readers")).unwrap();
+    let options = options(2, 8, Full::Block);
+    Log::open(&path, &options).unwrap_err();
+    assert!(!path.exists());
+    // One that was there before stays.
+    fs::remove_dir(path.with_extension("readers")).unwrap();
+    drop(Log::open(&path, &options).unwrap());
+    fs::remove_file(path.with_extension("readers")).unwrap();
+    fs::create_dir(path.with_extension("readers")).unwrap();
+    Log::open(&path, &options).unwrap_err();
+    assert!(path.exists());
+}
+
+#[test]
+fn a_registry_that_is_deleted_or_replaced_is_noticed() {
+    let dir = TempDir::new().unwrap();
+    let (path, log) = log_in(&dir, &options(2, 8, Full::Block));
+    assert_eq!(log.check_registry().unwrap(), FileState::Whole);
+    let registry = path.with_extension("readers");
+    fs::remove_file(&registry).unwrap();
+    assert_eq!(log.check_registry().unwrap(), FileState::Gone);
+    fs::write(&registry, "").unwrap();
+    assert_eq!(log.check_registry().unwrap(), FileState::Gone);
+    assert_eq!(log.check_file().unwrap(), FileState::Whole);
+}
+
+#[test]
 fn a_full_index_blocks_as_a_full_ring_does() {
     let dir = TempDir::new().unwrap();
     let (path, log) = log_in(&dir, &options(16, 4, Full::Block));

@@ -107,7 +107,7 @@ struct Newcomer {
     number: u64,
     /// Its request, while its topic is being opened.
     waiting: Option<Waiting>,
-    /// It counts among those with a permit, not among those that have to say what they want.
+    /// Whether it waits for its topic, and so counts as a stream, not as a pending handshake.
     has_waited: bool,
 }
 

@@ -105,6 +105,8 @@ pub struct Counters {
     pub readers_evicted: AtomicU64,
     /// Logs that were deleted, replaced or truncated while the broker wrote them.
     pub logs_lost: AtomicU64,
+    /// Reader registries that were deleted or replaced while their log was not.
+    pub registries_lost: AtomicU64,
     /// Batches received outside the ring because the share of their host, of their key or of all
     /// publishers was used up.
     pub claims_denied: AtomicU64,
