@@ -360,7 +360,7 @@ fn no_room(tenant: &Tenant, exceeded: Exceeded) -> Refused {
             tenant.host
         ),
         Exceeded::Site { held } => format!(
-            "hosts of {} have {held} streams, of {MAX_KEPT} that this broker keeps in mind, which is their share; try later, or raise --max-share of the broker",
+            "hosts of site {} have {held} streams, of {MAX_KEPT} that this broker keeps in mind, which is their share; try later, or raise --max-share of the broker",
             tenant.host.site()
         ),
         Exceeded::Key { held } => format!(

@@ -474,7 +474,7 @@ fn refuse(asked: &Asked<'_>, exceeded: Exceeded, max: usize) -> Refused {
             asked.tenant.host
         ),
         Exceeded::Site { held } => format!(
-            "topic {topic:?} would be one more than hosts of {} may make: {held} of this broker's --max-topics {max} are theirs already; raise that or --max-share, or start the broker with --topic {topic}",
+            "topic {topic:?} would exceed the share of site {}, whose hosts have created {held} of at most {max} topics; raise the broker's --max-topics or --max-share, or start it with --topic {topic}",
             asked.tenant.host.site()
         ),
         Exceeded::Key { held } => format!(

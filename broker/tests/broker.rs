@@ -429,7 +429,8 @@ fn limits_are_named_to_those_who_meet_them() {
     let mut first = broker.open("t");
     let (code, text) = broker.ask("second", &request()).err().unwrap();
     assert_eq!(code, Refusal::Topic as u16);
-    assert!(text.contains("--max-topics 1"), "{text}");
+    let words = "1 of at most 1 topics; raise the broker's --max-topics";
+    assert!(text.contains(words), "{text}");
     let (code, text) = broker.ask("../t", &request()).err().unwrap();
     assert_eq!(code, Refusal::Topic as u16, "{text}");
     let mut second = broker.open("t");

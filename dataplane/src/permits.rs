@@ -149,7 +149,7 @@ fn refuse(tenant: &Tenant, exceeded: Exceeded, limit: usize) -> Refused {
             "publishers with this key have {held} of at most {limit} streams open, which is their whole share"
         ),
         Exceeded::Site { held } => format!(
-            "hosts of {} have {held} of at most {limit} streams open, which is their share",
+            "hosts of site {} have {held} of at most {limit} streams open, which is their whole share",
             tenant.host.site()
         ),
     };
