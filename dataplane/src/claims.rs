@@ -47,7 +47,8 @@ const KEPT_FOR_SMALL: u64 = 4;
 const KEPT_FOR_NEXT: u64 = 4;
 
 /// Room that was taken and not filled is lost for one round of the ring, and taking it overwrote older
-/// batches. So it still counts in the shares, and decays: a full share takes this long.
+/// batches. So it still counts in the shares, and decays: a full share takes this long. Bytes that
+/// arrived do not count: their publisher sent as much as it took.
 const FORFEIT_MS: u64 = 10_000;
 
 /// Minimum rate, bytes per second, at which a batch must arrive once the stall timeout has passed.
@@ -173,14 +174,16 @@ pub(crate) struct Claimant {
     memory: Arc<Shares>,
 }
 
-/// A batch's claim to room in the ring, until the batch is complete. Dropping it before means that the
-/// room was taken for nothing.
+/// A batch's claim to room in the ring, until the batch is complete. Dropping it before means that what
+/// was not filled was taken for nothing.
 #[derive(Debug)]
 #[must_use = "dropping it forfeits the room at once"]
 pub(crate) struct RingClaim {
     shares: Arc<Shares>,
     len: u64,
-    is_filled: bool,
+    /// Bytes of the batch that were received before it had this room.
+    before: u64,
+    filled: u64,
 }
 
 /// Memory other than that of a spill; given back when dropped.
@@ -447,7 +450,8 @@ impl Claimant {
         Some(RingClaim {
             shares: Arc::clone(&self.ring),
             len,
-            is_filled: false,
+            before: 0,
+            filled: 0,
         })
     }
 
@@ -499,17 +503,32 @@ impl MemoryCharge {
 impl RingClaim {
     /// Marks the batch as complete.
     pub(crate) fn fill(mut self) {
-        self.is_filled = true;
+        self.filled = self.len;
+    }
+
+    /// Notes that `received` bytes of the batch arrived before this claim: nobody sends them again for it.
+    pub(crate) fn after(mut self, received: u64) -> Self {
+        self.before = received;
+        self
+    }
+
+    /// Gives up the room of a batch of which `received` bytes arrived: only the rest is forfeited.
+    pub(crate) fn leave(mut self, received: u64) {
+        self.filled = received.saturating_sub(self.before).min(self.len);
     }
 }
 
 impl Drop for RingClaim {
     fn drop(&mut self) {
-        if self.is_filled {
-            return self.shares.give(self.len);
+        if self.filled > 0 {
+            self.shares.give(self.filled);
+        }
+        let unfilled = self.len - self.filled;
+        if unfilled == 0 {
+            return;
         }
         for account in self.shares.each() {
-            account.forfeit(self.len, self.shares.start);
+            account.forfeit(unfilled, self.shares.start);
         }
     }
 }

@@ -60,6 +60,32 @@ fn room_that_was_not_filled_counts_for_a_while() {
 }
 
 #[test]
+fn what_came_of_a_batch_that_leaves_the_ring_is_not_forfeited() {
+    let dir = TempDir::new().unwrap();
+    let log = log(&dir, "a.log");
+    let claims = Claims::default();
+    let claimant = claims.claimant(&log, &tenant(1, None));
+    // Nearly complete, again and again: what came of them may come again at once.
+    for _ in 0..1000 {
+        let claim = claimant.claim(8 * MIB, Turn::Next);
+        claim
+            .expect("nothing is held")
+            .leave(u64::from(8 * MIB) - 1);
+    }
+    assert_eq!(claimant.ring.host.held.load(Ordering::Relaxed), 0);
+    let forfeited = claimant.ring.host.forfeited.load(Ordering::Relaxed);
+    assert!(forfeited <= 1000, "{forfeited} bytes for 1000");
+    // What has come for one place is not paid for another.
+    let mut moved = 0;
+    while let Some(claim) = claimant.claim(MIB, Turn::Waiting) {
+        claim.after(u64::from(MIB) - 1).leave(u64::from(MIB) - 1);
+        moved += 1;
+    }
+    assert!((15..20).contains(&moved), "{moved} MiB");
+    assert_eq!(claimant.ring.host.held.load(Ordering::Relaxed), 0);
+}
+
+#[test]
 fn a_ring_is_shared_by_host_and_key_and_some_is_kept_for_those_with_little() {
     let dir = TempDir::new().unwrap();
     let log = log(&dir, "a.log");

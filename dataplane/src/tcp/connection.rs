@@ -556,6 +556,7 @@ impl Connection {
                 let len = batch.batch.payload_len;
                 if let Some(claim) = self.claimant.claim(len, Turn::Waiting) {
                     let batch = batch.go_on(paused, cx.now);
+                    let claim = claim.after(batch.received.into());
                     self.enter_ring(cx, batch, Some(claim));
                     return Ok(true);
                 }
@@ -814,6 +815,9 @@ impl Connection {
                     Counters::count(&cx.shared.counters.evacuated_batches);
                     spill.write(0, cx.writer.placed(&reservation, batch.received));
                     cx.writer.abort(reservation);
+                    if let Some(claim) = claim {
+                        claim.leave(batch.received.into());
+                    }
                     self.evicted = None;
                     self.state = State::Aside {
                         batch: Incoming {
@@ -909,11 +913,23 @@ impl Connection {
     }
 
     fn release(&mut self, cx: &mut Context<'_>) {
-        // Claims and memory are given back when they are dropped.
-        if let State::Waiting { reservation, .. } | State::Payload { reservation, .. } =
-            std::mem::replace(&mut self.state, State::Ended)
+        // Memory is given back when it is dropped.
+        if let State::Waiting {
+            batch,
+            reservation,
+            claim,
+            ..
+        }
+        | State::Payload {
+            batch,
+            reservation,
+            claim,
+        } = std::mem::replace(&mut self.state, State::Ended)
         {
             cx.writer.abort(reservation);
+            if let Some(claim) = claim {
+                claim.leave(batch.received.into());
+            }
         }
     }
 

@@ -434,12 +434,13 @@ impl Stream {
     /// have no memory.
     fn settle_open(&mut self, cx: &mut Context<'_>) {
         self.unsettled = false;
-        for OpenBatch { info, room, .. } in self.receiver.open_batches().take(LOOKED_AFTER) {
+        for batch in self.receiver.open_batches().take(LOOKED_AFTER) {
+            let OpenBatch { info, room, .. } = batch;
             if room.waiting.is_some()
                 && let Some(claim) = self.claimant.claim(info.len, Claim::Waiting)
             {
                 room.waiting = None;
-                room.claim = Some(claim);
+                room.claim = Some(claim.after(batch.received));
                 room.reservation = Some(cx.writer.reserve(info.len));
             }
             let is_in_the_ring = settle(cx, info.len, room);
@@ -640,15 +641,19 @@ impl Stream {
             if !goes || !claims::is_slow(elapsed, batch.received) {
                 continue;
             }
-            let mut spill = Box::new(self.claimant.spill());
-            if !spill_parts(cx, reservation, batch.parts, &mut spill) {
-                denied |= leaves == Leaves::Old || claims::is_stalling(elapsed, batch.received);
-                continue;
+            if batch.room.spill.is_none() {
+                let mut spill = Box::new(self.claimant.spill());
+                if !spill_parts(cx, reservation, batch.parts, &mut spill) {
+                    denied |= leaves == Leaves::Old || claims::is_stalling(elapsed, batch.received);
+                    continue;
+                }
+                cx.xdp.aside += 1;
+                batch.room.spill = Some(spill);
             }
-            cx.xdp.aside += 1;
             self.unsettled = true;
-            batch.room.spill = Some(spill);
-            batch.room.claim = None;
+            if let Some(claim) = batch.room.claim.take() {
+                claim.leave(batch.received);
+            }
             if let Some(reservation) = batch.room.reservation.take() {
                 cx.writer.abort(reservation);
             }
@@ -763,6 +768,11 @@ impl Stream {
             self.outbox.error(*fault, self.visible, text);
             // Best effort: the peer sees the connection close in any case.
             let _ = self.outbox.flush(&self.control);
+        }
+        for OpenBatch { received, room, .. } in self.receiver.open_batches() {
+            if let Some(claim) = room.claim.take() {
+                claim.leave(received);
+            }
         }
         let open = self.receiver.into_rooms();
         for room in open.chain(self.complete.into_iter().map(|(_, room)| room)) {
