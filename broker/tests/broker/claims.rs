@@ -154,3 +154,54 @@ fn a_batch_that_drips_is_ended_however_often_a_byte_comes() {
     assert!(broker.stop().success());
     assert_eq!(buffers.report()["counters"]["stalled"], 1);
 }
+
+#[test]
+fn large_batches_wait_for_a_reader_beyond_the_memory_there_is() {
+    let buffers = Buffers::new();
+    let broker = buffers.start(&[&LARGE[..], &["--topic", "t", "--stall-timeout", "0.5"]].concat());
+    let mut reader = Reader::open(&buffers.log("t"), Start::Oldest).unwrap();
+    reader.register().unwrap();
+    let message = vec![1; CLAIM as usize - 4];
+    // The ring is full of what the reader has not read.
+    let mut filler = broker.open_from(9);
+    (0..8).for_each(|_| filler.send(&[&message]));
+    filler.acked();
+    // One host sends three times what it may have in the ring, or in memory: all of it can only wait.
+    let mut waiting: Vec<_> = (0..6).map(|_| broker.open_from(2)).collect();
+    let sending: Vec<_> = waiting
+        .iter_mut()
+        .map(|peer| {
+            let (mut socket, bytes) = (peer.socket.try_clone().unwrap(), frame(0, &[&message]));
+            peer.next = 1;
+            thread::spawn(move || socket.write_all(&bytes))
+        })
+        .collect();
+    for peer in &mut waiting {
+        // The broker says so once a second, which is longer than a publisher may stall.
+        for _ in 0..3 {
+            match peer.reply() {
+                Parsed::Ack { blocked, .. } => assert!(blocked),
+                Parsed::Error { .. } => panic!("a stream that waits for a reader is ended"),
+            }
+        }
+    }
+    let mut read = 0;
+    eventually("the reader has all", || {
+        while reader.next().unwrap().is_some() {
+            read += 1;
+        }
+        read == 8 + 6
+    });
+    for sent in sending {
+        sent.join().unwrap().unwrap();
+    }
+    for mut peer in waiting {
+        peer.acked();
+        peer.end();
+    }
+    filler.end();
+    assert!(broker.stop().success());
+    let counters = &buffers.report()["counters"];
+    assert_eq!(counters["stalled"], 0);
+    assert_eq!(counters["streams_completed"], 7);
+}

@@ -197,6 +197,20 @@ impl Ring<'_> {
         needed.min().unwrap_or(NOTHING_OPEN)
     }
 
+    /// Whether registered readers still need bytes that the reserved room will overwrite. Then some of
+    /// that room is not granted, whatever the writers do.
+    pub(super) fn waits_for_readers(&self) -> bool {
+        let cursors = self.cursors();
+        let Some(oldest) = registered(&cursors).min() else {
+            return false;
+        };
+        let unread = self.lowest_unread(&cursors);
+        let tail = self.control.tail.load(Ordering::Acquire);
+        let index_tail = self.control.index_tail.load(Ordering::Acquire);
+        tail > unread.saturating_add(self.geometry.ring_bytes())
+            || index_tail >= oldest + self.geometry.index_slots() / 2
+    }
+
     /// What a registered reader at `cursor` has not read yet (batches and bytes), and whether that
     /// leaves writers less room than a batch may need.
     pub(super) fn lag_of(&self, cursor: u64) -> (u64, u64, bool) {

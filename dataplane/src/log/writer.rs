@@ -23,6 +23,8 @@ pub struct Writer {
     /// Sequence number of the first entry of `open`.
     first: u64,
     limits: Limits,
+    /// The last round in which readers were checked, and whether the ring waited for them.
+    waits_for_readers: Option<(u64, bool)>,
 }
 
 /// Room for one batch; end it with [`Writer::commit`] or [`Writer::abort`].
@@ -86,6 +88,7 @@ impl Writer {
             open: VecDeque::with_capacity(1024),
             first: 0,
             limits: Limits::default(),
+            waits_for_readers: None,
         }
     }
 
@@ -130,6 +133,21 @@ impl Writer {
             };
         }
         ring.grants(self.limits, reservation.end())
+    }
+
+    /// Whether the ring has no room because registered readers have not read on. No publisher can change
+    /// that, so what it does not send meanwhile does not count against it.
+    ///
+    /// It takes a system call, so the answer is kept for one `round` of the caller's loop.
+    pub fn waits_for_readers(&mut self, round: u64) -> bool {
+        if let Some((at, waits)) = self.waits_for_readers
+            && at == round
+        {
+            return waits;
+        }
+        let waits = self.log.ring().waits_for_readers();
+        self.waits_for_readers = Some((round, waits));
+        waits
     }
 
     /// Bytes of the ring that have been reserved since this writer's oldest open reservation. When

@@ -48,6 +48,8 @@ pub(super) struct Context<'a> {
     pub(super) config: &'a WorkerConfig,
     /// [`SCRATCH`] bytes.
     pub(super) scratch: &'a mut [u8],
+    /// Of the worker's loop.
+    pub(super) round: u64,
     pub(super) now: Instant,
 }
 
@@ -719,6 +721,9 @@ impl Connection {
             self.fail(cx, fault, text);
             return self.reply(cx);
         }
+        if cx.writer.waits_for_readers(cx.round) {
+            self.excuse(cx.now);
+        }
         let silent_for = cx.now - self.last_progress;
         let may_stall = cx.config.stall_timeout;
         match &self.state {
@@ -759,9 +764,19 @@ impl Connection {
         Ok(())
     }
 
+    /// Registered readers hold up the ring: the time that its batch waits does not count against its
+    /// publisher.
+    fn excuse(&mut self, now: Instant) {
+        self.evicted = None;
+        if let State::Starved { batch, paused, .. } = &mut self.state {
+            batch.since += now - *paused;
+            *paused = now;
+        }
+    }
+
     /// Whether its batch has been in the ring for half a round and arrives slowly, so that it will soon
-    /// block all others.
-    pub(super) fn holds_up(&self, cx: &Context<'_>) -> bool {
+    /// block all others, unless readers block them already.
+    pub(super) fn holds_up(&self, cx: &mut Context<'_>) -> bool {
         let State::Payload {
             batch, reservation, ..
         } = &self.state
@@ -771,18 +786,21 @@ impl Connection {
         let half = cx.writer.log().geometry().ring_bytes() / 2;
         cx.writer.age(reservation) > half
             && claims::is_slow(cx.now - batch.since, batch.received.into())
+            && !cx.writer.waits_for_readers(cx.round)
     }
 
     /// Bytes of the ring or of memory that its batch holds and others wait for; 0 if it arrives at a
-    /// fair rate.
-    pub(super) fn reclaimable(&self, now: Instant) -> u64 {
+    /// fair rate, and nothing of a ring that readers hold up.
+    pub(super) fn reclaimable(&self, cx: &mut Context<'_>) -> u64 {
+        let now = cx.now;
         match &self.state {
             State::Payload {
                 batch,
                 claim: Some(_),
                 ..
             } if self.claimant.pressure().ring
-                && claims::is_slow(now - batch.since, batch.received.into()) =>
+                && claims::is_slow(now - batch.since, batch.received.into())
+                && !cx.writer.waits_for_readers(cx.round) =>
             {
                 batch.batch.payload_len.into()
             }

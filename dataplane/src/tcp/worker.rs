@@ -272,16 +272,13 @@ impl Worker {
             }
         }
         if is_pressed {
-            let largest = self
-                .connections
-                .iter()
-                .enumerate()
-                .filter_map(|(key, entry)| {
-                    let bytes = entry.as_ref()?.connection.reclaimable(now);
-                    (bytes > 0).then_some((bytes, key))
-                });
-            if let Some((_, key)) = largest.max() {
-                self.make_give_way(key, now);
+            let mut largest = (0, 0);
+            for key in 0..self.connections.len() {
+                let bytes = self.with(key, now, |connection, cx| connection.reclaimable(cx));
+                largest = largest.max((bytes.unwrap_or(0), key));
+            }
+            if largest.0 > 0 {
+                self.make_give_way(largest.1, now);
             }
         }
     }
@@ -371,6 +368,7 @@ impl Worker {
             shared: &self.shared,
             config: &self.config,
             scratch: &mut self.scratch,
+            round: self.round,
             now,
         };
         Some(action(&mut entry.connection, &mut context))
@@ -451,6 +449,7 @@ impl Worker {
             shared: &self.shared,
             config: &self.config,
             scratch: &mut self.scratch,
+            round: self.round,
             now,
         };
         let report = entry.connection.finish(&mut context, ending);

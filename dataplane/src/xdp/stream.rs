@@ -118,9 +118,13 @@ pub(super) struct Stream {
     /// packets are dropped as well, until the next tick.
     starved: bool,
     starved_later: bool,
+    /// Whether the last request for memory was refused.
+    refused: bool,
     /// Whether batches outside the ring have room in it, or wait for it.
     unsettled: bool,
-    /// How long the stream has waited for room in the ring, which does not count against its publisher.
+    /// Whether the stream has something to place for which registered readers leave no room.
+    waits_for_readers: bool,
+    /// How long it has waited for readers, which does not count against its publisher.
     blocked_for: u64,
     ticked_at: u64,
     overdue_at: u64,
@@ -195,7 +199,9 @@ impl Stream {
             charged: Vec::new(),
             starved: false,
             starved_later: false,
+            refused: false,
             unsettled: false,
+            waits_for_readers: false,
             blocked_for: 0,
             ticked_at: now,
             overdue_at: now,
@@ -317,19 +323,14 @@ impl Stream {
                 self.ack_later(cx.now);
                 return;
             }
-            Err(Refusal::NoMemory) => {
-                cx.xdp.no_memory += 1;
-                return;
-            }
+            Err(Refusal::NoMemory) => return self.refuse(cx),
             Err(_) => {
                 cx.xdp.refused += 1;
                 return;
             }
         }
         if self.receiver.room(&chunk.batch).spill.is_some() && !self.find_room(chunk, len) {
-            // Treated as lost: the publisher retransmits it.
-            cx.xdp.no_memory += 1;
-            return;
+            return self.refuse(cx);
         }
         let room = self.receiver.room(&chunk.batch);
         let mut at = chunk.offset;
@@ -352,6 +353,14 @@ impl Stream {
         }
     }
 
+    /// Drops a packet for lack of memory; the publisher retransmits it. An ACK shows that the broker
+    /// lives, for all that the publisher sends meanwhile may be dropped.
+    fn refuse(&mut self, cx: &mut Context<'_>) {
+        cx.xdp.no_memory += 1;
+        self.refused = true;
+        self.ack_later(cx.now);
+    }
+
     /// Whether to place a packet in a batch that has room, or in one that needs it.
     fn offer(&mut self, packet: u64, chunk: &Chunk, len: u32) -> Result<bool, Refusal> {
         loop {
@@ -365,6 +374,7 @@ impl Stream {
                     };
                     self.charged.push(more);
                     self.allow_memory();
+                    self.refused = false;
                 }
                 Err(refusal) => return Err(refusal),
             }
@@ -418,8 +428,11 @@ impl Stream {
         let Some(spill) = &mut room.spill else {
             return true;
         };
-        let has_room = spill.has(chunk.offset, len);
-        if has_room || (!*starved && spill.reserve(chunk.offset, len, turn).is_ok()) {
+        if spill.has(chunk.offset, len) {
+            return true;
+        }
+        if !*starved && spill.reserve(chunk.offset, len, turn).is_ok() {
+            self.refused = false;
             return true;
         }
         *starved = true;
@@ -446,9 +459,26 @@ impl Stream {
             let is_in_the_ring = settle(cx, info.len, room);
             self.unsettled |= !is_in_the_ring;
         }
+        self.refused &= self.unsettled;
     }
 
-    /// The stream's own clock, which stops while the ring has no room for it.
+    /// Checks whether the stream waits for readers. Its publisher learns of each change at once, because
+    /// it gets no credit meanwhile.
+    fn look_at_readers(&mut self, cx: &mut Context<'_>) {
+        let has_no_room = !self.complete.is_empty() || self.refused;
+        let waits = has_no_room && cx.writer.waits_for_readers(cx.now);
+        if waits {
+            self.blocked_for += cx.now - self.ticked_at;
+            self.evicted = None;
+        }
+        if waits != self.waits_for_readers {
+            self.ack_due = Some(cx.now);
+        }
+        self.waits_for_readers = waits;
+        self.ticked_at = cx.now;
+    }
+
+    /// The stream's own clock, which stops while it waits for readers.
     fn clock(&self, now: u64) -> u64 {
         now - self.blocked_for
     }
@@ -478,6 +508,7 @@ impl Stream {
             cx.stats.stages.lap(PathStage::Commit, start);
         }
         if !self.charged.is_empty() && self.receiver.is_empty() {
+            self.refused = false;
             self.charged.clear();
             self.allow_memory();
         }
@@ -514,6 +545,7 @@ impl Stream {
             },
         );
         self.committed += 1;
+        self.refused = false;
         self.admission.lease.set_committed(self.committed);
         self.unseen = Some((index, self.committed));
         self.batches += 1;
@@ -546,8 +578,7 @@ impl Stream {
         self.ack_due = None;
         self.unacked = 0;
         let back = self.back.as_ref()?;
-        let blocked = !self.complete.is_empty();
-        self.receiver.feedback(now, blocked, feedback);
+        self.receiver.feedback(now, self.is_blocked(), feedback);
         feedback.committed = self.visible;
         self.told = self.visible;
         let headers = back.len();
@@ -566,8 +597,9 @@ impl Stream {
         self.ack_due
     }
 
+    /// Whether it waits for room in the shared buffer.
     pub(super) fn is_blocked(&self) -> bool {
-        !self.complete.is_empty()
+        !self.complete.is_empty() || self.waits_for_readers
     }
 
     /// Looks after rooms, time and the control connection; called about once a millisecond.
@@ -589,10 +621,7 @@ impl Stream {
             let text = format!("no packet came for {} s", cx.idle_timeout / 1_000_000_000);
             return Err(Ending::Fault(Fault::Stalled, text));
         }
-        if self.is_blocked() {
-            self.blocked_for += cx.now - self.ticked_at;
-        }
-        self.ticked_at = cx.now;
+        self.look_at_readers(cx);
         (self.starved, self.starved_later) = (false, false);
         if self.unsettled {
             self.settle_open(cx);
@@ -601,7 +630,9 @@ impl Stream {
             self.overdue_at = cx.now;
             self.find_overdue(cx)?;
         }
-        if cx.writer.oldest_open_age() > cx.writer.log().geometry().ring_bytes() / 2 {
+        let half = cx.writer.log().geometry().ring_bytes() / 2;
+        // While readers hold up the ring, batches that leave it are of no use to others.
+        if cx.writer.oldest_open_age() > half && !cx.writer.waits_for_readers(cx.now) {
             self.leave_ring(cx, Leaves::Old)?;
         }
         self.commit(cx)?;
@@ -609,8 +640,11 @@ impl Stream {
     }
 
     /// Ends the stream if a batch is overdue: neither pings nor packets of other batches extend its
-    /// time.
+    /// time. While the stream waits for room, its publisher may be unable to send more.
     fn find_overdue(&mut self, cx: &Context<'_>) -> Result<(), Ending> {
+        if self.is_blocked() {
+            return Ok(());
+        }
         let clock = self.clock(cx.now);
         let may_stall = Duration::from_nanos(cx.idle_timeout);
         for batch in self.receiver.open_batches() {
@@ -626,14 +660,14 @@ impl Stream {
 
     /// Moves slow batches out of the ring: those that are half a round old, because they block all
     /// others, or all of them, because others wait for a share. Only the bytes received so far take
-    /// memory. If no memory is available for a while, the stream ends in the first case, and in the
-    /// second if the batch hardly makes progress.
+    /// memory, and none if the batch lies outside the ring already. If no memory is available for a
+    /// while, the stream ends in the first case, and in the second if the batch hardly makes progress.
     fn leave_ring(&mut self, cx: &mut Context<'_>, leaves: Leaves) -> Result<(), Ending> {
         let clock = self.clock(cx.now);
         let half = cx.writer.log().geometry().ring_bytes() / 2;
         let mut denied = false;
         for batch in self.receiver.open_batches() {
-            let (Some(reservation), None) = (&batch.room.reservation, &batch.room.spill) else {
+            let Some(reservation) = &batch.room.reservation else {
                 continue;
             };
             let elapsed = batch.room.age(clock);
@@ -670,10 +704,12 @@ impl Stream {
         Err(Ending::Fault(Fault::Stalled, text.to_owned()))
     }
 
-    /// What this stream holds that others wait for, in batches that arrive below a fair rate.
-    pub(super) fn reclaimable(&mut self, now: u64) -> Reclaimable {
+    /// What this stream holds that others wait for, in batches that arrive below a fair rate: no memory
+    /// while it waits for room itself, and nothing of a ring that readers hold up.
+    pub(super) fn reclaimable(&mut self, writer: &mut Writer, now: u64) -> Reclaimable {
         let mut sum = Reclaimable::default();
-        let pressure = self.claimant.pressure();
+        let mut pressure = self.claimant.pressure();
+        pressure.memory &= !self.is_blocked();
         if !pressure.ring && !pressure.memory {
             return sum;
         }
@@ -682,17 +718,20 @@ impl Stream {
         for batch in self.receiver.open_batches() {
             let elapsed = batch.room.age(clock);
             stalls |= claims::is_stalling(elapsed, batch.received);
-            match &batch.room.spill {
-                Some(spill) => sum.memory += spill.held(),
-                None if claims::is_slow(elapsed, batch.received) => {
-                    sum.ring += u64::from(batch.info.len);
-                }
-                None => {}
+            if let Some(spill) = &batch.room.spill {
+                sum.memory += spill.held();
+            }
+            if batch.room.reservation.is_some() && claims::is_slow(elapsed, batch.received) {
+                sum.ring += u64::from(batch.info.len);
             }
         }
         sum.memory += self.charged.iter().map(MemoryCharge::bytes).sum::<u64>();
+        let has_ring = pressure.ring && sum.ring > 0;
         Reclaimable {
-            ring: if pressure.ring { sum.ring } else { 0 },
+            ring: match has_ring && !writer.waits_for_readers(now) {
+                true => sum.ring,
+                false => 0,
+            },
             memory: if pressure.memory && stalls {
                 sum.memory
             } else {

@@ -562,7 +562,8 @@ impl State {
         let (mut ring, mut memory) = ((0, 0), (0, 0));
         for (number, entry) in self.streams.iter_mut().enumerate() {
             let Some(entry) = entry else { continue };
-            let has = entry.stream.reclaimable(now);
+            let writer = &mut self.writers[entry.writer];
+            let has = entry.stream.reclaimable(writer, now);
             ring = ring.max((has.ring, number));
             memory = memory.max((has.memory, number));
         }
@@ -734,6 +735,7 @@ mod tests {
     use crate::xdp::{Endpoint, Headers};
 
     mod claims;
+    mod readers;
 
     const KEY: StreamKey = StreamKey {
         key: 0x5ec2e7,
@@ -759,12 +761,20 @@ mod tests {
         }
 
         fn with_keys(keys: Option<PacketKeys>) -> Self {
+            Self::with_log(
+                Geometry::new(1 << 20, 1 << 16, 64).unwrap(),
+                Full::Overwrite,
+                keys,
+            )
+        }
+
+        fn with_log(geometry: Geometry, full: Full, keys: Option<PacketKeys>) -> Self {
             let dir = TempDir::new().unwrap();
             let options = LogOptions {
-                geometry: Geometry::new(1 << 20, 1 << 16, 64).unwrap(),
-                full: Full::Overwrite,
+                geometry,
+                full,
                 access: Access::default(),
-                writers: 1,
+                writers: 2,
             };
             let log = Arc::new(Log::open(&dir.path().join("topic.log"), &options).unwrap());
             let gate = Arc::new(Odd::default());

@@ -1,0 +1,374 @@
+//! Streams that wait for registered readers, over xdp: none is ended for it, and none gains by it.
+
+use std::net::TcpStream;
+
+use super::*;
+use crate::log::Commit;
+
+const SECOND: u64 = 1_000_000_000;
+const MILLISECOND: u64 = SECOND / 1000;
+/// Bytes of a batch that one packet carries.
+const PIECE: u32 = 32 << 10;
+
+/// A log with a registered reader that does not read.
+struct Stopped {
+    bench: Bench,
+    reader: Reader,
+}
+
+/// A publisher that sends one large batch, piece by piece, and again what was dropped.
+struct Large {
+    _control: TcpStream,
+    key: StreamKey,
+    len: u32,
+    packet: u64,
+    /// Offsets of pieces that have not been placed.
+    missing: Vec<u32>,
+}
+
+fn key(number: u64) -> StreamKey {
+    StreamKey {
+        key: 2 * number + 1,
+        stream: 0,
+    }
+}
+
+/// Commits batches until the ring is full of what a registered reader has not read.
+fn fill(log: &Arc<Log>) {
+    let mut writer = log.writer();
+    let len = log.geometry().max_payload();
+    for batch_seq in 0.. {
+        let reservation = writer.reserve(len);
+        if !writer.is_granted(&reservation) {
+            return writer.abort(reservation);
+        }
+        let commit = Commit {
+            session: 1,
+            stream: 7,
+            batch_seq,
+            messages: 1,
+            checksum: 0,
+            arrival_unix_ns: 0,
+        };
+        writer.commit(reservation, &commit);
+    }
+}
+
+impl Stopped {
+    fn new(geometry: Geometry) -> Self {
+        let bench = Bench::with_log(geometry, Full::Block, None);
+        let mut reader = Reader::open(&bench.dir.path().join("topic.log"), Start::Oldest).unwrap();
+        reader.register().unwrap();
+        fill(&bench.log);
+        Self { bench, reader }
+    }
+
+    /// The reader reads all that there is; returns how many batches of sessions that are not the
+    /// filling's.
+    fn read_on(&mut self) -> usize {
+        let mut read = 0;
+        while let Some(batch) = self.reader.next().unwrap() {
+            read += usize::from(batch.stream != 7);
+        }
+        read
+    }
+}
+
+impl Bench {
+    fn deliver(&mut self, now: u64, frame: &[u8]) {
+        self.worker.state.datagram(0, &[frame], now);
+        self.worker.state.commit_touched(now);
+    }
+
+    fn look(&mut self, now: u64) {
+        self.worker.tick(now).unwrap();
+    }
+
+    fn is_open(&self, key: StreamKey) -> bool {
+        self.worker.state.by_key.contains_key(&key)
+    }
+
+    /// What the publisher of a stream is told now, if anything is due.
+    fn answer(&mut self, key: StreamKey, now: u64) -> Option<Feedback> {
+        let number = self.worker.state.by_key[&key];
+        let stream = &mut self.worker.state.streams[number].as_mut().unwrap().stream;
+        let mut feedback = Feedback::new(key);
+        let len = stream.ack(now, &mut feedback, &mut [0; 2048]);
+        len.map(|_| feedback)
+    }
+
+    fn ping(&mut self, key: StreamKey, packet: u64, now: u64) {
+        self.deliver(now, &frame(PUBLISHER, &Data::ping(key, packet, &[]), &[]));
+    }
+}
+
+impl Large {
+    fn new(bench: &mut Bench, number: u64, len: u32) -> Self {
+        Self {
+            _control: bench.open(key(number), PUBLISHER),
+            key: key(number),
+            len,
+            packet: 0,
+            missing: (0..len).step_by(PIECE as usize).collect(),
+        }
+    }
+
+    /// Sends the next piece that is missing; whether it was placed.
+    fn send(&mut self, bench: &mut Bench, now: u64) -> bool {
+        let Some(&offset) = self.missing.first() else {
+            return false;
+        };
+        let batch = BatchInfo {
+            seq: 0,
+            len: self.len,
+            messages: 1,
+            checksum: 0,
+        };
+        let bytes = vec![9; PIECE.min(self.len - offset) as usize];
+        let header = Data::payload(
+            self.key,
+            self.packet,
+            &Chunk { batch, offset },
+            None,
+            &bytes,
+        );
+        self.packet += 1;
+        let before = bench.worker.state.xdp.placed;
+        bench.deliver(now, &frame(PUBLISHER, &header, &bytes));
+        let is_placed = bench.worker.state.xdp.placed > before;
+        if is_placed {
+            self.missing.remove(0);
+        }
+        // It is told how much more it may send.
+        bench.answer(self.key, now + MILLISECOND);
+        is_placed
+    }
+
+    fn ping(&mut self, bench: &mut Bench, now: u64) {
+        self.packet += 1;
+        bench.ping(self.key, self.packet, now);
+    }
+}
+
+/// Each sends its next piece; whether any was placed.
+fn send_all(publishers: &mut [Large], bench: &mut Bench, now: u64) -> bool {
+    let mut any = false;
+    for publisher in publishers {
+        any |= publisher.send(bench, now);
+    }
+    any
+}
+
+#[test]
+fn large_batches_wait_for_a_reader_beyond_the_memory_there_is() {
+    let mut stopped = Stopped::new(Geometry::new(64 << 20, 16 << 20, 64).unwrap());
+    let bench = &mut stopped.bench;
+    // Of one host, half again as much as it may have outside of the ring.
+    let mut publishers: Vec<_> = (10..13).map(|n| Large::new(bench, n, 8 << 20)).collect();
+    let mut now = SECOND;
+    while send_all(&mut publishers, bench, now) {
+        now += MILLISECOND;
+    }
+    assert!(bench.worker.state.xdp.no_memory > 0);
+    assert!(publishers.iter().all(|p| !p.missing.is_empty()));
+    // Far longer than any batch may take, while they send again what was dropped.
+    for _ in 0..1000 {
+        now += SECOND;
+        for publisher in &mut publishers {
+            publisher.ping(bench, now);
+            publisher.send(bench, now);
+        }
+        bench.look(now);
+        let ended = publishers.iter().filter(|p| !bench.is_open(p.key)).count();
+        assert_eq!(ended, 0, "after {} s", now / SECOND);
+    }
+    // They are told to wait, also in answer to what is dropped.
+    for publisher in &mut publishers {
+        publisher.send(bench, now);
+        let told = bench.worker.state.by_key[&publisher.key];
+        assert!(
+            bench.worker.state.streams[told]
+                .as_ref()
+                .unwrap()
+                .stream
+                .is_blocked()
+        );
+    }
+    // The reader goes on, and so do they.
+    stopped.read_on();
+    let bench = &mut stopped.bench;
+    for _ in 0..1000 {
+        now += MILLISECOND;
+        bench.look(now);
+        for publisher in &mut publishers {
+            publisher.send(bench, now);
+        }
+    }
+    bench.look(now + MILLISECOND);
+    assert!(publishers.iter().all(|p| p.missing.is_empty()));
+    assert_eq!(stopped.read_on(), 3);
+    drop(publishers);
+}
+
+#[test]
+fn what_is_dropped_for_want_of_memory_is_answered() {
+    let mut stopped = Stopped::new(Geometry::new(64 << 20, 16 << 20, 64).unwrap());
+    let bench = &mut stopped.bench;
+    let mut publishers: Vec<_> = (10..13).map(|n| Large::new(bench, n, 8 << 20)).collect();
+    let now = SECOND;
+    while send_all(&mut publishers, bench, now) {}
+    bench.look(now + MILLISECOND);
+    let publisher = &mut publishers[0];
+    let told = bench.answer(publisher.key, now + 2 * MILLISECOND);
+    assert!(
+        told.is_some_and(|told| told.blocked),
+        "it has begun to wait"
+    );
+    let later = now + SECOND;
+    let (chunk, bytes) = (publisher.missing[0], vec![9; PIECE as usize]);
+    let batch = BatchInfo {
+        seq: 0,
+        len: publisher.len,
+        messages: 1,
+        checksum: 0,
+    };
+    let chunk = Chunk {
+        batch,
+        offset: chunk,
+    };
+    let header = Data::payload(publisher.key, 10_000, &chunk, None, &bytes);
+    bench.deliver(later, &frame(PUBLISHER, &header, &bytes));
+    let told = bench.answer(publisher.key, later + MILLISECOND);
+    assert!(told.is_some_and(|told| told.blocked));
+}
+
+/// One byte of batch `seq`, which claims `len` bytes.
+fn byte_of(key: StreamKey, packet: u64, seq: u64, len: u32) -> Vec<u8> {
+    let batch = BatchInfo {
+        seq,
+        len,
+        messages: 1,
+        checksum: 0,
+    };
+    let chunk = Chunk { batch, offset: 0 };
+    let header = Data::payload(key, packet, &chunk, None, b"x");
+    frame(PUBLISHER, &header, b"x")
+}
+
+#[test]
+fn a_publisher_that_could_send_does_not_wait_for_a_reader() {
+    let mut stopped = Stopped::new(Geometry::new(1 << 20, 1 << 16, 64).unwrap());
+    let bench = &mut stopped.bench;
+    let _control = bench.open(key(10), PUBLISHER);
+    let mut now = SECOND;
+    bench.deliver(now, &byte_of(key(10), 0, 0, 32 << 10));
+    for second in 1..32 {
+        assert!(bench.is_open(key(10)), "second {second}");
+        now += SECOND;
+        bench.ping(key(10), second, now);
+        bench.look(now);
+    }
+    assert!(
+        !bench.is_open(key(10)),
+        "there is memory for what it does not send"
+    );
+}
+
+#[test]
+fn waiting_for_a_reader_puts_off_no_claim_elsewhere_nor_afterwards() {
+    let mut stopped = Stopped::new(Geometry::new(1 << 20, 1 << 16, 64).unwrap());
+    let bench = &mut stopped.bench;
+    let other = TempDir::new().unwrap();
+    let options = LogOptions {
+        geometry: Geometry::new(1 << 20, 1 << 16, 64).unwrap(),
+        full: Full::Block,
+        access: Access::default(),
+        writers: 1,
+    };
+    let other = Arc::new(Log::open(&other.path().join("other.log"), &options).unwrap());
+    let (here, there) = (key(10), key(11));
+    let _controls = [
+        bench.open(here, PUBLISHER),
+        leave(&bench.worker, &bench.gate, &other, there, PUBLISHER, None),
+    ];
+    let mut now = SECOND;
+    // Here a batch is complete, and another lacks all but a byte.
+    bench.deliver(now, &whole(PUBLISHER, here, 0, 0));
+    bench.deliver(now, &byte_of(here, 1, 1, 32 << 10));
+    bench.deliver(now, &byte_of(there, 0, 0, 32 << 10));
+    for second in 1..100 {
+        now += SECOND;
+        bench.ping(here, 10 + second, now);
+        if bench.is_open(there) {
+            bench.ping(there, 10 + second, now);
+        }
+        bench.look(now);
+        assert!(bench.is_open(here));
+        assert_eq!(bench.is_open(there), second <= 30, "second {second}");
+    }
+    stopped.read_on();
+    let bench = &mut stopped.bench;
+    let mut second = 0;
+    while bench.is_open(here) {
+        second += 1;
+        assert!(second < 40, "its time goes on");
+        now += SECOND;
+        bench.ping(here, 200 + second, now);
+        bench.look(now);
+    }
+    assert!(second >= 30, "second {second}: no time but its own counts");
+}
+
+#[test]
+fn a_batch_that_holds_up_the_ring_leaves_it_though_its_stream_waits() {
+    let mut bench = Bench::new();
+    let largest = bench.log.geometry().max_payload();
+    let (hoarder, honest) = (key(10), key(11));
+    let others = [20, 21, 22, 23, 24, 25, 26].map(key);
+    let _controls = others.map(|key| bench.open(key, PUBLISHER));
+    let _others = [bench.open(hoarder, PUBLISHER), bench.open(honest, 3)];
+    let now = SECOND;
+    // The hoarder's second batch has room in the ring. Its first has none, for its host has its share.
+    bench.deliver(now, &byte_of(hoarder, 0, 1, largest));
+    for other in others {
+        bench.deliver(now, &byte_of(other, 0, 0, largest));
+    }
+    let (mut chunk, payload) = batch_of_one(0);
+    chunk.batch.checksum = 0;
+    let first = |packet, offset: u32, bytes: &[u8]| {
+        let chunk = Chunk { offset, ..chunk };
+        let header = Data::payload(hoarder, packet, &chunk, None, bytes);
+        frame(PUBLISHER, &header, bytes)
+    };
+    bench.deliver(now, &first(1, 0, &payload[..4]));
+    assert_eq!(bench.worker.state.xdp.aside, 1);
+    // At this very moment the ring goes round until it is held up.
+    let mut packet = 0;
+    let mut seq = 0;
+    let mut publish = |bench: &mut Bench, now: u64| {
+        let before = bench.log.info().batches;
+        for offset in (0..largest).step_by(8 << 10) {
+            let batch = BatchInfo {
+                seq,
+                len: largest,
+                messages: 1,
+                checksum: 0,
+            };
+            let bytes = [7; 8 << 10];
+            let header = Data::payload(honest, packet, &Chunk { batch, offset }, None, &bytes);
+            packet += 1;
+            bench.deliver(now, &frame(3, &header, &bytes));
+            bench.answer(honest, now + MILLISECOND);
+        }
+        seq += 1;
+        bench.log.info().batches > before
+    };
+    while publish(&mut bench, now) {}
+    // The hoarder's first batch comes to its end, and waits.
+    bench.deliver(now, &first(2, 4, &payload[4..]));
+    let before = bench.log.info().batches;
+    for more in 1..1000 {
+        bench.look(now + more * MILLISECOND);
+    }
+    assert_eq!(bench.log.info().batches, before + 2, "both go on");
+}
