@@ -46,7 +46,11 @@ mod tests;
 mod writer;
 #[cfg(not(loom))]
 mod writer_lock;
+#[cfg(not(loom))]
+mod writers;
 
+#[cfg(not(loom))]
+pub(crate) use writers::Writers;
 #[cfg(not(loom))]
 pub use {
     access::Access,

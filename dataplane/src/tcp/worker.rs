@@ -11,7 +11,7 @@ use tracing::{debug, info, warn};
 
 use super::connection::{Connection, Context, Ending, Need, Opened, SCRATCH};
 use super::stats::{Shared, WorkerNow, WorkerStats};
-use crate::log::{Log, Writer};
+use crate::log::{Writer, Writers};
 use crate::profile::{Live, Rounds, SHOW_EVERY, Tick};
 
 /// How often time is looked after, and figures are shown.
@@ -64,7 +64,7 @@ pub struct Worker {
     inbox: Receiver<Opened>,
     poller: Arc<Poller>,
     load: Arc<AtomicUsize>,
-    writers: Vec<Writer>,
+    writers: Writers,
     connections: Vec<Option<Entry>>,
     free: Vec<usize>,
     /// Connections that need another look without an event.
@@ -161,7 +161,7 @@ impl Worker {
             inbox,
             poller,
             load,
-            writers: Vec::new(),
+            writers: Writers::default(),
             connections: Vec::new(),
             free: Vec::new(),
             again: Vec::new(),
@@ -253,18 +253,16 @@ impl Worker {
     /// Makes blocking batches give way: those in the ring that are half a round old and arrive slowly,
     /// and the largest slow batch that holds what others were denied.
     fn relieve(&mut self, now: Instant) {
-        let old = (0..self.writers.len()).filter(|&n| is_half_a_round_old(&self.writers[n]));
-        let mut old = old.peekable();
+        let any_is_old = self.writers.iter().any(is_half_a_round_old);
         let is_pressed = self.shared.claims.is_pressed(now);
-        if now < self.next_relief || (old.peek().is_none() && !is_pressed) {
+        if now < self.next_relief || (!any_is_old && !is_pressed) {
             return;
         }
-        let old: Vec<_> = old.collect();
         self.next_relief = now + RELIEF;
-        if !old.is_empty() {
+        if any_is_old {
             for key in 0..self.connections.len() {
                 let entry = self.connections[key].as_ref();
-                if entry.is_some_and(|entry| old.contains(&entry.writer))
+                if entry.is_some_and(|entry| is_half_a_round_old(&self.writers[entry.writer]))
                     && self.with(key, now, |connection, cx| connection.holds_up(cx)) == Some(true)
                 {
                     self.make_give_way(key, now);
@@ -294,7 +292,7 @@ impl Worker {
 
     fn adopt(&mut self, opened: Opened, now: Instant) {
         let connection = Connection::new(opened, &self.shared, now);
-        let writer = self.writer_for(connection.log());
+        let writer = self.writers.join(connection.log());
         let key = self.free.pop().unwrap_or_else(|| {
             self.connections.push(None);
             self.connections.len() - 1
@@ -308,7 +306,7 @@ impl Worker {
         if let Err(error) = added {
             warn!(%error, "cannot watch a connection; it is dropped");
             self.free.push(key);
-            self.release_writer(writer);
+            self.writers.leave(writer);
             self.load.fetch_sub(1, Ordering::Relaxed);
             return;
         }
@@ -321,35 +319,6 @@ impl Worker {
             queued: false,
             round: 0,
         });
-    }
-
-    fn writer_for(&mut self, log: &Arc<Log>) -> usize {
-        let known = self
-            .writers
-            .iter()
-            .position(|writer| Arc::ptr_eq(writer.log(), log));
-        known.unwrap_or_else(|| {
-            self.writers.push(log.writer());
-            self.writers.len() - 1
-        })
-    }
-
-    /// Releases a log that no connection of this worker writes any more, so that it can be closed.
-    fn release_writer(&mut self, writer: usize) {
-        if self
-            .connections
-            .iter()
-            .flatten()
-            .any(|entry| entry.writer == writer)
-        {
-            return;
-        }
-        self.writers.swap_remove(writer);
-        let moved = self.writers.len();
-        let entries = self.connections.iter_mut().flatten();
-        for entry in entries.filter(|entry| entry.writer == moved) {
-            entry.writer = writer;
-        }
     }
 
     /// Runs `action` on a connection with all that it needs from this worker.
@@ -464,7 +433,7 @@ impl Worker {
                 report.ended
             ),
         }
-        self.release_writer(entry.writer);
+        self.writers.leave(entry.writer);
         self.shared.remember(report);
         self.load.fetch_sub(1, Ordering::Relaxed);
         self.free.push(key);

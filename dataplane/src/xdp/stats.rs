@@ -51,6 +51,8 @@ pub struct XdpStats {
     pub empty_polls: u64,
     /// Times that the worker slept.
     pub sleeps: u64,
+    /// Times that a control connection was read.
+    pub control_reads: u64,
     /// What the sockets count.
     #[serde(flatten)]
     pub port: PortStats,
@@ -94,6 +96,7 @@ impl XdpStats {
         self.pauses_congestion += other.pauses_congestion;
         self.empty_polls += other.empty_polls;
         self.sleeps += other.sleeps;
+        self.control_reads += other.control_reads;
         self.add_port(&other.port);
     }
 

@@ -154,6 +154,8 @@ pub(super) struct Stream {
     /// When an ack is due at the latest.
     ack_due: Option<u64>,
     told: u64,
+    /// Whether the control connection may be readable.
+    control_ready: bool,
     /// The end frame and its tag.
     header: [u8; HEADER_LEN + TAG_LEN],
     header_filled: usize,
@@ -218,6 +220,7 @@ impl Stream {
             unacked: 0,
             ack_due: None,
             told: first,
+            control_ready: true,
             header: [0; HEADER_LEN + TAG_LEN],
             header_filled: 0,
             end: None,
@@ -636,7 +639,15 @@ impl Stream {
             self.leave_ring(cx, Leaves::Old)?;
         }
         self.commit(cx)?;
-        self.control()
+        if self.control_ready {
+            self.control(cx)?;
+        }
+        self.end()
+    }
+
+    /// The control connection has something, or has ended.
+    pub(super) fn control_ready(&mut self) {
+        self.control_ready = true;
     }
 
     /// Ends the stream if a batch is overdue: neither pings nor packets of other batches extend its
@@ -751,17 +762,21 @@ impl Stream {
         Err(Ending::Fault(Fault::Stalled, text.to_owned()))
     }
 
-    /// Takes what the publisher says over the control connection, and answers the end.
-    fn control(&mut self) -> Result<(), Ending> {
+    /// Takes what the publisher says over the control connection.
+    fn control(&mut self, cx: &mut Context<'_>) -> Result<(), Ending> {
         let len = match self.keys {
             Some(_) => HEADER_LEN + TAG_LEN,
             None => HEADER_LEN,
         };
         loop {
+            cx.xdp.control_reads += 1;
             match (&self.control).read(&mut self.header[self.header_filled..len]) {
                 Ok(0) => return Err(Ending::Closed),
                 Ok(got) => self.header_filled += got,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.control_ready = false;
+                    return Ok(());
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(Ending::Io(error)),
             }
@@ -791,6 +806,10 @@ impl Stream {
                 }
             }
         }
+    }
+
+    /// Answers the end of the stream once all of it is visible.
+    fn end(&mut self) -> Result<(), Ending> {
         if self.end == Some(self.visible) {
             self.outbox.ack(self.visible, false);
             self.end = None;

@@ -24,7 +24,7 @@ use super::registry::Registry;
 use super::stats::{WorkerNow, XdpStats};
 use super::stream::{Context, Ending, Stream};
 use crate::auth::PacketKeys;
-use crate::log::{Log, Writer};
+use crate::log::Writers;
 use crate::profile::{Live, Rounds, SHOW_EVERY, Tick};
 use crate::sleep;
 use crate::tcp::{Counters, Opened, PathStage, Shared, WorkerStats};
@@ -128,7 +128,7 @@ struct State {
     poller: Arc<Poller>,
     clock: Clock,
     start: u64,
-    writers: Vec<Writer>,
+    writers: Writers,
     streams: Vec<Option<Entry>>,
     free: Vec<usize>,
     by_key: HashMap<StreamKey, usize>,
@@ -179,7 +179,7 @@ impl Worker {
             poller,
             start: clock.raw(),
             clock,
-            writers: Vec::new(),
+            writers: Writers::default(),
             streams: Vec::new(),
             free: Vec::new(),
             by_key: HashMap::new(),
@@ -284,10 +284,7 @@ impl Worker {
 
     fn tick(&mut self, now: u64) -> io::Result<()> {
         self.rounds.count();
-        self.events.clear();
-        self.state
-            .poller
-            .wait(&mut self.events, Some(Duration::ZERO))?;
+        self.look_at_controls()?;
         for number in 0..self.state.streams.len() {
             self.state.with(number, now, Stream::tick);
         }
@@ -296,6 +293,26 @@ impl Worker {
         if now >= self.show_at {
             self.show_at = now + SHOW_EVERY.as_nanos() as u64;
             self.show()?;
+        }
+        Ok(())
+    }
+
+    /// Finds the streams whose publishers have said something over the control connection.
+    fn look_at_controls(&mut self) -> io::Result<()> {
+        // One system call where a wait takes five (`polling` sets a timer, and a notifier anew).
+        let mut watched = [PollFd::new(self.state.poller.as_fd(), PollFlags::POLLIN)];
+        sleep::until_ready(&mut watched, Duration::ZERO)?;
+        if !sleep::is_ready(&watched[0]) {
+            return Ok(());
+        }
+        self.events.clear();
+        self.state
+            .poller
+            .wait(&mut self.events, Some(Duration::ZERO))?;
+        for event in self.events.iter() {
+            if let Some(Some(entry)) = self.state.streams.get_mut(event.key) {
+                entry.stream.control_ready();
+            }
         }
         Ok(())
     }
@@ -515,7 +532,7 @@ impl State {
     }
 
     fn adopt(&mut self, opened: Opened, pass: Pass, port: usize, now: u64) -> Option<usize> {
-        let writer = self.writer_for(&opened.admission.log);
+        let writer = self.writers.join(&opened.admission.log);
         let number = self.free.pop().unwrap_or_else(|| {
             self.streams.push(None);
             self.streams.len() - 1
@@ -531,7 +548,7 @@ impl State {
         if let Err(error) = added {
             warn!(%error, "cannot watch a control connection; the stream is dropped");
             self.free.push(number);
-            self.release_writer(writer);
+            self.writers.leave(writer);
             self.registry.ended();
             return None;
         }
@@ -588,35 +605,6 @@ impl State {
         (self.config.capacity / count).clamp(MIN_WINDOW, MAX_WINDOW)
     }
 
-    fn writer_for(&mut self, log: &Arc<Log>) -> usize {
-        let known = self
-            .writers
-            .iter()
-            .position(|writer| Arc::ptr_eq(writer.log(), log));
-        known.unwrap_or_else(|| {
-            self.writers.push(log.writer());
-            self.writers.len() - 1
-        })
-    }
-
-    /// Releases a log that no stream of this worker writes any more, so that it can be closed.
-    fn release_writer(&mut self, writer: usize) {
-        if self
-            .streams
-            .iter()
-            .flatten()
-            .any(|entry| entry.writer == writer)
-        {
-            return;
-        }
-        self.writers.swap_remove(writer);
-        let moved = self.writers.len();
-        let entries = self.streams.iter_mut().flatten();
-        for entry in entries.filter(|entry| entry.writer == moved) {
-            entry.writer = writer;
-        }
-    }
-
     /// Runs `action` on a stream with all that it needs; ends the stream if that says so.
     fn with(
         &mut self,
@@ -660,7 +648,7 @@ impl State {
             _ => &counters.streams_cut,
         });
         let report = entry.stream.finish(&mut self.writers[entry.writer], ending);
-        self.release_writer(entry.writer);
+        self.writers.leave(entry.writer);
         match ending {
             Ending::Completed => debug!(peer = %report.peer, stream = report.stream, "completed"),
             _ if !self.shared.lines.allows() => {}
@@ -718,6 +706,7 @@ fn check(
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
     use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 
     use fastrand::Rng;
@@ -725,10 +714,10 @@ mod tests {
 
     use super::*;
     use crate::admission::{Admission, StreamState};
-    use crate::log::{Access, Full, Geometry, LogOptions, Reader, Start};
+    use crate::log::{Access, Full, Geometry, Log, LogOptions, Reader, Start};
     use crate::peer::{Host, Tenant};
     use crate::tcp::buffers::{RcvbufOn, Wanted};
-    use crate::wire::batch;
+    use crate::wire::batch::{self, Header};
     use crate::wire::handshake::{AckLevel, Path};
     use crate::wire::packet::{BatchInfo, Chunk};
     use crate::xdp::gate::tests::Odd;
@@ -1028,7 +1017,11 @@ mod tests {
             assert_eq!(bench.stream(), before, "after batch {seq}");
         }
         let state = &bench.worker.state;
-        let kept = (state.streams.len(), state.writers.len(), state.by_key.len());
+        let kept = (
+            state.streams.len(),
+            state.writers.iter().count(),
+            state.by_key.len(),
+        );
         assert_eq!(kept, (1, 1, 1), "strangers take no room");
         assert!(state.touched.len() <= 1);
         assert_eq!((state.xdp.placed, state.xdp.duplicates), (40, 40 * 500));
@@ -1063,6 +1056,46 @@ mod tests {
             let repeated = [&batch, &ping][now as usize % 2];
             assert_eq!(answers(&mut bench, repeated, now), [false, true]);
         }
+    }
+
+    #[test]
+    fn streams_whose_publishers_say_nothing_cost_no_system_call() {
+        let mut bench = Bench::new();
+        let key = |number: u64| StreamKey {
+            key: 2 * number + 1,
+            stream: 0,
+        };
+        let mut controls: Vec<_> = (0..64)
+            .map(|number| bench.open(key(number), PUBLISHER))
+            .collect();
+        for number in 0..64 {
+            bench.take(&whole(PUBLISHER, key(number), 0, 0));
+        }
+        let reads = |bench: &mut Bench, ticks| {
+            let before = bench.worker.state.xdp.control_reads;
+            for _ in 0..ticks {
+                let now = bench.worker.state.now();
+                bench.worker.tick(now).unwrap();
+            }
+            bench.worker.state.xdp.control_reads - before
+        };
+        reads(&mut bench, 10);
+        assert_eq!(reads(&mut bench, 1000), 0);
+        // The end that is said in two parts is heard all the same.
+        let end = Header::for_end(1);
+        let (first, second) = end.as_bytes().split_at(10);
+        controls[7].write_all(first).unwrap();
+        while reads(&mut bench, 1) == 0 {}
+        assert_eq!(bench.worker.state.by_key.len(), 64);
+        controls[7].write_all(second).unwrap();
+        while bench.worker.state.by_key.contains_key(&key(7)) {
+            reads(&mut bench, 1);
+        }
+        let mut answer = Vec::new();
+        controls[7].read_to_end(&mut answer).unwrap();
+        assert!(!answer.is_empty());
+        let counters = &bench.worker.state.shared.counters;
+        assert_eq!(counters.streams_completed.load(Ordering::Relaxed), 1);
     }
 
     #[test]
