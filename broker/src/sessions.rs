@@ -61,7 +61,8 @@ impl Session {
         }
     }
 
-    /// A stream of which its publisher claims so many batches, and so many were found.
+    /// Creates a stream that continues after the batches that its publisher claims and those that the topic
+    /// knows.
     fn new_stream(&self, claimed: u64, found: Option<u64>) -> Stream {
         if found.is_some() {
             self.state.set_has_commits();
@@ -73,7 +74,7 @@ impl Session {
         }
     }
 
-    /// What becomes of it when another session needs room.
+    /// Whether it may be dropped when another session needs room.
     fn usage(&self) -> Use {
         match (self.state.is_leased(), self.state.has_commits()) {
             (true, _) => Use::InUse,
@@ -189,7 +190,7 @@ impl Sessions {
         true
     }
 
-    /// Forgets a session; how far its streams have come is remembered with their topic.
+    /// Drops a session; the topic keeps the positions of its streams.
     fn forget(&mut self, key: u64) {
         let Some(session) = self.sessions.remove(&key) else {
             return;
@@ -199,7 +200,7 @@ impl Sessions {
         if !session.state.has_commits() {
             return;
         }
-        // A log that is opened again tells of them itself, as does one that takes the place of another.
+        // When a closed log is opened again, its index has the positions. A lost log has none to keep.
         let topic = self.topics.find(&session.topic);
         let Some(topic) = topic.filter(|topic| topic.log.lost().is_none()) else {
             return;
@@ -239,7 +240,7 @@ impl Sessions {
         let is_known = self.sessions.get(&key);
         let is_known = is_known.is_some_and(|s| s.opened_streams.contains_key(&number));
         if request.resume_from.is_none() && found.is_some() && !is_known {
-            // A stream's numbers never begin anew.
+            // A stream's batch numbers never restart.
             return opened_before(key, number);
         }
         let session = self
@@ -686,7 +687,7 @@ mod tests {
         assert_eq!(bench.kept(), 0);
         assert_eq!(bench.admit("a", &resume).unwrap().lease.committed(), 5);
         assert!(bench.sessions.evict(&tenant, Exceeded::Host { held: 1 }, 0));
-        // Nor does it begin anew behind another stream of its session.
+        // Nor can it be opened anew after another stream of its session was resumed.
         let other = Request {
             resume_from: Some(0),
             ..request(session, 1)

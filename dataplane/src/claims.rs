@@ -2,7 +2,7 @@
 //! outside the rings.
 //!
 //! A batch's header claims the batch's length: a few bytes of header can claim up to a gigabyte. So a
-//! claim takes room in the ring only within a share of its host, of its key, and of all publishers
+//! claim takes room in the ring only within a share of its host, of its key or IPv6 site, and of all publishers
 //! together. Beyond these shares the broker receives the batch outside the ring, into a [`Spill`],
 //! which takes memory piece by piece as bytes arrive, again within shares. A denied claim puts pressure
 //! on the holders of what it needs: the holder with most that does not arrive at a fair rate gives way.
@@ -24,19 +24,18 @@ use polling::Poller;
 
 use self::pool::PiecePool;
 pub(crate) use self::spill::Spill;
-use crate::auth::KeyId;
 use crate::log::Log;
-use crate::peer::{Host, Tenant};
+use crate::peer::{Group, Host, Tenant};
 use crate::poison::lock;
 
 /// Memory for batches outside the rings, and for what a stream uses beyond the free allowance of every
 /// stream: all publishers together, bytes.
 pub const MEMORY: u64 = 32 << 20;
-/// Fraction of [`MEMORY`] that a host, or a key, may use.
+/// Fraction of [`MEMORY`] that a host, a key, or an IPv6 site may use.
 const MEMORY_PART: u64 = 2;
 /// Fraction of a ring that unfinished batches may occupy: all publishers together.
 const RING_PART: u64 = 2;
-/// Fraction of that for a host, or a key. It has room for the largest batch: half a segment, and a ring
+/// Fraction of that for a host, a key, or an IPv6 site. It has room for the largest batch: half a segment, and a ring
 /// has at least two segments.
 const RING_SHARE: u64 = 2;
 /// The last quarter of what all may take is reserved for hosts that hold at most an eighth of it.
@@ -107,7 +106,7 @@ pub struct Claims(Arc<Ledger>);
 enum Owner {
     All,
     Host(Host),
-    Key(KeyId),
+    Group(Group),
 }
 
 /// What an account is for: memory (`None`), or a log's ring, by the log's address.
@@ -152,7 +151,8 @@ struct Shares {
     start: Instant,
     all: Arc<Account>,
     host: Arc<Account>,
-    key: Option<Arc<Account>>,
+    /// Of its key or IPv6 site; none where that is the host alone.
+    group: Option<Arc<Account>>,
 }
 
 /// Which of a stream's batches makes the claim.
@@ -275,7 +275,8 @@ impl Ledger {
             start: self.start,
             all: account(Owner::All, all),
             host: account(Owner::Host(tenant.host), each),
-            key: tenant.key.map(|key| account(Owner::Key(key), each)),
+            group: (tenant.key.is_some() || tenant.host.is_of_site())
+                .then(|| account(Owner::Group(tenant.group()), each)),
         }
     }
 
@@ -389,11 +390,11 @@ impl Shares {
         let start = self.start;
         let of_host = self.host.take(bytes, most(&self.host), start);
         let of_host = of_host.ok_or(&*self.host)?;
-        if let Some(key) = &self.key
-            && key.take(bytes, most(key), start).is_none()
+        if let Some(group) = &self.group
+            && group.take(bytes, most(group), start).is_none()
         {
             self.host.give(bytes);
-            return Err(key);
+            return Err(group);
         }
         let kept = match of_host <= self.all.limit / SMALL {
             true => 0,
@@ -402,8 +403,8 @@ impl Shares {
         let most = self.all.limit - kept;
         if self.all.take(bytes, most, start).is_none() {
             self.host.give(bytes);
-            if let Some(key) = &self.key {
-                key.give(bytes);
+            if let Some(group) = &self.group {
+                group.give(bytes);
             }
             return Err(&self.all);
         }
@@ -417,15 +418,15 @@ impl Shares {
     }
 
     fn each(&self) -> impl Iterator<Item = &Account> {
-        [Some(&self.all), Some(&self.host), self.key.as_ref()]
+        [Some(&self.all), Some(&self.host), self.group.as_ref()]
             .into_iter()
             .flatten()
             .map(|account| &**account)
     }
 
-    /// Whether other batches of the host, or the key, wait.
+    /// Whether other batches of the host, or of its key or site, wait.
     fn has_waiting(&self) -> bool {
-        let own = [Some(&self.host), self.key.as_ref()];
+        let own = [Some(&self.host), self.group.as_ref()];
         own.into_iter()
             .flatten()
             .any(|account| account.waiting.load(Ordering::Relaxed) > 0)
@@ -458,7 +459,7 @@ impl Claimant {
     /// Registers a waiting batch: new claims of its host yield to it.
     pub(crate) fn wait(&self) -> Waiting {
         let shares = Arc::clone(&self.ring);
-        for account in [Some(&shares.host), shares.key.as_ref()]
+        for account in [Some(&shares.host), shares.group.as_ref()]
             .into_iter()
             .flatten()
         {
@@ -541,7 +542,7 @@ impl Drop for MemoryCharge {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        for account in [Some(&self.0.host), self.0.key.as_ref()]
+        for account in [Some(&self.0.host), self.0.group.as_ref()]
             .into_iter()
             .flatten()
         {

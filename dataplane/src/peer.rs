@@ -19,9 +19,7 @@ impl Host {
             v4 @ IpAddr::V4(_) => v4,
         })
     }
-}
 
-impl Host {
     /// The site that it belongs to.
     #[must_use]
     pub fn site(&self) -> Site {
@@ -29,6 +27,12 @@ impl Host {
             IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 80 << 80).into(),
             v4 @ IpAddr::V4(_) => v4,
         })
+    }
+
+    /// Whether a site may have other hosts than this one.
+    #[must_use]
+    pub fn is_of_site(&self) -> bool {
+        self.0.is_ipv6()
     }
 }
 

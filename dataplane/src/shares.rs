@@ -17,7 +17,7 @@ use crate::peer::{Group, Tenant};
 pub const DEFAULT_PERCENT: u8 = 50;
 
 /// A request checks entries in use again only if the tenant has at most this many.
-const FEW: usize = 64;
+const MAX_RECHECKS: usize = 64;
 /// Groups that one request searches for an unused entry.
 const MAX_GROUPS: usize = 64;
 
@@ -107,7 +107,7 @@ impl<T> Held<T> {
                 found => self.sort_in(item, found),
             }
         }
-        if self.in_use.len() > FEW {
+        if self.in_use.len() > MAX_RECHECKS {
             return None;
         }
         for _ in 0..self.in_use.len() {
@@ -488,7 +488,7 @@ mod tests {
             assert_eq!(shares.evict(&asker, exceeded, look), None);
             looks.set(0);
             (0..1000).for_each(|_| assert_eq!(shares.evict(&asker, exceeded, look), None));
-            assert!(looks.get() <= 1000 * FEW, "{asker:?}: {looks:?}");
+            assert!(looks.get() <= 1000 * MAX_RECHECKS, "{asker:?}: {looks:?}");
         }
         // What is not used any more is found again.
         shares.refresh(|item| if *item == 7 { Use::Unused } else { Use::InUse });

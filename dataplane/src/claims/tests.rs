@@ -124,6 +124,34 @@ fn a_ring_is_shared_by_host_and_key_and_some_is_kept_for_those_with_little() {
 }
 
 #[test]
+fn the_networks_of_an_ipv6_site_have_one_share_together() {
+    let dir = TempDir::new().unwrap();
+    let log = log(&dir, "a.log");
+    let claims = Claims::default();
+    let network = |site: u16, subnet: u16| {
+        let address = std::net::Ipv6Addr::new(0x2001, 0xdb8, site, subnet, 0, 0, 0, 1);
+        let host = Host::of(SocketAddr::from((address, 1)));
+        claims.claimant(&log, &Tenant { host, key: None })
+    };
+    // Each holds little.
+    let many: Vec<_> = (0..32).map(|subnet| network(1, subnet)).collect();
+    let held: Vec<_> = many
+        .iter()
+        .filter_map(|one| one.claim(MIB, Turn::Next))
+        .collect();
+    assert_eq!(held.len(), 16);
+    let spills = many.iter().map(|one| {
+        let mut spill = one.spill();
+        let reserved = spill.reserve(0, MIB, Turn::Next);
+        (spill, reserved.is_ok())
+    });
+    let spills: Vec<_> = spills.collect();
+    assert_eq!(spills.iter().filter(|(_, got)| *got).count(), 16);
+    assert!(network(2, 0).claim(8 * MIB, Turn::Next).is_some());
+    fill(held);
+}
+
+#[test]
 fn logs_are_apart_and_memory_is_for_all() {
     let dir = TempDir::new().unwrap();
     let (a, b) = (log(&dir, "a.log"), log(&dir, "b.log"));
