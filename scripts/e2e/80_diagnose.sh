@@ -90,6 +90,9 @@ until_connected() {
   fail "fewer than $1 connections"
 }
 
+# is_window_limited: the receiver's window already holds up a sender (TCP_INFO).
+is_window_limited() { ss -Htin -N "$NET-pub" "dport = :$PORT" | grep -q rwnd_limited; }
+
 # long_line DELAY: puts the case on a link whose round trip takes so long; the lab's own publisher
 # hardly sends there.
 long_line() { lab_link --profile offload --delay "$1" --publisher-option=--rate=100KB; }
@@ -238,7 +241,7 @@ window_capped() {
   ip netns exec "$NET-pub" sysctl -qw net.ipv4.tcp_wmem="4096 16384 67108864"
   serve --rcvbuf 33554432
   send
-  sleep 2
+  within 30 is_window_limited
   names receive-window-limited --pid "$server"
   because "rmem_max caps"
 }

@@ -21,6 +21,16 @@ short() {
   grep -q '^- broker 1: ' "$(dirname "$report")/report.md" || fail "report.md does not tell of broker 1"
 }
 
+# has_lines LAB: a log of the lab's brokers has messages.
+has_lines() {
+  local log messages
+  for log in "$(buffers_of "$1")"/*/*.log; do
+    messages=$("$BIN/penstock-subscriber" --path "$log" --from end --stat --format json 2>/dev/null | jq .log.messages) || continue
+    [ "${messages:-0}" -eq 0 ] || return 0
+  done
+  return 1
+}
+
 # Ctrl-C and SIGTERM: processes, namespaces and buffers are gone, also of those that are stopped.
 interrupted() {
   local signal lab code
@@ -33,7 +43,7 @@ interrupted() {
       sleep 0.1
     done
     [ "$(namespaces "$lab")" -eq 4 ] || fail "$(namespaces "$lab") namespaces: $(cat "$T/stdout")"
-    sleep 3
+    within 60 has_lines "$lab"
     kill "-$signal" "$lab"
     wait "$lab" || code=$?
     expect "exit code after SIG$signal" "$code" 130
