@@ -5,6 +5,7 @@
 //! it reverts the changes and exits. It takes no input other than a file and the state of the file's
 //! lock.
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -20,6 +21,7 @@ use penstock_nic::{
     Change, DIRECTORY, Facts, Fitness, Kind, Link, Reverse, Step, Sysfs, Taken, Undo, Unfit,
     Wanted, Watch, fitness, quote,
 };
+use penstock_process::child;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use tracing::{info, warn};
 
@@ -27,6 +29,8 @@ use crate::following::served;
 use crate::privileges;
 use crate::xdp;
 
+/// How long the broker waits at its end for the helper process, which may hang in a driver.
+const REVERT_PATIENCE: Duration = Duration::from_secs(60);
 /// Applying settings may take the link down for a moment.
 const CARRIER_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -191,11 +195,15 @@ impl Drop for Keeper {
         // Releasing the lock starts the helper process's work.
         self.undo = None;
         let interface = &self.interface;
-        match self.process.wait() {
+        match child::wait(&mut self.process, Instant::now() + REVERT_PATIENCE) {
             Ok(status) if status.success() => {}
             Ok(status) => warn!(
                 "{interface}: the helper process that reverts the changes ended with {status}; run penstock-broker --restore-nic {}",
                 quote(interface)
+            ),
+            Err(error) if error.kind() == ErrorKind::TimedOut => warn!(
+                "{interface}: the helper process {} that reverts the changes still runs after {REVERT_PATIENCE:?} and goes on; dmesg may say what the driver waits for",
+                self.process.id()
             ),
             Err(error) => {
                 warn!(

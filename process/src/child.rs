@@ -79,7 +79,11 @@ fn read_in_background(
     Ok(())
 }
 
-fn wait(child: &mut Child, deadline: Instant) -> io::Result<ExitStatus> {
+/// Waits until `child` ends.
+///
+/// # Errors
+/// `TimedOut` if it still runs at the deadline.
+pub fn wait(child: &mut Child, deadline: Instant) -> io::Result<ExitStatus> {
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok(status);
@@ -120,6 +124,19 @@ mod tests {
             (&b"out\n"[..], &b"err\n"[..])
         );
         assert_eq!(output.status.code(), Some(3));
+    }
+
+    #[test]
+    fn waiting_ends_at_the_deadline() {
+        let mut child = Command::new("sh")
+            .args(["-c", "exec sleep 600"])
+            .spawn()
+            .unwrap();
+        let error = wait(&mut child, Instant::now() + Duration::from_millis(50)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        child.kill().unwrap();
+        let status = wait(&mut child, Instant::now() + Duration::from_secs(60)).unwrap();
+        assert!(!status.success());
     }
 
     #[test]
