@@ -755,6 +755,33 @@ fn streams_of_a_deleted_log_end_and_the_next_ones_get_a_new_log() {
 }
 
 #[test]
+fn a_truncated_log_is_renamed_and_its_topic_gets_a_new_one() {
+    let buffers = Buffers::new();
+    let broker = buffers.start(&["--topic", "t"]);
+    let lost = buffers.log("t").with_extension("log.lost");
+    for bytes in [4096, 0] {
+        let mut peer = broker.open("t");
+        peer.send(&[b"lost"]);
+        peer.acked();
+        // A stream in use could access a missing part before the broker notices.
+        peer.end();
+        let file = std::fs::File::options().write(true).open(buffers.log("t"));
+        file.unwrap().set_len(bytes).unwrap();
+        eventually("the truncated log is renamed", || {
+            lost.metadata().is_ok_and(|about| about.len() == bytes)
+        });
+        eventually("there is a new log", || buffers.log("t").exists());
+        let mut peer = broker.open("t");
+        peer.send(&[b"kept"]);
+        peer.acked();
+        assert_eq!(buffers.messages("t"), [b"kept"]);
+        peer.end();
+    }
+    assert!(broker.stop().success());
+    assert_eq!(buffers.report()["counters"]["logs_lost"], 2);
+}
+
+#[test]
 fn streams_of_a_deleted_log_go_on_in_a_new_one_if_asked_for() {
     let buffers = Buffers::new();
     let broker = buffers.start(&["--create-topics", "any", "--on-deleted-log", "recreate"]);

@@ -525,12 +525,20 @@ impl Log {
         registry.evict(reader.slot, epoch).map(|()| true)
     }
 
-    /// Marks the log as unusable, so that its streams end. Only the first call counts. If its file is
-    /// gone, another log may be created there at once.
+    /// Marks the log as unusable, so that its streams end. Only the first call counts. Another log may be
+    /// created in its place at once: a file that was truncated is renamed to `<topic>.log.lost`.
     pub fn set_lost(&self, lost: Lost) {
-        if matches!(self.check_file(), Ok(FileState::Gone)) {
-            drop(crate::poison::lock(&self.lock).take());
+        let mut lock = crate::poison::lock(&self.lock);
+        if let Some(lock) = &*lock
+            && matches!(self.check_file(), Ok(FileState::Resized { .. }))
+            && let Err(error) = lock.move_log_aside()
+        {
+            tracing::warn!(log = %self.path().display(), %error, "cannot rename a truncated log");
         }
+        if matches!(self.check_file(), Ok(FileState::Gone)) {
+            drop(lock.take());
+        }
+        drop(lock);
         // Keep the first reason.
         let _ = self.lost.set(lost);
     }

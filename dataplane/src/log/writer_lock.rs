@@ -74,6 +74,12 @@ impl WriterLock {
 }
 
 impl WriterLock {
+    /// Gives the log a name that no topic has; an earlier log of that name goes.
+    pub(super) fn move_log_aside(&self) -> io::Result<()> {
+        let log = self.log.file_name().unwrap_or_default();
+        self.dir.rename(log, &beside(&self.log, "log.lost"))
+    }
+
     /// Removes the log and the files beside it; processes that have them open keep them.
     pub(super) fn remove_files(&self) -> io::Result<()> {
         let log = self.log.file_name().unwrap_or_default();
