@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Compares what Cargo.lock names with deny.toml: licences, sources, and versions that are there twice.
+"""Compares Cargo.lock with deny.toml: licences, sources, and duplicate versions.
 
 Usage: scripts/check_dependencies.py [CARGO_METADATA.json]
 
 Needs cargo and Python 3.11; asks nobody on the network for anything that cargo does not have already.
-Exit code: 0 when all is as deny.toml says, 1 when not, 2 for wrong usage.
+Exit code: 0 if everything complies with deny.toml, 1 if not, 2 for wrong usage.
 """
 
 import collections
@@ -26,7 +26,7 @@ def metadata(arguments):
 
 
 def is_allowed(expression, allowed):
-    """Whether an SPDX expression leaves a choice that is allowed; older crates write / for OR.
+    """Whether an SPDX expression allows at least one permitted choice; older crates write / for OR.
 
     >>> def may(expression): return is_allowed(expression, {"MIT", "Apache-2.0"})
     >>> [may(e) for e in ("MIT", "MIT OR GPL-3.0", "MIT/GPL-3.0", "Apache-2.0 WITH LLVM-exception")]
@@ -44,18 +44,18 @@ def is_allowed(expression, allowed):
         elif word == "/":
             python.append("or")
         elif word == "WITH":
-            # An exception only adds to what the licence allows.
+            # An exception only adds rights to its licence.
             python.append("and")
         else:
             before = python[-1] if python else ""
             exception = before == "and" and words[len(python) - 1] == "WITH"
             python.append(str(exception or word in allowed))
-    # Nothing but parentheses, and, or, True and False is left.
+    # Only parentheses, and, or, True and False are left.
     return eval(" ".join(python), {"__builtins__": {}})
 
 
 def is_skipped(name, version, skip):
-    """Whether an entry such as syn@2 covers the version.
+    """Whether an entry such as syn@2 matches the version.
 
     >>> [is_skipped("syn", version, ["syn@2"]) for version in ("2.0.1", "3.0.0", "20.1.0")]
     [True, False, False]

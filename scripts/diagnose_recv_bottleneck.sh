@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What limits receiving at a running broker; takes the variables of the original script.
+# Finds what limits receiving at a running broker; takes the variables of the original script.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"

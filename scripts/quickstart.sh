@@ -55,7 +55,7 @@ done
 say "== one broker against iperf3"
 lab baseline --runs 3 --size 512MiB
 baseline=$folder
-say "== xdp beside tcp, one broker"
+say "== xdp and tcp compared, one broker"
 lab compare --quick
 compare=$folder
 
@@ -78,7 +78,7 @@ printf '\nOne broker against iperf3 on the same link (medians):\n\n'
   jq -r '.rows[] | [.profile, "\(.connections)", "\(.penstock.median | round)",
     "\(.iperf3.median | round)", "\(.ratio * 1000 | round / 1000)"] | @tsv' "$baseline/report.json"
 } | column -t -s $'\t'
-printf '\nxdp beside tcp, one broker (medians):\n\n'
+printf '\nxdp and tcp compared, one broker (medians):\n\n'
 {
   printf 'profile\tMTU\tmetric\tbatches/s\txdp\tmode\ttcp\txdp / tcp\n'
   jq -r 'def figure: if . >= 100 then round else . * 1000 | round / 1000 end;
@@ -88,7 +88,7 @@ printf '\nxdp beside tcp, one broker (medians):\n\n'
 } | column -t -s $'\t'
 warnings=$(jq -rs '[.[].warnings[]?] | unique[]' "$baseline/report.json" "$compare/report.json")
 if [ -n "$warnings" ]; then
-  printf '\nWhat these figures are worth:\n\n'
+  printf '\nReliability of these figures:\n\n'
   printf -- '- %s\n' "${warnings//$'\n'/$'\n- '}" | fold -s -w 80
 fi
 printf '\nReports:\n'

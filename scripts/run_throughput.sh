@@ -28,7 +28,7 @@ Variables, with their defaults:
 The original's variables that are not supported are refused, not passed over.
 
 Needs root (uses sudo if there is one). The last line printed is the result folder (of each run).
-Exit codes: 0 all acked and in the logs, 1 not so, 2 wrong usage.
+Exit codes: 0 everything acknowledged and in the logs, 1 otherwise, 2 wrong usage.
 
 Examples:
   scripts/run_throughput.sh
@@ -50,7 +50,7 @@ done
 : "${MESSAGE_SIZE:=1024}" "${NUM_BROKERS:=4}" "${MODE:=tcp}" "${PROFILE:=wire}" "${MTU:=1500}"
 : "${NUM_TRIALS:=1}" "${THREADS_PER_BROKER:=1}" "${REPLICATION_FACTOR:=1}" "${SEQUENCER:=NONE}"
 
-# supported NAME VALUE CHOICE...: refuses a value that does not exist.
+# supported NAME VALUE CHOICE...: refuses an unsupported value.
 supported() {
   local name=$1 value=$2 choice
   shift 2
@@ -91,7 +91,7 @@ for ((trial = 1; trial <= NUM_TRIALS; trial++)); do
     --total-size "$TOTAL_MESSAGE_SIZE" --message-size "$MESSAGE_SIZE" \
     --threads-per-broker "$THREADS_PER_BROKER" \
     --ack "$ACK" --order "$ORDER" --results "$ROOT/results" "$@" || code=$?
-  # Wrong usage and an interrupt end all of them; a run that failed does not keep the next from running.
+  # Wrong usage and an interrupt end all trials; after a failed run the next one still starts.
   [ "$code" -le 1 ] || exit "$code"
 done
 exit "$code"

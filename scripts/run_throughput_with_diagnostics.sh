@@ -18,7 +18,7 @@ MESSAGE_SIZE, NUM_BROKERS, MODE, PROFILE, MTU, NUM_TRIALS, THREADS_PER_BROKER), 
 seconds is too short to be diagnosed.
 
 Needs root (uses sudo if there is one). The last line printed is the result folder.
-Exit codes: 0 all acked and in the logs, 1 not so, 2 wrong usage.
+Exit codes: 0 everything acknowledged and in the logs, 1 otherwise, 2 wrong usage.
 
 Examples:
   scripts/run_throughput_with_diagnostics.sh

@@ -125,7 +125,7 @@ fuzz_dependencies() {
 
 install_deps
 install_packages libcap2-bin python3 shellcheck strace systemd
-# A foreign server to diagnose.
+# A server of another project to diagnose.
 [ "$quick" -ne 0 ] || install_packages nats-server
 
 step "rustfmt" cargo fmt --all -- --check

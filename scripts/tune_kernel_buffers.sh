@@ -6,7 +6,7 @@ set -euo pipefail
 
 STATE=/run/penstock-sysctl.saved
 PERSISTENT=/etc/sysctl.d/60-penstock.conf
-# Limits of SO_RCVBUF and SO_SNDBUF, and how far the kernel's autotuning goes where they are not set.
+# Limits of SO_RCVBUF and SO_SNDBUF, and of the kernel's autotuning where these are not set.
 SETTINGS=(net.core.rmem_max net.core.wmem_max net.ipv4.tcp_rmem net.ipv4.tcp_wmem)
 
 help() {
@@ -37,7 +37,7 @@ Examples:
 TEXT
 }
 
-# The three values of tcp_rmem and tcp_wmem are separated by tabs.
+# Tabs separate the three values of tcp_rmem and tcp_wmem.
 value_of() { tr '\t' ' ' <"/proc/sys/${1//.//}"; }
 
 show() {
@@ -59,7 +59,7 @@ before() {
   if [ -n "$kept" ]; then echo "$kept"; else value_of "$1"; fi
 }
 
-# wanted SETTING BYTES: its value with the limit raised to so much, or as it was if that is more.
+# wanted SETTING BYTES: its value with the limit raised to this much, or unchanged if it is higher.
 wanted() {
   local least initial most
   read -r least initial most <<<"$(before "$1")"
@@ -81,7 +81,7 @@ plan() {
     fi
   done
   if [ "$changes" -gt 0 ]; then
-    echo "nothing was changed; to do so: sudo $0 set --size $2"
+    echo "nothing was changed; to apply this: sudo $0 set --size $2"
   else
     echo "nothing to do"
   fi
@@ -113,11 +113,11 @@ set_to() {
   [ "$persist" -eq 0 ] || keep
 }
 
-# What is in force now also after a boot.
+# Keeps the present values for the next boot.
 keep() {
   local setting
   {
-    echo "# Made by penstock's tune_kernel_buffers.sh; 'restore' removes it."
+    echo "# Created by Penstock's tune_kernel_buffers.sh; 'restore' removes it."
     sed 's/^/# before: /' "$STATE"
     for setting in "${SETTINGS[@]}"; do
       echo "$setting = $(value_of "$setting")"
@@ -165,7 +165,7 @@ case $command in
           shift 2
           ;;
         --persist)
-          [ "$command" = set ] || usage_error "--persist is for set"
+          [ "$command" = set ] || usage_error "--persist works only with set"
           persist=1
           shift
           ;;

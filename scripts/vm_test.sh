@@ -29,7 +29,7 @@ Usage: scripts/vm_test.sh [options]
 Packages are downloaded to target/vm (about 150 MB) and unpacked there; nothing is installed. The
 processor is emulated, so no figure of it means anything. Needs root, for two taps in a namespace of its
 own; nothing else of the host's network is touched. One minute a driver, or a few on a busy machine.
-Prints a line for each case. Exit code: 0 when nothing failed; a driver that could not be tried is a failure.
+Prints a line for each case. Exit code: 0 if nothing failed; a driver that could not be tested counts as a failure.
 
 Examples:
   sudo scripts/vm_test.sh
@@ -104,7 +104,7 @@ apt() {
     -o Dir::Cache::archives="$SUITE/archives" -o APT::Sandbox::User=root -o APT::Get::List-Cleanup=0 "${@:2}"
 }
 
-# debian_mirror: where apt gets Debian itself from on this machine; its first such place.
+# debian_mirror: the first Debian mirror in this machine's apt configuration.
 debian_mirror() {
   # shellcheck disable=SC2016 # for apt-get
   apt-get indextargets --format '$(ORIGIN)|$(LABEL)|$(REPO_URI)' 'Created-By: Packages' 2>/dev/null \
@@ -115,14 +115,14 @@ debian_mirror() {
 download() {
   local base=${suite%-backports} package parts
   [ -n "$mirror" ] || mirror=$(debian_mirror)
-  [ -n "$mirror" ] || die "apt knows no place with Debian's packages here; name one: --mirror URL"
+  [ -n "$mirror" ] || die "apt has no Debian mirror configured on this machine; give one: --mirror URL"
   mkdir -p "$SUITE"/{lists,archives}/partial "$SUITE/root"
   for package in "$base" $([ "$base" = "$suite" ] || echo "$suite"); do
     echo "deb [arch=amd64 signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $package main"
   done >"$SUITE/sources.list"
   : >"$SUITE/status"
   say "packages of $suite"
-  apt apt-get update >&2 || die "the index of $suite cannot be had from $mirror"
+  apt apt-get update >&2 || die "cannot fetch the index of $suite from $mirror"
   if [ -z "$kernel" ]; then
     kernel=$(apt apt-cache show -t "$suite" linux-image-amd64 | sed -n 's/^Depends: .*\(linux-image-[0-9][^ ,]*\).*/\1/p; s/^Depends: \(linux-image-[0-9][^ ,]*\).*/\1/p' | sort -V | tail -n 1)
     [ -n "$kernel" ] || die "$suite has no linux-image-amd64"
@@ -167,8 +167,8 @@ download_systemd() {
   touch "$os/.whole"
 }
 
-# The qemu of the suite, with its own loader, libraries and modules. It would also look for modules where the
-# host's qemu has those of another version, which end it: that place is empty for this process.
+# The qemu of the suite, with its own loader, libraries and modules. It would also find the modules of
+# the host's qemu, whose other version makes it exit: that directory is empty for this process.
 LIBRARIES=$SUITE/root/usr/lib/x86_64-linux-gnu
 # shellcheck disable=SC2016 # for the inner shell
 QEMU=(env QEMU_MODULE_DIR="$LIBRARIES/qemu" unshare --mount
@@ -176,10 +176,10 @@ QEMU=(env QEMU_MODULE_DIR="$LIBRARIES/qemu" unshare --mount
   "$SUITE/root/usr/lib64/ld-linux-x86-64.so.2" --library-path "$LIBRARIES"
   "$SUITE/root/usr/bin/qemu-system-x86_64")
 
-# has_device NAME: whether the suite's qemu knows it; what it says otherwise is in $RUN/qemu.
+# has_device NAME: whether the suite's qemu supports it; other output is in $RUN/qemu.
 has_device() {
   "${QEMU[@]}" -machine none -device "$1,help" >"$RUN/qemu" 2>&1 || return 1
-  # It ends well also without the device.
+  # It exits with 0 even without the device.
   grep -q "^$1 options:" "$RUN/qemu"
 }
 

@@ -86,6 +86,6 @@ mod tests {
         let said = format!("{:#}", make(&path).unwrap_err());
         assert!(said.contains("exists"), "{said}");
         let said = format!("{:#}", make(&dir.path().join("a b")).unwrap_err());
-        assert!(said.contains("is no name of a key"), "{said}");
+        assert!(said.contains("is not a valid key name"), "{said}");
     }
 }

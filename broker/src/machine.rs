@@ -11,10 +11,9 @@ pub fn parse_cpus(list: &str) -> Result<Vec<usize>> {
     for part in list.split(',') {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         let number = |text: &str| {
-            let cpu: usize = text
-                .trim()
-                .parse()
-                .with_context(|| format!("--cpus: {part:?} is no core or range of cores"))?;
+            let cpu: usize = text.trim().parse().with_context(|| {
+                format!("--cpus: {part:?} is neither a core nor a range of cores")
+            })?;
             if cpu >= libc::CPU_SETSIZE as usize {
                 bail!("--cpus: core {cpu} is beyond {}", libc::CPU_SETSIZE - 1);
             }

@@ -497,8 +497,8 @@ pub fn make_directory(directory: &Path, owner: Option<&User>, access: Access) ->
         group: group.or(owner.map(|user| user.gid.as_raw())),
     };
     let name = directory.display();
-    // Every user knows this name and can take it. Only root can move what is there out of the way, and
-    // only for this name: somebody who names another directory may mean the one that exists.
+    // Every user knows this name and can take it. Only root can rename what is there, and only for this
+    // default name: a user who gives another directory may mean the existing one.
     if directory == Path::new(DEFAULT_DIRECTORY)
         && let Some(other) =
             displace(directory, &new).with_context(|| format!("cannot create {name}"))?

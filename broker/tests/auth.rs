@@ -231,7 +231,7 @@ fn only_holders_of_a_key_get_in_and_only_where_they_may() {
     );
     let (code, stranger) = broker.knock(&Key::new(&[9; 32])).unwrap_err();
     assert_eq!(code, Refusal::Authentication as u16);
-    assert!(stranger.contains("does not take the key"), "{stranger}");
+    assert!(stranger.contains("does not accept the key"), "{stranger}");
 
     let mut socket = broker.connect();
     let hello = Hello::new(&request(), 5);

@@ -491,7 +491,7 @@ fn a_host_that_opens_whatever_it_can_keeps_nobody_out() {
     let (mut honest, _) = Broker::greet(honest, "honest", &request()).expect("another host");
     honest.send(&[b"after"]);
     honest.end();
-    // The same host gets in as well, for what is not used goes; its stream that is used stays.
+    // The same host gets in as well: an unused stream gives way, and its stream in use stays.
     eventually("one ends for the next", || {
         broker.ask("early", &request()).is_ok()
     });
@@ -633,7 +633,7 @@ fn a_registered_reader_holds_the_publisher_back_with_signs_of_life() {
     );
 }
 
-/// A stream whose publisher sends twice what the ring holds, by itself.
+/// A stream whose publisher sends twice the ring's size, in a thread of its own.
 fn fill(broker: &Broker) -> (Peer, thread::JoinHandle<()>) {
     let peer = broker.open("t");
     let mut sender = Peer {
@@ -742,7 +742,7 @@ fn streams_of_a_deleted_log_end_and_the_next_ones_get_a_new_log() {
         let (code, text) = peer.fault();
         assert_eq!(code, Fault::LogLost as u16, "{text}");
         assert!(text.contains("was deleted, moved or replaced"), "{text}");
-        // The broker's own topic is there again without anybody asking.
+        // The broker recreates its own topic without a request.
         eventually("there is a new log", || buffers.log("t").exists());
         peer = broker.open("t");
         peer.send(&[b"kept"]);

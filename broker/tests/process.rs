@@ -1,5 +1,5 @@
-//! The program as a process: whatever becomes of stdout and stderr, of its threads, and of whoever
-//! waits for it.
+//! The program as a process: closed or blocked stdout and stderr, threads that end or hang, and
+//! readiness.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, PipeReader, Read, Write};
@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 use penstock_publisher::{Config, Publisher};
 use tempfile::TempDir;
 
-/// Longer than anything here takes; a test that waits for it has failed anyhow.
+/// Longer than any step here takes; a test that waits this long fails.
 const LIMIT: Duration = Duration::from_secs(60);
 
 struct Place(TempDir);
@@ -105,13 +105,13 @@ impl Broker {
 
 impl Drop for Broker {
     fn drop(&mut self) {
-        // Fails only when it has ended already.
+        // Fails only if it has already ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// The next line with `text` in it.
+/// The next line that contains `text`.
 fn line_with(lines: &mut impl BufRead, text: &str) -> String {
     let mut line = String::new();
     while !line.contains(text) {
@@ -121,7 +121,7 @@ fn line_with(lines: &mut impl BufRead, text: &str) -> String {
     line
 }
 
-/// A pipe that is full, and that nobody reads.
+/// A full pipe without a reader.
 fn full_pipe(nonblocking: bool) -> (PipeReader, Stdio) {
     let (reader, mut writer) = io::pipe().unwrap();
     fcntl(&writer, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
@@ -133,7 +133,7 @@ fn full_pipe(nonblocking: bool) -> (PipeReader, Stdio) {
     (reader, OwnedFd::from(writer).into())
 }
 
-/// Serves as ever with such a stderr, and ends well.
+/// Serves normally with such a stderr, and ends in order.
 fn serves_with(stderr: Stdio) {
     let place = Place::new();
     let mut broker = Broker::start(place.command().stderr(stderr).env("RUST_LOG", "debug"));
@@ -261,7 +261,7 @@ fn a_thread_that_ends_ends_the_broker_with_a_report() {
             "thread signals failed: as the test wants it",
         ),
     ] {
-        // Nor does it need a stderr for that.
+        // This does not need a stderr either.
         for stderr in [Stdio::piped(), full_pipe(false).1] {
             let place = Place::new();
             let mut command = place.command();
@@ -281,14 +281,14 @@ fn a_thread_that_ends_ends_the_broker_with_a_report() {
     }
 }
 
-/// What the service manager hears next.
+/// The next message to the service manager.
 fn heard(manager: &UnixDatagram) -> String {
     let mut bytes = [0; 4096];
     let len = manager.recv(&mut bytes).unwrap();
     String::from_utf8(bytes[..len].to_vec()).unwrap()
 }
 
-/// What it hears next that is no sign of life.
+/// The next message to it other than a watchdog signal.
 fn state(manager: &UnixDatagram) -> String {
     loop {
         match heard(manager) {
@@ -415,7 +415,7 @@ fn scripts_are_told_that_it_is_ready() {
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut broker = Broker::start(&mut command);
     let mut lines = BufReader::new(broker.child.stderr.take().unwrap());
-    // It is written behind the line on stdout, and before signals are looked at.
+    // Written after the line on stdout, and before the broker handles signals.
     broker.signal(Signal::SIGHUP);
     line_with(&mut lines, "nothing to reload");
     assert_eq!(fs::read_to_string(&ready).unwrap(), "READY=1\n");

@@ -150,7 +150,7 @@ pub struct Lease {
 }
 
 impl StreamState {
-    /// A stream of which so many batches are committed, of a session of its own.
+    /// A stream with this many committed batches, in a session of its own.
     #[must_use]
     pub fn new(committed: u64) -> Self {
         Self::in_session(committed, Arc::default())
@@ -179,7 +179,8 @@ impl StreamState {
         self.leased.load(Ordering::Acquire)
     }
 
-    /// Takes the stream for a connection; none while another has it, which is told to end.
+    /// Takes the stream for a connection; `None` while another connection has it, which is then told to
+    /// end.
     #[must_use]
     pub fn lease(self: &Arc<Self>) -> Option<Lease> {
         if self.leased.swap(true, Ordering::AcqRel) {
@@ -221,13 +222,13 @@ impl Lease {
         self
     }
 
-    /// Whether the stream is to end because it is not used and another is to be opened.
+    /// Whether the stream must end because it is unused and another one needs its place.
     #[must_use]
     pub fn is_revoked(&self) -> bool {
         self.permit.as_ref().is_some_and(StreamPermit::is_revoked)
     }
 
-    /// Whether another connection asks for the stream: this one is to end.
+    /// Whether another connection has requested the stream, so that this one must end.
     #[must_use]
     pub fn is_wanted(&self) -> bool {
         self.stream.wanted.load(Ordering::Acquire)

@@ -300,7 +300,7 @@ mod tests {
         assert!(few.iter().all(|permit| !permit.is_revoked()));
         let revoked: Vec<_> = most.iter().map(StreamPermit::is_revoked).collect();
         assert_eq!(revoked, [false, true, false, false, false, false]);
-        // Its stream has not ended yet; nobody has more for all that.
+        // Its stream has not ended yet, and the total stays the same.
         assert_eq!(bench.permits.lock().shares.total(), 8);
         drop(most);
         drop(newcomer);

@@ -412,7 +412,7 @@ mod tests {
         // What one gives back, others may have.
         shares.release(&host(1), 2048);
         assert!(shares.check(&host(2)).is_ok());
-        // Whoever knows its publishers may let one host have everything.
+        // With trusted publishers, one host may have everything.
         let mut shares = Shares::new(4096, 100);
         assert_eq!(take_all(&mut shares, &host(1)), 4096);
         assert_eq!(shares.check(&host(2)), Err(Exceeded::Total));
@@ -533,18 +533,18 @@ mod tests {
         };
         let evicted = shares.evict(&newcomer, exceeded, look);
         assert_eq!(evicted, Some((host(1), 3)));
-        // Nothing unused of the one with most: then of the next.
+        // If the tenant with most has nothing unused, the next one gives way.
         let look = |item: &i32| if *item < 10 { Use::InUse } else { Use::Unused };
         let evicted = shares.evict(&newcomer, exceeded, look);
         assert_eq!(evicted, Some((host(2), 10)));
         assert_eq!(shares.evict(&newcomer, exceeded, |_| Use::InUse), None);
-        // Nobody is robbed by one who has more.
+        // A tenant takes nothing from one that holds less.
         assert_eq!(
             shares.evict(&host(1), Exceeded::Total, look),
             None,
             "host 2 has less"
         );
-        // Whoever has its share gives up something of its own.
+        // A tenant at its share gives up something of its own.
         let own = shares.evict(&host(2), Exceeded::Host { held: 3 }, look);
         assert_eq!(own, Some((host(2), 11)));
     }

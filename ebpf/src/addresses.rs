@@ -7,19 +7,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use memmap2::{MmapOptions, MmapRaw};
 
-/// Most addresses of a broker.
+/// Maximum number of addresses of a broker.
 pub const MAX_ADDRESSES: usize = 64;
-/// What the program's `struct addresses` has: a count, and two halves of each address.
+/// Layout of the program's `struct addresses`: a count, and two halves of each address.
 const WORDS: usize = 1 + 2 * MAX_ADDRESSES;
 
-/// A broker's addresses, shared with the program. Changing them takes no privilege.
+/// A broker's addresses, shared with the program. Changing them needs no privilege.
 #[derive(Debug)]
 pub struct Addresses {
     memory: MmapRaw,
 }
 
 impl Addresses {
-    /// Those in the program's map.
+    /// The addresses in the program's map.
     pub(crate) fn of(map: BorrowedFd<'_>) -> io::Result<Self> {
         let memory = MmapOptions::new()
             .len(WORDS * size_of::<u64>())
@@ -27,8 +27,9 @@ impl Addresses {
         Ok(Self { memory })
     }
 
-    /// Lets the program take packets to these addresses, and to no others. One that stays is never
-    /// missing meanwhile: it keeps its place. Returns whether there was room for all.
+    /// Lets the program accept packets to these addresses, and to no others. An address that stays
+    /// keeps its slot, so it is never missing during the change. Returns whether there was room for
+    /// all.
     #[must_use]
     pub fn set(&self, addresses: &[IpAddr]) -> bool {
         let wanted: Vec<_> = addresses.iter().copied().map(key_of).collect();
@@ -64,8 +65,8 @@ impl Addresses {
         (half(0), half(1))
     }
 
-    /// The program may look in between the two halves. What it takes an address for then, half old
-    /// and half new, is nobody's, and a packet to it still needs the key of a stream.
+    /// The program may read between the two writes. An address that is half old and half new belongs to
+    /// no host, and a packet to it still needs a stream key.
     fn put(&self, place: usize, (high, low): (u64, u64)) {
         self.word(1 + 2 * place).store(high, Ordering::Release);
         self.word(2 + 2 * place).store(low, Ordering::Release);
@@ -73,13 +74,14 @@ impl Addresses {
 
     fn word(&self, number: usize) -> &AtomicU64 {
         assert!(number < WORDS);
-        // SAFETY: the memory is of that many aligned numbers, lives as long as `self`, and is written
-        // here only, atomically; the program reads each whole.
+        // SAFETY: the memory consists of that many aligned numbers, lives as long as `self`, and is
+        // only written here, atomically; the program reads each number whole.
         unsafe { AtomicU64::from_ptr(self.memory.as_mut_ptr().cast::<u64>().add(number)) }
     }
 }
 
-/// The halves of an address as they lie in a packet; IPv4 addresses are kept as IPv6 ones.
+/// The halves of an address as they lie in a packet; IPv4 addresses are stored as IPv4-mapped IPv6
+/// ones.
 fn key_of(address: IpAddr) -> (u64, u64) {
     let octets = match address {
         IpAddr::V4(v4) => v4.to_ipv6_mapped(),

@@ -18,11 +18,11 @@ pub enum Error {
         source: io::Error,
     },
     /// The interface has more addresses than the program compares with.
-    #[error("cannot serve {count} addresses (at most {most}); name one with --listen")]
+    #[error("cannot serve {count} addresses (at most {most}); choose one with --listen")]
     Addresses {
         /// Addresses asked for.
         count: usize,
-        /// Addresses that the program compares with.
+        /// The addresses that the program accepts packets to.
         most: usize,
     },
     /// Another broker steers packets of this interface.
@@ -37,7 +37,7 @@ pub enum Error {
     },
     /// Another XDP program is there.
     #[error(
-        "{interface} has another XDP program (number {id}, {}; bpftool net shows it); remove it (ip link set dev {} {} off), or replace it with --force",
+        "{interface} has another XDP program (id {id}, {}; bpftool net shows it); remove it (ip link set dev {} {} off), or replace it with --force",
         shown(name),
         quote(interface),
         mode.keyword()

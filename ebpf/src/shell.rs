@@ -1,12 +1,12 @@
-//! Words in commands that people are told to type.
+//! Shell quoting for commands that messages tell the user to run.
 
 use std::borrow::Cow;
 use std::fmt::Write;
 
-/// A word as a shell takes it: quoted if need be. Nearly every byte may be in an interface's name.
+/// A word quoted for a shell if necessary. Interface names may contain nearly any byte.
 ///
-/// Whatever would move a terminal's cursor is spelt out for printf(1), so that showing a command does
-/// nothing either.
+/// Control characters are written as printf(1) escapes, so that displaying a command has no effect on
+/// the terminal.
 #[must_use]
 pub fn quote(word: &str) -> Cow<'_, str> {
     if word.chars().any(char::is_control) {
@@ -47,7 +47,7 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
-        /// Of what the kernel lets a name be: no slash, colon or space (`dev_valid_name`).
+        /// Any name that the kernel allows: no slash, colon or space (`dev_valid_name`).
         #[test]
         fn a_shell_reads_the_same_word(
             words in proptest::collection::vec("[^\0\n/: ]{1,15}|['\"$`\\\\;&|<>(){}*?~#!%-]{1,9}|[\x01-\x09\x0b-\x7f]{1,9}", 1..20)

@@ -29,7 +29,7 @@ pub struct Config {
     pub port: u16,
     /// First four bytes of a payload packet.
     pub magic: [u8; 4],
-    /// Receive queues, up to the last one that gets sockets.
+    /// Number of receive queues, up to the last one that gets sockets.
     pub queues: u32,
     /// Workers that share each receive queue.
     pub sockets_per_queue: u32,
@@ -139,10 +139,10 @@ impl Steering {
         })
     }
 
-    /// The addresses that it takes packets to: those that it was loaded with.
+    /// The addresses that it accepts packets to; at first those that it was loaded with.
     ///
     /// # Errors
-    /// [`Error::Map`] when the kernel does not share the memory.
+    /// [`Error::Map`] if the kernel does not share the memory.
     pub fn addresses(&self) -> Result<Addresses, Error> {
         Addresses::of(self.addresses.as_fd()).map_err(|source| Error::Map {
             what: "cannot share the list of addresses with the XDP program",

@@ -397,7 +397,7 @@ fn addresses_come_and_go_without_any_capability() {
     let to = |address| Packet::payload_to(address).bytes();
     thread::spawn(move || {
         give_up_capabilities();
-        // More come after the first, in the middle, and as many as there is room for.
+        // Adding addresses after the first, in the middle, and up to the maximum.
         assert!(addresses.set(&[V4.into(), number(1), V6.into(), number(2)]));
         assert_judged!(&steering, to(number(1)), REDIRECT, steered);
         assert_judged!(&steering, to(number(2)), REDIRECT, steered);
@@ -418,11 +418,11 @@ fn addresses_come_and_go_without_any_capability() {
                 .all(|address| verdict(&steering, &to(*address)) == REDIRECT)
         );
         assert_judged!(&steering, to(number(64)), PASS, other_address);
-        // One more has no room; the others keep theirs.
+        // One more has no room; the others keep their slots.
         let too_many: Vec<_> = (0..65).map(number).collect();
         assert!(!addresses.set(&too_many));
         assert_judged!(&steering, to(number(63)), REDIRECT, steered);
-        // A mapped address is the IPv4 one, and a free place is nobody's.
+        // A mapped address counts as IPv4, and a free slot matches no packet.
         let mapped = Ipv4Addr::new(10, 0, 0, 2).to_ipv6_mapped();
         assert!(addresses.set(&[number(9), mapped.into()]));
         assert_judged!(&steering, to(V4.into()), REDIRECT, steered);

@@ -1,4 +1,4 @@
-//! A directory that nobody else can write to.
+//! A directory that no other user can write to.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, Permissions};
@@ -17,19 +17,19 @@ use crate::trust::{Trusted, is_trusted};
 use crate::walk::{self, Care};
 use crate::{refuse, user_name};
 
-/// How a directory is made, if it is missing.
+/// How to create a directory if it is missing.
 #[derive(Debug, Clone, Copy)]
 pub struct NewDir {
     /// Its mode, whatever the umask is.
     pub mode: u32,
-    /// Its owner, if it is to be another one than who makes it.
+    /// Its owner, if not the creator.
     pub owner: Option<u32>,
-    /// Its group, likewise.
+    /// Its group, if not the creator's.
     pub group: Option<u32>,
 }
 
 impl NewDir {
-    /// A directory on the way to the one that is wanted.
+    /// How to create the parents of the requested directory.
     pub(crate) fn parent() -> Self {
         Self {
             mode: 0o755,
@@ -39,8 +39,9 @@ impl NewDir {
     }
 }
 
-/// An open directory. Unless it was opened as a shared one, it belongs to this user or root, and nobody
-/// else can replace anything in it: neither by writing to it, nor by writing to one of its parents.
+/// An open directory. Unless it was opened as a shared one, it belongs to this user or root, and no
+/// other user can replace anything in it, neither by writing to it nor by writing to one of its
+/// parents.
 #[derive(Debug)]
 pub struct Dir(OwnedFd);
 
@@ -48,30 +49,30 @@ impl Dir {
     /// Opens the directory at `path`.
     ///
     /// # Errors
-    /// If it is missing or somebody else could replace what is in it.
+    /// If it is missing, or another user could replace what is in it.
     pub fn open(path: &Path) -> io::Result<Self> {
         walk::directory(path, Care::Verified, None).map(Self)
     }
 
-    /// Opens the directory at `path`, which others may write to: links that they made are not followed,
-    /// and files are looked at one by one, but they may be removed.
+    /// Opens the directory at `path`, which others may write to. Links made by others are not followed,
+    /// and each file is checked, but others may remove files.
     ///
     /// # Errors
-    /// If it is missing, or others' links lead to it.
+    /// If it is missing, or the path contains links made by others.
     pub fn open_shared(path: &Path) -> io::Result<Self> {
         walk::directory(path, Care::Links, None).map(Self)
     }
 
-    /// Opens the directory at `path`, or makes it, and its parents with mode 755.
+    /// Opens the directory at `path`, or creates it, and its parents with mode 755.
     ///
     /// # Errors
-    /// As [`Self::open`], or if it cannot be made.
+    /// As [`Self::open`], or if it cannot be created.
     pub fn make(path: &Path, new: &NewDir) -> io::Result<Self> {
         walk::directory(path, Care::Verified, Some(new)).map(Self)
     }
 
-    /// As [`Self::make`], where `trusted` may own and change directories on the way and this one as well.
-    /// Also returns the path without links, which nobody but them can redirect.
+    /// As [`Self::make`], but users in `trusted` may own and change directories on the path and this one.
+    /// Also returns the path without links, which only they can redirect.
     ///
     /// # Errors
     /// As [`Self::make`].
@@ -80,36 +81,36 @@ impl Dir {
         Ok((Self(dir), path))
     }
 
-    /// Opens a regular file of this user's in the directory, which has no other name.
+    /// Opens a regular file of this user in the directory, with no other name.
     ///
     /// # Errors
-    /// If it is missing, or anything else.
+    /// If it is missing, or not such a file.
     pub fn file(&self, name: &OsStr, open: Open) -> io::Result<File> {
         open_in(self.0.as_fd(), name, open, &Rules::OWN)
     }
 
-    /// Whether anything has the name.
+    /// Whether an entry of this name exists.
     ///
     /// # Errors
-    /// If that cannot be told.
+    /// If that cannot be determined.
     pub fn contains(&self, name: &OsStr) -> io::Result<bool> {
         Ok(self.stat(name)?.is_some())
     }
 
-    /// Whether an open file still has the name.
+    /// Whether an open file still has this name.
     ///
     /// # Errors
-    /// If that cannot be told.
+    /// If that cannot be determined.
     pub fn has(&self, name: &OsStr, file: &File) -> io::Result<bool> {
         let ours = fstat(file)?;
         let there = self.stat(name)?;
         Ok(there.is_some_and(|there| (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)))
     }
 
-    /// Removes a Unix socket of this user's or root's, if there is one of the name.
+    /// Removes a Unix socket of this user or root, if there is one of this name.
     ///
     /// # Errors
-    /// If something else has the name, or it cannot be removed.
+    /// If the entry is not such a socket, or cannot be removed.
     pub fn remove_socket(&self, name: &OsStr) -> io::Result<()> {
         let Some(about) = self.stat(name)? else {
             return Ok(());
@@ -117,23 +118,23 @@ impl Dir {
         if walk::file_type(&about) != SFlag::S_IFSOCK || !is_trusted(about.st_uid) {
             let owner = user_name(about.st_uid);
             return refuse(format!(
-                "something of {owner}'s that is no socket of ours has the name: remove it"
+                "an entry of this name belongs to {owner} and is no socket of ours: remove it"
             ));
         }
         self.remove(name)
     }
 
-    /// Gives a Unix socket of this user's another mode.
+    /// Sets the mode of a Unix socket of this user.
     ///
     /// # Errors
-    /// If something else has the name.
+    /// If the entry is not such a socket.
     pub fn set_socket_mode(&self, name: &OsStr, mode: u32) -> io::Result<()> {
         let socket = walk::peek(&self.0, name)?;
         let about = fstat(&socket)?;
         if walk::file_type(&about) != SFlag::S_IFSOCK || about.st_uid != geteuid().as_raw() {
-            return refuse("something that is no socket of ours took its place".to_owned());
+            return refuse("an entry that is no socket of ours replaced it".to_owned());
         }
-        // A socket cannot be opened, and its name may lead elsewhere by now.
+        // A socket cannot be opened with open(2), and its name may lead elsewhere by now.
         let path = format!("/proc/self/fd/{}", socket.as_raw_fd());
         fs::set_permissions(path, Permissions::from_mode(mode))
     }
@@ -141,7 +142,7 @@ impl Dir {
     /// Removes a file.
     ///
     /// # Errors
-    /// If it cannot be removed; one that is missing is no error.
+    /// If it cannot be removed; a missing one is no error.
     pub fn remove(&self, name: &OsStr) -> io::Result<()> {
         match unlinkat(&self.0, name, UnlinkatFlags::NoRemoveDir) {
             Ok(()) | Err(Errno::ENOENT) => Ok(()),
@@ -149,7 +150,7 @@ impl Dir {
         }
     }
 
-    /// Gives a file another name in the directory.
+    /// Renames a file within the directory.
     ///
     /// # Errors
     /// If it cannot be renamed.

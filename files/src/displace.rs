@@ -61,7 +61,7 @@ pub fn displace(path: &Path, new: &NewDir) -> io::Result<Option<Displaced>> {
     let shown = path.display();
     if file_type(&there) == SFlag::S_IFDIR && is_in_use(&place, name)? {
         return refuse(format!(
-            "{shown} belongs to {owner}, and a running program has locked files there: end it (fuser -v {shown}/*.lock shows which it is), or name another directory"
+            "{shown} belongs to {owner}, and a running program has locked files there: end it (fuser -v {shown}/*.lock shows which it is), or choose another directory"
         ));
     }
     match swap(&place, name, new, there.st_uid) {
@@ -73,7 +73,7 @@ pub fn displace(path: &Path, new: &NewDir) -> io::Result<Option<Displaced>> {
         Err(error) => Err(io::Error::new(
             error.kind(),
             format!(
-                "{shown} belongs to {owner} and cannot be renamed ({error}): mv -nT {shown} {shown}.{}, or name another directory",
+                "{shown} belongs to {owner} and cannot be renamed ({error}): mv -nT {shown} {shown}.{}, or choose another directory",
                 there.st_uid
             ),
         )),

@@ -1,4 +1,4 @@
-//! One file: never through a link, never anything but a regular file.
+//! Opens single files: never through a link, and only regular files.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -17,26 +17,26 @@ use crate::{refuse, user_name};
 /// What a file is opened for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Open {
-    /// To read what is there.
+    /// To read an existing file.
     Read,
-    /// To read and write what is there.
+    /// To read and write an existing file.
     Write,
-    /// To read and write; a missing file is made with this mode. What is in it stays.
+    /// To read and write; a missing file is created with this mode, an existing one keeps its contents.
     Make(u32),
-    /// To read and write a file that was not there before, with this mode.
+    /// To read and write a new file, created with this mode.
     New(u32),
 }
 
-/// What a file must be.
+/// Requirements on a file.
 pub(crate) struct Rules<'a> {
-    /// Owners that are right besides this user.
+    /// Accepted owners besides this user.
     owners: &'a [u32],
-    /// With one name only: another one may be a hard link that somebody else made.
+    /// Requires that it has one name only: another user may have made a second one as a hard link.
     one_link: bool,
 }
 
 impl Rules<'_> {
-    /// This user's alone.
+    /// Only files of this user.
     pub(crate) const OWN: Self = Self {
         owners: &[],
         one_link: true,
@@ -44,19 +44,19 @@ impl Rules<'_> {
 
     fn check(&self, about: &FileStat) -> io::Result<()> {
         if file_type(about) != SFlag::S_IFREG {
-            return refuse(format!("it is {}, not a file", describe(about)));
+            return refuse(format!("it is {}, not a regular file", describe(about)));
         }
         let me = geteuid().as_raw();
         if about.st_uid != me && !self.owners.contains(&about.st_uid) {
             let (owner, me) = (user_name(about.st_uid), user_name(me));
             return refuse(match self.one_link {
-                true => format!("it is {owner}'s, not {me}'s: remove it, or name another one"),
+                true => format!("it is {owner}'s, not {me}'s: remove it, or choose another one"),
                 false => format!("it is {owner}'s, who could change it, not {me}'s: chown {me} it"),
             });
         }
         if self.one_link && about.st_nlink > 1 {
             return refuse(format!(
-                "it has {} names (hard links), and writing to it would change them all: remove it, or name another one",
+                "it has {} names (hard links), and writing to it would change them all: remove it, or choose another one",
                 about.st_nlink
             ));
         }
@@ -64,10 +64,10 @@ impl Rules<'_> {
     }
 }
 
-/// Opens a file that a user named, to write to it: a report, for instance. What is in it stays.
+/// Opens a file that a user named, for writing: a report, for instance. Keeps its contents.
 ///
 /// # Errors
-/// If it is a link, no regular file, another user's, or known by another name as well.
+/// If it is a link, not a regular file, another user's, or has another name as well.
 pub fn open_to_write(path: &Path, mode: u32) -> io::Result<File> {
     let owners: &[u32] = &[0];
     let rules = Rules {
@@ -77,11 +77,11 @@ pub fn open_to_write(path: &Path, mode: u32) -> io::Result<File> {
     open_at(path, Open::Make(mode), &rules)
 }
 
-/// Opens a file to read what decides something, such as keys. It must be this user's, root's, or of one
-/// of `owners`.
+/// Opens a file whose contents are security-relevant, such as keys. It must belong to this user, to
+/// root, or to one of `owners`.
 ///
 /// # Errors
-/// If it is missing, a link that others made leads to it, it is no regular file, or of somebody else.
+/// If it is missing, not a regular file, another user's, or reached through a link that others made.
 pub fn open_to_read(path: &Path, owners: &[u32]) -> io::Result<File> {
     let mut all = vec![0];
     all.extend(owners);
@@ -89,15 +89,15 @@ pub fn open_to_read(path: &Path, owners: &[u32]) -> io::Result<File> {
         owners: &all,
         one_link: false,
     };
-    // Services are given files by way of links (Kubernetes' secrets): those of root are followed.
+    // Services receive files through links (Kubernetes secrets), so links made by root are followed.
     let (dir, name) = walk::directory_of_file(path)?;
     open_in(dir.as_fd(), &name, Open::Read, &rules)
 }
 
-/// Opens a regular file to read it, whoever's it is, without waiting for anything.
+/// Opens a regular file for reading, whoever owns it, without blocking.
 ///
 /// # Errors
-/// If it is missing or anything else.
+/// If it is missing or not a regular file.
 pub fn open_regular(path: &Path) -> io::Result<File> {
     use std::os::unix::fs::OpenOptionsExt;
     let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
@@ -128,7 +128,7 @@ pub(crate) fn open_in(
     open: Open,
     rules: &Rules<'_>,
 ) -> io::Result<File> {
-    // A name with a slash would be a path, of which only the end is not followed.
+    // A name with a slash would be a path, and only its last component is protected by O_NOFOLLOW.
     if Path::new(name).components().count() != 1 || Path::new(name).file_name() != Some(name) {
         return Err(Errno::EINVAL.into());
     }
@@ -138,12 +138,12 @@ pub(crate) fn open_in(
         Open::Make(mode) => (OFlag::O_RDWR | OFlag::O_CREAT, mode),
         Open::New(mode) => (OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL, mode),
     };
-    // Not blocking: a FIFO would wait for its other end.
+    // Non-blocking: opening a FIFO would wait for its other end.
     let flags = access | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
     let file = match openat(dir, name, flags, Mode::from_bits_truncate(mode)) {
         Err(Errno::ELOOP) => {
             return refuse(
-                "it is a symbolic link, which is not followed: remove it, or name another one"
+                "it is a symbolic link, which is not followed: remove it, or choose another one"
                     .to_owned(),
             );
         }

@@ -1,4 +1,4 @@
-//! From the root directory to a path, one component at a time.
+//! Walks from the root directory to a path, one component at a time.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -13,20 +13,20 @@ use nix::unistd::{Group, User, fchownat, geteuid};
 use crate::trust::{Trusted, is_trusted};
 use crate::{NewDir, refuse, user_name};
 
-/// Links on one path, as many as the kernel follows.
+/// Maximum number of links on one path, as in the kernel.
 const MAX_LINKS: u32 = 40;
 const STICKY: u32 = 0o1000;
 
-/// How far the directories on the way must be out of others' reach.
+/// Requirements on the directories on the way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Care {
-    /// Nobody else can replace any of them, or anything in the last one.
+    /// No other user can replace any of them, or anything in the last one.
     Verified,
-    /// Links that others made are not followed.
+    /// Links made by others are not followed.
     Links,
 }
 
-/// The directory at `path`; missing ones are made if `new` says how.
+/// Opens the directory at `path`; creates missing ones if `new` says how.
 pub(crate) fn directory(path: &Path, care: Care, new: Option<&NewDir>) -> io::Result<OwnedFd> {
     resolve(path, care, new, &Trusted::default()).map(|(dir, _)| dir)
 }
@@ -52,7 +52,7 @@ pub(crate) fn resolve(
 
 /// The directory of the file at `path`, and the file's name there. Links at the end are followed as those
 /// on the way are. Each is looked up once: its owner is checked and its target read through one
-/// descriptor, so nobody can put another link there in between.
+/// descriptor, so no user can replace the link in between.
 pub(crate) fn directory_of_file(path: &Path) -> io::Result<(OwnedFd, OsString)> {
     let trusted = Trusted::default();
     let mut walk = Walk::new(path, Care::Links, &trusted)?;
@@ -78,15 +78,15 @@ struct Walk<'a> {
     care: Care,
     trusted: &'a Trusted,
     dir: OwnedFd,
-    /// Where `dir` is, for messages.
+    /// Path of `dir`, for messages.
     at: PathBuf,
-    /// Components to come, the next one last.
+    /// Components still to come, the next one last.
     rest: Vec<OsString>,
     links: u32,
-    /// Whose the last directory may be besides this user's and root's.
+    /// Accepted owner of the last directory, besides this user and root.
     other_owner: Option<u32>,
-    /// Owner of the root directory, whom every path depends on. Not always 0: in a user namespace
-    /// the host's root has no number.
+    /// Owner of the root directory, which every path depends on. Not always 0: in a user namespace the
+    /// host's root has no number.
     root_owner: u32,
 }
 
@@ -146,7 +146,7 @@ impl<'a> Walk<'a> {
     fn follow(&mut self, name: &OsStr, link: &OwnedFd, about: &FileStat) -> io::Result<()> {
         if !self.is_trusted(about.st_uid) {
             return refuse(format!(
-                "{} is a symbolic link that {} made, which is not followed: name what it leads to",
+                "{} is a symbolic link that {} made, which is not followed: give the path that it leads to",
                 self.at.join(name).display(),
                 user_name(about.st_uid)
             ));
@@ -164,8 +164,9 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// Whether nobody else can replace what is in `dir`. In a directory with the sticky bit everybody
-    /// may make files, but nobody may replace those of others; `last` is where ours are to be.
+    /// Checks that no other user can replace what is in `dir`. In a directory with the sticky bit, all
+    /// users may create files, but not replace those of others. `last` is the directory for our own
+    /// files.
     fn verify(&self, last: bool) -> io::Result<()> {
         let about = fstat(&self.dir)?;
         let (owner, mode) = (about.st_uid, about.st_mode);
@@ -177,7 +178,7 @@ impl<'a> Walk<'a> {
         if !trusted {
             let (owner, me) = (user_name(owner), user_name(geteuid().as_raw()));
             return refuse(format!(
-                "{path} belongs to {owner}, who could replace the files of {me} there: remove it, or name another directory"
+                "{path} belongs to {owner}, who could replace the files of {me} there: remove it, or choose another directory"
             ));
         }
         let by_group = mode & 0o020 != 0
@@ -185,7 +186,7 @@ impl<'a> Walk<'a> {
             && !is_private_group(owner, about.st_gid);
         if mode & STICKY == 0 && (by_group || mode & 0o002 != 0) {
             return refuse(format!(
-                "{path} has mode {:03o}, so that others could replace what is kept there: chmod go-w {path}, or name another directory",
+                "{path} has mode {:03o}, so other users could replace the files there: chmod go-w {path}, or choose another directory",
                 mode & 0o7777
             ));
         }
@@ -197,7 +198,7 @@ impl<'a> Walk<'a> {
     }
 
     fn about(&self, name: &OsStr, error: io::Error) -> io::Error {
-        // The kind and the number stay, for those who look at them.
+        // Keeps the error's kind and number for callers.
         match self.rest.is_empty() {
             true => error,
             false => io::Error::new(
@@ -208,8 +209,8 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// Whether a group is its user's alone, as distributions make one for each user: then what it may
-/// write is not others'. Root's group counts as root.
+/// Whether a group contains only its user, as distributions create one for each user: then the group's
+/// write permission gives no other user access. Root's group counts as root.
 fn is_private_group(owner: u32, gid: u32) -> bool {
     if gid == 0 {
         return true;
@@ -227,23 +228,23 @@ fn open_root() -> nix::Result<OwnedFd> {
     open("/", flags, Mode::empty())
 }
 
-/// Opens whatever has the name, without any effect on it.
+/// Opens the entry of this name without side effects.
 pub(crate) fn peek(dir: &OwnedFd, name: &OsStr) -> nix::Result<OwnedFd> {
     let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     openat(dir, name, flags, Mode::empty())
 }
 
-/// Makes a directory with exactly the mode asked for, whatever the umask is.
+/// Creates a directory with exactly this mode, whatever the umask is.
 pub(crate) fn make(dir: &OwnedFd, name: &OsStr, new: &NewDir) -> io::Result<OwnedFd> {
     match mkdirat(dir, name, Mode::S_IRWXU) {
-        // Another process was faster; what it made is looked at as what was there is.
+        // Another process was faster; what it created is checked like any existing directory.
         Err(Errno::EEXIST) => return Ok(peek(dir, name)?),
         made => made?,
     }
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let made = openat(dir, name, flags, Mode::empty())?;
     if !is_trusted(fstat(&made)?.st_uid) {
-        return refuse("another user replaced it while it was made".to_owned());
+        return refuse("another user replaced it while it was being created".to_owned());
     }
     if new.owner.is_some() || new.group.is_some() {
         let (uid, gid) = (new.owner.map(Into::into), new.group.map(Into::into));

@@ -1,4 +1,4 @@
-//! Modes of what is made. Alone in its process, which has one umask.
+//! Modes of created files. In a process of its own, because the umask is per process.
 
 use std::os::unix::fs::MetadataExt;
 

@@ -1,4 +1,4 @@
-//! What another local user may have put in the way.
+//! Objects that another local user may have put in the way.
 
 use std::ffi::OsStr;
 use std::fs::{self, Permissions};
@@ -14,7 +14,7 @@ use nix::unistd::{geteuid, mkfifo};
 use penstock_files::{Dir, NewDir, Open, Trusted, displace, open_to_read, open_to_write};
 use tempfile::TempDir;
 
-/// A user who is neither root nor the one who runs the tests.
+/// A user who is neither root nor the one running the tests.
 const STRANGER: u32 = 54_321;
 
 const NEW: NewDir = NewDir {
@@ -53,7 +53,7 @@ fn a_directory_that_others_may_write_to_is_refused() {
         let opened = Dir::open(&dir);
         assert_eq!(opened.is_ok(), ok, "{mode:o}: {opened:?}");
     }
-    // Whoever may write to a parent can put another directory in the place of this one.
+    // A user who may write to a parent can replace this directory by another one.
     set_mode(&dir, 0o700);
     set_mode(top.path(), 0o777);
     refused(Dir::open(&dir), "chmod go-w");

@@ -1,11 +1,11 @@
-//! Durations on command lines: `5s`, `250ms`, `1m30s`, or a number alone.
+//! Durations on command lines: `5s`, `250ms`, `1m30s`, or a number without a unit.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use jiff::fmt::friendly::{SpanParser, SpanPrinter};
 
-/// What a number without a unit counts; each flag kept the unit that it had before units existed.
+/// The unit of a bare number; each flag keeps the unit that it had before units existed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BareUnit {
     /// Seconds.
@@ -34,7 +34,7 @@ impl BareUnit {
     }
 }
 
-/// A parser for clap of durations in `range`; a number alone counts `bare` units.
+/// A clap parser for durations in `range`; a bare number counts `bare` units.
 pub fn duration(
     bare: BareUnit,
     range: RangeInclusive<Duration>,
@@ -62,7 +62,7 @@ pub fn duration(
 
 fn parse(bare: BareUnit, text: &str) -> Option<Duration> {
     match text.parse::<f64>() {
-        // Too long for a Duration is longer than any flag allows.
+        // A value too long for a Duration exceeds the maximum of every flag.
         Ok(number) if number >= 0.0 => {
             Some(Duration::try_from_secs_f64(number * bare.seconds()).unwrap_or(Duration::MAX))
         }
@@ -71,7 +71,7 @@ fn parse(bare: BareUnit, text: &str) -> Option<Duration> {
     }
 }
 
-/// A duration as it can be typed: `30s`, `5ms`, `1h`.
+/// A duration in the form that can be typed: `30s`, `5ms`, `1h`.
 #[must_use]
 pub fn duration_text(duration: Duration) -> String {
     SpanPrinter::new()

@@ -1,12 +1,12 @@
-//! How an error is shown: its causes in one line, each once.
+//! How an error is shown: its causes on one line, each once.
 
 use std::error::Error;
 
 use clap::CommandFactory;
 use clap::error::ErrorKind;
 
-/// An error with its causes, separated by colons. A cause that the text before already quotes is
-/// left out: library errors name their cause in their own text for those who print nothing else.
+/// An error with its causes, separated by colons. Omits a cause that the text before it already quotes:
+/// library errors often include their cause in their own text.
 #[must_use]
 pub fn explain(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
@@ -22,8 +22,8 @@ pub fn explain(error: &(dyn Error + 'static)) -> String {
     text
 }
 
-/// Wrong usage that only shows after parsing, reported as clap reports what it finds itself; its
-/// exit code is 2.
+/// Wrong usage that is detected only after parsing, reported like clap's own errors; its exit code is
+/// 2.
 pub fn usage_error<C: CommandFactory>(error: &anyhow::Error) -> clap::Error {
     C::command().error(ErrorKind::ValueValidation, explain(error.as_ref()))
 }

@@ -1,7 +1,7 @@
-//! The examples in help texts, for tests: each must be a command line that the program takes.
+//! The examples in help texts, for tests: the program must accept each of them.
 
-/// The words of each command in `text` that runs `program`, from the program's name on. A command
-/// may follow others in a pipe or a list, and go on over lines that end with a backslash.
+/// The words of each command in `text` that runs `program`, starting with the program's name. A command
+/// may be part of a pipe or a list, and continue over lines that end with a backslash.
 #[must_use]
 pub fn examples(text: &str, program: &str) -> Vec<Vec<String>> {
     let whole = text.replace("\\\n", " ");
@@ -12,7 +12,7 @@ pub fn examples(text: &str, program: &str) -> Vec<Vec<String>> {
     lines
         .flat_map(|line| line.split(" | ").flat_map(|part| part.split(" && ")))
         .filter_map(|command| {
-            // Quoted words hold no blanks in them.
+            // Quoted words contain no blanks.
             let words = command.split_whitespace();
             let words = words.map(|word| word.trim_matches('\'').to_owned());
             let words: Vec<_> = words.skip_while(|word| word != program).collect();

@@ -1,5 +1,5 @@
-//! What the command lines of all programs share: durations and sizes with units, and how an error
-//! is shown.
+//! Command-line parsing that all programs share: durations and sizes with units, and how an error is
+//! shown.
 
 mod duration;
 mod error;

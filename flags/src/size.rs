@@ -4,15 +4,15 @@ use std::ops::RangeInclusive;
 
 use bytesize::ByteSize;
 
-/// Largest `SO_RCVBUF` or `SO_SNDBUF` that the kernel takes: the option is an `int`, which it
-/// doubles (`sock_setsockopt` in net/core/sock.c).
+/// Largest `SO_RCVBUF` or `SO_SNDBUF` that the kernel accepts: the option is an `int`, which it doubles
+/// (`sock_setsockopt` in net/core/sock.c).
 pub const MAX_SOCKET_BUFFER: u64 = i32::MAX as u64 / 2;
 
-/// Smallest that makes sense: the kernel raises less than about this by itself (`SOCK_MIN_SNDBUF` in
-/// include/net/sock.h), so that a program would not get what it was asked for.
+/// Smallest useful value: the kernel raises smaller ones to about this size (`SOCK_MIN_SNDBUF` in
+/// include/net/sock.h), so a program would not get what it requested.
 pub const MIN_SOCKET_BUFFER: u64 = 4096;
 
-/// Units that a size is shown in.
+/// Units in which sizes are shown.
 const UNITS: [(&str, u64); 10] = [
     ("EiB", 1 << 60),
     ("PiB", 1 << 50),
@@ -26,7 +26,7 @@ const UNITS: [(&str, u64); 10] = [
     ("kB", 1_000),
 ];
 
-/// A parser for clap of sizes in `range`.
+/// A clap parser for sizes in `range`.
 pub fn size(
     range: RangeInclusive<u64>,
 ) -> impl Fn(&str) -> Result<ByteSize, String> + Clone + Send + Sync + 'static {
@@ -38,7 +38,7 @@ pub fn size(
                 .to_owned()
         })?;
         let bytes = size.as_u64();
-        // A size that does not fit into 64 bits was parsed as the largest that does.
+        // A size that does not fit into 64 bits parses as the largest that does.
         if range.contains(&bytes) && bytes != u64::MAX {
             return Ok(size);
         }
@@ -51,7 +51,7 @@ pub fn size(
     }
 }
 
-/// A size as it can be typed, exactly: `256MiB`, `10GB`, `1073741823`.
+/// An exact size in the form that can be typed: `256MiB`, `10GB`, `1073741823`.
 #[must_use]
 pub fn size_text(bytes: u64) -> String {
     let unit = UNITS
@@ -64,7 +64,7 @@ pub fn size_text(bytes: u64) -> String {
     }
 }
 
-/// The power of two in `range` that is nearest to `bytes`; both ends of it are powers of two.
+/// The power of two in `range` that is nearest to `bytes`; both bounds are powers of two.
 #[must_use]
 pub fn nearest_power_of_two(bytes: u64, range: RangeInclusive<u64>) -> u64 {
     let bytes = bytes.clamp(*range.start(), *range.end());
@@ -76,7 +76,7 @@ pub fn nearest_power_of_two(bytes: u64, range: RangeInclusive<u64>) -> u64 {
     }
 }
 
-/// The multiple of `step` that is nearest to `bytes`, from `least` to `most` of them.
+/// The multiple of `step` that is nearest to `bytes`, from `least` to `most` steps.
 #[must_use]
 pub fn nearest_multiple(bytes: u64, step: u64, least: u64, most: u64) -> u64 {
     let below = bytes / step;

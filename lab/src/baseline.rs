@@ -75,17 +75,17 @@ fn spreads(row: &BaselineRow) -> Vec<(String, &Spread)> {
         .into()
 }
 
-/// The medians as bars, in a file of its own.
+/// The medians as bars, in a file of their own.
 pub fn picture(report: &Baseline) -> Result<String> {
     drawn(report, |chart| chart.svg())
 }
 
-/// The same for a page.
+/// The medians as bars, for a page.
 pub fn figures(report: &Baseline) -> Result<Vec<Figure>> {
     drawn(report, |chart| chart.figures())
 }
 
-/// A panel for each profile.
+/// One panel per profile.
 fn drawn<T>(report: &Baseline, draw: impl FnOnce(&Chart<'_>) -> Result<T>) -> Result<T> {
     let panels = report.rows.chunk_by(|a, b| a.profile == b.profile);
     let panels = panels.map(|rows| Panel {

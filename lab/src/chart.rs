@@ -44,7 +44,7 @@ pub const WAITING: RGBColor = LINES[7];
 /// A page gives what has these two colours its own.
 pub const INK: RGBColor = RGBColor(40, 40, 40);
 pub const GRID: RGBColor = RGBColor(200, 200, 200);
-/// Ground of a picture by itself, told from the white of anything else.
+/// Background of a standalone picture, distinct from pure white.
 const PAPER: RGBColor = RGBColor(254, 254, 254);
 /// Part of a group's width that its bars take.
 const FILLED: f64 = 0.7;
@@ -124,7 +124,7 @@ pub struct Chart<'a> {
     pub panels: Vec<Panel<'a>>,
 }
 
-/// A panel as a part of a page, which gives it its title and ground.
+/// A panel as part of a page, which supplies title and background.
 pub struct Figure {
     pub title: String,
     pub legend: Vec<(String, RGBColor)>,
@@ -134,20 +134,20 @@ pub struct Figure {
 /// What a panel shows besides its bars.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum With {
-    /// What is around it says all.
+    /// Nothing: the page around it says everything.
     Nothing,
     Title,
     TitleAndLegend,
 }
 
-/// A picture that is opened by itself follows the browser's theme.
+/// A standalone picture follows the browser's colour scheme.
 const THEME: &str = "<style>svg{max-width:100%;height:auto}\
     @media (prefers-color-scheme:dark){\
     [fill=\"#FEFEFE\"]{fill:#14181d}[fill=\"#282828\"]{fill:#e6eaef}\
     [stroke=\"#282828\"]{stroke:#e6eaef}[stroke=\"#C8C8C8\"]{stroke:#3a424b}}</style>";
 
 impl Chart<'_> {
-    /// The picture, with all panels and a ground of its own.
+    /// The picture with all panels and a background of its own.
     pub fn svg(&self) -> Result<String> {
         let mut svg = String::new();
         self.draw(&mut svg)
@@ -157,7 +157,7 @@ impl Chart<'_> {
         Ok(svg)
     }
 
-    /// A picture for each panel, without a ground.
+    /// One picture per panel, without a background.
     pub fn figures(&self) -> Result<Vec<Figure>> {
         let series = self.series.iter().zip(COLOURS);
         let legend: Vec<_> = series
@@ -260,7 +260,7 @@ impl Chart<'_> {
                     whisker(left, right, &axis, spread)
                 }))
                 .map_err(text)?;
-            // Above the bar and its range: in a short bar there is no room.
+            // Above the bar and its range, because a short bar has no room.
             let style = ("sans-serif", 11, &INK)
                 .into_text_style(area)
                 .pos(Pos::new(HPos::Center, VPos::Bottom));

@@ -18,7 +18,7 @@ use crate::diagnose::{self, Diagnose};
 use crate::experiment::Experiment;
 use crate::show::{self, Report};
 
-/// Most bytes that a run can be asked for.
+/// Maximum number of bytes of a run.
 const MAX_TOTAL: u64 = 1 << 60;
 
 const EXAMPLES: &str = "\
@@ -26,29 +26,29 @@ Examples:
   # the standard workload: 10 GiB in 1 KiB messages to four brokers
   sudo penstock-lab throughput --total-size 10GiB
 
-  # a real file by lines, read back and compared with what was sent
+  # publish the lines of a file, read them back and compare
   sudo penstock-lab throughput --input access.log --verify
 
-  # the same over the xdp path and a network that loses, reorders, damages
-  # and doubles packets
+  # the same over the xdp path and a network that drops, reorders, corrupts
+  # and duplicates packets
   sudo penstock-lab throughput --mode xdp --input access.log --verify \\
       --faults loss=1%,reorder=1%,corrupt=0.1%,duplicate=1%
 
-  # what limits it, and what comes of removing that
+  # find what limits throughput, remove it and run again
   sudo penstock-lab throughput --diagnose --fix
 
   # one broker against iperf3 on the same links
   sudo penstock-lab baseline --runs 5
 
-  # xdp against tcp on the same work, in under three minutes
+  # xdp against tcp on the same workload, in under three minutes
   sudo penstock-lab compare --quick
 
-  # what this host can do at best, and whether it is ready for the xdp path
+  # the limits of this host, and whether it is ready for the xdp path
   sudo penstock-lab limits
   sudo penstock-lab doctor --iface eth1
 
-The last line on stdout is the result folder. Exit codes: 0 all acked and in
-the logs, 1 not so, 2 wrong usage, 130 interrupted.";
+The last line on stdout is the result folder. Exit codes: 0 everything was
+acknowledged and is in the logs, 1 otherwise, 2 wrong usage, 130 interrupted.";
 
 const COMPARE_EXAMPLES: &str = "\
 Examples:
@@ -64,61 +64,60 @@ Examples:
   penstock-lab compare --remote 10.0.0.2:1214
 
 The last line on stdout is the result folder. Exit codes: 0 measured, 1
-failed, which a run is that fell back to tcp or was not acked whole, 2 wrong
-usage, 130 interrupted.";
+failed (also when a run fell back to tcp or was not fully acknowledged),
+2 wrong usage, 130 interrupted.";
 
 const DOCTOR_EXAMPLES: &str = "\
 Examples:
-  # is this machine ready, and which interfaces could be used
+  # check this machine, and list the interfaces that could be used
   penstock-lab doctor
 
-  # an interface as well; with sudo it sees everything
+  # check an interface as well; with sudo it sees everything
   sudo penstock-lab doctor --iface eth1
 
-Each check says ok, warn (slower, or not for everything) or fail (--mode xdp
-does not work), why it matters and what to do. Nothing is changed. Exit codes:
-0 nothing fails, 1 something does or there is no such interface, 2 wrong
-usage.";
+Each check says ok, warn (slower, or with restrictions) or fail (--mode xdp
+does not work), why it matters and what to do. Doctor changes nothing. Exit
+codes: 0 no check fails, 1 a check fails or the interface does not exist,
+2 wrong usage.";
 
 const SOAK_EXAMPLES: &str = "\
 Examples:
   # an hour
   sudo penstock-lab soak --minutes 60
 
-  # half a minute, the script of an earlier run
+  # half a minute, with the script of an earlier run
   sudo penstock-lab soak --minutes 0.5 --seed 42
 
-All is well when every message that a publisher was told is acked is in the
-log once, in order and whole, what killed publishers left is the beginning of
-what they sent, brokers and readers count the same, each broker's memory has
-not grown (median of the last quarter of the run at most 2 % and 4 MiB above
-that of the second), and as many descriptors are open at the end as before the
-first publisher. The last line on stdout is the result folder. Exit codes: 0
-all is well, 1 not so, 2 wrong usage, 130 interrupted.";
+The run succeeds if every acknowledged message is in the log once, in order
+and whole; what a killed publisher left is a prefix of what it sent; brokers
+and readers report the same counts; each broker's memory has not grown (median
+of the last quarter of the run at most 2 % and 4 MiB above that of the second
+quarter); and as many descriptors are open at the end as before the first
+publisher. The last line on stdout is the result folder. Exit codes: 0
+success, 1 a check failed, 2 wrong usage, 130 interrupted.";
 
 const FAULTS_EXAMPLES: &str = "\
 Examples:
-  # every fault once on each path, some six minutes
+  # every fault once on each path, about six minutes
   sudo penstock-lab faults
 
-  # twelve runs of some of them
+  # twelve runs with some of them
   sudo penstock-lab faults --schedules 12 \\
       --faults broker-killed,link-down,loss
 
-  # what was a problem in a run with seed 42, alone
+  # repeat only the schedule that failed in a run with seed 42
   sudo penstock-lab faults --seed 42 --only 17
 
-  # what there is
+  # list the faults
   penstock-lab faults --list
 
-In each run one to three publishers send numbered lines to a broker for some
-three seconds, while the fault that the run is about happens up to three
-times, and up to three others. Afterwards a reader's lines are compared with
-what publishers were told: no acked line may be missing, none there twice,
-torn, or before one that its stream had before. What a killed publisher left
-must be the beginning of what it sent. The last line on stdout is the result
-folder. Exit codes: 0 nothing is wrong, 1 something is, 2 wrong usage, 130
-interrupted.";
+In each run one to three publishers send numbered lines to a broker for about
+three seconds, while the run's own fault happens up to three times and up to
+three other faults happen as well. Afterwards the lab compares a reader's
+lines with those acknowledged: no acknowledged line may be missing, duplicated,
+torn or out of order within its stream. What a killed publisher left must be a
+prefix of what it sent. The last line on stdout is the result folder. Exit
+codes: 0 no problem, 1 a problem was found, 2 wrong usage, 130 interrupted.";
 
 /// Runs Penstock workloads in network namespaces, measures them and writes reports.
 #[derive(Debug, Parser)]
@@ -130,36 +129,36 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Publishes one workload to brokers in namespaces of their own and reports what happened.
+    /// Publishes one workload to brokers, each in a namespace of its own, and reports the results.
     #[command(after_help = EXAMPLES, args_override_self = true)]
     Throughput(Throughput),
-    /// Alternates Penstock with iperf3 on the same links and reports the ratio.
+    /// Alternates Penstock and iperf3 on the same links and reports the ratio.
     #[command(after_help = EXAMPLES, args_override_self = true)]
     Baseline(Baseline),
-    /// Alternates the xdp and the tcp path on the same work and reports the ratios.
+    /// Alternates the xdp and tcp paths on the same workload and reports the ratios.
     #[command(after_help = COMPARE_EXAMPLES, args_override_self = true)]
     Compare(Compare),
-    /// Measures what this host can do at best: AF_XDP and nothing else, iperf3, a copy in memory.
+    /// Measures the limits of this host: bare AF_XDP, iperf3, and a copy in memory.
     #[command(after_help = EXAMPLES, args_override_self = true)]
     Limits(Limits),
-    /// Shows a report.json again: in the terminal, or as a page for a browser.
+    /// Shows a report.json again: in the terminal, or as an HTML page.
     #[command(after_help = show::EXAMPLES, args_override_self = true)]
     Report(Report),
-    /// Settles a question about the kernel by measurement.
+    /// Answers a question about the kernel by measurement.
     #[command(subcommand)]
     Experiment(Experiment),
-    /// Observes a running TCP server for some seconds and says what limits it.
+    /// Observes a running TCP server for some seconds and reports what limits it.
     #[command(after_help = diagnose::EXAMPLES, args_override_self = true)]
     Diagnose(Diagnose),
-    /// Looks whether this machine is ready for the xdp path, and says what to do.
+    /// Checks whether this machine is ready for the xdp path, and says what to do.
     #[command(after_help = DOCTOR_EXAMPLES)]
     Doctor(Doctor),
-    /// Lets publishers and readers come and go over bad links, stops and kills some, and looks whether
-    /// brokers lose or keep anything.
+    /// Runs publishers and readers over bad links, stops and kills some of them, and checks that
+    /// brokers lose nothing and leak nothing.
     #[command(after_help = SOAK_EXAMPLES)]
     Soak(Soak),
-    /// Lets every kind of fault befall publishers, brokers and readers, on every path, and compares logs
-    /// with what publishers were told.
+    /// Injects every kind of fault into publishers, brokers and readers on every path, and compares the
+    /// logs with what publishers saw acknowledged.
     #[command(after_help = FAULTS_EXAMPLES)]
     Faults(Faults),
 }
@@ -167,48 +166,50 @@ pub enum Command {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Run")]
 pub struct Throughput {
-    /// `wire`: segmentation offloads off on both ends, every packet costs what it would on a wire;
-    /// `offload`: left on.
+    /// `wire`: segmentation offloads off on both ends, so that every packet costs what it would on a
+    /// wire; `offload`: offloads on.
     #[arg(long, value_enum, default_value_t = Profile::Wire)]
     pub profile: Profile,
     /// MTU of every link, bytes.
     #[arg(long, default_value_t = 1500, value_parser = clap::value_parser!(u32).range(576..=65535))]
     pub mtu: u32,
-    /// Brokers, each in a namespace of its own.
+    /// Number of brokers, each in a namespace of its own.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=200))]
     pub brokers: u32,
-    /// Bytes of messages to publish in all.
+    /// Total bytes of messages to publish.
     #[arg(long, value_name = "SIZE", default_value = "10GiB", conflicts_with = "input",
         value_parser = size(1..=MAX_TOTAL))]
     pub total_size: ByteSize,
     /// Publish the lines of FILE (`-`: stdin) instead of synthetic messages.
     #[arg(long, value_name = "FILE")]
     pub input: Option<PathBuf>,
-    /// Read every log and compare counts and SHA-256 of each stream with what the publisher sent:
-    /// afterwards if the rings hold it all (they are sized so up to 4 GiB together, unless
-    /// --ring-size is given), else by registered readers that follow while it runs.
+    /// Read every log and compare counts and SHA-256 of each stream with what the publisher sent. Reads
+    /// afterwards if the rings can hold everything (they are sized to do so up to 4 GiB in total,
+    /// unless --ring-size is given), else with registered readers during the run.
     #[arg(long)]
     pub verify: bool,
-    /// Make every link a bad one, both ways: a list of `loss`, `reorder` (1 to 16 packets or 2 ms late),
-    /// `corrupt` (one bit), `duplicate`, `truncate`, each `=SHARE` of the packets; `largest=BYTES` of
-    /// an IP packet that gets through; `protocol=udp|tcp|both` (default udp); `seed=N` to repeat a run.
+    /// Impair every link in both directions: a list of `loss`, `reorder` (1 to 16 packets or 2 ms
+    /// late), `corrupt` (one bit), `duplicate`, `truncate`, each with `=SHARE` of the packets;
+    /// `largest=BYTES`, the largest IP packet that passes; `protocol=udp|tcp|both` (default udp);
+    /// `seed=N` to repeat a run.
     #[arg(long, value_name = "FAULTS")]
     pub faults: Option<FaultPlan>,
-    /// Make packets to the brokers wait on their way, and so every round trip longer: 100us to 200ms;
-    /// 10ms+5ms is 10 to 15 ms by chance, in order.
+    /// Delay packets to the brokers, and so lengthen every round trip: 100us to 200ms; 10ms+5ms is a
+    /// random delay of 10 to 15 ms that keeps the order.
     #[arg(long, value_name = "TIME")]
     pub delay: Option<Delay>,
-    /// Diagnose the first broker while it runs, for at most --diagnose-seconds: what limits the
+    /// Diagnose the first broker during the run, for at most --diagnose-seconds: what limits
     /// throughput, with the evidence.
     #[arg(long)]
     pub diagnose: bool,
-    /// Longest diagnosis, such as 5s; a number alone is seconds. It ends before the run does.
+    /// Maximum length of the diagnosis, such as 5s; a number alone is seconds. It ends before the run
+    /// does.
     #[arg(long, default_value = "5s", value_name = "DURATION", value_parser = parse_seconds, requires = "diagnose")]
     pub diagnose_seconds: f64,
-    /// Run once more with the cause that is named first removed, if the lab can do that.
+    /// Run once more with the first-ranked cause removed, if the lab knows how.
     #[arg(long, requires = "diagnose")]
     pub fix: bool,
-    /// Measure before what the link to the first broker can do at best, and show the percentage.
+    /// First measure the limits of the link to the first broker, and show the percentage reached.
     #[arg(long, conflicts_with_all = ["faults", "delay"])]
     pub limits: bool,
     #[command(flatten)]
@@ -233,10 +234,10 @@ pub struct Baseline {
     /// MTU of the link, bytes.
     #[arg(long, default_value_t = 1500, value_parser = clap::value_parser!(u32).range(576..=65535))]
     pub mtu: u32,
-    /// Only this profile; default both.
+    /// Only this profile [default: both].
     #[arg(long, value_enum)]
     pub profile: Option<Profile>,
-    /// Connection counts to compare.
+    /// Numbers of connections to compare.
     #[arg(long, value_delimiter = ',', default_value = "1,4",
           value_parser = clap::value_parser!(u32).range(1..=128))]
     pub connections: Vec<u32>,
@@ -253,42 +254,43 @@ pub struct Baseline {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Comparison")]
 pub struct Compare {
-    /// Fewer and smaller runs: all of it in under three minutes.
+    /// Fewer and smaller runs: everything in under three minutes.
     #[arg(long)]
     pub quick: bool,
-    /// Only this profile; default both.
+    /// Only this profile [default: both].
     #[arg(long, value_enum)]
     pub profile: Option<Profile>,
     /// MTUs of the links, bytes.
     #[arg(long, value_delimiter = ',', default_value = "1500,9000",
           value_parser = clap::value_parser!(u32).range(576..=16384))]
     pub mtu: Vec<u32>,
-    /// Only this mode of the XDP program; default both, and the better one counts.
+    /// Only this mode of the XDP program [default: both, and the better one counts].
     #[arg(long, value_enum)]
     pub xdp_mode: Option<XdpMode>,
-    /// Brokers, each in a namespace of its own.
+    /// Number of brokers, each in a namespace of its own.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=200))]
     pub brokers: u32,
-    /// Runs of each path per figure; default 5, with --quick 3.
+    /// Runs of each path per figure [default: 5, with --quick 3].
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub runs: Option<u32>,
-    /// Payload of a run at full speed; default 2GiB, with --quick 512MiB.
+    /// Payload of a run at full speed [default: 2GiB, with --quick 512MiB].
     #[arg(long, value_name = "SIZE", value_parser = size(1..=MAX_TOTAL))]
     pub size: Option<ByteSize>,
-    /// Length of a run at a rate, such as 3s; a number alone is seconds; default 3s, with --quick 1s.
+    /// Length of a run at a fixed rate, such as 3s; a number alone is seconds [default: 3s, with
+    /// --quick 1s].
     #[arg(long, value_name = "DURATION", value_parser = parse_seconds)]
     pub latency_seconds: Option<f64>,
-    /// Batches a second at the low rate, one message in each. The high rate is half of what the
-    /// slower path moves at full speed, in full batches.
+    /// Batches per second at the low rate, each with one message. The high rate is half of the slower
+    /// path's full speed, in full batches.
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub low_rate: u32,
-    /// Which path's processes stay on cores of their own while latency is measured, the workers on
-    /// the last cores, the publisher on the others: `xdp` (its workers never sleep then), `both`
-    /// or `none`.
+    /// Paths whose processes are pinned to cores of their own while latency is measured (workers on the
+    /// last cores, the publisher on the others): `xdp` (its workers then never sleep), `both` or
+    /// `none`.
     #[arg(long, value_enum, default_value_t = Pin::Xdp)]
     pub pin: Pin,
-    /// Compare against brokers that run elsewhere, host:port, started with --mode xdp: only the
-    /// publisher runs here, and no namespace is made.
+    /// Compare against brokers on another host, host:port, started with --mode xdp: only the publisher
+    /// runs here, and no namespace is created.
     #[arg(long, value_delimiter = ',', value_name = "HOST:PORT",
           conflicts_with_all = ["brokers", "profile", "mtu", "xdp_mode"])]
     pub remote: Vec<String>,
@@ -303,7 +305,7 @@ pub struct Compare {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Measurement")]
 pub struct Limits {
-    /// Only this profile; default both.
+    /// Only this profile [default: both].
     #[arg(long, value_enum)]
     pub profile: Option<Profile>,
     /// MTUs of the link, bytes.
@@ -321,12 +323,12 @@ pub struct Limits {
 }
 
 #[derive(Debug, Args)]
-#[command(next_help_heading = "What is looked at")]
+#[command(next_help_heading = "What to check")]
 pub struct Doctor {
-    /// Interface that payload is to come in on; without, the machine only.
+    /// Interface to receive payload on; without it, only the machine is checked.
     #[arg(long, value_name = "NAME")]
     pub iface: Option<String>,
-    /// How the result is printed.
+    /// Output format.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
     #[command(flatten)]
@@ -339,7 +341,7 @@ pub struct Soak {
     /// Length of the run, such as 30m or 2h; a number alone is minutes.
     #[arg(long, default_value = "10m", value_name = "DURATION", value_parser = parse_minutes)]
     pub minutes: f64,
-    /// Repeats the script of an earlier run, as its report tells it; another each time if not given.
+    /// Repeat the script of an earlier run by the seed in its report [default: random].
     #[arg(long)]
     pub seed: Option<u64>,
     #[command(flatten)]
@@ -351,13 +353,13 @@ pub struct Soak {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Runs")]
 pub struct Faults {
-    /// Fault runs; default: each fault once on each path.
+    /// Number of fault runs [default: each fault once on each path].
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=100_000))]
     pub schedules: Option<u64>,
-    /// Repeats the schedules of an earlier run, as its report tells it; others each time if not given.
+    /// Repeat the schedules of an earlier run by the seed in its report [default: random].
     #[arg(long)]
     pub seed: Option<u64>,
-    /// Only this schedule of them.
+    /// Only the schedule with this number.
     #[arg(
         long,
         value_name = "N",
@@ -373,10 +375,10 @@ pub struct Faults {
         default_value = "tcp,xdp,fallback"
     )]
     pub paths: Vec<FaultPath>,
-    /// Only runs that are about these faults; --list tells them.
+    /// Only runs with these faults; --list shows them.
     #[arg(long, value_delimiter = ',', value_name = "FAULT", value_parser = fault_kind())]
     pub faults: Vec<String>,
-    /// Tell what faults there are, and end.
+    /// List the faults, and exit.
     #[arg(long)]
     pub list: bool,
     #[command(flatten)]
@@ -412,9 +414,9 @@ impl FaultPath {
     }
 }
 
-/// What brokers are started with: the defaults of everything but path, topic and ring.
+/// How brokers are started: all defaults, except path, topic and ring.
 pub fn of_brokers(mode: Mode, topic: &str, ring: ByteSize) -> (Route, Workload) {
-    /// The flags that subcommands hand on.
+    /// The flags that subcommands pass on.
     #[derive(Parser)]
     struct Defaults {
         #[command(flatten)]
@@ -432,76 +434,76 @@ pub fn of_brokers(mode: Mode, topic: &str, ring: ByteSize) -> (Route, Workload) 
     (route, workload)
 }
 
-/// The path of the payload, and how brokers take it.
+/// The path of the payload, and how brokers receive it.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Path")]
 pub struct Route {
     /// Path of the payload.
     #[arg(long, value_enum, default_value_t = Mode::Tcp)]
     pub mode: Mode,
-    /// How the publisher's datagrams leave: `udp` or `af_xdp`.
+    /// How the publisher sends datagrams: `udp` or `af_xdp`.
     #[arg(long, value_parser = ["udp", "af_xdp"])]
     pub tx: Option<String>,
     /// How the brokers' interfaces run the XDP program: `auto`, `native` or `generic`.
     #[arg(long, value_parser = ["auto", "native", "generic"])]
     pub xdp_mode: Option<String>,
-    /// What xdp workers do while no packet comes: `busy` or `adaptive`.
+    /// What xdp workers do while no packet arrives: `busy` or `adaptive`.
     #[arg(long, value_parser = ["busy", "adaptive"])]
     pub poll: Option<String>,
 }
 
-/// What subcommands hand on to publisher and brokers; what is not given is left to their own
-/// defaults.
+/// Flags that subcommands pass on to publisher and brokers; those that are not given keep the programs'
+/// own defaults.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Workload")]
 pub struct Workload {
-    /// Packets a call that workers drive the interface's queue by.
+    /// Let workers drive the interface's queue, this many packets a call.
     #[arg(long)]
     pub busy_poll: Option<u16>,
-    /// Bytes per synthetic message.
+    /// Size of a synthetic message.
     #[arg(long, value_name = "SIZE", default_value = "1KiB", value_parser = size(1..=MAX_TOTAL))]
     pub message_size: ByteSize,
-    /// 0: none while running; 1: once committed in the broker's shared buffer.
+    /// Acknowledgements: 0 none during the run; 1 once committed in the broker's shared buffer.
     #[arg(long, default_value = "1")]
     pub ack: AckLevel,
-    /// 0: per stream.
+    /// Ordering: 0 per stream.
     #[arg(long, default_value = "0")]
     pub order: OrderLevel,
     /// Streams, each with a connection, that the publisher opens to each broker.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub threads_per_broker: u32,
-    /// Payload per batch.
+    /// Payload bytes per batch.
     #[arg(long, value_name = "SIZE", value_parser = size(1..=1 << 30))]
     pub batch_size: Option<ByteSize>,
-    /// Batches of a stream that may be unacknowledged.
+    /// Maximum number of unacknowledged batches of a stream.
     #[arg(long)]
     pub in_flight: Option<u32>,
-    /// Threads that receive, per broker.
+    /// Worker threads per broker.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub workers: Option<u32>,
-    /// Payload ring of each broker's log.
+    /// Payload bytes that each broker's ring holds.
     #[arg(long, value_name = "SIZE", value_parser = size(1..=1 << 46))]
     pub ring_size: Option<ByteSize>,
-    /// When a registered reader lags: `block` or `overwrite`.
+    /// What to do when a registered reader lags: `block` or `overwrite`.
     #[arg(long, value_parser = ["block", "overwrite"])]
     pub full: Option<String>,
-    /// SO_RCVBUF that brokers ask for.
+    /// SO_RCVBUF that brokers request.
     #[arg(long, value_name = "SIZE", value_parser = size(MIN_SOCKET_BUFFER..=MAX_SOCKET_BUFFER))]
     pub rcvbuf: Option<ByteSize>,
-    /// SO_SNDBUF that brokers ask for.
+    /// SO_SNDBUF that brokers request.
     #[arg(long, value_name = "SIZE", value_parser = size(MIN_SOCKET_BUFFER..=MAX_SOCKET_BUFFER))]
     pub sndbuf: Option<ByteSize>,
-    /// Where brokers set it.
+    /// Sockets on which brokers set it.
     #[arg(long, value_parser = ["none", "listener", "accepted", "both"])]
     pub rcvbuf_on: Option<String>,
     /// Use SO_RCVBUFFORCE, which net.core.rmem_max does not cap.
     #[arg(long)]
     pub rcvbuf_force: bool,
-    /// Further flag of the brokers, such as --broker-option=--xdp-ring=2048; may be given several
+    /// Another flag for the brokers, such as --broker-option=--xdp-ring=2048; may be given several
     /// times.
     #[arg(long, value_name = "FLAG", allow_hyphen_values = true)]
     pub broker_option: Vec<String>,
-    /// Further flag of the publisher, likewise.
+    /// Another flag for the publisher; may be given several times.
     #[arg(long, value_name = "FLAG", allow_hyphen_values = true)]
     pub publisher_option: Vec<String>,
     /// Topic to publish to.
@@ -510,7 +512,7 @@ pub struct Workload {
 }
 
 impl Default for Workload {
-    /// That of a command line on which nothing is given.
+    /// The workload of a command line without flags.
     fn default() -> Self {
         #[derive(Parser)]
         struct Alone {
@@ -524,10 +526,10 @@ impl Default for Workload {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Results")]
 pub struct Output {
-    /// Where result folders are created.
+    /// Directory in which result folders are created.
     #[arg(long, value_name = "DIR", default_value = "results")]
     pub results: PathBuf,
-    /// How the result is printed, before the line with the folder.
+    /// Output format; the path of the result folder follows as the last line.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
 }
@@ -535,7 +537,7 @@ pub struct Output {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Programs")]
 pub struct Programs {
-    /// Where penstock-broker and its companions are; default: beside this program.
+    /// Directory with penstock-broker and its companions [default: that of this program].
     #[arg(long, value_name = "DIR")]
     pub bin_dir: Option<PathBuf>,
 }
@@ -549,7 +551,7 @@ pub enum Profile {
 }
 
 impl Profile {
-    /// The one that was asked for, or both.
+    /// The requested one, or both.
     pub fn chosen(asked: Option<Self>) -> Vec<Self> {
         asked.map_or_else(|| vec![Self::Wire, Self::Offload], |profile| vec![profile])
     }
@@ -585,7 +587,7 @@ impl XdpMode {
     }
 }
 
-/// Paths whose processes are kept on cores of their own.
+/// Paths whose processes are pinned to cores of their own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Pin {
     Xdp,
@@ -622,7 +624,7 @@ pub fn parse_seconds(text: &str) -> Result<f64, String> {
     seconds_in(Duration::from_millis(100)..=Duration::from_secs(600))(text)
 }
 
-/// A parser of durations that are handed on as seconds.
+/// A parser for durations that are passed on as seconds.
 pub fn seconds_in(
     range: RangeInclusive<Duration>,
 ) -> impl Fn(&str) -> Result<f64, String> + Clone + Send + Sync + 'static {

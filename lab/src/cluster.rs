@@ -177,7 +177,7 @@ fn add_route(command: &mut Command, route: &Route) {
 
 fn add_options(command: &mut Command, workload: &Workload) {
     command.args(["--topic", &workload.topic]);
-    // All publishers are of this lab, and on one host.
+    // All publishers belong to this lab and run on one host.
     command.args(["--create-topics", "any", "--max-share", "100"]);
     let sizes = [
         ("--ring-size", workload.ring_size),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use penstock_process::child;
 
-/// How long a helper may take: `ip` waits for others' changes of the network at most.
+/// Time limit for a helper program: at most, `ip` waits for other changes of the network.
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// Runs `line` (program, then arguments) to its end and returns what it printed on stdout.

@@ -42,7 +42,7 @@ const HIGH: f64 = 0.5;
 /// A run that moved less than this part of what its rate asks for is pointed out.
 const KEPT_UP: f64 = 0.95;
 
-/// How long the name service may take.
+/// Time limit for the name service.
 const NAME_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// One side of the comparison.
@@ -137,7 +137,7 @@ fn check(options: &cli::Compare) -> Result<()> {
     }
     for address in &options.remote {
         let known = address::resolve(address, NAME_TIMEOUT);
-        known.with_context(|| format!("--remote {address} is no HOST:PORT that can be found"))?;
+        known.with_context(|| format!("--remote {address} is not a HOST:PORT that resolves"))?;
     }
     let of_brokers = [
         ("--workers", workload.workers.is_some()),
@@ -151,7 +151,7 @@ fn check(options: &cli::Compare) -> Result<()> {
     ];
     if let Some((option, _)) = of_brokers.iter().find(|(_, given)| *given) {
         return Err(wrong_usage(format!(
-            "{option} is the broker's: with --remote, give it to penstock-broker where it runs"
+            "{option} configures the broker: with --remote, give it to penstock-broker where it runs"
         )));
     }
     Ok(())
@@ -368,7 +368,7 @@ impl Comparison<'_> {
     }
 }
 
-/// Figures whose runs should agree: drops and the like are few, or many, by chance.
+/// Figures whose runs should agree; drops and similar counts vary by chance.
 fn spreads(row: &Row) -> Vec<(String, &Spread)> {
     match row.metric == "payload_mb_per_s" {
         true => [("xdp", &row.xdp), ("tcp", &row.tcp)]
@@ -401,17 +401,17 @@ fn mtu_towards(address: &str) -> Result<u32> {
     Ok(penstock_nic::Facts::read(device)?.mtu)
 }
 
-/// All metrics, in a file of its own.
+/// All metrics, in a file of their own.
 pub fn picture(report: &Compare) -> Result<String> {
     drawn(report, |chart| chart.svg())
 }
 
-/// The same for a page.
+/// All metrics, for a page.
 pub fn figures(report: &Compare) -> Result<Vec<Figure>> {
     drawn(report, |chart| chart.figures())
 }
 
-/// A panel for each metric, a pair of bars for each case.
+/// One panel per metric, with a pair of bars for each case.
 fn drawn<T>(report: &Compare, draw: impl FnOnce(&Chart<'_>) -> Result<T>) -> Result<T> {
     let group = |row: &'_ Row| {
         let ratio = row

@@ -21,7 +21,7 @@ use crate::terminal::{self, Screen};
 use check::{Check, Level};
 use facts::{Interface, Seen};
 
-/// Where a mark ends, and where what was found begins.
+/// Column where marks end and findings begin.
 const MARK: usize = 6;
 const COLUMN: usize = 23;
 
@@ -159,7 +159,7 @@ fn text(report: &Report, screen: Screen) -> String {
     out
 }
 
-/// Checks, each with its mark; why and what to do stand below what was found.
+/// Checks with their marks; why and what to do follow each finding.
 fn section(out: &mut String, title: &str, checks: &[Check], screen: Screen) {
     push(out, title);
     let below = " ".repeat(COLUMN);
@@ -171,7 +171,7 @@ fn section(out: &mut String, title: &str, checks: &[Check], screen: Screen) {
         fix,
     } in checks
     {
-        // Wrapped without its colour, whose bytes have no width.
+        // Wrapped without colours, because escape sequences have no width.
         let plain = format!("  {:<4} {name:<15} ", level.name());
         let line = terminal::wrap(found, &plain, &below, screen);
         let behind = line.get(MARK..).unwrap_or_default();
@@ -197,7 +197,7 @@ fn section(out: &mut String, title: &str, checks: &[Check], screen: Screen) {
     }
 }
 
-/// What is to be done, a command a line if not all fit in one.
+/// What to do, one command per line if they do not fit on one.
 fn steps(fix: &str, screen: Screen) -> Vec<&str> {
     let steps = fix.split_inclusive("; ").map(str::trim_end);
     let too_long = COLUMN + 5 + fix.chars().count() > screen.width;

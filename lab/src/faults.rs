@@ -19,7 +19,7 @@ const POSSIBLE: &str =
 pub enum PlanError {
     #[error("'{0}' is not of the form key=value; {POSSIBLE}")]
     Form(String),
-    #[error("there is no fault '{0}'; {POSSIBLE}")]
+    #[error("unknown fault '{0}'; {POSSIBLE}")]
     Key(String),
     #[error("'{0}' is given twice")]
     Twice(String),

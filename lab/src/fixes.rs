@@ -43,13 +43,13 @@ const REMEDIES: &[(&str, Remedy)] = &[
         why: "the sender has no core left: give it more or faster ones, or spread the load over several hosts",
     }),
     ("cpu-taken-by-others", |_| Fix::None {
-        why: "other programs have the CPU: stop them, or run where nothing else does",
+        why: "other programs use the CPU: stop them, or run on an idle host",
     }),
     ("accept-queue-full", |_| Fix::None {
-        why: "the server does not come to accept connections: see what its threads wait for",
+        why: "the server accepts connections too slowly: see what its threads wait for",
     }),
     ("shared-buffer-full", |_| Fix::None {
-        why: "a registered reader does not keep up, and whoever does not wait for it loses data: make the reader faster",
+        why: "a registered reader does not keep up; without waiting for it, it would lose data: make the reader faster",
     }),
     ("congestion-limited", |_| Fix::None {
         why: "the path between the hosts is the limit: look for losses and queues on it",
@@ -134,7 +134,7 @@ fn more_in_flight(workload: &Workload) -> Fix {
     let throttled = |option: &String| option.starts_with("--rate");
     if workload.publisher_option.iter().any(throttled) {
         return Fix::None {
-            why: "the publisher was told to be slow (--rate)",
+            why: "the publisher was configured to be slow (--rate)",
         };
     }
     let now = workload.in_flight.unwrap_or(IN_FLIGHT);

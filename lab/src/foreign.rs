@@ -1,5 +1,5 @@
-//! JSON that others wrote: every text in it is escaped as it is read, so that nothing that is shown
-//! of it, on a terminal or a page, can do more than be read.
+//! JSON from other programs: every text in it is escaped as it is read, so that it is safe to show on a
+//! terminal or a page.
 
 use std::io::{self, Read};
 use std::path::Path;
@@ -8,8 +8,8 @@ use penstock_dataplane::text::{escape, escape_lines};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-/// Longest JSON file that is read, bytes: several times the report of a run of a day. Parsed, it can take
-/// a dozen times as much memory.
+/// Maximum size of a JSON file, bytes: several times the report of a run of a day. Parsed, it can take a
+/// dozen times as much memory.
 pub const MAX_JSON: u64 = 16 << 20;
 
 /// The text of a JSON file.
@@ -21,14 +21,14 @@ pub fn read_file(path: &Path) -> io::Result<String> {
     let file = penstock_files::open_regular(path)?;
     match file.take(MAX_JSON + 1).read_to_string(&mut text)? as u64 > MAX_JSON {
         true => {
-            let what = format!("it has more than {MAX_JSON} bytes");
+            let what = format!("it is larger than {MAX_JSON} bytes");
             Err(io::Error::new(io::ErrorKind::FileTooLarge, what))
         }
         false => Ok(text),
     }
 }
 
-/// Reads what another process says of itself.
+/// Reads what another process reports about itself.
 pub fn from_process<T: DeserializeOwned>(json: &[u8]) -> serde_json::Result<T> {
     serde_json::from_value(escaped(serde_json::from_slice(json)?, false))
 }

@@ -1,5 +1,5 @@
-//! Whether a host is quiet and large enough for its figures to mean anything: what other programs and
-//! the hypervisor took of its CPU, how many cores there are, how far the runs of one figure differ.
+//! Whether a host is quiet and large enough for meaningful figures: how much CPU other programs and the
+//! hypervisor used, how many cores there are, and how far the runs of one figure differ.
 
 use std::fs;
 use std::thread;
@@ -13,29 +13,29 @@ use serde::{Deserialize, Serialize};
 use crate::diagnose::cpu::CoresAt;
 use crate::spread::Spread;
 
-/// Publisher, broker, the kernel's work on packets, and the lab itself.
+/// Publisher, broker, the kernel's packet processing, and the lab itself.
 pub const ENOUGH_CPUS: usize = 4;
-/// Share of the host's CPU from which others' work shows in the figures.
+/// Share of the host's CPU above which other programs affect the figures.
 pub const OTHERS_MATTER: f64 = 0.1;
 pub const STEAL_MATTERS: f64 = 0.02;
-/// Runs that differ by so much of their median say little about a difference that is smaller.
+/// Runs that differ by this share of their median say little about smaller differences.
 const SPREAD_MATTERS: f64 = 0.3;
-/// Figures that are named, at most.
+/// Maximum number of figures to name.
 const MOST: usize = 3;
 
-/// What the host did besides the work that was measured.
+/// What the host did besides the measured work.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct HostLoad {
     pub cpus: usize,
-    /// CPU that programs took which are not the lab's, in cores.
+    /// CPU that programs other than the lab's used, in cores.
     pub others_cores: f64,
     /// Share of the host's CPU that the hypervisor took, 0 to 1.
     pub steal: f64,
-    /// Processes that ran or waited for a core, mean of the last minute.
+    /// Processes that ran or waited for a core, mean over the last minute.
     pub load_average: Option<f64>,
 }
 
-/// Watches until the work is done.
+/// Observes the host until the work is done.
 #[derive(Debug)]
 pub struct HostWatch {
     began: Instant,
@@ -44,7 +44,7 @@ pub struct HostWatch {
 }
 
 impl HostWatch {
-    /// From now on.
+    /// Starts now.
     pub fn start() -> Result<Self> {
         Ok(Self {
             began: Instant::now(),
@@ -53,14 +53,14 @@ impl HostWatch {
         })
     }
 
-    /// For so long.
+    /// Observes for this long.
     pub fn for_a(time: Duration) -> Result<HostLoad> {
         let watch = Self::start()?;
         thread::sleep(time);
         watch.finish()
     }
 
-    /// Until now; children that still run count as others.
+    /// Ends now; children that still run count as other programs.
     pub fn finish(self) -> Result<HostLoad> {
         let seconds = self.began.elapsed().as_secs_f64();
         let cores = CoresAt::now()?.since(&self.cores, seconds)?;
@@ -76,7 +76,7 @@ impl HostWatch {
     }
 }
 
-/// CPU time of this process, and of the children that it has waited for.
+/// CPU time of this process and of the children that it has waited for.
 fn own_cpu_seconds() -> Result<f64> {
     let mut sum = 0.0;
     for who in [UsageWho::RUSAGE_SELF, UsageWho::RUSAGE_CHILDREN] {
@@ -96,17 +96,17 @@ fn load_average() -> Option<f64> {
 }
 
 impl HostLoad {
-    /// Share of the host's CPU that other programs took.
+    /// Share of the host's CPU that other programs used.
     pub fn others(&self) -> f64 {
         self.others_cores / self.cpus.max(1) as f64
     }
 
-    /// Why figures of this host mean little; nothing if they do not.
+    /// Reasons why figures of this host mean little; empty if there are none.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         if self.others() >= OTHERS_MATTER {
             warnings.push(format!(
-                "Other programs kept {:.1} of {} cores busy meanwhile: run it again without them (top -o %CPU shows which).",
+                "Other programs kept {:.1} of {} cores busy during the run: repeat it without them (top -o %CPU shows which).",
                 self.others_cores, self.cpus
             ));
         }
@@ -118,7 +118,7 @@ impl HostLoad {
         }
         if self.cpus < ENOUGH_CPUS {
             warnings.push(format!(
-                "{} cores are too few for publisher, broker and the kernel side by side: full speed is what they share, and only ratios within one run mean anything.",
+                "{} cores are too few to run publisher, broker and the kernel side by side: they compete for the cores, and only ratios within one run are meaningful.",
                 self.cpus
             ));
         }
@@ -126,7 +126,7 @@ impl HostLoad {
     }
 }
 
-/// Figures whose runs differ so much that small differences between them mean nothing.
+/// Figures whose runs differ so much that smaller differences between them mean nothing.
 pub fn spread_warning<'a>(
     figures: impl IntoIterator<Item = (String, &'a Spread)>,
 ) -> Option<String> {
@@ -148,15 +148,15 @@ pub fn spread_warning<'a>(
         more => format!(" and {more} more"),
     };
     Some(format!(
-        "Runs of the same work differ by much of their median ({}{more}): smaller differences mean nothing; --runs makes more.",
+        "Runs of the same work differ by a large share of their median ({}{more}): smaller differences mean nothing; raise --runs.",
         named.join(", ")
     ))
 }
 
-/// A part of a report, in Markdown; nothing if all is well.
+/// A section of a report, in Markdown; `None` if all is well.
 pub fn part(warnings: &[String]) -> Option<String> {
     let lines: Vec<_> = warnings.iter().map(|text| format!("- {text}")).collect();
-    (!lines.is_empty()).then(|| format!("## What these figures are worth\n\n{}", lines.join("\n")))
+    (!lines.is_empty()).then(|| format!("## Reliability of these figures\n\n{}", lines.join("\n")))
 }
 
 #[cfg(test)]

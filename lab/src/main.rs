@@ -66,7 +66,7 @@ const PROGRAM: Program = Program {
     log_thread: true,
 };
 
-/// Whatever the umask, no other user may write to what the lab creates.
+/// Whatever the umask is, no other user may write to what the lab creates.
 const NOT_FOR_OTHERS: Mode = Mode::S_IWGRP.union(Mode::S_IWOTH);
 
 fn main() -> ExitCode {
@@ -86,7 +86,7 @@ fn main() -> ExitCode {
     })
 }
 
-/// Runs a command; whether all was well.
+/// Runs a command; returns whether all was well.
 fn run(command: &Command, interrupt: &Interrupt) -> anyhow::Result<bool> {
     match command {
         Command::Throughput(options) => throughput::run(options, interrupt),

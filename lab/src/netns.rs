@@ -229,7 +229,7 @@ impl Drop for Net {
     fn drop(&mut self) {
         for name in &self.created {
             if let Err(error) = run(&["ip", "netns", "del", name]) {
-                warn!("namespace {name} is left behind: {error:#}");
+                warn!("cannot remove namespace {name}: {error:#}");
             }
         }
     }
@@ -389,7 +389,7 @@ fn sweep_stale() -> Result<()> {
     }
     let names = file_names(Path::new(HANDLES))?;
     for name in stale(names.iter().map(String::as_str), lab_is_alive) {
-        info!("removing namespace {name}, left behind by a lab that was killed");
+        info!("removing namespace {name}, left by a lab that was killed");
         run(&["ip", "netns", "del", name])?;
     }
     Ok(())

@@ -171,7 +171,7 @@ pub struct ReadStream {
 /// Parses `text`, the JSON output of `program`.
 pub fn parse<T: DeserializeOwned>(program: &str, text: &str) -> Result<T> {
     foreign::from_process(text.as_bytes())
-        .with_context(|| format!("cannot understand what {program} reported"))
+        .with_context(|| format!("cannot parse the report of {program}"))
 }
 
 /// Parses a file that `program` wrote.

@@ -34,9 +34,9 @@ fn page(title: &str, body: &Markup) -> String {
     .into_string()
 }
 
-/// A page for a report that is tables in the first place: pictures, and the report in Markdown.
+/// A page for a report that consists mainly of tables: pictures, and the report in Markdown.
 ///
-/// The report's own title is left out: the page has one.
+/// Omits the report's own title, because the page has one.
 pub fn plain(title: &str, pictures: &[chart::Figure], markdown: &str) -> String {
     let markdown = match markdown.strip_prefix("# ") {
         Some(titled) => titled.split_once('\n').map_or("", |(_, rest)| rest),

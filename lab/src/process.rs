@@ -18,7 +18,7 @@ use crate::interrupt::Interrupt;
 
 /// How much of a log an error message quotes, lines.
 const TAIL_LINES: usize = 12;
-/// How much of a log is read, from its end, bytes.
+/// Number of bytes to read of a log, from its end.
 const MAX_LOG: u64 = 16 << 20;
 
 /// A command that runs `program` inside the namespace `netns`.

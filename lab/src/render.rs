@@ -377,7 +377,7 @@ fn delay(report: &DelayReport) -> String {
     format!(
         "## Delay\n\nEvery packet to a broker waited {} µs.\n\n{}",
         report.delay_us,
-        table(["broker", "packets", "dropped for want of room"], &rows)
+        table(["broker", "packets", "dropped for lack of room"], &rows)
     )
 }
 
@@ -408,7 +408,7 @@ pub fn baseline(report: &Baseline) -> String {
         + "\n"
 }
 
-/// What is printed on the terminal after a baseline run.
+/// The summary printed on the terminal after a baseline run.
 pub fn baseline_summary(report: &Baseline) -> String {
     let parts = [
         Some(baseline_table(report)),
@@ -473,7 +473,7 @@ fn reproduce(environment: &Environment) -> String {
 
 /// A Markdown table whose columns also line up as plain text.
 fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> String {
-    // What ends a cell or a row would put the rest elsewhere.
+    // Characters that would end a cell or a row are escaped.
     let cell = |text: &String| text.replace('|', r"\|").replace(['\n', '\r'], " ");
     let rows: Vec<[String; N]> = rows.iter().map(|row| row.each_ref().map(cell)).collect();
     let width = |column: usize| {

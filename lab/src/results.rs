@@ -15,13 +15,13 @@ use crate::terminal::{self, Screen};
 
 /// Creates `<results>/<UTC time>`; runs that start in the same second get a number behind it.
 ///
-/// Nobody can change the path to it, nor what is in it, but root, this user and those who decide what the
-/// lab does anyway ([`Trusted::with_those_in_control`]): files in it can be opened by their names.
+/// Only root, this user and those who control the lab anyway ([`Trusted::with_those_in_control`]) can
+/// change the path to it or its contents, so files in it can be opened by name.
 pub fn create_folder(results: &Path, now: Timestamp) -> Result<PathBuf> {
     let trusted = Trusted::with_those_in_control();
     let (_, results) = Dir::make_for(results, &RESULTS, &trusted).with_context(|| {
         let name = results.display();
-        format!("cannot use {name} for results; name another directory with --results")
+        format!("cannot use {name} for results; choose another directory with --results")
     })?;
     let time = now.strftime("%Y-%m-%dT%H-%M-%SZ").to_string();
     for number in 1u32.. {
@@ -60,7 +60,7 @@ pub fn write(folder: &Path, report: &impl Serialize, markdown: &str) -> Result<(
     write_file(&folder.join("report.md"), markdown)
 }
 
-/// Prints a report as it was asked for; `summary` is for people, in Markdown.
+/// Prints a report in the requested format; `summary` is for people, in Markdown.
 pub fn print(
     format: Format,
     report: &impl Serialize,
@@ -72,14 +72,14 @@ pub fn print(
     })
 }
 
-/// Prints where the results of a run are, whatever became of it.
+/// Prints where the results of a run are, even if it failed.
 pub fn told(folder: &Path, outcome: Result<bool>) -> Result<bool> {
     let told = output::print_line(folder.display());
     let good = outcome?;
     told.map(|()| good)
 }
 
-/// Writes a file whole; nothing that another user put in its place.
+/// Writes a file in one step, and never to a file that another user put in its place.
 pub fn write_file(path: &Path, text: &str) -> Result<()> {
     let write = || {
         let mut file = penstock_files::open_to_write(path, 0o644)?;

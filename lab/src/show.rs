@@ -28,22 +28,22 @@ Examples:
 
 Exit codes: 0 shown, 1 failed, 2 wrong usage.";
 
-/// What `report` is asked for.
+/// Flags of `report`.
 #[derive(Debug, Args)]
 pub struct Report {
     /// A report.json, or a result folder with one in it.
     #[arg(value_name = "FILE|DIR")]
     path: PathBuf,
-    /// How it is shown.
+    /// Output format.
     #[arg(long, value_enum, default_value_t = View::Text)]
     format: View,
-    /// Where it is written, `-` for stdout; by default stdout for text, and report.html beside the
-    /// report.json for html.
+    /// Where to write it, `-` for stdout [default: stdout for text, report.html beside the report.json
+    /// for html].
     #[arg(long, value_name = "FILE|-")]
     output: Option<PathBuf>,
 }
 
-/// How a report is shown.
+/// Output format of a report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum View {
     Text,
@@ -62,7 +62,7 @@ pub enum Shown {
     Faults(fault_runs::Report),
 }
 
-/// Shows it.
+/// Runs the command.
 pub fn run(options: &Report) -> Result<bool> {
     let path = match options.path.is_dir() {
         true => options.path.join(results::REPORT),
@@ -90,7 +90,7 @@ pub fn run(options: &Report) -> Result<bool> {
     Ok(true)
 }
 
-/// Where it goes; none is stdout.
+/// The output file; `None` means stdout.
 fn output(options: &Report, report: &Path) -> Option<PathBuf> {
     match (&options.output, options.format) {
         (Some(path), _) if path.as_os_str() == "-" => None,
@@ -105,11 +105,11 @@ fn read(path: &Path) -> Result<Shown> {
     let text = foreign::read_file(path).with_context(|| {
         format!("cannot read {name}; give a result folder, or the report.json in it")
     })?;
-    Shown::of(&text).with_context(|| format!("{name} cannot be shown"))
+    Shown::of(&text).with_context(|| format!("cannot show {name}"))
 }
 
 fn parsed<T: DeserializeOwned>(value: Value) -> Result<T> {
-    serde_json::from_value(value).context("it is damaged, or of another version of penstock-lab")
+    serde_json::from_value(value).context("it is damaged, or from another version of penstock-lab")
 }
 
 impl Shown {
@@ -128,7 +128,7 @@ impl Shown {
             SOAK => Ok(Self::Soak(parsed(value)?)),
             FAULTS => Ok(Self::Faults(parsed(value)?)),
             _ => bail!(
-                "it is no report of penstock-lab: its kind is {kind:?}, not throughput, baseline, compare, limits, {RCVBUF}, {OBSERVER}, {SOAK} or {FAULTS}"
+                "it is not a report of penstock-lab: its kind is {kind:?}, not throughput, baseline, compare, limits, {RCVBUF}, {OBSERVER}, {SOAK} or {FAULTS}"
             ),
         }
     }
@@ -166,10 +166,10 @@ impl Shown {
         let (title, pictures) = match self {
             Self::Throughput(report) => return page::throughput(report),
             Self::Baseline(report) => ("Penstock against iperf3", baseline::figures(report)?),
-            Self::Compare(report) => ("xdp beside tcp", compare::figures(report)?),
-            Self::Limits(_) => ("What this host can do at best", Vec::new()),
-            Self::Rcvbuf(_) => ("Where SO_RCVBUF is set, and what comes of it", Vec::new()),
-            Self::Observer(_) => ("What being diagnosed costs a broker", Vec::new()),
+            Self::Compare(report) => ("xdp and tcp compared", compare::figures(report)?),
+            Self::Limits(_) => ("Limits of this host", Vec::new()),
+            Self::Rcvbuf(_) => ("Where SO_RCVBUF is set, and its effect", Vec::new()),
+            Self::Observer(_) => ("The cost of a diagnosis for a broker", Vec::new()),
             Self::Soak(_) => ("Soak", Vec::new()),
             Self::Faults(_) => ("Fault runs", Vec::new()),
         };
@@ -202,7 +202,7 @@ mod tests {
     fn what_is_no_report_is_refused_with_what_would_be() {
         for (text, words) in [
             ("", "is not JSON"),
-            ("[1, 2]", "no report of penstock-lab"),
+            ("[1, 2]", "not a report of penstock-lab"),
             (r#"{"kind": "else"}"#, "\"else\""),
             (r#"{"kind": "throughput"}"#, "another version"),
         ] {
@@ -216,7 +216,7 @@ mod tests {
         let file = fs::File::create(&huge).unwrap();
         file.set_len(foreign::MAX_JSON + 1).unwrap();
         let error = read(&huge).err().unwrap();
-        assert!(format!("{error:#}").contains("more than"), "{error:#}");
+        assert!(format!("{error:#}").contains("is larger than"), "{error:#}");
         let error = read(Path::new("/nowhere/report.json")).err().unwrap();
         assert!(format!("{error:#}").contains("/nowhere/report.json"));
     }

@@ -30,7 +30,7 @@ impl Spread {
         }
     }
 
-    /// How far the runs lie apart, as a part of their median; 0 for one run.
+    /// The distance between the runs, as a share of their median; 0 for one run.
     pub fn width(&self) -> f64 {
         match self.median.abs() {
             0.0 => 0.0,

@@ -1,8 +1,9 @@
-//! Text for people on a terminal: as wide as it is, in colours if it has some, nothing cut off.
+//! Text for people on a terminal: wrapped to its width, coloured if it supports colours, and never cut
+//! off.
 //!
 //! Reports are written in Markdown (`report.md`). On a terminal the same text has neither asterisks nor
-//! bars, and a table that is too wide becomes a list. What is no terminal gets 80 columns without
-//! colours, always the same.
+//! bars, and a table that is too wide becomes a list. Files and pipes get 80 columns without colours,
+//! always the same.
 
 use std::fmt::Write;
 use std::io::{self, IsTerminal};
@@ -14,12 +15,12 @@ use terminal_size::terminal_size_of;
 use textwrap::core::display_width;
 use textwrap::{Options as Wrapping, WordSplitter};
 
-/// Columns of what is no terminal, and of one that does not say.
+/// Width of output that is not a terminal, and of a terminal that does not report its width.
 const COLUMNS: usize = 80;
-/// In less than this nothing can be read; lines of prose longer than the other are hard to.
+/// Minimum width for readable text, and maximum width for lines of prose.
 const NARROWEST: usize = 20;
 const WIDEST: usize = 120;
-/// Between the columns of a table.
+/// Gap between the columns of a table.
 const GAP: u16 = 2;
 
 /// Where text is shown.
@@ -60,7 +61,7 @@ impl Screen {
     }
 }
 
-/// Lines of plain text that fit: what goes on begins below what it goes on from.
+/// Wraps lines of plain text; continuation lines are indented below their first line.
 pub fn fit(text: &str, screen: Screen) -> String {
     let lines = text.lines().map(|line| {
         let content = line.trim_start();
@@ -71,7 +72,7 @@ pub fn fit(text: &str, screen: Screen) -> String {
     lines.map(|line| line + "\n").collect()
 }
 
-/// How far lines hang behind the first one: behind its mark, if it has one.
+/// Hanging indent of a line: after its mark, if it has one.
 fn hanging(content: &str) -> usize {
     match content.split_once(' ') {
         Some((mark, _)) if mark.len() <= 2 => mark.len() + 1,
@@ -79,7 +80,7 @@ fn hanging(content: &str) -> usize {
     }
 }
 
-/// One paragraph; no word is broken.
+/// Wraps one paragraph without breaking words.
 pub fn wrap(text: &str, first: &str, further: &str, screen: Screen) -> String {
     let options = Wrapping::new(screen.width)
         .initial_indent(first)
@@ -89,7 +90,7 @@ pub fn wrap(text: &str, first: &str, further: &str, screen: Screen) -> String {
     textwrap::fill(text, options)
 }
 
-/// A command to be copied, with the comment behind its `#`: whatever is broken up still runs.
+/// A command to be copied, with the comment after its `#`. If it is broken into lines, it still runs.
 pub fn command(text: &str, indent: &str, screen: Screen) -> String {
     let (command, comment) = match text.split_once("  # ") {
         Some((command, comment)) => (command.trim_end(), Some(comment)),
@@ -117,7 +118,7 @@ pub fn command(text: &str, indent: &str, screen: Screen) -> String {
     out
 }
 
-/// Pieces of a command between which a line may be continued: not inside quotes.
+/// Pieces of a command between which a line can be continued: not inside quotes.
 fn shell_words(command: &str) -> Vec<&str> {
     let (mut words, mut start, mut quote) = (Vec::new(), 0, None);
     for (at, c) in command.char_indices() {
@@ -140,7 +141,7 @@ fn parser(markdown: &str) -> Parser<'_> {
     Parser::new_ext(markdown, Options::ENABLE_TABLES)
 }
 
-/// A report in Markdown, as text.
+/// Renders a Markdown report as text.
 pub fn markdown(markdown: &str, screen: Screen) -> String {
     let mut writer = Writer {
         screen,
@@ -157,8 +158,8 @@ pub fn markdown(markdown: &str, screen: Screen) -> String {
     writer.out.trim_end().to_owned()
 }
 
-/// A report in Markdown, as a part of a page. Whatever looks like markup is text; pictures and links are
-/// left out.
+/// Renders a Markdown report as part of a page. Markup in it is shown as text; pictures and links are
+/// omitted.
 pub fn html(markdown: &str) -> String {
     let mut pictures = 0_u32;
     let events = parser(markdown).filter_map(|event| match event {
@@ -170,14 +171,14 @@ pub fn html(markdown: &str) -> String {
             pictures -= 1;
             None
         }
-        // What a picture is called is of no use without it.
+        // A picture's name is useless without the picture.
         _ if pictures > 0 => None,
         Event::Html(text) | Event::InlineHtml(text) => Some(Event::Text(text)),
         Event::Start(Tag::Link { .. }) | Event::End(TagEnd::Link) => None,
         event => Some(event),
     });
     let events = events.flat_map(|event| match event {
-        // Wide ones are scrolled by themselves.
+        // Wide tables scroll on their own.
         Event::Start(Tag::Table(columns)) => vec![
             Event::Html("<div class=\"scroll\">".into()),
             Event::Start(Tag::Table(columns)),
@@ -192,15 +193,15 @@ pub fn html(markdown: &str) -> String {
     html
 }
 
-/// Puts a report together, block by block.
+/// Assembles a report, block by block.
 struct Writer {
     screen: Screen,
     out: String,
-    /// Of the block that is read.
+    /// Text of the current block.
     text: String,
-    /// Numbers of the lists that are open; none for one without.
+    /// Numbers of the open lists; `None` for one without numbers.
     lists: Vec<Option<u64>>,
-    /// Mark of the item whose first line is to come.
+    /// Mark of the list item that is about to begin.
     item: Option<String>,
     code: bool,
     table: Option<Rows>,
@@ -285,7 +286,7 @@ impl Writer {
                 let lines: Vec<_> = lines.collect();
                 self.block(&lines.join("\n"));
             }
-            // What a picture is called is of no use without it.
+            // A picture's name is useless without the picture.
             TagEnd::Image => self.text.clear(),
             TagEnd::TableCell => {
                 let cell = std::mem::take(&mut self.text);
@@ -303,7 +304,7 @@ impl Writer {
         }
     }
 
-    /// Ends a paragraph or an item of a list.
+    /// Ends a paragraph or a list item.
     fn flush(&mut self) {
         let text = std::mem::take(&mut self.text);
         if text.is_empty() {
@@ -321,7 +322,7 @@ impl Writer {
         let _ = writeln!(self.out, "{text}");
     }
 
-    /// Writes a block, with an empty line before it.
+    /// Writes a block, after an empty line.
     fn block(&mut self, text: &str) {
         if !self.out.is_empty() {
             self.out.push('\n');
@@ -330,7 +331,7 @@ impl Writer {
     }
 }
 
-/// A table that fits: cells are wrapped between words. If not even that helps, a list of rows.
+/// A table that fits, with cells wrapped between words; if that does not suffice, a list of rows.
 fn table(rows: &Rows, screen: Screen) -> String {
     let Some((head, body)) = rows.rows.split_first() else {
         return String::new();
@@ -346,7 +347,7 @@ fn table(rows: &Rows, screen: Screen) -> String {
     if least > screen.width + usize::from(GAP) {
         return records(head, body, screen);
     }
-    // What a row is about stands in one line, if there is room.
+    // The subject of a row is on one line, if there is room.
     let names = rows.rows.iter().filter_map(|row| row.first());
     let names = names
         .map(|name| display_width(name) as u16)
@@ -384,7 +385,7 @@ fn table(rows: &Rows, screen: Screen) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// Each row as lines of name and value.
+/// Each row as lines of names and values.
 fn records(head: &[String], body: &[Vec<String>], screen: Screen) -> String {
     let widest = head
         .iter()

@@ -56,9 +56,9 @@ impl Binaries {
 
 /// The directory of this run's buffers; removed with its contents when dropped.
 ///
-/// Anyone may create entries in the shared memory. So this directory gets a name that nobody can guess,
-/// is this user's alone (mode 0700), and is used through its descriptor: whatever takes its place in
-/// the file system is not touched.
+/// Any user may create entries in the shared memory. So this directory gets an unguessable name,
+/// belongs to this user alone (mode 0700), and is used through its descriptor: an entry that takes its
+/// place in the file system is never touched.
 #[derive(Debug)]
 pub struct BufferDir {
     path: PathBuf,
@@ -80,7 +80,8 @@ impl BufferDir {
         let dir = PrivateDir::open(&path)
             .and_then(|dir| dir.context("it belongs to another user"))
             .with_context(what)?;
-        // Released by the kernel when this process ends, however it does: that tells another lab.
+        // The kernel releases the lock when this process ends, however it does. That is how other labs
+        // know.
         dir.0.try_lock().with_context(what)?;
         Ok(Self { path, dir })
     }
@@ -122,17 +123,17 @@ impl BufferDir {
 impl Drop for BufferDir {
     fn drop(&mut self) {
         if let Err(error) = self.dir.remove(&self.path) {
-            warn!("{} is left behind: {error:#}", self.path.display());
+            warn!("cannot remove {}: {error:#}", self.path.display());
         }
     }
 }
 
-/// An open directory that is this user's, and that nobody else may change.
+/// An open directory of this user that no other user may change.
 #[derive(Debug)]
 struct PrivateDir(File);
 
 impl PrivateDir {
-    /// Opens it; none if it is a link, no directory, another user's, or others may write to it.
+    /// Opens it; `None` if it is a link, not a directory, another user's, or writable for others.
     fn open(path: &Path) -> Result<Option<Self>> {
         let flags = libc::O_DIRECTORY | libc::O_NOFOLLOW | libc::O_CLOEXEC;
         let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
@@ -157,12 +158,12 @@ impl PrivateDir {
         Ok(is_private.then_some(Self(dir)))
     }
 
-    /// Leads to this directory even if its name leads elsewhere by now.
+    /// A path to this directory that stays valid even if its name leads elsewhere by now.
     fn path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.0.as_raw_fd()))
     }
 
-    /// Unmounts the brokers' file systems, and removes everything inside.
+    /// Unmounts the brokers' file systems, and removes all contents.
     fn empty(&self) -> Result<()> {
         let device = self.0.metadata().context("cannot examine it")?.dev();
         for entry in fs::read_dir(self.path()).context("cannot list it")? {
@@ -172,7 +173,7 @@ impl PrivateDir {
             if is_mounted(&path, device).with_context(what)? {
                 ensure!(
                     is_of_broker(&name),
-                    "{} is a mount point that no lab made: umount it",
+                    "{} is a mount point that no lab created: umount it",
                     name.display()
                 );
                 let flags = MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW;
@@ -187,46 +188,44 @@ impl PrivateDir {
         Ok(())
     }
 
-    /// Removes it with all that is inside; `path` is its name.
+    /// Removes it with its contents; `path` is its name.
     fn remove(&self, path: &Path) -> Result<()> {
         self.empty()?;
-        // Removes an empty directory only, and follows no link.
+        // Removes only an empty directory, and follows no link.
         fs::remove_dir(path).context("cannot remove it")
     }
 }
 
-/// Whether something is mounted on a directory below one of `device`; a link's target does not count.
+/// Whether something is mounted on a directory below one of `device`; the target of a link does not
+/// count.
 fn is_mounted(path: &Path, device: u64) -> io::Result<bool> {
     let metadata = fs::symlink_metadata(path)?;
     Ok(metadata.is_dir() && metadata.dev() != device)
 }
 
-/// Whether it is the name of a broker's directory, on which [`BufferDir::bound`] mounts.
+/// Whether this is the name of a broker's directory, on which [`BufferDir::bound`] mounts.
 fn is_of_broker(name: &OsStr) -> bool {
     let number = name.to_str().and_then(|name| name.strip_prefix('b'));
     number.is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
 }
 
-/// Removes the directories of labs that were killed. What only has the name of one is left alone.
+/// Removes the directories of labs that were killed. Leaves alone what merely has such a name.
 fn sweep_stale(root: &Path) -> Result<()> {
     let names = netns::file_names(root)?;
     for name in netns::stale(names.iter().map(String::as_str), netns::lab_is_alive) {
         let path = root.join(name);
         let Some(dir) = PrivateDir::open(&path)? else {
             debug!(
-                "{} is left alone: another user made it, or may change it",
+                "not removing {}: another user created it, or may change it",
                 path.display()
             );
             continue;
         };
-        // A lab in another PID namespace looks dead from here, and still has its lock.
+        // A lab in another PID namespace looks dead from here, but still holds its lock.
         if dir.0.try_lock().is_err() {
             continue;
         }
-        info!(
-            "removing {}, left behind by a lab that was killed",
-            path.display()
-        );
+        info!("removing {}, left by a lab that was killed", path.display());
         dir.remove(&path)
             .with_context(|| format!("cannot remove {}", path.display()))?;
     }
@@ -239,7 +238,7 @@ mod tests {
     use nix::sched::{CloneFlags, unshare};
     use std::os::unix::fs::{chown, symlink};
 
-    /// A place like /dev/shm, and in it a directory with the name of a lab that is dead.
+    /// A place like /dev/shm, with a directory that has the name of a dead lab.
     fn left_behind() -> (tempfile::TempDir, PathBuf) {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join(format!("penstock-{}-shm.abc", u32::MAX));
@@ -299,7 +298,7 @@ mod tests {
         if !geteuid().is_root() {
             return;
         }
-        // In a mount namespace of its own, which goes with the thread.
+        // In a mount namespace of its own, which ends with the thread.
         std::thread::spawn(|| {
             unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_FS).unwrap();
             let none: Option<&str> = None;

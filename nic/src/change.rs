@@ -35,7 +35,7 @@ impl Attribute {
         }
     }
 
-    /// Its file, where /sys is of this network namespace.
+    /// Its file, in a /sys that belongs to this network namespace.
     #[must_use]
     pub fn path(self, interface: &str) -> String {
         format!("/sys/class/net/{interface}/{}", self.file_name())
@@ -60,18 +60,18 @@ pub enum Change {
 }
 
 impl Change {
-    /// ethtool with arguments in a line; no name of an interface has a space.
+    /// An ethtool command from a line of arguments; interface names contain no spaces.
     pub(crate) fn ethtool(line: &str) -> Self {
         Self::Ethtool(line.split_whitespace().map(str::to_owned).collect())
     }
 
-    /// The same for an interface that has another name now.
+    /// The same change for an interface that has been renamed.
     #[must_use]
     pub(crate) fn renamed(&self, to: &str) -> Self {
         let mut change = self.clone();
         match &mut change {
             Self::Set { interface, .. } => to.clone_into(interface),
-            // Behind the option that says what is changed.
+            // The argument after the option is the interface.
             Self::Ethtool(arguments) => {
                 if let Some(interface) = arguments.get_mut(1) {
                     to.clone_into(interface);
@@ -81,7 +81,7 @@ impl Change {
         change
     }
 
-    /// Makes the change; returns what the command printed. Settings in /sys are made through `sysfs`.
+    /// Makes the change; returns what the command printed. `sysfs` is used for settings in /sys.
     ///
     /// # Errors
     /// [`Error::Refused`] with the reason, [`Error::NoEthtool`], [`Error::NoAnswer`].

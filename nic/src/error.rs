@@ -11,11 +11,11 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 pub enum Error {
     /// There is no such interface in this network namespace.
-    #[error("no interface {} here; ip link shows them", quote(.0))]
+    #[error("no interface {} here; ip link lists interfaces", quote(.0))]
     NoInterface(String),
     /// /sys belongs to another network namespace than this process.
     #[error(
-        "/sys shows the interfaces of another network namespace; start this with ip netns exec, with CAP_SYS_ADMIN, or mount a sysfs of the namespace's own"
+        "/sys belongs to another network namespace; run this with ip netns exec or with CAP_SYS_ADMIN, or mount this namespace's own sysfs"
     )]
     OtherNamespace,
     /// The kernel does not tell what it should.
@@ -87,17 +87,17 @@ pub enum Unfit {
         /// Queues that it can have.
         most: u32,
     },
-    /// Its packets do not begin with an Ethernet header.
+    /// Its packets have no Ethernet header.
     #[error(
-        "{interface} carries no Ethernet frames ({what}), and the xdp path takes nothing else; name the interface below it, or use --mode tcp"
+        "{interface} carries no Ethernet frames ({what}), but the xdp path needs them; use the interface below it, or --mode tcp"
     )]
     NotEthernet {
         /// The interface.
         interface: String,
-        /// What it is.
+        /// Its kind or link type.
         what: String,
     },
-    /// Another interface takes its packets.
+    /// A master takes its packets.
     #[error(
         "{interface} is a port of {master} ({kind}), which takes its packets and has the addresses; use --iface {}",
         quote(master)
@@ -107,12 +107,12 @@ pub enum Unfit {
         interface: String,
         /// The interface that it is a port of.
         master: String,
-        /// What that is.
+        /// The master's kind.
         kind: String,
     },
-    /// No packet comes in on it.
+    /// XDP programs see no packets on it.
     #[error(
-        "{interface} is a VRF, and an XDP program there sees no packet; use --iface with the interface below it that packets come in on (ip link show vrf {})",
+        "{interface} is a VRF, where an XDP program sees no packets; use --iface with the interface of the VRF on which packets arrive (ip link show vrf {})",
         quote(interface)
     )]
     Vrf {
@@ -121,7 +121,7 @@ pub enum Unfit {
     },
     /// It runs programs in generic mode only.
     #[error(
-        "{interface} takes the program in generic mode only: {why}; use --xdp-mode generic or auto"
+        "{interface} runs the program in generic mode only: {why}; use --xdp-mode generic or auto"
     )]
     GenericOnly {
         /// The interface.

@@ -55,31 +55,31 @@ pub struct Feature {
     pub changeable: bool,
 }
 
-/// The interface that another one is a port of.
+/// The master of another interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Master {
     /// Its name.
     pub name: String,
-    /// What kind of virtual interface it is, such as `bridge`; none for hardware.
+    /// Its kind, such as `bridge`, if it is virtual; `None` for hardware.
     pub kind: Option<String>,
 }
 
 /// All that matters here about an interface. What the driver does not tell is `None`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Facts {
-    /// Its name; not an alternative one.
+    /// Its name, not an alternative one.
     pub interface: String,
     /// Its number in this network namespace.
     pub index: u32,
     /// Its hardware address.
     pub address: String,
-    /// What kind of virtual interface it is, such as `bond`; none for hardware.
+    /// Its kind, such as `bond`, if it is virtual; `None` for hardware.
     pub kind: Option<String>,
-    /// Type of its hardware (`ARPHRD_`, linux/if_arp.h).
+    /// Its hardware type (`ARPHRD_`, linux/if_arp.h).
     pub link_type: u16,
-    /// The interface that it is a port of.
+    /// Its master, if it is a port of one.
     pub master: Option<Master>,
-    /// Other interfaces are ports of it.
+    /// Whether other interfaces are ports of it.
     pub has_ports: bool,
     /// Its driver.
     pub driver: Option<String>,
@@ -116,7 +116,7 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// Asks the kernel about an interface of this network namespace, by any of its names.
+    /// Queries the kernel about an interface of this network namespace, by any of its names.
     ///
     /// # Errors
     /// [`Error::NoInterface`], [`Error::Read`].
@@ -133,8 +133,8 @@ impl Facts {
         Self::of(&mut netlink, found)
     }
 
-    /// Asks the kernel about an interface of this network namespace, by its number: names can be given
-    /// anew.
+    /// Queries the kernel about an interface of this network namespace by its index, because names can
+    /// be reassigned.
     ///
     /// # Errors
     /// [`Error::NoInterface`], [`Error::Read`].
@@ -166,7 +166,7 @@ impl Facts {
         let attribute =
             |attribute: Attribute| sysfs.as_ref()?.number(interface, attribute.file_name());
         let channels = driver.channels().ok().map(channels);
-        // The kernel has room for more queues than there are.
+        // The kernel reports room for more queues than exist.
         let queues = sysfs
             .as_ref()
             .and_then(|sysfs| sysfs.rx_queues(interface).ok())
@@ -232,7 +232,7 @@ pub fn link(index: u32) -> io::Result<Link> {
         return Ok(Link::Gone);
     };
     let flags = match Ethtool::of(&name).and_then(|driver| driver.flags()) {
-        // It went just now.
+        // It has just disappeared.
         Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(Link::Gone),
         flags => flags?,
     };
@@ -243,10 +243,10 @@ pub fn link(index: u32) -> io::Result<Link> {
     })
 }
 
-/// What an interface is called at present; none if it is gone.
+/// The present name of an interface; `None` if it is gone.
 ///
 /// # Errors
-/// If the kernel does not tell.
+/// If the kernel does not answer.
 pub fn name_of(index: u32) -> io::Result<Option<String>> {
     let mut name = [0u8; libc::IF_NAMESIZE];
     // SAFETY: the buffer has IF_NAMESIZE bytes, as the call requires.
@@ -262,7 +262,7 @@ pub fn name_of(index: u32) -> io::Result<Option<String>> {
     Ok(Some(name.to_string_lossy().into_owned()))
 }
 
-/// Receive queues of an interface at present, where its driver tells.
+/// The present number of receive queues, if the driver reports it.
 #[must_use]
 pub fn rx_queues(index: u32) -> Option<u32> {
     let name = name_of(index).ok()??;

@@ -1,5 +1,5 @@
-//! What kind of interface carries the xdp path, and in which mode: the broker and `penstock-lab doctor`
-//! both ask here.
+//! Whether an interface can carry the xdp path, and in which mode: used by the broker and by
+//! `penstock-lab doctor`.
 
 use crate::error::Unfit;
 use crate::facts::Facts;
@@ -8,20 +8,20 @@ use crate::netlink::{ETHERNET, LOOPBACK};
 /// How an interface can run the program.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fitness {
-    /// In the driver, if that has native XDP, or in the network stack.
+    /// In the driver if it supports native XDP, else in the network stack.
     Any,
-    /// In the network stack only; a program in the driver would make packets vanish.
+    /// In the network stack only; a program in the driver would lose packets.
     GenericOnly {
         /// Why.
         why: String,
     },
 }
 
-/// Tells from what an interface is, and how it is related to others, whether an XDP program there can
-/// hand its packets to AF_XDP sockets.
+/// Decides, from the properties of an interface and its relations to others, whether an XDP program
+/// there can pass its packets to AF_XDP sockets.
 ///
 /// # Errors
-/// [`Unfit`] if no packet of the interface can take the xdp path.
+/// [`Unfit`] if no packet of the interface can use the xdp path.
 pub fn fitness(facts: &Facts) -> Result<Fitness, Unfit> {
     let interface = facts.interface.clone();
     if ![ETHERNET, LOOPBACK].contains(&facts.link_type) {
@@ -38,7 +38,7 @@ pub fn fitness(facts: &Facts) -> Result<Fitness, Unfit> {
     if facts.kind.as_deref() == Some("vrf") {
         return Err(Unfit::Vrf { interface });
     }
-    // A port of a VRF gets its packets as ever; masters of any other kind take them (rx_handler).
+    // A port of a VRF keeps its packets; masters of any other kind take them (rx_handler).
     if let Some(master) = &facts.master
         && master.kind.as_deref() != Some("vrf")
     {
@@ -53,11 +53,12 @@ pub fn fitness(facts: &Facts) -> Result<Fitness, Unfit> {
     }
     let kind = facts.kind.as_deref().unwrap_or("an interface");
     if facts.has_ports || ["bond", "team"].contains(&kind) {
-        // The driver's queue is the port's, and the socket is bound to another device's
-        // (`xsk_rcv_check` in net/xdp/xsk.c): each packet is redirected and then dropped.
+        // The driver's queue belongs to the port, and the socket is bound to another device's
+        // (`xsk_rcv_check` in net/xdp/xsk.c): the program would redirect each packet and the kernel
+        // drop it.
         return Ok(Fitness::GenericOnly {
             why: format!(
-                "it is {kind} with ports of its own, which would run a native program, and their packets reach no socket of {interface}"
+                "its kind is {kind}, and a native program would run on its ports, whose packets reach no socket of {interface}"
             ),
         });
     }
@@ -103,7 +104,7 @@ mod tests {
 
     #[test]
     fn interfaces_with_ports_take_generic_mode() {
-        // A bond may get its first port later; hardware has ports where it fails over (hv_netvsc).
+        // A bond may get its first port later; hardware has ports for failover (hv_netvsc).
         for (kind, has_ports) in [
             (Some("bond"), false),
             (Some("team"), true),

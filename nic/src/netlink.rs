@@ -1,7 +1,7 @@
-//! What the kernel says about the interfaces and addresses of this network namespace (rtnetlink(7)).
+//! The interfaces and addresses of this network namespace, as reported by rtnetlink(7).
 //!
 //! A netlink socket belongs to the namespace that it was opened in. /sys/class/net shows the namespace
-//! that /sys was mounted in, and getifaddrs(3) goes by labels such as eth0:1, so neither is asked.
+//! that /sys was mounted in, and getifaddrs(3) uses labels such as eth0:1, so neither is used here.
 
 use std::fmt::Write;
 use std::io;
@@ -20,12 +20,12 @@ use netlink_sys::{Socket, SocketAddr};
 
 use crate::facts::Link;
 
-/// An alternative name of an interface (linux/if_link.h); the kernel looks an ordinary name up as well
-/// under it.
+/// An alternative name of an interface (linux/if_link.h); the kernel also finds an ordinary name under
+/// this attribute.
 const IFLA_ALT_IFNAME: u16 = 53;
-/// In the flags of a message: the dump is inconsistent, for something changed meanwhile.
+/// Message flag: the dump is inconsistent, because something changed meanwhile.
 const NLM_F_DUMP_INTR: u16 = 0x10;
-/// How often a dump is asked for again that something came in between.
+/// Number of retries of an inconsistent dump.
 const ATTEMPTS: usize = 10;
 /// `ARPHRD_ETHER` and `ARPHRD_LOOPBACK` (linux/if_arp.h): packets begin with an Ethernet header.
 pub(crate) const ETHERNET: u16 = 1;
@@ -34,23 +34,23 @@ pub(crate) const LOOPBACK: u16 = 772;
 /// An interface, as the kernel describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Interface {
-    /// Its number in this network namespace.
+    /// Its index in this network namespace.
     pub index: u32,
     /// Its name, not an alternative one.
     pub name: String,
-    /// Other names of it.
+    /// Its other names.
     pub alternative_names: Vec<String>,
-    /// What kind of virtual interface it is, such as `bond`; none for hardware.
+    /// Its kind, such as `bond`, if it is virtual; `None` for hardware.
     pub kind: Option<String>,
-    /// Type of its hardware (`ARPHRD_`, linux/if_arp.h).
+    /// Its hardware type (`ARPHRD_`, linux/if_arp.h).
     pub link_type: u16,
-    /// The interface that it is a port of: a bridge, bond, team or VRF.
+    /// Its master, if it is a port of a bridge, bond, team or VRF.
     pub master: Option<u32>,
     /// Hardware address, in hexadecimal with colons.
     pub address: String,
     /// MTU, bytes.
     pub mtu: u32,
-    /// Receive queues that the kernel has room for.
+    /// Number of receive queues that the kernel has room for.
     pub rx_queues: u32,
     /// State of its link.
     pub link: Link,
@@ -117,7 +117,7 @@ fn hexadecimal(bytes: &[u8]) -> String {
     text
 }
 
-/// A question to the kernel, and its answers.
+/// A socket for requests to the kernel.
 #[derive(Debug)]
 pub(crate) struct Netlink {
     socket: Socket,
@@ -129,8 +129,8 @@ impl Netlink {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
-        // The kernel then keeps to what a dump is asked for; before Linux 4.20 it ignored that, and
-        // the answers are looked at in any case.
+        // The kernel then restricts a dump to what was requested; before Linux 4.20 it ignored that, so
+        // the answers are checked in any case.
         let _ = socket.set_netlink_get_strict_chk(true);
         Ok(Self {
             socket,
@@ -138,7 +138,7 @@ impl Netlink {
         })
     }
 
-    /// An interface by any of its names; an error with `ENODEV` if there is none.
+    /// Finds an interface by any of its names; the error is `ENODEV` if there is none.
     pub(crate) fn find(&mut self, name: &str) -> io::Result<Interface> {
         let mut question = LinkMessage::default();
         let bytes = [name.as_bytes(), &[0]].concat();
@@ -147,7 +147,7 @@ impl Netlink {
         self.one(question)
     }
 
-    /// An interface by its number; an error with `ENODEV` if there is none.
+    /// Finds an interface by its index; the error is `ENODEV` if there is none.
     pub(crate) fn by_index(&mut self, index: u32) -> io::Result<Interface> {
         let mut question = LinkMessage::default();
         question.header.index = index;
@@ -159,7 +159,7 @@ impl Netlink {
         links(answers).next().ok_or_else(unexpected)
     }
 
-    /// All interfaces whose names are text.
+    /// All interfaces with names in UTF-8.
     pub(crate) fn interfaces(&mut self) -> io::Result<Vec<Interface>> {
         let question = RouteNetlinkMessage::GetLink(LinkMessage::default());
         Ok(links(self.ask(question, NLM_F_DUMP)?).collect())
@@ -206,13 +206,13 @@ impl Netlink {
         ))
     }
 
-    /// All answers to the last question; none if something changed while they were made.
+    /// All answers to the last request; `None` if something changed meanwhile.
     fn answers(&self) -> io::Result<Option<Vec<RouteNetlinkMessage>>> {
         let (mut answers, mut whole) = (Vec::new(), true);
         loop {
             let (bytes, _) = self.socket.recv_from_full()?;
             for bytes in messages(&bytes) {
-                // A name that is no text makes a message unreadable; nobody can ask for it either.
+                // A name that is not UTF-8 makes a message unreadable; no user can ask for it either.
                 let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes) else {
                     continue;
                 };
@@ -226,7 +226,7 @@ impl Netlink {
                     NetlinkPayload::Error(error) if error.code.is_some() => {
                         return Err(error.to_io());
                     }
-                    // The acknowledgement behind a single answer.
+                    // The acknowledgement after a single answer.
                     NetlinkPayload::Error(_) => return Ok(Some(answers)),
                     _ => return Err(unexpected()),
                 }
@@ -261,7 +261,7 @@ fn unexpected() -> io::Error {
 pub struct Address {
     /// The address.
     pub ip: IpAddr,
-    /// It means something beyond this host, as 127.0.0.1 does not.
+    /// Whether it is valid beyond this host, unlike 127.0.0.1.
     pub beyond_host: bool,
 }
 
@@ -276,7 +276,7 @@ impl Address {
         let (mut local, mut address) = (None, None);
         for attribute in &message.attributes {
             match attribute {
-                // On a point-to-point link the other one is the peer's.
+                // On a point-to-point link the other address is the peer's.
                 AddressAttribute::Local(ip) => local = Some(*ip),
                 AddressAttribute::Address(ip) => address = Some(*ip),
                 _ => {}
@@ -293,15 +293,15 @@ impl Address {
 /// All interfaces of this network namespace.
 ///
 /// # Errors
-/// The kernel's answer.
+/// The kernel's error.
 pub fn interfaces() -> io::Result<Vec<Interface>> {
     Netlink::open()?.interfaces()
 }
 
-/// IP addresses of an interface, by its number.
+/// IP addresses of an interface, by its index.
 ///
 /// # Errors
-/// The kernel's answer.
+/// The kernel's error.
 pub fn addresses(index: u32) -> io::Result<Vec<Address>> {
     Netlink::open()?.addresses(index)
 }
@@ -323,7 +323,7 @@ mod tests {
         }
         let error = netlink.by_index(u32::MAX >> 1).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::ENODEV));
-        // An error does not spoil the next answer.
+        // An error does not affect the next answer.
         assert_eq!(netlink.find("lo").unwrap(), lo);
     }
 

@@ -189,7 +189,7 @@ impl Planner<'_> {
         {
             let change = self.ethtool(&format!("-G {{}} rx {}", ring.rx.next_power_of_two()));
             let reverse = self.ethtool(&format!("-G {{}} rx {}", ring.rx));
-            let why = "some drivers do without a copy only if the ring's size is a power of two";
+            let why = "some drivers support zero-copy only if the ring's size is a power of two";
             self.step(Kind::Advised, why, change, reverse);
         }
     }
@@ -209,7 +209,7 @@ impl Planner<'_> {
         }
         let list: Vec<_> = asked.iter().map(u32::to_string).collect();
         let why = format!(
-            "packets may come in on other queues than {}, where no socket is",
+            "packets may arrive on other queues than {}, which have no socket",
             list.join(", ")
         );
         let first = asked.first().copied().unwrap_or_default();
@@ -291,7 +291,7 @@ impl Planner<'_> {
                 continue;
             };
             if hash & HASH_ADDRESSES != 0 && hash & HASH_PORTS == 0 {
-                let why = "all streams of a publisher come in on one queue";
+                let why = "all streams of a publisher arrive on one queue";
                 let change = self.ethtool(&format!("-N {{}} rx-flow-hash {family} sdfn"));
                 let reverse =
                     self.ethtool(&format!("-N {{}} rx-flow-hash {family} {}", letters(hash)));
@@ -319,7 +319,7 @@ impl Planner<'_> {
         ];
         if settings.iter().all(|(_, present, _)| present.is_none()) {
             self.plan.notes.push(
-                "whether interrupts are deferred cannot be read in /sys, so busy polling goes on with interrupts in between".to_owned(),
+                "cannot read in /sys whether interrupts are deferred, so busy polling runs with interrupts enabled".to_owned(),
             );
         }
         for (attribute, present, value) in settings {
@@ -330,7 +330,7 @@ impl Planner<'_> {
                     attribute,
                     value,
                 };
-                let why = "interrupts come in between busy polling";
+                let why = "interrupts disturb busy polling";
                 let (change, reverse) = (set(value), set(0));
                 self.step(Kind::BusyPoll, why, change, reverse);
             }

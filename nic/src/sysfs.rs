@@ -1,9 +1,9 @@
 //! /sys/class/net of this process's own network namespace.
 //!
 //! A sysfs shows the namespace that it was mounted in, and a process may be in another one (nsenter -n,
-//! a container that joins a network): the same name, even with the same number, is another interface
-//! there. So a sysfs is mounted for this namespace where that is allowed, without a place in the tree
-//! of directories; it takes CAP_SYS_ADMIN. Otherwise /sys is believed if it shows what netlink says.
+//! a container that joins a network). There the same name, even with the same index, means another
+//! interface. So this module mounts a sysfs of this namespace if allowed (CAP_SYS_ADMIN), without
+//! attaching it to the directory tree. Otherwise it trusts /sys if it agrees with netlink.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -18,17 +18,17 @@ use crate::netlink;
 
 const CLASS: &str = "class/net";
 
-/// Where the attributes of this namespace's interfaces are.
+/// Directory of the attributes of this namespace's interfaces.
 #[derive(Debug)]
 pub struct Sysfs {
     root: OwnedFd,
 }
 
 impl Sysfs {
-    /// Finds it.
+    /// Opens it.
     ///
     /// # Errors
-    /// [`Error::OtherNamespace`] if /sys shows another namespace and no sysfs may be mounted.
+    /// [`Error::OtherNamespace`] if /sys belongs to another namespace and a sysfs cannot be mounted.
     pub fn open() -> Result<Self, Error> {
         if let Ok(root) = mount() {
             return Ok(Self { root });
@@ -86,7 +86,7 @@ impl Sysfs {
         Ok(names)
     }
 
-    /// Whether it has the same interfaces as netlink, with the same numbers and hardware addresses.
+    /// Whether it has the same interfaces as netlink, with the same indexes and hardware addresses.
     fn shows_this_namespace(&self) -> bool {
         let here = netlink::interfaces().map(|found| {
             let found = found.into_iter();
@@ -97,7 +97,7 @@ impl Sysfs {
         let shown = || -> io::Result<BTreeMap<_, _>> {
             let mut shown = BTreeMap::new();
             for name in self.names(CLASS)? {
-                // Some are files, such as bonding_masters.
+                // Some entries are files, such as bonding_masters.
                 let Ok(index) = self.read(&name, "ifindex") else {
                     continue;
                 };
@@ -111,7 +111,7 @@ impl Sysfs {
     }
 }
 
-/// A sysfs of this namespace, attached to nothing; it goes with its descriptor.
+/// A sysfs of this namespace that is attached nowhere; it ends with its descriptor.
 fn mount() -> rustix::io::Result<OwnedFd> {
     let context = fsopen("sysfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_create(context.as_fd())?;

@@ -103,7 +103,7 @@ fn links_go_up_down_and_away() {
     });
 }
 
-/// The same name with the same number, in the namespace of /sys and in the one that the thread is in.
+/// The same name with the same index, in the namespace of /sys and in the thread's own.
 #[test]
 #[ignore = "needs root"]
 fn an_interface_is_that_of_the_own_namespace_whatever_sys_shows() {
@@ -130,7 +130,7 @@ fn an_interface_is_that_of_the_own_namespace_whatever_sys_shows() {
             assert_eq!(Facts::read("a0").unwrap().defer_hard_irqs, Some(3));
         };
         thread::spawn(elsewhere).join().unwrap();
-        // What /sys shows was left alone.
+        // The interface in /sys was not touched.
         let shown = fs::read_to_string("/sys/class/net/a0/napi_defer_hard_irqs").unwrap();
         assert_eq!(shown.trim(), "0");
     });
@@ -222,7 +222,7 @@ fn names_and_addresses_are_followed() {
     });
 }
 
-/// More events than the socket holds: that some were lost ends the wait as well.
+/// More events than the socket can hold: lost events also end the wait.
 #[test]
 #[ignore = "needs root"]
 fn events_that_are_lost_are_noticed() {
@@ -239,7 +239,7 @@ fn events_that_are_lost_are_noticed() {
         ip(&format!("-batch {}", dir.path().join("batch").display()));
         watch.wait().unwrap();
         assert_eq!(watch.look().unwrap().addresses.len(), 4000);
-        // Nothing is left of it that the next wait would stumble over.
+        // No stale event remains that would end the next wait.
         ip("addr del 10.20.0.0/32 dev a0");
         watch.wait().unwrap();
         assert_eq!(watch.look().unwrap().addresses.len(), 3999);

@@ -24,13 +24,13 @@ const FOLDER: NewDir = NewDir {
     owner: None,
     group: None,
 };
-/// Longest file that is read, bytes: some thousand changes.
+/// Maximum size of the file, bytes: some thousand changes.
 const MAX_TEXT: u64 = 1 << 20;
 /// A driver may refuse changes while a dead broker's sockets are still on their way out.
 const PATIENCE: Duration = Duration::from_secs(3);
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Changes to one interface that are to be taken back.
+/// Changes to one interface that are to be reverted.
 #[derive(Debug)]
 pub struct Undo {
     path: PathBuf,
@@ -117,7 +117,7 @@ impl Undo {
                 source,
             }
         };
-        // What is in the file is done as root: nobody else may have had a hand in it.
+        // Root executes what the file contains, so no other user may have been able to change it.
         let folder = match make {
             true => Dir::make(directory, &FOLDER),
             false => Dir::open(directory),
@@ -187,7 +187,7 @@ impl Undo {
         self.write()
     }
 
-    /// The number of the interface that was changed.
+    /// The index of the interface that was changed.
     #[must_use]
     pub fn index(&self) -> u32 {
         self.state.index

@@ -1,4 +1,4 @@
-//! Follows an interface's name and addresses while they change.
+//! Follows an interface's name and addresses as they change.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -12,18 +12,18 @@ use crate::netlink::{Address, Netlink};
 /// `RTMGRP_LINK`, `RTMGRP_IPV4_IFADDR` and `RTMGRP_IPV6_IFADDR` (linux/rtnetlink.h).
 const GROUPS: u32 = 0x1 | 0x10 | 0x100;
 
-/// What an interface is like at a moment.
+/// State of an interface at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Seen {
     /// Its name; empty when it is gone.
     pub name: String,
     /// Its addresses.
     pub addresses: Vec<Address>,
-    /// Those of the loopback interface that mean something beyond this host.
+    /// Addresses of the loopback interface that are valid beyond this host.
     pub of_loopback: Vec<Address>,
 }
 
-/// Learns of changes from the kernel. It takes no privilege, and no descriptor once it is open.
+/// Learns of changes from the kernel. Needs no privilege, and opens no further descriptor.
 #[derive(Debug)]
 pub struct Watch {
     events: Socket,
@@ -33,10 +33,10 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Follows an interface by its number; changes from now on end a [`Self::wait`].
+    /// Follows an interface by its index; changes from now on end a [`Self::wait`].
     ///
     /// # Errors
-    /// The kernel's answer.
+    /// The kernel's error.
     pub fn new(index: u32) -> io::Result<Self> {
         let mut events = Socket::new(NETLINK_ROUTE)?;
         events.bind(&SocketAddr::new(0, GROUPS))?;
@@ -50,10 +50,10 @@ impl Watch {
         })
     }
 
-    /// What it is like now.
+    /// Its present state.
     ///
     /// # Errors
-    /// The kernel's answer.
+    /// The kernel's error.
     pub fn look(&mut self) -> io::Result<Seen> {
         let name = match self.netlink.by_index(self.index) {
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {
@@ -70,15 +70,15 @@ impl Watch {
         })
     }
 
-    /// Waits until something may have changed. That events were lost for want of room is a reason to
-    /// look as well (netlink(7), `ENOBUFS`).
+    /// Waits until something may have changed. Lost events count as a change (netlink(7), `ENOBUFS`).
     ///
     /// # Errors
-    /// The kernel's answer.
+    /// The kernel's error.
     pub fn wait(&self) -> io::Result<()> {
         let mut flags = 0;
         loop {
-            // What an event says is asked for anew: it may be outdated by others behind it.
+            // The event's content is ignored and the state queried anew: later events may have outdated
+            // it.
             match self.receive(flags) {
                 Ok(()) => {}
                 Err(error) => match error.raw_os_error() {

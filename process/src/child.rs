@@ -1,22 +1,22 @@
-//! Helper programs (`ip`, `ethtool`) that are not waited for for ever and may not say without end.
+//! Helper programs (`ip`, `ethtool`) with limits on their run time and output.
 
 use std::io::{self, Read};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Bytes that a helper may print on stdout, and on stderr.
+/// Maximum number of bytes that a helper may print, on stdout and on stderr each.
 pub const MAX_OUTPUT: u64 = 16 << 20;
-/// How long one that was killed is waited for.
+/// Time for a killed helper to end.
 const DEATH: Duration = Duration::from_secs(1);
-/// Pause between two looks at whether it has ended.
+/// Pause between two checks whether it has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 
 /// Runs `command` to its end and returns what it printed; stdin is empty.
 ///
 /// # Errors
-/// If it cannot be started; `TimedOut` when it runs for longer than `limit`, and `FileTooLarge` when
-/// it prints more than [`MAX_OUTPUT`]. It is killed then.
+/// If it cannot be started; `TimedOut` if it runs longer than `limit`, and `FileTooLarge` if it prints
+/// more than [`MAX_OUTPUT`]. In both cases it is killed.
 pub fn output(command: &mut Command, limit: Duration) -> io::Result<Output> {
     let deadline = Instant::now() + limit;
     command
@@ -25,8 +25,8 @@ pub fn output(command: &mut Command, limit: Duration) -> io::Result<Output> {
         .stderr(Stdio::piped());
     let mut child = command.spawn()?;
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-    // A read ends when the child and all that it has started have closed their end. So what reads
-    // after the deadline is left behind.
+    // A read ends when the child and everything that it started have closed their end. Reader threads
+    // that are still waiting at the deadline are abandoned.
     let (sender, texts) = crossbeam_channel::bounded(2);
     read_in_background(0, stdout, sender.clone())?;
     read_in_background(1, stderr, sender)?;
@@ -73,7 +73,7 @@ fn read_in_background(
                 Ok(_) => Ok(text),
                 Err(error) => Err(error),
             };
-            // Nobody waits any more after the deadline.
+            // After the deadline, nothing receives it.
             let _ = to.send((stream, result));
         })?;
     Ok(())
@@ -98,10 +98,10 @@ pub fn wait(child: &mut Child, deadline: Instant) -> io::Result<ExitStatus> {
 /// Kills it, and does not wait for long either: SIGKILL does not end what waits inside the kernel, for a
 /// driver that hangs or for the network's lock.
 fn killed(mut child: Child, error: io::Error) -> io::Error {
-    // Fails only when it has ended already.
+    // Fails only if it has already ended.
     let _ = child.kill();
     if wait(&mut child, Instant::now() + DEATH).is_err() {
-        // Without the thread it stays a zombie, which harms nobody.
+        // Without the thread it stays a zombie, which is harmless.
         let reaper = thread::Builder::new().name("reaper".to_owned());
         let _ = reaper.spawn(move || child.wait());
     }
@@ -143,7 +143,7 @@ mod tests {
     fn one_that_hangs_or_never_stops_is_ended() {
         let error = shell("exec sleep 600", Duration::from_millis(50)).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-        // Whoever inherited its output keeps nobody waiting.
+        // A process that inherited its output does not prolong the wait.
         let error = shell("sleep 5 & exit 0", Duration::from_millis(50)).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         let error = shell("exec cat /dev/zero", Duration::from_secs(60)).unwrap_err();

@@ -1,9 +1,9 @@
-//! Whether to write in colours.
+//! Whether to write in colour.
 
 use std::env;
 use std::io::IsTerminal;
 
-/// Whether `stream` is a terminal that shows colours, and the user wants them
+/// Whether `stream` is a terminal that supports colours, and the user wants them
 /// (<https://no-color.org>).
 #[must_use]
 pub fn are_wanted(stream: &impl IsTerminal) -> bool {

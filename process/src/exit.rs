@@ -5,37 +5,37 @@ use std::fmt::{self, Display};
 use anyhow::Error;
 use penstock_flags::explain;
 
-/// The program did not do what was asked of it.
+/// The program failed.
 pub const FAILURE: u8 = 1;
 /// The command line is wrong; nothing was done.
 pub const USAGE: u8 = 2;
-/// Ended by SIGINT or SIGTERM, as shells report SIGINT: 128 + 2.
+/// Ended by SIGINT or SIGTERM, with the code that shells report for SIGINT: 128 + 2.
 pub const INTERRUPTED: u8 = 130;
 
-/// Marks an error as wrong usage. Made by [`usage`] and [`wrong_usage`].
+/// Marks an error as wrong usage; see [`usage`] and [`wrong_usage`].
 #[derive(Debug)]
 pub struct Usage(Error);
 
-/// Wrong usage, described by `text`.
+/// Wrong usage with this message.
 pub fn wrong_usage(text: impl Display + fmt::Debug + Send + Sync + 'static) -> Error {
     usage(Error::msg(text))
 }
 
-/// Turns an error into one of wrong usage; its text stays.
+/// Marks an error as wrong usage; its message stays.
 pub fn usage(error: impl Into<Error>) -> Error {
     Error::new(Usage(error.into()))
 }
 
 impl Display for Usage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // With its causes in any case: it has no source of its own that a caller would print.
+        // Includes its causes, because the marker has no source that a caller could print.
         f.write_str(&explain(self.0.as_ref()))
     }
 }
 
 impl std::error::Error for Usage {}
 
-/// Whether an error is one of wrong usage.
+/// Whether an error is wrong usage.
 #[must_use]
 pub fn is_usage(error: &Error) -> bool {
     error.chain().any(<dyn std::error::Error>::is::<Usage>)

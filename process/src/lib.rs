@@ -1,8 +1,8 @@
 //! What every Penstock program does as a process: output that survives a closed or blocked stdout
 //! and stderr, exit codes, threads whose end is noticed, and readiness.
 //!
-//! A program's `main` is one call of [`run`]; it prints with [`output`] and never with `println!`,
-//! which panics when nobody reads.
+//! A program's `main` is one call of [`run`]. It prints with [`output`] and never with `println!`,
+//! which panics when the reader has closed the pipe.
 
 pub mod child;
 pub mod colours;

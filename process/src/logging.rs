@@ -1,4 +1,4 @@
-//! Log lines: one line an event, with every foreign character escaped, to stderr by way of a queue.
+//! Log lines: one line per event, with unsafe characters escaped, written to stderr through a queue.
 
 use std::fmt::{self, Debug, Write as _};
 use std::io;
@@ -13,14 +13,14 @@ use tracing_subscriber::fmt::format::Writer;
 
 use crate::{Program, colours, stderr};
 
-/// Bytes of a log line at most; longer ones are cut.
+/// Maximum length of a log line, bytes; longer ones are cut.
 const MAX_LINE: usize = 8 << 10;
 /// How long the end of a program waits for its last lines to be written.
 const FLUSH: Duration = Duration::from_secs(1);
 
 /// Installs the program's log.
 ///
-/// Until [`start_thread`], lines are written by their callers, as far as stderr takes them at once.
+/// Until [`start_thread`], callers write lines themselves, as far as stderr accepts them at once.
 pub(crate) fn install(program: &Program) {
     let filter = EnvFilter::try_from_env(program.log_variable)
         .unwrap_or_else(|_| EnvFilter::new(program.log_level));
@@ -29,34 +29,34 @@ pub(crate) fn install(program: &Program) {
         .with_writer(|| Line)
         .with_ansi(colours::are_wanted(&io::stderr()))
         .with_target(program.log_target)
-        // Ours never fail to be written.
+        // Writing to our own writer never fails.
         .log_internal_errors(false)
         .fmt_fields(Fields)
         .finish();
-    // Fails only when there is one already.
+    // Fails only if a subscriber is already installed.
     let _ = tracing::subscriber::set_global_default(subscriber);
 }
 
-/// Starts the thread that writes log lines. It gets the privileges of the calling thread.
+/// Starts the thread that writes log lines. It inherits the privileges of the calling thread.
 ///
 /// # Errors
-/// If the system has no thread left.
+/// If the system cannot start a thread.
 pub fn start_thread() -> io::Result<()> {
     stderr::start()
 }
 
-/// Waits until the lines so far are written, for a second at most.
+/// Waits until all lines so far are written, at most one second.
 pub fn flush() {
     stderr::flush(FLUSH);
 }
 
-/// Log lines that were dropped because stderr did not take them.
+/// Number of log lines dropped because stderr did not accept them.
 #[must_use]
 pub fn dropped_lines() -> u64 {
     stderr::dropped()
 }
 
-/// Takes one formatted event.
+/// Accepts one formatted event.
 struct Line;
 
 impl io::Write for Line {
@@ -74,7 +74,7 @@ fn cut(line: &[u8]) -> Vec<u8> {
     if line.len() <= MAX_LINE {
         return line.to_vec();
     }
-    // Not within a character.
+    // Not in the middle of a character.
     let end = (0..=MAX_LINE)
         .rev()
         .find(|&end| line[end] & 0xc0 != 0x80)
@@ -82,7 +82,7 @@ fn cut(line: &[u8]) -> Vec<u8> {
     [&line[..end], "…\n".as_bytes()].concat()
 }
 
-/// Formats the fields of an event as tracing does, and escapes what is in them.
+/// Formats the fields of an event like tracing does, and escapes their contents.
 struct Fields;
 
 impl<'writer> FormatFields<'writer> for Fields {

@@ -1,8 +1,8 @@
-//! Readiness, as service managers and scripts want it: the protocol of sd_notify(3), and a line on a
-//! descriptor that the parent has opened.
+//! Readiness for service managers and scripts: the protocol of sd_notify(3), and a line on a descriptor
+//! that the parent opened.
 //!
-//! Of our own and not from a crate, because nothing here may block: the process lives on when the
-//! service manager does not read.
+//! This is our own code and not a crate, because nothing here may block: the process must continue when
+//! the service manager does not read.
 
 use std::env;
 use std::ffi::OsStr;
@@ -26,7 +26,7 @@ use crate::exit::wrong_usage;
 /// How long a line for `--ready-fd` waits for room in its pipe.
 const READY_WAIT_MS: u16 = 1000;
 
-/// The service manager that started this process, if one did.
+/// The service manager that started this process, if any.
 #[derive(Debug, Default)]
 pub struct ServiceManager {
     socket: Option<UnixDatagram>,
@@ -34,8 +34,8 @@ pub struct ServiceManager {
 }
 
 impl ServiceManager {
-    /// The one that `NOTIFY_SOCKET` names, with the watchdog of `WATCHDOG_USEC`. Its socket stays
-    /// open, also when privileges go.
+    /// Connects to the socket in `NOTIFY_SOCKET`, with the watchdog of `WATCHDOG_USEC`. The socket
+    /// stays open when the process drops its privileges.
     #[must_use]
     pub fn from_env() -> Self {
         let Some(name) = env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty()) else {
@@ -45,7 +45,7 @@ impl ServiceManager {
             .inspect_err(|error| warn!(%error, socket = ?name, "cannot reach the service manager"))
             .ok();
         let number = |name| env::var(name).ok()?.parse::<u64>().ok();
-        // It may have been meant for a process that started this one (sd_watchdog_enabled(3)).
+        // The variable may be meant for a parent of this process (sd_watchdog_enabled(3)).
         let ours = env::var_os("WATCHDOG_PID").is_none()
             || number("WATCHDOG_PID") == Some(process::id().into());
         let micros = number("WATCHDOG_USEC").filter(|micros| ours && *micros > 0);
@@ -55,18 +55,18 @@ impl ServiceManager {
         }
     }
 
-    /// How often it wants to hear that the process makes progress, at the latest.
+    /// The interval in which it expects a sign of progress.
     #[must_use]
     pub fn watchdog(&self) -> Option<Duration> {
         self.watchdog.filter(|_| self.socket.is_some())
     }
 
-    /// The service is up, or up again after a reload.
+    /// Reports that the service is up, or up again after a reload.
     pub fn ready(&self, status: &str) {
         self.send(&format!("READY=1\nSTATUS={}\n", status.replace('\n', " ")));
     }
 
-    /// The configuration is being read again; [`Self::ready`] follows.
+    /// Reports that the configuration is being reloaded; [`Self::ready`] follows.
     pub fn reloading(&self) {
         let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
         self.send(&format!(
@@ -75,21 +75,21 @@ impl ServiceManager {
         ));
     }
 
-    /// The service is about to end.
+    /// Reports that the service is about to end.
     pub fn stopping(&self) {
         self.send("STOPPING=1\n");
     }
 
-    /// The service makes progress.
+    /// Reports that the service makes progress.
     pub fn alive(&self) {
         self.send("WATCHDOG=1\n");
     }
 
     fn send(&self, state: &str) {
-        // A manager that does not read in time, or is gone, finds out by itself.
+        // If the manager does not read in time, or is gone, its own watchdog notices.
         let sent = self.socket.as_ref().map(|s| s.send(state.as_bytes()));
         if let Some(Err(error)) = sent {
-            warn!(%error, "the service manager was not told: {}", state.trim_end());
+            warn!(%error, "cannot notify the service manager: {}", state.trim_end());
         }
     }
 }
@@ -104,24 +104,23 @@ fn connect(name: &OsStr) -> io::Result<UnixDatagram> {
     Ok(socket)
 }
 
-/// The descriptor behind `--ready-fd`.
+/// The descriptor of `--ready-fd`.
 #[derive(Debug)]
 pub struct ReadyFd(OwnedFd);
 
 impl ReadyFd {
-    /// Takes the descriptor over. To be called before the process has opened anything itself: what
-    /// is open then was given to it.
+    /// Takes ownership of the descriptor. Call this before the process opens anything, so that an open
+    /// descriptor must have been inherited.
     ///
     /// # Errors
-    /// Wrong usage if it is not open, not for writing, or one of the first three.
+    /// Wrong usage if it is not open, not writable, or one of the first three.
     pub fn take(number: RawFd) -> Result<Self> {
         if number < 3 {
             return Err(wrong_usage(format!(
-                "--ready-fd {number} is stdin, stdout or stderr: give 3 or more, as in `--ready-fd 3 3>FILE`"
+                "--ready-fd {number} is stdin, stdout or stderr: give 3 or higher, as in `--ready-fd 3 3>FILE`"
             )));
         }
-        // SAFETY: F_GETFL of whatever number touches no memory; the kernel answers EBADF for one
-        // that is not open.
+        // SAFETY: F_GETFL with any number touches no memory; the kernel answers EBADF for a closed one.
         let flags = unsafe { nix::libc::fcntl(number, nix::libc::F_GETFL) };
         if flags < 0 {
             return Err(wrong_usage(format!(
@@ -131,7 +130,7 @@ impl ReadyFd {
         }
         if OFlag::from_bits_truncate(flags) & OFlag::O_ACCMODE == OFlag::O_RDONLY {
             return Err(wrong_usage(format!(
-                "--ready-fd {number} is open for reading only; give one that can be written"
+                "--ready-fd {number} is open for reading only; open it for writing"
             )));
         }
         // SAFETY: it is open, and by contract nothing in this process owns it yet.
@@ -141,21 +140,26 @@ impl ReadyFd {
         Ok(Self(fd))
     }
 
-    /// Writes `READY=1` and a newline, and closes it.
+    /// Writes `READY=1` and a newline, and closes the descriptor.
     ///
     /// # Errors
-    /// If nobody reads it, or not in time.
+    /// If nothing reads it in time, or the reader is gone.
     pub fn ready(self) -> Result<()> {
         let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLOUT)];
         let answer = "READY=1\n";
         let written = match poll(&mut fds, PollTimeout::from(READY_WAIT_MS)) {
-            Ok(0) => Err(io::Error::new(io::ErrorKind::TimedOut, "nobody reads it")),
+            Ok(0) => Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "nothing reads from it",
+            )),
             Ok(_) => nix::unistd::write(&self.0, answer.as_bytes()).map_err(io::Error::from),
             Err(error) => Err(error.into()),
         };
         match written.context("cannot write to --ready-fd")? {
             written if written == answer.len() => Ok(()),
-            _ => Err(anyhow::anyhow!("--ready-fd took only a part of the line")),
+            _ => Err(anyhow::anyhow!(
+                "--ready-fd accepted only a part of the line"
+            )),
         }
     }
 }
@@ -214,7 +218,7 @@ mod tests {
         let number = reader.into_raw_fd();
         let error = ReadyFd::take(number).unwrap_err();
         assert!(error.to_string().contains("for reading only"), "{error}");
-        // SAFETY: the number was given up above, and `take` has left it alone.
+        // SAFETY: the number was released above, and `take` has not touched it.
         let mut reader = io::PipeReader::from(unsafe { OwnedFd::from_raw_fd(number) });
         ReadyFd::take(writer.into_raw_fd())
             .unwrap()

@@ -1,7 +1,7 @@
-//! stdout: results of programs.
+//! stdout: the results of programs.
 //!
-//! A reader that has gone, as in `… | head`, has had enough: that is no failure. Anything else that
-//! keeps a result from being written is one, for the result would be lost without a word.
+//! If the reader closes the pipe, as in `… | head`, that is not a failure. Any other write error is
+//! one, because the result would be lost silently.
 
 use std::fmt::Display;
 use std::io::{self, Write};
@@ -12,8 +12,8 @@ use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-/// stdout without a buffer of its own, also where somebody else has made it non-blocking. Unlike
-/// with [`print`], a reader that has gone is an error: [`is_reader_gone`] tells it.
+/// Unbuffered stdout, even if another process has made it non-blocking. Unlike [`print`], it returns an
+/// error if the reader has closed the pipe: [`is_reader_gone`] detects it.
 #[derive(Debug, Default)]
 pub struct Stdout(());
 
@@ -35,16 +35,16 @@ impl Write for Stdout {
     }
 }
 
-/// Whether a write failed because nobody reads any more.
+/// Whether a write failed because the reader has closed the pipe.
 #[must_use]
 pub fn is_reader_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::BrokenPipe
 }
 
-/// Prints `text` as it is. That nobody reads it is no error.
+/// Prints `text` unchanged. A closed pipe is not an error.
 ///
 /// # Errors
-/// If stdout takes it not at all, or not whole; a full disk, for instance.
+/// If stdout does not accept all of it; on a full disk, for instance.
 pub fn print(text: impl Display) -> Result<()> {
     write_all(&io::stdout(), &text.to_string(), None).context("cannot write to stdout")
 }
@@ -57,17 +57,16 @@ pub fn print_line(text: impl Display) -> Result<()> {
     print(format_args!("{text}\n"))
 }
 
-/// Prints a line as [`print_line`] does, but waits for a reader no longer than `limit`: for what is
-/// said on the side.
+/// Prints a line like [`print_line`], but waits at most `limit` for a reader: for secondary output.
 ///
 /// # Errors
-/// As with [`print`], or if nobody reads in time.
+/// As with [`print`], or if nothing reads in time.
 pub fn print_line_within(limit: Duration, text: impl Display) -> Result<()> {
     let deadline = Instant::now() + limit;
     write_all(&io::stdout(), &format!("{text}\n"), Some(deadline)).context("cannot write to stdout")
 }
 
-/// Prints a result to stderr, because stdout has the messages. Unlike a log line it is waited for.
+/// Prints a result to stderr, because messages go to stdout. Unlike a log line, it waits to be written.
 ///
 /// # Errors
 /// As with [`print`].
@@ -90,7 +89,7 @@ fn write_all(stream: &impl AsFd, text: &str, deadline: Option<Instant>) -> io::R
     Ok(())
 }
 
-/// Writes some of it, and waits for that if it must.
+/// Writes some of it; waits if necessary.
 fn write_to(stream: &impl AsFd, bytes: &[u8], deadline: Option<Instant>) -> io::Result<usize> {
     loop {
         if let Some(deadline) = deadline {
@@ -99,7 +98,7 @@ fn write_to(stream: &impl AsFd, bytes: &[u8], deadline: Option<Instant>) -> io::
         match nix::unistd::write(stream, bytes) {
             Ok(written) => return Ok(written),
             Err(Errno::EAGAIN) => wait_for_room(stream, deadline)?,
-            // A process without stdout prints nothing, as with the standard library.
+            // A process without stdout prints nothing, as in the standard library.
             Err(Errno::EBADF) => return Ok(bytes.len()),
             Err(error) => return Err(error.into()),
         }
@@ -113,7 +112,10 @@ fn wait_for_room(stream: &impl AsFd, deadline: Option<Instant>) -> io::Result<()
     });
     let mut fds = [PollFd::new(stream.as_fd(), PollFlags::POLLOUT)];
     match poll(&mut fds, timeout) {
-        Ok(0) => Err(io::Error::new(io::ErrorKind::TimedOut, "nobody reads it")),
+        Ok(0) => Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            "nothing reads from it",
+        )),
         Ok(_) => Ok(()),
         Err(error) => Err(error.into()),
     }

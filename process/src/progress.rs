@@ -1,5 +1,5 @@
-//! Where progress bars are drawn: on stderr, by way of the log's queue, so that a terminal that was
-//! stopped (Ctrl-S) does not hold up the work, and bars and log lines do not mix.
+//! Where progress bars are drawn: on stderr, through the log's queue. So a stopped terminal (Ctrl-S)
+//! does not delay the work, and bars and log lines do not mix.
 
 use std::io::{self, IsTerminal};
 
@@ -8,12 +8,12 @@ use terminal_size::terminal_size_of;
 
 use crate::stderr;
 
-/// Redraws a second at most.
+/// Maximum number of redraws per second.
 const HZ: u8 = 20;
-/// Columns of a terminal that does not say.
+/// Columns of a terminal that does not report its width.
 const COLUMNS: u16 = 80;
 
-/// The place for a progress bar; it draws nothing unless stderr is a terminal that can move its
+/// The draw target for a progress bar; it draws nothing unless stderr is a terminal that can move its
 /// cursor.
 #[must_use]
 pub fn target() -> ProgressDrawTarget {
@@ -28,7 +28,7 @@ pub fn target() -> ProgressDrawTarget {
 struct Terminal;
 
 impl Terminal {
-    /// A control sequence with a count (ECMA-48); none moves by nothing.
+    /// A control sequence with a count (ECMA-48); a count of zero writes nothing.
     fn go(&self, count: usize, letter: char) -> io::Result<()> {
         match count {
             0 => Ok(()),

@@ -1,4 +1,4 @@
-//! The frame around a program: arguments, log, panics, exit code.
+//! What surrounds a program's main function: arguments, log, panics, exit code.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io;
@@ -13,24 +13,24 @@ use penstock_flags::{explain, usage_error};
 
 use crate::{colours, exit, logging, output, stderr};
 
-/// What distinguishes the programs.
+/// Properties in which the programs differ.
 #[derive(Debug, Clone, Copy)]
 pub struct Program {
-    /// As messages begin.
+    /// Name at the start of messages.
     pub name: &'static str,
-    /// Environment variable with the levels of log lines.
+    /// Environment variable that sets the levels of log lines.
     pub log_variable: &'static str,
-    /// Levels without it.
+    /// Levels if it is not set.
     pub log_level: &'static str,
-    /// Lines name the module that they come from.
+    /// Whether lines contain the module that they come from.
     pub log_target: bool,
-    /// Start the log's thread at once. A program that gives up privileges calls
-    /// [`logging::start_thread`] once it has.
+    /// Whether to start the log thread at once. A program that drops privileges calls
+    /// [`logging::start_thread`] afterwards instead.
     pub log_thread: bool,
 }
 
-/// Runs a program from its command line to its exit code. Failures, panics too, are reported on
-/// stderr as far as it takes them, and never hold up the end.
+/// Runs a program from its command line to its exit code. Failures and panics are reported on stderr as
+/// far as it accepts them, and never delay the end.
 pub fn run<Cli: Parser>(program: Program, body: impl FnOnce(Cli) -> Result<ExitCode>) -> ExitCode {
     panic::set_hook(Box::new(move |panic| report_panic(program.name, panic)));
     logging::install(&program);
@@ -41,7 +41,7 @@ pub fn run<Cli: Parser>(program: Program, body: impl FnOnce(Cli) -> Result<ExitC
                 true => logging::start_thread(),
                 false => Ok(()),
             };
-            // What it leaves behind is not looked at any more.
+            // State that a panic leaves inconsistent is not used afterwards.
             let ran = panic::catch_unwind(AssertUnwindSafe(|| {
                 started?;
                 body(cli)
@@ -61,8 +61,7 @@ pub fn run<Cli: Parser>(program: Program, body: impl FnOnce(Cli) -> Result<ExitC
     code
 }
 
-/// Says on stderr what a person should know of the end of program `name`; lines break where they
-/// do in `text`.
+/// Reports the end of program `name` on stderr; keeps the line breaks of `text`.
 pub fn say(name: &str, text: &str) {
     stderr::say(format!("{name}: {}\n", escape_lines(text)).into_bytes());
 }
@@ -74,10 +73,10 @@ pub fn end(name: &str, why: &str, code: u8) -> ! {
     std::process::exit(code.into())
 }
 
-/// Answers `--help` and `--version`, or tells what is wrong with the command line.
+/// Prints `--help` or `--version`, or reports an invalid command line.
 fn answer(error: &clap::Error) -> ExitCode {
     if error.use_stderr() {
-        // Without colours, which cannot be told from what is in an argument.
+        // Without colours, because escape sequences in an argument would look the same.
         let text = error.render().to_string();
         stderr::say(escape_lines(&text).into_owned().into_bytes());
         return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(exit::USAGE));
@@ -96,7 +95,7 @@ fn answer(error: &clap::Error) -> ExitCode {
     }
 }
 
-/// The panic hook: unlike the default one it neither fails nor blocks when stderr cannot be written.
+/// The panic hook: unlike the default one, it neither fails nor blocks if stderr cannot be written.
 fn report_panic(name: &str, panic: &PanicHookInfo<'_>) {
     let thread = thread::current();
     let place = panic.location().map(ToString::to_string);
@@ -114,7 +113,7 @@ fn report_panic(name: &str, panic: &PanicHookInfo<'_>) {
     stderr::say(text.into_bytes());
 }
 
-/// What a panic says.
+/// The message of a panic.
 pub(crate) fn message(payload: &(dyn std::any::Any + Send)) -> &str {
     let text = payload.downcast_ref::<&str>().copied();
     text.or_else(|| payload.downcast_ref::<String>().map(String::as_str))

@@ -1,7 +1,7 @@
 //! The only way to stderr: lines go into a bounded queue, and one thread writes them.
 //!
-//! Nothing here panics or blocks its caller, whatever stderr is: closed, full, a pipe that nobody
-//! reads, a terminal that was stopped. What cannot be queued or written is dropped and counted.
+//! Nothing here panics or blocks its caller, whatever the state of stderr: closed, full, a pipe without
+//! a reader, a stopped terminal. Lines that cannot be queued or written are dropped and counted.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -14,26 +14,26 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-/// Lines that wait for the thread at most.
+/// Capacity of the queue, lines.
 const QUEUE: usize = 1024;
-/// What one write may take so that a pipe that poll(2) calls writable does not block (pipe(7)).
+/// Size of one write that cannot block on a pipe which poll(2) reports as writable (pipe(7)).
 const PIPE_BUF: usize = 4096;
 
-/// What the thread gets.
+/// Messages to the writer thread.
 enum Item {
     Text(Vec<u8>),
-    /// To be answered once all before it is written.
+    /// Reply once everything before it has been written.
     Flush(Sender<()>),
 }
 
 static QUEUED: OnceLock<Sender<Item>> = OnceLock::new();
-/// Lines that were dropped and not yet reported.
+/// Dropped lines that have not been reported yet.
 static UNREPORTED: AtomicU64 = AtomicU64::new(0);
-/// Lines that were dropped in all.
+/// Total number of dropped lines.
 static DROPPED: AtomicU64 = AtomicU64::new(0);
 
-/// Starts the thread that writes. Until then lines are written by their callers, as far as stderr
-/// takes them at once. It inherits the privileges of the calling thread.
+/// Starts the writer thread. Until then, callers write their lines themselves, as far as stderr accepts
+/// them at once. The thread inherits the caller's privileges.
 pub fn start() -> io::Result<()> {
     if QUEUED.get().is_some() {
         return Ok(());
@@ -42,19 +42,19 @@ pub fn start() -> io::Result<()> {
     thread::Builder::new()
         .name("log".to_owned())
         .spawn(move || write_queued(&receiver))?;
-    // Nobody else starts it; a second queue would be dropped, and its thread end.
+    // Only one caller can set the queue; a second queue is dropped, and its thread ends.
     let _ = QUEUED.set(sender);
     Ok(())
 }
 
-/// Writes `text`, now or soon, or drops and counts it.
+/// Writes `text` now or soon; drops and counts it if that is impossible.
 pub fn say(text: Vec<u8>) {
     if !offer(text) {
         count_dropped(1);
     }
 }
 
-/// Writes `text`, now or soon, unless stderr is busy; whether it will.
+/// Writes `text` now or soon, unless stderr is busy; returns whether it will be written.
 pub fn offer(text: Vec<u8>) -> bool {
     match QUEUED.get() {
         None => write_at_once(&text),
@@ -62,20 +62,20 @@ pub fn offer(text: Vec<u8>) -> bool {
     }
 }
 
-/// Waits until all that was said is written, for at most `limit`.
+/// Waits until all earlier lines are written, for at most `limit`.
 pub fn flush(limit: Duration) {
     let Some(queue) = QUEUED.get() else {
         return;
     };
     let deadline = Instant::now() + limit;
     let (done, written) = bounded(1);
-    // A queue that stays full is what the limit is for.
+    // The limit also covers a queue that stays full.
     if queue.send_deadline(Item::Flush(done), deadline).is_ok() {
         let _ = written.recv_deadline(deadline);
     }
 }
 
-/// Lines that were dropped because stderr could not take them.
+/// Number of lines dropped because stderr did not accept them.
 pub fn dropped() -> u64 {
     DROPPED.load(Ordering::Relaxed)
 }
@@ -86,11 +86,11 @@ fn count_dropped(lines: u64) {
 }
 
 fn write_queued(queue: &Receiver<Item>) {
-    // Whether a failed write left the beginning of a line behind.
+    // Whether a failed write left an incomplete line.
     let mut torn = false;
     for item in queue {
         match item {
-            // The other end has given up waiting when this fails.
+            // This fails if the caller has stopped waiting.
             Item::Flush(done) => drop(done.try_send(())),
             Item::Text(text) => {
                 let missing = report_of_dropped(torn);
@@ -109,18 +109,17 @@ fn write_queued(queue: &Receiver<Item>) {
     }
 }
 
-/// What stands before the next line: the end of a torn one, and how many are missing.
+/// Text before the next line: it completes an incomplete line and reports how many are missing.
 fn report_of_dropped(torn: bool) -> Vec<u8> {
     let end = if torn { "\n" } else { "" };
     match UNREPORTED.swap(0, Ordering::Relaxed) {
         0 => end.to_owned().into_bytes(),
-        dropped => {
-            format!("{end}{dropped} log lines are missing: stderr did not take them\n").into_bytes()
-        }
+        dropped => format!("{end}{dropped} log lines are missing: stderr did not accept them\n")
+            .into_bytes(),
     }
 }
 
-/// Writes as much as stderr takes without blocking; whether that is all.
+/// Writes as much as stderr accepts without blocking; returns whether that is everything.
 fn write_at_once(text: &[u8]) -> bool {
     text.chunks(PIPE_BUF).all(|chunk| {
         let stderr = io::stderr();
@@ -130,7 +129,7 @@ fn write_at_once(text: &[u8]) -> bool {
     })
 }
 
-/// Writes all of it, however long that takes; otherwise the error is how many bytes were written.
+/// Writes everything, however long that takes; on failure returns how many bytes were written.
 fn write_blocking(text: &[u8]) -> Result<(), usize> {
     let stderr = io::stderr();
     let mut written = 0;
@@ -139,10 +138,10 @@ fn write_blocking(text: &[u8]) -> Result<(), usize> {
             Ok(0) => return Err(written),
             Ok(more) => written += more,
             Err(Errno::EINTR) => {}
-            // Somebody else has made it non-blocking.
+            // Another process has made it non-blocking.
             Err(Errno::EAGAIN) => {
                 let mut fds = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
-                // Should it fail, the next write says why.
+                // If poll fails, the next write reports why.
                 let _ = poll(&mut fds, PollTimeout::NONE);
             }
             Err(_) => return Err(written),

@@ -1,5 +1,5 @@
-//! Threads whose end is noticed: one that ends before it was told to, by a panic too, is reported to
-//! whoever runs the process, and one that does not end is not waited for for ever.
+//! Supervised threads: the end of a thread that was not told to stop, also by a panic, is reported to
+//! the main thread. Waiting for a thread at the end has a time limit.
 
 use std::fmt::{self, Display};
 use std::panic::{self, AssertUnwindSafe};
@@ -14,14 +14,14 @@ use penstock_dataplane::text::foreign;
 
 use crate::run::message;
 
-/// Starts threads and hears of their end.
+/// Starts threads and reports their end.
 #[derive(Debug)]
 pub struct Supervisor {
     sender: Sender<Ended>,
     ended: Receiver<Ended>,
 }
 
-/// A thread that ended although nobody had told it to.
+/// A thread that ended without being told to stop.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ended {
     /// Name of the thread.
@@ -37,7 +37,7 @@ pub enum Cause {
     Returned,
     /// With this error.
     Failed(String),
-    /// With a panic that said this.
+    /// With a panic and its message.
     Panicked(String),
 }
 
@@ -52,7 +52,7 @@ impl Display for Ended {
     }
 }
 
-/// A thread that was started by a [`Supervisor`].
+/// A thread started by a [`Supervisor`].
 #[derive(Debug)]
 pub struct Supervised<T> {
     name: String,
@@ -67,16 +67,16 @@ impl Default for Supervisor {
 }
 
 impl Supervisor {
-    /// Tells each thread that ended before its `stop` was set.
+    /// Reports each thread that ended before its `stop` flag was set.
     #[must_use]
     pub fn ended(&self) -> &Receiver<Ended> {
         &self.ended
     }
 
-    /// Starts a thread that runs `body`, which is to return once `stop` is set.
+    /// Starts a thread that runs `body`, which must return once `stop` is set.
     ///
     /// # Errors
-    /// If the system has no thread left.
+    /// If the system cannot start a thread.
     pub fn spawn<T: Send + 'static>(
         &self,
         name: &str,
@@ -98,7 +98,7 @@ impl Supervisor {
                     )
                 }
             };
-            // Neither is read any more when the process is ending already.
+            // If the process is already ending, nothing receives these.
             let _ = told.send(result);
             if cause != Cause::Returned || !stop.load(Ordering::Acquire) {
                 let _ = ending.send(Ended {
@@ -125,7 +125,7 @@ impl<T> Supervised<T> {
         &self.name
     }
 
-    /// Waits for its end, until `deadline` at most, and returns what it did.
+    /// Waits for its end, until `deadline` at most, and returns its result.
     ///
     /// # Errors
     /// If it failed or panicked, or has not ended by then.

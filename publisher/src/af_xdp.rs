@@ -28,7 +28,7 @@ pub enum TransmitError {
     #[error("cannot ask the kernel for the route: {0}")]
     Route(io::Error),
     /// The interface that was named does not exist.
-    #[error("there is no interface {0:?} (ip link shows them)")]
+    #[error("there is no interface {0:?} (ip link lists interfaces)")]
     NoInterface(String),
     /// Packets leave through another interface than the one that was named.
     #[error(
@@ -41,7 +41,7 @@ pub enum TransmitError {
         actual: String,
     },
     /// The interface has no hardware addresses.
-    #[error("the route to it goes through {0}, which is no Ethernet interface: use --tx udp")]
+    #[error("the route to it goes through {0}, which is not an Ethernet interface: use --tx udp")]
     NotEthernet(String),
     /// Packets are to be wrapped on their way.
     #[error(

@@ -77,7 +77,7 @@ full_disk() {
   local bytes
   bytes=$(stat -c %s "$T/mnt/b0/small.log")
   umount "$T/mnt"
-  # Room for the log and for who has it, and none for its readers' registry.
+  # Space for the log and the lock files, but not for the registry of readers.
   mount -t tmpfs -o "size=$((bytes + 4096))" tmpfs "$T/mnt"
   refuses 'readers: no room for [0-9]+ bytes; free some space' broker --topic small --ring-size 32MiB --buffer-dir "$T/mnt"
   umount "$T/mnt"
@@ -176,10 +176,10 @@ idle_connections() {
   [ "$count" -eq "$wanted" ] || skip "passed with $count connections: the limit of $limit files forbids $wanted"
 }
 
-# escapes ENVIRONMENT COMMAND...: how many escape characters a command sends to a terminal.
+# escapes ENVIRONMENT COMMAND...: number of escape characters that a command sends to a terminal.
 escapes() { script -qec "env -u NO_COLOR $*" /dev/null </dev/null | tr -cd '\033' | wc -c; }
 
-# Colours are for terminals that have some, and users who want them (no-color.org).
+# Colours only on terminals that support them, for users who want them (no-color.org).
 colours() {
   local program what
   for program in broker publisher subscriber lab; do
@@ -195,7 +195,7 @@ colours() {
   expect "lines of doctor that are too long" "$("$BIN/penstock-lab" doctor | grep -cE '^.{81}' || true)" 0
 }
 
-run_test "colours only where they are wanted" colours
+run_test "colours only on terminals that support them" colours
 run_test "unknown mode, ack or order level" unknown_mode
 run_test "port in use" port_in_use
 run_test "buffers that another broker uses" buffers_in_use

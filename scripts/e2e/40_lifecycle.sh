@@ -9,7 +9,7 @@ start_long_run() {
   "$BIN/penstock-lab" throughput --brokers 2 --total-size 1TB "$@" --results "$T/results" >"$T/stdout" 2>&1 &
   lab=$!
   for _ in {1..200}; do
-    # Connected, over tcp at least for control.
+    # Connected; a stream over xdp has a tcp connection for control as well.
     ip netns exec "penstock-$lab-pub" ss -Htn state established dport = :1214 2>/dev/null | grep -q . && return 0
     kill -0 "$lab" 2>/dev/null || break
     sleep 0.1
@@ -78,7 +78,7 @@ tuning() {
   [ -w /proc/sys/net/core/rmem_max ] || skip "net.core.rmem_max cannot be set here"
   before=$(cat /proc/sys/net/core/rmem_max)
   tcp_before=$(cat /proc/sys/net/ipv4/tcp_rmem)
-  # Without arguments it says what it would do, and does not.
+  # Without arguments it prints its plan and changes nothing.
   "$tune" --size 48MiB >"$T/plan"
   grep -q "^net.core.rmem_max: $before -> $((48 << 20))\$" "$T/plan" || fail "no plan: $(cat "$T/plan")"
   grep -q '^net.ipv4.tcp_rmem: .*-> .*50331648$' "$T/plan" || fail "no plan for tcp_rmem: $(cat "$T/plan")"
@@ -93,7 +93,7 @@ tuning() {
   [ ! -e "$saved" ] || fail "$saved is left"
 }
 
-# What the next boot would read is in a place of the test's own; a boot forgets what is in /run.
+# The settings for the next boot go to a directory of the test's own; /run is empty after a boot.
 tuning_persists() {
   local saved=/run/penstock-sysctl.saved before tune=$ROOT/scripts/tune_kernel_buffers.sh
   [ ! -e "$saved" ] || skip "the limits of this host are tuned already ($saved)"
@@ -111,7 +111,7 @@ tuning_persists() {
   expect "rmem_max after restore" "$(cat /proc/sys/net/core/rmem_max)" "$before"
 }
 
-# The original's variables mean what they meant, or are refused.
+# The original's variables keep their meaning, or are refused.
 original_variables() {
   local variable
   for variable in REPLICATION_FACTOR=2 SEQUENCER=CORFU NUM_TRIALS=0 THREADS_PER_BROKER=x; do

@@ -19,7 +19,7 @@ as() {
   setpriv --reuid "$uid" --regid "$gid" --clear-groups "$@"
 }
 
-# precious NAME MODE: a file of root's that must stay as it is, with a copy to compare it with.
+# precious NAME MODE: a file of root that must not change, with a copy to compare it with.
 precious() {
   head -c 9000 /dev/urandom >"$BUFFERS/$1"
   chmod "$2" "$BUFFERS/$1"
@@ -34,7 +34,7 @@ untouched() {
   done
 }
 
-# A place such as /dev/shm, in which a stranger was first.
+# A place such as /dev/shm, where a stranger was first.
 public_place() {
   chmod 755 "$WORK" "$T"
   install -d -m 1777 "$BUFFERS"
@@ -54,7 +54,7 @@ made_by_another() {
   refuses "link that user $STRANGER made" broker --buffer-dir "$BUFFERS/link/logs" "${SMALL[@]}"
   chmod 777 "$BUFFERS/own"
   refuses "chmod go-w $BUFFERS/own" broker --buffer-dir "$BUFFERS/own" "${SMALL[@]}"
-  # Where that is how it is, files are looked at one by one.
+  # With --shared-buffer-dir, files are checked one by one.
   install -d -m 777 "$BUFFERS/own/b0"
   BUFFERS=$BUFFERS/own start_broker 0 --shared-buffer-dir "${SMALL[@]}"
   stop_broker 0
@@ -148,10 +148,10 @@ hostile_member() {
   done
   wait "$pid" || fail "the publisher failed: $(cat "$T/broker-0.log")"
   expect "messages acked" "$(jq .messages_acked "$T/sent.json")" $((256 * 1024))
-  # What it must not do.
+  # Operations that must fail.
   ! as "$MEMBER" "$GROUP" bash -c ": >>$LOG" 2>"$T/denied" || fail "it writes the log"
   ! as "$MEMBER" "$GROUP" bash -c ": <${LOG%.log}.lock" 2>"$T/denied" || fail "it opens the lock"
-  # Read locks on all that it may open, for as long as it lives, keep nobody out.
+  # Read locks on every file that it may open, held as long as it lives, keep no broker out.
   as "$MEMBER" "$GROUP" /usr/bin/python3 - "$LOG" "$registry" "${LOG%.log}.writer" >"$T/locked" <<'PY' &
 import fcntl, sys, time
 files = [open(path, "rb") for path in sys.argv[1:]]
@@ -173,12 +173,12 @@ PY
   { wait "${brokers_running[0]}" || true; } 2>/dev/null
   start_broker 0 "${SMALL[@]}"
   stop_broker 0
-  # Nor does such a lock pass for a broker.
+  # Such a lock does not count as a broker either.
   LIMIT=30 subscriber --path "$LOG" --follow --output none --allow-loss
   kill -KILL "$pid"
 }
 
-# A copy with holes, on a file system that others have filled since.
+# A copy with holes, on a file system that has filled up since.
 holes() {
   mkdir "$T/mnt"
   mount -t tmpfs -o size=40m tmpfs "$T/mnt"

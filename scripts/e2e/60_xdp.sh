@@ -155,7 +155,7 @@ vanish_and_restart() {
   start_broker 0 "${XDP[@]}" --topic penstock
 }
 
-# Until the broker has waited in vain for a sign of life.
+# Until the broker has received nothing for its whole timeout.
 fall_asleep() {
   local pid
   pid=$(ip netns pids "$NET-pub" | head -n 1)

@@ -206,7 +206,7 @@ queues_are_made() {
     broker "${XDP[@]}" --queues 4 --configure-nic --buffer-dir "$BUFFERS/b0"
 }
 
-# Somebody changes the interface under a broker that serves all of it.
+# Somebody changes the interface while the broker serves all of its queues.
 queues_are_added() {
   link_up
   inside ethtool -L eth1 rx 2
@@ -222,7 +222,7 @@ failure_in_between() {
   link_up 4
   refuses 'as many receive queues as its other end has transmit queues' \
     broker "${XDP[@]}" --queues 0 --configure-nic --buffer-dir "$BUFFERS/b0"
-  grep -q 'reverted: ethtool -L eth1 rx 4' "$T/refused" || fail "it is not said"
+  grep -q 'reverted: ethtool -L eth1 rx 4' "$T/refused" || fail "the broker does not say so"
   expect queues "$(queues)" 4
   expect "file" "$(notes)" ""
 }
@@ -265,7 +265,7 @@ checks() {
   stop_broker 0
 }
 
-# The namespace's own interface is looked at and changed, though /sys shows another namespace.
+# The broker reads and changes its own namespace's interface, although /sys belongs to another one.
 sys_of_another_namespace() {
   link_up
   nsenter --net="/run/netns/$NET-b0" "$BROKER" "${XDP[@]}" --busy-poll 64 --create-topics any \
@@ -295,7 +295,7 @@ renamed() {
   ip -n "$NET-b0" link del uplink7
 }
 
-# A virtual address that moves here, with a label, and away again; and one of the loopback interface.
+# A virtual address with a label appears and disappears, and an address of the loopback interface.
 addresses_change() {
   link_up
   start_broker 0 "${XDP[@]}" --listen '[::]:1214'
@@ -317,7 +317,8 @@ addresses_change() {
   expect "packets to other addresses" "$(jq .xdp.outcomes.other_address "$T/broker-0.json")" 0
 }
 
-# What has ports takes generic mode; a port, and what carries no Ethernet, are refused, by the doctor too.
+# Interfaces with ports run in generic mode; ports and interfaces without Ethernet are refused, by
+# doctor too.
 devices() {
   link_up
   ip -n "$NET-b0" addr flush dev eth1
@@ -427,11 +428,11 @@ on_a_link "another interface of the same name is left alone" another_interface
 on_a_link "without --configure-nic the commands are told" told_only
 on_a_link "--configure-nic: fewer queues, and back after TERM and KILL" configured
 on_a_link "queues that do not exist: refused, or made" queues_are_made
-on_a_link "queues that are added while the broker runs are told" queues_are_added
+on_a_link "queues that are added while the broker runs are reported" queues_are_added
 on_a_link "a failure in between: what was changed is taken back" failure_in_between
 on_a_link "without permission: the commands are told" not_permitted
 on_a_link "interfaces that are down, missing, without native XDP" checks
-on_a_link "/sys of another namespace: the interface is that of the own" sys_of_another_namespace
+on_a_link "/sys of another namespace: the broker uses its own namespace's interface" sys_of_another_namespace
 on_a_link "an alternative name, and a new name while the broker runs" renamed
 on_a_link "addresses that come and go while the broker runs" addresses_change
 on_a_link "bridges, their ports, and interfaces without Ethernet" devices

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Addresses and names of brokers: several of a name, IPv6 with an interface, ways to write them.
+# Addresses and names of brokers: names with several addresses, IPv6 with an interface, ways to write
+# them.
 set -euo pipefail
 # shellcheck source=scripts/e2e/lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -7,7 +8,7 @@ set -euo pipefail
 testbed 1
 inside() { ip netns exec "$NET-b0" "$@"; }
 
-# Names are those of the publisher's namespace.
+# The names are valid in the publisher's namespace.
 mkdir -p "/etc/netns/$NET-pub"
 trap 'rm -rf "/etc/netns/$NET-pub"; cleanup' EXIT
 cat >"/etc/netns/$NET-pub/hosts" <<HOSTS
@@ -16,13 +17,13 @@ fd99::9 swallowing
 10.214.0.2 both
 10.214.0.3 both
 HOSTS
-# The first of this name's addresses has a neighbour that never answers.
+# The first address of this name belongs to a neighbour that never answers.
 ip -n "$NET-pub" addr add fd99::1/64 dev b0 nodad
 ip -n "$NET-pub" neigh add fd99::9 lladdr 02:00:00:00:00:99 dev b0
 # A second address of the broker's host, for a second broker.
 ip -n "$NET-b0" addr add 10.214.0.3/24 dev eth0
 
-# goes_to BROKERS PATH [OPTIONS]: everything is acked over that path.
+# goes_to BROKERS PATH [OPTIONS]: everything is acknowledged over that path.
 goes_to() {
   LIMIT=20 publisher --brokers "$1" --mode "$2" --synthetic --total-size 1MiB --timeout 600 \
     --format json "${@:3}" >"$T/sent.json"
@@ -30,7 +31,7 @@ goes_to() {
   expect "path of $1" "$(jq -r '[.brokers[].streams[].path] | unique | join(" ")' "$T/sent.json")" "$2"
 }
 
-# It would take ten minutes with one address after the other.
+# Trying one address after the other would take ten minutes.
 swallowed() {
   start_broker 0 --mode xdp --iface eth0
   goes_to swallowing:1214 tcp
@@ -38,7 +39,7 @@ swallowed() {
   stop_broker 0
 }
 
-# Streams of a session reach the broker that knows it.
+# All streams of a session reach the broker that knows it.
 two_brokers() {
   start_broker 0 --listen 10.214.0.2:1214
   ip netns exec "$NET-b0" "$BROKER" --listen 10.214.0.3:1214 --create-topics any \
@@ -49,7 +50,7 @@ two_brokers() {
     ! grep -q '^penstock-broker ready' "$T/second.log" || break
     sleep 0.05
   done
-  # Which of them is first is for the name service to say.
+  # The name service decides which of them is first.
   goes_to both:1214 tcp --threads-per-broker 8
   stop_broker 0
 }
@@ -81,14 +82,14 @@ ways_to_listen() {
     inside "$BROKER" --mode xdp --iface eth0 --listen localhost:1214 --buffer-dir "$BUFFERS/b0"
 }
 
-# The program is on no interface unless one is named.
+# The XDP program is on no interface unless --iface gives one.
 auto_without_an_interface() {
   start_broker 0 --mode auto
   grep -q 'WARN.*serving over tcp only.*--iface eth0' "$T/broker-0.log" || fail "no warning"
   stop_broker 0
 }
 
-run_test "a name whose first address swallows packets" swallowed
+run_test "a name whose first address drops packets" swallowed
 run_test "a name of two brokers: one session, one broker" two_brokers
 run_test "IPv6 link-local addresses, by interface's name and number" link_local
 run_test "ways to write where to listen" ways_to_listen

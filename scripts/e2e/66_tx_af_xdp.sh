@@ -121,7 +121,7 @@ wrong_flags() {
   refuses 'goes through b0, not through lo' publish "${TX[@]}" --brokers "$(at 0)" --tx-iface lo
   refuses 'b0 queue 9: .*no such queue' publish "${TX[@]}" --brokers "$(at 0)" --tx-queue 9
   refuses 'needs --mode xdp or auto' publish --tx af_xdp --brokers "$(at 0)"
-  refuses 'lo, which is no Ethernet' limited ip netns exec "$NET-b0" "$BIN/penstock-publisher" "${TX[@]}" --brokers 127.0.0.1:1214 --total-size 1MiB
+  refuses 'lo, which is not an Ethernet' limited ip netns exec "$NET-b0" "$BIN/penstock-publisher" "${TX[@]}" --brokers 127.0.0.1:1214 --total-size 1MiB
   stop_broker 0
 }
 

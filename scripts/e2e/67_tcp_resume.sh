@@ -58,7 +58,7 @@ vanish_and_restart() {
   start_broker 0 --topic penstock --stall-timeout 2
 }
 
-# Longer than the broker waits for the rest of a batch; whether it is inside of one is chance.
+# Longer than the broker's stall timeout; whether the publisher is inside a batch is chance.
 fall_asleep() {
   local pid
   pid=$(ip netns pids "$NET-pub" | head -n 1)

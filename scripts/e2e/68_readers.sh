@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Registered readers that stop or die, over both paths: who waits for them, for how long, and who is told.
+# Registered readers that stop or die, over both paths: whether the broker waits, how long, and who
+# learns of it.
 set -euo pipefail
 # shellcheck source=scripts/e2e/lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -43,8 +44,8 @@ publish_in_background() {
   sending=$!
 }
 
-# stopped_reader MODE [options]: a broker whose log a stopped reader ($reader) holds up, and a publisher
-# ($sending) that waits for it; the broker has reported the reader.
+# stopped_reader MODE [options]: a broker with a log that a stopped reader ($reader) blocks, and a
+# publisher ($sending) that waits for it; the broker has reported the reader.
 stopped_reader() {
   reader_broker "$@"
   "$BIN/penstock-subscriber" --path "$BUFFERS/b0/penstock.log" --register --follow --output none >"$T/read" 2>&1 &
@@ -60,7 +61,7 @@ all_sent() {
   expect acked "$(jq .messages_acked "$T/sent.json")" 32768
 }
 
-# The reader dies while it is waited for; another dies with the broker.
+# The reader dies while the broker waits for it; another one dies together with the broker.
 dies() {
   stopped_reader "$1"
   expect "process of the reader" "$(figures '.topics[0].registered[0].process')" "$reader"
@@ -111,7 +112,7 @@ evicted_xdp() { evicted xdp; }
 given_up_tcp() { given_up tcp; }
 given_up_xdp() { given_up xdp; }
 
-# What a publisher is told whose topic's log goes away.
+# The error of a publisher whose topic's log is deleted.
 log_deleted() {
   local mode=$1
   reader_broker "$mode"
@@ -133,10 +134,10 @@ has_messages() { [ "$(figures '.topics[0].messages')" -gt 0 ]; }
 log_deleted_tcp() { log_deleted tcp; }
 log_deleted_xdp() { log_deleted xdp; }
 
-run_test "tcp: a dead reader is not waited for, also after a restart" dies_tcp
-run_test "xdp: a dead reader is not waited for, also after a restart" dies_xdp
-run_test "tcp: a stopped reader is evicted if asked for, and told" evicted_tcp
-run_test "xdp: a stopped reader is evicted if asked for, and told" evicted_xdp
+run_test "tcp: the broker does not wait for a dead reader, also after a restart" dies_tcp
+run_test "xdp: the broker does not wait for a dead reader, also after a restart" dies_xdp
+run_test "tcp: the broker evicts a stopped reader if configured, and the reader learns of it" evicted_tcp
+run_test "xdp: the broker evicts a stopped reader if configured, and the reader learns of it" evicted_xdp
 run_test "tcp: a publisher that waits for a reader ends at a signal, and at its timeout" given_up_tcp
 run_test "xdp: a publisher that waits for a reader ends at a signal, and at its timeout" given_up_xdp
 run_test "tcp: a deleted log ends its streams, and there is a new one" log_deleted_tcp

@@ -81,7 +81,7 @@ lab_link() {
   fail "the lab did not start"
 }
 
-# until_connected COUNT: connections to the server's port are there, accepted or not.
+# until_connected COUNT: waits until the server's port has this many connections, accepted or not.
 until_connected() {
   for _ in {1..300}; do
     [ "$(ss -Htn -N "$NET-b0" state established "sport = :$PORT" | wc -l)" -lt "$1" ] || return 0
@@ -285,7 +285,7 @@ window_at_tcp_rmem() {
   because "tcp_rmem allows 262144"
 }
 
-# hogs: programs that have all the cores there are, several times over, until the case ends.
+# hogs: programs that use all cores, several times over, until the case ends.
 hogs() {
   for ((i = 0; i < 4 * $(nproc); i++)); do
     in_ns pub python3 -c 'while True: pass'
@@ -311,7 +311,7 @@ receiver_displaced() {
   names cpu-taken-by-others --pid "$server"
 }
 
-# Two threads of one kind take turns, as a runtime that moves its tasks does: neither is busy.
+# Two threads of one name take turns, as tasks move in a runtime: neither thread is busy.
 work_that_moves() {
   serve --bytes 65536 --spin 0.0005 --relay
   send
@@ -343,7 +343,7 @@ stopped_server() {
   because "process $server is stopped"
 }
 
-# In a PID namespace the kernel's tracing does not know the numbers that the lab sees.
+# In a PID namespace the kernel's tracing does not know the process numbers that the lab sees.
 in_a_pid_namespace() {
   # shellcheck disable=SC2016 # expanded by that shell
   ip netns exec "$NET-b0" unshare --pid --fork --mount-proc bash -c '

@@ -117,7 +117,7 @@ wrong() {
   refuses 'give a result folder' lab report "$T/nothing"
   refuses 'give a result folder' lab report "$T"
   refuses 'is not JSON' lab report "$T/text.json"
-  refuses 'no report of penstock-lab' lab report "$T/else.json"
+  refuses 'not a report of penstock-lab' lab report "$T/else.json"
   refuses 'another version' lab report "$T/old.json"
   refuses 'text, html' lab report "$T/old.json" --format pdf
   refuses '--diagnose' lab throughput --fix

@@ -183,7 +183,7 @@ interfaces_are_listed() {
 wrong_usage() {
   refuses 'no interface eth9 here' here "$BIN/penstock-lab" doctor --iface eth9
   refuses 'possible values: text, json' lab doctor --format xml
-  # /sys may show another namespace.
+  # /sys may belong to another namespace.
   nsenter --net="/run/netns/$NET-b0" "$BIN/penstock-lab" doctor --iface eth0 | grep '^Interface eth0'
 }
 

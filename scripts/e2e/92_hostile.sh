@@ -149,8 +149,8 @@ half_open() {
   at_least "out of time" "$(count .counters.handshake_timeouts)" 50
 }
 
-# Streams that nobody uses: a host has its share of them, and its oldest go for the next ones. Meanwhile
-# another host publishes.
+# Streams that no publisher uses: a host has its share of them, and its oldest give way to the next
+# ones. Meanwhile another host publishes.
 left_open() {
   [ "$QUICK" -eq 0 ] || skip "not in a quick run"
   start_broker 0 "${XDP[@]}" --max-connections 100
@@ -190,13 +190,13 @@ claims() {
   at_least "contradictions" "$(count .xdp.corrupt)" 1000
 }
 
-# Twelve hosts claim and send as much as the broker takes, over both paths at once: what docs/operations.md
-# says is the bound for it is reached, and holds.
+# Twelve hosts claim and send as much as the broker accepts, over both paths at once: they reach the
+# bound in docs/operations.md, and it holds.
 hoarded() {
   start_broker 0 "${XDP[@]}" --segment-size 16MiB
   publish alone
   local before now most flood streams
-  # Memory of its own: the ring is of a file.
+  # Anonymous memory only: the ring is a file.
   anonymous() { awk '/^RssAnon/ { print $2 * 1024 }' "/proc/${brokers_running[0]}/status"; }
   before=$(anonymous)
   hostile hoarded 20 >"$T/hostile.json" 2>"$T/said" &
@@ -224,13 +224,13 @@ hoarded() {
   jq -c '.counters, .xdp' "$T/broker-0.json"
 }
 
-# Who opened a stream cannot have the broker send ACKs to others.
+# A host that opens a stream cannot make the broker send ACKs to other hosts.
 reflected() {
   start_broker 0 "${XDP[@]}"
   hostile reflected 200 | tee "$T/hostile.json"
   expect "ACKs" "$(jq -c . "$T/hostile.json")" '{"own":200,"victim":0}'
   stop_broker 0
-  # Those that others overtook are not looked at so closely.
+  # Overtaken packets are not checked as strictly.
   at_least "from another host" "$(count .xdp.foreign_source)" 100
 }
 
@@ -244,6 +244,6 @@ run_test "half and slow handshakes: bounded, and given up" half_open
 run_test "streams that are opened and not used: bounded, and given up" left_open
 run_test "claims that cannot be: refused" claims
 run_test "batches that are claimed and half sent by many hosts over both paths: memory is bounded" hoarded
-run_test "packets with the source address of somebody else: nobody gets an ACK" reflected
+run_test "packets with a spoofed source address: no host gets an ACK" reflected
 cat "$REPORT"
 finish

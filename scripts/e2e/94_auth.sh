@@ -47,7 +47,7 @@ keys_in_force() {
   refuses 'key us may not publish to topic "penstock"' \
     publisher --mode "$mode" --brokers "$(at 0)" --auth-key "$T/us.key" --total-size 1MiB
   limited "$BROKER" --keygen "$T/other.key" >"$T/made"
-  refuses 'does not take the key' \
+  refuses 'does not accept the key' \
     publisher --mode "$mode" --brokers "$(at 0)" --auth-key "$T/other.key" --total-size 1MiB
   ! grep -q 'eu' "$T/refused" || fail "a stranger is told of another key"
   publisher --mode "$mode" --brokers "$(at 0)" --auth-key "$T/us.key" --topic audit --total-size 1MiB >"$T/sent"
@@ -65,7 +65,8 @@ over_xdp() { keys_in_force "${XDP[@]}"; }
 sealed_by_broker() {
   keys_in_force "${XDP[@]}" --packet-auth
 }
-# Over tcp each frame; a publisher that does not ask for it does as the broker wants.
+# Over tcp each frame carries a tag; a publisher that does not ask for tags does what the broker
+# requires.
 sealed_tcp() {
   make_keys
   start_broker 0 --auth-keys "$KEYS" --packet-auth
@@ -76,7 +77,7 @@ sealed_tcp() {
   start_broker 0 --auth-keys "$KEYS"
   gets_through tcp --packet-auth --threads-per-broker 2
   stop_broker 0
-  # When no datagram comes through, what goes over tcp has tags as well.
+  # When no datagram gets through, the frames over tcp carry tags as well.
   start_broker 0 --auth-keys "$KEYS" --mode xdp --iface lo --listen 0.0.0.0:1214 --packet-auth
   gets_through tcp --mode auto --packet-auth
   stop_broker 0
@@ -171,7 +172,7 @@ key_taken_away() {
   sed -i '/^eu/d' "$KEYS"
   start_broker 0 --topic penstock --auth-keys "$KEYS"
   ! wait "$sending" || fail "the publisher went on without its key"
-  grep -q 'could not continue.*does not take the key' "$T/said" || fail "the publisher does not say why: $(cat "$T/said")"
+  grep -q 'could not continue.*does not accept the key' "$T/said" || fail "the publisher does not say why: $(cat "$T/said")"
   stop_broker 0
 }
 
@@ -181,7 +182,7 @@ read_again() {
   sed -i '/^eu/d' "$KEYS"
   kill -HUP "$(ip netns pids "$NET-b0" | head -n 1)"
   within 30 grep -q 'keys reloaded' "$T/broker-0.log"
-  refuses 'does not take the key' publisher --brokers "$(at 0)" --auth-key "$T/eu.key" --total-size 1MiB
+  refuses 'does not accept the key' publisher --brokers "$(at 0)" --auth-key "$T/eu.key" --total-size 1MiB
   publisher --brokers "$(at 0)" --auth-key "$T/us.key" --topic audit --total-size 1MiB >"$T/sent"
   stop_broker 0
 }
@@ -215,7 +216,7 @@ flood() {
 
 run_test "keys over tcp: the right one gets in, others are told so once" over_tcp
 run_test "keys over xdp: likewise" over_xdp
-run_test "authenticated packets, because the broker wants it" sealed_by_broker
+run_test "authenticated packets, because the broker requires it" sealed_by_broker
 run_test "authenticated frames over tcp, also when falling back" sealed_tcp
 run_test "authenticated packets, because the publisher wants it" sealed_by_publisher
 run_test "authenticated packets past the publisher's kernel" sealed_af_xdp

@@ -103,8 +103,8 @@ brokers_running=()
 AS=()
 BROKER=$BIN/penstock-broker
 
-# start_broker INDEX [options]: runs in its namespace, where publishers from others may make topics; logs to
-# $T/broker-INDEX.log.
+# start_broker INDEX [options]: runs in its namespace, where publishers from others may create topics;
+# logs to $T/broker-INDEX.log.
 start_broker() {
   local index=$1 log=$T/broker-$1.log
   shift
@@ -143,7 +143,7 @@ within() {
   done
 }
 
-# messages_in INDEX [TOPIC]: messages that a broker's log ever took.
+# messages_in INDEX [TOPIC]: number of messages ever committed to a broker's log.
 messages_in() {
   "$BIN/penstock-subscriber" --path "$BUFFERS/b$1/${2:-penstock}.log" --from end --stat --format json 2>/dev/null \
     | jq .log.messages
@@ -155,14 +155,14 @@ has_messages() {
   [ "${count:-0}" -ge "$2" ]
 }
 
-# until_messages INDEX COUNT: waits until a broker's log has taken so many messages.
+# until_messages INDEX COUNT: waits until a broker's log has this many messages.
 until_messages() { within 30 has_messages "$@"; }
 
-# goes_further INDEX: waits until a broker's log takes messages beyond those that it has.
+# goes_further INDEX: waits until a broker's log has more messages than now.
 goes_further() { until_messages "$1" $(($(messages_in "$1") + 1)); }
 
-# numbered_lines: numbered lines without end, so that what is lost or doubled shows; they end with
-# `enough`, and $T/input holds them as well.
+# numbered_lines: numbered lines without end, so that losses and duplicates show; they end with
+# `enough`, and $T/input has a copy.
 numbered_lines() {
   local from=1
   until [ -e "$T/enough" ]; do
@@ -172,17 +172,17 @@ numbered_lines() {
 }
 enough() { touch "$T/enough"; }
 
-# nothing_under_way: whoever publishes waits for acks, and all that it sent has arrived.
+# nothing_under_way: waits until publishers wait for acks and everything that they sent has arrived.
 nothing_under_way() {
   local before='' now
-  # A full window shows as a count of bytes that does not rise.
+  # A full window shows as a byte count that does not rise.
   for _ in {1..100}; do
     now=$(ip netns exec "$NET-pub" ss -HtniO state established dport = :1214 | sed 's/.*bytes_sent:\([0-9]*\).*/\1/')
     [ "$now" != "$before" ] || return 0
     before=$now
     sleep 0.2
   done
-  fail "the publisher goes on sending"
+  fail "the publisher keeps sending"
 }
 
 # vanish INDEX SECONDS: a broker's machine loses its power for so long. Everything has arrived there,
@@ -215,7 +215,7 @@ publisher() { limited ip netns exec "$NET-pub" "$BIN/penstock-publisher" "$@"; }
 subscriber() { limited "$BIN/penstock-subscriber" "$@"; }
 lab() { limited "$BIN/penstock-lab" "$@"; }
 
-# buffers_of PID: the directory in which a lab with this pid keeps its buffers, if there is one.
+# buffers_of PID: the buffer directory of the lab with this pid, if there is one.
 buffers_of() { compgen -G "/dev/shm/penstock-$1-shm.*" || true; }
 
 # no_crash FILE: nothing panicked there.

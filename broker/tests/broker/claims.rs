@@ -31,14 +31,14 @@ impl Broker {
 }
 
 impl Peer {
-    /// A batch of the largest size, and so much of it.
+    /// Claims a batch of the largest size and sends this many bytes of it.
     fn claim(&mut self, bytes: usize) {
         let header = Header::for_batch(0, 1, CLAIM, 0);
         self.socket.write_all(header.as_bytes()).unwrap();
         self.socket.set_nonblocking(true).unwrap();
         let part = vec![0; bytes];
         let mut sent = 0;
-        // What the broker does not take stays here.
+        // Bytes that the broker does not accept are dropped here.
         while sent < bytes {
             match self.socket.write(&part[sent..]) {
                 Ok(more) => sent += more,

@@ -291,11 +291,11 @@ fn parse_line(line: &str) -> Result<Grant, String> {
     let name = words.next().filter(|name| is_name(name));
     let name = name.ok_or_else(|| {
         let rule = name_rule();
-        format!("it does not begin with the name of a key, {rule}")
+        format!("it does not begin with the name of a key: {rule}")
     })?;
     let secret = words.next().and_then(parse_secret).ok_or_else(|| {
         let digits = 2 * SECRET_LEN;
-        format!("behind the name comes no secret of {digits} hexadecimal digits")
+        format!("the name is not followed by a secret of {digits} hexadecimal digits")
     })?;
     let topics = words.enumerate().map(|(index, pattern)| {
         let number = index + 1;
@@ -333,12 +333,12 @@ pub(crate) fn parse_secret(digits: &str) -> Option<Zeroizing<[u8; SECRET_LEN]>> 
 pub fn check_name(name: &str) -> Result<(), String> {
     match is_name(name) {
         true => Ok(()),
-        false => Err(format!("{name:?} is no name of a key, {}", name_rule())),
+        false => Err(format!("{name:?} is not a valid key name: {}", name_rule())),
     }
 }
 
 fn name_rule() -> String {
-    format!("1 to {MAX_NAME} of A-Z a-z 0-9 . _ - that are no secret")
+    format!("1 to {MAX_NAME} of A-Z a-z 0-9 . _ - that do not form a secret")
 }
 
 /// What could be a secret is none, for names are told in logs.
@@ -406,21 +406,27 @@ mod tests {
             ),
             (
                 "eu".to_owned(),
-                "line 1: behind the name comes no secret of 64",
+                "line 1: the name is not followed by a secret of 64",
             ),
-            (format!("eu {} *", &ONE[1..]), "no secret of 64"),
-            (format!("eu {}g *", &ONE[1..]), "no secret of 64"),
+            (
+                format!("eu {} *", &ONE[1..]),
+                "not followed by a secret of 64",
+            ),
+            (
+                format!("eu {}g *", &ONE[1..]),
+                "not followed by a secret of 64",
+            ),
             (format!("eu {ONE}"), "may not publish to any topic"),
             (
                 format!("e/u {ONE} *"),
-                "begin with the name of a key, 1 to 64",
+                "begin with the name of a key: 1 to 64",
             ),
             (
                 format!("{ONE} eu *"),
-                "begin with the name of a key, 1 to 64",
+                "begin with the name of a key: 1 to 64",
             ),
-            (ONE.to_owned(), "that are no secret"),
-            (format!("eu * {ONE}"), "no secret of 64"),
+            (ONE.to_owned(), "that do not form a secret"),
+            (format!("eu * {ONE}"), "not followed by a secret of 64"),
             (
                 format!("eu {ONE} a a*b"),
                 "pattern 2 after the secret is neither a topic",

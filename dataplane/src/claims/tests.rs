@@ -24,12 +24,12 @@ fn tenant(host: u8, key: Option<u8>) -> Tenant {
     }
 }
 
-/// Claims of so many bytes until there is no more; how many there were.
+/// Takes claims of this size until none is left.
 fn exhaust(claimant: &Claimant, len: u32) -> Vec<RingClaim> {
     std::iter::from_fn(|| claimant.claim(len, Turn::Next)).collect()
 }
 
-/// All of these batches have come.
+/// Completes all of these batches.
 fn fill(claims: Vec<RingClaim>) {
     claims.into_iter().for_each(RingClaim::fill);
 }
@@ -40,7 +40,7 @@ fn room_that_was_not_filled_counts_for_a_while() {
     let log = log(&dir, "a.log");
     let claims = Claims::default();
     let [a, b] = [1, 2].map(|host| claims.claimant(&log, &tenant(host, None)));
-    // Whoever claims and lets go, again and again, moves the ring by no more than its share.
+    // A publisher that claims and drops repeatedly moves the ring by no more than its share.
     let mut moved = 0;
     while let Some(claim) = a.claim(MIB, Turn::Next) {
         drop(claim);
@@ -48,11 +48,11 @@ fn room_that_was_not_filled_counts_for_a_while() {
     }
     assert!((16..20).contains(&moved), "{moved} MiB");
     assert!(b.claim(MIB, Turn::Next).is_some());
-    // Who fills what it claims may go on.
+    // A publisher that fills what it claims may continue.
     for _ in 0..100 {
         fill(exhaust(&b, MIB));
     }
-    // After some time so may the other.
+    // After some time the other one may, too.
     let account = &a.ring.host;
     account.forfeited_at.store(0, Ordering::Relaxed);
     let long_ago = a.ring.start.checked_sub(Duration::from_secs(20)).unwrap();
@@ -263,7 +263,7 @@ fn only_bytes_of_the_batch_put_its_end_off() {
     let after = Duration::from_secs;
     assert!(!is_overdue(after(30), 0, stall));
     assert!(is_overdue(after(31), 1000, stall));
-    // A byte a second does not help, a slow link that goes on does.
+    // One byte a second does not suffice; a slow but steady link does.
     assert!(is_overdue(after(500), 500, stall));
     assert!(!is_overdue(after(500), 8 << 20, stall));
     assert!(is_overdue(after(543), 8 << 20, stall));

@@ -151,7 +151,7 @@ impl Registry {
         // The reader's user may be able to write files that the log's owner cannot write, so the owner
         // must not be able to make the reader open such a file.
         if !about.is_file() || about.uid() != owner || about.nlink() != 1 {
-            let what = io::Error::other("it is no file of the log's owner with this name alone");
+            let what = io::Error::other("it must belong to the log's owner and have no other name");
             return Err(OpenError::io("register in", &path)(what));
         }
         Ok(Self {

@@ -509,7 +509,7 @@ fn a_child_that_has_the_open_file_too_does_not_keep_the_log() {
     drop(Log::open(&path, &wanted).unwrap());
 }
 
-/// Whoever may read the log can lock it, all of it.
+/// A process that may read the log can lock all of it.
 #[test]
 fn a_readers_lock_neither_keeps_a_broker_out_nor_hides_one() {
     let dir = TempDir::new().unwrap();
@@ -578,7 +578,7 @@ fn links_that_others_may_have_made_are_not_followed() {
             let _ = fs::remove_file(&path);
         }
     }
-    // What shows that there is a writer is made anew in any case.
+    // The file that shows that there is a writer is always created anew.
     std::os::unix::fs::symlink(&victim, path.with_extension("writer")).unwrap();
     drop(Log::open(&path, &wanted).unwrap());
     intact();

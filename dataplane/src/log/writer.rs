@@ -29,7 +29,7 @@ pub struct Writer {
 
 /// Room for one batch; end it with [`Writer::commit`] or [`Writer::abort`].
 #[derive(Debug)]
-#[must_use = "an open reservation holds up every writer after one round of the ring"]
+#[must_use = "an open reservation blocks every writer after one round of the ring"]
 pub struct Reservation {
     position: u64,
     len: u32,

@@ -110,7 +110,7 @@ impl GreetingError {
                 "this broker was started without keys: leave --auth-key out, or have it started with --auth-keys".to_owned()
             }
             Self::UnknownKey | Self::NotHeld(_) | Self::Repeated(_) => {
-                "this broker does not take the key: compare the file behind --auth-key with the broker's --auth-keys".to_owned()
+                "this broker does not accept the key: compare the publisher's --auth-key file with the broker's --auth-keys file".to_owned()
             }
             _ => self.to_string(),
         }

@@ -249,7 +249,7 @@ pub enum HelloError {
         streams: u32,
     },
     /// More batches acked than any stream has.
-    #[error("the stream is said to have {0} batches already, more than there can be; connect anew")]
+    #[error("invalid field: the stream has {0} batches already, more than possible; connect anew")]
     Resume(u64),
     /// An ack or order level that this build does not have.
     #[error(transparent)]

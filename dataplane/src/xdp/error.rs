@@ -32,7 +32,7 @@ pub enum Error {
         hint: &'static str,
     },
     /// The name is none that an interface can have.
-    #[error("{interface:?} is no name of an interface")]
+    #[error("invalid interface name {interface:?}")]
     Interface {
         /// The name.
         interface: String,

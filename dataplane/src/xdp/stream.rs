@@ -861,7 +861,7 @@ impl std::fmt::Display for Ending {
         match self {
             Self::Completed => f.write_str("completed"),
             Self::Closed => f.write_str("closed by the publisher without an end frame"),
-            Self::Superseded => f.write_str("the publisher goes on over another connection"),
+            Self::Superseded => f.write_str("the publisher continues over another connection"),
             Self::Fault(_, text) => f.write_str(text),
             Self::Io(error) => error.fmt(f),
         }

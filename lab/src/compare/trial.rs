@@ -202,7 +202,7 @@ fn check(
     );
     ensure!(
         sent.path() == Some(contender.mode().name()),
-        "a stream fell back or moved to another connection, so this is no figure of {}; see {}",
+        "a stream fell back or moved to another connection, so this does not measure {}; see {}",
         contender.name(),
         log.display()
     );

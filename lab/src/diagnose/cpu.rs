@@ -45,7 +45,8 @@ pub struct Process {
     pub name: String,
     /// Busiest first.
     pub threads: Vec<Thread>,
-    /// All its threads together on cores, and ready without one: 1 is one core all the time.
+    /// CPU time of all threads, and their time waiting for a core, in cores: 1 is one core all the
+    /// time.
     pub run: f64,
     pub wait: f64,
     /// Share of the interval in which its control group was out of quota, summed over cores; none

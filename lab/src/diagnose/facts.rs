@@ -72,7 +72,7 @@ impl Figure {
             Self::SenderBusy => "the sender's socket had data waiting or on its way (busy)",
             Self::RwndLimited => "the sender waited for the receiver's window (rwnd_limited)",
             Self::SndbufLimited => "the sender's buffer was too small (sndbuf_limited)",
-            Self::PathLimited => "the sender was busy, held up by neither window nor buffer,",
+            Self::PathLimited => "the sender was busy, limited by neither window nor buffer,",
             Self::AppLimited => "looks at which the sender's application left the path unfilled:",
             Self::CwndFull => "looks that found the congestion window full:",
             Self::Retransmitted => "bytes sent again:",
@@ -82,16 +82,16 @@ impl Figure {
             Self::ReadDelay => "data lay in the receive buffer for",
             Self::WindowUse => "of the window offered, each round trip used",
             Self::WindowBounded => {
-                "connections without window scaling, or with a window bounded by route or application:"
+                "connections without window scaling, or with a window that route or application limits:"
             }
-            Self::SenderCore => "the sender's threads, for each connection, ran or wanted to",
+            Self::SenderCore => "the sender's threads, per connection, ran or wanted to run",
             Self::SenderThrottled => "the sender's control group was out of CPU quota",
             Self::SenderDisplaced => "the sender was ready while other processes had the core",
             Self::ReceiverDisplaced => "the receiver was ready while other processes had the core",
-            Self::Stolen => "of this host's CPU, the hypervisor gave to others (steal)",
-            Self::AcceptQueueFull => "looks that found the accept queue full:",
-            Self::AcceptQueueOverflows => "connections that found no room in an accept queue:",
-            Self::ReceiverCore => "the receiver's threads, for each connection, ran or wanted to",
+            Self::Stolen => "the hypervisor gave this host's CPU to others (steal)",
+            Self::AcceptQueueFull => "samples with a full accept queue:",
+            Self::AcceptQueueOverflows => "connections that an accept queue had no room for:",
+            Self::ReceiverCore => "the receiver's threads, per connection, ran or wanted to run",
             Self::ReceiverThrottled => "the receiver's control group was out of CPU quota",
             Self::ReceiveCalls => "receive calls:",
             Self::BytesPerReceive => "a receive call brought",
@@ -314,13 +314,13 @@ impl Facts {
     }
 }
 
-/// Processes of a sample with these numbers, which may be there more than once.
+/// Processes of a sample with these numbers, which may contain duplicates.
 fn of<'a>(sample: &'a Sample, pids: &[u32]) -> impl Iterator<Item = &'a Process> {
     let processes = sample.processes.iter();
     processes.filter(|process| pids.contains(&process.pid))
 }
 
-/// Connections that carry much and are this process's.
+/// Bulk connections of this process.
 fn connections(pids: &[u32], process: &Process) -> usize {
     pids.iter().filter(|pid| **pid == process.pid).count()
 }
@@ -328,22 +328,22 @@ fn connections(pids: &[u32], process: &Process) -> usize {
 /// The threads of a process that serve its connections.
 ///
 /// Runtimes with a scheduler of their own (Go, tokio) move the work of one connection between threads,
-/// none of which is busy for long: threads of one kind count together. A connection is served by one
-/// thread at a time, so all of them together have no time left when there is a whole core's work for
-/// each connection.
+/// none of which is busy for long, so threads of the same name count together. One thread at a time
+/// serves a connection, so the threads have no time left when together they use a whole core for each
+/// connection.
 #[derive(Debug, Clone, Copy)]
 pub struct Serving {
-    /// On a core, and ready without one, for each connection; shares of the interval.
+    /// Time on a core, and ready without one, per connection; shares of the interval.
     run: f64,
     wait: f64,
-    /// The same, of the busiest thread alone.
+    /// The same for the busiest thread alone.
     pub busiest: f64,
     throttled: f64,
     process_run: f64,
 }
 
 impl Serving {
-    /// Those that have least time left; none of a process without threads.
+    /// The group of threads with least time left; `None` for a process without threads.
     pub fn of(process: &Process, connections: usize) -> Option<Self> {
         let busiest = process.threads.first()?;
         let alone = (busiest.run, busiest.wait);
@@ -376,10 +376,11 @@ impl Serving {
         (self.run + self.wait.max(self.throttled)).min(1.0)
     }
 
-    /// Share of the interval in which they were ready, and a process that is not observed had the core.
-    /// Whoever holds a core is not recorded; it is divided by what each took.
+    /// Share of the interval in which they were ready while a process that is not observed had the
+    /// core. The kernel does not record who held the core, so the time is divided by what each process
+    /// used.
     fn displaced(self, sample: &Sample) -> f64 {
-        // Out of quota, a thread is ready as well.
+        // A thread out of quota counts as ready as well.
         let waited = (self.wait - self.throttled).clamp(0.0, 1.0);
         let observed: f64 = sample.processes.iter().map(|process| process.run).sum();
         let rivals = (observed - self.run.min(self.process_run)).max(0.0);
@@ -390,13 +391,13 @@ impl Serving {
         }
     }
 
-    /// What moves between threads, if none of these is busy alone.
+    /// The load that moves between threads, if none of them is busy alone.
     pub fn moves(self, whole: f64) -> bool {
         self.core() >= whole && self.busiest < whole
     }
 }
 
-/// A thread's name without the number that tells it from its like.
+/// A thread's name without its number.
 fn kind(name: &str) -> &str {
     name.trim_end_matches(|c: char| c.is_ascii_digit() || "-_#:".contains(c))
 }

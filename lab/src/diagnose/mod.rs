@@ -43,51 +43,51 @@ use verdict::Diagnosis;
 
 pub const EXAMPLES: &str = "\
 Examples:
-  # a broker, ours or any other TCP server, in whichever network namespace
+  # a Penstock broker or any other TCP server, in any network namespace
   sudo penstock-lab diagnose --port 1214
 
-  # one of several, for ten seconds, for a program
+  # one of several servers, for ten seconds, as JSON
   sudo penstock-lab diagnose --pid $(pgrep -x nats-server) --duration 10 --format json
 
   # without privileges: says what it could not see
   penstock-lab diagnose --port 1214
 
-  # every cause that it knows
+  # list every cause that it knows
   penstock-lab diagnose --list-causes
 
-Nothing is changed in the observed process; system calls are traced for a part
-of the time only. Exit codes: 0 diagnosed, whatever the verdict, 1 failed, 2
-wrong usage, 130 interrupted.";
+The observed process is not changed, and its system calls are traced for a
+part of the time only. Exit codes: 0 diagnosed, whatever the verdict, 1 failed,
+2 wrong usage, 130 interrupted.";
 
-/// What `diagnose` is asked for.
+/// Flags of `diagnose`.
 #[derive(Debug, Args)]
 pub struct Diagnose {
     /// Process to observe.
     #[arg(long, required_unless_present_any = ["port", "list_causes"],
           value_parser = clap::value_parser!(u32).range(1..))]
     pub pid: Option<u32>,
-    /// TCP port that it listens on.
+    /// TCP port that the server listens on.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     pub port: Option<u16>,
     /// How long to observe, such as 5s; a number alone is seconds.
     #[arg(long, default_value = "5s", value_name = "DURATION", value_parser = seconds)]
     pub duration: f64,
-    /// How much of this system calls are traced for, such as 1s; 0 for not at all.
+    /// How long to trace system calls within that time, such as 1s; 0 to trace none.
     #[arg(long, default_value = "1s", value_name = "DURATION", value_parser = seconds_or_none)]
     pub trace: f64,
-    /// How the diagnosis is printed.
+    /// Output format.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
-    /// Also keep it, as diagnosis.json and diagnosis.txt in a new folder there; the last line on
-    /// stdout is that folder.
+    /// Also write diagnosis.json and diagnosis.txt to a new folder there; the last line on stdout is
+    /// its path.
     #[arg(long, value_name = "DIR")]
     pub results: Option<PathBuf>,
-    /// Name every cause that a verdict may have, and end.
+    /// List every cause that a verdict can name, and exit.
     #[arg(long)]
     pub list_causes: bool,
 }
 
-/// Runs it.
+/// Runs the command.
 pub fn run(options: &Diagnose, interrupt: &Interrupt) -> Result<bool> {
     if options.list_causes {
         output::print(render::causes(options.format, Screen::stdout())?)?;
@@ -97,7 +97,7 @@ pub fn run(options: &Diagnose, interrupt: &Interrupt) -> Result<bool> {
     let target = match (options.pid, options.port) {
         (Some(pid), port) => Target::of_process(pid, port, &mut unavailable)?,
         (None, Some(port)) => Target::of_port(port, &mut unavailable)?,
-        (None, None) => return Err(wrong_usage("name a server with --pid or --port")),
+        (None, None) => return Err(wrong_usage("give the server's --pid or --port")),
     };
     let duration = Duration::from_secs_f64(options.duration);
     let trace = Duration::from_secs_f64(options.trace);

@@ -1,4 +1,4 @@
-//! Processes that are not part of what is observed, and the CPU time that they took meanwhile.
+//! Processes that are not observed, and the CPU time that they used during the observation.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
@@ -9,9 +9,9 @@ use serde::Serialize;
 use super::cpu::{Core, stat_fields};
 use super::processes;
 
-/// Named in a sample; there may be thousands.
+/// Processes named in a sample; there may be thousands.
 const NAMED: usize = 5;
-/// What takes less of a core is not worth a name.
+/// A process that uses less of a core is not named.
 const WORTH_NAMING: f64 = 0.02;
 
 /// CPU time of all processes at one moment.
@@ -22,20 +22,20 @@ pub struct OthersAt(HashMap<u32, ProcessAt>);
 struct ProcessAt {
     name: String,
     ticks: u64,
-    /// Tells a process from a later one with its number.
+    /// Distinguishes a process from a later one with the same number.
     started: u64,
 }
 
 /// What the rest of the host did.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Others {
-    /// Cores that it kept busy: processes that cannot be seen, or that came and went, included.
+    /// Cores that it kept busy, including processes that are not visible or that came and went.
     pub cores: f64,
-    /// Those that took most, by name.
+    /// The busiest ones, by name.
     pub busiest: Vec<Other>,
 }
 
-/// Processes that are not observed, of one name: builds and servers have many.
+/// Processes of one name that are not observed: builds and servers have many.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Other {
     /// The busiest of them.
@@ -47,13 +47,13 @@ pub struct Other {
 }
 
 impl OthersAt {
-    /// Reads `/proc/PID/stat` of all.
+    /// Reads `/proc/PID/stat` of all processes.
     pub fn now() -> Self {
         let all = processes::all().into_iter();
         Self(all.filter_map(|pid| Some((pid, read(pid)?))).collect())
     }
 
-    /// What those did that are not `observed`, in `seconds` since `start`.
+    /// What the processes not in `observed` did in `seconds` since `start`.
     pub fn since(
         &self,
         start: &Self,
@@ -89,7 +89,7 @@ impl OthersAt {
     }
 }
 
-/// Those of one name together, the busiest name first.
+/// Groups processes by name, the busiest name first.
 fn by_name(processes: &[Other]) -> Vec<Other> {
     let mut sorted: Vec<&Other> = processes.iter().collect();
     sorted.sort_by(|a, b| b.cores.total_cmp(&a.cores).then(a.pid.cmp(&b.pid)));

@@ -22,7 +22,7 @@ use crate::foreign;
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Pause between two attempts to connect.
 const CONNECT_RETRY: Duration = Duration::from_millis(20);
-/// Bytes of an answer at most: it has some hundred for each worker and each topic.
+/// Maximum size of an answer: it has some hundred bytes for each worker and each topic.
 const MAX_ANSWER: usize = 16 << 20;
 
 /// A broker's answer; what is not used here is left out.
@@ -170,7 +170,7 @@ fn socket_in(table: &str, is_theirs: impl Fn(u32) -> bool) -> Option<PathBuf> {
     })
 }
 
-/// Connects to a socket that any local process can offer, and that it need not accept from.
+/// Connects to a socket that any local process can create, and whose owner may never accept.
 fn connect(path: &Path, until: Instant) -> io::Result<UnixStream> {
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
     let socket = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
@@ -196,7 +196,8 @@ impl Figures {
         let answer = connect(socket, until)
             .and_then(|stream| deadline::read_to_end(&stream, MAX_ANSWER, until))
             .with_context(|| format!("the broker does not answer at {}", socket.display()))?;
-        foreign::from_process(&answer).context("the broker is of another version")
+        foreign::from_process(&answer)
+            .context("cannot read the broker's answer; is it of another version?")
     }
 
     /// Payload committed so far, bytes.

@@ -18,15 +18,15 @@ pub fn name_of_thread(pid: u32, tid: u32) -> String {
 }
 
 fn comm(file: &str) -> String {
-    // A process calls itself what it likes (prctl(2), PR_SET_NAME).
+    // A process chooses its own name (prctl(2), PR_SET_NAME).
     let text = fs::read(file).unwrap_or_default();
     foreign_bytes(text.trim_ascii_end())
 }
 
-/// Whether this program sees all of the host's processes: outside any PID namespace, whose numbers the
-/// kernel's own programs do not know (pid_namespaces(7)).
+/// Whether this program sees all of the host's processes: outside any PID namespace, whose numbers are
+/// unknown to the kernel's tracing (pid_namespaces(7)).
 pub fn sees_the_host() -> bool {
-    /// Inode of the first PID namespace (`PROC_PID_INIT_INO`, include/linux/proc_ns.h).
+    /// Inode of the initial PID namespace (`PROC_PID_INIT_INO`, include/linux/proc_ns.h).
     const FIRST: u64 = 0xEFFF_FFFC;
     fs::metadata("/proc/self/ns/pid").is_ok_and(|namespace| namespace.ino() == FIRST)
 }
@@ -78,7 +78,7 @@ impl Owners {
     }
 }
 
-/// Numbers of all processes that can be seen.
+/// Numbers of all visible processes.
 pub fn all() -> Vec<u32> {
     let entries = fs::read_dir("/proc").into_iter().flatten();
     let mut pids: Vec<u32> = entries

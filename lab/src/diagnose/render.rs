@@ -157,7 +157,7 @@ fn write_listeners(out: &mut String, sample: &Sample) -> fmt::Result {
     for listener in listeners.take(MOST) {
         writeln!(
             out,
-            "  {}: {:.1} of at most {}, no room for another {} of the time",
+            "  {}: {:.1} of at most {}, queue full {} of the time",
             listener.local,
             listener.waiting,
             listener.backlog,
@@ -235,7 +235,7 @@ fn write_processes(out: &mut String, sample: &Sample) -> fmt::Result {
     for process in sample.processes.iter().take(MOST) {
         write!(
             out,
-            "Threads of {} ({}), together {} of a core, waiting for one {}",
+            "Threads of {} ({}): together {} of a core, and {} waiting for one",
             process.name,
             process.pid,
             percent(process.run),
@@ -352,7 +352,7 @@ fn write_host(out: &mut String, sample: &Sample) -> fmt::Result {
         .collect();
     writeln!(
         out,
-        "  other processes took {} of a core{busiest}",
+        "  other processes used {} of a core{busiest}",
         percent(sample.others.cores)
     )?;
     for core in &sample.cores {
@@ -385,7 +385,7 @@ fn write_host(out: &mut String, sample: &Sample) -> fmt::Result {
     if let Some(pressure) = sample.pressure {
         writeln!(
             out,
-            "  somebody waited for CPU {}, for memory {}, for storage {} of the last 10 s",
+            "  pressure: some task waited for CPU {}, for memory {}, for storage {} of the last 10 s",
             percent(pressure.cpu),
             percent(pressure.memory),
             percent(pressure.io),

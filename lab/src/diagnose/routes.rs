@@ -1,4 +1,4 @@
-//! Limits that the route to a host sets for TCP (ip-route(8)), as the kernel tells them over rtnetlink(7).
+//! TCP limits of the route to a host (ip-route(8)), from rtnetlink(7).
 
 use std::io;
 use std::net::IpAddr;
@@ -8,19 +8,19 @@ use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteMetric};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
-/// What a route bounds; nothing for most routes.
+/// The limits of a route; most routes have none.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Limits {
-    /// Largest window that is offered there, bytes.
+    /// Maximum window to offer, bytes.
     pub window: Option<u32>,
-    /// Largest congestion window, packets; only a locked one counts.
+    /// Maximum congestion window, packets; it counts only if locked.
     pub cwnd: Option<u32>,
 }
 
 /// Bit of RTAX_CWND in RTAX_LOCK (include/uapi/linux/rtnetlink.h).
 const LOCKS_CWND: u32 = 1 << 7;
 
-/// Asks in the calling thread's namespace.
+/// Queries the calling thread's namespace.
 pub fn limits(to: IpAddr) -> io::Result<Limits> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.bind_auto()?;

@@ -73,9 +73,9 @@ pub const WHOLE_CORE: f64 = 0.85;
 
 const NO_TIME_LEFT: &str = "above 85 % of a core a thread has no time left to wait for anything";
 const TIME_LEFT: &str = "a thread that sleeps half of the time is not what is slow";
-const BUSY_OR_READY: &str =
-    "a thread that wants to run a third of the time is what others wait for";
-const QUEUE_FULL: &str = "data lies in the receive buffer: what limits is behind it, not before it";
+const BUSY_OR_READY: &str = "others wait for a thread that wants to run a third of the time";
+const QUEUE_FULL: &str =
+    "unread data fills the receive buffer: the limit is the application, not the network";
 const QUEUE_EMPTY: &str = "an almost empty receive buffer means that the receiver keeps up";
 /// Not a share of the buffer: what a sender may have unacked may be little of a large one.
 const READ_AT_ONCE: &str =
@@ -86,12 +86,12 @@ const A_FIFTH: &str =
     "a fifth of the time is beyond the short waits of every full-speed connection";
 const OUT_OF_QUOTA: &str =
     "a control group that is out of quota a tenth of the time holds its threads back";
-const OFTEN_OUT_OF_QUOTA: &str = "out of quota for three tenths of the time is no accident";
+const OFTEN_OUT_OF_QUOTA: &str = "three tenths of the time without quota is not an accident";
 const DISPLACED: &str =
-    "a fifth of the time ready and without a core is beyond what a host with time left does";
+    "on a host with idle cores, no thread is ready without a core for a fifth of the time";
 const A_LOT_DISPLACED: &str = "more than a third of the time";
-const STOLEN: &str = "a tenth of the CPU taken away is felt by every thread that has no time left";
-const NOT_ITS_OWN_LIMIT: &str = "it would do more on a core that nobody else had";
+const STOLEN: &str = "every thread without idle time feels the loss of a tenth of the CPU";
+const NOT_ITS_OWN_LIMIT: &str = "it would do more on a core of its own";
 const NOT_ALLOWED_TO_RUN: &str = "an end that is out of CPU quota would do more";
 const NOT_THE_NETWORK: &str =
     "while an end is out of CPU quota data is on its way for longer, whatever the network does";
@@ -105,7 +105,7 @@ pub const CAUSES: &[Cause] = &[
             Figure::Blocked,
             0.2,
             0.65,
-            "a connection that waits for room at every fifth look is held up, not just unlucky",
+            "a connection that waits for room in every fifth sample is blocked, not just unlucky",
         )]],
         unseen: &[],
         supports: &[
@@ -122,7 +122,7 @@ pub const CAUSES: &[Cause] = &[
     },
     Cause {
         id: "cpu-taken-by-others",
-        title: "CPU taken by others: an end is ready, and other processes or the hypervisor have the core",
+        title: "CPU taken by others: an end is ready to run, but other processes or the hypervisor have the core",
         requires: &[
             &[
                 at_least(Figure::ReceiverDisplaced, 0.2, 0.45, DISPLACED),
@@ -151,11 +151,11 @@ pub const CAUSES: &[Cause] = &[
             at_least(Figure::ReceiverThrottled, 0.1, 0.2, OUT_OF_QUOTA),
             at_least(Figure::SenderThrottled, 0.1, 0.2, OUT_OF_QUOTA),
         ],
-        next: "top -b -n 1 -o %CPU | head -n 15  # who has it; then move or limit those (taskset, cpu.weight of their cgroup), or a larger host",
+        next: "top -b -n 1 -o %CPU | head -n 15  # the busiest processes; move or limit them (taskset, cpu.weight of their cgroup), or use a larger host",
     },
     Cause {
         id: "accept-queue-full",
-        title: "Connections wait to be accepted, and further ones are dropped: the server accepts too slowly",
+        title: "The accept queue is full and the kernel drops further connections: the server accepts too slowly",
         requires: &[
             &[at_least(
                 Figure::AcceptQueueFull,
@@ -168,13 +168,13 @@ pub const CAUSES: &[Cause] = &[
                     Figure::AcceptQueueFull,
                     0.05,
                     0.2,
-                    "now and then there is no room for another connection",
+                    "sometimes there is no room for another connection",
                 ),
                 at_least(
                     Figure::AcceptQueueOverflows,
                     1.0,
                     0.3,
-                    "a client whose connection finds no room tries again after a second, then two, then four",
+                    "the client of a dropped connection retries after one second, then two, then four",
                 ),
             ],
         ],
@@ -183,15 +183,15 @@ pub const CAUSES: &[Cause] = &[
             Figure::AcceptQueueOverflows,
             0.1,
             0.2,
-            "a client whose connection finds no room tries again after a second, then two, then four",
+            "the client of a dropped connection retries after one second, then two, then four",
         )],
         contradicts: &[at_least(
             Figure::Rate,
             MEGABYTE,
             0.3,
-            "connections that were accepted carry payload",
+            "accepted connections carry payload",
         )],
-        next: "ss -ltn 'sport = :PORT'  # Recv-Q wait, of at most Send-Q; then accept sooner, or a larger backlog in listen() and net.core.somaxconn",
+        next: "ss -ltn 'sport = :PORT'  # Recv-Q connections wait, of at most Send-Q; accept sooner, or raise the backlog of listen() and net.core.somaxconn",
     },
     Cause {
         id: "syscall-overhead",
@@ -367,7 +367,7 @@ pub const CAUSES: &[Cause] = &[
                     Figure::WindowBounded,
                     0.5,
                     0.3,
-                    "no buffer makes a window larger than that",
+                    "no buffer can make the window larger than that",
                 ),
             ],
             &[
@@ -606,7 +606,7 @@ pub const CAUSES: &[Cause] = &[
                 Figure::Queued,
                 65_536.0,
                 0.3,
-                "what is limited leaves a queue behind; less than 64 KiB is one batch on its way",
+                "a limit leaves a queue; less than 64 KiB is one batch in flight",
             ),
         ]],
         unseen: &[],

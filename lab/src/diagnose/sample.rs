@@ -27,12 +27,12 @@ pub struct Sample {
     /// The observed process first, then those at the other ends of its connections.
     pub processes: Vec<Process>,
     pub cores: Vec<Core>,
-    /// The rest of the host.
+    /// What the rest of the host did.
     pub others: Others,
     /// Sockets on which the process accepts connections.
     pub listeners: Vec<Listener>,
     pub syscalls: Option<Vec<Syscall>>,
-    /// The process whose calls these are: the one that has the busiest connection.
+    /// The process whose calls these are: the one with the busiest connection.
     pub traced_pid: Option<u32>,
     pub interfaces: Vec<Interface>,
     pub tcp_events: BTreeMap<String, u64>,
@@ -48,13 +48,14 @@ pub struct Sample {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Listener {
     pub local: SocketAddr,
-    /// Connections that wait to be accepted, mean.
+    /// Mean number of connections that wait to be accepted.
     pub waiting: f64,
-    /// How many may wait: the smaller one of what listen(2) was given and net.core.somaxconn.
+    /// Maximum number that may wait: the smaller of the backlog given to listen(2) and
+    /// net.core.somaxconn.
     pub backlog: u32,
-    /// Looks at which there was no room for another, 0 to 1.
+    /// Share of samples in which the queue was full, 0 to 1.
     pub full: f64,
-    /// What the application bounds the window of its connections at, bytes (TCP_WINDOW_CLAMP).
+    /// The application's limit on the window of its connections, bytes (TCP_WINDOW_CLAMP).
     pub window_clamp: Option<u32>,
 }
 
@@ -89,12 +90,12 @@ pub struct End {
     pub send_buffer: u32,
     /// Whether the application sized the receive buffer, which switches autotuning off.
     pub receive_buffer_set: Option<bool>,
-    /// Largest window that the socket may offer, bytes (TCP_WINDOW_CLAMP), of a receiver.
+    /// Maximum window that the socket may offer, bytes (TCP_WINDOW_CLAMP), of a receiver.
     pub window_clamp: Option<u32>,
-    /// What the route bounds: the window offered, bytes, and the congestion window, packets.
+    /// The route's limits: the offered window, bytes, and the congestion window, packets.
     pub route_window: Option<u32>,
     pub route_cwnd: Option<u32>,
-    /// Whether both ends agreed to scale windows.
+    /// Whether both ends agreed on window scaling.
     pub window_scaling: Option<bool>,
     /// Bytes that the application copied in one round trip, the most so far; a first value of the
     /// kernel's own before it ever did.
@@ -144,13 +145,13 @@ pub struct Unavailable {
 }
 
 impl End {
-    /// Whether the window that it offers has a bound that no buffer raises: no scaling, the route's, or the
-    /// application's own.
+    /// Whether something other than the buffer limits the window that it offers: missing scaling, the
+    /// route, or the application.
     pub fn window_is_bounded(&self) -> bool {
         self.window_scaling == Some(false) || self.route_window.is_some() || self.has_clamp()
     }
 
-    /// Whether the application bounds the window: otherwise the bound follows the buffer.
+    /// Whether the application limits the window; otherwise the limit follows the buffer.
     pub fn has_clamp(&self) -> bool {
         self.window_clamp.is_some_and(|clamp| {
             let reach = 65_535 << self.rcv_wscale;

@@ -39,7 +39,7 @@ pub struct Socket {
     pub inode: u32,
     /// Bytes received and not read; of a listener, connections that wait for accept.
     pub recv_q: u32,
-    /// Bytes written and not acknowledged; of a listener, how many connections may wait (its backlog).
+    /// Bytes written and not acknowledged; for a listener, its backlog: how many connections may wait.
     pub send_q: u32,
     pub memory: Option<Memory>,
     pub info: Option<TcpInfo>,
@@ -148,17 +148,17 @@ fn plain(address: IpAddr) -> IpAddr {
     address.to_canonical()
 }
 
-/// What only the socket itself tells of its receive buffer.
+/// Facts about the receive buffer that only the socket itself reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReceiveBuffer {
-    /// The application sized it, which switches autotuning off (`SO_BUF_LOCK`, Linux 5.14).
+    /// Whether the application set its size, which switches autotuning off (`SO_BUF_LOCK`, Linux 5.14).
     pub is_set: bool,
-    /// Largest window that may be offered, bytes (`TCP_WINDOW_CLAMP`, tcp(7)): follows the buffer,
-    /// unless the application or the route bounds it.
+    /// Maximum window to offer, bytes (`TCP_WINDOW_CLAMP`, tcp(7)). It follows the buffer unless the
+    /// application or the route sets it.
     pub window_clamp: u32,
 }
 
-/// Asks another process's socket, which is borrowed for the question.
+/// Queries the socket of another process through a duplicated descriptor.
 pub fn receive_buffer(pid: u32, inode: u32) -> io::Result<ReceiveBuffer> {
     let number = descriptor_of(pid, inode)?;
     let socket = borrow(pid, number)?;

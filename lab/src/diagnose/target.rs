@@ -29,7 +29,7 @@ impl Target {
         unavailable: &mut Vec<Unavailable>,
     ) -> Result<Self> {
         if !PathBuf::from(format!("/proc/{pid}")).exists() {
-            bail!("there is no process {pid}; ss -ltnp shows servers with theirs");
+            bail!("there is no process {pid}; ss -ltnp shows servers and their pids");
         }
         let handle = namespaces::handle_of(pid);
         let namespace = match namespaces::id_of(&handle) {
@@ -84,7 +84,7 @@ impl Target {
                 })
                 .collect();
             bail!(
-                "port {port} has listeners in {} network namespaces: processes {}; name one with --pid",
+                "port {port} has listeners in {} network namespaces: processes {}; choose one with --pid",
                 found.len(),
                 pids.join(", ")
             );

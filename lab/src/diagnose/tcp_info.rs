@@ -98,7 +98,7 @@ impl TcpInfo {
         self.scales >> 4
     }
 
-    /// Whether both ends said in their SYN that they scale windows; else none is above 65,535 bytes.
+    /// Whether both SYNs announced window scaling; without it no window exceeds 65,535 bytes.
     pub fn scales_windows(&self) -> bool {
         self.options & OPTION_WSCALE != 0
     }

@@ -10,7 +10,7 @@ use super::sample::{Connection, End, Sample, Unavailable};
 use super::settings::Settings;
 use crate::environment::quoted;
 
-/// Why a cause holds, and what to do next if it is not what is done about the cause in general.
+/// Why a cause holds, and what to do next if that differs from the cause's general advice.
 #[derive(Debug, Clone, PartialEq)]
 struct Reason {
     text: String,
@@ -82,7 +82,7 @@ fn verdicts(sample: &Sample) -> Vec<Verdict> {
     verdicts
 }
 
-/// Why a cause holds, where the figures tell.
+/// Why a cause holds, if the figures show it.
 fn reason(cause: &str, sample: &Sample) -> Option<Reason> {
     let sender = || sample.connections.first()?.sender();
     match cause {
@@ -96,7 +96,7 @@ fn reason(cause: &str, sample: &Sample) -> Option<Reason> {
         "receiver-cpu" => cpu_reason(sample, receiver_of(sample)?.pid?),
         "sender-cpu" => cpu_reason(sample, sender()?.pid?),
         "receiver-application-limited" => {
-            // Nobody has a connection that was not accepted, and a stopped server accepts none.
+            // Without accepted connections, no process has one; and a stopped server accepts none.
             let pid = receiver_of(sample)?.pid.or(sample.pid);
             stopped_reason(sample, pid)
         }
@@ -230,8 +230,8 @@ pub fn bytes(value: f64) -> String {
     }
 }
 
-/// Names the receiving process, the port and the sending process in a command. The process that listens
-/// need not be the one that has the connections.
+/// Inserts the receiving process, the port and the sending process into a command. The process that
+/// listens may not be the one that has the connections.
 fn fill_in(command: &str, sample: &Sample) -> String {
     let or = |value: Option<u32>, name: &str| value.map_or(name.to_owned(), |v| v.to_string());
     let receives = |connection: &Connection| connection.receives;
@@ -246,7 +246,7 @@ fn fill_in(command: &str, sample: &Sample) -> String {
         .interfaces
         .iter()
         .max_by_key(|i| i.rx_dropped + i.rx_fifo);
-    // Anybody may name an interface, and somebody pastes this into a shell.
+    // Any user may name an interface, and the user may paste this into a shell.
     let interface = lossy.map_or("IFACE".to_owned(), |i| quoted(&i.name));
     // In this order: no name is part of an earlier one's value.
     command
@@ -289,7 +289,7 @@ fn drops_reason(sample: &Sample) -> Option<String> {
     (count > 0).then(|| format!("{} {what}", counted(count as usize, "packet")))
 }
 
-/// Who had the cores.
+/// Who used the cores.
 fn others_reason(sample: &Sample) -> String {
     let named = sample.others.busiest.iter().map(|other| {
         let who = match other.processes {
@@ -299,7 +299,7 @@ fn others_reason(sample: &Sample) -> String {
         format!("{who} {:.2}", other.cores)
     });
     let mut parts = vec![format!(
-        "other processes took {:.2} of {}",
+        "other processes used {:.2} of {}",
         sample.others.cores,
         counted(sample.cores.len(), "core")
     )];
@@ -311,25 +311,24 @@ fn others_reason(sample: &Sample) -> String {
     parts.join(", ")
 }
 
-/// Which queue is full, and what that did.
+/// Which queue is full, and the consequences.
 fn accept_reason(sample: &Sample) -> Option<String> {
     let listener = sample.listeners.first()?;
     let event = |name| sample.tcp_events.get(name).copied().unwrap_or(0);
     let mut text = format!(
-        "{} has {:.0} connections that wait, and room for {} (the smaller of listen()'s backlog and net.core.somaxconn)",
+        "on {}, {:.0} connections wait, with room for {} (the smaller of listen()'s backlog and net.core.somaxconn)",
         listener.local, listener.waiting, listener.backlog,
     );
     let (overflows, drops) = (event("ListenOverflows"), event("ListenDrops"));
     if overflows + drops > 0 {
         text += &format!(
-            "; meanwhile {overflows} found no room (ListenOverflows), {drops} were dropped (ListenDrops), of all listeners there"
+            "; during the observation {overflows} found no room (ListenOverflows) and {drops} were dropped (ListenDrops), over all listeners in that namespace"
         );
     }
     Some(text)
 }
 
-/// What keeps an end that is short of CPU: its quota, or one connection's work that no more threads can
-/// share.
+/// Why an end is short of CPU: its quota, or one connection's work that more threads cannot share.
 fn cpu_reason(sample: &Sample, pid: u32) -> Option<Reason> {
     let process = sample.processes.iter().find(|p| p.pid == pid)?;
     let throttled = process.throttled.unwrap_or(0.0);
@@ -339,9 +338,7 @@ fn cpu_reason(sample: &Sample, pid: u32) -> Option<Reason> {
                 "its control group was out of CPU quota {} of the time",
                 percent(throttled)
             ),
-            &format!(
-                "cat /proc/{pid}/cgroup  # then a larger cpu.max (CPUQuota=, --cpus) for that group"
-            ),
+            &format!("cat /proc/{pid}/cgroup  # raise cpu.max (CPUQuota=, --cpus) of that group"),
         ));
     }
     let ends = sample
@@ -358,7 +355,7 @@ fn cpu_reason(sample: &Sample, pid: u32) -> Option<Reason> {
     let serving = Serving::of(process, bulk).filter(|_| is_an_end)?;
     serving.moves(WHOLE_CORE).then(|| {
         format!(
-            "the work of {} moves between {}: together these were busy for {} of a core, the busiest {}",
+            "the work of {} moves between {}: together they used {} of a core, the busiest {}",
             counted(bulk, "connection"),
             counted(process.threads.len(), "thread"),
             percent(process.run),
@@ -368,7 +365,7 @@ fn cpu_reason(sample: &Sample, pid: u32) -> Option<Reason> {
     })
 }
 
-/// An end that cannot run at all.
+/// Detects an end that cannot run at all.
 fn stopped_reason(sample: &Sample, pid: Option<u32>) -> Option<Reason> {
     let process = sample.processes.iter().find(|p| Some(p.pid) == pid)?;
     let pid = process.pid;
@@ -383,7 +380,7 @@ fn stopped_reason(sample: &Sample, pid: Option<u32>) -> Option<Reason> {
 fn cwnd_reason(packets: u32) -> Reason {
     Reason::with(
         format!("the sender's route locks the congestion window at {packets} packets"),
-        "ip route show table all | grep cwnd  # then ip route change ... without `cwnd lock`",
+        "ip route show table all | grep cwnd  # repeat that route with ip route change, without `cwnd lock`",
     )
 }
 
@@ -399,7 +396,7 @@ fn window_reason(end: &End, settings: &Settings, listener_clamp: Option<u32>) ->
         .unwrap_or_else(|| buffer_reason(end, settings).into())
 }
 
-/// A window of which the buffer is not the reason.
+/// A window that something other than the buffer limits.
 fn window_bound(end: &End, settings: &Settings, listener_clamp: Option<u32>) -> Option<Reason> {
     if end.window_scaling == Some(false) {
         let why = match settings.tcp_window_scaling {
@@ -410,24 +407,24 @@ fn window_bound(end: &End, settings: &Settings, listener_clamp: Option<u32>) -> 
         };
         return Some(Reason::with(
             format!(
-                "window scaling was not agreed on, so no window is above 65535 bytes whatever the buffer: {why}"
+                "the ends did not agree on window scaling, so no window exceeds 65535 bytes, whatever the buffer: {why}"
             ),
-            "sysctl net.ipv4.tcp_window_scaling  # at both ends: must be 1; then connect anew. If it is: sudo tcpdump -ni any -vc 4 'port PORT and tcp[13] & 2 != 0'  # wscale in both SYNs",
+            "sysctl net.ipv4.tcp_window_scaling  # must be 1 at both ends; then reconnect. If it is 1: sudo tcpdump -ni any -vc 4 'port PORT and tcp[13] & 2 != 0'  # wscale in both SYNs",
         ));
     }
     if let Some(window) = end.route_window {
         return Some(Reason::with(
             format!("the receiver's route to the sender bounds the window at {window} bytes"),
-            "ip route show table all | grep window  # at the receiver; then ip route change ... without `window`",
+            "ip route show table all | grep window  # at the receiver; repeat that route with ip route change, without `window`",
         ));
     }
     let own = end.window_clamp.filter(|_| end.has_clamp());
     let (whose, clamp) = match (listener_clamp, own) {
         (Some(clamp), _) => ("its listener's connections", clamp),
-        // A small buffer on the listener leaves the same bound on a connection whose buffer is set after.
+        // A small listener buffer leaves the same limit on a connection whose buffer is set later.
         (None, Some(clamp)) if end.receive_buffer_set == Some(true) => {
             return Some(Reason::from(format!(
-                "the buffer was set too late: the handshake, with the listener's buffer, fixed the window's bound at {clamp} bytes and window scale {}, and the buffer has {}; set it on the listener (unless the application sets TCP_WINDOW_CLAMP as well)",
+                "the buffer was set too late: the handshake used the listener's buffer and fixed the maximum window at {clamp} bytes and the window scale at {}, but the buffer now has {} bytes; set it on the listener (unless the application also sets TCP_WINDOW_CLAMP)",
                 end.rcv_wscale, end.receive_buffer
             )));
         }
@@ -436,14 +433,14 @@ fn window_bound(end: &End, settings: &Settings, listener_clamp: Option<u32>) -> 
     };
     Some(Reason::with(
         format!(
-            "the application bounds the window of {whose} at {clamp} bytes (TCP_WINDOW_CLAMP), which fixes their window scale as well; the buffer has {} bytes",
+            "the application bounds the window of {whose} at {clamp} bytes (TCP_WINDOW_CLAMP), which also fixes the window scale; the buffer has {} bytes",
             end.receive_buffer
         ),
-        "sudo strace -f -e trace=setsockopt -p PID  # TCP_WINDOW_CLAMP, as it starts or accepts; then without",
+        "sudo strace -f -e trace=setsockopt -p PID  # TCP_WINDOW_CLAMP, when it starts or accepts; remove the call",
     ))
 }
 
-/// What the application bounds windows at, on the socket that accepted the busiest connection.
+/// The application's window limit on the socket that accepted the busiest connection.
 fn listener_clamp(sample: &Sample) -> Option<u32> {
     let connection = sample.connections.first().filter(|c| c.receives)?;
     let port = connection.local.port();
@@ -453,14 +450,14 @@ fn listener_clamp(sample: &Sample) -> Option<u32> {
         .window_clamp
 }
 
-/// What of the buffer bounds the window.
+/// Which property of the buffer limits the window.
 fn buffer_reason(end: &End, settings: &Settings) -> String {
     let buffer = u64::from(end.receive_buffer);
     let reach = 65_535_u64 << end.rcv_wscale;
     let set = end.receive_buffer_set == Some(true);
     if reach < buffer / 2 {
         return format!(
-            "the buffer was set too late: window scale {}, which the listener's buffer fixed in the handshake, ends at {reach} bytes, and the buffer has {buffer}; set it on the listener",
+            "the buffer was set too late: the listener's buffer fixed the window scale at {} in the handshake, so no window exceeds {reach} bytes, but the buffer has {buffer} bytes; set it on the listener",
             end.rcv_wscale
         );
     }

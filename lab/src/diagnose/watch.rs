@@ -33,7 +33,7 @@ const APART: Duration = Duration::from_millis(50);
 const RESCAN: u32 = 5;
 /// Connections whose receive buffer is asked after.
 const ASKED: usize = 64;
-/// Connections whose routes are asked after: each question enters a namespace.
+/// Maximum number of connections whose routes are queried: each query enters a namespace.
 const ROUTES_ASKED: usize = 8;
 
 /// What tracing shows.
@@ -68,7 +68,7 @@ struct Watch<'a> {
     order: Vec<u32>,
     broker: Option<PathBuf>,
     figures: Vec<Figures>,
-    /// Sockets that accept connections, look by look.
+    /// Listening sockets, one entry per sample.
     listeners: BTreeMap<(SocketAddr, u32), Vec<Socket>>,
 }
 
@@ -181,7 +181,7 @@ fn start_tracer(
     if !processes::sees_the_host() {
         unavailable.push(Unavailable {
             what: SYSTEM_CALLS.to_owned(),
-            why: "this runs in a PID namespace, whose process numbers the kernel's tracing does not know"
+            why: "this program runs in a PID namespace, and the kernel's tracing does not know its process numbers"
                 .to_owned(),
             how: "run it on the host, with the process's number there (--pid)".to_owned(),
         });
@@ -200,7 +200,7 @@ fn finish_tracer(tracer: Tracer, unavailable: &mut Vec<Unavailable>) -> Option<V
     if calls.is_empty() {
         unavailable.push(Unavailable {
             what: SYSTEM_CALLS.to_owned(),
-            why: "the process made none while they were traced: it is stopped, asleep in one call, or busy in its own code"
+            why: "the process made no system call while they were traced: it is stopped, asleep in one call, or busy in its own code"
                 .to_owned(),
             how: "trace for longer (--trace); cat /proc/PID/stack as root shows the call it is in".to_owned(),
         });
@@ -295,7 +295,7 @@ impl<'a> Watch<'a> {
         Ok(())
     }
 
-    /// The process that has the busiest connection so far: a child, perhaps, of the one that listens.
+    /// The process with the busiest connection so far, perhaps a child of the one that listens.
     fn serving(&self) -> Option<u32> {
         let carried = |track: &&Track| {
             let last = track.ours.last();
@@ -344,7 +344,7 @@ impl<'a> Watch<'a> {
                 waiting: looks.iter().map(|look| f64::from(look.recv_q)).sum::<f64>() / count,
                 backlog,
                 full: full.count() as f64 / count,
-                // A listener has none of its own.
+                // A listener has no route of its own.
                 window_clamp: asked
                     .map(|buffer| buffer.window_clamp)
                     .filter(|clamp| *clamp > 0),
@@ -461,7 +461,7 @@ fn ask_buffers(tracked: &mut [(Connection, &Track)], unavailable: &mut Vec<Unava
     }
 }
 
-/// Asks what the routes bound. A namespace that cannot be entered is listed as not seen already.
+/// Queries the limits of the routes. A namespace that cannot be entered is already listed as not seen.
 fn ask_routes(tracked: &mut [(Connection, &Track)]) {
     for (connection, _) in tracked.iter_mut().take(ROUTES_ASKED) {
         let Connection { local, remote, .. } = connection;

@@ -122,12 +122,12 @@ pub struct Host {
     pub huge_pages: Option<HugePages>,
     /// Bytes free where logs lie by default.
     pub shared_memory: Option<u64>,
-    /// The limit that leaves least memory: of a control group, or the host.
+    /// The limit that leaves least memory: that of a control group or of the host.
     pub memory: Option<Limit>,
     pub ethtool: bool,
     /// Cores that this process may run on.
     pub cpus: Vec<usize>,
-    /// What this host does at the moment.
+    /// What this host is doing at the moment.
     pub load: Option<HostLoad>,
     pub nodes: Vec<Node>,
 }
@@ -144,7 +144,7 @@ pub struct Interface {
 }
 
 impl Interface {
-    /// What the driver does of XDP where the broker may run its program in the driver.
+    /// The driver's support for XDP, if the broker may run its program in the driver.
     pub fn native_xdp(&self) -> Option<Features> {
         let any_mode = matches!(fitness(&self.nic), Ok(Fitness::Any));
         self.nic.xdp.filter(|_| any_mode)

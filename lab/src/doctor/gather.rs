@@ -21,7 +21,7 @@ use crate::host_load::HostWatch;
 use crate::netns;
 use crate::testbed::Binaries;
 
-/// How long the load of the host is looked at.
+/// How long to observe the host's load.
 const LOOK: Duration = Duration::from_millis(300);
 const NODES: &str = "/sys/devices/system/node";
 /// Where programs of the administrator are.
@@ -249,7 +249,7 @@ fn interface(name: &str, unseen: &mut Vec<String>) -> Result<Interface> {
     Ok(Interface {
         addresses: addresses.into_iter().map(|address| address.ip).collect(),
         program,
-        // -1 where the machine has no nodes, or a device belongs to none, which is no number here.
+        // -1 if the machine has no NUMA nodes or the device belongs to none; that is not a node number.
         node: node.and_then(|node| node.try_into().ok()),
         nic,
     })

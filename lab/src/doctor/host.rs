@@ -20,7 +20,7 @@ pub const FEATURES_SINCE: (u32, u32) = (6, 3);
 const RING: u32 = 1024;
 const SOCKET_BUFFER: u64 = 32 << 20;
 const TOPIC: u64 = 264 << 20;
-/// Memory that the broker keeps for itself before it makes a topic.
+/// Memory that the broker reserves for itself before it creates a topic.
 const BROKER: u64 = 32 << 20;
 /// MTU and queues if no interface is known.
 const USUAL_MTU: u32 = 1500;
@@ -116,7 +116,7 @@ fn af_xdp(host: &Host) -> Option<Check> {
 fn btf(host: &Host) -> Option<Check> {
     let topic = Topic {
         name: "btf",
-        why: "the broker does without, but bpftool and tracing need it to show what a program does",
+        why: "the broker does not need it, but bpftool and tracing need it to show what a program does",
     };
     Some(match host.btf {
         true => topic.ok("the kernel describes its types"),
@@ -165,7 +165,7 @@ fn starter(host: &Host) -> Starter<'_> {
 fn capabilities(host: &Host) -> Option<Check> {
     let topic = Topic {
         name: "capabilities",
-        why: "--mode xdp loads a program, attaches it and opens sockets; all of it is given up once that is done",
+        why: "--mode xdp loads a program, attaches it and opens sockets; the broker drops these capabilities afterwards",
     };
     let missing = host.capabilities.missing(Capabilities::for_xdp());
     Some(match (starter(host), &host.broker) {
@@ -275,7 +275,7 @@ fn shared_memory(host: &Host) -> Option<Check> {
 fn memory(host: &Host) -> Option<Check> {
     let topic = Topic {
         name: "memory",
-        why: "a log in /dev/shm counts against the memory limits of the broker's control groups; the broker refuses topics that they leave no room for",
+        why: "a log in /dev/shm counts against the memory limits of the broker's control groups; the broker refuses topics for which they leave no room",
     };
     let limit = host.memory.as_ref()?;
     let found = format!(
@@ -343,7 +343,7 @@ fn busy_poll(host: &Host) -> Option<Check> {
 fn cpu(host: &Host) -> Option<Check> {
     let topic = Topic {
         name: "cpu",
-        why: "what is measured here says little if other programs or other virtual machines have the cores, or if these are too few",
+        why: "measurements say little if other programs or virtual machines use the cores, or if there are too few cores",
     };
     let load = host.load.as_ref()?;
     let average = load
@@ -357,13 +357,13 @@ fn cpu(host: &Host) -> Option<Check> {
     );
     let mut fixes = Vec::new();
     if load.others() >= OTHERS_MATTER {
-        fixes.push("measure when nothing else runs (top -o %CPU shows what does)");
+        fixes.push("measure while nothing else runs (top -o %CPU shows what does)");
     }
     if load.steal >= STEAL_MATTERS {
-        fixes.push("a machine that shares its cores with no others");
+        fixes.push("use a machine that shares its cores with no others");
     }
     if load.cpus < ENOUGH_CPUS {
-        fixes.push("four cores or more; with fewer only ratios within one run mean anything");
+        fixes.push("use four cores or more; with fewer, only ratios within one run are meaningful");
     }
     Some(match fixes.is_empty() {
         true => topic.ok(found),
@@ -374,7 +374,7 @@ fn cpu(host: &Host) -> Option<Check> {
 fn ethtool(host: &Host) -> Option<Check> {
     let topic = Topic {
         name: "ethtool",
-        why: "the broker's --configure-nic, the lab and the commands told here use it",
+        why: "the broker's --configure-nic, the lab and the commands in this report use it",
     };
     Some(match host.ethtool {
         true => topic.ok("ethtool is installed"),

@@ -36,7 +36,7 @@ pub fn checks(host: &Host, interface: &Interface) -> Vec<Check> {
 fn link(interface: &Interface) -> Check {
     let topic = Topic {
         name: "link",
-        why: "nothing comes in over an interface that is down",
+        why: "an interface that is down receives nothing",
     };
     let name = &interface.nic.interface;
     match interface.nic.link {
@@ -59,13 +59,13 @@ fn link(interface: &Interface) -> Check {
 fn device(interface: &Interface) -> Check {
     let topic = Topic {
         name: "device",
-        why: "the xdp path takes Ethernet frames of an interface that keeps its packets; a program in the driver of a bond's port hands none to a socket of the bond",
+        why: "the xdp path needs Ethernet frames of an interface that no master takes over; a program in the driver of a bond's port cannot pass packets to a socket of the bond",
     };
     let nic = &interface.nic;
     match fitness(nic) {
         Ok(Fitness::Any) if nic.link_type == libc::ARPHRD_LOOPBACK => topic.warn(
             format!("{} carries packets of this host only", nic.interface),
-            "publishers on this host use tcp: IPv4 answers are dropped there unless net.ipv4.conf.lo.route_localnet and accept_local are 1",
+            "publishers on this host should use tcp: the kernel drops IPv4 answers there unless net.ipv4.conf.lo.route_localnet and accept_local are 1",
         ),
         Ok(Fitness::Any) => topic.ok(match &nic.kind {
             Some(kind) => format!("{}, a virtual interface ({kind})", nic.interface),
@@ -73,7 +73,7 @@ fn device(interface: &Interface) -> Check {
         }),
         Ok(Fitness::GenericOnly { why }) => topic.warn(
             format!("generic mode only: {why}"),
-            "nothing: penstock-broker uses generic mode by itself; --xdp-mode native is refused",
+            "nothing: penstock-broker uses generic mode by itself, and refuses --xdp-mode native",
         ),
         Err(unfit) => {
             let fix = match &unfit {
@@ -149,7 +149,7 @@ fn native(host: &Host, interface: &Interface) -> Check {
     let driver = interface.nic.driver_name();
     match interface.native_xdp() {
         Some(xdp) if xdp.native => topic.ok(format!("{driver} runs XDP programs in the driver")),
-        // What the interface is has been told already.
+        // The device check has already reported what the interface is.
         _ if fitness(&interface.nic) != Ok(Fitness::Any) => {
             topic.ok("not on this interface, see device")
         }
@@ -341,7 +341,7 @@ fn interrupts(interface: &Interface) -> Option<Check> {
             ),
         ),
         _ => topic.warn(
-            format!("{found}: deferred, for whoever polls the queues"),
+            format!("{found}: deferred for busy polling"),
             format!(
                 "use penstock-broker --busy-poll 64; or echo 0 > {directory}/napi_defer_hard_irqs; echo 0 > {directory}/gro_flush_timeout"
             ),

@@ -620,7 +620,7 @@ fn reports_count_and_explain() {
     for words in [
         "fail link            eth1 is down",
         "do:  ip link set dev eth1 up",
-        "why: nothing comes in",
+        "why: an interface that is down",
         "a thing: run this with sudo",
         "eth1            fine, up, MTU 1500, 4 queues, native XDP, zero-copy,",
         "2 to look at, 1 failed",

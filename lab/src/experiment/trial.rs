@@ -215,7 +215,7 @@ fn figures(connection: &outputs::Connection, first: &Look, last: &Look) -> Resul
     };
     let received = last.received.bytes_received - first.received.bytes_received;
     let memory = last.receiver.memory.as_ref();
-    let at_accept = "the broker does not tell its windows at accept; build it anew";
+    let at_accept = "the broker does not report its windows at accept; rebuild it";
     Ok(RcvbufRun {
         rcvbuf_requested: connection.rcvbuf_requested,
         rcvbuf_effective: connection.rcvbuf_effective,

@@ -104,13 +104,13 @@ impl<'a> Checker<'a> {
         for line in text.split(|byte| *byte == b'\n') {
             self.findings.in_log += 1;
             let Some((sender, at)) = self.find(line) else {
-                let what = || format!("'{}' is no line that was sent", shown(line));
+                let what = || format!("'{}' was never sent", shown(line));
                 self.wrong(|wrong| &mut wrong.torn, what);
                 continue;
             };
             let what = || format!("stream {number}: '{}'", shown(line));
             if std::mem::replace(&mut self.seen[sender][at], true) {
-                self.wrong(|wrong| &mut wrong.doubled, || what() + " is doubled");
+                self.wrong(|wrong| &mut wrong.doubled, || what() + " is duplicated");
             } else if at < next[sender] {
                 self.wrong(
                     |wrong| &mut wrong.out_of_order,
@@ -254,14 +254,14 @@ mod tests {
             (
                 [a(&all), b"a 3\n".to_vec()].concat(),
                 [0, 0, 1, 0],
-                "'a 3' is no line",
+                "'a 3' was never sent",
             ),
             (
                 [a(&all), b"c 3 x\n".to_vec()].concat(),
                 [0, 0, 1, 0],
-                "'c 3 x' is no line",
+                "'c 3 x' was never sent",
             ),
-            (flipped, [1, 0, 1, 0], "is no line"),
+            (flipped, [1, 0, 1, 0], "was never sent"),
             (cut, [20, 0, 1, 0], "ends inside of a line"),
             // Of a killed one, what is missing before something that is there.
             (

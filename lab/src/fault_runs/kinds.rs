@@ -191,7 +191,7 @@ pub static KINDS: &[Kind] = &[
     },
     Kind {
         name: "directory-full",
-        what: "no byte is free in the buffer directory: no new topic, all others go on",
+        what: "no byte is free in the buffer directory: no new topic, but existing ones continue",
         counted: "directories_full",
         room: Room::Bounded,
         mixes: false,
@@ -250,7 +250,7 @@ pub static KINDS: &[Kind] = &[
     },
     Kind {
         name: "descriptors",
-        what: "broker or publishers may open no file more; meanwhile somebody connects, or has to again",
+        what: "broker or publishers cannot open another file while a publisher connects or reconnects",
         counted: "limits_set",
         mixes: false,
         ends_brokers: true,

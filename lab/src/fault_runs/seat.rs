@@ -130,7 +130,7 @@ impl<'a> Seat<'a> {
     pub fn stop(&mut self) -> Result<()> {
         match self.cluster.take() {
             Some(cluster) => cluster.stop().map(|_| ()),
-            None => bail!("there is no broker"),
+            None => bail!("no broker is running"),
         }
     }
 

@@ -90,7 +90,7 @@ fn short_table(rows: &[Row]) -> String {
     let limits: Vec<_> = limits
         .map(|row| {
             format!(
-                "{}, % of what this link can do at best: xdp, tcp {}.",
+                "{}, % of this link's limit: xdp, tcp {}.",
                 metric(&row.metric),
                 of_limit(row)
             )
@@ -99,7 +99,7 @@ fn short_table(rows: &[Row]) -> String {
     [vec![title, table], limits].concat().join("\n\n")
 }
 
-/// What a row measures, as people say it.
+/// The readable name of a row's metric.
 fn metric(name: &str) -> String {
     match name {
         "payload_mb_per_s" => "payload, MB/s".to_owned(),
@@ -223,7 +223,7 @@ fn by_mode(rows: &[Row]) -> Option<String> {
 /// `report.md` of the limits.
 pub fn limits(report: &Limits) -> String {
     [
-        "# What this host can do at best".to_owned(),
+        "# Limits of this host".to_owned(),
         limits_part(&report.limits),
         environment(&report.environment),
         reproduce(&report.environment),

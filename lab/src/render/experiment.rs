@@ -8,7 +8,7 @@ use crate::report::{Claim, ObserverExperiment, ObserverPair, RcvbufExperiment, R
 /// `report.md` of `experiment rcvbuf`.
 pub fn rcvbuf(report: &RcvbufExperiment) -> String {
     let parts = [
-        "# Where SO_RCVBUF is set, and what comes of it".to_owned(),
+        "# Where SO_RCVBUF is set, and its effect".to_owned(),
         method(report),
         rcvbuf_table(&report.rows),
         NOTES.to_owned(),

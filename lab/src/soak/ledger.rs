@@ -55,7 +55,7 @@ impl Ledger {
         audit.messages_of_killed = foreign.iter().map(|stream| stream.messages).sum();
         if foreign.len() > self.killed {
             audit.problems.push(format!(
-                "{} streams in the log are nobody's, and {} publishers were killed",
+                "{} streams in the log belong to no publisher, and {} publishers were killed",
                 foreign.len(),
                 self.killed
             ));
@@ -182,7 +182,7 @@ mod tests {
             (
                 read(&[("a", 3, "aa"), ("b", 5, &beginning)]),
                 8,
-                "are nobody's, and 0",
+                "belong to no publisher, and 0",
             ),
         ] {
             let audit = ledger.audit(&log, &broker(counted), &lines);

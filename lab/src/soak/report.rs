@@ -102,7 +102,7 @@ impl Report {
         let [before, after] = idle;
         if before != after {
             self.problems.push(of_broker(format!(
-                "{after} descriptors are open when nobody publishes, {before} were at the start"
+                "{after} descriptors are open without publishers, {before} were at the start"
             )));
         }
         self.brokers.push(BrokerReport {
@@ -153,7 +153,7 @@ impl Report {
             ));
         }
         match self.problems.is_empty() {
-            true => line("nothing lost, nothing doubled, nothing kept".to_owned()),
+            true => line("nothing lost, nothing duplicated, nothing leaked".to_owned()),
             false => self
                 .problems
                 .iter()

@@ -210,7 +210,7 @@ fn receive_window_limited() {
     }
 }
 
-/// However busy the receiver is: 64 KiB a round trip are all that there can be.
+/// However busy the receiver is, 64 KiB per round trip is the maximum.
 #[test]
 fn a_window_that_is_bounded_is_named_beside_what_else_there_is() {
     let bounded = [
@@ -435,7 +435,7 @@ fn a_window_that_is_bounded_elsewhere_is_not_blamed_on_the_buffer() {
         tcp_moderate_rcvbuf: Some(1),
         ..Settings::default()
     };
-    // As measured: autotuning raises the buffer all the same.
+    // As measured: autotuning still raises the buffer.
     let tuned = End {
         receive_buffer: 8_594_937,
         rcv_ssthresh: 7_685_662,
@@ -463,7 +463,7 @@ fn a_window_that_is_bounded_elsewhere_is_not_blamed_on_the_buffer() {
         rcv_ssthresh: 16_384,
         ..tuned
     };
-    // The route's bound fixes the scale, too.
+    // The route's limit fixes the scale as well.
     let routed = End {
         route_window: Some(16_384),
         ..scaled.clone()
@@ -496,7 +496,7 @@ fn a_window_that_is_bounded_elsewhere_is_not_blamed_on_the_buffer() {
         listener.text.contains("listener's connections at 32768"),
         "{listener:?}"
     );
-    // Elsewhere the bound follows the buffer.
+    // In other cases the limit follows the buffer.
     let free = End {
         window_clamp: Some(8_000_000),
         ..scaled
@@ -528,7 +528,7 @@ fn cpu_taken_by_others() {
     assert_eq!(bent(&receiver), "cpu-taken-by-others");
     let stolen = [(Figure::Stolen, 0.3), (Figure::SenderCore, 0.95)];
     assert_eq!(bent(&stolen), "cpu-taken-by-others");
-    // Its own quota is not others' doing, nor is a thread that hardly wants to run held up.
+    // Neither its own quota nor a thread that hardly wants to run counts as other processes' doing.
     let quota = [(Figure::SenderThrottled, 0.6), (Figure::SenderCore, 0.95)];
     assert_eq!(bent(&quota), "sender-cpu");
     let throttled = [
