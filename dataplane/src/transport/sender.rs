@@ -326,6 +326,12 @@ impl Sender {
             self.quiet = 0;
         }
         self.credit = self.credit.max(feedback.credit);
+        if (feedback.blocked || self.blocked)
+            && let Some(since) = &mut self.undelivered_since
+        {
+            // Payload for which the broker had no room says nothing about the path.
+            *since = now;
+        }
         self.blocked = feedback.blocked;
         while self.committed < feedback.committed {
             self.pending.pop_front();
@@ -932,6 +938,22 @@ mod tests {
         assert!(waits.is_sorted());
         assert_eq!(*waits.last().unwrap(), MAX_PROBE_TIMEOUT);
         assert!(waits[1] >= 2 * waits[0]);
+    }
+
+    #[test]
+    fn a_path_is_not_blamed_for_what_a_blocked_broker_does_not_take() {
+        const SECOND: u64 = 1000 * MS;
+        let mut s = sender();
+        s.push(1000, 1, 0);
+        transmit_all(&mut s, 0);
+        let mut blocked = feedback(&[], 0);
+        blocked.blocked = true;
+        s.on_feedback(10 * SECOND, &blocked).unwrap();
+        // It has room again: the time counts from now.
+        s.on_feedback(20 * SECOND, &feedback(&[], 0)).unwrap();
+        assert_eq!(s.undelivered_since(), Some(20 * SECOND));
+        s.on_feedback(24 * SECOND, &feedback(&[], 0)).unwrap();
+        assert_eq!(s.undelivered_since(), Some(20 * SECOND));
     }
 
     #[test]
