@@ -18,6 +18,7 @@ use penstock_dataplane::sleep;
 use penstock_dataplane::text::foreign_bytes;
 use penstock_dataplane::transport::{Outgoing, Sender, SenderConfig, Transmit};
 use penstock_dataplane::wire::batch::Header;
+use penstock_dataplane::wire::crc32c::Joiner;
 use penstock_dataplane::wire::handshake::Path;
 use penstock_dataplane::wire::packet::{DATA_LEN, Data, Feedback, Head, StreamKey, TAG_LEN, Tag};
 use penstock_dataplane::wire::reply::{Fault, Parsed};
@@ -116,6 +117,8 @@ pub(crate) struct DatagramStream {
     /// Headers of the packets of one call, and what they carry.
     headers: Vec<Head>,
     group: Vec<Transmit>,
+    /// For full packets, whose payload was summed before.
+    full: Joiner,
     /// A packet that did not fit into the last call.
     carried: Option<Transmit>,
     feedback: Feedback,
@@ -177,6 +180,7 @@ impl DatagramStream {
             kept: VecDeque::with_capacity(config.in_flight),
             headers: Vec::with_capacity(MAX_SEGMENTS),
             group: Vec::with_capacity(MAX_SEGMENTS),
+            full: Joiner::new(0),
             carried: None,
             feedback: Feedback::new(key),
             replies: Replies::new(&target.broker, keys.clone()),
@@ -420,8 +424,16 @@ impl DatagramStream {
             keys,
             datagrams,
             sending,
+            full,
+            ends,
             ..
         } = self;
+        let segment = sender.segment() as usize;
+        if keys.is_none() && full.len() != segment {
+            *full = Joiner::new(segment);
+            let hint = &ends.shared.packet_payload;
+            hint.store(segment as u32, Ordering::Relaxed);
+        }
         let first = sender.committed();
         let payload = |transmit: &Transmit| match transmit.what {
             Outgoing::Payload { chunk, len } => {
@@ -430,11 +442,19 @@ impl DatagramStream {
             }
             Outgoing::Ping { padding } => &PADDING[..padding as usize],
         };
+        let part_checksum = |transmit: &Transmit| match transmit.what {
+            Outgoing::Payload { chunk, len } if len as usize == full.len() => {
+                let batch: &Filled = &kept[(chunk.batch.seq - first) as usize];
+                let offset = chunk.offset as usize;
+                batch.payload.part_checksum(offset, len as usize)
+            }
+            _ => None,
+        };
         headers.clear();
         headers.extend(group.iter().map(|transmit| {
             let payload = payload(transmit);
             match keys {
-                None => summed(*key, transmit, payload),
+                None => summed(*key, transmit, payload, part_checksum(transmit), full),
                 Some(keys) => sealed(*key, keys, transmit, payload),
             }
         }));
@@ -744,13 +764,23 @@ impl Drop for DatagramStream {
     }
 }
 
-/// Header of a packet with a checksum.
-fn summed(key: StreamKey, transmit: &Transmit, payload: &[u8]) -> Head {
-    let data = match &transmit.what {
-        Outgoing::Payload { chunk, .. } => {
-            Data::payload(key, transmit.packet, chunk, transmit.pause, payload)
+/// Header of a packet with a checksum; that of its payload may be known, if it is as long as `full` has it.
+fn summed(
+    key: StreamKey,
+    transmit: &Transmit,
+    payload: &[u8],
+    payload_sum: Option<u32>,
+    full: &Joiner,
+) -> Head {
+    let (packet, pause) = (transmit.packet, transmit.pause);
+    let data = match (&transmit.what, payload_sum) {
+        (Outgoing::Payload { chunk, .. }, Some(sum)) => {
+            Data::summed_payload(key, packet, chunk, pause, sum, full)
         }
-        Outgoing::Ping { .. } => Data::ping(key, transmit.packet, payload),
+        (Outgoing::Payload { chunk, .. }, None) => {
+            Data::payload(key, packet, chunk, pause, payload)
+        }
+        (Outgoing::Ping { .. }, _) => Data::ping(key, packet, payload),
     };
     let tag = Tag::default();
     Head { data, tag }

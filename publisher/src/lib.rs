@@ -27,6 +27,7 @@ mod happy_eyeballs;
 mod latency;
 mod link;
 mod opening;
+mod payload;
 mod pool;
 mod progress;
 mod publisher;

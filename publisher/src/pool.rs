@@ -4,6 +4,8 @@
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::payload::Payload;
+
 /// A fixed number of buffers, taken by the publisher and given back by streams.
 #[derive(Debug)]
 pub(crate) struct Pool {
@@ -16,7 +18,7 @@ pub(crate) struct Pool {
 
 #[derive(Debug)]
 struct State {
-    free: Vec<Vec<u8>>,
+    free: Vec<Payload>,
     /// Somebody waits: telling costs a system call, also when nobody listens.
     wanted: bool,
 }
@@ -25,7 +27,7 @@ impl Pool {
     /// `count` buffers for batches of `batch_size` bytes; `wake_at` must not exceed what a single
     /// stream may hold, so that one live stream is enough to go on.
     pub(crate) fn new(count: usize, batch_size: usize, wake_at: usize) -> Self {
-        let free = std::iter::repeat_with(|| Vec::with_capacity(batch_size))
+        let free = std::iter::repeat_with(|| Payload::with_capacity(batch_size))
             .take(count)
             .collect();
         let wanted = false;
@@ -39,7 +41,7 @@ impl Pool {
 
     /// Adds empty buffers to `stash`, half of those that there are, so that both sides seldom meet
     /// here; none if none came back in time.
-    pub(crate) fn take(&self, stash: &mut Vec<Vec<u8>>, patience: Duration) {
+    pub(crate) fn take(&self, stash: &mut Vec<Payload>, patience: Duration) {
         // A list of buffers is whole at every moment, so a panic elsewhere does not spoil it.
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.free.is_empty() {
@@ -55,17 +57,16 @@ impl Pool {
     }
 
     /// Takes a buffer back.
-    pub(crate) fn give_back(&self, buffer: Vec<u8>) {
+    pub(crate) fn give_back(&self, buffer: Payload) {
         self.give_back_all(std::iter::once(buffer));
     }
 
     /// Takes buffers back. One that carried an oversized message gives its memory back.
-    pub(crate) fn give_back_all(&self, mut buffers: impl Iterator<Item = Vec<u8>>) {
+    pub(crate) fn give_back_all(&self, mut buffers: impl Iterator<Item = Payload>) {
         let Some(first) = buffers.next() else { return };
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         for mut buffer in std::iter::once(first).chain(buffers) {
-            buffer.clear();
-            buffer.shrink_to(self.batch_size);
+            buffer.reset(self.batch_size);
             state.free.push(buffer);
         }
         if state.wanted && state.free.len() >= self.wake_at {
@@ -90,7 +91,7 @@ mod tests {
         };
         let (mut first, second) = (take().unwrap(), take().unwrap());
         assert!(take().is_none());
-        first.resize(5000, 1);
+        first.append(&[1; 5000], None);
         let hot = second.as_ptr();
         pool.give_back_all([first, second].into_iter());
         let newest = take().unwrap();

@@ -1,6 +1,6 @@
 //! The publisher that callers hold: fills batches and hands them to streams.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Select, Sender, TrySendError};
 use penstock_dataplane::poison::lock;
 use penstock_dataplane::profile::{StageReport, StageTimer};
-use penstock_dataplane::wire::batch;
+use penstock_dataplane::wire::crc32c::Joiner;
 use penstock_dataplane::wire::message::{self, OVERHEAD};
 use tracing::warn;
 
@@ -17,6 +17,7 @@ use crate::config::Mode;
 use crate::connect::Location;
 use crate::latency::Waits;
 use crate::link::{Ends, Link, Target};
+use crate::payload::Payload;
 use crate::pool::Pool;
 use crate::stream::{Filled, Job, Shared, Waker};
 use crate::summary::{BrokerSummary, PublishStage, StreamSummary, Summary};
@@ -94,9 +95,11 @@ impl Canceller {
 
 /// The batch that is being filled, and the way out.
 struct Front {
-    payload: Vec<u8>,
+    payload: Payload,
+    /// For the parts of it that fill a packet each.
+    packets: Option<Joiner>,
     /// Empty buffers for the next.
-    spare: Vec<Vec<u8>>,
+    spare: Vec<Payload>,
     messages: u32,
     sampled: u32,
     sampled_ticks: u64,
@@ -139,6 +142,7 @@ impl Publisher {
             pool: Pool::new(buffers, config.batch_size, QUEUE),
             tx_queues: Arc::default(),
             acked_messages: AtomicU64::new(0),
+            packet_payload: AtomicU32::new(0),
             abandoned: AtomicBool::new(false),
         });
         let failure = Arc::new(Failure::default());
@@ -175,7 +179,8 @@ impl Publisher {
             .iter()
             .map(|(sender, waker, _)| (sender.clone(), Arc::clone(waker)));
         let front = Front {
-            payload: Vec::with_capacity(config.batch_size),
+            payload: Payload::with_capacity(config.batch_size),
+            packets: None,
             spare: Vec::with_capacity(buffers),
             messages: 0,
             sampled: 0,
@@ -404,11 +409,11 @@ impl Front {
         // Reading the clock costs as much as copying a small message: sample.
         if self.messages.is_multiple_of(SAMPLE) {
             let start = self.stages.now();
-            message::append(&mut self.payload, message);
+            self.payload.append(message, self.packets.as_ref());
             self.sampled_ticks += self.stages.now().ticks_since(start);
             self.sampled += 1;
         } else {
-            message::append(&mut self.payload, message);
+            self.payload.append(message, self.packets.as_ref());
         }
         self.messages += 1;
         self.total_messages += 1;
@@ -429,7 +434,7 @@ impl Front {
         let ticks = self.sampled_ticks * u64::from(self.messages) / u64::from(self.sampled);
         self.stages
             .credit(PublishStage::BufferWrite, ticks, u64::from(self.messages));
-        let checksum = batch::payload_checksum(&self.payload);
+        let checksum = self.payload.seal();
         self.stages.lap(PublishStage::BufferWrite, sealed);
         let next = self.take_free()?;
         let payload = std::mem::replace(&mut self.payload, next);
@@ -441,10 +446,19 @@ impl Front {
         };
         (self.messages, self.sampled, self.sampled_ticks) = (0, 0, 0);
         self.generation += 1;
+        self.follow_packet_size();
         self.hand_over(Job::Batch(filled))
     }
 
-    fn take_free(&mut self) -> Result<Vec<u8>, Error> {
+    /// The next batch is summed in parts of what a packet carries now.
+    fn follow_packet_size(&mut self) {
+        let len = self.shared.packet_payload.load(Ordering::Relaxed) as usize;
+        if self.packets.as_ref().map_or(0, Joiner::len) != len {
+            self.packets = (len > 0).then(|| Joiner::new(len));
+        }
+    }
+
+    fn take_free(&mut self) -> Result<Payload, Error> {
         loop {
             if let Some(buffer) = self.spare.pop() {
                 return Ok(buffer);

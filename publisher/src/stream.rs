@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice, Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, TryRecvError};
@@ -23,6 +23,7 @@ use crate::config::Mode;
 use crate::connect::Opened;
 use crate::datagram::{Leftover, Outcome};
 use crate::link::{Ends, Target};
+use crate::payload::Payload;
 use crate::pool::Pool;
 use crate::progress::ProgressClock;
 use crate::replies::Replies;
@@ -39,7 +40,7 @@ const LOOK: Duration = Duration::from_millis(100);
 /// A batch that is ready to go.
 #[derive(Debug)]
 pub(crate) struct Filled {
-    pub(crate) payload: Vec<u8>,
+    pub(crate) payload: Payload,
     pub(crate) messages: u32,
     /// CRC32C of the payload.
     pub(crate) checksum: u32,
@@ -130,6 +131,8 @@ pub(crate) struct Shared {
     pub(crate) pool: Pool,
     pub(crate) tx_queues: Arc<TxQueues>,
     pub(crate) acked_messages: AtomicU64,
+    /// Bytes of payload that a full packet carries, over xdp; 0 while that is not known.
+    pub(crate) packet_payload: AtomicU32,
     /// The publisher is dropped: stop at once.
     pub(crate) abandoned: AtomicBool,
 }
@@ -150,7 +153,7 @@ pub(crate) struct Stream {
     window: Window,
     /// Buffers that stand in for those that are kept until they are acked, so that the publisher
     /// gets as far ahead of the stream as if none were kept, and no farther than the CPU's cache.
-    spares: Option<Vec<Vec<u8>>>,
+    spares: Option<Vec<Payload>>,
     /// What another connection left; sent first.
     leftover: VecDeque<Filled>,
     replies: Replies,
@@ -191,7 +194,7 @@ impl Stream {
             progress: ProgressClock::new(config.timeout),
             window: Window::new(limit, offer.committed),
             spares: owns_kept(config).then(|| {
-                let buffers = std::iter::repeat_with(|| Vec::with_capacity(config.batch_size));
+                let buffers = std::iter::repeat_with(|| Payload::with_capacity(config.batch_size));
                 buffers.take(config.in_flight).collect()
             }),
             leftover: VecDeque::new(),

@@ -128,12 +128,17 @@ impl Window {
 mod tests {
     use penstock_dataplane::profile::StageTimer;
 
+    use penstock_dataplane::wire::message::OVERHEAD;
+
     use super::*;
+    use crate::payload::Payload;
     use crate::summary::PublishStage;
 
     fn batch(messages: u32) -> Filled {
+        let mut payload = Payload::default();
+        payload.append(&[messages as u8], None);
         Filled {
-            payload: vec![messages as u8],
+            payload,
             messages,
             checksum: 0,
             sealed: StageTimer::<PublishStage>::default().now(),
@@ -174,7 +179,7 @@ mod tests {
         assert!(!window.is_owed());
         window.push(batch(7));
         let kept = window.take_unacked();
-        assert_eq!(kept[0].payload, [7]);
+        assert_eq!(kept[0].payload[OVERHEAD..], [7]);
     }
 
     #[test]

@@ -9,10 +9,10 @@
 
 use std::fmt;
 
-use crc_fast::{CrcAlgorithm, checksum};
 use thiserror::Error;
 
 use super::slot::{Descriptor, SLOT_BYTES};
+use crate::wire::crc32c;
 
 /// First bytes of a log file.
 pub const MAGIC: [u8; 8] = *b"PENSTOCK";
@@ -176,7 +176,7 @@ impl Geometry {
         for (chunk, field) in header[8..40].chunks_exact_mut(8).zip(fields) {
             chunk.copy_from_slice(&field.to_le_bytes());
         }
-        let sum = checksum(CrcAlgorithm::Crc32Iscsi, &header[..40]);
+        let sum = u64::from(crc32c::checksum(&header[..40]));
         header[40..].copy_from_slice(&sum.to_le_bytes());
         header
     }
@@ -193,7 +193,7 @@ impl Geometry {
         if field(0) != VERSION {
             return Err(HeaderError::Version(field(0)));
         }
-        if checksum(CrcAlgorithm::Crc32Iscsi, &header[..40]) != field(4) {
+        if u64::from(crc32c::checksum(&header[..40])) != field(4) {
             return Err(HeaderError::Checksum);
         }
         let geometry = Self::new(field(1), field(2), field(3)).map_err(HeaderError::Geometry)?;

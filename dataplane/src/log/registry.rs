@@ -17,7 +17,6 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crc_fast::{CrcAlgorithm, Digest};
 use penstock_files::{Dir, Open};
 
 use super::OpenError;
@@ -26,6 +25,7 @@ use super::layout::MAX_POSITION;
 use super::lock;
 use super::ring::{FREE, MAX_READERS, ReaderCursors};
 use super::writer_lock::beside;
+use crate::wire::crc32c;
 
 /// Bytes of a slot; the rest of its cache line is unused.
 const SLOT_BYTES: usize = 64;
@@ -94,12 +94,9 @@ impl Slot {
 }
 
 fn check_word(number: usize, cursor: u64, process: u64) -> u64 {
-    let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
-    for word in [number as u64, cursor, process] {
-        digest.update(&word.to_le_bytes());
-    }
+    let words = [number as u64, cursor, process].map(u64::to_le_bytes);
     // Never 0, which is the content of a hole.
-    digest.finalize() | 1 << 63
+    u64::from(crc32c::checksum(words.as_flattened())) | 1 << 63
 }
 
 impl Registry {

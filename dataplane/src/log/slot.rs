@@ -4,9 +4,8 @@
 //! while a writer replaces it. All words are atomics, so a concurrent read in another process is a
 //! wrong value at worst, which the stamp or the check word tells; it is never undefined.
 
-use crc_fast::{CrcAlgorithm, Digest};
-
 use super::sync::{AtomicU64, Ordering, crash_point, fence};
+use crate::wire::crc32c;
 
 /// Bytes of a slot in the file: two cache lines.
 pub const SLOT_BYTES: usize = 128;
@@ -247,10 +246,9 @@ impl Descriptor {
 
 /// CRC32C over the batch's index and descriptor: a slot never passes for another batch's.
 fn check_word(index: u64, words: &[u64; CHECKED]) -> u64 {
-    let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
-    digest.update(&index.to_le_bytes());
-    for word in words {
-        digest.update(&word.to_le_bytes());
-    }
-    digest.finalize()
+    let first = crc32c::checksum(&index.to_le_bytes());
+    let words = words.iter().map(|word| word.to_le_bytes());
+    words
+        .fold(first, |crc, word| crc32c::append(crc, &word))
+        .into()
 }

@@ -1,11 +1,10 @@
 //! The batch frame: a fixed header, then the payload; also the end-of-stream frame.
 
-use crc_fast::CrcAlgorithm;
 use thiserror::Error;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::message;
+use super::{crc32c, message};
 
 /// Bytes of a [`Header`].
 pub const HEADER_LEN: usize = size_of::<Header>();
@@ -156,7 +155,7 @@ impl Header {
         let mut covered = [0; HEADER_LEN];
         covered.copy_from_slice(self.as_bytes());
         covered[HEADER_LEN - size_of::<U32>()..].copy_from_slice(&payload_sum.to_le_bytes());
-        crc32c(&covered)
+        crc32c::checksum(&covered)
     }
 }
 
@@ -177,11 +176,7 @@ pub fn checksum(batch_seq: u64, messages: u32, payload: &[u8]) -> u32 {
 /// CRC32C of a payload.
 #[must_use]
 pub fn payload_checksum(payload: &[u8]) -> u32 {
-    crc32c(payload)
-}
-
-fn crc32c(bytes: &[u8]) -> u32 {
-    crc_fast::checksum(CrcAlgorithm::Crc32Iscsi, bytes) as u32
+    crc32c::checksum(payload)
 }
 
 #[cfg(test)]
@@ -200,22 +195,8 @@ mod tests {
         assert_eq!(bytes[8..16], [8, 7, 6, 5, 4, 3, 2, 1]);
         assert_eq!(bytes[16..20], [1, 0, 0, 0]);
         let mut covered = bytes[..20].to_vec();
-        covered.extend(crc32c_bitwise(&payload).to_le_bytes());
-        assert_eq!(bytes[20..], crc32c_bitwise(&covered).to_le_bytes());
-    }
-
-    /// The definition, bit by bit, as an independent reference.
-    fn crc32c_bitwise(bytes: &[u8]) -> u32 {
-        !bytes.iter().fold(!0u32, |crc, &byte| {
-            (0..8).fold(crc ^ u32::from(byte), |c, _| {
-                (c >> 1) ^ (0x82f6_3b78 * (c & 1))
-            })
-        })
-    }
-
-    #[test]
-    fn crc32c_check_value() {
-        assert_eq!(crc32c_bitwise(b"123456789"), 0xe306_9283);
+        covered.extend(crc32c::bitwise(&payload).to_le_bytes());
+        assert_eq!(bytes[20..], crc32c::bitwise(&covered).to_le_bytes());
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! `docs/protocol.md` states the same tables for implementers in other languages.
 
 pub mod batch;
+pub mod crc32c;
 pub mod handshake;
 pub mod knock;
 pub mod message;

@@ -1,10 +1,10 @@
 //! Packets of the xdp path: DATA from publisher to broker, ACK back. Each is one UDP datagram.
 
-use crc_fast::{CrcAlgorithm, Digest};
 use thiserror::Error;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::crc32c::{self, Joiner};
 use super::message;
 
 /// First four bytes of a DATA packet: what the XDP program looks for.
@@ -158,6 +158,26 @@ impl Data {
         Self::of_chunk(stream, packet, chunk)
             .after(pause)
             .with_checksum(payload)
+    }
+
+    /// As [`Self::payload`], without reading the payload: `payload_sum` is its CRC32C, `joiner` is for
+    /// its length.
+    ///
+    /// # Panics
+    /// If the length does not fit into a datagram.
+    #[must_use]
+    pub fn summed_payload(
+        stream: StreamKey,
+        packet: u64,
+        chunk: &Chunk,
+        pause: Option<Pause>,
+        payload_sum: u32,
+        joiner: &Joiner,
+    ) -> Self {
+        let mut data = Self::of_chunk(stream, packet, chunk).after(pause);
+        data.set_len(joiner.len());
+        data.checksum = joiner.join(data.checksum_with(&[]), payload_sum).into();
+        data
     }
 
     /// Header of a packet that only asks for an ACK, with `padding` behind it.
@@ -337,11 +357,15 @@ impl Data {
     }
 
     fn with_checksum(mut self, rest: &[u8]) -> Self {
-        self.len = u16::try_from(rest.len())
-            .expect("a datagram has a length of 16 bits")
-            .into();
+        self.set_len(rest.len());
         self.checksum = self.checksum_with(&[rest]).into();
         self
+    }
+
+    fn set_len(&mut self, len: usize) {
+        self.len = u16::try_from(len)
+            .expect("a datagram has a length of 16 bits")
+            .into();
     }
 
     fn checksum_with(&self, rest: &[&[u8]]) -> u32 {
@@ -538,10 +562,10 @@ fn clip(count: u64) -> u32 {
 }
 
 fn crc(header: &[u8], rest: &[&[u8]]) -> u32 {
-    let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
-    digest.update(header);
-    rest.iter().for_each(|part| digest.update(part));
-    digest.finalize() as u32
+    let parts = rest.iter();
+    parts.fold(crc32c::checksum(header), |crc, part| {
+        crc32c::append(crc, part)
+    })
 }
 
 #[cfg(test)]
@@ -683,6 +707,28 @@ mod tests {
             }
             ranges
         }
+    }
+
+    #[test]
+    fn a_payload_that_was_summed_before_is_not_read_again() {
+        let stream = StreamKey { key: 7, stream: 1 };
+        let payload = [5; 1416];
+        let chunk = Chunk {
+            batch: BatchInfo {
+                seq: 3,
+                len: 9000,
+                messages: 9,
+                checksum: 1,
+            },
+            offset: 2832,
+        };
+        let pause = Some(Pause::Credit);
+        let joiner = Joiner::new(payload.len());
+        let sum = crc32c::checksum(&payload);
+        let from_sum = Data::summed_payload(stream, 4, &chunk, pause, sum, &joiner);
+        let from_bytes = Data::payload(stream, 4, &chunk, pause, &payload);
+        assert_eq!(from_sum.as_bytes(), from_bytes.as_bytes());
+        from_sum.parse(&[&payload]).unwrap();
     }
 
     proptest! {

@@ -1,0 +1,127 @@
+//! The payload of a batch, summed while it is filled: each byte is read for its checksums once, while
+//! the first-level cache still holds it.
+
+use std::ops::Deref;
+
+use penstock_dataplane::wire::crc32c::{self, Joiner};
+use penstock_dataplane::wire::message;
+
+/// Bytes that are summed at a time where no packets are to be made of them.
+const STEP: usize = 4 << 10;
+
+/// Messages of a batch, with the checksum of all, and of each part that fills one packet.
+#[derive(Debug, Default)]
+pub(crate) struct Payload {
+    bytes: Vec<u8>,
+    /// So many bytes are summed, and this is their CRC32C.
+    summed: usize,
+    checksum: u32,
+    /// CRC32C of each part of `part_len` bytes from the start; none if that is 0.
+    parts: Vec<u32>,
+    part_len: usize,
+}
+
+impl Payload {
+    pub(crate) fn with_capacity(bytes: usize) -> Self {
+        Self {
+            bytes: Vec::with_capacity(bytes),
+            ..Self::default()
+        }
+    }
+
+    /// Appends a message. `packets` is for parts as long as a packet carries; the same for all messages
+    /// of a batch.
+    pub(crate) fn append(&mut self, message: &[u8], packets: Option<&Joiner>) {
+        message::append(&mut self.bytes, message);
+        match packets {
+            Some(packets) => self.sum_parts(packets),
+            None if self.bytes.len() - self.summed >= STEP => self.sum_rest(),
+            None => {}
+        }
+    }
+
+    fn sum_parts(&mut self, packets: &Joiner) {
+        self.part_len = packets.len();
+        while let Some(part) = self.bytes[self.summed..].get(..packets.len()) {
+            let sum = crc32c::checksum(part);
+            self.parts.push(sum);
+            self.checksum = packets.join(self.checksum, sum);
+            self.summed += packets.len();
+        }
+    }
+
+    fn sum_rest(&mut self) {
+        self.checksum = crc32c::append(self.checksum, &self.bytes[self.summed..]);
+        self.summed = self.bytes.len();
+    }
+
+    /// CRC32C of all of it; nothing may be appended afterwards.
+    pub(crate) fn seal(&mut self) -> u32 {
+        self.sum_rest();
+        self.checksum
+    }
+
+    /// CRC32C of the `len` bytes at `offset`, if that is known.
+    pub(crate) fn part_checksum(&self, offset: usize, len: usize) -> Option<u32> {
+        if len != self.part_len || !offset.is_multiple_of(len) {
+            return None;
+        }
+        self.parts.get(offset / len).copied()
+    }
+
+    /// Empties it, and gives back what memory it has beyond that of batches of `batch_size` bytes.
+    pub(crate) fn reset(&mut self, batch_size: usize) {
+        self.bytes.clear();
+        self.bytes.shrink_to(batch_size);
+        self.parts.clear();
+        (self.summed, self.checksum, self.part_len) = (0, 0, 0);
+    }
+
+    #[cfg(test)]
+    pub(crate) fn capacity(&self) -> usize {
+        self.bytes.capacity()
+    }
+}
+
+impl Deref for Payload {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn sums_are_those_of_the_bytes(
+            messages in vec(vec(any::<u8>(), 0..3000), 1..20),
+            len in 1..2000usize,
+            has_packets: bool,
+        ) {
+            let joiner = has_packets.then(|| Joiner::new(len));
+            let mut payload = Payload::with_capacity(1000);
+            for _ in 0..2 {
+                for message in &messages {
+                    payload.append(message, joiner.as_ref());
+                }
+                let sum = payload.seal();
+                prop_assert_eq!(sum, crc32c::checksum(&payload));
+                for (number, part) in payload.chunks_exact(len).enumerate() {
+                    let known = payload.part_checksum(number * len, len);
+                    prop_assert_eq!(known, has_packets.then(|| crc32c::checksum(part)));
+                }
+                prop_assert_eq!(payload.part_checksum(1, len).filter(|_| len > 1), None);
+                prop_assert_eq!(payload.part_checksum(0, len + 1), None);
+                let end = payload.len() / len * len;
+                prop_assert_eq!(payload.part_checksum(end, len), None);
+                payload.reset(1000);
+            }
+        }
+    }
+}
