@@ -312,6 +312,8 @@ pub fn sender(data: &[u8]) {
         first_batch: first,
         credit,
         max_datagram: 1200 + numbers.length(),
+        min_in_flight: 1 << 20,
+        phase: 0,
     };
     let mut sender = Sender::new(&config, 0);
     let mut told = Feedback::new(STREAM);

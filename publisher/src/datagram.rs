@@ -40,6 +40,8 @@ use crate::{Config, Error};
 /// Key of the control connection in the poller. The socket of the datagrams is not there: the kernel
 /// would look for somebody to wake with each packet that it is done with.
 const CONTROL: usize = 0;
+/// Batches that a publisher may have on their way, however little the path needs; at least one a stream.
+const MIN_IN_FLIGHT: usize = 8;
 /// How often a waiting stream looks around.
 const LOOK: Duration = Duration::from_millis(100);
 /// Waits shorter than this are not worth a system call.
@@ -108,6 +110,9 @@ pub(crate) struct DatagramStream {
     sender: Sender,
     start: Instant,
     in_flight: usize,
+    batch_size: usize,
+    /// Buffers that the pool withholds, because the path needs fewer batches on their way.
+    withheld: usize,
     progress: ProgressClock,
     /// Payload bytes that had arrived at the last check.
     delivered: u64,
@@ -164,6 +169,8 @@ impl DatagramStream {
             first_batch: offer.committed,
             credit: offered.credit,
             max_datagram: offered.max_datagram.saturating_sub(tag_len as u32),
+            min_in_flight: (min_in_flight(config) * config.batch_size) as u64,
+            phase: ends.shared.start.elapsed().as_nanos() as u64,
         };
         let mut stream = Self {
             broker: target.broker.clone(),
@@ -174,6 +181,8 @@ impl DatagramStream {
             sender: Sender::new(&settings, 0),
             start: Instant::now(),
             in_flight: config.in_flight,
+            batch_size: config.batch_size,
+            withheld: 0,
             progress: ProgressClock::new(config.timeout.max(LEAST_TIMEOUT)),
             delivered: 0,
             ends: ends.clone(),
@@ -310,6 +319,7 @@ impl DatagramStream {
                 self.sender.on_timeout(now);
             }
             self.look_again(now)?;
+            self.follow_limit(now);
             let sent = self.transmit()?;
             self.account.answer_flushes(self.sender.committed());
             if !open && self.kept.is_empty() {
@@ -346,7 +356,22 @@ impl DatagramStream {
     }
 
     fn may_take(&self) -> bool {
-        self.kept.len() < self.in_flight && self.sender.has_room()
+        let has_room = self.kept.len() < self.in_flight && self.sender.has_room();
+        has_room && self.sender.wants_batch(self.now())
+    }
+
+    /// The publisher fills no more batches ahead than the path needs: they would wait in front of the
+    /// stream instead.
+    fn follow_limit(&mut self, now: u64) {
+        let limit = self.sender.in_flight_limit(now) as usize / self.batch_size;
+        let withheld = self.in_flight - limit.clamp(1, self.in_flight);
+        if withheld != self.withheld {
+            self.ends.shared.pool.withhold(self.withheld, withheld);
+            self.withheld = withheld;
+        }
+        if !self.sender.wants_batch(now) {
+            self.sender.on_in_flight_limited(now);
+        }
     }
 
     fn push(&mut self, batch: Filled) {
@@ -760,6 +785,7 @@ impl DatagramStream {
 
 impl Drop for DatagramStream {
     fn drop(&mut self) {
+        self.ends.shared.pool.withhold(self.withheld, 0);
         self.ends.waker.forget(&self.control);
     }
 }
@@ -796,6 +822,13 @@ fn sealed(key: StreamKey, keys: &PacketKeys, transmit: &Transmit, payload: &[u8]
     let data = Data::to_be_sealed(key, transmit.packet, chunk, pause, len);
     let tag = keys.seal_data(transmit.packet, &[data.as_bytes(), payload]);
     Head { data, tag }
+}
+
+/// Batches that each stream may have on their way, however little its path needs: as many together as one
+/// alone needs to keep both ends busy.
+fn min_in_flight(config: &Config) -> usize {
+    let streams = config.brokers.len() * config.threads_per_broker as usize;
+    (MIN_IN_FLIGHT / streams).max(1).min(config.in_flight)
 }
 
 fn size_of_packet(transmit: &Transmit) -> usize {

@@ -1,7 +1,7 @@
 //! Batch buffers that are used again and again, the most recently used first: it is the one that
 //! the CPU's cache still holds.
 
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::payload::Payload;
@@ -19,8 +19,16 @@ pub(crate) struct Pool {
 #[derive(Debug)]
 struct State {
     free: Vec<Payload>,
+    /// So many of these stay here: streams want less on its way than they might have.
+    withheld: usize,
     /// Somebody waits: telling costs a system call, also when nobody listens.
     wanted: bool,
+}
+
+impl State {
+    fn available(&self) -> usize {
+        self.free.len().saturating_sub(self.withheld)
+    }
 }
 
 impl Pool {
@@ -32,7 +40,11 @@ impl Pool {
             .collect();
         let wanted = false;
         Self {
-            state: Mutex::new(State { free, wanted }),
+            state: Mutex::new(State {
+                free,
+                withheld: 0,
+                wanted,
+            }),
             given_back: Condvar::new(),
             wake_at,
             batch_size,
@@ -44,7 +56,7 @@ impl Pool {
     pub(crate) fn take(&self, stash: &mut Vec<Payload>, patience: Duration) {
         // A list of buffers is whole at every moment, so a panic elsewhere does not spoil it.
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.free.is_empty() {
+        if state.available() == 0 {
             state.wanted = true;
             let waited = self
                 .given_back
@@ -52,7 +64,7 @@ impl Pool {
             (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
             state.wanted = false;
         }
-        let rest = state.free.len() / 2;
+        let rest = state.free.len() - state.available().div_ceil(2);
         stash.extend(state.free.drain(rest..));
     }
 
@@ -69,7 +81,18 @@ impl Pool {
             buffer.reset(self.batch_size);
             state.free.push(buffer);
         }
-        if state.wanted && state.free.len() >= self.wake_at {
+        self.wake(state);
+    }
+
+    /// A stream that asked for `before` buffers to be withheld asks for `after`.
+    pub(crate) fn withhold(&self, before: usize, after: usize) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.withheld = state.withheld - before + after;
+        self.wake(state);
+    }
+
+    fn wake(&self, mut state: MutexGuard<'_, State>) {
+        if state.wanted && state.available() >= self.wake_at {
             state.wanted = false;
             drop(state);
             self.given_back.notify_one();

@@ -23,8 +23,8 @@ use crate::stream::{Filled, Job, Shared, Waker};
 use crate::summary::{BrokerSummary, PublishStage, StreamSummary, Summary};
 use crate::{Config, Error};
 
-/// Batches that wait in front of each stream, beside those on their way; so many are free when a
-/// publisher that waits for one is woken.
+/// Batches that wait in front of each stream over tcp, or of all together over xdp, where each has at
+/// least one; so many are free when a publisher that waits for one is woken.
 const QUEUE: usize = 8;
 /// One message in so many is timed; a power of two.
 const SAMPLE: u32 = 16;
@@ -110,6 +110,7 @@ struct Front {
     next_stream: usize,
     /// Batches that `next_stream` got without a break.
     in_a_row: usize,
+    most_in_a_row: usize,
     streams: Vec<(Sender<Job>, Arc<Waker>)>,
     shared: Arc<Shared>,
     failure: Arc<Failure>,
@@ -131,16 +132,22 @@ impl Publisher {
     pub fn connect(config: Config) -> Result<Self, Error> {
         config.check()?;
         let streams = config.brokers.len() * config.threads_per_broker as usize;
+        let queue = match config.mode {
+            // The kernel's socket buffers hold more than these.
+            Mode::Tcp => QUEUE,
+            Mode::Xdp | Mode::Auto => (QUEUE / streams).max(1),
+        };
         // Some queued for each stream, and what it holds until it is written, or acked.
         let held = match config.mode {
             Mode::Tcp => 1,
             Mode::Xdp | Mode::Auto => config.in_flight,
         };
         // And the next to be filled.
-        let buffers = streams * (held + QUEUE) + 1;
+        let buffers = streams * (held + queue) + 1;
         let shared = Arc::new(Shared {
-            pool: Pool::new(buffers, config.batch_size, QUEUE),
+            pool: Pool::new(buffers, config.batch_size, QUEUE.min(streams * queue)),
             tx_queues: Arc::default(),
+            start: Instant::now(),
             acked_messages: AtomicU64::new(0),
             packet_payload: AtomicU32::new(0),
             abandoned: AtomicBool::new(false),
@@ -160,7 +167,7 @@ impl Publisher {
             for number in 0..config.threads_per_broker {
                 target.number = number;
                 // Never full while there is a buffer: a publisher waits in one place only.
-                let (sender, jobs) = crossbeam_channel::bounded(held + QUEUE);
+                let (sender, jobs) = crossbeam_channel::bounded(held + queue);
                 let ends = Ends {
                     jobs,
                     waker: Arc::new(Waker::new()?),
@@ -190,6 +197,7 @@ impl Publisher {
             max_message: max_payload.saturating_sub(OVERHEAD),
             next_stream: 0,
             in_a_row: 0,
+            most_in_a_row: queue,
             streams: senders.collect(),
             shared: Arc::clone(&shared),
             failure: Arc::clone(&failure),
@@ -511,7 +519,7 @@ impl Front {
             1
         };
         self.next_stream = number;
-        if self.in_a_row >= QUEUE {
+        if self.in_a_row >= self.most_in_a_row {
             self.next_stream = (number + 1) % self.streams.len();
             self.in_a_row = 0;
         }

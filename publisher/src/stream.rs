@@ -130,6 +130,7 @@ pub(crate) struct Shared {
     /// Where buffers go once they are acked.
     pub(crate) pool: Pool,
     pub(crate) tx_queues: Arc<TxQueues>,
+    pub(crate) start: Instant,
     pub(crate) acked_messages: AtomicU64,
     /// Bytes of payload that a full packet carries, over xdp; 0 while that is not known.
     pub(crate) packet_payload: AtomicU32,

@@ -7,6 +7,7 @@
 //! a retransmission has a new one.
 
 mod congestion;
+mod in_flight;
 mod mtu;
 mod ranges;
 mod receiver;

@@ -6,6 +6,7 @@ use thiserror::Error;
 
 use super::MAX_OPEN_BATCHES;
 use super::congestion::Congestion;
+use super::in_flight::InFlightLimit;
 use super::mtu::{BASE, PathMtu};
 use super::rtt::Rtt;
 use crate::wire::packet::{BatchInfo, Chunk, DATA_LEN, Feedback, Pause};
@@ -44,6 +45,10 @@ pub struct SenderConfig {
     pub credit: u64,
     /// Largest UDP payload that both ends' interfaces take, bytes.
     pub max_datagram: u32,
+    /// Bytes of batches that may be unacknowledged, however little the path needs.
+    pub min_in_flight: u64,
+    /// Time between a moment that is the same for all streams of a publisher and 0, nanoseconds.
+    pub phase: u64,
 }
 
 /// A packet to be sent.
@@ -175,6 +180,9 @@ pub struct Sender {
     /// Packets on their way.
     flying: u64,
     congestion: Congestion,
+    in_flight_limit: InFlightLimit,
+    /// When a batch may be wanted again that is not now, whatever is heard until then.
+    wants_batch_at: Option<u64>,
     /// The window was full since the last ACK.
     window_used: bool,
     stalled: bool,
@@ -224,6 +232,8 @@ impl Sender {
             in_flight: 0,
             flying: 0,
             congestion: Congestion::new(u64::from(mtu.current())),
+            in_flight_limit: InFlightLimit::new(config.min_in_flight, config.phase, now),
+            wants_batch_at: None,
             window_used: false,
             stalled: false,
             pause: None,
@@ -250,6 +260,32 @@ impl Sender {
     #[must_use]
     pub fn has_room(&self) -> bool {
         self.pending.len() < MAX_OPEN_BATCHES
+    }
+
+    /// Whether one more batch keeps the path busy. If not, it would only wait in a queue; the caller
+    /// that has one says so with [`Self::on_in_flight_limited`].
+    #[must_use]
+    pub fn wants_batch(&self, now: u64) -> bool {
+        self.unacked_bytes() < self.in_flight_limit(now)
+    }
+
+    /// Bytes of batches that may be unacknowledged: what the path needs to stay busy.
+    #[must_use]
+    pub fn in_flight_limit(&self, now: u64) -> u64 {
+        self.in_flight_limit.bytes(now)
+    }
+
+    /// A batch waits until [`Self::wants_batch`].
+    pub fn on_in_flight_limited(&mut self, now: u64) {
+        self.in_flight_limit.on_limited();
+        self.wants_batch_at = self.in_flight_limit.probe_end(now);
+    }
+
+    /// Bytes of batches that are pushed and not committed.
+    #[must_use]
+    pub fn unacked_bytes(&self) -> u64 {
+        let first = self.pending.front();
+        first.map_or(0, |first| self.end - first.position)
     }
 
     /// Adds a batch of `len` bytes with so many messages and this checksum; returns its number.
@@ -345,6 +381,7 @@ impl Sender {
             news |= self.on_arrived(now, low.max(self.first_sent), high, feedback);
         }
         if news {
+            self.in_flight_limit.on_delivered(now, self.stats.delivered);
             self.timeouts = 0;
             self.find_lost(now);
             if self.in_flight + u64::from(self.mtu.current()) <= self.congestion.window() {
@@ -368,6 +405,9 @@ impl Sender {
         if let Some(at) = self.mtu.next_at().filter(|_| self.rtt.is_known()) {
             next = next.min(at);
         }
+        if let Some(at) = self.wants_batch_at {
+            next = next.min(at);
+        }
         if self.has_something() && self.window_is_open() {
             next = next.min(self.due);
         }
@@ -376,6 +416,7 @@ impl Sender {
 
     /// Time has passed; [`Self::poll_transmit`] may have something afterwards.
     pub fn on_timeout(&mut self, now: u64) {
+        self.wants_batch_at = self.wants_batch_at.filter(|&at| at > now);
         if self.loss_at.is_some_and(|at| at <= now) {
             self.find_lost(now);
             return;
@@ -688,6 +729,7 @@ impl Sender {
             if newest && packet == feedback.received[0].1 {
                 let delay = u64::from(feedback.delay_us) * 1000;
                 self.rtt.sample(now - sent.at, delay);
+                self.in_flight_limit.on_round_trip(now, now - sent.at);
             }
             if newest {
                 self.largest_arrived = Some(packet);
@@ -814,6 +856,8 @@ mod tests {
             first_batch: 5,
             credit: 10_000,
             max_datagram: 1452,
+            min_in_flight: 1 << 20,
+            phase: 0,
         };
         Sender::new(&config, 0)
     }
@@ -889,6 +933,8 @@ mod tests {
             first_batch: 0,
             credit: 1 << 20,
             max_datagram: 1452,
+            min_in_flight: 1 << 20,
+            phase: 0,
         };
         let mut s = Sender::new(&config, 0);
         for _ in 0..100 {
@@ -972,6 +1018,8 @@ mod tests {
             first_batch: 0,
             credit: 100_000,
             max_datagram: 8972,
+            min_in_flight: 1 << 20,
+            phase: 0,
         };
         let mut s = Sender::new(&config, 0);
         s.push(50_000, 1, 0);

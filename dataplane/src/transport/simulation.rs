@@ -311,6 +311,8 @@ fn sender_config(first_batch: u64, credit: u64, max_datagram: u32) -> SenderConf
         first_batch,
         credit,
         max_datagram,
+        min_in_flight: 1 << 20,
+        phase: 0,
     }
 }
 

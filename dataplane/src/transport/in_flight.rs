@@ -1,0 +1,229 @@
+//! How many bytes of batches may be unacknowledged: what the path needs to stay busy, and no queue
+//! beyond that.
+//!
+//! By Little's law, what is unacknowledged is throughput times the time until it is acknowledged: more
+//! than rate × round trip does not make a stream faster, only later. Both are measured as BBR does
+//! (draft-ietf-ccwg-bbr, sections 5.5.10 and 5.3.4): the largest rate and the least round trip of a
+//! while. A queue of the stream's own would pass for a long round trip; so the limit goes down for a
+//! moment, now and then, and the queue drains.
+
+/// A rate counts for one to two such periods, nanoseconds.
+const RATE_PERIOD: u64 = 1_000_000_000;
+/// A round trip counts for one to two such periods, each of which begins with a probe.
+const RTT_PERIOD: u64 = 10_000_000_000;
+/// A rate is that of at least so long, nanoseconds: an ACK tells of many packets at once.
+const MIN_ROUND: u64 = 1_000_000;
+/// Round trips that a probe lasts: one to drain the queue, one to measure.
+const PROBE_ROUNDS: u64 = 2;
+/// Part of rate × round trip that may be unacknowledged. ACKs come in steps, and a batch counts until
+/// all of it has arrived.
+const GAIN: u64 = 2;
+
+/// The best of this period and the one before.
+#[derive(Debug, Clone, Copy)]
+struct Windowed {
+    period: u64,
+    number: u64,
+    now: u64,
+    before: u64,
+    none: u64,
+    best: fn(u64, u64) -> u64,
+}
+
+impl Windowed {
+    fn new(period: u64, none: u64, best: fn(u64, u64) -> u64) -> Self {
+        Self {
+            period,
+            number: 0,
+            now: none,
+            before: none,
+            none,
+            best,
+        }
+    }
+
+    fn add(&mut self, at: u64, value: u64) {
+        let number = at / self.period;
+        if number > self.number {
+            let follows = number == self.number + 1;
+            self.before = if follows { self.now } else { self.none };
+            self.now = self.none;
+            self.number = number;
+        }
+        self.now = (self.best)(self.now, value);
+    }
+
+    fn best(&self) -> u64 {
+        (self.best)(self.now, self.before)
+    }
+}
+
+/// The limit of one stream.
+#[derive(Debug)]
+pub(super) struct InFlightLimit {
+    floor: u64,
+    /// Added to times, so that streams of a publisher probe at the same moments: each would measure the
+    /// others' queue if they did not.
+    phase: u64,
+    /// Bytes per second.
+    rate: Windowed,
+    rtt: Windowed,
+    round_start: u64,
+    delivered_before: u64,
+    /// The limit was all that held the stream back in this round.
+    limited: bool,
+    /// What the path needs, bytes.
+    needed: u64,
+}
+
+impl InFlightLimit {
+    /// Never less than `floor` bytes, but while it probes. `now` plus `phase` is the same for all
+    /// streams that share a path.
+    pub(super) fn new(floor: u64, phase: u64, now: u64) -> Self {
+        Self {
+            floor,
+            phase,
+            rate: Windowed::new(RATE_PERIOD, 0, u64::max),
+            rtt: Windowed::new(RTT_PERIOD, u64::MAX, u64::min),
+            round_start: now,
+            delivered_before: 0,
+            limited: false,
+            needed: 0,
+        }
+    }
+
+    /// A packet was acknowledged for the first time, so long after it was sent.
+    pub(super) fn on_round_trip(&mut self, now: u64, elapsed: u64) {
+        self.rtt.add(now + self.phase, elapsed.max(1));
+    }
+
+    /// So many bytes have arrived since the stream began.
+    pub(super) fn on_delivered(&mut self, now: u64, delivered: u64) {
+        let elapsed = now - self.round_start;
+        if elapsed < self.round() {
+            return;
+        }
+        let bytes = u128::from(delivered - self.delivered_before);
+        let rate = (bytes * 1_000_000_000 / u128::from(elapsed)) as u64;
+        // A stream that had less to send than it might shows no limit of the path.
+        if self.limited || rate > self.rate.best() {
+            self.rate.add(now + self.phase, rate);
+        }
+        self.limited = false;
+        self.round_start = now;
+        self.delivered_before = delivered;
+        self.needed = self.rate_times_round_trip();
+    }
+
+    /// The stream would send more if the limit were higher.
+    pub(super) fn on_limited(&mut self) {
+        self.limited = true;
+    }
+
+    /// Bytes of batches that may be unacknowledged.
+    pub(super) fn bytes(&self, now: u64) -> u64 {
+        match self.probe_end(now) {
+            Some(_) => self.floor / 2,
+            None => self.needed.max(self.floor),
+        }
+    }
+
+    /// When the limit rises again, if it is down for a probe.
+    pub(super) fn probe_end(&self, now: u64) -> Option<u64> {
+        let at = now + self.phase;
+        let (period, length) = (at / RTT_PERIOD, PROBE_ROUNDS * self.round());
+        let is_probing = period > 0 && at % RTT_PERIOD < length;
+        is_probing.then(|| period * RTT_PERIOD + length - self.phase)
+    }
+
+    fn rate_times_round_trip(&self) -> u64 {
+        let (rate, rtt) = (self.rate.best(), self.rtt.best());
+        if rtt == u64::MAX {
+            return 0;
+        }
+        let bytes = u128::from(GAIN * rate) * u128::from(rtt) / 1_000_000_000;
+        u64::try_from(bytes).unwrap_or(u64::MAX)
+    }
+
+    fn round(&self) -> u64 {
+        match self.rtt.best() {
+            u64::MAX => MIN_ROUND,
+            rtt => rtt.max(MIN_ROUND),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+    const FLOOR: u64 = 100_000;
+
+    /// A path of `rate` bytes a millisecond and a round trip of `rtt` ms, with the queue that the stream
+    /// itself makes; returns its limit after each millisecond.
+    fn run(limit: &mut InFlightLimit, from: u64, to: u64, rate: u64, rtt: u64) -> Vec<u64> {
+        let mut delivered = limit.delivered_before;
+        let mut seen = Vec::new();
+        for ms in from..to {
+            let now = ms * MS;
+            let in_flight = limit.bytes(now);
+            limit.on_limited();
+            // What is beyond the path's own waits in front of it.
+            let queued = in_flight.saturating_sub(rate * rtt) / rate;
+            delivered += rate.min(in_flight / rtt);
+            limit.on_round_trip(now, (rtt + queued) * MS);
+            limit.on_delivered(now, delivered);
+            seen.push(limit.bytes(now));
+        }
+        seen
+    }
+
+    #[test]
+    fn the_limit_becomes_what_the_path_needs() {
+        // 1 GB/s and 10 ms: 10 MB.
+        let (rate, rtt) = (1_000_000, 10);
+        let mut limit = InFlightLimit::new(FLOOR, 0, 0);
+        let seen = run(&mut limit, 0, 60_000, rate, rtt);
+        assert!(*seen.iter().max().unwrap() <= 2 * rate * rtt + rate);
+        let end = &seen[1000..];
+        let full = end.iter().filter(|&&bytes| bytes >= rate * rtt).count();
+        assert!(
+            full > end.len() * 99 / 100,
+            "the path is full but while it is probed"
+        );
+        assert!(end.contains(&(FLOOR / 2)), "it is probed");
+    }
+
+    #[test]
+    fn a_path_that_becomes_longer_is_filled_again() {
+        let mut limit = InFlightLimit::new(FLOOR, 0, 0);
+        run(&mut limit, 0, 15_000, 100_000, 10);
+        let seen = run(&mut limit, 15_000, 60_000, 100_000, 40);
+        assert!(*seen.last().unwrap() >= 100_000 * 40);
+        // And one that becomes shorter or slower gets no queue.
+        let seen = run(&mut limit, 60_000, 100_000, 50_000, 5);
+        assert!(*seen.last().unwrap() <= 2 * 50_000 * 5 + 50_000);
+    }
+
+    #[test]
+    fn the_queue_that_the_floor_makes_does_not_raise_the_limit() {
+        let mut limit = InFlightLimit::new(FLOOR, 0, 0);
+        limit.on_round_trip(0, MS);
+        let seen = run(&mut limit, 0, 60_000, 1000, 1);
+        assert!(*seen.iter().max().unwrap() <= FLOOR * 11 / 10);
+    }
+
+    #[test]
+    fn a_stream_with_little_to_send_keeps_its_limit() {
+        let mut limit = InFlightLimit::new(FLOOR, 0, 0);
+        let before = *run(&mut limit, 0, 2000, 1_000_000, 10).last().unwrap();
+        let mut delivered = limit.delivered_before;
+        for ms in 2000..9000 {
+            delivered += 1000;
+            limit.on_round_trip(ms * MS, 10 * MS);
+            limit.on_delivered(ms * MS, delivered);
+            assert_eq!(limit.bytes(ms * MS), before);
+        }
+    }
+}
