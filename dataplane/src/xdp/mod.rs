@@ -9,6 +9,7 @@
 mod error;
 pub(crate) mod frame;
 mod gate;
+mod key_hasher;
 mod pieces;
 mod port;
 mod registry;

@@ -18,6 +18,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::FIRST_CREDIT;
 use super::frame::{self, Datagram};
 use super::gate::Pass;
+use super::key_hasher::KeyHash;
 use super::pieces::{Parts, Pieces};
 use super::port::{BURST, MAX_BUFFERS, Port};
 use super::registry::Registry;
@@ -131,7 +132,7 @@ struct State {
     writers: Writers,
     streams: Vec<Option<Entry>>,
     free: Vec<usize>,
-    by_key: HashMap<StreamKey, usize>,
+    by_key: HashMap<StreamKey, usize, KeyHash>,
     /// Streams that got a packet in this round.
     touched: Vec<usize>,
     feedback: Feedback,
@@ -182,7 +183,7 @@ impl Worker {
             writers: Writers::default(),
             streams: Vec::new(),
             free: Vec::new(),
-            by_key: HashMap::new(),
+            by_key: HashMap::default(),
             touched: Vec::with_capacity(64),
             feedback: Feedback::new(StreamKey { key: 0, stream: 0 }),
             frame: vec![0; 128 + MAX_ACK_LEN + ACK_SEAL_LEN],
