@@ -133,7 +133,8 @@ pub struct Cli {
     #[arg(long, value_name = "DURATION", default_value = "5ms", help_heading = DELIVERY,
         value_parser = duration(BareUnit::Milliseconds, MILLISECOND..=60 * SECOND))]
     linger: Duration,
-    /// Maximum number of unacknowledged batches of a stream, 1 to 65536.
+    /// Maximum number of unacknowledged batches of a stream, 1 to 65536. Over xdp, a stream keeps fewer
+    /// in flight if its path needs fewer.
     #[arg(long, value_name = "N", default_value_t = 32, help_heading = DELIVERY,
         value_parser = clap::value_parser!(u32).range(1..=65_536))]
     in_flight: u32,
