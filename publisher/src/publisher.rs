@@ -24,7 +24,7 @@ use crate::summary::{BrokerSummary, PublishStage, StreamSummary, Summary};
 use crate::{Config, Error};
 
 /// Batches that wait in front of each stream over tcp, or of all together over xdp, where each has at
-/// least one; so many are free when a publisher that waits for one is woken.
+/// least one. At most so many are free when a publisher that waits for one is woken.
 const QUEUE: usize = 8;
 /// One message in so many is timed; a power of two.
 const SAMPLE: u32 = 16;
@@ -145,7 +145,7 @@ impl Publisher {
         // And the next to be filled.
         let buffers = streams * (held + queue) + 1;
         let shared = Arc::new(Shared {
-            pool: Pool::new(buffers, config.batch_size, QUEUE.min(streams * queue)),
+            pool: Pool::new(buffers, config.batch_size, QUEUE.min(2 * queue)),
             tx_queues: Arc::default(),
             start: Instant::now(),
             acked_messages: AtomicU64::new(0),
