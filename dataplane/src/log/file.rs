@@ -529,18 +529,33 @@ impl Log {
     /// created in its place at once: a file that was truncated is renamed to `<topic>.log.lost`.
     pub fn set_lost(&self, lost: Lost) {
         let mut lock = crate::poison::lock(&self.lock);
-        if let Some(lock) = &*lock
-            && matches!(self.check_file(), Ok(FileState::Resized { .. }))
-            && let Err(error) = lock.move_log_aside()
-        {
-            tracing::warn!(log = %self.path().display(), %error, "cannot rename a truncated log");
-        }
-        if matches!(self.check_file(), Ok(FileState::Gone)) {
+        let has_left = lock.as_ref().is_some_and(|lock| {
+            self.leave_name(lock).unwrap_or_else(|error| {
+                tracing::warn!(log = %self.path().display(), %error, "cannot rename a truncated log");
+                false
+            })
+        });
+        if has_left {
             drop(lock.take());
         }
         drop(lock);
         // Keep the first reason.
         let _ = self.lost.set(lost);
+    }
+
+    /// Leaves the log's name to another file; returns whether another log may have it.
+    fn leave_name(&self, lock: &WriterLock) -> io::Result<bool> {
+        match self.check_file()? {
+            FileState::Whole => Ok(false),
+            FileState::Gone => Ok(true),
+            FileState::Resized { .. } => {
+                // Whoever truncated it may have put another file there.
+                if lock.has_log(&self.mapping.file)? {
+                    lock.move_log_aside()?;
+                }
+                Ok(true)
+            }
+        }
     }
 
     /// Why the log can no longer be used, if so.

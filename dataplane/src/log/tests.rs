@@ -306,6 +306,38 @@ fn a_registry_that_is_deleted_or_replaced_is_noticed() {
 }
 
 #[test]
+fn another_log_may_have_the_name_of_one_that_was_truncated() {
+    let options = options(2, 8, Full::Overwrite);
+    let lost = || Lost {
+        reason: "truncated".to_owned(),
+        is_replaced: true,
+    };
+    let dir = TempDir::new().unwrap();
+    let (path, first) = log_in(&dir, &options);
+    assert!(Log::open(&path, &options).is_err(), "it is locked");
+    let truncate = || {
+        OpenOptions::new()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .set_len(0)
+    };
+    truncate().unwrap();
+    first.set_lost(lost());
+    let aside = dir.path().join("topic.log.lost");
+    assert_eq!(aside.metadata().unwrap().len(), 0);
+    let second = Log::open(&path, &options).unwrap();
+    // Another file that has the name by now stays.
+    truncate().unwrap();
+    fs::remove_file(&aside).unwrap();
+    fs::rename(&path, dir.path().join("moved")).unwrap();
+    fs::write(&path, "a backup").unwrap();
+    second.set_lost(lost());
+    assert_eq!(fs::read(&path).unwrap(), b"a backup");
+    assert!(!aside.exists());
+}
+
+#[test]
 fn a_full_index_blocks_as_a_full_ring_does() {
     let dir = TempDir::new().unwrap();
     let (path, log) = log_in(&dir, &options(16, 4, Full::Block));

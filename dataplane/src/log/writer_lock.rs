@@ -74,6 +74,12 @@ impl WriterLock {
 }
 
 impl WriterLock {
+    /// Whether `file` still has the log's name.
+    pub(super) fn has_log(&self, file: &File) -> io::Result<bool> {
+        let log = self.log.file_name().unwrap_or_default();
+        self.dir.has(log, file)
+    }
+
     /// Gives the log a name that no topic has; an earlier log of that name goes.
     pub(super) fn move_log_aside(&self) -> io::Result<()> {
         let log = self.log.file_name().unwrap_or_default();
