@@ -85,12 +85,13 @@ fn strangers(place: &OwnedFd, name: &OsStr, new: &NewDir) -> io::Result<Option<F
     match fstatat(place, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
         Err(Errno::ENOENT) => Ok(None),
         Err(error) => Err(error.into()),
-        Ok(about) => {
-            let owner = about.st_uid;
-            let ours = is_trusted(owner) || owner < FIRST_PERSON || new.owner == Some(owner);
-            Ok((!ours).then_some(about))
-        }
+        Ok(about) => Ok(is_strangers(&about, new).then_some(about)),
     }
+}
+
+fn is_strangers(about: &FileStat, new: &NewDir) -> bool {
+    let owner = about.st_uid;
+    !is_trusted(owner) && owner >= FIRST_PERSON && new.owner != Some(owner)
 }
 
 /// Exchanges what `owner` made for a new directory and returns its new name; none if it no longer exists.
@@ -109,12 +110,17 @@ fn swap(place: &OwnedFd, name: &OsStr, new: &NewDir, owner: u32) -> io::Result<O
         }
     }
     // Another broker of root may have done the same a moment ago: give it its directory back.
-    if strangers(place, &aside, new)?.is_none() {
-        renameat2(place, &*aside, place, name, RenameFlags::RENAME_EXCHANGE)?;
-        remove()?;
-        return Ok(None);
+    match fstatat(place, &*aside, AtFlags::AT_SYMLINK_NOFOLLOW) {
+        // Its owner has already moved or removed it.
+        Err(Errno::ENOENT) => Ok(Some(aside)),
+        Err(error) => Err(error.into()),
+        Ok(about) if is_strangers(&about, new) => Ok(Some(aside)),
+        Ok(_) => {
+            renameat2(place, &*aside, place, name, RenameFlags::RENAME_EXCHANGE)?;
+            remove()?;
+            Ok(None)
+        }
     }
-    Ok(Some(aside))
 }
 
 /// Makes the new directory under a free name.
@@ -125,9 +131,11 @@ fn make_beside(place: &OwnedFd, name: &OsStr, new: &NewDir, owner: u32) -> io::R
         match fstatat(place, &*aside, AtFlags::AT_SYMLINK_NOFOLLOW) {
             Ok(_) => {}
             Err(Errno::ENOENT) => {
-                // This refuses a directory that another user made meanwhile.
-                walk::make(place, &aside, new)?;
-                return Ok(aside);
+                let made = fstat(&walk::make(place, &aside, new)?)?.st_uid;
+                if is_trusted(made) || new.owner == Some(made) {
+                    return Ok(aside);
+                }
+                // Another user made it meanwhile.
             }
             Err(error) => return Err(error.into()),
         }
