@@ -1,13 +1,14 @@
 //! Sessions: which streams exist, the progress of each, and who may continue it.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 use penstock_dataplane::admission::{
     Admission, Admit, Asked, Lease, Outcome, Refused, SessionState, StreamState,
 };
+use penstock_dataplane::log::Log;
 use penstock_dataplane::peer::Tenant;
 use penstock_dataplane::shares::{Exceeded, Shares, Use};
 use penstock_dataplane::wire::handshake::{Refusal, Request};
@@ -27,6 +28,8 @@ const MAX_KEPT: usize = 65_536;
 #[derive(Debug)]
 struct Session {
     topic: String,
+    /// The log that its streams were committed to; the topic may have another one by now.
+    log: Weak<Log>,
     /// Maximum number of streams.
     streams: u32,
     /// The tenant that opened it: its streams are charged to this tenant.
@@ -50,9 +53,10 @@ struct Stream {
 }
 
 impl Session {
-    fn new(topic: &str, streams: u32, tenant: Tenant) -> Self {
+    fn new(topic: &str, log: &Arc<Log>, streams: u32, tenant: Tenant) -> Self {
         Self {
             topic: topic.to_owned(),
+            log: Arc::downgrade(log),
             streams,
             tenant,
             opened_streams: HashMap::new(),
@@ -200,9 +204,12 @@ impl Sessions {
         if !session.state.has_commits() {
             return;
         }
-        // When a closed log is opened again, its index has the positions. A lost log has none to keep.
+        // When a closed log is opened again, its index has the positions. A lost log has none to keep, nor
+        // has the log that replaced it.
         let topic = self.topics.find(&session.topic);
-        let Some(topic) = topic.filter(|topic| topic.log.lost().is_none()) else {
+        let is_same = |log: &Arc<Log>| Weak::ptr_eq(&session.log, &Arc::downgrade(log));
+        let keeps = |log: &Arc<Log>| log.lost().is_none() && is_same(log);
+        let Some(topic) = topic.filter(|topic| keeps(&topic.log)) else {
             return;
         };
         let frontier = topic.log.info().batches;
@@ -243,10 +250,9 @@ impl Sessions {
             // A stream's batch numbers never restart.
             return opened_before(key, number);
         }
-        let session = self
-            .sessions
-            .entry(key)
-            .or_insert_with(|| Session::new(asked.topic, request.streams, asked.tenant));
+        let session = self.sessions.entry(key).or_insert_with(|| {
+            Session::new(asked.topic, &topic.log, request.streams, asked.tenant)
+        });
         let tenant = session.tenant;
         let is_first = session.opened_streams.is_empty();
         if !is_known {
