@@ -29,6 +29,7 @@ use crate::account::Account;
 use crate::af_xdp::TransmitError;
 use crate::connect::Opened;
 use crate::link::{Ends, Target};
+use crate::pool::BufferPlan;
 use crate::progress::ProgressClock;
 use crate::replies::Replies;
 use crate::sending::Sending;
@@ -40,8 +41,6 @@ use crate::{Config, Error};
 /// Key of the control connection in the poller. The socket of the datagrams is not there: the kernel
 /// would look for somebody to wake with each packet that it is done with.
 const CONTROL: usize = 0;
-/// Batches that a publisher may have on their way, however little the path needs; at least one a stream.
-const MIN_IN_FLIGHT: usize = 8;
 /// How often a waiting stream looks around.
 const LOOK: Duration = Duration::from_millis(100);
 /// Waits shorter than this are not worth a system call.
@@ -119,6 +118,8 @@ pub(crate) struct DatagramStream {
     ends: Ends,
     /// Payload of unacknowledged batches, oldest first.
     kept: VecDeque<Filled>,
+    /// What another connection left; sent first.
+    leftover: VecDeque<Filled>,
     /// Headers of the packets of one call, and what they carry.
     headers: Vec<Head>,
     group: Vec<Transmit>,
@@ -169,7 +170,7 @@ impl DatagramStream {
             first_batch: offer.committed,
             credit: offered.credit,
             max_datagram: offered.max_datagram.saturating_sub(tag_len as u32),
-            min_in_flight: (min_in_flight(config) * config.batch_size) as u64,
+            min_in_flight: (BufferPlan::new(config).min_in_flight * config.batch_size) as u64,
             phase: ends.shared.start.elapsed().as_nanos() as u64,
         };
         let mut stream = Self {
@@ -181,12 +182,13 @@ impl DatagramStream {
             sender: Sender::new(&settings, 0),
             start: Instant::now(),
             in_flight: config.in_flight,
-            batch_size: config.batch_size,
+            batch_size: config.batch_size.min(offer.max_payload as usize),
             withheld: 0,
             progress: ProgressClock::new(config.timeout.max(LEAST_TIMEOUT)),
             delivered: 0,
             ends: ends.clone(),
             kept: VecDeque::with_capacity(config.in_flight),
+            leftover: VecDeque::new(),
             headers: Vec::with_capacity(MAX_SEGMENTS),
             group: Vec::with_capacity(MAX_SEGMENTS),
             full: Joiner::new(0),
@@ -305,9 +307,7 @@ impl DatagramStream {
     pub(crate) fn take_over(&mut self, left: &mut Leftover) {
         self.account = std::mem::take(&mut left.account);
         self.name_path();
-        for batch in std::mem::take(&mut left.unacked) {
-            self.enqueue(batch);
-        }
+        self.leftover = std::mem::take(&mut left.unacked);
     }
 
     fn serve(&mut self) -> Result<(), Error> {
@@ -342,12 +342,13 @@ impl DatagramStream {
     /// Takes batches as far as the window allows; says whether more may come.
     fn take_jobs(&mut self) -> bool {
         while self.may_take() {
+            if let Some(batch) = self.leftover.pop_front() {
+                self.enqueue(batch);
+                continue;
+            }
             match self.ends.jobs.try_recv() {
                 Ok(Job::Batch(batch)) => self.push(batch),
-                Ok(Job::Flush(done)) => {
-                    let next = self.sender.committed() + self.kept.len() as u64;
-                    self.account.flush(next, done);
-                }
+                Ok(Job::Flush(done)) => self.account.flush(self.next_seq(), done),
                 Err(TryRecvError::Empty) => return true,
                 Err(TryRecvError::Disconnected) => return false,
             }
@@ -363,8 +364,12 @@ impl DatagramStream {
     /// The publisher fills no more batches ahead than the path needs: they would wait in front of the
     /// stream instead.
     fn follow_limit(&mut self, now: u64) {
-        let limit = self.sender.in_flight_limit(now) as usize / self.batch_size;
-        let withheld = self.in_flight - limit.clamp(1, self.in_flight);
+        let limit = self.sender.in_flight_limit(now);
+        let room = limit.saturating_sub(self.sender.unacked_bytes());
+        // Batches that are not full count as what they are.
+        let more = room.div_ceil(self.batch_size as u64) as usize;
+        let most = self.kept.len() + self.leftover.len() + more;
+        let withheld = self.in_flight - most.clamp(1, self.in_flight);
         if withheld != self.withheld {
             self.ends.shared.pool.withhold(self.withheld, withheld);
             self.withheld = withheld;
@@ -372,6 +377,11 @@ impl DatagramStream {
         if !self.sender.wants_batch(now) {
             self.sender.on_in_flight_limited(now);
         }
+    }
+
+    /// Number of the next batch that is enqueued.
+    fn next_seq(&self) -> u64 {
+        self.sender.committed() + self.kept.len() as u64
     }
 
     fn push(&mut self, batch: Filled) {
@@ -383,7 +393,7 @@ impl DatagramStream {
         if self.kept.is_empty() {
             self.progress.restart(Instant::now());
         }
-        let seq = self.sender.committed() + self.kept.len() as u64;
+        let seq = self.next_seq();
         let checksum = batch.header(seq).checksum();
         self.sender
             .push(batch.payload.len() as u32, batch.messages, checksum);
@@ -749,21 +759,21 @@ impl DatagramStream {
     }
 
     fn leave(&mut self, reason: String) -> Leftover {
+        let mut unacked = std::mem::take(&mut self.kept);
+        unacked.append(&mut self.leftover);
         Leftover {
             reason,
             connection_lost: self.connection_lost,
             was_idle: self.was_idle,
             account: self.take_account(),
             first: self.sender.committed(),
-            unacked: std::mem::take(&mut self.kept),
+            unacked,
         }
     }
 
     fn unacked_messages(&self) -> u64 {
-        self.kept
-            .iter()
-            .map(|batch| u64::from(batch.messages))
-            .sum()
+        let unacked = self.kept.iter().chain(&self.leftover);
+        unacked.map(|batch| u64::from(batch.messages)).sum()
     }
 
     fn path_dead(&self, reason: String) -> Error {
@@ -822,13 +832,6 @@ fn sealed(key: StreamKey, keys: &PacketKeys, transmit: &Transmit, payload: &[u8]
     let data = Data::to_be_sealed(key, transmit.packet, chunk, pause, len);
     let tag = keys.seal_data(transmit.packet, &[data.as_bytes(), payload]);
     Head { data, tag }
-}
-
-/// Batches that each stream may have on their way, however little its path needs: as many together as one
-/// alone needs to keep both ends busy.
-fn min_in_flight(config: &Config) -> usize {
-    let streams = config.brokers.len() * config.threads_per_broker as usize;
-    (MIN_IN_FLIGHT / streams).max(1).min(config.in_flight)
 }
 
 fn size_of_packet(transmit: &Transmit) -> usize {

@@ -114,17 +114,17 @@ pub enum Error {
     /// The broker's replies are invalid.
     #[error("broker {broker}: {source}; use a publisher and a broker of the same release")]
     BadReply {
-        /// The invalid reply.
+        /// The broker.
         broker: String,
-        /// What it said.
+        /// The invalid reply.
         source: InvalidReply,
     },
     /// The broker acknowledged batches that were never sent.
     #[error("broker {broker}: {source}")]
     BadAck {
-        /// The inconsistency.
+        /// The broker.
         broker: String,
-        /// What it said.
+        /// The inconsistency.
         source: AckError,
     },
     /// The message does not fit into a batch that every broker accepts.

@@ -8,6 +8,8 @@ use penstock_dataplane::wire::message;
 
 /// Bytes that are summed at a time where no packets are to be made of them.
 const STEP: usize = 4 << 10;
+/// Fewer bytes than any path's packets carry.
+const MIN_PART: usize = 1000;
 
 /// Messages of a batch, with the checksum of all, and of each part that fills one packet.
 #[derive(Debug, Default)]
@@ -41,6 +43,10 @@ impl Payload {
     }
 
     fn sum_parts(&mut self, packets: &Joiner) {
+        // A batch that was sealed goes on only if its publisher failed: then its parts are of no use.
+        if self.summed != self.parts.len() * packets.len() {
+            return self.sum_rest();
+        }
         self.part_len = packets.len();
         while let Some(part) = self.bytes[self.summed..].get(..packets.len()) {
             let sum = crc32c::checksum(part);
@@ -55,7 +61,7 @@ impl Payload {
         self.summed = self.bytes.len();
     }
 
-    /// CRC32C of all of it; nothing may be appended afterwards.
+    /// CRC32C of all of it.
     pub(crate) fn seal(&mut self) -> u32 {
         self.sum_rest();
         self.checksum
@@ -74,6 +80,7 @@ impl Payload {
         self.bytes.clear();
         self.bytes.shrink_to(batch_size);
         self.parts.clear();
+        self.parts.shrink_to(batch_size / MIN_PART);
         (self.summed, self.checksum, self.part_len) = (0, 0, 0);
     }
 
@@ -120,6 +127,13 @@ mod tests {
                 prop_assert_eq!(payload.part_checksum(0, len + 1), None);
                 let end = payload.len() / len * len;
                 prop_assert_eq!(payload.part_checksum(end, len), None);
+                payload.append(&messages[0], joiner.as_ref());
+                prop_assert_eq!(payload.seal(), crc32c::checksum(&payload));
+                if let Some(part) = payload.get(end..end + len)
+                    && let Some(known) = payload.part_checksum(end, len)
+                {
+                    prop_assert_eq!(known, crc32c::checksum(part));
+                }
                 payload.reset(1000);
             }
         }

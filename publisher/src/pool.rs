@@ -4,7 +4,64 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::Config;
+use crate::config::Mode;
 use crate::payload::Payload;
+
+/// Batches that wait in front of each stream over tcp, or of all together over xdp; at least one for each.
+const QUEUE: usize = 8;
+/// Batches that all streams over xdp together may have in flight, however little their paths need; at
+/// least one for each.
+const MIN_IN_FLIGHT: usize = 8;
+
+/// How many buffers there are, and who may have them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct BufferPlan {
+    /// All.
+    pub(crate) total: usize,
+    /// That are free when a publisher that waits for one is woken: one wake-up for several batches, but
+    /// no more than what a single stream has, so that one live stream is enough to go on.
+    pub(crate) wake_at: usize,
+    /// Batches that wait in front of each stream while all take their turn.
+    pub(crate) queue: usize,
+    /// Batches that may wait in front of a stream.
+    pub(crate) most_queued: usize,
+    /// Batches that each stream over xdp may have in flight, however little its path needs.
+    pub(crate) min_in_flight: usize,
+}
+
+impl BufferPlan {
+    pub(crate) fn new(config: &Config) -> Self {
+        let streams = config.brokers.len() * config.threads_per_broker as usize;
+        let share = |of: usize| (of / streams).max(1);
+        let min_in_flight = share(MIN_IN_FLIGHT).min(config.in_flight);
+        // And the next to be filled.
+        let total = |of_each: usize| streams * of_each + 1;
+        match config.mode {
+            // What a stream holds until it is written; the kernel's socket buffers hold more than the
+            // queue. That is never full while there is a buffer: a publisher waits in one place only.
+            Mode::Tcp => Self {
+                total: total(1 + QUEUE),
+                wake_at: QUEUE,
+                queue: QUEUE,
+                most_queued: 1 + QUEUE,
+                min_in_flight,
+            },
+            // What a stream holds until it is acknowledged. One that stalls queues no more than its share
+            // of the buffers that the pool hands out.
+            Mode::Xdp | Mode::Auto => {
+                let queue = share(QUEUE);
+                Self {
+                    total: total(config.in_flight + queue),
+                    wake_at: QUEUE.min(queue + min_in_flight),
+                    queue,
+                    most_queued: queue,
+                    min_in_flight,
+                }
+            }
+        }
+    }
+}
 
 /// A fixed number of buffers, taken by the publisher and given back by streams.
 #[derive(Debug)]
@@ -32,8 +89,7 @@ impl State {
 }
 
 impl Pool {
-    /// `count` buffers for batches of `batch_size` bytes; `wake_at` must not exceed what a single
-    /// stream may hold, so that one live stream is enough to go on.
+    /// `count` buffers for batches of `batch_size` bytes.
     pub(crate) fn new(count: usize, batch_size: usize, wake_at: usize) -> Self {
         let free = std::iter::repeat_with(|| Payload::with_capacity(batch_size))
             .take(count)
@@ -103,6 +159,37 @@ impl Pool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_live_stream_among_stalled_ones_keeps_a_publisher_going() {
+        for mode in [Mode::Tcp, Mode::Xdp, Mode::Auto] {
+            for (brokers, in_flight) in [1, 2, 3, 5, 8, 9, 64]
+                .into_iter()
+                .flat_map(|brokers| [1, 2, 8, 32].map(|in_flight| (brokers, in_flight)))
+            {
+                let names = (0..brokers).map(|number| format!("b{number}:1214"));
+                let mut config = Config::new(names, "t");
+                (config.mode, config.in_flight) = (mode, in_flight);
+                let plan = BufferPlan::new(&config);
+                // Over xdp, the pool withholds what the path of a stream does not need.
+                let held = match mode {
+                    Mode::Tcp => 1,
+                    Mode::Xdp | Mode::Auto => plan.min_in_flight,
+                };
+                let withheld = match mode {
+                    Mode::Tcp => 0,
+                    Mode::Xdp | Mode::Auto => brokers * (in_flight - plan.min_in_flight),
+                };
+                let stalled = (brokers - 1) * (held + plan.most_queued.min(plan.queue));
+                let left = plan.total - withheld - 1 - stalled;
+                assert!(
+                    left >= plan.wake_at,
+                    "{brokers} brokers, {in_flight}, {plan:?}"
+                );
+                assert!(plan.most_queued >= plan.queue && plan.wake_at >= 1);
+            }
+        }
+    }
 
     #[test]
     fn the_last_one_back_is_the_first_one_out() {

@@ -13,19 +13,15 @@ use penstock_dataplane::wire::message::{self, OVERHEAD};
 use tracing::warn;
 
 use crate::account::Closed;
-use crate::config::Mode;
 use crate::connect::Location;
 use crate::latency::Waits;
 use crate::link::{Ends, Link, Target};
 use crate::payload::Payload;
-use crate::pool::Pool;
+use crate::pool::{BufferPlan, Pool};
 use crate::stream::{Filled, Job, Shared, Waker};
 use crate::summary::{BrokerSummary, PublishStage, StreamSummary, Summary};
 use crate::{Config, Error};
 
-/// Batches that wait in front of each stream over tcp, or of all together over xdp, where each has at
-/// least one. At most so many are free when a publisher that waits for one is woken.
-const QUEUE: usize = 8;
 /// One message in so many is timed; a power of two.
 const SAMPLE: u32 = 16;
 /// How often a blocked publisher looks whether a stream has failed.
@@ -132,20 +128,9 @@ impl Publisher {
     pub fn connect(config: Config) -> Result<Self, Error> {
         config.check()?;
         let streams = config.brokers.len() * config.threads_per_broker as usize;
-        let queue = match config.mode {
-            // The kernel's socket buffers hold more than these.
-            Mode::Tcp => QUEUE,
-            Mode::Xdp | Mode::Auto => (QUEUE / streams).max(1),
-        };
-        // Some queued for each stream, and what it holds until it is written, or acked.
-        let held = match config.mode {
-            Mode::Tcp => 1,
-            Mode::Xdp | Mode::Auto => config.in_flight,
-        };
-        // And the next to be filled.
-        let buffers = streams * (held + queue) + 1;
+        let buffers = BufferPlan::new(&config);
         let shared = Arc::new(Shared {
-            pool: Pool::new(buffers, config.batch_size, QUEUE.min(2 * queue)),
+            pool: Pool::new(buffers.total, config.batch_size, buffers.wake_at),
             tx_queues: Arc::default(),
             start: Instant::now(),
             acked_messages: AtomicU64::new(0),
@@ -166,8 +151,7 @@ impl Publisher {
             };
             for number in 0..config.threads_per_broker {
                 target.number = number;
-                // Never full while there is a buffer: a publisher waits in one place only.
-                let (sender, jobs) = crossbeam_channel::bounded(held + queue);
+                let (sender, jobs) = crossbeam_channel::bounded(buffers.most_queued);
                 let ends = Ends {
                     jobs,
                     waker: Arc::new(Waker::new()?),
@@ -188,7 +172,7 @@ impl Publisher {
         let front = Front {
             payload: Payload::with_capacity(config.batch_size),
             packets: None,
-            spare: Vec::with_capacity(buffers),
+            spare: Vec::with_capacity(buffers.total),
             messages: 0,
             sampled: 0,
             sampled_ticks: 0,
@@ -197,7 +181,7 @@ impl Publisher {
             max_message: max_payload.saturating_sub(OVERHEAD),
             next_stream: 0,
             in_a_row: 0,
-            most_in_a_row: queue,
+            most_in_a_row: buffers.queue,
             streams: senders.collect(),
             shared: Arc::clone(&shared),
             failure: Arc::clone(&failure),

@@ -7,23 +7,25 @@
 //! while. A queue of the stream's own would pass for a long round trip; so the limit goes down for a
 //! moment, now and then, and the queue drains.
 
-/// A rate counts for one to two such periods, nanoseconds.
+/// A rate counts for one to two such periods, nanoseconds, and at least for so many rounds.
 const RATE_PERIOD: u64 = 1_000_000_000;
+const RATE_ROUNDS: u64 = 8;
 /// A round trip counts for one to two such periods, each of which begins with a probe.
 const RTT_PERIOD: u64 = 10_000_000_000;
 /// A rate is that of at least so long, nanoseconds: an ACK tells of many packets at once.
 const MIN_ROUND: u64 = 1_000_000;
 /// Round trips that a probe lasts: one to drain the queue, one to measure.
 const PROBE_ROUNDS: u64 = 2;
+/// A probe lasts no longer, however long the round trip.
+const MAX_PROBE: u64 = RTT_PERIOD / 4;
 /// Part of rate × round trip that may be unacknowledged. ACKs come in steps, and a batch counts until
 /// all of it has arrived.
 const GAIN: u64 = 2;
 
-/// The best of this period and the one before.
+/// The best of this period and of the one before; periods in which nothing is added do not count.
 #[derive(Debug, Clone, Copy)]
 struct Windowed {
-    period: u64,
-    number: u64,
+    start: u64,
     now: u64,
     before: u64,
     none: u64,
@@ -31,10 +33,9 @@ struct Windowed {
 }
 
 impl Windowed {
-    fn new(period: u64, none: u64, best: fn(u64, u64) -> u64) -> Self {
+    fn new(start: u64, none: u64, best: fn(u64, u64) -> u64) -> Self {
         Self {
-            period,
-            number: 0,
+            start,
             now: none,
             before: none,
             none,
@@ -42,13 +43,11 @@ impl Windowed {
         }
     }
 
-    fn add(&mut self, at: u64, value: u64) {
-        let number = at / self.period;
-        if number > self.number {
-            let follows = number == self.number + 1;
-            self.before = if follows { self.now } else { self.none };
+    fn add(&mut self, at: u64, value: u64, period: u64) {
+        if at - self.start >= period {
+            self.before = self.now;
             self.now = self.none;
-            self.number = number;
+            self.start = at;
         }
         self.now = (self.best)(self.now, value);
     }
@@ -83,8 +82,8 @@ impl InFlightLimit {
         Self {
             floor,
             phase,
-            rate: Windowed::new(RATE_PERIOD, 0, u64::max),
-            rtt: Windowed::new(RTT_PERIOD, u64::MAX, u64::min),
+            rate: Windowed::new(now, 0, u64::max),
+            rtt: Windowed::new(now, u64::MAX, u64::min),
             round_start: now,
             delivered_before: 0,
             limited: false,
@@ -94,7 +93,7 @@ impl InFlightLimit {
 
     /// A packet was acknowledged for the first time, so long after it was sent.
     pub(super) fn on_round_trip(&mut self, now: u64, elapsed: u64) {
-        self.rtt.add(now + self.phase, elapsed.max(1));
+        self.rtt.add(now, elapsed.max(1), RTT_PERIOD);
     }
 
     /// So many bytes have arrived since the stream began.
@@ -107,7 +106,8 @@ impl InFlightLimit {
         let rate = (bytes * 1_000_000_000 / u128::from(elapsed)) as u64;
         // A stream that had less to send than it might shows no limit of the path.
         if self.limited || rate > self.rate.best() {
-            self.rate.add(now + self.phase, rate);
+            let period = RATE_PERIOD.max(RATE_ROUNDS * self.round());
+            self.rate.add(now, rate, period);
         }
         self.limited = false;
         self.round_start = now;
@@ -115,8 +115,15 @@ impl InFlightLimit {
         self.needed = self.rate_times_round_trip();
     }
 
-    /// The stream would send more if the limit were higher.
-    pub(super) fn on_limited(&mut self) {
+    /// The stream, of which so many bytes have arrived, would send more if the limit were higher.
+    pub(super) fn on_limited(&mut self, now: u64, delivered: u64) {
+        // While it is probed, and just after that, its rate is that of the probe.
+        if self.limited || self.probe_end(now.saturating_sub(self.round())).is_some() {
+            return;
+        }
+        // Time in which it had nothing to send is not part of the round.
+        self.round_start = now;
+        self.delivered_before = delivered;
         self.limited = true;
     }
 
@@ -131,7 +138,8 @@ impl InFlightLimit {
     /// When the limit rises again, if it is down for a probe.
     pub(super) fn probe_end(&self, now: u64) -> Option<u64> {
         let at = now + self.phase;
-        let (period, length) = (at / RTT_PERIOD, PROBE_ROUNDS * self.round());
+        let period = at / RTT_PERIOD;
+        let length = (PROBE_ROUNDS * self.round()).min(MAX_PROBE);
         let is_probing = period > 0 && at % RTT_PERIOD < length;
         is_probing.then(|| period * RTT_PERIOD + length - self.phase)
     }
@@ -168,12 +176,12 @@ mod tests {
         for ms in from..to {
             let now = ms * MS;
             let in_flight = limit.bytes(now);
-            limit.on_limited();
             // What is beyond the path's own waits in front of it.
             let queued = in_flight.saturating_sub(rate * rtt) / rate;
             delivered += rate.min(in_flight / rtt);
             limit.on_round_trip(now, (rtt + queued) * MS);
             limit.on_delivered(now, delivered);
+            limit.on_limited(now, delivered);
             seen.push(limit.bytes(now));
         }
         seen
@@ -225,5 +233,17 @@ mod tests {
             limit.on_delivered(ms * MS, delivered);
             assert_eq!(limit.bytes(ms * MS), before);
         }
+        // Nor does it lose it with the first batches that it has again.
+        let seen = run(&mut limit, 15_000, 18_000, 1_000_000, 10);
+        assert!(seen.iter().all(|&bytes| bytes >= 1_000_000 * 10));
+    }
+
+    #[test]
+    fn a_probe_of_a_long_path_is_no_rate() {
+        let mut limit = InFlightLimit::new(FLOOR, 0, 0);
+        let seen = run(&mut limit, 0, 60_000, 10_000, 600);
+        let end = &seen[15_000..];
+        let full = end.iter().filter(|&&bytes| bytes >= 10_000 * 600).count();
+        assert!(full > end.len() * 8 / 10, "{full} of {}", end.len());
     }
 }

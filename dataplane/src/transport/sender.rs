@@ -277,7 +277,7 @@ impl Sender {
 
     /// A batch waits until [`Self::wants_batch`].
     pub fn on_in_flight_limited(&mut self, now: u64) {
-        self.in_flight_limit.on_limited();
+        self.in_flight_limit.on_limited(now, self.stats.delivered);
         self.wants_batch_at = self.in_flight_limit.probe_end(now);
     }
 

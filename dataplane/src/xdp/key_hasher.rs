@@ -1,5 +1,5 @@
-//! The hash of a stream's key: the key itself. The broker draws keys at random, so they need no mixing,
-//! and nobody else chooses what is in the map.
+//! The hash of a stream's key: the key itself. The broker draws keys at random, so they need no mixing;
+//! peers choose only what is looked up.
 
 use std::hash::{BuildHasherDefault, Hasher};
 
