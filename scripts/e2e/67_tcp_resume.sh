@@ -78,20 +78,20 @@ publisher_asleep() { goes_on fall_asleep '[01]'; }
 
 # With the line full most of the time is spent inside of a batch.
 full_speed() {
-  start_broker 0 --topic penstock --ring-size 2GiB
-  publisher --brokers "$(at 0)" --threads-per-broker 4 --total-size 1GiB --format json >"$T/sent.json" 2>"$T/said" &
+  start_broker 0 --topic penstock --ring-size 4GiB
+  publisher --brokers "$(at 0)" --threads-per-broker 4 --total-size 3GiB --format json >"$T/sent.json" 2>"$T/said" &
   local sending=$!
   until_messages 0 1
   local ended=${brokers_running[0]}
   kill -KILL "$(ip netns pids "$NET-b0" | head -n 1)"
   wait "$ended" || true
-  start_broker 0 --topic penstock --ring-size 2GiB
+  start_broker 0 --topic penstock --ring-size 4GiB
   wait "$sending" || fail "the publisher did not go on: $(tail -n 2 "$T/said")"
   expect "streams that moved" "$(jq '[.brokers[0].streams[] | select(.moves == 1)] | length' "$T/sent.json")" 4
   stop_broker 0
   subscriber --path "$BUFFERS/b0/penstock.log" --from start --verify --output none --stat --format json >"$T/read.json"
-  expect "messages read" "$(jq .messages "$T/read.json")" 1048576
-  expect "messages acked" "$(jq .messages_acked "$T/sent.json")" 1048576
+  expect "messages read" "$(jq .messages "$T/read.json")" 3145728
+  expect "messages acked" "$(jq .messages_acked "$T/sent.json")" 3145728
 }
 
 gone_for_good() {
