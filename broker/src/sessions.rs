@@ -367,7 +367,7 @@ fn no_room(tenant: &Tenant, exceeded: Exceeded) -> Refused {
             tenant.host
         ),
         Exceeded::Site { held } => format!(
-            "hosts of site {} have {held} streams, of {MAX_KEPT} that this broker keeps in mind, which is their share; try later, or raise --max-share of the broker",
+            "hosts of site {} have {held} streams of at most {MAX_KEPT} that this broker remembers, which is their whole share; try again later, or raise the broker's --max-share",
             tenant.host.site()
         ),
         Exceeded::Key { held } => format!(

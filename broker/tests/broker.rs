@@ -633,6 +633,17 @@ fn a_registered_reader_holds_the_publisher_back_with_signs_of_life() {
     );
 }
 
+/// Reads what [`fill`] sends.
+fn read_all(reader: &mut Reader) {
+    let mut read = 0;
+    eventually("the reader has all", || {
+        while reader.next().unwrap().is_some() {
+            read += 1;
+        }
+        read == 32
+    });
+}
+
 /// A stream whose publisher sends twice the ring's size, in a thread of its own.
 fn fill(broker: &Broker) -> (Peer, thread::JoinHandle<()>) {
     let peer = broker.open("t");
@@ -659,13 +670,7 @@ fn a_reader_that_stops_is_reported_and_waited_for() {
     assert_eq!(seen["process"], std::process::id());
     assert_eq!(seen["holds_up"], true);
     assert!(seen["unread_bytes"].as_u64().unwrap() > 100_000);
-    let mut read = 0;
-    eventually("the reader has all", || {
-        while reader.next().unwrap().is_some() {
-            read += 1;
-        }
-        read == 32
-    });
+    read_all(&mut reader);
     sending.join().unwrap();
     peer.end();
     assert!(broker.stop().success());
@@ -711,13 +716,7 @@ fn a_registry_that_is_deleted_alone_is_told() {
     eventually("the log is full", || {
         buffers.ask(&broker)["topics"][0]["registered"][0]["holds_up"] == true
     });
-    let mut read = 0;
-    eventually("the reader has all", || {
-        while reader.next().unwrap().is_some() {
-            read += 1;
-        }
-        read == 32
-    });
+    read_all(&mut reader);
     sending.join().unwrap();
     peer.end();
     assert!(broker.stop().success());

@@ -549,7 +549,7 @@ impl Log {
             FileState::Whole => Ok(false),
             FileState::Gone => Ok(true),
             FileState::Resized { .. } => {
-                // Whoever truncated it may have put another file there.
+                // The program that truncated it may have put another file there.
                 if lock.has_log(&self.mapping.file)? {
                     lock.move_log_aside()?;
                 }
