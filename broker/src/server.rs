@@ -447,7 +447,7 @@ fn open_listener(config: &Config) -> Result<TcpListener> {
                 "; another program has the port: stop it (ss -ltnp shows it) or use --listen"
             }
             std::io::ErrorKind::AddrNotAvailable => {
-                "; the address is not one of this host's (ip addr shows them)"
+                "; the address is not one of this host's (ip addr shows them; one that is tentative can be used a second or two later)"
             }
             std::io::ErrorKind::PermissionDenied if config.buffers.force => {
                 "; --rcvbuf-force needs CAP_NET_ADMIN: run with sudo, or without the flag"

@@ -57,6 +57,11 @@ two_brokers() {
 
 link_local() {
   local address index
+  # Nobody can bind to it before the kernel has looked for another host that has it (RFC 4862, 5.4).
+  for _ in {1..100}; do
+    ip -n "$NET-b0" -6 -o addr show dev eth0 tentative | grep -q . || break
+    sleep 0.05
+  done
   address=$(ip -n "$NET-b0" -6 -o addr show dev eth0 scope link | awk '{ sub("/.*", "", $4); print $4 }')
   index=$(ip -n "$NET-pub" -o link show b0 | cut -d: -f1)
   start_broker 0 --mode xdp --iface eth0 --listen "[$address%eth0]:1214"
