@@ -10,8 +10,8 @@ use penstock_dataplane::wire::handshake::{AckLevel, OrderLevel};
 use penstock_flags::{BareUnit, MAX_SOCKET_BUFFER, MIN_SOCKET_BUFFER, duration, size};
 use serde::{Deserialize, Serialize};
 
+use crate::chaos::FAULT_CATALOG;
 use crate::delay::Delay;
-use crate::fault_runs::KINDS;
 use crate::faults::FaultPlan;
 
 use crate::diagnose::{self, Diagnose};
@@ -388,7 +388,7 @@ pub struct Faults {
 }
 
 fn fault_kind() -> clap::builder::PossibleValuesParser {
-    KINDS
+    FAULT_CATALOG
         .iter()
         .map(|kind| kind.name)
         .collect::<Vec<_>>()

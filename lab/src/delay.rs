@@ -1,8 +1,8 @@
-//! `--delay`: packets to the brokers wait on their way, as on a long line.
+//! `--delay`: delays packets to the brokers, as a long line does.
 //!
-//! In the middle of each link packets come to a packet socket, whose queue holds them without a copy
-//! until their time has come; then they go on. With segmentation offload up to 64 KiB are one packet
-//! here, which is cut apart only afterwards, where the broker's side has no offload.
+//! In the emulation namespace a packet socket receives the packets of each link. Its ring holds them until
+//! they are due. With segmentation offload a packet has up to 64 KiB here, and is segmented afterwards if the
+//! broker's side has no offload.
 
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -20,26 +20,26 @@ use nix::sys::time::{TimeSpec, TimeVal, TimeValLike};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// Longest delay: more would not fit in the queue at the rates of a lab.
+/// Maximum delay: the packets of a longer one would not fit in the queue.
 const LONGEST: Duration = Duration::from_millis(200);
-/// What a queue may hold, by the kernel's account, which counts its own overhead.
+/// Size of the queue, bytes, including the kernel's overhead per packet.
 const QUEUE_BYTES: usize = 128 << 20;
-/// Longest packet: 64 KiB of IP behind an Ethernet header, and what is said of its offloads.
+/// Maximum packet: virtio-net header, Ethernet header and 64 KiB of IP.
 const PACKET_BYTES: usize = 68 << 10;
-/// How often a thread without packets looks whether it is to end.
+/// How often an idle thread checks whether it should stop.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// How long packets wait.
+/// Delay of the packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Delay {
-    /// Each at least.
+    /// Minimum delay.
     least: Duration,
-    /// And by chance so much longer; packets stay in order.
+    /// Maximum random addition; packets stay in order.
     jitter: Duration,
 }
 
 impl Delay {
-    /// What each packet waits at least.
+    /// Minimum delay of each packet, µs.
     pub fn micros(self) -> u64 {
         self.least.as_micros() as u64
     }
@@ -49,7 +49,7 @@ impl Delay {
     }
 }
 
-/// Why a delay is refused.
+/// Why a delay is invalid.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error("not a delay from 100us to {} ms, such as 10ms, 500us or, with jitter, 10ms+5ms", LONGEST.as_millis())]
 pub struct NoDelay;
@@ -76,35 +76,35 @@ fn time(text: &str) -> Result<Duration, NoDelay> {
     Ok(Duration::from_micros(u64::from(number) * unit))
 }
 
-/// What the lines did, for the report.
+/// Report of the delay lines.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct DelayReport {
-    /// What a round trip takes longer.
+    /// Addition to the round-trip time.
     pub delay_us: u64,
-    pub links: Vec<LineCount>,
+    pub links: Vec<DelayLineCount>,
 }
 
-/// One line.
+/// One delay line.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
-pub struct LineCount {
+pub struct DelayLineCount {
     pub broker: usize,
     /// Packets, of up to 64 KiB with offload.
     pub packets: u64,
-    /// Packets that the queue had no room for.
+    /// Packets dropped because the queue was full.
     pub dropped: u64,
 }
 
-/// Carries packets from one interface to another of its namespace.
+/// Forwards packets from one interface to another of its namespace.
 #[derive(Debug)]
-pub struct Line {
+pub struct DelayLine {
     broker: usize,
     input: OwnedFd,
     output: OwnedFd,
     delay: Delay,
 }
 
-impl Line {
-    /// The line to a broker, between two interfaces of this thread's namespace.
+impl DelayLine {
+    /// Opens the delay line to a broker, between two interfaces of this thread's namespace.
     pub fn to(broker: usize, input: &str, output: &str, delay: Delay) -> Result<Self> {
         let receiver = packet_socket(input, libc::ETH_P_ALL as u16)?;
         let what = "cannot set up a packet socket";
@@ -116,20 +116,20 @@ impl Line {
         Ok(Self {
             broker,
             input: receiver,
-            // Of no protocol: hears nothing.
+            // Protocol 0: it receives nothing.
             output: packet_socket(output, 0)?,
             delay,
         })
     }
 
-    /// Carries packets until told to stop.
-    pub fn run(&self, stop: &AtomicBool) -> Result<LineCount> {
+    /// Forwards packets until `stop` is set.
+    pub fn run(&self, stop: &AtomicBool) -> Result<DelayLineCount> {
         let mut packet = vec![0; PACKET_BYTES];
         let mut control = nix::cmsg_space!(TimeSpec);
         let mut rng = Rng::with_seed(self.broker as u64);
-        let mut count = LineCount {
+        let mut count = DelayLineCount {
             broker: self.broker,
-            ..LineCount::default()
+            ..DelayLineCount::default()
         };
         while !stop.load(Ordering::Relaxed) {
             let Some((len, came)) = self.receive(&mut packet, &mut control)? else {
@@ -148,7 +148,7 @@ impl Line {
         Ok(count)
     }
 
-    /// A packet and when it came, if one does soon.
+    /// Receives a packet and its arrival time, unless none arrives soon.
     fn receive(&self, packet: &mut [u8], control: &mut [u8]) -> Result<Option<(usize, Duration)>> {
         let mut parts = [IoSliceMut::new(packet)];
         let fd = self.input.as_raw_fd();
@@ -165,7 +165,7 @@ impl Line {
         Ok(Some((received.bytes, came)))
     }
 
-    /// Packets that the queue had no room for.
+    /// Packets dropped because the queue was full.
     fn dropped(&self) -> io::Result<u32> {
         let mut stats = libc::tpacket_stats {
             tp_packets: 0,
@@ -186,14 +186,14 @@ impl Line {
     }
 }
 
-/// A raw socket on an interface that hears a protocol, and tells of offloads with each packet.
+/// Opens a packet socket on an interface, with a virtio-net header before each packet.
 fn packet_socket(interface: &str, protocol: u16) -> Result<OwnedFd> {
     let what = || format!("cannot open a packet socket on {interface}");
     let index = if_nametoindex(interface).with_context(what)?;
     // SAFETY: takes numbers only.
     let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
     check(fd).with_context(what)?;
-    // SAFETY: the descriptor is new, and nobody else's.
+    // SAFETY: the descriptor is new, and only this function has it.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
     option(&socket, libc::PACKET_VNET_HDR, 1).with_context(what)?;
     let address = libc::sockaddr_ll {

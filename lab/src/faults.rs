@@ -1,4 +1,4 @@
-//! `--faults`: what is asked for, and what carries packets so.
+//! `--faults`: the requested packet faults, and the links that apply them.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -14,7 +14,7 @@ use crate::cluster::PORT;
 const POSSIBLE: &str =
     "possible: loss, reorder, corrupt, duplicate, truncate, largest, protocol, seed";
 
-/// Why a plan is refused.
+/// Why a plan is invalid.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum PlanError {
     #[error("'{0}' is not of the form key=value; {POSSIBLE}")]
@@ -33,10 +33,10 @@ pub enum PlanError {
     Seed(String),
 }
 
-/// What `--faults` asks for.
+/// A parsed `--faults`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FaultPlan {
-    /// As it was given.
+    /// The text of the flag.
     text: String,
     faults: Faults,
     treated: Treated,
@@ -44,7 +44,7 @@ pub struct FaultPlan {
 }
 
 impl FaultPlan {
-    /// A plan of nothing.
+    /// A plan without faults.
     pub fn none() -> Self {
         Self {
             text: String::new(),
@@ -58,7 +58,7 @@ impl FaultPlan {
         }
     }
 
-    /// As it was given.
+    /// The text of the flag.
     pub fn text(&self) -> &str {
         &self.text
     }
@@ -68,7 +68,7 @@ impl FaultPlan {
         self.seed
     }
 
-    /// Whether TCP segments meet faults too.
+    /// Whether faults apply to TCP segments too.
     pub fn treats_tcp(&self) -> bool {
         self.treated.tcp
     }
@@ -123,7 +123,7 @@ impl FromStr for FaultPlan {
     }
 }
 
-/// A share of packets, from 0 to 1.
+/// Parses a share of packets, from 0 to 1.
 fn share(key: &str, value: &str) -> Result<f64, PlanError> {
     let percent = value.strip_suffix('%').and_then(|n| n.parse::<f64>().ok());
     percent
@@ -135,7 +135,7 @@ fn share(key: &str, value: &str) -> Result<f64, PlanError> {
         })
 }
 
-/// Way of a packet on a link.
+/// Direction of a packet on a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Direction {
@@ -152,11 +152,11 @@ impl Direction {
     }
 }
 
-/// What the links did, for the report.
+/// Report of the impaired links.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct FaultReport {
     pub asked: String,
-    /// Repeats the run, as far as packets come in the same order.
+    /// Seed that reproduces the run if packets arrive in the same order.
     pub seed: u64,
     pub links: Vec<LinkFaults>,
 }
@@ -166,21 +166,21 @@ pub struct FaultReport {
 pub struct LinkFaults {
     pub broker: usize,
     pub direction: Direction,
-    /// Packets by what became of them.
+    /// Number of packets by outcome.
     #[serde(flatten)]
     pub counts: BTreeMap<String, u64>,
 }
 
-/// Carries packets one way over one link.
+/// Forwards packets in one direction of one link, with faults.
 #[derive(Debug)]
-pub struct Way {
+pub struct ImpairedLink {
     broker: usize,
     direction: Direction,
     injector: Injector,
 }
 
-impl Way {
-    /// From one interface of this thread's namespace to another. Each has a seed of its own.
+impl ImpairedLink {
+    /// Opens it between two interfaces of this thread's namespace, with a seed of its own.
     pub fn open(
         plan: &FaultPlan,
         seed: u64,
@@ -198,7 +198,7 @@ impl Way {
         })
     }
 
-    /// Changes what packets of a protocol meet.
+    /// Changes the faults of a protocol.
     pub fn set(&self, protocol: Protocol, faults: &Faults) -> Result<()> {
         Ok(self.injector.set(protocol, faults)?)
     }
@@ -208,7 +208,7 @@ impl Way {
         Ok(self.injector.let_out_overdue()?)
     }
 
-    /// What became of packets.
+    /// Number of packets by outcome.
     pub fn faults(&self) -> Result<LinkFaults> {
         let events = self.injector.events()?.named();
         Ok(LinkFaults {

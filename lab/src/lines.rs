@@ -1,6 +1,5 @@
-//! What publishers send where every message is to be accounted for: numbered lines of different lengths,
-//! so that one that is lost, doubled, torn or out of order shows, and what came of a publisher that was
-//! killed can be told from its beginning.
+//! Numbered lines of different lengths, for runs that account for every message: a lost, duplicated, torn or
+//! reordered line shows, and the lines of a killed publisher can be recognised.
 
 use std::fs;
 use std::io::Write;
@@ -10,7 +9,7 @@ use anyhow::{Context, Result};
 use fastrand::Rng;
 use sha2::{Digest, Sha256};
 
-/// Longest line beside its name and number.
+/// Maximum length of a line without name and number.
 const LONGEST: usize = 600;
 
 /// A file of lines.
@@ -23,7 +22,7 @@ pub struct Lines {
 }
 
 impl Lines {
-    /// Writes `size` bytes of them to `path`; each begins with the name of who sends them.
+    /// Writes `size` bytes of lines to `path`; each begins with the sender's name.
     pub fn write(path: PathBuf, name: &str, size: usize, rng: &mut Rng) -> Result<Self> {
         let (mut text, mut ends) = (Vec::with_capacity(size + LONGEST), Vec::new());
         while text.len() < size {
@@ -45,15 +44,14 @@ impl Lines {
         self.ends.len()
     }
 
-    /// A line without its newline, if there are so many.
+    /// Returns a line without its newline, if it exists.
     pub fn get(&self, number: usize) -> Option<&[u8]> {
         let end = *self.ends.get(number)?;
         let start = number.checked_sub(1).map_or(0, |before| self.ends[before]);
         Some(&self.text[start..end - 1])
     }
 
-    /// SHA-256 of the first `count`, as publishers and subscribers compute it; none if there are not
-    /// so many.
+    /// SHA-256 of the first `count` lines, as publishers and subscribers compute it; `None` if there are fewer.
     pub fn digest(&self, count: u64) -> Option<String> {
         let end = match usize::try_from(count).ok()? {
             0 => 0,

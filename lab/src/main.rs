@@ -2,9 +2,9 @@
 
 #![cfg_attr(fuzzing, no_main)]
 
-mod actors;
 mod baseline;
 mod chance;
+mod chaos;
 mod chart;
 mod cli;
 mod cluster;
@@ -15,7 +15,6 @@ mod diagnose;
 mod doctor;
 mod environment;
 mod experiment;
-mod fault_runs;
 mod faults;
 mod fixes;
 mod foreign;
@@ -27,16 +26,18 @@ mod interrupt;
 mod iperf;
 mod limits;
 mod lines;
-mod middle;
+mod link_emulation;
 mod netns;
 mod observation;
 mod outputs;
 mod page;
 mod process;
+mod processes;
 mod progress;
 mod raw;
 mod render;
 mod report;
+mod resource_usage;
 mod results;
 mod rmem;
 mod show;
@@ -47,7 +48,6 @@ mod testbed;
 mod throughput;
 mod timeline;
 mod verify;
-mod vitals;
 mod workload;
 
 use std::process::ExitCode;
@@ -98,6 +98,6 @@ fn run(command: &Command, interrupt: &Interrupt) -> anyhow::Result<bool> {
         Command::Diagnose(options) => diagnose::run(options, interrupt),
         Command::Doctor(options) => doctor::run(options),
         Command::Soak(options) => soak::run(options, interrupt),
-        Command::Faults(options) => fault_runs::run(options, interrupt),
+        Command::Faults(options) => chaos::run(options, interrupt),
     }
 }

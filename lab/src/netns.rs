@@ -34,7 +34,7 @@ pub struct Net {
 /// How links that lead through a namespace in the middle are set up. In it each link has an interface
 /// towards the publisher and one towards the broker; packets pass only if somebody carries them.
 #[derive(Debug, Clone, Copy)]
-pub struct Middle {
+pub struct LinkEmulation {
     /// Offloads of the pair on the publisher's side.
     pub publisher_side: Profile,
     /// Offloads of the pair on the broker's side.
@@ -86,7 +86,7 @@ impl Net {
     }
 
     /// As [`Self::create`], with a namespace in the middle of all links.
-    pub fn create_with_middle(brokers: usize, mtu: u32, middle: &Middle) -> Result<Self> {
+    pub fn create_with_emulation(brokers: usize, mtu: u32, middle: &LinkEmulation) -> Result<Self> {
         let mut net = Self::named(brokers)?;
         let name = format!("penstock-{}-mid", std::process::id());
         net.add_namespaces()?;
@@ -143,7 +143,13 @@ impl Net {
         pair(&ends, profile, mtu)
     }
 
-    fn join_through(&self, name: &str, index: usize, mtu: u32, middle: &Middle) -> Result<()> {
+    fn join_through(
+        &self,
+        name: &str,
+        index: usize,
+        mtu: u32,
+        middle: &LinkEmulation,
+    ) -> Result<()> {
         let device = publisher_device(index);
         let publisher = self.publisher_end(index, &device);
         let broker = self.broker_end(index);
@@ -187,7 +193,7 @@ impl Net {
     ///
     /// # Panics
     /// If there is none.
-    pub fn in_the_middle<T: Send + 'static>(
+    pub fn in_emulation_namespace<T: Send + 'static>(
         &self,
         action: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> JoinHandle<Result<T>> {

@@ -11,7 +11,7 @@ use bytesize::ByteSize;
 use penstock_dataplane::profile::StageReport;
 use serde_json::Value;
 
-use crate::delay::{DelayReport, LineCount};
+use crate::delay::{DelayLineCount, DelayReport};
 use crate::environment::Environment;
 use crate::faults::{FaultReport, LinkFaults};
 use crate::host_load;
@@ -369,7 +369,7 @@ fn faults(report: &FaultReport) -> String {
 
 /// What the lines to the brokers carried.
 fn delay(report: &DelayReport) -> String {
-    let row = |link: &LineCount| {
+    let row = |link: &DelayLineCount| {
         let (broker, packets) = (link.broker.to_string(), link.packets.to_string());
         [broker, packets, link.dropped.to_string()]
     };

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use penstock_process::output as stdout;
 
-use crate::fault_runs::{self, FAULTS};
+use crate::chaos::{self, FAULTS};
 use crate::report::{
     Baseline, Compare, Limits, OBSERVER, ObserverExperiment, RCVBUF, RcvbufExperiment, Throughput,
 };
@@ -59,7 +59,7 @@ pub enum Shown {
     Rcvbuf(RcvbufExperiment),
     Observer(ObserverExperiment),
     Soak(soak::Report),
-    Faults(fault_runs::Report),
+    Faults(chaos::Report),
 }
 
 /// Runs the command.

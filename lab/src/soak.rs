@@ -1,10 +1,10 @@
-//! `penstock-lab soak`: publishers and readers come and go over bad links, some are stopped or killed,
-//! and brokers must lose nothing and hold on to nothing.
+//! `penstock-lab soak`: publishers and readers come and go over impaired links, some are stopped or killed,
+//! and brokers must lose no message and leak no resource.
 
+mod fault_rotation;
 mod ledger;
 mod report;
 mod script;
-mod weather;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -16,7 +16,6 @@ use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
 use penstock_process::progress;
 
-use crate::actors::{self, End, Fate, Guest, Publishing, Stage};
 use crate::chance::seconds;
 use crate::cli::{self, Mode};
 use crate::cluster::{Brokers, Cluster};
@@ -24,32 +23,33 @@ use crate::interrupt::Interrupt;
 use crate::lines::Lines;
 use crate::netns::Net;
 use crate::outputs::Subscriber;
+use crate::processes::{self, Outcome, ProcessFault, Publishing, ReaderRun, RunContext};
+use crate::resource_usage::{ResourceUsage, UsageHistory};
 use crate::results;
 use crate::testbed::{Binaries, BufferDir};
 use crate::verify::{Prints, Reading};
-use crate::vitals::{Look, Vitals};
+use fault_rotation::FaultRotation;
 use ledger::Ledger;
 use report::Counts;
 pub use report::{Report, SOAK};
-use weather::Weather;
 
 /// Brokers, each on a link of its own.
 const BROKERS: usize = 2;
 const MTU: u32 = 1500;
 const TOPIC: &str = "soak";
-/// What every publisher sends, bytes.
+/// Bytes sent by each publisher.
 const LINES: usize = 8 << 20;
-/// Of each broker: small, so that readers matter.
+/// Ring of each broker, bytes: small, so that lagging readers matter.
 const RING: u64 = 32 << 20;
-/// At any time at most.
+/// Maximum number at any time.
 const PUBLISHERS: usize = 4;
 const READERS: usize = 3;
-/// How often processes are looked at.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// For descriptors to be closed after the last connection has ended.
+/// Interval between samples of resource usage.
+const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
+/// Time limit for descriptors to be closed after the last connection has ended.
 const CLOSE_LIMIT: Duration = Duration::from_secs(15);
 
-/// Runs it; true when nothing was wrong.
+/// Runs the command; true when it found no problem.
 pub fn run(options: &cli::Soak, interrupt: &Interrupt) -> Result<bool> {
     let started = Timestamp::now();
     let seed = options.seed.unwrap_or(started.as_nanosecond() as u64);
@@ -73,9 +73,9 @@ fn soak(
 ) -> Result<Report> {
     let mut rng = Rng::with_seed(seed);
     let lines = Lines::write(folder.join("lines"), "line", LINES, &mut rng)?;
-    let net = Net::create_with_middle(BROKERS, MTU, &weather::middle())?;
-    let mut weather = Weather::new();
-    weather.change(&net, BROKERS, &mut rng)?;
+    let net = Net::create_with_emulation(BROKERS, MTU, &fault_rotation::link_emulation())?;
+    let mut fault_rotation = FaultRotation::new();
+    fault_rotation.change(&net, BROKERS, &mut rng)?;
     let buffers = BufferDir::create()?;
     let (route, workload) = cli::of_brokers(Mode::Xdp, TOPIC, ByteSize(RING));
     let brokers = Brokers {
@@ -89,34 +89,34 @@ fn soak(
         folder,
     };
     let cluster = brokers.start(interrupt)?;
-    let stage = Stage {
+    let context = RunContext {
         net: &net,
         binaries,
         topic: TOPIC,
         folder,
     };
-    let mut soak = Soak::new(stage, &lines, cluster, weather, rng, interrupt)?;
+    let mut soak = Soak::new(context, &lines, cluster, fault_rotation, rng, interrupt)?;
     let length = Duration::from_secs_f64(options.minutes * 60.0);
-    soak.go_on_for(length)?;
-    soak.wind_down()?;
-    soak.judge(seed, length)
+    soak.run_for(length)?;
+    soak.drain()?;
+    soak.evaluate(seed, length)
 }
 
 /// A run in progress.
 struct Soak<'a> {
-    stage: Stage<'a>,
+    context: RunContext<'a>,
     lines: &'a Lines,
     cluster: Cluster,
-    weather: Weather,
+    fault_rotation: FaultRotation,
     rng: Rng,
     interrupt: &'a Interrupt,
     logs: Vec<PathBuf>,
-    /// One for each broker, from its beginning to its end.
+    /// One reader per broker that reads its log from beginning to end.
     readings: Vec<Reading>,
     publishers: Vec<Publishing>,
-    guests: Vec<Guest>,
+    readers: Vec<ReaderRun>,
     ledgers: Vec<Ledger>,
-    vitals: Vec<Vitals>,
+    usage: Vec<UsageHistory>,
     /// Descriptors of each broker before the first publisher and after the last.
     idle: Vec<[u64; 2]>,
     counts: Counts,
@@ -125,97 +125,105 @@ struct Soak<'a> {
 
 impl<'a> Soak<'a> {
     fn new(
-        stage: Stage<'a>,
+        context: RunContext<'a>,
         lines: &'a Lines,
         cluster: Cluster,
-        weather: Weather,
+        fault_rotation: FaultRotation,
         rng: Rng,
         interrupt: &'a Interrupt,
     ) -> Result<Self> {
         let paths = cluster.log_paths().into_iter().map(Path::to_owned);
         let logs: Vec<PathBuf> = paths.collect();
-        let program = &stage.binaries.subscriber;
+        let program = &context.binaries.subscriber;
         let readings = logs.iter().enumerate().map(|(broker, path)| {
-            let log = stage.folder.join(format!("verifier-{broker}.log"));
-            let namespace = stage.net.broker(broker);
+            let log = context.folder.join(format!("verifier-{broker}.log"));
+            let namespace = context.net.broker(broker);
             Reading::along(program, namespace, path, &log, Prints::Sums, interrupt)
         });
         let readings = readings.collect::<Result<Vec<_>>>()?;
         let idle = descriptors(&cluster)?;
         Ok(Self {
-            stage,
+            context,
             lines,
             cluster,
-            weather,
+            fault_rotation,
             rng,
             interrupt,
             logs,
             readings,
             publishers: Vec::new(),
-            guests: Vec::new(),
+            readers: Vec::new(),
             ledgers: (0..BROKERS).map(|_| Ledger::default()).collect(),
-            vitals: (0..BROKERS).map(|_| Vitals::default()).collect(),
+            usage: (0..BROKERS).map(|_| UsageHistory::default()).collect(),
             idle: idle.into_iter().map(|count| [count, count]).collect(),
             counts: Counts::default(),
             problems: Vec::new(),
         })
     }
 
-    fn go_on_for(&mut self, length: Duration) -> Result<()> {
+    fn run_for(&mut self, length: Duration) -> Result<()> {
         let bar = bar_over(length);
         let start = Instant::now();
-        let mut joins = start;
-        let mut looks = start;
-        let mut clears = start + seconds(&mut self.rng, 5.0, 15.0);
+        let mut next_start = start;
+        let mut next_sample = start;
+        let mut next_rotation = start + seconds(&mut self.rng, 5.0, 15.0);
         while start.elapsed() < length {
             let now = Instant::now();
-            if now >= joins {
-                self.somebody_joins()?;
-                joins = now + seconds(&mut self.rng, 0.1, 1.0);
+            if now >= next_start {
+                self.start_processes()?;
+                next_start = now + seconds(&mut self.rng, 0.1, 1.0);
             }
-            if now >= clears {
-                self.weather
-                    .change(self.stage.net, BROKERS, &mut self.rng)?;
-                clears = now + seconds(&mut self.rng, 5.0, 15.0);
+            if now >= next_rotation {
+                self.fault_rotation
+                    .change(self.context.net, BROKERS, &mut self.rng)?;
+                next_rotation = now + seconds(&mut self.rng, 5.0, 15.0);
             }
-            if now >= looks {
-                self.look()?;
-                looks = now + LOOK_EVERY;
+            if now >= next_sample {
+                self.sample_usage()?;
+                next_sample = now + SAMPLE_INTERVAL;
                 bar.set_position(start.elapsed().as_secs());
                 bar.set_message(self.counts.line());
             }
-            self.turn()?;
+            self.step()?;
         }
         bar.finish_and_clear();
         Ok(())
     }
 
-    fn somebody_joins(&mut self) -> Result<()> {
+    fn start_processes(&mut self) -> Result<()> {
         if self.publishers.len() < PUBLISHERS {
-            let script = actors::Publisher::draw(&mut self.rng, BROKERS);
+            let script = processes::Publisher::draw(&mut self.rng, BROKERS);
             self.counts.publishers += 1;
             let number = self.counts.publishers;
-            let publishing = Publishing::start(number, script, self.lines, self.stage)?;
+            let publishing = Publishing::start(number, script, self.lines, self.context)?;
             self.publishers.push(publishing);
         }
-        if self.guests.len() < READERS {
-            let script = actors::Reader::draw(&mut self.rng, BROKERS);
+        if self.readers.len() < READERS {
+            let script = processes::Reader::draw(&mut self.rng, BROKERS);
             self.counts.readers += 1;
             let log = &self.logs[script.broker];
-            let guest = Guest::start(self.counts.readers, script, log, self.stage)?;
-            self.guests.push(guest);
+            let reader = ReaderRun::start(self.counts.readers, script, log, self.context)?;
+            self.readers.push(reader);
         }
         Ok(())
     }
 
-    /// One turn of the loop: strikes, and sees who has ended.
-    fn turn(&mut self) -> Result<()> {
+    /// One iteration: applies faults that are due, and handles processes that exited.
+    fn step(&mut self) -> Result<()> {
         self.cluster.check()?;
-        for struck in self.publishers.iter_mut().filter_map(Publishing::strike) {
-            self.counts.publisher_struck(struck);
+        for fault_applied in self
+            .publishers
+            .iter_mut()
+            .filter_map(Publishing::apply_due_fault)
+        {
+            self.counts.count_publisher_fault(fault_applied);
         }
-        for struck in self.guests.iter_mut().filter_map(Guest::strike) {
-            self.counts.reader_struck(struck);
+        for fault_applied in self
+            .readers
+            .iter_mut()
+            .filter_map(ReaderRun::apply_due_fault)
+        {
+            self.counts.count_reader_fault(fault_applied);
         }
         let mut at = 0;
         while at < self.publishers.len() {
@@ -225,9 +233,9 @@ impl<'a> Soak<'a> {
             }
         }
         let mut at = 0;
-        while at < self.guests.len() {
-            match self.guests[at].is_over()? {
-                true => self.guest_ended(at)?,
+        while at < self.readers.len() {
+            match self.readers[at].is_over()? {
+                true => self.reader_ended(at)?,
                 false => at += 1,
             }
         }
@@ -239,12 +247,12 @@ impl<'a> Soak<'a> {
         let script = publishing.script;
         let ledger = &mut self.ledgers[script.broker];
         match publishing.end(self.interrupt)? {
-            End::Well(report) => {
+            Outcome::Success(report) => {
                 self.counts.publisher_finished(&report);
                 ledger.finished(report);
             }
-            End::Killed => ledger.killed(),
-            End::Badly(why) => {
+            Outcome::Killed => ledger.killed(),
+            Outcome::Failed(why) => {
                 ledger.killed();
                 self.problems.push(format!("{script:?}: {why}"));
             }
@@ -252,31 +260,33 @@ impl<'a> Soak<'a> {
         Ok(())
     }
 
-    fn guest_ended(&mut self, at: usize) -> Result<()> {
-        match self.guests.swap_remove(at).end(self.interrupt)? {
-            End::Well(read) => self.counts.messages_read += read.messages,
-            End::Killed => {}
-            End::Badly(why) => self.problems.push(why),
+    fn reader_ended(&mut self, at: usize) -> Result<()> {
+        match self.readers.swap_remove(at).end(self.interrupt)? {
+            Outcome::Success(read) => self.counts.messages_read += read.messages,
+            Outcome::Killed => {}
+            Outcome::Failed(why) => self.problems.push(why),
         }
         Ok(())
     }
 
-    fn look(&mut self) -> Result<()> {
-        for (pid, vitals) in self.cluster.pids().into_iter().zip(&mut self.vitals) {
-            vitals.add(Look::at(pid)?);
+    fn sample_usage(&mut self) -> Result<()> {
+        for (pid, usage) in self.cluster.pids().into_iter().zip(&mut self.usage) {
+            usage.add(ResourceUsage::at(pid)?);
         }
         Ok(())
     }
 
-    /// Nobody joins any more; those that are there come to their end.
-    fn wind_down(&mut self) -> Result<()> {
-        self.publishers.iter_mut().for_each(Publishing::spare);
-        while !(self.publishers.is_empty() && self.guests.is_empty()) {
-            self.turn()?;
+    /// Starts no further process, and waits until the running ones have ended.
+    fn drain(&mut self) -> Result<()> {
+        self.publishers
+            .iter_mut()
+            .for_each(Publishing::stop_injecting);
+        while !(self.publishers.is_empty() && self.readers.is_empty()) {
+            self.step()?;
         }
         let start = Instant::now();
         loop {
-            self.look()?;
+            self.sample_usage()?;
             for (idle, now) in self.idle.iter_mut().zip(descriptors(&self.cluster)?) {
                 idle[1] = now;
             }
@@ -289,8 +299,8 @@ impl<'a> Soak<'a> {
     }
 
     /// Stops the brokers and compares everything.
-    fn judge(mut self, seed: u64, length: Duration) -> Result<Report> {
-        self.weather.end()?;
+    fn evaluate(mut self, seed: u64, length: Duration) -> Result<Report> {
+        self.fault_rotation.end()?;
         let brokers = self.cluster.stop()?;
         let readings = self.readings.into_iter();
         let read: Vec<Subscriber> = readings
@@ -303,21 +313,21 @@ impl<'a> Soak<'a> {
             seed,
             seconds: length.as_secs_f64(),
             counts: self.counts,
-            weather_changes: self.weather.changes(),
-            faults: self.weather.counts().clone(),
+            weather_changes: self.fault_rotation.changes(),
+            faults: self.fault_rotation.counts().clone(),
             brokers: Vec::new(),
             problems: self.problems,
         };
-        for ((audit, vitals), idle) in audits.zip(&self.vitals).zip(self.idle) {
-            report.add_broker(audit, vitals, idle);
+        for ((audit, usage), idle) in audits.zip(&self.usage).zip(self.idle) {
+            report.add_broker(audit, usage, idle);
         }
         Ok(report)
     }
 }
 
 fn descriptors(cluster: &Cluster) -> Result<Vec<u64>> {
-    let looks = cluster.pids().into_iter().map(Look::at);
-    looks.map(|look| Ok(look?.descriptors)).collect()
+    let samples = cluster.pids().into_iter().map(ResourceUsage::at);
+    samples.map(|sample| Ok(sample?.descriptors)).collect()
 }
 
 fn bar_over(length: Duration) -> ProgressBar {
@@ -328,16 +338,16 @@ fn bar_over(length: Duration) -> ProgressBar {
 }
 
 impl Counts {
-    fn publisher_struck(&mut self, fate: Fate) {
-        match fate {
-            Fate::Killed(_) => self.publishers_killed += 1,
+    fn count_publisher_fault(&mut self, fault: ProcessFault) {
+        match fault {
+            ProcessFault::Killed(_) => self.publishers_killed += 1,
             _ => self.publishers_stopped += 1,
         }
     }
 
-    fn reader_struck(&mut self, fate: Fate) {
-        match fate {
-            Fate::Killed(_) => self.readers_killed += 1,
+    fn count_reader_fault(&mut self, fault: ProcessFault) {
+        match fault {
+            ProcessFault::Killed(_) => self.readers_killed += 1,
             _ => self.readers_stopped += 1,
         }
     }

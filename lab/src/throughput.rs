@@ -17,7 +17,7 @@ use crate::fixes::{self, Fix};
 use crate::host_load::HostWatch;
 use crate::interrupt::Interrupt;
 use crate::limits::{self, Effort, Link};
-use crate::middle::{Carriers, Plan};
+use crate::link_emulation::{Forwarders, Plan};
 use crate::netns::Net;
 use crate::observation::{Observation, Observed};
 use crate::outputs;
@@ -262,20 +262,20 @@ impl Run<'_> {
     fn report(&self, started: Timestamp) -> Result<Throughput> {
         let count = self.options.brokers as usize;
         let plan = self.plan(started);
-        let (net, carriers) = match plan.middle(self.options.profile) {
+        let (net, forwarders) = match plan.link_emulation(self.options.profile) {
             None => (
                 Net::create(count, self.options.profile, self.options.mtu)?,
                 None,
             ),
             Some(middle) => {
-                let net = Net::create_with_middle(count, self.options.mtu, &middle)?;
-                let carriers = Carriers::start(&net, count, plan)?;
-                (net, Some(carriers))
+                let net = Net::create_with_emulation(count, self.options.mtu, &middle)?;
+                let forwarders = Forwarders::start(&net, count, plan)?;
+                (net, Some(forwarders))
             }
         };
         let environment = Environment::read(Some(net.publisher()), started)?;
         let outcome = self.measure(&net)?;
-        let carried = carriers.map(Carriers::finish).transpose()?;
+        let carried = forwarders.map(Forwarders::finish).transpose()?;
         let mut report = report(self.options, self.workload, outcome, environment);
         (report.faults, report.delay) = carried.unwrap_or_default();
         Ok(report)

@@ -13,7 +13,7 @@ use super::claims;
 use super::trial::{Bench, Case};
 use crate::environment::Environment;
 use crate::interrupt::Interrupt;
-use crate::middle::{Carriers, Plan};
+use crate::link_emulation::{Forwarders, Plan};
 use crate::netns::{self, Net};
 use crate::report::{RCVBUF, RcvbufExperiment, RcvbufRow, RcvbufRun};
 use crate::testbed::Binaries;
@@ -96,18 +96,20 @@ fn measure(
 }
 
 /// One broker at the end of a long line, whose namespaces have the buffer limits of the experiment.
-fn link(options: &Rcvbuf) -> Result<(Net, Carriers)> {
+fn link(options: &Rcvbuf) -> Result<(Net, Forwarders)> {
     let plan = Plan {
         faults: None,
         delay: Some(options.delay),
         seed: 0,
     };
-    let middle = plan.middle(options.profile).expect("a delay has a middle");
-    let net = Net::create_with_middle(1, options.mtu, &middle)?;
+    let emulation = plan
+        .link_emulation(options.profile)
+        .expect("a delay needs emulation");
+    let net = Net::create_with_emulation(1, options.mtu, &emulation)?;
     netns::set(net.publisher(), "ipv4/tcp_wmem", TCP_WMEM)?;
     let rmem = format!("4096 131072 {}", options.tcp_rmem_max.as_u64().max(131_072));
     netns::set(net.broker(0), "ipv4/tcp_rmem", &rmem)?;
-    let carriers = Carriers::start(&net, 1, plan)?;
+    let carriers = Forwarders::start(&net, 1, plan)?;
     Ok((net, carriers))
 }
 

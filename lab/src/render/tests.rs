@@ -372,7 +372,7 @@ fn a_delay_is_shown_with_what_the_lines_carried() {
     let mut report = example();
     report.delay = Some(DelayReport {
         delay_us: 10_000,
-        links: vec![LineCount {
+        links: vec![DelayLineCount {
             broker: 0,
             packets: 4321,
             dropped: 17,

@@ -1,18 +1,18 @@
-//! Compares what publishers were told with what the logs hold: all that was acked is there, and
-//! nothing else but the beginnings of what killed publishers sent.
+//! Compares what publishers saw acknowledged with the logs: every acknowledged message is present, and
+//! nothing else but what killed publishers sent first.
 
 use crate::lines::Lines;
 use crate::outputs::{self, Publisher, ReadStream, Subscriber};
 use crate::verify;
 
-/// What publishers of one broker were told.
+/// What publishers of one broker reported.
 #[derive(Debug, Default)]
 pub struct Ledger {
     finished: Vec<Publisher>,
     killed: usize,
 }
 
-/// What the comparison of one broker found.
+/// Result of the comparison for one broker.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Audit {
     pub messages_acked: u64,
@@ -23,17 +23,17 @@ pub struct Audit {
 }
 
 impl Ledger {
-    /// A publisher that ended by itself.
+    /// Adds the report of a publisher that exited by itself.
     pub fn finished(&mut self, report: Publisher) {
         self.finished.push(report);
     }
 
-    /// One that was killed, whatever it was told.
+    /// Adds a publisher that was killed.
     pub fn killed(&mut self) {
         self.killed += 1;
     }
 
-    /// Compares with what a reader found in the broker's log, and with the broker's own count.
+    /// Compares with what a reader found in the broker's log, and with the broker's own counters.
     pub fn audit(&self, read: &Subscriber, broker: &outputs::Broker, lines: &Lines) -> Audit {
         let mut audit = Audit {
             messages_in_log: read.messages,

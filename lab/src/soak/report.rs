@@ -1,4 +1,4 @@
-//! What a soak found, for programs and for people.
+//! Report of a soak run: JSON and Markdown.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ledger::Audit;
 use crate::outputs::Publisher;
-use crate::vitals::{Course, Vitals, grew};
+use crate::resource_usage::{Trend, UsageHistory, has_grown};
 
 /// Kind of the report.
 pub const SOAK: &str = "soak";
@@ -17,49 +17,49 @@ pub const SOAK: &str = "soak";
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Report {
     pub kind: String,
-    /// Repeats the script of the run.
+    /// Seed that reproduces the script of the run.
     pub seed: u64,
     pub seconds: f64,
     #[serde(flatten)]
     pub counts: Counts,
-    /// How often the faults of the links were changed.
+    /// Number of times that the faults of the links changed.
     pub weather_changes: u64,
-    /// Packets by what became of them, all links both ways.
+    /// Number of packets by outcome, over all links and both directions.
     pub faults: BTreeMap<String, u64>,
     pub brokers: Vec<BrokerReport>,
-    /// Empty when all is well.
+    /// Empty if the run found no problem.
     pub problems: Vec<String>,
 }
 
-/// Who came, and what became of them.
+/// Number of processes by outcome.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Counts {
     pub publishers: u64,
     pub publishers_stopped: u64,
     pub publishers_killed: u64,
-    /// Streams that ended with all messages acked, by the path that they had at the end.
+    /// Streams that ended with all messages acknowledged, by their last path.
     pub streams: BTreeMap<String, u64>,
-    /// Times that a stream went on over another connection.
+    /// Number of times that a stream continued over another connection.
     pub moves: u64,
     pub readers: u64,
     pub readers_stopped: u64,
     pub readers_killed: u64,
-    /// By readers that left as they should.
+    /// Messages read by readers that exited normally.
     pub messages_read: u64,
 }
 
 /// One broker.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct BrokerReport {
-    /// Of publishers that ended by themselves.
+    /// Messages of publishers that exited by themselves.
     pub messages_acked: u64,
     pub messages_in_log: u64,
-    /// Of publishers that were killed: the beginnings of what they sent.
+    /// Messages of killed publishers.
     pub messages_of_killed: u64,
     /// Resident memory, bytes.
-    pub rss_bytes: Course,
-    pub descriptors: Course,
-    /// Descriptors before the first publisher came, and after the last had gone.
+    pub rss_bytes: Trend,
+    pub descriptors: Trend,
+    /// Descriptors before the first publisher and after the last.
     pub idle_descriptors: [u64; 2],
 }
 
@@ -71,7 +71,7 @@ impl Counts {
         }
     }
 
-    /// For the progress bar.
+    /// Summary for the progress bar.
     pub fn line(&self) -> String {
         format!(
             "{} publishers ({} killed, {} stopped), {} readers ({} killed, {} stopped)",
@@ -86,15 +86,15 @@ impl Counts {
 }
 
 impl Report {
-    pub fn add_broker(&mut self, audit: Audit, vitals: &Vitals, idle: [u64; 2]) {
+    pub fn add_broker(&mut self, audit: Audit, usage: &UsageHistory, idle: [u64; 2]) {
         let number = self.brokers.len();
         let of_broker = |problem: String| format!("broker {number}: {problem}");
         self.problems
             .extend(audit.problems.into_iter().map(of_broker));
-        let memory = vitals.memory();
-        if grew(&memory) {
+        let memory = usage.memory();
+        if has_grown(&memory) {
             self.problems.push(of_broker(format!(
-                "memory grew from {} to {}",
+                "memory has_grown from {} to {}",
                 ByteSize(memory.early),
                 ByteSize(memory.late)
             )));
@@ -110,12 +110,12 @@ impl Report {
             messages_in_log: audit.messages_in_log,
             messages_of_killed: audit.messages_of_killed,
             rss_bytes: memory,
-            descriptors: vitals.descriptors(),
+            descriptors: usage.descriptors(),
             idle_descriptors: idle,
         });
     }
 
-    /// For people: a list, in Markdown.
+    /// The report as a list in Markdown.
     pub fn summary(&self) -> String {
         let mut out = String::new();
         let mut line = |text: String| writeln!(out, "- {text}").expect("a string takes all");
@@ -132,7 +132,7 @@ impl Report {
             .map(|(path, n)| format!("{n} over {path}"))
             .collect();
         line(format!(
-            "streams acked whole: {}; {} moves; weather changed {} times",
+            "streams acked whole: {}; {} moves; fault_rotation changed {} times",
             paths.join(", "),
             self.counts.moves,
             self.weather_changes

@@ -1,45 +1,45 @@
-//! What happens and when, by chance: who joins, how fast and how long, and what befalls it. The same
-//! seed gives the same script, though not the same interleaving.
+//! Draws the processes of a run, with rate, duration and fault. The same seed draws the same script, though
+//! not the same interleaving.
 
 use fastrand::Rng;
 
-use crate::actors::{Fate, Publisher, Reader};
 use crate::chance::seconds;
 use crate::cli::Mode;
+use crate::processes::{ProcessFault, Publisher, Reader};
 
-/// Longest that anything is stopped: well below what a broker takes for the end of a publisher.
+/// Longest stop of a process: well below the silence after which a broker ends a stream.
 const LONGEST_STOP: f64 = 2.0;
 
 impl Publisher {
     pub fn draw(rng: &mut Rng, brokers: usize) -> Self {
-        let fate = match rng.u32(..10) {
-            0..2 => Fate::Killed(seconds(rng, 0.2, 3.0)),
-            2..4 => Fate::Stopped(seconds(rng, 0.2, 2.0), seconds(rng, 0.1, LONGEST_STOP)),
-            _ => Fate::Ends,
+        let fault = match rng.u32(..10) {
+            0..2 => ProcessFault::Killed(seconds(rng, 0.2, 3.0)),
+            2..4 => ProcessFault::Stopped(seconds(rng, 0.2, 2.0), seconds(rng, 0.1, LONGEST_STOP)),
+            _ => ProcessFault::None,
         };
         Self {
             broker: rng.usize(..brokers),
             mode: *rng
                 .choice([Mode::Tcp, Mode::Xdp, Mode::Auto].iter())
                 .expect("there are some"),
-            // What a killed one sent can only be told apart in one stream.
-            streams: match fate {
-                Fate::Killed(_) => 1,
+            // The lines of a killed publisher can be checked only if it had one stream.
+            streams: match fault {
+                ProcessFault::Killed(_) => 1,
                 _ => rng.u32(1..=3),
             },
             rate: rng.u64(1_000_000..8_000_000),
             batch: 1 << rng.u32(11..=16),
-            fate,
+            fault,
         }
     }
 }
 
 impl Reader {
     pub fn draw(rng: &mut Rng, brokers: usize) -> Self {
-        let fate = match rng.u32(..10) {
-            0..2 => Fate::Killed(seconds(rng, 0.2, 3.0)),
-            2..4 => Fate::Stopped(seconds(rng, 0.2, 2.0), seconds(rng, 0.1, LONGEST_STOP)),
-            _ => Fate::Ends,
+        let fault = match rng.u32(..10) {
+            0..2 => ProcessFault::Killed(seconds(rng, 0.2, 3.0)),
+            2..4 => ProcessFault::Stopped(seconds(rng, 0.2, 2.0), seconds(rng, 0.1, LONGEST_STOP)),
+            _ => ProcessFault::None,
         };
         let registered = rng.bool();
         Self {
@@ -47,13 +47,13 @@ impl Reader {
             registered,
             from_start: !registered && rng.bool(),
             stays: seconds(rng, 1.0, 6.0),
-            fate,
+            fault,
         }
     }
 }
 
-/// Faults of all links for a while, as `--faults` takes them.
-pub fn weather(rng: &mut Rng) -> String {
+/// Draws faults for all links, in the syntax of `--faults`.
+pub fn fault_rotation(rng: &mut Rng) -> String {
     let mut share = |most: f64| rng.f64() * most;
     format!(
         "protocol=both,loss={:.2}%,reorder={:.2}%,duplicate={:.2}%,corrupt={:.2}%,truncate={:.2}%",
@@ -79,7 +79,7 @@ mod tests {
                     (
                         Publisher::draw(&mut rng, 2),
                         Reader::draw(&mut rng, 2),
-                        weather(&mut rng),
+                        fault_rotation(&mut rng),
                     )
                 })
                 .collect::<Vec<_>>()
@@ -93,10 +93,12 @@ mod tests {
         let mut rng = Rng::with_seed(3);
         let drawn: Vec<_> = (0..500).map(|_| Publisher::draw(&mut rng, 2)).collect();
         for mode in [Mode::Tcp, Mode::Xdp, Mode::Auto] {
-            let mut killed = drawn.iter().filter(|p| matches!(p.fate, Fate::Killed(_)));
+            let mut killed = drawn
+                .iter()
+                .filter(|p| matches!(p.fault, ProcessFault::Killed(_)));
             assert!(killed.any(|publisher| publisher.mode == mode));
         }
-        let killed = |p: &&Publisher| matches!(p.fate, Fate::Killed(_));
+        let killed = |p: &&Publisher| matches!(p.fault, ProcessFault::Killed(_));
         assert!(
             drawn
                 .iter()
@@ -104,7 +106,7 @@ mod tests {
                 .all(|publisher| publisher.streams == 1)
         );
         for _ in 0..50 {
-            weather(&mut rng).parse::<FaultPlan>().unwrap();
+            fault_rotation(&mut rng).parse::<FaultPlan>().unwrap();
         }
     }
 }

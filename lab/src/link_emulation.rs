@@ -1,5 +1,5 @@
-//! What carries packets through the middle of links that are not to be plain cables: injectors of
-//! faults both ways, and on the way to the broker a line that takes its time.
+//! Link emulation: a namespace between publisher and brokers that forwards packets, with fault injection in
+//! both directions and a delay towards the broker.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,11 +10,11 @@ use penstock_ebpf::{Faults, OVERDUE, Protocol};
 use tracing::warn;
 
 use crate::cli::Profile;
-use crate::delay::{Delay, DelayReport, Line, LineCount};
-use crate::faults::{Direction, FaultPlan, FaultReport, Way};
+use crate::delay::{Delay, DelayLine, DelayLineCount, DelayReport};
+use crate::faults::{Direction, FaultPlan, FaultReport, ImpairedLink};
 use crate::netns::{self, Net, detour, towards_broker, towards_publisher};
 
-/// What the links are to be like.
+/// Faults and delay of the links.
 #[derive(Debug, Clone)]
 pub struct Plan {
     pub faults: Option<FaultPlan>,
@@ -24,73 +24,73 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// How the links are to be set up for it; `None` if plain ones do.
-    pub fn middle(&self, profile: Profile) -> Option<netns::Middle> {
+    /// How to set up the links; `None` if plain ones will do.
+    pub fn link_emulation(&self, profile: Profile) -> Option<netns::LinkEmulation> {
         if self.faults.is_none() && self.delay.is_none() {
             return None;
         }
-        Some(netns::Middle {
-            // A line need not carry packets one by one: they are cut apart behind it. Faults must
-            // meet them one by one.
+        Some(netns::LinkEmulation {
+            // A delay line may carry unsegmented packets, which are segmented behind it. Faults apply to
+            // single packets.
             publisher_side: match self.faults {
                 None => Profile::Offload,
                 Some(_) => profile,
             },
             broker_side: profile,
-            // TCP notices damage by the checksum only, so it must be worked out before.
+            // TCP detects corruption by the checksum only, so it must be computed before.
             checksums: self.faults.as_ref().is_some_and(FaultPlan::treats_tcp),
             detour: self.delay.is_some(),
         })
     }
 }
 
-/// Carries packets until it is dropped.
+/// Forwards packets until it is dropped.
 #[derive(Debug)]
-pub struct Carriers {
+pub struct Forwarders {
     plan: Plan,
-    ways: Arc<Vec<Way>>,
-    lines: Vec<JoinHandle<Result<LineCount>>>,
+    impaired_links: Arc<Vec<ImpairedLink>>,
+    lines: Vec<JoinHandle<Result<DelayLineCount>>>,
     clock: Option<JoinHandle<Result<()>>>,
     stop: Arc<AtomicBool>,
 }
 
-impl Carriers {
-    /// Starts them in the middle of `net`.
+impl Forwarders {
+    /// Starts them in the emulation namespace of `net`.
     pub fn start(net: &Net, brokers: usize, plan: Plan) -> Result<Self> {
         let open = plan.clone();
-        let opened = net.in_the_middle(move || open_all(brokers, &open));
-        let (ways, lines) = joined(opened)?;
-        let (ways, stop) = (Arc::new(ways), Arc::new(AtomicBool::new(false)));
-        let start = |line: Line| {
+        let opened = net.in_emulation_namespace(move || open_all(brokers, &open));
+        let (impaired_links, lines) = joined(opened)?;
+        let (impaired_links, stop) = (Arc::new(impaired_links), Arc::new(AtomicBool::new(false)));
+        let start = |line: DelayLine| {
             let stop = Arc::clone(&stop);
             thread::spawn(move || line.run(&stop))
         };
         let lines = lines.into_iter().map(start).collect();
-        let (late, stopped) = (Arc::clone(&ways), Arc::clone(&stop));
-        let clock = net.in_the_middle(move || {
+        let (late, stopped) = (Arc::clone(&impaired_links), Arc::clone(&stop));
+        let clock = net.in_emulation_namespace(move || {
             while !stopped.load(Ordering::Relaxed) {
                 thread::sleep(OVERDUE / 2);
-                late.iter().try_for_each(Way::let_out_overdue)?;
+                late.iter().try_for_each(ImpairedLink::let_out_overdue)?;
             }
             Ok(())
         });
         Ok(Self {
             plan,
-            ways,
+            impaired_links,
             lines,
             clock: Some(clock),
             stop,
         })
     }
 
-    /// Changes what packets of a protocol meet from now on, on all links both ways.
+    /// Changes the faults of a protocol on all links, in both directions.
     pub fn set(&self, protocol: Protocol, faults: &Faults) -> Result<()> {
-        self.ways
+        self.impaired_links
             .iter()
-            .try_for_each(|way| way.set(protocol, faults))
+            .try_for_each(|impaired_link| impaired_link.set(protocol, faults))
     }
 
-    /// Ends them; tells what became of packets, as far as faults and delays were asked for.
+    /// Stops forwarding, and reports packets by outcome where faults or a delay were requested.
     pub fn finish(mut self) -> Result<(Option<FaultReport>, Option<DelayReport>)> {
         self.stop.store(true, Ordering::Relaxed);
         self.clock.take().map_or(Ok(()), joined)?;
@@ -101,7 +101,11 @@ impl Carriers {
             Some(plan) => Some(FaultReport {
                 asked: plan.text().to_owned(),
                 seed: self.plan.seed,
-                links: self.ways.iter().map(Way::faults).collect::<Result<_>>()?,
+                links: self
+                    .impaired_links
+                    .iter()
+                    .map(ImpairedLink::faults)
+                    .collect::<Result<_>>()?,
             }),
         };
         let delay = self.plan.delay.map(|delay| DelayReport {
@@ -112,11 +116,11 @@ impl Carriers {
     }
 }
 
-impl Drop for Carriers {
+impl Drop for Forwarders {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         let lines = self.lines.drain(..).map(|line| joined(line).map(|_| ()));
-        // A run that failed may have failed for this.
+        // This may be why a run failed.
         for error in lines
             .chain(self.clock.take().map(joined))
             .filter_map(Result::err)
@@ -126,17 +130,17 @@ impl Drop for Carriers {
     }
 }
 
-/// Ways and lines of all links; runs in the middle.
-fn open_all(brokers: usize, plan: &Plan) -> Result<(Vec<Way>, Vec<Line>)> {
+/// Opens the impaired links and delay lines of all brokers; runs in the emulation namespace.
+fn open_all(brokers: usize, plan: &Plan) -> Result<(Vec<ImpairedLink>, Vec<DelayLine>)> {
     let faults = plan.faults.clone().unwrap_or_else(FaultPlan::none);
-    let (mut ways, mut lines) = (Vec::new(), Vec::new());
+    let (mut impaired_links, mut lines) = (Vec::new(), Vec::new());
     for broker in 0..brokers {
         let (publisher_side, broker_side) = (towards_publisher(broker), towards_broker(broker));
         let [detour_in, detour_out] = detour(broker);
         let mut output = &broker_side;
         if let Some(delay) = plan.delay {
             output = &detour_in;
-            let line = Line::to(broker, &detour_out, &broker_side, delay);
+            let line = DelayLine::to(broker, &detour_out, &broker_side, delay);
             lines.push(line.context("--delay")?);
         }
         for (direction, interfaces) in [
@@ -144,12 +148,12 @@ fn open_all(brokers: usize, plan: &Plan) -> Result<(Vec<Way>, Vec<Line>)> {
             (Direction::ToPublisher, [&broker_side, &publisher_side]),
         ] {
             let interfaces = interfaces.map(String::as_str);
-            ways.push(Way::open(
+            impaired_links.push(ImpairedLink::open(
                 &faults, plan.seed, broker, direction, interfaces,
             )?);
         }
     }
-    Ok((ways, lines))
+    Ok((impaired_links, lines))
 }
 
 fn joined<T>(thread: JoinHandle<Result<T>>) -> Result<T> {
@@ -171,15 +175,19 @@ mod tests {
 
     #[test]
     fn links_have_a_middle_only_where_something_is_to_happen() {
-        assert!(plan(None, None).middle(Profile::Wire).is_none());
-        let faulty = plan(Some("loss=1%"), None).middle(Profile::Wire).unwrap();
+        assert!(plan(None, None).link_emulation(Profile::Wire).is_none());
+        let faulty = plan(Some("loss=1%"), None)
+            .link_emulation(Profile::Wire)
+            .unwrap();
         assert_eq!(faulty.publisher_side, Profile::Wire);
         assert!(!faulty.checksums && !faulty.detour);
         let tcp = plan(Some("loss=1%,protocol=both"), Some("1ms"));
-        let tcp = tcp.middle(Profile::Wire).unwrap();
+        let tcp = tcp.link_emulation(Profile::Wire).unwrap();
         assert!(tcp.checksums && tcp.detour);
-        // Packets are cut apart behind the line, where nothing meets them one by one.
-        let slow = plan(None, Some("1ms")).middle(Profile::Wire).unwrap();
+        // Packets are segmented behind the delay line, because no fault applies to single ones.
+        let slow = plan(None, Some("1ms"))
+            .link_emulation(Profile::Wire)
+            .unwrap();
         assert_eq!(slow.publisher_side, Profile::Offload);
         assert_eq!(slow.broker_side, Profile::Wire);
     }

@@ -1,5 +1,4 @@
-//! Links whose faults change from time to time. While they do, nothing is carried: a link that is
-//! interrupted for a moment.
+//! Changes the faults of all links from time to time. Each change interrupts the links for a moment.
 
 use std::collections::BTreeMap;
 
@@ -8,22 +7,23 @@ use fastrand::Rng;
 
 use super::script;
 use crate::cli::Profile;
-use crate::middle::{Carriers, Plan};
-use crate::netns::{Middle, Net};
+use crate::link_emulation::{Forwarders, Plan};
+use crate::netns::{LinkEmulation, Net};
 
 /// Faults of all links.
 #[derive(Debug)]
-pub struct Weather {
-    carriers: Option<Carriers>,
+pub struct FaultRotation {
+    forwarders: Option<Forwarders>,
     changes: u64,
-    /// Packets by what became of them.
+    /// Number of packets by outcome.
     counts: BTreeMap<String, u64>,
 }
 
-/// How links are to be set up for it.
-pub fn middle() -> Middle {
-    let any = plan(&script::weather(&mut Rng::with_seed(0)), 0);
-    any.middle(Profile::Wire).expect("faults are in the middle")
+/// How to set up the links.
+pub fn link_emulation() -> LinkEmulation {
+    let any = plan(&script::fault_rotation(&mut Rng::with_seed(0)), 0);
+    any.link_emulation(Profile::Wire)
+        .expect("faults are in the middle")
 }
 
 fn plan(faults: &str, seed: u64) -> Plan {
@@ -34,30 +34,30 @@ fn plan(faults: &str, seed: u64) -> Plan {
     }
 }
 
-impl Weather {
+impl FaultRotation {
     pub fn new() -> Self {
         Self {
-            carriers: None,
+            forwarders: None,
             changes: 0,
             counts: BTreeMap::new(),
         }
     }
 
-    /// Other faults than before.
+    /// Draws and applies new faults.
     pub fn change(&mut self, net: &Net, brokers: usize, rng: &mut Rng) -> Result<()> {
         self.end()?;
-        let plan = plan(&script::weather(rng), rng.u64(..));
-        self.carriers = Some(Carriers::start(net, brokers, plan)?);
+        let plan = plan(&script::fault_rotation(rng), rng.u64(..));
+        self.forwarders = Some(Forwarders::start(net, brokers, plan)?);
         self.changes += 1;
         Ok(())
     }
 
-    /// Nothing is carried any more.
+    /// Stops forwarding.
     pub fn end(&mut self) -> Result<()> {
-        let Some(carriers) = self.carriers.take() else {
+        let Some(forwarders) = self.forwarders.take() else {
             return Ok(());
         };
-        let (faults, _) = carriers.finish()?;
+        let (faults, _) = forwarders.finish()?;
         for link in faults.iter().flat_map(|report| &report.links) {
             for (what, count) in &link.counts {
                 *self.counts.entry(what.clone()).or_default() += count;

@@ -1,25 +1,25 @@
-//! What is to happen in one fault run, by chance from a seed: who publishes how, and which faults begin
-//! when and last how long.
+//! The schedule of a fault run, drawn from a seed: publishers with their parameters, and faults with start
+//! and duration.
 
 use std::time::Duration;
 
 use fastrand::Rng;
 use serde::{Deserialize, Serialize};
 
-use super::kinds::{KINDS, Kind, Room};
+use super::fault_catalog::{FAULT_CATALOG, Kind, LogCapacity};
 use crate::chance::seconds;
 use crate::cli::{FaultPath, Mode};
 
-/// Faults beside the one that the run is about, at most.
-const OTHERS: usize = 3;
-/// Of all publishers together: so much that faults find them at work, and that the log holds it all.
+/// Maximum number of faults beside the one that the run tests.
+const MAX_OTHER_FAULTS: usize = 3;
+/// Rate of all publishers together, bytes/s: faults must find them busy, and the log must hold everything.
 const RATE: [u64; 2] = [1_000_000, 3_000_000];
 
 /// One fault.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Strike {
+pub struct ScheduledFault {
     pub kind: &'static Kind,
-    /// Since the publishers began.
+    /// Start, relative to the publishers' start.
     pub at: Duration,
     pub lasts: Duration,
 }
@@ -27,20 +27,20 @@ pub struct Strike {
 /// One fault run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Schedule {
-    /// Of the run; with the seed it repeats it.
+    /// Number of the run; with the seed it reproduces the run.
     pub number: u64,
     pub path: FaultPath,
-    /// What it is about.
+    /// The fault that it tests.
     pub kind: &'static Kind,
-    pub strikes: Vec<Strike>,
-    /// When datagrams stop to get through and when they do so again, if streams are to fall back.
+    pub faults: Vec<ScheduledFault>,
+    /// When datagrams stop and resume passing, if streams are to fall back to tcp.
     pub silence: Option<[Duration; 2]>,
     pub publishers: Vec<Publisher>,
-    /// For what is decided on the way.
+    /// Seed of decisions during the run.
     pub seed: u64,
 }
 
-/// A publisher of a fault run.
+/// Parameters of a publisher.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Publisher {
     pub streams: u32,
@@ -52,17 +52,17 @@ pub struct Publisher {
     pub bytes: u64,
 }
 
-/// A fault of a schedule, for the report.
+/// A scheduled fault, as reported.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct StrikeReport {
+pub struct ScheduledFaultReport {
     pub fault: String,
     pub at_ms: u64,
     pub lasts_ms: u64,
 }
 
-impl Strike {
-    pub fn report(&self) -> StrikeReport {
-        StrikeReport {
+impl ScheduledFault {
+    pub fn report(&self) -> ScheduledFaultReport {
+        ScheduledFaultReport {
             fault: self.kind.name.to_owned(),
             at_ms: self.at.as_millis() as u64,
             lasts_ms: self.lasts.as_millis() as u64,
@@ -70,7 +70,7 @@ impl Strike {
     }
 }
 
-/// Every fault on every path, in an order by chance, so that few runs already meet many of them.
+/// Every fault on every path, shuffled, so that a few runs already cover many of them.
 pub fn cells(
     seed: u64,
     kinds: &[&'static Kind],
@@ -85,44 +85,51 @@ pub fn cells(
 }
 
 impl Schedule {
-    /// Schedule `number` of a run with this seed.
+    /// Draws schedule `number` of this seed.
     pub fn draw(seed: u64, number: u64, cells: &[(FaultPath, &'static Kind)]) -> Self {
         let (path, kind) = cells[(number % cells.len() as u64) as usize];
         let mut rng = Rng::with_seed(seed.wrapping_add(number));
-        // Faults begin until the first time, seconds, and publishers have work until the others. A
-        // path is given up after three seconds: faults are to happen before, while and after.
+        // Latest start of a fault, and how long publishers send, seconds. A stream gives up a path after
+        // three seconds: faults should happen before, during and after that.
         let (begin, work) = match path {
             FaultPath::Fallback => (6.0, [4.0, 5.0]),
             _ => (2.0, [2.5, 3.5]),
         };
-        let mut strikes = Vec::new();
+        let mut faults = Vec::new();
         let times = rng.u32(2..=3);
         for time in 0..times {
-            // Spread, so that one of them finds streams at work.
+            // Spread, so that at least one of them finds busy streams.
             let part = |time| begin * f64::from(time) / f64::from(times);
-            strikes.push(Strike::draw(&mut rng, kind, [part(time), part(time + 1)]));
+            faults.push(ScheduledFault::draw(
+                &mut rng,
+                kind,
+                [part(time), part(time + 1)],
+            ));
         }
-        let others: Vec<_> = KINDS.iter().filter(|other| other.goes_with(kind)).collect();
-        for _ in 0..rng.usize(0..=OTHERS) {
+        let others: Vec<_> = FAULT_CATALOG
+            .iter()
+            .filter(|other| other.goes_with(kind))
+            .collect();
+        for _ in 0..rng.usize(0..=MAX_OTHER_FAULTS) {
             let other = others[rng.usize(..others.len())];
-            strikes.push(Strike::draw(&mut rng, other, [0.0, begin]));
+            faults.push(ScheduledFault::draw(&mut rng, other, [0.0, begin]));
         }
-        let strikes = one_at_a_time(strikes);
+        let faults = one_at_a_time(faults);
         let silence = (path == FaultPath::Fallback).then(|| {
             let begin = match rng.u32(..3) {
                 0 => Duration::ZERO,
                 _ => seconds(&mut rng, 0.1, 1.2),
             };
-            // Longer than a path without answers takes to be given up.
+            // Longer than a stream waits before it gives up a silent path.
             [begin, begin + seconds(&mut rng, 2.0, 6.0)]
         });
-        let may_die = strikes.iter().any(|strike| strike.kind.kills_publishers);
-        let publishers = publishers(&mut rng, kind.room, may_die, work);
+        let may_die = faults.iter().any(|fault| fault.kind.kills_publishers);
+        let publishers = publishers(&mut rng, kind.capacity, may_die, work);
         Self {
             number,
             path,
             kind,
-            strikes,
+            faults,
             silence,
             publishers,
             seed: rng.u64(..),
@@ -138,7 +145,7 @@ impl Schedule {
     }
 }
 
-impl Strike {
+impl ScheduledFault {
     fn draw(rng: &mut Rng, kind: &'static Kind, [from, to]: [f64; 2]) -> Self {
         Self {
             kind,
@@ -148,23 +155,28 @@ impl Strike {
     }
 }
 
-/// In order, and none while another of its kind lasts: that one's end would be its own.
-fn one_at_a_time(mut strikes: Vec<Strike>) -> Vec<Strike> {
-    strikes.sort_by_key(|strike| strike.at);
-    let mut kept: Vec<Strike> = Vec::with_capacity(strikes.len());
-    for strike in strikes {
+/// Sorts faults by start and drops those that overlap one of their kind, whose end would end both.
+fn one_at_a_time(mut faults: Vec<ScheduledFault>) -> Vec<ScheduledFault> {
+    faults.sort_by_key(|fault| fault.at);
+    let mut kept: Vec<ScheduledFault> = Vec::with_capacity(faults.len());
+    for fault in faults {
         let lasts =
-            |other: &Strike| other.kind == strike.kind && other.at + other.lasts >= strike.at;
+            |other: &ScheduledFault| other.kind == fault.kind && other.at + other.lasts >= fault.at;
         if !kept.iter().any(lasts) {
-            kept.push(strike);
+            kept.push(fault);
         }
     }
     kept
 }
 
-fn publishers(rng: &mut Rng, room: Room, may_die: bool, work: [f64; 2]) -> Vec<Publisher> {
-    // Who reads along a log that does not hold everything reads one stream.
-    let count = if room == Room::Small {
+fn publishers(
+    rng: &mut Rng,
+    capacity: LogCapacity,
+    may_die: bool,
+    work: [f64; 2],
+) -> Vec<Publisher> {
+    // A reader that follows a log that does not hold everything reads one stream.
+    let count = if capacity == LogCapacity::Small {
         1
     } else {
         rng.u64(1..=3)
@@ -172,8 +184,8 @@ fn publishers(rng: &mut Rng, room: Room, may_die: bool, work: [f64; 2]) -> Vec<P
     let rate = rng.u64(RATE[0]..RATE[1]) / count;
     (0..count)
         .map(|_| Publisher {
-            // What a killed one sent can only be told apart in one stream.
-            streams: if may_die || room == Room::Small {
+            // The lines of a killed publisher can be checked only if it had one stream.
+            streams: if may_die || capacity == LogCapacity::Small {
                 1
             } else {
                 rng.u32(1..=3)
@@ -194,7 +206,7 @@ mod tests {
     fn all() -> Vec<(FaultPath, &'static Kind)> {
         cells(
             5,
-            &KINDS.iter().collect::<Vec<_>>(),
+            &FAULT_CATALOG.iter().collect::<Vec<_>>(),
             FaultPath::value_variants(),
         )
     }
@@ -203,8 +215,8 @@ mod tests {
     fn a_seed_repeats_a_schedule() {
         let draw = |seed, number| Schedule::draw(seed, number, &all());
         assert_eq!(draw(1, 7), draw(1, 7));
-        assert_ne!(draw(1, 7).strikes, draw(2, 7).strikes);
-        assert_ne!(draw(1, 7).strikes, draw(1, 8).strikes);
+        assert_ne!(draw(1, 7).faults, draw(2, 7).faults);
+        assert_ne!(draw(1, 7).faults, draw(1, 8).faults);
     }
 
     #[test]
@@ -224,9 +236,9 @@ mod tests {
     fn schedules_can_be_checked_afterwards() {
         let cells = all();
         for schedule in (0..2000).map(|number| Schedule::draw(3, number, &cells)) {
-            assert_eq!(one_at_a_time(schedule.strikes.clone()), schedule.strikes);
-            let own = |strike: &Strike| strike.kind.name == schedule.kind.name;
-            assert!(schedule.strikes.iter().any(own));
+            assert_eq!(one_at_a_time(schedule.faults.clone()), schedule.faults);
+            let own = |fault: &ScheduledFault| fault.kind.name == schedule.kind.name;
+            assert!(schedule.faults.iter().any(own));
             assert_eq!(
                 schedule.silence.is_some(),
                 schedule.path == FaultPath::Fallback
@@ -236,22 +248,22 @@ mod tests {
                 .iter()
                 .map(|publisher| publisher.bytes)
                 .sum();
-            let small = schedule.kind.room == Room::Small;
-            assert!(small || bytes < schedule.kind.room.ring() / 2, "{bytes}");
+            let small = schedule.kind.capacity == LogCapacity::Small;
+            assert!(
+                small || bytes < schedule.kind.capacity.ring() / 2,
+                "{bytes}"
+            );
             let streams = schedule
                 .publishers
                 .iter()
                 .map(|publisher| publisher.streams);
             let may_die = schedule
-                .strikes
+                .faults
                 .iter()
-                .any(|strike| strike.kind.kills_publishers);
+                .any(|fault| fault.kind.kills_publishers);
             assert!(streams.max() == Some(1) || !(small || may_die));
             // A reader that follows ends with its broker.
-            let dies = schedule
-                .strikes
-                .iter()
-                .any(|strike| strike.kind.ends_brokers);
+            let dies = schedule.faults.iter().any(|fault| fault.kind.ends_brokers);
             assert!(!(small && dies));
         }
     }

@@ -1,12 +1,12 @@
-//! `penstock-lab faults`: everything that may befall publishers, brokers, readers and the link between
-//! them, on every path, and whether the logs hold what publishers were told that they hold.
+//! `penstock-lab faults`: injects every kind of fault into publishers, brokers, readers and their link, on
+//! every path, and checks that the logs hold everything that was acknowledged.
 
+mod broker_slot;
 mod checker;
-mod kinds;
+mod fault_catalog;
 mod links;
 mod report;
 mod schedule;
-mod seat;
 mod trial;
 
 use std::fs;
@@ -17,12 +17,12 @@ use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
 use penstock_process::{output, progress};
 
-pub use kinds::KINDS;
+pub use fault_catalog::FAULT_CATALOG;
 
-use crate::actors::Stage;
 use crate::cli;
 use crate::interrupt::Interrupt;
 use crate::netns::Net;
+use crate::processes::RunContext;
 use crate::results;
 use crate::testbed::{Binaries, BufferDir};
 pub use report::{FAULTS, Report};
@@ -32,10 +32,10 @@ use trial::Trial;
 const MTU: u32 = 1500;
 const TOPIC: &str = "faults";
 
-/// Runs it; true when nothing was wrong.
+/// Runs the command; true when it found no problem.
 pub fn run(options: &cli::Faults, interrupt: &Interrupt) -> Result<bool> {
     if options.list {
-        let kinds = KINDS
+        let kinds = FAULT_CATALOG
             .iter()
             .map(|kind| format!("{:<20} {}\n", kind.name, kind.what));
         return output::print(kinds.collect::<String>()).map(|()| true);
@@ -61,13 +61,16 @@ fn fault_runs(
     interrupt: &Interrupt,
 ) -> Result<Report> {
     let asked = |name: &str| options.faults.is_empty() || options.faults.iter().any(|f| f == name);
-    let kinds: Vec<_> = KINDS.iter().filter(|kind| asked(kind.name)).collect();
+    let kinds: Vec<_> = FAULT_CATALOG
+        .iter()
+        .filter(|kind| asked(kind.name))
+        .collect();
     let cells = schedule::cells(seed, &kinds, &options.paths);
     let numbers = match options.only {
         Some(number) => number..number + 1,
         None => 0..options.schedules.unwrap_or(cells.len() as u64),
     };
-    let net = Net::create_with_middle(1, MTU, &links::middle())?;
+    let net = Net::create_with_emulation(1, MTU, &links::link_emulation())?;
     let buffers = BufferDir::create()?;
     let bar = bar_over(numbers.end - numbers.start);
     let mut report = Report::new(seed, selection(options));
@@ -80,13 +83,13 @@ fn fault_runs(
         ));
         let own = folder.join(format!("run-{number}"));
         fs::create_dir(&own).with_context(|| format!("cannot create {}", own.display()))?;
-        let stage = Stage {
+        let context = RunContext {
             net: &net,
             binaries,
             topic: TOPIC,
             folder: &own,
         };
-        let trial = Trial::prepare(stage, &buffers, &schedule, interrupt)?;
+        let trial = Trial::prepare(context, &buffers, &schedule, interrupt)?;
         let run = trial.run()?;
         for problem in &run.problems {
             bar.suspend(|| penstock_process::say(&run.title(), problem));
@@ -98,7 +101,7 @@ fn fault_runs(
     Ok(report)
 }
 
-/// What a command to repeat a run needs beside its numbers.
+/// Options that a command to repeat a run needs beside seed and number.
 fn selection(options: &cli::Faults) -> String {
     let mut selection = String::new();
     let paths: Vec<_> = options.paths.iter().map(|path| path.name()).collect();

@@ -1,4 +1,4 @@
-//! What fault runs found, for programs and for people.
+//! Report of the fault runs: JSON and Markdown.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -6,8 +6,8 @@ use std::fmt::Write;
 use serde::{Deserialize, Serialize};
 
 use super::checker::Wrong;
-use super::kinds::KINDS;
-use super::schedule::{Schedule, StrikeReport};
+use super::fault_catalog::FAULT_CATALOG;
+use super::schedule::{Schedule, ScheduledFaultReport};
 use crate::cli::FaultPath;
 
 /// Kind of the report.
@@ -16,26 +16,26 @@ pub const FAULTS: &str = "faults";
 /// One fault run.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct RunReport {
-    /// Of its schedule.
+    /// Number of its schedule.
     pub number: u64,
     pub path: FaultPath,
-    /// What it was about.
+    /// The fault that it tests.
     pub fault: String,
-    pub strikes: Vec<StrikeReport>,
+    pub strikes: Vec<ScheduledFaultReport>,
     pub seconds: f64,
-    /// Lines that publishers were told are acked.
+    /// Lines that publishers saw acknowledged.
     pub lines_acked: u64,
     pub lines_in_log: u64,
-    /// Of publishers that were killed, in the log.
+    /// Lines of killed publishers in the log.
     pub lines_of_killed: u64,
-    /// Streams that ended with all acked, by the path that they had at the end.
+    /// Streams that ended with everything acknowledged, by their last path.
     pub streams: BTreeMap<String, u64>,
-    /// Times that a stream went on over another connection.
+    /// Number of times that a stream continued over another connection.
     pub moves: u64,
-    /// What happened, by name: packets by what became of them, and everything else.
+    /// Counters by name: packets by outcome, and all other events.
     pub counts: BTreeMap<String, u64>,
     pub wrong: Wrong,
-    /// Empty when all is well.
+    /// Empty if the run found no problem.
     pub problems: Vec<String>,
 }
 
@@ -43,40 +43,36 @@ pub struct RunReport {
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Report {
     pub kind: String,
-    /// Repeats the schedules.
+    /// Seed that reproduces the schedules.
     pub seed: u64,
-    /// Paths and faults that were asked for, as options.
+    /// Options for the chosen paths and faults.
     pub selection: String,
     pub problems: usize,
     pub cells: Vec<Cell>,
     pub runs: Vec<RunReport>,
 }
 
-/// All runs about one fault on one path.
+/// All runs that test one fault on one path.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Cell {
     pub fault: String,
     pub path: FaultPath,
     pub runs: u64,
     pub lines_acked: u64,
-    /// How often the fault happened: packets, or times.
+    /// How often the fault happened: packets or events.
     pub happened: u64,
     pub wrong: Wrong,
     pub problems: usize,
 }
 
 impl RunReport {
-    /// Of a run that has not begun.
+    /// Report of a run that has not begun.
     pub fn of(schedule: &Schedule) -> Self {
         Self {
             number: schedule.number,
             path: schedule.path,
             fault: schedule.kind.name.to_owned(),
-            strikes: schedule
-                .strikes
-                .iter()
-                .map(|strike| strike.report())
-                .collect(),
+            strikes: schedule.faults.iter().map(|fault| fault.report()).collect(),
             seconds: 0.0,
             lines_acked: 0,
             lines_in_log: 0,
@@ -120,7 +116,7 @@ impl Report {
                 self.cells.last_mut().expect("there is one")
             }
         };
-        let counted = KINDS.iter().find(|kind| kind.name == run.fault);
+        let counted = FAULT_CATALOG.iter().find(|kind| kind.name == run.fault);
         let happened = counted.and_then(|kind| run.counts.get(kind.counted));
         cell.runs += 1;
         cell.lines_acked += run.lines_acked;
@@ -131,7 +127,7 @@ impl Report {
         self.runs.push(run);
     }
 
-    /// For people, in Markdown.
+    /// The report in Markdown.
     pub fn summary(&self) -> String {
         let mut out = self.table();
         let mut part = |text: String| write!(out, "\n\n{text}").expect("a string takes all");
@@ -169,7 +165,7 @@ impl Report {
         )
     }
 
-    /// Faults by paths: how often each happened, under how many lines that were acked.
+    /// Table of faults by path: how often each happened, and how many lines were acknowledged.
     fn table(&self) -> String {
         let paths: Vec<_> = {
             let mut paths: Vec<_> = self.cells.iter().map(|cell| cell.path).collect();
@@ -189,7 +185,7 @@ impl Report {
             write!(rule, "{:->32}:|", "").expect("a string takes all");
         }
         out = format!("{out}\n{rule}");
-        for kind in KINDS {
+        for kind in FAULT_CATALOG {
             let of_kind = |path| {
                 let mut cells = self.cells.iter();
                 cells.find(|cell| cell.fault == kind.name && cell.path == path)
@@ -241,7 +237,7 @@ mod tests {
     use super::*;
 
     fn run(number: u64, happened: u64, problems: &[&str]) -> RunReport {
-        let kind = &KINDS[0];
+        let kind = &FAULT_CATALOG[0];
         let cells = cells(1, &[kind], &[FaultPath::Xdp]);
         let mut run = RunReport::of(&Schedule::draw(1, number, &cells));
         run.lines_acked = 10;

@@ -1,4 +1,4 @@
-//! The link of a fault run, and what can be done to it while it is in use.
+//! The link of a fault run, and changes to it while it is in use.
 
 use std::collections::BTreeMap;
 
@@ -6,30 +6,32 @@ use anyhow::Result;
 use penstock_ebpf::{Faults, Protocol};
 
 use crate::cli::Profile;
-use crate::middle::{Carriers, Plan};
-use crate::netns::{Middle, Net, Place};
+use crate::link_emulation::{Forwarders, Plan};
+use crate::netns::{LinkEmulation, Net, Place};
 
 /// The only link.
 const LINK: usize = 0;
 const BOTH: &str = "protocol=both";
 
-/// The link, on which packets are carried from when it is made until it ends.
+/// The link. It forwards packets from its creation to its end.
 #[derive(Debug)]
 pub struct Links<'a> {
     net: &'a Net,
-    carriers: Option<Carriers>,
+    forwarders: Option<Forwarders>,
     seed: u64,
     faults: Faults,
-    /// No datagram gets through.
+    /// Whether it drops every datagram.
     silent: bool,
-    /// Packets by what became of them.
+    /// Number of packets by outcome.
     counts: BTreeMap<String, u64>,
 }
 
-/// How the link is to be set up for it.
-pub fn middle() -> Middle {
+/// How to set up the link.
+pub fn link_emulation() -> LinkEmulation {
     let delayed = plan(Some("1ms"), 0);
-    delayed.middle(Profile::Wire).expect("there is a middle")
+    delayed
+        .link_emulation(Profile::Wire)
+        .expect("there is a middle")
 }
 
 fn plan(delay: Option<&str>, seed: u64) -> Plan {
@@ -45,39 +47,39 @@ fn plan(delay: Option<&str>, seed: u64) -> Plan {
 }
 
 impl<'a> Links<'a> {
-    /// A good link.
+    /// A link without faults.
     pub fn open(net: &'a Net, seed: u64) -> Result<Self> {
         let mut links = Self {
             net,
-            carriers: None,
+            forwarders: None,
             seed,
             faults: Faults::NONE,
             silent: false,
             counts: BTreeMap::new(),
         };
-        links.carry(None)?;
+        links.restart_forwarders(None)?;
         Ok(links)
     }
 
-    /// Changes what packets meet.
-    pub fn treat(&mut self, change: impl FnOnce(&mut Faults)) -> Result<()> {
+    /// Changes the packet faults.
+    pub fn set_faults(&mut self, change: impl FnOnce(&mut Faults)) -> Result<()> {
         change(&mut self.faults);
         self.apply()
     }
 
-    /// Whether datagrams get through at all; segments do.
+    /// Drops every datagram, or no longer; TCP segments pass.
     pub fn silence(&mut self, silent: bool) -> Result<()> {
         self.silent = silent;
         self.apply()
     }
 
-    /// Packets to the broker take longer.
+    /// Delays packets to the broker.
     pub fn delay(&mut self, delay: &str) -> Result<()> {
-        self.carry(Some(delay))
+        self.restart_forwarders(Some(delay))
     }
 
-    pub fn no_delay(&mut self) -> Result<()> {
-        self.carry(None)
+    pub fn remove_delay(&mut self) -> Result<()> {
+        self.restart_forwarders(None)
     }
 
     /// Changes one interface.
@@ -86,25 +88,25 @@ impl<'a> Links<'a> {
     }
 
     /// Changes all of them.
-    pub fn everywhere(&self, change: &[&str]) -> Result<()> {
+    pub fn change_all(&self, change: &[&str]) -> Result<()> {
         let mut places = Place::ALL.into_iter();
         places.try_for_each(|place| self.change(place, change))
     }
 
-    /// As it was at first, for the next run; returns what became of packets.
+    /// Restores the link for the next run, and returns the number of packets by outcome.
     pub fn end(mut self) -> Result<BTreeMap<String, u64>> {
         self.stop()?;
-        self.everywhere(&["mtu", "1500", "up"])?;
+        self.change_all(&["mtu", "1500", "up"])?;
         self.net.wait_for_carriers()?;
         Ok(std::mem::take(&mut self.counts))
     }
 
-    /// Packets are carried anew: for a moment none is.
-    fn carry(&mut self, delay: Option<&str>) -> Result<()> {
+    /// Restarts the forwarders; for a moment no packet passes.
+    fn restart_forwarders(&mut self, delay: Option<&str>) -> Result<()> {
         self.stop()?;
         self.seed += 1;
         let plan = plan(delay, self.seed);
-        self.carriers = Some(Carriers::start(self.net, 1, plan)?);
+        self.forwarders = Some(Forwarders::start(self.net, 1, plan)?);
         self.apply()
     }
 
@@ -113,18 +115,18 @@ impl<'a> Links<'a> {
             loss: if self.silent { 1.0 } else { self.faults.loss },
             ..self.faults
         };
-        let Some(carriers) = &self.carriers else {
+        let Some(forwarders) = &self.forwarders else {
             return Ok(());
         };
-        carriers.set(Protocol::Udp, &udp)?;
-        carriers.set(Protocol::Tcp, &self.faults)
+        forwarders.set(Protocol::Udp, &udp)?;
+        forwarders.set(Protocol::Tcp, &self.faults)
     }
 
     fn stop(&mut self) -> Result<()> {
-        let Some(carriers) = self.carriers.take() else {
+        let Some(forwarders) = self.forwarders.take() else {
             return Ok(());
         };
-        let (faults, delay) = carriers.finish()?;
+        let (faults, delay) = forwarders.finish()?;
         for link in faults.iter().flat_map(|report| &report.links) {
             for (what, count) in &link.counts {
                 *self.counts.entry(what.clone()).or_default() += count;

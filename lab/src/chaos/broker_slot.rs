@@ -1,4 +1,4 @@
-//! The broker's place in a fault run: there may be none for a while, and the next one takes up the log.
+//! The broker of a fault run: it may be absent for a while, and its successor recovers the log.
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
@@ -7,25 +7,25 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use bytesize::ByteSize;
 
-use super::kinds::Room;
-use crate::actors::Stage;
+use super::fault_catalog::LogCapacity;
 use crate::cli::{self, FaultPath, Mode, Route, Workload};
 use crate::cluster::{Brokers, Cluster};
 use crate::interrupt::Interrupt;
 use crate::netns::Net;
 use crate::process::Running;
+use crate::processes::RunContext;
 use crate::testbed::{Binaries, BufferDir};
 
-/// Batches that a log's index holds: more than any run sends.
+/// Capacity of a log's index, batches: more than any run sends.
 const INDEX_SLOTS: u64 = 32_768;
-/// Of a directory that holds little more than the logs: so many logs.
+/// Number of logs that fit in the directory under [`LogCapacity::Bounded`].
 const LOGS: u64 = 5;
-/// What takes up the rest of the directory.
+/// File that takes up the rest of the directory.
 const FILLER: &str = "filler";
 
-/// Where the broker is, or was.
+/// One broker at a time, on the same directory and address.
 #[derive(Debug)]
-pub struct Seat<'a> {
+pub struct BrokerSlot<'a> {
     net: &'a Net,
     binaries: &'a Binaries,
     buffers: &'a BufferDir,
@@ -33,17 +33,17 @@ pub struct Seat<'a> {
     route: Route,
     workload: Workload,
     cluster: Option<Cluster>,
-    /// Brokers that there have been.
+    /// Number of brokers started so far.
     lives: u32,
 }
 
-impl<'a> Seat<'a> {
+impl<'a> BrokerSlot<'a> {
     /// Starts the first broker, in an empty directory.
     pub fn take(
-        stage: Stage<'a>,
+        context: RunContext<'a>,
         buffers: &'a BufferDir,
         path: FaultPath,
-        room: Room,
+        capacity: LogCapacity,
         interrupt: &Interrupt,
     ) -> Result<Self> {
         let mode = if path == FaultPath::Tcp {
@@ -51,31 +51,31 @@ impl<'a> Seat<'a> {
         } else {
             Mode::Xdp
         };
-        let (route, mut workload) = cli::of_brokers(mode, stage.topic, ByteSize(room.ring()));
-        let segment = (16 << 20).min(room.ring() / 8);
+        let (route, mut workload) = cli::of_brokers(mode, context.topic, ByteSize(capacity.ring()));
+        let segment = (16 << 20).min(capacity.ring() / 8);
         workload.broker_option = vec![
             format!("--segment-size={segment}"),
             format!("--index-slots={INDEX_SLOTS}"),
         ];
         buffers.clear()?;
-        if room == Room::Bounded {
-            buffers.bound(0, LOGS * (room.ring() + INDEX_SLOTS * 128 + (64 << 10)))?;
+        if capacity == LogCapacity::Bounded {
+            buffers.bound(0, LOGS * (capacity.ring() + INDEX_SLOTS * 128 + (64 << 10)))?;
         }
-        let mut seat = Self {
-            net: stage.net,
-            binaries: stage.binaries,
+        let mut broker_slot = Self {
+            net: context.net,
+            binaries: context.binaries,
             buffers,
-            folder: stage.folder,
+            folder: context.folder,
             route,
             workload,
             cluster: None,
             lives: 0,
         };
-        seat.ensure(0, interrupt)?;
-        Ok(seat)
+        broker_slot.ensure(0, interrupt)?;
+        Ok(broker_slot)
     }
 
-    /// Starts a broker if there is none, whose monotonic clock is so many seconds ahead.
+    /// Starts a broker if none is running. Its monotonic clock is `ahead` seconds ahead.
     pub fn ensure(&mut self, ahead: i64, interrupt: &Interrupt) -> Result<()> {
         if self.cluster.is_some() {
             return Ok(());
@@ -104,18 +104,18 @@ impl<'a> Seat<'a> {
         Ok(())
     }
 
-    /// SIGKILL; whether there was a broker.
+    /// Sends SIGKILL; false if no broker was running.
     pub fn kill(&mut self) -> bool {
         self.cluster.take().is_some()
     }
 
-    /// Its process, if there is one.
+    /// The broker's process, if one is running.
     pub fn process(&mut self) -> Option<&mut Running> {
         self.cluster.as_mut()?.processes().next()
     }
 
-    /// Forgets a broker that has ended by itself; returns what it said at last.
-    pub fn bury(&mut self) -> Result<Option<String>> {
+    /// Clears the slot if the broker exited by itself, and returns its last message.
+    pub fn reap(&mut self) -> Result<Option<String>> {
         let Some(cluster) = &mut self.cluster else {
             return Ok(None);
         };
@@ -126,7 +126,7 @@ impl<'a> Seat<'a> {
         Ok(Some(error.to_string()))
     }
 
-    /// Ends the broker as an operator would.
+    /// Stops the broker with SIGTERM, as an operator would.
     pub fn stop(&mut self) -> Result<()> {
         match self.cluster.take() {
             Some(cluster) => cluster.stop().map(|_| ()),
@@ -139,7 +139,7 @@ impl<'a> Seat<'a> {
         self.buffers.of_broker(0).join(format!("{topic}.log"))
     }
 
-    /// Leaves no byte of the directory free.
+    /// Fills the directory to the last byte.
     pub fn fill_directory(&self) -> Result<()> {
         let path = self.buffers.of_broker(0).join(FILLER);
         let what = || format!("cannot fill {}", path.display());
@@ -153,7 +153,7 @@ impl<'a> Seat<'a> {
             // SAFETY: the descriptor is open; posix_fallocate touches no memory of ours.
             match unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, bytes as i64) } {
                 0 => return Ok(()),
-                // A log that is being made has taken some of it.
+                // A log that is being created has taken some of it.
                 libc::ENOSPC => {}
                 code => return Err(std::io::Error::from_raw_os_error(code)).with_context(what),
             }

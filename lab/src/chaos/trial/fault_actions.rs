@@ -1,4 +1,4 @@
-//! What kinds of faults do to those who take part in a run.
+//! Actions of the fault catalogue on the processes of a run.
 
 use std::fs;
 use std::time::Duration;
@@ -6,15 +6,15 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::super::schedule;
-use super::{Player, Probe, Trial};
-use crate::actors::Fate;
-use crate::vitals::Look;
+use super::{Probe, PublisherRun, Trial};
+use crate::processes::ProcessFault;
+use crate::resource_usage::ResourceUsage;
 
-/// What publishers that only ask for a topic send, bytes.
+/// Bytes sent by a publisher that only creates a topic.
 const PROBE_BYTES: usize = 20_000;
-/// Address space that a process may still get when it is to get no more: what its threads need to go on.
+/// Address space above the current use that a limited process may still allocate, for its threads to run.
 const SPARE_MEMORY: u64 = 1 << 20;
-/// What a broker says that is started on an interface that is down.
+/// Phrase in the error of a broker that was started on an interface that is down.
 const LINK_IS_DOWN: &str = "is down; ip link set";
 
 impl Trial<'_> {
@@ -29,9 +29,9 @@ impl Trial<'_> {
         Ok(())
     }
 
-    /// Another broker takes up the log if there is none, with a monotonic clock so many seconds ahead.
-    /// As long as it refuses to start because of another fault, it is started again and again.
-    pub fn broker_comes(&mut self, ahead: i64) -> Result<()> {
+    /// Starts a broker on the log if none is running, with its monotonic clock `ahead` seconds ahead. While
+    /// another fault keeps it from starting, the run retries.
+    pub fn ensure_broker(&mut self, ahead: i64) -> Result<()> {
         self.broker_due = None;
         match self.broker.ensure(ahead, self.interrupt) {
             Err(error) if error.to_string().contains(LINK_IS_DOWN) => {
@@ -52,51 +52,55 @@ impl Trial<'_> {
     }
 
     pub fn kill_publisher(&mut self) -> Result<()> {
-        if let Some(player) = self.some_player() {
-            player.publishing.meet(Fate::Killed(Duration::ZERO));
+        if let Some(publisher) = self.any_publisher() {
+            publisher
+                .publishing
+                .inject(ProcessFault::Killed(Duration::ZERO));
         }
         Ok(())
     }
 
     pub fn stop_publisher(&mut self, lasts: Duration) -> Result<()> {
-        if let Some(player) = self.some_player() {
-            player.publishing.meet(Fate::Stopped(Duration::ZERO, lasts));
+        if let Some(publisher) = self.any_publisher() {
+            publisher
+                .publishing
+                .inject(ProcessFault::Stopped(Duration::ZERO, lasts));
             self.count("publishers_stopped");
         }
         Ok(())
     }
 
     pub fn stop_reader(&mut self, registered: bool, lasts: Duration) {
-        if let Some(guest) = &mut self.guests[usize::from(!registered)] {
-            guest.meet(Fate::Stopped(Duration::ZERO, lasts));
+        if let Some(reader) = &mut self.readers[usize::from(!registered)] {
+            reader.inject(ProcessFault::Stopped(Duration::ZERO, lasts));
             self.count("readers_stopped");
         }
     }
 
-    /// Kills the registered reader; another one comes.
+    /// Kills the registered reader and starts another one.
     pub fn kill_reader(&mut self) -> Result<()> {
-        if let Some(mut guest) = self.guests[0].take() {
-            guest.meet(Fate::Killed(Duration::ZERO));
-            self.reader_leaves(guest)?;
+        if let Some(mut reader) = self.readers[0].take() {
+            reader.inject(ProcessFault::Killed(Duration::ZERO));
+            self.finish_reader(reader)?;
         }
-        self.reader_comes(true)
+        self.start_reader(true)
     }
 
-    /// A publisher asks for a new topic. If it may be refused, so may those that asked before it and
-    /// still wait for a broker.
+    /// Starts a publisher that creates a topic. If the broker may refuse it, it may also refuse earlier ones
+    /// that still wait for a broker.
     pub fn probe(&mut self, probe: Probe) -> Result<()> {
         if probe != Probe::Accepted {
-            let waiting = self.players.iter_mut().filter_map(|p| p.probe.as_mut());
+            let waiting = self.publishers.iter_mut().filter_map(|p| p.probe.as_mut());
             waiting.for_each(|earlier| *earlier = probe);
         }
-        let topic = format!("probe-{}", self.publishers);
+        let topic = format!("probe-{}", self.publisher_count);
         let plan = schedule::Publisher {
             streams: 1,
             rate: 1 << 20,
             batch: 4096,
             bytes: PROBE_BYTES as u64,
         };
-        self.publisher_comes(&topic, plan, Some(probe))
+        self.start_publisher(&topic, plan, Some(probe))
     }
 
     pub fn limit_broker(&mut self, resource: libc::__rlimit_resource_t) -> Result<()> {
@@ -110,55 +114,55 @@ impl Trial<'_> {
     }
 
     pub fn limit_publishers(&mut self, resource: libc::__rlimit_resource_t) -> Result<()> {
-        for at in 0..self.players.len() {
-            let player = &mut self.players[at];
-            let process = player.publishing.process();
-            // It may have ended by now, or not have become one yet.
+        for at in 0..self.publishers.len() {
+            let publisher = &mut self.publishers[at];
+            let process = publisher.publishing.process();
+            // It may have exited, or not have called execve yet.
             if process.ended()?.is_some() || !is_publisher(process.id()) {
                 continue;
             }
             process.limit(resource, Some(held(process.id(), resource)?))?;
-            player.may_die |= resource == libc::RLIMIT_AS;
+            publisher.may_die |= resource == libc::RLIMIT_AS;
             self.count("limits_set");
         }
         Ok(())
     }
 
     pub fn lift_limits(&mut self, resource: libc::__rlimit_resource_t) -> Result<()> {
-        let players = self
-            .players
+        let publishers = self
+            .publishers
             .iter_mut()
-            .map(|player| player.publishing.process());
-        for process in players.chain(self.broker.process()) {
+            .map(|publisher| publisher.publishing.process());
+        for process in publishers.chain(self.broker.process()) {
             if process.ended()?.is_none() {
                 process.limit(resource, None)?;
             }
         }
-        self.broker_comes(0)
+        self.ensure_broker(0)
     }
 
-    /// One of those that publish what the run is about.
-    fn some_player(&mut self) -> Option<&mut Player> {
-        let mut players: Vec<_> = self
-            .players
+    /// A random publisher of the run's topic.
+    fn any_publisher(&mut self) -> Option<&mut PublisherRun> {
+        let mut publishers: Vec<_> = self
+            .publishers
             .iter_mut()
-            .filter(|player| player.probe.is_none())
+            .filter(|publisher| publisher.probe.is_none())
             .collect();
-        let count = players.len();
-        (count > 0).then(|| players.swap_remove(self.rng.usize(..count)))
+        let count = publishers.len();
+        (count > 0).then(|| publishers.swap_remove(self.rng.usize(..count)))
     }
 }
 
-/// How much of a resource a process has now: its limit, if it is to get no more.
+/// A process's current use of a resource, as the limit that leaves it no more.
 fn held(pid: u32, resource: libc::__rlimit_resource_t) -> Result<u64> {
-    let look = Look::at(pid)?;
+    let sample = ResourceUsage::at(pid)?;
     Ok(match resource {
-        libc::RLIMIT_AS => look.address_space_bytes + SPARE_MEMORY,
-        _ => look.descriptors,
+        libc::RLIMIT_AS => sample.address_space_bytes + SPARE_MEMORY,
+        _ => sample.descriptors,
     })
 }
 
-/// Whether a process runs the publisher, not yet another program that becomes it.
+/// Whether a process has already become the publisher through execve.
 fn is_publisher(pid: u32) -> bool {
     let name = fs::read_to_string(format!("/proc/{pid}/comm"));
     name.is_ok_and(|name| name.starts_with("penstock-pub"))

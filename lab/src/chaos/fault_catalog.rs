@@ -1,4 +1,4 @@
-//! Every fault in one table: what it is called, how it begins and how it ends.
+//! The catalogue of faults: name, begin action and end action of each.
 
 use std::time::Duration;
 
@@ -8,19 +8,19 @@ use penstock_ebpf::Faults;
 use super::trial::{Probe, Trial};
 use crate::netns::Place;
 
-/// How much of a run its log holds.
+/// How much of a run fits in its log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Room {
-    /// All: it is read afterwards.
+pub enum LogCapacity {
+    /// All of it; it is read afterwards.
     Large,
-    /// All, in a directory that holds little more.
+    /// All of it, in a directory with little more room.
     Bounded,
-    /// Little: readers that lag matter.
+    /// Little, so that lagging readers matter.
     Small,
 }
 
-impl Room {
-    /// Bytes of the log's ring.
+impl LogCapacity {
+    /// Size of the log's ring, bytes.
     pub fn ring(self) -> u64 {
         match self {
             Self::Large | Self::Bounded => 32 << 20,
@@ -32,27 +32,27 @@ impl Room {
 /// A kind of fault.
 pub struct Kind {
     pub name: &'static str,
-    /// For `--list`.
+    /// Description for `--list`.
     pub what: &'static str,
-    /// Which count of the run tells how often it happened.
+    /// Name of the counter that shows how often it happened.
     pub counted: &'static str,
-    /// How long it lasts, seconds.
+    /// Range of its duration, seconds.
     pub lasts: [f64; 2],
-    pub room: Room,
-    /// It may happen beside others.
+    pub capacity: LogCapacity,
+    /// Whether it may overlap with other faults.
     pub mixes: bool,
-    /// Publishers may end by it, and not have been told of all that is acked.
+    /// Whether it may end publishers before they report all that was acknowledged.
     pub kills_publishers: bool,
-    /// Brokers end by it, and readers that follow with them.
+    /// Whether it ends brokers, and with them readers that follow.
     pub ends_brokers: bool,
     pub begin: fn(&mut Trial<'_>, Duration) -> Result<()>,
     pub end: fn(&mut Trial<'_>) -> Result<()>,
 }
 
 impl Kind {
-    /// Whether it may happen in a run that is about `main`.
+    /// Whether it may happen in a run that tests `main`.
     pub fn goes_with(&self, main: &Self) -> bool {
-        self.mixes && !(self.ends_brokers && main.room == Room::Small)
+        self.mixes && !(self.ends_brokers && main.capacity == LogCapacity::Small)
     }
 }
 
@@ -68,13 +68,13 @@ impl PartialEq for Kind {
     }
 }
 
-/// What most kinds are like.
+/// Defaults of a kind.
 const PLAIN: Kind = Kind {
     name: "",
     what: "",
     counted: "",
     lasts: [0.3, 1.4],
-    room: Room::Large,
+    capacity: LogCapacity::Large,
     mixes: true,
     kills_publishers: false,
     ends_brokers: false,
@@ -82,52 +82,52 @@ const PLAIN: Kind = Kind {
     end: |_| Ok(()),
 };
 
-pub static KINDS: &[Kind] = &[
+pub static FAULT_CATALOG: &[Kind] = &[
     Kind {
         name: "loss",
         what: "2 to 15 % of the packets are lost",
         counted: "lost",
-        begin: |trial, _| treat(trial, 0.15, |faults, share| faults.loss = share),
-        end: |trial| trial.links.treat(|faults| faults.loss = 0.0),
+        begin: |trial, _| draw_share(trial, 0.15, |faults, share| faults.loss = share),
+        end: |trial| trial.links.set_faults(|faults| faults.loss = 0.0),
         ..PLAIN
     },
     Kind {
         name: "reorder",
         what: "2 to 30 % of the packets come 1 to 16 packets late",
         counted: "held",
-        begin: |trial, _| treat(trial, 0.3, |faults, share| faults.reorder = share),
-        end: |trial| trial.links.treat(|faults| faults.reorder = 0.0),
+        begin: |trial, _| draw_share(trial, 0.3, |faults, share| faults.reorder = share),
+        end: |trial| trial.links.set_faults(|faults| faults.reorder = 0.0),
         ..PLAIN
     },
     Kind {
         name: "duplicate",
         what: "2 to 30 % of the packets come twice",
         counted: "duplicated",
-        begin: |trial, _| treat(trial, 0.3, |faults, share| faults.duplicate = share),
-        end: |trial| trial.links.treat(|faults| faults.duplicate = 0.0),
+        begin: |trial, _| draw_share(trial, 0.3, |faults, share| faults.duplicate = share),
+        end: |trial| trial.links.set_faults(|faults| faults.duplicate = 0.0),
         ..PLAIN
     },
     Kind {
         name: "corrupt",
         what: "one bit of 2 to 5 % of the packets is another",
         counted: "corrupted",
-        begin: |trial, _| treat(trial, 0.05, |faults, share| faults.corrupt = share),
-        end: |trial| trial.links.treat(|faults| faults.corrupt = 0.0),
+        begin: |trial, _| draw_share(trial, 0.05, |faults, share| faults.corrupt = share),
+        end: |trial| trial.links.set_faults(|faults| faults.corrupt = 0.0),
         ..PLAIN
     },
     Kind {
         name: "truncate",
         what: "2 to 5 % of the packets come without their end",
         counted: "truncated",
-        begin: |trial, _| treat(trial, 0.05, |faults, share| faults.truncate = share),
-        end: |trial| trial.links.treat(|faults| faults.truncate = 0.0),
+        begin: |trial, _| draw_share(trial, 0.05, |faults, share| faults.truncate = share),
+        end: |trial| trial.links.set_faults(|faults| faults.truncate = 0.0),
         ..PLAIN
     },
     Kind {
         name: "delay",
         what: "packets to the broker take 1 to 20 ms, and up to as much again by chance",
         counted: "delayed",
-        // Links are interrupted when it begins, and take a while to recover.
+        // It interrupts the link when it begins, and streams take a while to recover.
         lasts: [1.0, 2.0],
         mixes: false,
         begin: |trial, _| {
@@ -135,7 +135,7 @@ pub static KINDS: &[Kind] = &[
             let jitter = trial.rng.u32(0..=least);
             trial.links.delay(&format!("{least}ms+{jitter}ms"))
         },
-        end: |trial| trial.links.no_delay(),
+        end: |trial| trial.links.remove_delay(),
         ..PLAIN
     },
     Kind {
@@ -143,7 +143,7 @@ pub static KINDS: &[Kind] = &[
         what: "an interface of the link is down, at either end or in the middle",
         counted: "links_down",
         begin: |trial, _| change_link(trial, "links_down", &["down"]),
-        end: |trial| trial.links.everywhere(&["up"]),
+        end: |trial| trial.links.change_all(&["up"]),
         ..PLAIN
     },
     Kind {
@@ -154,7 +154,7 @@ pub static KINDS: &[Kind] = &[
             let mtu = ["1280", "1400", "9000"][trial.rng.usize(..3)];
             change_link(trial, "mtu_changes", &["mtu", mtu])
         },
-        end: |trial| trial.links.everywhere(&["mtu", "1500"]),
+        end: |trial| trial.links.change_all(&["mtu", "1500"]),
         ..PLAIN
     },
     Kind {
@@ -163,7 +163,7 @@ pub static KINDS: &[Kind] = &[
         counted: "brokers_killed",
         ends_brokers: true,
         begin: |trial, _| trial.kill_broker(),
-        end: |trial| trial.broker_comes(0),
+        end: |trial| trial.ensure_broker(0),
         ..PLAIN
     },
     Kind {
@@ -193,7 +193,7 @@ pub static KINDS: &[Kind] = &[
         name: "directory-full",
         what: "no byte is free in the buffer directory: no new topic, but existing ones continue",
         counted: "directories_full",
-        room: Room::Bounded,
+        capacity: LogCapacity::Bounded,
         mixes: false,
         begin: |trial, _| {
             trial.broker.fill_directory()?;
@@ -210,7 +210,7 @@ pub static KINDS: &[Kind] = &[
         name: "reader-slow",
         what: "readers sleep: the broker waits for the registered one, and overruns the other",
         counted: "readers_stopped",
-        room: Room::Small,
+        capacity: LogCapacity::Small,
         mixes: false,
         begin: |trial, lasts| {
             trial.stop_reader(true, lasts);
@@ -223,7 +223,7 @@ pub static KINDS: &[Kind] = &[
         name: "reader-killed",
         what: "a registered reader that the broker waits for gets a kill -9; another one comes",
         counted: "readers_killed",
-        room: Room::Small,
+        capacity: LogCapacity::Small,
         mixes: false,
         begin: |trial, lasts| {
             trial.stop_reader(true, lasts * 2);
@@ -244,7 +244,7 @@ pub static KINDS: &[Kind] = &[
         },
         end: |trial| {
             let ahead = trial.rng.i64(-trial.uptime..=10 * 86_400);
-            trial.broker_comes(ahead)
+            trial.ensure_broker(ahead)
         },
         ..PLAIN
     },
@@ -261,7 +261,7 @@ pub static KINDS: &[Kind] = &[
             } else {
                 trial.limit_publishers(libc::RLIMIT_NOFILE)?;
                 trial.kill_broker()?;
-                trial.broker_comes(0)
+                trial.ensure_broker(0)
             }
         },
         end: |trial| trial.lift_limits(libc::RLIMIT_NOFILE),
@@ -287,9 +287,9 @@ pub static KINDS: &[Kind] = &[
     },
 ];
 
-fn treat(trial: &mut Trial<'_>, most: f64, set: fn(&mut Faults, f64)) -> Result<()> {
+fn draw_share(trial: &mut Trial<'_>, most: f64, set: fn(&mut Faults, f64)) -> Result<()> {
     let share = 0.02 + trial.rng.f64() * (most - 0.02);
-    trial.links.treat(|faults| set(faults, share))
+    trial.links.set_faults(|faults| set(faults, share))
 }
 
 fn change_link(trial: &mut Trial<'_>, counted: &'static str, change: &[&str]) -> Result<()> {

@@ -1,7 +1,7 @@
-//! One fault run: publishers with numbered lines, a broker, readers, and the faults of a schedule that
-//! befall them; at the end the logs are compared with what publishers were told.
+//! One fault run: publishers with numbered lines, a broker, readers, and scheduled faults. At its end the
+//! logs are compared with what publishers saw acknowledged.
 
-mod blows;
+mod fault_actions;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,106 +11,106 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use fastrand::Rng;
 
-use super::checker::{Checker, Sent, Told};
-use super::kinds::Room;
+use super::broker_slot::BrokerSlot;
+use super::checker::{Checker, Reported, Sent};
+use super::fault_catalog::LogCapacity;
 use super::links::Links;
 use super::report::RunReport;
-use super::schedule::{self, Schedule, Strike};
-use super::seat::Seat;
-use crate::actors::{self, End, Fate, Guest, Publishing, Stage};
+use super::schedule::{self, Schedule, ScheduledFault};
 use crate::cli::Mode;
 use crate::interrupt::Interrupt;
 use crate::lines::Lines;
 use crate::outputs;
+use crate::processes::{self, Outcome, ProcessFault, Publishing, ReaderRun, RunContext};
 use crate::testbed::BufferDir;
 use crate::verify::{Prints, Reading};
 
-/// Streams of a session at most.
-const STREAMS: u32 = 3;
-/// How long readers stay: longer than any run.
-const READERS_STAY: Duration = Duration::from_secs(600);
-/// Parts of a publisher's error when it failed after it had connected, and when a broker refused it.
-const HAD_CONNECTED: &str = "were acknowledged before that";
-const REFUSES: &str = "refused the stream";
-const CONNECT_ANEW: &str = "connect anew";
-/// Publishers that come again in one run, at most: more than there is time for while faults last.
-const MANY: u64 = 200;
+/// Maximum number of streams of a session.
+const MAX_STREAMS: u32 = 3;
+/// Lifetime of readers: longer than any run.
+const READER_LIFETIME: Duration = Duration::from_secs(600);
+/// Phrases in the error of a publisher that failed after it had connected, or that a broker refused.
+const FAILED_AFTER_CONNECT: &str = "were acknowledged before that";
+const REFUSED: &str = "refused the stream";
+const REFUSED_TO_RESUME: &str = "connect anew";
+/// Maximum number of restarts of publishers in one run: more than fit in the duration of its faults.
+const MAX_RESTARTS: u64 = 200;
 
-/// How a publisher may fare that asks for a new topic.
+/// Permitted outcomes for a publisher that creates a topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Probe {
-    /// It is served, at once or a little later.
+    /// It must succeed, at once or after retries.
     Accepted,
-    /// Or it is refused with these words.
+    /// The broker may refuse it with this phrase.
     MayBeRefused(&'static str),
 }
 
-/// A publisher at work.
-struct Player {
+/// A running publisher.
+struct PublisherRun {
     publishing: Publishing,
-    /// In `sent`.
+    /// Index in `sent`.
     index: usize,
     topic: String,
     plan: schedule::Publisher,
-    /// Only asks for a topic.
+    /// Set if it only creates a topic.
     probe: Option<Probe>,
-    /// It has been short of memory.
+    /// Whether a memory limit was in force, so that it may fail.
     may_die: bool,
 }
 
 /// A fault run in progress.
 pub struct Trial<'a> {
     pub links: Links<'a>,
-    pub broker: Seat<'a>,
+    pub broker: BrokerSlot<'a>,
     pub rng: Rng,
     pub interrupt: &'a Interrupt,
-    /// Seconds since the host was started, which no clock goes behind.
+    /// Uptime of the host, seconds: no clock can be set further back.
     pub uptime: i64,
-    stage: Stage<'a>,
+    context: RunContext<'a>,
     schedule: &'a Schedule,
-    players: Vec<Player>,
-    /// What everybody sent, by topic.
+    publishers: Vec<PublisherRun>,
+    /// What all publishers sent, by topic.
     sent: BTreeMap<String, Vec<Sent>>,
-    publishers: u64,
-    readers: u64,
-    /// A registered reader, and one that is not.
-    guests: [Option<Guest>; 2],
+    publisher_count: u64,
+    reader_count: u64,
+    /// The registered reader, and the other one.
+    readers: [Option<ReaderRun>; 2],
     along: Option<Reading>,
-    /// Where readers print lines.
+    /// Output files of readers.
     printed: Vec<PathBuf>,
-    /// The broker has been short of memory.
+    /// Whether a memory limit was in force on the broker, so that it may fail.
     broker_may_die: bool,
-    /// There should be a broker, whose clock is so many seconds ahead, but it did not start.
+    /// Set while a broker that did not start must be started again: seconds that its clock is ahead.
     broker_due: Option<i64>,
     counts: BTreeMap<String, u64>,
     report: RunReport,
 }
 
 impl<'a> Trial<'a> {
-    /// Everything that the schedule needs, with nothing sent yet.
+    /// Sets up everything that the schedule needs; nothing is sent yet.
     pub fn prepare(
-        stage: Stage<'a>,
+        context: RunContext<'a>,
         buffers: &'a BufferDir,
         schedule: &'a Schedule,
         interrupt: &'a Interrupt,
     ) -> Result<Self> {
         let mut rng = Rng::with_seed(schedule.seed);
-        let links = Links::open(stage.net, rng.u64(..u64::MAX / 2))?;
-        let room = schedule.kind.room;
-        let broker = Seat::take(stage, buffers, schedule.path, room, interrupt)?;
+        let links = Links::open(context.net, rng.u64(..u64::MAX / 2))?;
+        let capacity = schedule.kind.capacity;
+        let broker = BrokerSlot::take(context, buffers, schedule.path, capacity, interrupt)?;
         let mut trial = Self {
             links,
             broker,
             rng,
             interrupt,
             uptime: uptime()?,
-            stage,
+            context,
             schedule,
-            players: Vec::new(),
+            publishers: Vec::new(),
             sent: BTreeMap::new(),
-            publishers: 0,
-            readers: 0,
-            guests: [None, None],
+            publisher_count: 0,
+            reader_count: 0,
+            readers: [None, None],
             along: None,
             printed: Vec::new(),
             broker_may_die: false,
@@ -118,22 +118,25 @@ impl<'a> Trial<'a> {
             counts: BTreeMap::new(),
             report: RunReport::of(schedule),
         };
-        if room == Room::Small {
-            let log = trial.broker.log(stage.topic);
-            let (program, said) = (&stage.binaries.subscriber, stage.folder.join("along.log"));
-            let namespace = stage.net.broker(0);
+        if capacity == LogCapacity::Small {
+            let log = trial.broker.log(context.topic);
+            let (program, said) = (
+                &context.binaries.subscriber,
+                context.folder.join("along.log"),
+            );
+            let namespace = context.net.broker(0);
             let along =
                 Reading::along(program, namespace, &log, &said, Prints::Lines(0), interrupt);
             trial.along = Some(along?);
             trial.printed.push(said.with_extension("json"));
             for registered in [true, false] {
-                trial.reader_comes(registered)?;
+                trial.start_reader(registered)?;
             }
         }
         Ok(trial)
     }
 
-    /// Runs it to its end.
+    /// Runs the schedule to its end.
     pub fn run(mut self) -> Result<RunReport> {
         let started = Instant::now();
         let silence = self.schedule.silence;
@@ -141,45 +144,42 @@ impl<'a> Trial<'a> {
             self.links.silence(true)?;
         }
         for plan in &self.schedule.publishers {
-            self.publisher_comes(self.stage.topic, *plan, None)?;
+            self.start_publisher(self.context.topic, *plan, None)?;
         }
         let mut to_do = self.events();
-        while !(to_do.is_empty() && self.players.is_empty() && self.broker_due.is_none()) {
+        while !(to_do.is_empty() && self.publishers.is_empty() && self.broker_due.is_none()) {
             while let Some((_, event)) = to_do.first().filter(|(at, _)| started.elapsed() >= *at) {
                 match *event {
-                    Event::Begin(strike) => (strike.kind.begin)(&mut self, strike.lasts)?,
-                    Event::End(strike) => (strike.kind.end)(&mut self)?,
+                    Event::Begin(fault) => (fault.kind.begin)(&mut self, fault.lasts)?,
+                    Event::End(fault) => (fault.kind.end)(&mut self)?,
                     Event::Silence(silent) => self.links.silence(silent)?,
                 }
                 to_do.remove(0);
             }
-            self.turn()?;
+            self.step()?;
         }
         self.report.seconds = started.elapsed().as_secs_f64();
-        self.wind_up()
+        self.finish()
     }
 
     fn events(&self) -> Vec<(Duration, Event)> {
-        let strikes = self.schedule.strikes.iter().flat_map(|strike| {
-            let end = strike.at + strike.lasts;
-            [
-                (strike.at, Event::Begin(*strike)),
-                (end, Event::End(*strike)),
-            ]
+        let faults = self.schedule.faults.iter().flat_map(|fault| {
+            let end = fault.at + fault.lasts;
+            [(fault.at, Event::Begin(*fault)), (end, Event::End(*fault))]
         });
         let silence = self
             .schedule
             .silence
             .into_iter()
             .flat_map(|[from, to]| [(from, Event::Silence(true)), (to, Event::Silence(false))]);
-        let mut events: Vec<_> = strikes.chain(silence).collect();
+        let mut events: Vec<_> = faults.chain(silence).collect();
         events.sort_by_key(|(at, _)| *at);
         events
     }
 
-    /// One turn of the loop: sees who is to wake up, and who has ended.
-    fn turn(&mut self) -> Result<()> {
-        if let Some(why) = self.broker.bury()? {
+    /// One iteration: applies faults of processes that are due, and handles processes that exited.
+    fn step(&mut self) -> Result<()> {
+        if let Some(why) = self.broker.reap()? {
             self.count("brokers_died");
             if !self.broker_may_die {
                 self.problem(format!("the broker died: {why}"));
@@ -187,47 +187,47 @@ impl<'a> Trial<'a> {
             self.broker_due = Some(0);
         }
         if let Some(ahead) = self.broker_due {
-            self.broker_comes(ahead)?;
+            self.ensure_broker(ahead)?;
         }
-        for guest in self.guests.iter_mut().flatten() {
-            guest.strike();
+        for reader in self.readers.iter_mut().flatten() {
+            reader.apply_due_fault();
         }
         let mut at = 0;
-        while at < self.players.len() {
-            self.players[at].publishing.strike();
-            match self.players[at].publishing.is_over()? {
-                true => self.publisher_ends(at)?,
+        while at < self.publishers.len() {
+            self.publishers[at].publishing.apply_due_fault();
+            match self.publishers[at].publishing.is_over()? {
+                true => self.finish_publisher(at)?,
                 false => at += 1,
             }
         }
         Ok(self.interrupt.pause()?)
     }
 
-    fn publisher_comes(
+    fn start_publisher(
         &mut self,
         topic: &str,
         plan: schedule::Publisher,
         probe: Option<Probe>,
     ) -> Result<()> {
-        self.publishers += 1;
-        let name = format!("p{}", self.publishers);
-        let path = self.stage.folder.join(&name);
+        self.publisher_count += 1;
+        let name = format!("p{}", self.publisher_count);
+        let path = self.context.folder.join(&name);
         let lines = Lines::write(path, &name, plan.bytes as usize, &mut self.rng)?;
-        let script = actors::Publisher {
+        let script = processes::Publisher {
             broker: 0,
             mode: self.schedule.mode(),
             streams: plan.streams,
             rate: plan.rate,
             batch: plan.batch,
-            fate: Fate::Ends,
+            fault: ProcessFault::None,
         };
-        let stage = Stage {
+        let context = RunContext {
             topic,
-            ..self.stage
+            ..self.context
         };
-        let publishing = Publishing::start(self.publishers, script, &lines, stage)?;
+        let publishing = Publishing::start(self.publisher_count, script, &lines, context)?;
         let of_topic = self.sent.entry(topic.to_owned()).or_default();
-        self.players.push(Player {
+        self.publishers.push(PublisherRun {
             publishing,
             index: of_topic.len(),
             topic: topic.to_owned(),
@@ -238,43 +238,47 @@ impl<'a> Trial<'a> {
         of_topic.push(Sent {
             name,
             lines,
-            told: Told::Nothing,
+            reported: Reported::Nothing,
             streams: plan.streams,
         });
         Ok(())
     }
 
-    fn publisher_ends(&mut self, at: usize) -> Result<()> {
-        let player = self.players.swap_remove(at);
-        let (plan, topic) = (player.plan, player.topic);
-        let sent = &mut self.sent.get_mut(&topic).expect("it has sent to it")[player.index];
-        match player.publishing.end(self.interrupt)? {
-            End::Well(report) => {
-                sent.told = Told::Acked(report.messages_acked as usize);
+    fn finish_publisher(&mut self, at: usize) -> Result<()> {
+        let publisher = self.publishers.swap_remove(at);
+        let (plan, topic) = (publisher.plan, publisher.topic);
+        let sent = &mut self.sent.get_mut(&topic).expect("it has sent to it")[publisher.index];
+        match publisher.publishing.end(self.interrupt)? {
+            Outcome::Success(report) => {
+                sent.reported = Reported::Acked(report.messages_acked as usize);
                 if report.messages_acked != sent.lines.count() as u64 {
                     let (acked, lines) = (report.messages_acked, sent.lines.count());
                     self.problem(format!(
                         "a publisher ended well with {acked} of {lines} acked"
                     ));
                 }
-                self.publisher_ended_well(&report, player.probe.is_some());
+                self.publisher_ended_well(&report, publisher.probe.is_some());
                 Ok(())
             }
-            End::Killed => {
+            Outcome::Killed => {
                 self.count("publishers_killed");
                 let bytes = plan.bytes / 2;
-                self.publisher_comes(&topic, schedule::Publisher { bytes, ..plan }, player.probe)
+                self.start_publisher(
+                    &topic,
+                    schedule::Publisher { bytes, ..plan },
+                    publisher.probe,
+                )
             }
-            End::Badly(why) => match player.probe {
+            Outcome::Failed(why) => match publisher.probe {
                 Some(Probe::MayBeRefused(words)) if why.contains(words) => {
                     self.count("topics_refused");
                     Ok(())
                 }
-                probe if self.is_turned_away(&why) => {
+                probe if self.should_restart(&why) => {
                     self.count("turned_away");
-                    self.publisher_comes(&topic, plan, probe)
+                    self.start_publisher(&topic, plan, probe)
                 }
-                _ if player.may_die => {
+                _ if publisher.may_die => {
                     self.count("publishers_died");
                     Ok(())
                 }
@@ -286,16 +290,16 @@ impl<'a> Trial<'a> {
         }
     }
 
-    /// Whether a publisher failed before it had begun, for the broker was not there, or not for long
-    /// enough: it has to come again. What a broker refuses is another matter, unless it is to go on
-    /// with what an earlier broker began.
-    fn is_turned_away(&self, why: &str) -> bool {
+    /// Whether a publisher failed before its session was established because no broker was running long enough.
+    /// Then it is started again. A refusal counts as an error, unless the refused stream continues one of an
+    /// earlier broker.
+    fn should_restart(&self, why: &str) -> bool {
         let often = self
             .counts
             .get("turned_away")
-            .is_some_and(|times| *times >= MANY);
-        let refused = why.contains(REFUSES) && !why.contains(CONNECT_ANEW);
-        !often && !why.contains(HAD_CONNECTED) && !refused
+            .is_some_and(|times| *times >= MAX_RESTARTS);
+        let refused = why.contains(REFUSED) && !why.contains(REFUSED_TO_RESUME);
+        !often && !why.contains(FAILED_AFTER_CONNECT) && !refused
     }
 
     fn publisher_ended_well(&mut self, report: &outputs::Publisher, probe: bool) {
@@ -309,34 +313,34 @@ impl<'a> Trial<'a> {
         }
     }
 
-    fn reader_comes(&mut self, registered: bool) -> Result<()> {
-        self.readers += 1;
-        let script = actors::Reader {
+    fn start_reader(&mut self, registered: bool) -> Result<()> {
+        self.reader_count += 1;
+        let script = processes::Reader {
             broker: 0,
             registered,
             from_start: false,
-            stays: READERS_STAY,
-            fate: Fate::Ends,
+            stays: READER_LIFETIME,
+            fault: ProcessFault::None,
         };
-        let log = self.broker.log(self.stage.topic);
-        let guest = Guest::start(self.readers, script, &log, self.stage)?;
-        self.guests[usize::from(!registered)] = Some(guest);
+        let log = self.broker.log(self.context.topic);
+        let reader = ReaderRun::start(self.reader_count, script, &log, self.context)?;
+        self.readers[usize::from(!registered)] = Some(reader);
         Ok(())
     }
 
-    fn reader_leaves(&mut self, guest: Guest) -> Result<()> {
-        match guest.end(self.interrupt)? {
-            End::Well(read) => self.add("batches_overrun", read.lost_batches),
-            End::Killed => self.count("readers_killed"),
-            End::Badly(why) => self.problem(why),
+    fn finish_reader(&mut self, reader: ReaderRun) -> Result<()> {
+        match reader.end(self.interrupt)? {
+            Outcome::Success(read) => self.add("batches_overrun", read.lost_batches),
+            Outcome::Killed => self.count("readers_killed"),
+            Outcome::Failed(why) => self.problem(why),
         }
         Ok(())
     }
 
-    /// Everybody has ended: the logs are compared.
-    fn wind_up(mut self) -> Result<RunReport> {
-        for guest in std::mem::take(&mut self.guests).into_iter().flatten() {
-            self.reader_leaves(guest)?;
+    /// Compares the logs after all processes have ended.
+    fn finish(mut self) -> Result<RunReport> {
+        for reader in std::mem::take(&mut self.readers).into_iter().flatten() {
+            self.finish_reader(reader)?;
         }
         self.broker
             .stop()
@@ -357,18 +361,21 @@ impl<'a> Trial<'a> {
 
     fn check(&mut self, topic: &str, sent: &[Sent]) -> Result<()> {
         let log = self.broker.log(topic);
-        let untold = sent.iter().all(|sent| sent.told == Told::Nothing);
-        if untold && !log.exists() {
+        let none_reported = sent.iter().all(|sent| sent.reported == Reported::Nothing);
+        if none_reported && !log.exists() {
             return Ok(());
         }
         let mut checker = Checker::new(sent);
         match self.along.take() {
             Some(along) => self.read(&mut checker, 0, along)?,
             None => {
-                for number in 0..STREAMS {
-                    let said = self.stage.folder.join(format!("read-{topic}-{number}.log"));
-                    let program = &self.stage.binaries.subscriber;
-                    let namespace = self.stage.net.broker(0);
+                for number in 0..MAX_STREAMS {
+                    let said = self
+                        .context
+                        .folder
+                        .join(format!("read-{topic}-{number}.log"));
+                    let program = &self.context.binaries.subscriber;
+                    let namespace = self.context.net.broker(0);
                     let prints = Prints::Lines(number);
                     self.printed.push(said.with_extension("json"));
                     let reading = Reading::of(program, namespace, &log, &said, prints)?;
@@ -384,7 +391,7 @@ impl<'a> Trial<'a> {
             .examples
             .into_iter()
             .for_each(|example| self.problem(example));
-        // Seldom worth the room; with a seed they can be had again.
+        // Not worth the disk space: the seed reproduces them.
         if self.report.problems.is_empty() {
             let sent = sent.iter().map(|sent| sent.lines.path().to_owned());
             for path in sent.chain(self.printed.drain(..)) {
@@ -415,11 +422,11 @@ impl<'a> Trial<'a> {
     }
 }
 
-/// What happens at a moment.
+/// An event of the schedule.
 #[derive(Debug, Clone, Copy)]
 enum Event {
-    Begin(Strike),
-    End(Strike),
+    Begin(ScheduledFault),
+    End(ScheduledFault),
     Silence(bool),
 }
 

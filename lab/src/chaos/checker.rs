@@ -1,5 +1,5 @@
-//! Compares what a log holds with what publishers were told, line by line. It knows of a log only what a
-//! reader prints of it: neither sessions nor batches, which are the business of those that it checks.
+//! Compares a log with what publishers saw acknowledged, line by line. It knows only what a reader prints;
+//! sessions and batches belong to the programs under test.
 
 use std::ops::AddAssign;
 
@@ -7,40 +7,40 @@ use serde::{Deserialize, Serialize};
 
 use crate::lines::Lines;
 
-/// Examples of what is wrong that are told in words.
-const TOLD: usize = 5;
-/// How much of a line an example shows, bytes.
-const SHOWN: usize = 40;
+/// Number of errors that are described in words.
+const MAX_EXAMPLES: usize = 5;
+/// Length of a line's excerpt, bytes.
+const EXCERPT_BYTES: usize = 40;
 
-/// What one publisher sent, and what it was told.
+/// What one publisher sent, and what it saw acknowledged.
 #[derive(Debug)]
 pub struct Sent {
-    /// Every line begins with it.
+    /// Prefix of each line.
     pub name: String,
     pub lines: Lines,
-    pub told: Told,
+    pub reported: Reported,
     pub streams: u32,
 }
 
-/// What a publisher knew of its messages at its end.
+/// What a publisher reported when it ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Told {
-    /// So many are acked, which is all that it sent.
+pub enum Reported {
+    /// It exited with this number of messages acknowledged, which is all of them.
     Acked(usize),
-    /// Nothing that is known: it was killed.
+    /// It was killed and reported nothing.
     Nothing,
 }
 
-/// What is wrong with a log, in lines.
+/// Errors of a log, in lines.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wrong {
-    /// Acked, but not in the log; of a killed publisher, missing before others that are.
+    /// Acknowledged but absent from the log; for a killed publisher, absent before a line that is present.
     pub lost: u64,
-    /// In the log more than once.
+    /// Present more than once.
     pub doubled: u64,
-    /// Not what anybody sent.
+    /// Never sent.
     pub torn: u64,
-    /// Before one that its stream had before.
+    /// Behind a later line of the same stream.
     pub out_of_order: u64,
 }
 
@@ -59,22 +59,22 @@ impl AddAssign for Wrong {
     }
 }
 
-/// What the comparison found.
+/// Result of the comparison.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Findings {
     pub in_log: u64,
     /// Of publishers that were killed.
     pub of_killed: u64,
     pub wrong: Wrong,
-    /// Some of it in words.
+    /// Descriptions of some errors.
     pub examples: Vec<String>,
 }
 
-/// Takes the lines of a log, stream by stream.
+/// Collects the lines of a log, stream by stream.
 #[derive(Debug)]
 pub struct Checker<'a> {
     sent: &'a [Sent],
-    /// For each of them, which lines have been seen.
+    /// For each publisher, which lines were found.
     seen: Vec<Vec<bool>>,
     findings: Findings,
 }
@@ -89,7 +89,7 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// All lines of the streams of one number, in the log's order.
+    /// Adds all lines of the streams with one number, in log order.
     pub fn add_streams(&mut self, number: u32, text: &[u8]) {
         let mut next = vec![0; self.sent.len()];
         let Some(text) = text.strip_suffix(b"\n") else {
@@ -121,7 +121,7 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// Who sent a line, and its number.
+    /// Finds the sender and number of a line.
     fn find(&self, line: &[u8]) -> Option<(usize, usize)> {
         let mut words = line.split(|byte| *byte == b' ');
         let name = words.next()?;
@@ -136,19 +136,19 @@ impl<'a> Checker<'a> {
 
     fn wrong(&mut self, kind: impl Fn(&mut Wrong) -> &mut u64, what: impl FnOnce() -> String) {
         *kind(&mut self.findings.wrong) += 1;
-        if self.findings.examples.len() < TOLD {
+        if self.findings.examples.len() < MAX_EXAMPLES {
             self.findings.examples.push(what());
         }
     }
 
-    /// Everything has been added: what is missing shows now.
+    /// Counts what is missing, after everything was added.
     pub fn finish(mut self) -> Findings {
         for (sent, seen) in self.sent.iter().zip(std::mem::take(&mut self.seen)) {
-            let due = match sent.told {
-                Told::Acked(count) => count,
-                Told::Nothing => {
+            let due = match sent.reported {
+                Reported::Acked(count) => count,
+                Reported::Nothing => {
                     self.findings.of_killed += seen.iter().filter(|seen| **seen).count() as u64;
-                    // Which of several streams had come how far is not known.
+                    // How far each of several streams had come is unknown.
                     if sent.streams > 1 {
                         continue;
                     }
@@ -172,7 +172,7 @@ impl<'a> Checker<'a> {
 }
 
 fn shown(line: &[u8]) -> String {
-    let cut = &line[..line.len().min(SHOWN)];
+    let cut = &line[..line.len().min(EXCERPT_BYTES)];
     let dots = if cut.len() < line.len() { "…" } else { "" };
     format!("{}{dots}", String::from_utf8_lossy(cut))
 }
@@ -188,10 +188,10 @@ mod tests {
     /// Two publishers, of which one was killed.
     fn sent(dir: &Path) -> [Sent; 2] {
         let mut rng = Rng::with_seed(3);
-        [("a", Told::Acked(20)), ("b", Told::Nothing)].map(|(name, told)| Sent {
+        [("a", Reported::Acked(20)), ("b", Reported::Nothing)].map(|(name, reported)| Sent {
             name: name.to_owned(),
             lines: Lines::write(dir.join(name), name, 20_000, &mut rng).unwrap(),
-            told,
+            reported,
             streams: 1,
         })
     }
@@ -263,7 +263,7 @@ mod tests {
             ),
             (flipped, [1, 0, 1, 0], "was never sent"),
             (cut, [20, 0, 1, 0], "ends inside of a line"),
-            // Of a killed one, what is missing before something that is there.
+            // For a killed publisher, a gap before a line that is present.
             (
                 [a(&all), text(&sent[1], [0, 2])].concat(),
                 [1, 0, 0, 0],
