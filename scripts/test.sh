@@ -43,7 +43,8 @@ passed=0 failures=() skipped=()
 out=$(mktemp)
 trap 'rm -f "$out"' EXIT
 
-heading() { printf '\n== %s\n' "$*"; }
+# With the minutes and seconds since the start, to see what takes long.
+heading() { printf '\n== %d:%02d %s\n' $((SECONDS / 60)) $((SECONDS % 60)) "$*"; }
 
 # step NAME COMMAND...: one check that passes or fails as a whole.
 step() {
@@ -103,11 +104,10 @@ end_to_end() {
   fi
 }
 
-# In a directory of its own, for the flag rebuilds everything; optimised, but not for long.
+# In a directory of its own, for the flag rebuilds everything.
 loom() {
-  RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR="$TARGET_DIR/loom" \
-    CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_DEBUG=false \
-    cargo test --locked --release -p penstock-dataplane --lib loom
+  RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR="$TARGET_DIR/loom" CARGO_PROFILE_DEV_DEBUG=false \
+    cargo test --locked -p penstock-dataplane --lib loom
 }
 
 # The fuzz targets are built on their own, seldom, and name again what the programs depend on.
@@ -165,5 +165,6 @@ if [ "${#failures[@]}" -gt 0 ]; then
   printf '\nFailed:\n'
   printf '  %s\n' "${failures[@]}"
 fi
-printf '\n%d passed, %d failed, %d skipped\n' "$passed" "${#failures[@]}" "${#skipped[@]}"
+heading "end"
+printf '%d passed, %d failed, %d skipped\n' "$passed" "${#failures[@]}" "${#skipped[@]}"
 [ "${#failures[@]}" -eq 0 ]
