@@ -1,6 +1,7 @@
 //! Batch buffers that are used again and again, the most recently used first: it is the one that
 //! the CPU's cache still holds.
 
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -66,26 +67,15 @@ impl BufferPlan {
 /// A fixed number of buffers, taken by the publisher and given back by streams.
 #[derive(Debug)]
 pub(crate) struct Pool {
-    state: Mutex<State>,
+    free: Mutex<Vec<Payload>>,
     given_back: Condvar,
+    /// So many of the free buffers stay here: streams want less on its way than they might have.
+    withheld: AtomicUsize,
+    /// Somebody waits: telling costs a system call, also when nobody listens.
+    wanted: AtomicBool,
     /// So many must be free before a waiting publisher is woken: one wake-up, several batches.
     wake_at: usize,
     batch_size: usize,
-}
-
-#[derive(Debug)]
-struct State {
-    free: Vec<Payload>,
-    /// So many of these stay here: streams want less on its way than they might have.
-    withheld: usize,
-    /// Somebody waits: telling costs a system call, also when nobody listens.
-    wanted: bool,
-}
-
-impl State {
-    fn available(&self) -> usize {
-        self.free.len().saturating_sub(self.withheld)
-    }
 }
 
 impl Pool {
@@ -94,13 +84,10 @@ impl Pool {
         let free = std::iter::repeat_with(|| Payload::with_capacity(batch_size))
             .take(count)
             .collect();
-        let wanted = false;
         Self {
-            state: Mutex::new(State {
-                free,
-                withheld: 0,
-                wanted,
-            }),
+            free: Mutex::new(free),
+            withheld: AtomicUsize::new(0),
+            wanted: AtomicBool::new(false),
             given_back: Condvar::new(),
             wake_at,
             batch_size,
@@ -110,18 +97,31 @@ impl Pool {
     /// Adds empty buffers to `stash`, half of those that there are, so that both sides seldom meet
     /// here; none if none came back in time.
     pub(crate) fn take(&self, stash: &mut Vec<Payload>, patience: Duration) {
-        // A list of buffers is whole at every moment, so a panic elsewhere does not spoil it.
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.available() == 0 {
-            state.wanted = true;
-            let waited = self
-                .given_back
-                .wait_timeout_while(state, patience, |state| state.wanted);
-            (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
-            state.wanted = false;
+        let mut free = self.lock();
+        if self.available(&free) == 0 {
+            self.wanted.store(true, Ordering::SeqCst);
+            let is_wanted = |_: &mut Vec<Payload>| self.wanted.load(Ordering::SeqCst);
+            // A stream may have given up its claim between the two.
+            if self.available(&free) == 0 {
+                let waited = self
+                    .given_back
+                    .wait_timeout_while(free, patience, is_wanted);
+                (free, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            }
+            self.wanted.store(false, Ordering::SeqCst);
         }
-        let rest = state.free.len() - state.available().div_ceil(2);
-        stash.extend(state.free.drain(rest..));
+        let rest = free.len() - self.available(&free).div_ceil(2);
+        stash.extend(free.drain(rest..));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Payload>> {
+        // A list of buffers is whole at every moment, so a panic elsewhere does not spoil it.
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn available(&self, free: &[Payload]) -> usize {
+        free.len()
+            .saturating_sub(self.withheld.load(Ordering::SeqCst))
     }
 
     /// Takes a buffer back.
@@ -132,25 +132,29 @@ impl Pool {
     /// Takes buffers back. One that carried an oversized message gives its memory back.
     pub(crate) fn give_back_all(&self, mut buffers: impl Iterator<Item = Payload>) {
         let Some(first) = buffers.next() else { return };
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut free = self.lock();
         for mut buffer in std::iter::once(first).chain(buffers) {
             buffer.reset(self.batch_size);
-            state.free.push(buffer);
+            free.push(buffer);
         }
-        self.wake(state);
+        self.wake(free);
     }
 
     /// A stream that asked for `before` buffers to be withheld asks for `after`.
     pub(crate) fn withhold(&self, before: usize, after: usize) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.withheld = state.withheld - before + after;
-        self.wake(state);
+        // Two's complement: a smaller number is added as well.
+        self.withheld
+            .fetch_add(after.wrapping_sub(before), Ordering::SeqCst);
+        // Either this sees that somebody waits, or they see the new number.
+        if after < before && self.wanted.load(Ordering::SeqCst) {
+            self.wake(self.lock());
+        }
     }
 
-    fn wake(&self, mut state: MutexGuard<'_, State>) {
-        if state.wanted && state.available() >= self.wake_at {
-            state.wanted = false;
-            drop(state);
+    fn wake(&self, free: MutexGuard<'_, Vec<Payload>>) {
+        if self.wanted.load(Ordering::SeqCst) && self.available(&free) >= self.wake_at {
+            self.wanted.store(false, Ordering::SeqCst);
+            drop(free);
             self.given_back.notify_one();
         }
     }
