@@ -119,10 +119,15 @@ pub struct Cli {
     /// Ordering: 0 per stream.
     #[arg(long, default_value_t = OrderLevel::PerStream, help_heading = DELIVERY)]
     order: OrderLevel,
-    /// Streams to each broker, each a thread and a connection.
+    /// Streams to each broker, each a connection.
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = DELIVERY,
         value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_STREAMS)))]
     threads_per_broker: u32,
+    /// Threads that drive the streams, 1 to 64, and never more than there are streams. Another thread
+    /// reads messages and fills batches.
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = DELIVERY,
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(Config::MAX_IO_THREADS)))]
+    io_threads: u32,
     /// Size at which a batch is sent; a larger message is sent in a batch of its own. 60KiB plus packet
     /// headers is what one call can send over xdp.
     #[arg(long, value_name = "SIZE", default_value = "60KiB", help_heading = DELIVERY,
@@ -313,6 +318,7 @@ impl Cli {
             ack: self.ack,
             order: self.order,
             threads_per_broker: self.threads_per_broker,
+            io_threads: self.io_threads,
             batch_size: self.batch_size.as_u64() as usize,
             linger: self.linger,
             in_flight: self.in_flight as usize,

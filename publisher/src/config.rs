@@ -68,8 +68,11 @@ pub struct Config {
     pub ack: AckLevel,
     /// Order kept between batches.
     pub order: OrderLevel,
-    /// Streams, each a thread and a connection, to each broker; 1 to 1024.
+    /// Streams, each a connection, to each broker; 1 to 1024.
     pub threads_per_broker: u32,
+    /// Threads that send what the streams of this publisher have and take their acks; 1 to 64, and never more
+    /// than there are streams.
+    pub io_threads: u32,
     /// Bytes of a batch, framing included, at which it is sent.
     pub batch_size: usize,
     /// Time after which a batch that is not full is sent.
@@ -98,7 +101,13 @@ pub struct Config {
 /// net/core/sock.c); a larger number would be truncated.
 const MAX_SNDBUF: usize = i32::MAX as usize / 2;
 
+/// Most I/O threads: more than any machine needs for one publisher.
+const MAX_IO_THREADS: u32 = 64;
+
 impl Config {
+    /// Most I/O threads.
+    pub const MAX_IO_THREADS: u32 = MAX_IO_THREADS;
+
     /// Settings for publishing to `topic` at `brokers`, acknowledged once committed.
     pub fn new(brokers: impl IntoIterator<Item = String>, topic: &str) -> Self {
         Self {
@@ -109,6 +118,7 @@ impl Config {
             ack: AckLevel::Committed,
             order: OrderLevel::PerStream,
             threads_per_broker: 1,
+            io_threads: 1,
             // With packet headers: what one call can send over xdp.
             batch_size: 60 << 10,
             linger: Duration::from_millis(5),
@@ -135,6 +145,12 @@ impl Config {
             return wrong(format!(
                 "{} threads per broker is not from 1 to {MAX_STREAMS}",
                 self.threads_per_broker
+            ));
+        }
+        if !(1..=MAX_IO_THREADS).contains(&self.io_threads) {
+            return wrong(format!(
+                "{} I/O threads is not from 1 to {MAX_IO_THREADS}",
+                self.io_threads
             ));
         }
         if !(64..=1 << 30).contains(&self.batch_size) {

@@ -1,19 +1,21 @@
-//! One stream over xdp: a thread that sends batches as datagrams and takes the broker's ACKs.
+//! One connection of a stream over xdp: sends batches as datagrams and takes the broker's ACKs, as far
+//! as the socket lets it.
 //!
 //! What is reliable about it is in `penstock_dataplane::transport`; this is sockets and time. The
 //! tcp connection that opened the stream stays, for its end and for what the broker has to say.
 
 use std::collections::VecDeque;
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, IoSlice, Write};
 use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::TryRecvError;
+use crossbeam_channel::{Receiver, TryRecvError};
 use nix::poll::{PollFd, PollFlags};
 use penstock_dataplane::auth::PacketKeys;
+use penstock_dataplane::profile::Tick;
 use penstock_dataplane::sleep;
 use penstock_dataplane::text::foreign_bytes;
 use penstock_dataplane::transport::{Outgoing, Sender, SenderConfig, Transmit};
@@ -21,30 +23,25 @@ use penstock_dataplane::wire::batch::Header;
 use penstock_dataplane::wire::crc32c::Joiner;
 use penstock_dataplane::wire::handshake::Path;
 use penstock_dataplane::wire::packet::{DATA_LEN, Data, Feedback, Head, StreamKey, TAG_LEN, Tag};
-use penstock_dataplane::wire::reply::{Fault, Parsed};
-use polling::{Event, Events, PollMode};
+use penstock_dataplane::wire::reply::Fault;
 use zerocopy::IntoBytes;
 
 use crate::account::Account;
 use crate::af_xdp::TransmitError;
 use crate::connect::Opened;
-use crate::link::{Ends, Target};
+use crate::link::{Leftover, Ready, Step, StreamContext, Target};
 use crate::pool::BufferPlan;
 use crate::progress::ProgressClock;
-use crate::replies::Replies;
+use crate::replies::{FromBroker, NoReply, Replies};
 use crate::sending::Sending;
 use crate::stream::{Filled, Job, Shared};
 use crate::summary::PublishStage;
 use crate::udp::{Datagrams, MAX_BYTES, MAX_SEGMENTS};
 use crate::{Config, Error};
 
-/// Key of the control connection in the poller. The socket of the datagrams is not there: the kernel
-/// would look for somebody to wake with each packet that it is done with.
-const CONTROL: usize = 0;
-/// How often a waiting stream looks around.
+/// How often a stream looks around that waits for its end to be confirmed, or for a new path's answer.
 const LOOK: Duration = Duration::from_millis(100);
-/// Waits shorter than this are not worth a system call.
-const SPIN: u64 = 20_000;
+const PATH_LOOK: Duration = Duration::from_millis(50);
 /// How long the first packets of a stream may stay unanswered before it falls back to tcp.
 const TRIAL: Duration = Duration::from_millis(800);
 /// Silence, nanoseconds, after which a stream with packets in flight checks whether its route has
@@ -56,50 +53,14 @@ const DEAD: u64 = 3_000_000_000;
 /// dead.
 const LEAST_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// How a stream over xdp ended.
-pub(crate) enum Outcome {
-    /// Everything is acknowledged.
-    Ended(Box<Account>),
-    /// The path is dead or the broker is gone: the stream continues over another connection.
-    Moves(Box<Leftover>),
+/// The end of a stream, which the broker has been told of.
+#[derive(Debug, Clone, Copy)]
+struct Ending {
+    batches: u64,
+    since: Instant,
 }
 
-/// What another connection needs to continue.
-pub(crate) struct Leftover {
-    pub(crate) reason: String,
-    /// The control connection ended as well, so the broker may have been restarted.
-    pub(crate) connection_lost: bool,
-    /// The broker ended the stream because it was idle.
-    pub(crate) was_idle: bool,
-    pub(crate) account: Account,
-    /// Unacknowledged batches, oldest first; the first has the number `first`.
-    pub(crate) unacked: VecDeque<Filled>,
-    pub(crate) first: u64,
-}
-
-impl Leftover {
-    pub(crate) fn unacked_messages(&self) -> u64 {
-        let messages = self.unacked.iter().map(|batch| u64::from(batch.messages));
-        messages.sum()
-    }
-
-    /// Batches that turned out to be committed are done; their buffers go to the pool if they are
-    /// the pool's.
-    pub(crate) fn drop_committed(&mut self, committed: u64, shared: &Shared, pooled: bool) {
-        while self.first < committed {
-            let Some(batch) = self.unacked.pop_front() else {
-                return;
-            };
-            self.first += 1;
-            self.account.acked(1, batch.messages.into(), shared);
-            if pooled {
-                shared.pool.give_back(batch.payload);
-            }
-        }
-    }
-}
-
-/// One stream, run by its own thread.
+/// One connection of a stream.
 pub(crate) struct DatagramStream {
     broker: String,
     control: TcpStream,
@@ -115,7 +76,7 @@ pub(crate) struct DatagramStream {
     progress: ProgressClock,
     /// Payload bytes that had arrived at the last check.
     delivered: u64,
-    ends: Ends,
+    shared: Arc<Shared>,
     /// Payload of unacknowledged batches, oldest first.
     kept: VecDeque<Filled>,
     /// What another connection left; sent first.
@@ -123,6 +84,8 @@ pub(crate) struct DatagramStream {
     /// Headers of the packets of one call, and what they carry.
     headers: Vec<Head>,
     group: Vec<Transmit>,
+    /// The kernel had no room for them: they go first.
+    is_blocked: bool,
     /// For full packets, whose payload was summed before.
     full: Joiner,
     /// A packet that did not fit into the last call.
@@ -133,7 +96,9 @@ pub(crate) struct DatagramStream {
     newest_ack: u64,
     replies: Replies,
     account: Account,
-    events: Events,
+    /// Since when only acks are waited for.
+    waits_for_acks: Option<Tick>,
+    ending: Option<Ending>,
     refused: bool,
     connection_lost: bool,
     was_idle: bool,
@@ -145,7 +110,7 @@ impl DatagramStream {
         config: &Config,
         target: &Target,
         opened: Opened,
-        ends: &Ends,
+        shared: &Arc<Shared>,
     ) -> Result<Self, Error> {
         let Opened {
             socket: control,
@@ -159,8 +124,6 @@ impl DatagramStream {
                 reason: "the broker does not offer it".to_owned(),
             });
         };
-        ends.waker
-            .watch(&control, Event::readable(CONTROL), PollMode::Level)?;
         let key = StreamKey {
             key: offered.key,
             stream: target.number as u16,
@@ -171,7 +134,7 @@ impl DatagramStream {
             credit: offered.credit,
             max_datagram: offered.max_datagram.saturating_sub(tag_len as u32),
             min_in_flight: (BufferPlan::new(config).min_in_flight * config.batch_size) as u64,
-            phase: ends.shared.start.elapsed().as_nanos() as u64,
+            phase: shared.start.elapsed().as_nanos() as u64,
         };
         let mut stream = Self {
             broker: target.broker.clone(),
@@ -186,11 +149,12 @@ impl DatagramStream {
             withheld: 0,
             progress: ProgressClock::new(config.timeout.max(LEAST_TIMEOUT)),
             delivered: 0,
-            ends: ends.clone(),
+            shared: Arc::clone(shared),
             kept: VecDeque::with_capacity(config.in_flight),
             leftover: VecDeque::new(),
             headers: Vec::with_capacity(MAX_SEGMENTS),
             group: Vec::with_capacity(MAX_SEGMENTS),
+            is_blocked: false,
             full: Joiner::new(0),
             carried: None,
             feedback: Feedback::new(key),
@@ -198,7 +162,8 @@ impl DatagramStream {
             keys,
             newest_ack: 0,
             account: Account::new(config, target.number),
-            events: Events::new(),
+            waits_for_acks: None,
+            ending: None,
             refused: false,
             connection_lost: false,
             was_idle: false,
@@ -234,8 +199,7 @@ impl DatagramStream {
             }
             self.sender.probe();
             self.transmit()?;
-            self.wait(Duration::from_millis(50))?;
-            self.take_acks()?;
+            self.wait_for_answer()?;
         }
         Ok(())
     }
@@ -270,8 +234,7 @@ impl DatagramStream {
             }
             self.sender.probe();
             self.transmit()?;
-            self.wait(Duration::from_millis(50))?;
-            self.take_acks()?;
+            self.wait_for_answer()?;
         }
     }
 
@@ -292,13 +255,38 @@ impl DatagramStream {
         }
     }
 
-    /// Sends until the publisher closes.
-    pub(crate) fn run(&mut self) -> Result<Outcome, Error> {
-        sleep::be_punctual().map_err(|e| Error::Thread(e.to_string()))?;
-        match self.serve() {
+    /// Waits, while the stream is opened, until a datagram comes or the control connection has something.
+    fn wait_for_answer(&mut self) -> Result<(), Error> {
+        let mut watched = [
+            PollFd::new(self.datagrams.socket().as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.control.as_fd(), PollFlags::POLLIN),
+        ];
+        let waited = sleep::until_ready(&mut watched, PATH_LOOK);
+        waited.map_err(|error| Error::Thread(error.to_string()))?;
+        if sleep::is_ready(&watched[1]) {
+            self.take_replies()?;
+        }
+        self.take_acks()
+    }
+
+    pub(crate) fn control(&self) -> &TcpStream {
+        &self.control
+    }
+
+    /// The socket of the datagrams, and what it is to be watched for while the thread sleeps.
+    pub(crate) fn datagrams(&self) -> PollFd<'_> {
+        let mut events = PollFlags::POLLIN;
+        events.set(PollFlags::POLLOUT, self.is_blocked);
+        PollFd::new(self.datagrams.socket().as_fd(), events)
+    }
+
+    /// Sends and takes what it can now.
+    pub(crate) fn step(&mut self, context: &StreamContext, ready: Ready) -> Result<Step, Error> {
+        match self.advance(&context.jobs, ready) {
+            Ok(Some(at)) => Ok(Step::Wait(at)),
             // A cancelled stream reports how far it got.
-            Ok(()) | Err(Error::Failed) => Ok(Outcome::Ended(Box::new(self.take_account()))),
-            Err(Error::PathDead { reason, .. }) => Ok(Outcome::Moves(Box::new(self.leave(reason)))),
+            Ok(None) | Err(Error::Failed) => Ok(Step::Ended(Box::new(self.take_account()))),
+            Err(Error::PathDead { reason, .. }) => Ok(Step::Moves(Box::new(self.leave(reason)))),
             Err(error) => Err(error),
         }
     }
@@ -310,43 +298,55 @@ impl DatagramStream {
         self.leftover = std::mem::take(&mut left.unacked);
     }
 
-    fn serve(&mut self) -> Result<(), Error> {
-        loop {
-            let open = self.take_jobs();
-            self.take_acks()?;
-            let now = self.now();
-            if self.sender.next_timeout() <= now {
-                self.sender.on_timeout(now);
-            }
-            self.look_again(now)?;
-            self.follow_limit(now);
-            let sent = self.transmit()?;
-            self.account.answer_flushes(self.sender.committed());
-            if !open && self.kept.is_empty() {
-                return self.end();
-            }
-            self.check_abandoned()?;
-            if !sent {
-                self.rest()?;
-            }
+    /// The time of the next step if nothing happens until then; none at the end of the stream.
+    fn advance(&mut self, jobs: &Receiver<Job>, ready: Ready) -> Result<Option<Instant>, Error> {
+        self.check_abandoned()?;
+        if let Some(since) = self.waits_for_acks.take() {
+            self.account.stages.lap(PublishStage::WaitAck, since);
         }
+        let confirmed = match ready.is_readable {
+            true => self.take_replies()?,
+            false => None,
+        };
+        self.check_error_text()?;
+        // Also those that came while other streams had their turn: silence must be the broker's.
+        if ready.has_datagrams || self.sender.next_timeout() <= self.now() {
+            self.take_acks()?;
+        }
+        if let Some(ending) = self.ending {
+            return self.wait_for_end(ending, confirmed);
+        }
+        let open = self.take_jobs(jobs);
+        let now = self.now();
+        if self.sender.next_timeout() <= now {
+            self.sender.on_timeout(now);
+        }
+        self.look_again(now)?;
+        self.follow_limit(now);
+        self.transmit()?;
+        self.account.answer_flushes(self.sender.committed());
+        if !open && self.kept.is_empty() {
+            self.end()?;
+            return Ok(Some(Instant::now() + LOOK));
+        }
+        self.rest().map(Some)
     }
 
     fn check_abandoned(&self) -> Result<(), Error> {
-        match self.ends.shared.abandoned.load(Ordering::Relaxed) {
+        match self.shared.is_abandoned() {
             true => Err(Error::Failed),
             false => Ok(()),
         }
     }
 
     /// Takes batches as far as the window allows; says whether more may come.
-    fn take_jobs(&mut self) -> bool {
+    fn take_jobs(&mut self, jobs: &Receiver<Job>) -> bool {
         while self.may_take() {
             if let Some(batch) = self.leftover.pop_front() {
                 self.enqueue(batch);
                 continue;
             }
-            match self.ends.jobs.try_recv() {
+            match jobs.try_recv() {
                 Ok(Job::Batch(batch)) => self.push(batch),
                 Ok(Job::Flush(done)) => self.account.flush(self.next_seq(), done),
                 Err(TryRecvError::Empty) => return true,
@@ -356,7 +356,10 @@ impl DatagramStream {
         true
     }
 
-    fn may_take(&self) -> bool {
+    pub(crate) fn may_take(&self) -> bool {
+        if self.ending.is_some() {
+            return false;
+        }
         let has_room = self.kept.len() < self.in_flight && self.sender.has_room();
         has_room && self.sender.wants_batch(self.now())
     }
@@ -371,7 +374,7 @@ impl DatagramStream {
         let most = self.kept.len() + self.leftover.len() + more;
         let withheld = self.in_flight - most.clamp(1, self.in_flight);
         if withheld != self.withheld {
-            self.ends.shared.pool.withhold(self.withheld, withheld);
+            self.shared.pool.withhold(self.withheld, withheld);
             self.withheld = withheld;
         }
         if !self.sender.wants_batch(now) {
@@ -400,18 +403,39 @@ impl DatagramStream {
         self.kept.push_back(batch);
     }
 
-    /// Sends what may go out now, many packets a call; says whether anything was sent.
-    fn transmit(&mut self) -> Result<bool, Error> {
+    /// Sends what may go out now, many packets a call.
+    fn transmit(&mut self) -> Result<(), Error> {
         let start = self.account.stages.now();
         let mut sent = false;
-        while self.gather() {
+        if self.is_blocked {
+            self.send_blocked()?;
+            sent = true;
+        }
+        while !self.is_blocked && self.gather() {
             sent = true;
             self.send_group()?;
         }
         if sent {
             self.account.stages.lap(PublishStage::SendPayload, start);
         }
-        Ok(sent)
+        Ok(())
+    }
+
+    /// Sends the packets that the kernel had no room for, but for those that are of no use any more: their
+    /// batch was committed meanwhile.
+    fn send_blocked(&mut self) -> Result<(), Error> {
+        let first = self.sender.committed();
+        let is_of_use = |transmit: &Transmit| match transmit.what {
+            Outgoing::Payload { chunk, .. } => chunk.batch.seq >= first,
+            Outgoing::Ping { .. } => true,
+        };
+        self.group.retain(is_of_use);
+        self.carried = self.carried.take().filter(is_of_use);
+        self.is_blocked = false;
+        match self.group.is_empty() {
+            true => Ok(()),
+            false => self.send_group(),
+        }
     }
 
     /// Collects packets for one call: all of one size, but for the last.
@@ -460,13 +484,13 @@ impl DatagramStream {
             datagrams,
             sending,
             full,
-            ends,
+            shared,
             ..
         } = self;
         let segment = sender.segment() as usize;
         if keys.is_none() && full.len() != segment {
             *full = Joiner::new(segment);
-            let hint = &ends.shared.packet_payload;
+            let hint = &shared.packet_payload;
             hint.store(segment as u32, Ordering::Relaxed);
         }
         let first = sender.committed();
@@ -520,6 +544,10 @@ impl DatagramStream {
                 }
                 let reason = "the kernel takes no datagrams of the least size now (ip link: mtu)";
                 Err(self.path_dead(reason.to_owned()))
+            }
+            Some(libc::EAGAIN) if matches!(self.sending, Sending::Udp) => {
+                self.is_blocked = true;
+                Ok(())
             }
             // An earlier packet was answered by ICMP: nobody takes them at the other end.
             Some(libc::ECONNREFUSED) => {
@@ -602,18 +630,19 @@ impl DatagramStream {
         let Self {
             kept,
             account,
-            ends,
+            shared,
             ..
         } = self;
         let done = kept.drain(..done).map(|batch| {
-            account.acked(1, batch.messages.into(), &ends.shared);
+            account.acked(1, batch.messages.into(), shared);
             batch.payload
         });
-        ends.shared.pool.give_back_all(done);
+        shared.pool.give_back_all(done);
     }
 
-    /// Sleeps until something is to be done, unless that is very soon.
-    fn rest(&mut self) -> Result<(), Error> {
+    /// There is nothing more to do now: checks whether the path is alive; returns when there is something
+    /// to do.
+    fn rest(&mut self) -> Result<Instant, Error> {
         let now = self.now();
         let outstanding = !self.kept.is_empty();
         if outstanding && now - self.sender.heard_at() > DEAD {
@@ -631,77 +660,56 @@ impl DatagramStream {
             let reason = "the broker answers, but no payload arrives intact";
             return Err(self.path_dead(reason.to_owned()));
         }
-        let due = self.sender.next_timeout().saturating_sub(now);
-        if due < SPIN {
-            return Ok(());
-        }
-        let start = self.account.stages.now();
-        let patience = Duration::from_nanos(due).min(LOOK);
-        self.ends.waker.going_to_sleep();
-        let waited = if !self.may_take() || self.ends.jobs.is_empty() {
-            self.wait(patience)
-        } else {
-            Ok(())
-        };
-        self.ends.waker.awake();
         if outstanding {
-            self.account.stages.lap(PublishStage::WaitAck, start);
+            self.waits_for_acks = Some(self.account.stages.now());
         }
-        waited
-    }
-
-    fn wait(&mut self, patience: Duration) -> Result<(), Error> {
-        if self.sleep(patience)? {
-            self.take_replies()?;
-        }
-        Ok(())
-    }
-
-    /// Sleeps until a datagram comes, the publisher calls, or the control connection has something:
-    /// whether it does.
-    fn sleep(&mut self, patience: Duration) -> Result<bool, Error> {
-        let failed = |e: io::Error| Error::Thread(e.to_string());
-        let poller = &self.ends.waker.poller;
-        let mut watched = [
-            PollFd::new(self.datagrams.socket().as_fd(), PollFlags::POLLIN),
-            PollFd::new(poller.as_fd(), PollFlags::POLLIN),
-        ];
-        sleep::until_ready(&mut watched, patience).map_err(failed)?;
-        if !sleep::is_ready(&watched[1]) {
-            return Ok(false);
-        }
-        self.events.clear();
-        poller
-            .wait(&mut self.events, Some(Duration::ZERO))
-            .map_err(failed)?;
-        Ok(self.events.iter().any(|event| event.key == CONTROL))
+        let text = self.replies.deadline();
+        let next = match self.is_blocked {
+            // Timers bring more packets, for which there is no room.
+            true => Duration::from_nanos(now) + LOOK,
+            false => Duration::from_nanos(self.sender.next_timeout()),
+        };
+        let next = self.start + next;
+        Ok(text.map_or(next, |text| text.min(next)))
     }
 
     /// What the broker says over the control connection: the end is confirmed, or why it ends.
     /// Returns the batches that it confirms.
     fn take_replies(&mut self) -> Result<Option<u64>, Error> {
+        let mut confirmed = None;
         loop {
-            let got = match (&self.control).read(self.replies.room()) {
-                Ok(0) => return Err(self.control_lost("the broker closed the connection")),
-                Ok(got) => got,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(self.control_lost(&error.to_string())),
-            };
-            match self.replies.received(got)? {
-                None => {}
-                Some(Parsed::Ack { committed, .. }) => return Ok(Some(committed)),
-                Some(Parsed::Error { code, text_len, .. }) => {
-                    let mut text = vec![0; text_len];
-                    // Best effort: it comes with the reply, or not at all.
-                    let got = (&self.control).read(&mut text).unwrap_or(0);
-                    if got < text_len && self.keys.is_some() {
-                        return Err(self.control_lost("the broker ended the stream"));
-                    }
-                    self.replies.verify(&text[..got])?;
-                    let text = foreign_bytes(&text[..got]);
-                    return Err(self.ended_by_broker(code, text));
+            match self.replies.next(&self.control) {
+                Ok(None) => return Ok(confirmed),
+                // The broker closes the connection once it has confirmed the end.
+                Ok(Some(FromBroker::Closed)) | Err(NoReply::Io(_)) if confirmed.is_some() => {
+                    return Ok(confirmed);
                 }
+                Ok(Some(reply)) => confirmed = self.take_reply(reply)?,
+                Err(NoReply::Io(error)) => return Err(self.control_lost(&error.to_string())),
+                Err(NoReply::Invalid(error)) => return Err(error),
+            }
+        }
+    }
+
+    fn check_error_text(&mut self) -> Result<(), Error> {
+        if self.replies.deadline().is_some()
+            && let Some(told) = self.replies.overdue(Instant::now())
+        {
+            self.take_reply(told)?;
+        }
+        Ok(())
+    }
+
+    fn take_reply(&mut self, reply: FromBroker) -> Result<Option<u64>, Error> {
+        match reply {
+            FromBroker::Ack { committed, .. } => Ok(Some(committed)),
+            FromBroker::Closed => Err(self.control_lost("the broker closed the connection")),
+            FromBroker::Error {
+                is_whole: false, ..
+            } if self.keys.is_some() => Err(self.control_lost("the broker ended the stream")),
+            FromBroker::Error { code, text, .. } => {
+                self.replies.verify(&text)?;
+                Err(self.ended_by_broker(code, foreign_bytes(&text)))
             }
         }
     }
@@ -720,7 +728,7 @@ impl DatagramStream {
         }
     }
 
-    /// Tells the broker that the stream is complete; it confirms.
+    /// Tells the broker that the stream is complete, which it is to confirm.
     fn end(&mut self) -> Result<(), Error> {
         let batches = self.sender.committed();
         let header = Header::for_end(batches);
@@ -731,25 +739,26 @@ impl DatagramStream {
         }
         let written = (&self.control).write_all(&frame);
         written.map_err(|e| self.control_lost(&e.to_string()))?;
-        let start = Instant::now();
-        loop {
-            if self.take_replies()? == Some(batches) {
-                return Ok(());
-            }
-            if start.elapsed() > Duration::from_nanos(DEAD) {
-                return Err(
-                    self.path_dead("the broker did not confirm the end of the stream".to_owned())
-                );
-            }
-            self.check_abandoned()?;
-            self.wait_for_control()?;
-        }
+        self.ending = Some(Ending {
+            batches,
+            since: Instant::now(),
+        });
+        Ok(())
     }
 
-    fn wait_for_control(&mut self) -> Result<(), Error> {
-        self.sleep(LOOK)?;
-        // Late packets are of no interest any more, but keep this awake.
-        self.take_acks()
+    fn wait_for_end(
+        &self,
+        ending: Ending,
+        confirmed: Option<u64>,
+    ) -> Result<Option<Instant>, Error> {
+        if confirmed == Some(ending.batches) {
+            return Ok(None);
+        }
+        if ending.since.elapsed() > Duration::from_nanos(DEAD) {
+            let reason = "the broker did not confirm the end of the stream";
+            return Err(self.path_dead(reason.to_owned()));
+        }
+        Ok(Some(Instant::now() + LOOK))
     }
 
     fn take_account(&mut self) -> Account {
@@ -795,8 +804,7 @@ impl DatagramStream {
 
 impl Drop for DatagramStream {
     fn drop(&mut self) {
-        self.ends.shared.pool.withhold(self.withheld, 0);
-        self.ends.waker.forget(&self.control);
+        self.shared.pool.withhold(self.withheld, 0);
     }
 }
 

@@ -14,16 +14,20 @@
 //! # }
 //! ```
 //!
-//! The caller's thread fills batches ([`Publisher::publish`]); each stream has a thread and a
-//! connection of its own that sends them (`stream`), and `window` keeps account of what is acked.
+//! The caller's thread fills batches ([`Publisher::publish`]); an I/O thread (`io_thread`), or a few of them,
+//! drive all streams, each with a connection of its own (`stream`, `datagram`), and `window` keeps account
+//! of what is acked.
 
 mod account;
 mod af_xdp;
 mod config;
 mod connect;
 mod datagram;
+mod driver;
 mod error;
+mod failure;
 mod happy_eyeballs;
+mod io_thread;
 mod latency;
 mod link;
 mod opening;
@@ -31,6 +35,7 @@ mod payload;
 mod pool;
 mod progress;
 mod publisher;
+mod reconnect;
 mod replies;
 mod route;
 mod sending;
@@ -38,6 +43,7 @@ mod stream;
 mod summary;
 mod tx_queues;
 mod udp;
+mod waker;
 mod window;
 
 pub use af_xdp::TransmitError;

@@ -1,34 +1,24 @@
-//! A stream over either path, and its moves from one connection to another.
+//! One connection of a stream, over either path.
 
-use std::io;
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Select};
+use crossbeam_channel::Receiver;
+use nix::poll::PollFd;
 use penstock_dataplane::wire::handshake::{Path, Refusal};
 use tracing::warn;
 
-use crate::account::{Account, Closed};
+use crate::account::Account;
 use crate::config::Mode;
 use crate::connect::{self, Location};
-use crate::datagram::{DatagramStream, Leftover, Outcome};
-use crate::stream::{Job, Shared, Stream, Waker, owns_kept};
+use crate::datagram::DatagramStream;
+use crate::reconnect::patiently;
+use crate::stream::{Filled, Job, Shared, Stream};
 use crate::{Config, Error};
 
-/// Pause between attempts to reopen a stream.
-const PAUSE: Duration = Duration::from_millis(50);
-/// Longest pause, between attempts that a broker without room refuses.
-const MAX_PAUSE: Duration = Duration::from_secs(1);
-/// Interval in which a stream that waits for work checks whether the publisher was dropped.
-const ABANDONED_CHECK: Duration = Duration::from_millis(200);
-/// How long the first of these attempts waits for the broker; each attempt that times out doubles it. A
-/// broker that dies with a connection in its queue resets it once (RFC 9293 section 3.10.4), and the
-/// reset may be lost: an attempt that waited for the whole timeout would then wait for nothing.
-const FIRST_WAIT: Duration = Duration::from_secs(1);
-
-/// A stream, over tcp or xdp.
+/// A stream's connection, over tcp or xdp.
 pub(crate) enum Link {
     Tcp(Box<Stream>),
     Xdp(Box<DatagramStream>),
@@ -45,22 +35,72 @@ pub(crate) struct Target {
     pub(crate) location: Location,
 }
 
-/// What a stream needs from the publisher.
-#[derive(Clone)]
-pub(crate) struct Ends {
+/// What a stream has of the publisher, whichever connection it uses.
+pub(crate) struct StreamContext {
+    pub(crate) config: Arc<Config>,
+    pub(crate) target: Target,
     pub(crate) jobs: Receiver<Job>,
-    pub(crate) waker: Arc<Waker>,
     pub(crate) shared: Arc<Shared>,
 }
 
-impl Ends {
-    /// Waits until there is a job, or the publisher is closed or dropped.
-    fn wait_for_work(&self) {
-        let mut select = Select::new();
-        select.recv(&self.jobs);
-        while select.ready_timeout(ABANDONED_CHECK).is_err() {
-            if self.shared.abandoned.load(Ordering::Relaxed) {
+/// What the sockets of a connection have.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Ready {
+    /// The connection has something to read.
+    pub(crate) is_readable: bool,
+    /// The connection has room to write.
+    pub(crate) is_writable: bool,
+    /// Datagrams have come, or there is room for more.
+    pub(crate) has_datagrams: bool,
+}
+
+impl Ready {
+    /// Whether the sockets have anything.
+    pub(crate) fn any(self) -> bool {
+        self.is_readable || self.is_writable || self.has_datagrams
+    }
+}
+
+/// What a step of a connection came to.
+pub(crate) enum Step {
+    /// It goes on at this time, or earlier if a socket has something or a job comes.
+    Wait(Instant),
+    /// Everything is acknowledged, or the publisher was cancelled.
+    Ended(Box<Account>),
+    /// The path is dead or the broker is gone: the stream continues over another connection.
+    Moves(Box<Leftover>),
+}
+
+/// What another connection needs to continue.
+pub(crate) struct Leftover {
+    pub(crate) reason: String,
+    /// The control connection ended as well, so the broker may have been restarted.
+    pub(crate) connection_lost: bool,
+    /// The broker ended the stream because it was idle.
+    pub(crate) was_idle: bool,
+    pub(crate) account: Account,
+    /// Unacknowledged batches, oldest first; the first has the number `first`.
+    pub(crate) unacked: VecDeque<Filled>,
+    pub(crate) first: u64,
+}
+
+impl Leftover {
+    pub(crate) fn unacked_messages(&self) -> u64 {
+        let messages = self.unacked.iter().map(|batch| u64::from(batch.messages));
+        messages.sum()
+    }
+
+    /// Batches that turned out to be committed are done; their buffers go to the pool if they are
+    /// the pool's.
+    pub(crate) fn drop_committed(&mut self, committed: u64, shared: &Shared, pooled: bool) {
+        while self.first < committed {
+            let Some(batch) = self.unacked.pop_front() else {
                 return;
+            };
+            self.first += 1;
+            self.account.acked(1, batch.messages.into(), shared);
+            if pooled {
+                shared.pool.give_back(batch.payload);
             }
         }
     }
@@ -72,9 +112,9 @@ impl Link {
     pub(crate) fn open(
         config: &Config,
         target: &Target,
-        ends: &Ends,
+        shared: &Arc<Shared>,
     ) -> Result<(Self, u64, u32), Error> {
-        let queues = &ends.shared.tx_queues;
+        let queues = &shared.tx_queues;
         let mut target = target.clone();
         let mut acked = None;
         if config.mode != Mode::Tcp {
@@ -83,7 +123,7 @@ impl Link {
             let reason = match opened {
                 Ok(opened) => {
                     let (session, max) = (opened.offer.session, opened.offer.max_payload);
-                    match DatagramStream::open(config, &target, opened, ends) {
+                    match DatagramStream::open(config, &target, opened, shared) {
                         Ok(stream) => return Ok((Self::Xdp(Box::new(stream)), session, max)),
                         Err(error) => {
                             // The stream exists by now, so this connection continues it.
@@ -107,219 +147,82 @@ impl Link {
         let opened = match acked {
             None => open(config.timeout)?,
             // The previous connection may not have ended yet.
-            Some(_) => patiently(config, Instant::now(), &ends.shared, open)?,
+            Some(_) => patiently(config, Instant::now(), shared, open)?,
         };
         let (session, max) = (opened.offer.session, opened.offer.max_payload);
-        let stream = Stream::new(config, &target, opened, ends)?;
+        let stream = Stream::new(config, &target, opened, shared);
         Ok((Self::Tcp(Box::new(stream)), session, max))
     }
 
-    /// Sends until the publisher closes; returns what was done.
-    pub(crate) fn run(
-        self,
-        config: &Config,
-        target: &Target,
-        ends: &Ends,
-    ) -> Result<Closed, Error> {
-        let mut link = self;
-        let mut luck = Luck::new();
-        loop {
-            // The old connection is closed before a new one is opened.
-            let outcome = match link {
-                Self::Tcp(mut stream) => stream.run()?,
-                Self::Xdp(mut stream) => stream.run()?,
-            };
-            let leftover = match outcome {
-                Outcome::Ended(account) => return Ok(account.close()),
-                Outcome::Moves(leftover) => *leftover,
-            };
-            // The broker ended an idle stream because another needs its place. A stream that reconnects
-            // without work would only make the broker end the next idle one.
-            if leftover.was_idle && leftover.unacked.is_empty() {
-                ends.wait_for_work();
-                luck = Luck::new();
-            }
-            luck.lost_connection(leftover.first, config.timeout);
-            if luck.since.elapsed() > config.timeout {
-                return Err(Error::Lost {
-                    broker: target.broker.clone(),
-                    unacked: leftover.unacked_messages(),
-                    source: io::Error::other(leftover.reason),
-                });
-            }
-            link = match Self::again(config, target, ends, leftover, &mut luck)? {
-                Next::Link(link) => link,
-                Next::Cancelled(account) => return Ok(account.close()),
-            };
-        }
-    }
-
-    /// Opens another connection for a stream, and hands over the unacknowledged batches.
-    fn again(
-        config: &Config,
-        target: &Target,
-        ends: &Ends,
-        mut left: Leftover,
-        luck: &mut Luck,
-    ) -> Result<Next, Error> {
-        let (reason, unacked) = (left.reason.clone(), left.unacked_messages());
-        warn!(
-            broker = target.broker,
-            stream = target.number,
-            "the stream continues over another connection: {}",
-            left.reason
-        );
-        left.account.summary.moves += 1;
-        let (acked, mut tries_xdp) = (left.first, left.connection_lost);
-        let attempt = |wait| {
-            // If only the path failed, this stream stays on tcp. A broker that was lost may have
-            // restarted with its xdp path.
-            let paths: &[Path] = match (config.mode, tries_xdp) {
-                (Mode::Xdp, _) => &[Path::Xdp],
-                (Mode::Auto, true) => &[Path::Xdp, Path::Tcp],
-                (Mode::Auto, false) | (Mode::Tcp, _) => &[Path::Tcp],
-            };
-            let mut last = Error::Failed;
-            for &path in paths {
-                match Self::reopen(config, target, ends, acked, path, wait) {
-                    // The broker itself is gone, so it may come back with its path.
-                    Err(error @ Error::Connect { .. }) => {
-                        tries_xdp = true;
-                        return Err(error);
-                    }
-                    // Ask a broker that is busy or still starting for the path again. Leave a path that
-                    // does not work, even if the broker has not yet noticed the end of the failed
-                    // attempt.
-                    Err(error) if is_about_the_path(&error) => {
-                        tries_xdp = false;
-                        last = error;
-                    }
-                    done => return done,
-                }
-            }
-            Err(last)
-        };
-        let opened = patiently(config, luck.since, &ends.shared, attempt);
-        luck.connected = Instant::now();
-        match opened {
-            Ok((mut link, committed)) => {
-                left.drop_committed(committed, &ends.shared, !owns_kept(config));
-                luck.is_owed = !left.unacked.is_empty();
-                match &mut link {
-                    Self::Tcp(stream) => stream.take_over(&mut left),
-                    Self::Xdp(stream) => stream.take_over(&mut left),
-                }
-                Ok(Next::Link(link))
-            }
-            Err(Error::Failed) => Ok(Next::Cancelled(Box::new(left.account))),
-            Err(error) => Err(Error::NotResumed {
-                broker: target.broker.clone(),
-                unacked,
-                reason,
-                source: Box::new(error),
-            }),
-        }
-    }
-
     /// Opens a stream again over one path; returns how many of its batches are committed as well.
-    fn reopen(
+    pub(crate) fn reopen(
         config: &Config,
         target: &Target,
-        ends: &Ends,
+        shared: &Arc<Shared>,
         acked: u64,
         path: Path,
         wait: Duration,
     ) -> Result<(Self, u64), Error> {
-        let queues = &ends.shared.tx_queues;
+        let queues = &shared.tx_queues;
         let opened = connect::open_stream(config, target, queues, Some(acked), path, wait)?;
         let committed = opened.offer.committed;
         let link = match path {
-            Path::Tcp => Self::Tcp(Box::new(Stream::new(config, target, opened, ends)?)),
+            Path::Tcp => Self::Tcp(Box::new(Stream::new(config, target, opened, shared))),
             Path::Xdp => Self::Xdp(Box::new(DatagramStream::open(
-                config, target, opened, ends,
+                config, target, opened, shared,
             )?)),
         };
         Ok((link, committed))
     }
+
+    /// Sends and takes what it can now, without waiting.
+    pub(crate) fn step(&mut self, context: &StreamContext, ready: Ready) -> Result<Step, Error> {
+        match self {
+            Self::Tcp(stream) => stream.step(context, ready),
+            Self::Xdp(stream) => stream.step(context, ready),
+        }
+    }
+
+    /// Whether the next job could be begun now.
+    pub(crate) fn may_take(&self) -> bool {
+        match self {
+            Self::Tcp(stream) => stream.may_take(),
+            Self::Xdp(stream) => stream.may_take(),
+        }
+    }
+
+    /// The socket of datagrams, and what it is to be watched for while the thread sleeps. It is not watched
+    /// at other times: the kernel would look for somebody to wake with each packet that it is done with.
+    pub(crate) fn datagrams(&self) -> Option<PollFd<'_>> {
+        match self {
+            Self::Tcp(_) => None,
+            Self::Xdp(stream) => Some(stream.datagrams()),
+        }
+    }
+
+    /// Continues with what another connection left.
+    pub(crate) fn take_over(&mut self, left: &mut Leftover) {
+        match self {
+            Self::Tcp(stream) => stream.take_over(left),
+            Self::Xdp(stream) => stream.take_over(left),
+        }
+    }
+}
+
+impl AsFd for Link {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(stream) => stream.socket().as_fd(),
+            Self::Xdp(stream) => stream.control().as_fd(),
+        }
+    }
 }
 
 /// Whether the error concerns only the path, so that the broker may be reachable over the other one.
-fn is_about_the_path(error: &Error) -> bool {
+pub(crate) fn is_about_the_path(error: &Error) -> bool {
     match error {
         Error::PathDead { .. } => true,
         Error::Refused { code, .. } => *code == Refusal::Path as u16,
         _ => false,
-    }
-}
-
-/// What follows a lost connection.
-enum Next {
-    Link(Link),
-    /// The publisher was cancelled: the stream's figures so far.
-    Cancelled(Box<Account>),
-}
-
-/// Since when a stream's connections have brought nothing. A broker that accepts connections but never
-/// anything over them is given up like one that accepts none.
-struct Luck {
-    since: Instant,
-    connected: Instant,
-    acked: u64,
-    /// Whether the connection began with unacknowledged batches.
-    is_owed: bool,
-}
-
-impl Luck {
-    fn new() -> Self {
-        let now = Instant::now();
-        Self {
-            since: now,
-            connected: now,
-            acked: 0,
-            is_owed: false,
-        }
-    }
-
-    /// Records the end of a connection, and how many batches were acknowledged then. If the connection
-    /// brought acks, or lasted while none were owed, earlier failures no longer count.
-    fn lost_connection(&mut self, acked: u64, timeout: Duration) {
-        let has_lasted = !self.is_owed && self.connected.elapsed() > timeout;
-        if acked > self.acked || has_lasted {
-            self.since = Instant::now();
-        } else {
-            thread::sleep(PAUSE);
-        }
-        self.acked = acked;
-    }
-}
-
-/// Retries an operation that may succeed later, until it has failed for the configured time. Each
-/// attempt gets the time that it may wait for the broker.
-fn patiently<T>(
-    config: &Config,
-    since: Instant,
-    shared: &Shared,
-    mut attempt: impl FnMut(Duration) -> Result<T, Error>,
-) -> Result<T, Error> {
-    let (mut wait, mut pause) = (FIRST_WAIT, PAUSE);
-    loop {
-        let left = config.timeout.saturating_sub(since.elapsed());
-        let begun = Instant::now();
-        match attempt(wait.min(left).max(PAUSE)) {
-            Err(error) if error.may_pass() && since.elapsed() < config.timeout => {
-                if shared.abandoned.load(Ordering::Relaxed) {
-                    return Err(Error::Failed);
-                }
-                if begun.elapsed() >= wait {
-                    wait *= 2;
-                }
-                thread::sleep(pause);
-                pause = match error.is_shortage() {
-                    true => (2 * pause).min(MAX_PAUSE),
-                    false => PAUSE,
-                };
-            }
-            other => return other,
-        }
     }
 }

@@ -5,21 +5,23 @@ use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Select, Sender, TrySendError};
+use crossbeam_channel::{Receiver, Select, Sender, TrySendError};
 use penstock_dataplane::poison::lock;
 use penstock_dataplane::profile::{StageReport, StageTimer};
 use penstock_dataplane::wire::crc32c::Joiner;
 use penstock_dataplane::wire::message::{self, OVERHEAD};
 use tracing::warn;
 
-use crate::account::Closed;
 use crate::connect::Location;
+use crate::failure::Failure;
+use crate::io_thread::{IoThread, StreamResult};
 use crate::latency::Waits;
-use crate::link::{Ends, Link, Target};
+use crate::link::{Link, StreamContext, Target};
 use crate::payload::Payload;
 use crate::pool::{BufferPlan, Pool};
-use crate::stream::{Filled, Job, Shared, Waker};
+use crate::stream::{Filled, Job, Shared};
 use crate::summary::{BrokerSummary, PublishStage, StreamSummary, Summary};
+use crate::waker::Waker;
 use crate::{Config, Error};
 
 /// One message in so many is timed; a power of two.
@@ -30,8 +32,6 @@ const LOOK: Duration = Duration::from_millis(50);
 /// Pause between attempts to reach a broker that is not running yet.
 const RETRY: Duration = Duration::from_millis(50);
 
-type StreamThread = JoinHandle<Result<Closed, Error>>;
-
 /// Publishes messages; see the crate's documentation.
 ///
 /// Closing it ([`Publisher::close`]) is the only way to know that everything arrived; dropping it
@@ -40,18 +40,13 @@ pub struct Publisher {
     open: Arc<Mutex<Front>>,
     shared: Arc<Shared>,
     failure: Arc<Failure>,
-    threads: Vec<StreamThread>,
+    /// One for each stream.
+    results: Vec<Receiver<StreamResult>>,
+    io_threads: Vec<JoinHandle<()>>,
     wakers: Vec<Arc<Waker>>,
     linger: Option<Linger>,
     brokers: Vec<(String, u64)>,
     threads_per_broker: usize,
-}
-
-/// The first failure of any stream.
-#[derive(Debug, Default)]
-struct Failure {
-    happened: AtomicBool,
-    error: Mutex<Option<Error>>,
 }
 
 /// Figures of a running publisher.
@@ -81,7 +76,7 @@ impl Canceller {
     /// from now on, and [`Publisher::close`] returns what was acknowledged.
     pub fn cancel(&self) {
         self.shared.abandoned.store(true, Ordering::Release);
-        self.failure.happened.store(true, Ordering::Release);
+        self.failure.cancel();
         for waker in &self.wakers {
             // A stream that cannot be woken checks by itself a little later.
             let _ = waker.wake();
@@ -127,6 +122,7 @@ impl Publisher {
     /// The first broker that cannot be reached or says no, and what to do.
     pub fn connect(config: Config) -> Result<Self, Error> {
         config.check()?;
+        let config = Arc::new(config);
         let streams = config.brokers.len() * config.threads_per_broker as usize;
         let buffers = BufferPlan::new(&config);
         let shared = Arc::new(Shared {
@@ -135,40 +131,35 @@ impl Publisher {
             start: Instant::now(),
             acked_messages: AtomicU64::new(0),
             packet_payload: AtomicU32::new(0),
+            closed: AtomicBool::new(false),
             abandoned: AtomicBool::new(false),
         });
         let failure = Arc::new(Failure::default());
-        let mut opened = Vec::with_capacity(streams);
-        let mut brokers = Vec::with_capacity(config.brokers.len());
-        let mut max_payload = u32::MAX;
-        let mut first = FirstAttempts::new(config.connect_timeout.min(config.timeout));
-        for broker in &config.brokers {
-            let mut target = Target {
-                broker: broker.clone(),
-                session: 0,
-                number: 0,
-                location: Location::default(),
-            };
-            for number in 0..config.threads_per_broker {
-                target.number = number;
-                let (sender, jobs) = crossbeam_channel::bounded(buffers.most_queued);
-                let ends = Ends {
-                    jobs,
-                    waker: Arc::new(Waker::new()?),
-                    shared: Arc::clone(&shared),
-                };
-                let (link, session, max) = first.open(&config, &target, &ends)?;
-                target.session = session;
-                max_payload = max_payload.min(max);
-                let waker = Arc::clone(&ends.waker);
-                opened.push((sender, waker, (link, target.clone(), ends)));
-            }
-            brokers.push((broker.clone(), target.session));
+        let mut io_threads = Vec::new();
+        for _ in 0..streams.min(config.io_threads as usize) {
+            io_threads.push(IoThread::new(&shared, &failure)?);
         }
+        let mut opening = Opening {
+            config: &config,
+            shared: &shared,
+            first: FirstAttempts::new(config.connect_timeout.min(config.timeout)),
+            most_queued: buffers.most_queued,
+            max_payload: u32::MAX,
+            streams: Vec::with_capacity(streams),
+            results: Vec::with_capacity(streams),
+        };
+        let mut brokers = Vec::with_capacity(config.brokers.len());
+        for broker in &config.brokers {
+            let session = opening.open_session(broker, &mut io_threads)?;
+            brokers.push((broker.clone(), session));
+        }
+        let Opening {
+            max_payload,
+            streams,
+            results,
+            ..
+        } = opening;
         let max_payload = max_payload as usize;
-        let senders = opened
-            .iter()
-            .map(|(sender, waker, _)| (sender.clone(), Arc::clone(waker)));
         let front = Front {
             payload: Payload::with_capacity(config.batch_size),
             packets: None,
@@ -182,30 +173,27 @@ impl Publisher {
             next_stream: 0,
             in_a_row: 0,
             most_in_a_row: buffers.queue,
-            streams: senders.collect(),
+            streams,
             shared: Arc::clone(&shared),
             failure: Arc::clone(&failure),
             total_messages: 0,
             first: None,
             stages: StageTimer::default(),
         };
+        let wakers = io_threads.iter().map(|thread| Arc::clone(thread.waker()));
         let mut publisher = Self {
             open: Arc::new(Mutex::new(front)),
             shared,
             failure,
-            threads: Vec::with_capacity(streams),
-            wakers: opened
-                .iter()
-                .map(|(_, waker, _)| Arc::clone(waker))
-                .collect(),
+            results,
+            wakers: wakers.collect(),
+            io_threads: Vec::with_capacity(io_threads.len()),
             linger: None,
             brokers,
             threads_per_broker: config.threads_per_broker as usize,
         };
-        for (_, _, (link, target, ends)) in opened {
-            let config = config.clone();
-            let thread = spawn_stream(link, config, target, ends, Arc::clone(&publisher.failure))?;
-            publisher.threads.push(thread);
+        for thread in io_threads {
+            publisher.io_threads.push(thread.spawn()?);
         }
         publisher.linger = Some(Linger::start(config.linger, Arc::clone(&publisher.open))?);
         Ok(publisher)
@@ -240,7 +228,7 @@ impl Publisher {
             front.hand_over_to(number, Job::Flush(done.clone()))?;
         }
         drop((done, front));
-        for _ in 0..self.threads.len() {
+        for _ in 0..self.results.len() {
             loop {
                 match waiting.recv_timeout(LOOK) {
                     Ok(()) => break,
@@ -264,17 +252,20 @@ impl Publisher {
         }
         // Without senders the streams see that no more comes.
         front.streams.clear();
+        self.shared.closed.store(true, Ordering::Release);
         let (first, total_messages) = (front.first, front.total_messages);
         let mut stages = front.stages.clone();
         drop(front);
         self.wake_all();
         let mut waits = Waits::default();
-        let mut results = Vec::with_capacity(self.threads.len());
-        for thread in std::mem::take(&mut self.threads) {
-            let joined = thread
-                .join()
-                .map_err(|_| Error::Thread("it panicked".to_owned()))?;
-            match joined {
+        let mut results = Vec::with_capacity(self.results.len());
+        for result in std::mem::take(&mut self.results) {
+            let result = match result.recv() {
+                Ok(result) => result,
+                // Its thread is gone.
+                Err(_) => return Err(self.failure.take()),
+            };
+            match result {
                 Ok(closed) => {
                     stages.merge(&closed.stages);
                     if let Some(more) = &closed.waits {
@@ -376,8 +367,8 @@ impl Drop for Publisher {
         if let Ok(mut front) = self.open.lock() {
             front.streams.clear();
         }
-        for thread in self.threads.drain(..) {
-            // Nobody asks for the result of an abandoned stream.
+        for thread in self.io_threads.drain(..) {
+            // One that panicked has said so.
             let _ = thread.join();
         }
     }
@@ -516,6 +507,49 @@ impl Front {
     }
 }
 
+/// Opens every stream.
+struct Opening<'a> {
+    config: &'a Arc<Config>,
+    shared: &'a Arc<Shared>,
+    first: FirstAttempts,
+    most_queued: usize,
+    /// Bytes of the largest batch that every broker accepts.
+    max_payload: u32,
+    streams: Vec<(Sender<Job>, Arc<Waker>)>,
+    results: Vec<Receiver<StreamResult>>,
+}
+
+impl Opening<'_> {
+    /// Opens the streams to a broker; returns the key of their session.
+    fn open_session(&mut self, broker: &str, threads: &mut [IoThread]) -> Result<u64, Error> {
+        let mut target = Target {
+            broker: broker.to_owned(),
+            session: 0,
+            number: 0,
+            location: Location::default(),
+        };
+        for number in 0..self.config.threads_per_broker {
+            target.number = number;
+            let (link, session, max) = self.first.open(self.config, &target, self.shared)?;
+            target.session = session;
+            self.max_payload = self.max_payload.min(max);
+            let (sender, jobs) = crossbeam_channel::bounded(self.most_queued);
+            let context = StreamContext {
+                config: Arc::clone(self.config),
+                target: target.clone(),
+                jobs,
+                shared: Arc::clone(self.shared),
+            };
+            // In turn, so that each thread has about as many streams to each broker.
+            let thread = self.streams.len() % threads.len();
+            let thread = &mut threads[thread];
+            self.streams.push((sender, Arc::clone(thread.waker())));
+            self.results.push(thread.add(context, link)?);
+        }
+        Ok(target.session)
+    }
+}
+
 /// Opens the first connections. Retries while nothing listens, because the broker may have been started
 /// at the same moment.
 struct FirstAttempts {
@@ -535,10 +569,10 @@ impl FirstAttempts {
         &mut self,
         config: &Config,
         target: &Target,
-        ends: &Ends,
+        shared: &Arc<Shared>,
     ) -> Result<(Link, u64, u32), Error> {
         loop {
-            let error = match Link::open(config, target, ends) {
+            let error = match Link::open(config, target, shared) {
                 Err(error) if error.nobody_listens() => error,
                 done => return done,
             };
@@ -552,26 +586,6 @@ impl FirstAttempts {
             }
             thread::sleep(RETRY.min(left));
         }
-    }
-}
-
-impl Failure {
-    fn note(&self, error: Error) {
-        lock(&self.error).get_or_insert(error);
-        self.happened.store(true, Ordering::Release);
-    }
-
-    fn check(&self) -> Result<(), Error> {
-        if self.happened.load(Ordering::Acquire) {
-            Err(self.take())
-        } else {
-            Ok(())
-        }
-    }
-
-    /// The first failure, to whoever asks first.
-    fn take(&self) -> Error {
-        lock(&self.error).take().unwrap_or(Error::Failed)
     }
 }
 
@@ -609,25 +623,6 @@ impl Linger {
             .map_err(|e| Error::Thread(e.to_string()))?;
         Ok(Self { stop, thread })
     }
-}
-
-fn spawn_stream(
-    link: Link,
-    config: Config,
-    target: Target,
-    ends: Ends,
-    failure: Arc<Failure>,
-) -> Result<StreamThread, Error> {
-    thread::Builder::new()
-        .name("stream".to_owned())
-        .spawn(move || {
-            // Noted before the stream's queue goes, so that whoever finds it gone finds the reason.
-            link.run(&config, &target, &ends).map_err(|error| {
-                failure.note(error);
-                Error::Failed
-            })
-        })
-        .map_err(|e| Error::Thread(e.to_string()))
 }
 
 /// The profile with percentages of the time that all stages took together.

@@ -1,41 +1,39 @@
-//! One stream: a thread that sends batches over its connection and takes the acks.
+//! One connection of a stream over tcp: sends batches and takes the acks, as far as the socket lets it.
 
 use std::collections::VecDeque;
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, IoSlice, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Sender, TryRecvError};
+use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use penstock_dataplane::auth::PacketKeys;
 use penstock_dataplane::profile::Tick;
 use penstock_dataplane::text::foreign_bytes;
 use penstock_dataplane::wire::batch::{HEADER_LEN, Header};
 use penstock_dataplane::wire::handshake::{AckLevel, Path};
 use penstock_dataplane::wire::packet::TAG_LEN;
-use penstock_dataplane::wire::reply::{Fault, Parsed};
-use polling::{AsRawSource, AsSource, Event, Events, PollMode, Poller};
+use penstock_dataplane::wire::reply::Fault;
 use zerocopy::IntoBytes;
 
 use crate::account::Account;
 use crate::config::Mode;
 use crate::connect::Opened;
-use crate::datagram::{Leftover, Outcome};
-use crate::link::{Ends, Target};
+use crate::link::{Leftover, Ready, Step, StreamContext, Target};
 use crate::payload::Payload;
 use crate::pool::Pool;
 use crate::progress::ProgressClock;
-use crate::replies::Replies;
+use crate::replies::{FromBroker, NoReply, Replies};
 use crate::summary::PublishStage;
 use crate::tx_queues::TxQueues;
 use crate::window::Window;
 use crate::{Config, Error};
 
-/// Key of the socket in the poller.
-const SOCKET: usize = 0;
-/// How often a waiting stream looks whether its broker still lives.
-const LOOK: Duration = Duration::from_millis(100);
+/// How often a stream that waits for its broker checks how long it has done so.
+const PROGRESS_CHECK: Duration = Duration::from_millis(100);
+/// Batches that are written before other streams of the thread get their turn.
+const BATCHES_PER_STEP: usize = 8;
 
 /// A batch that is ready to go.
 #[derive(Debug)]
@@ -63,67 +61,6 @@ pub(crate) enum Job {
     Flush(Sender<()>),
 }
 
-/// What a stream sleeps on; wakes one that sleeps because it has no job, and costs nothing while it
-/// is busy.
-#[derive(Debug)]
-pub(crate) struct Waker {
-    pub(crate) poller: Poller,
-    sleeping: AtomicBool,
-}
-
-impl Waker {
-    pub(crate) fn new() -> Result<Self, Error> {
-        Ok(Self {
-            poller: Poller::new().map_err(|e| Error::Thread(e.to_string()))?,
-            sleeping: AtomicBool::new(false),
-        })
-    }
-
-    /// Watches a socket, until [`Self::forget`] is told of it, which must be before it is closed.
-    pub(crate) fn watch(
-        &self,
-        socket: impl AsRawSource,
-        event: Event,
-        mode: PollMode,
-    ) -> Result<(), Error> {
-        // SAFETY: the caller sees to it that the socket is forgotten before it is closed.
-        let added = unsafe { self.poller.add_with_mode(socket, event, mode) };
-        added.map_err(|e| Error::Thread(e.to_string()))
-    }
-
-    pub(crate) fn forget(&self, socket: impl AsSource) {
-        // A socket that is not watched any more is what is wanted.
-        let _ = self.poller.delete(socket);
-    }
-
-    /// The stream is about to sleep; it must look for jobs once more before it does.
-    pub(crate) fn going_to_sleep(&self) {
-        self.sleeping.store(true, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
-    }
-
-    pub(crate) fn awake(&self) {
-        self.sleeping.store(false, Ordering::Relaxed);
-    }
-
-    /// Tells of a job that was queued before.
-    pub(crate) fn job_queued(&self) -> io::Result<()> {
-        // Pairs with the fence in `going_to_sleep`: either this sees that the stream sleeps,
-        // or the stream sees the job.
-        fence(Ordering::SeqCst);
-        if self.sleeping.load(Ordering::Relaxed) {
-            self.wake()
-        } else {
-            Ok(())
-        }
-    }
-
-    /// Wakes the stream in any case.
-    pub(crate) fn wake(&self) -> io::Result<()> {
-        self.poller.notify()
-    }
-}
-
 /// What a stream shares with the publisher.
 #[derive(Debug)]
 pub(crate) struct Shared {
@@ -134,8 +71,20 @@ pub(crate) struct Shared {
     pub(crate) acked_messages: AtomicU64,
     /// Bytes of payload that a full packet carries, over xdp; 0 while that is not known.
     pub(crate) packet_payload: AtomicU32,
+    /// The publisher is closed: no stream gets more jobs.
+    pub(crate) closed: AtomicBool,
     /// The publisher is dropped: stop at once.
     pub(crate) abandoned: AtomicBool,
+}
+
+impl Shared {
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
 }
 
 /// Whether streams have buffers of their own for what they keep; where payload may go over xdp as
@@ -144,11 +93,22 @@ pub(crate) fn owns_kept(config: &Config) -> bool {
     config.mode == Mode::Tcp && config.ack == AckLevel::Committed
 }
 
-/// One stream, run by its own thread.
+/// A frame that is being written.
+struct FrameInProgress {
+    /// Header, and tag if it needs one.
+    head: [u8; HEADER_LEN + TAG_LEN],
+    head_len: usize,
+    /// None for the end of the stream.
+    batch: Option<Filled>,
+    written: usize,
+    begun: Tick,
+}
+
+/// One connection of a stream.
 pub(crate) struct Stream {
     broker: String,
     socket: TcpStream,
-    ends: Ends,
+    shared: Arc<Shared>,
     ack: AckLevel,
     progress: ProgressClock,
     window: Window,
@@ -157,16 +117,21 @@ pub(crate) struct Stream {
     spares: Option<Vec<Payload>>,
     /// What another connection left; sent first.
     leftover: VecDeque<Filled>,
+    frame: Option<FrameInProgress>,
+    /// The kernel had no room for the rest of the frame.
+    is_blocked: bool,
     replies: Replies,
     /// Keys for the tags of frames, if there are any, and the number of frames so far.
     keys: Option<Arc<PacketKeys>>,
     sealed: u64,
-    /// The end frame is sent.
+    /// Since when only acks are waited for.
+    waits_for_acks: Option<Tick>,
+    /// The end frame was begun, and is sent.
+    is_ending: bool,
     ended: bool,
     /// The broker ended the stream because it was idle.
     was_idle: bool,
     account: Account,
-    events: Events,
 }
 
 impl Stream {
@@ -174,23 +139,21 @@ impl Stream {
         config: &Config,
         target: &Target,
         opened: Opened,
-        ends: &Ends,
-    ) -> Result<Self, Error> {
+        shared: &Arc<Shared>,
+    ) -> Self {
         let Opened {
             socket,
             offer,
             keys,
             ..
         } = opened;
-        ends.waker
-            .watch(&socket, Event::all(SOCKET), PollMode::Edge)?;
         let limit = (config.ack == AckLevel::Committed).then_some(config.in_flight);
         let mut account = Account::new(config, target.number);
         account.summary.path = Path::Tcp.name();
-        Ok(Self {
+        Self {
             broker: target.broker.clone(),
             socket,
-            ends: ends.clone(),
+            shared: Arc::clone(shared),
             ack: config.ack,
             progress: ProgressClock::new(config.timeout),
             window: Window::new(limit, offer.committed),
@@ -199,14 +162,17 @@ impl Stream {
                 buffers.take(config.in_flight).collect()
             }),
             leftover: VecDeque::new(),
+            frame: None,
+            is_blocked: false,
             replies: Replies::new(&target.broker, keys.clone()),
             keys,
             sealed: 0,
+            waits_for_acks: None,
+            is_ending: false,
             ended: false,
             was_idle: false,
             account,
-            events: Events::new(),
-        })
+        }
     }
 
     /// Continues with what another connection left.
@@ -220,49 +186,72 @@ impl Stream {
         }
     }
 
-    /// Sends until the publisher closes. A stream whose batches are acked can go on over another
+    pub(crate) fn socket(&self) -> &TcpStream {
+        &self.socket
+    }
+
+    /// Whether the next job could be begun now.
+    pub(crate) fn may_take(&self) -> bool {
+        self.frame.is_none()
+            && !self.is_ending
+            && self.leftover.is_empty()
+            && !self.window.is_full()
+    }
+
+    /// Sends and takes what it can now. A stream whose batches are acked can go on over another
     /// connection when this one ends too early; nothing tells how far one without acks has come.
-    pub(crate) fn run(&mut self) -> Result<Outcome, Error> {
-        match self.serve() {
+    pub(crate) fn step(&mut self, context: &StreamContext, ready: Ready) -> Result<Step, Error> {
+        match self.advance(&context.jobs, ready) {
+            Ok(Some(at)) => Ok(Step::Wait(at)),
             // A cancelled stream reports how far it got.
-            Ok(()) | Err(Error::Failed) => {
-                Ok(Outcome::Ended(Box::new(std::mem::take(&mut self.account))))
+            Ok(None) | Err(Error::Failed) => {
+                Ok(Step::Ended(Box::new(std::mem::take(&mut self.account))))
             }
             Err(Error::Lost { source, .. }) if self.ack == AckLevel::Committed => {
-                Ok(Outcome::Moves(Box::new(self.leave(source.to_string()))))
+                Ok(Step::Moves(Box::new(self.leave(source.to_string()))))
             }
             Err(error) => Err(error),
         }
     }
 
-    fn serve(&mut self) -> Result<(), Error> {
-        while let Some(batch) = self.leftover.pop_front() {
-            self.send(batch)?;
+    /// The time of the next step if nothing happens until then; none at the end of the stream.
+    fn advance(&mut self, jobs: &Receiver<Job>, ready: Ready) -> Result<Option<Instant>, Error> {
+        if self.shared.is_abandoned() {
+            return Err(Error::Failed);
         }
-        loop {
-            match self.ends.jobs.try_recv() {
-                Ok(Job::Batch(batch)) => {
-                    self.account.sent(&batch);
-                    if let Some(spare) = self.spares.as_mut().and_then(Vec::pop) {
-                        self.ends.shared.pool.give_back(spare);
-                    }
-                    self.send(batch)?;
-                }
-                Ok(Job::Flush(done)) => self.account.flush(self.window.next_seq(), done),
-                Err(TryRecvError::Disconnected) => break,
-                Err(TryRecvError::Empty) => self.wait_for_jobs()?,
-            }
-            self.take_replies()?;
-            self.answer_flushes();
+        let now = Instant::now();
+        if ready.is_readable {
+            self.take_replies(now)?;
         }
-        if self.ends.shared.abandoned.load(Ordering::Relaxed) {
-            return Ok(());
+        self.check_error_text(now)?;
+        self.is_blocked &= !ready.is_writable;
+        let is_out_of_turn = self.send_batches(now, jobs)?;
+        let done = match self.ack {
+            AckLevel::Committed => self.window.acked(),
+            AckLevel::None => self.window.next_seq(),
+        };
+        self.account.answer_flushes(done);
+        if self.ended && self.window.acked() == self.window.next_seq() {
+            self.end_wait_for_acks();
+            return Ok(None);
         }
-        self.end()
+        if is_out_of_turn {
+            return Ok(Some(now));
+        }
+        if self.frame.is_some() || self.ended || self.window.is_owed() {
+            let unacked = || self.unacked_messages();
+            self.progress.check(now, &self.broker, unacked)?;
+        }
+        let check = now + PROGRESS_CHECK;
+        let text = self.replies.deadline();
+        Ok(Some(text.map_or(check, |text| text.min(check))))
     }
 
     fn leave(&mut self, reason: String) -> Leftover {
         let mut unacked = self.window.take_unacked();
+        // The next connection sends it again from its start.
+        let begun = self.frame.take().and_then(|frame| frame.batch);
+        unacked.extend(begun);
         unacked.append(&mut self.leftover);
         Leftover {
             reason,
@@ -274,152 +263,175 @@ impl Stream {
         }
     }
 
-    fn send(&mut self, batch: Filled) -> Result<(), Error> {
-        let start = self.account.stages.now();
-        let header = batch.header(self.window.next_seq());
-        if !self.window.is_owed() {
-            self.progress.restart(Instant::now());
-        }
-        let written = self.write_frame(&header, &batch.payload);
-        // Kept also if the connection broke inside of it: the next one sends it again.
-        if let Some(batch) = self.window.push(batch) {
-            self.ends.shared.pool.give_back(batch.payload);
-        }
-        written?;
-        let start = self.account.stages.lap(PublishStage::SendPayload, start);
-        if self.window.is_full() {
-            self.take_replies()?;
-            while self.window.is_full() {
-                self.wait(false)?;
-                self.take_replies()?;
+    /// Writes frames while there are some, the window is open and the kernel has room; says whether more
+    /// could be written, but others have their turn first.
+    fn send_batches(&mut self, now: Instant, jobs: &Receiver<Job>) -> Result<bool, Error> {
+        for _ in 0..BATCHES_PER_STEP {
+            if self.frame.is_none() && !self.begin_next(now, jobs) {
+                return Ok(false);
             }
-            self.account.stages.lap(PublishStage::WaitAck, start);
+            if self.is_blocked || !self.write_frame(now)? {
+                return Ok(false);
+            }
         }
-        Ok(())
+        Ok(true)
     }
 
-    /// Writes a frame, with its tag if it needs one; waits whenever the kernel has no room.
-    fn write_frame(&mut self, header: &Header, payload: &[u8]) -> Result<(), Error> {
-        let header = header.as_bytes();
-        let Some(keys) = &self.keys else {
-            return self.write_all(header, payload);
-        };
-        let tag = keys.seal_frame(self.sealed, &[header, payload]);
-        self.sealed += 1;
-        let mut sealed = [0; HEADER_LEN + TAG_LEN];
-        sealed[..HEADER_LEN].copy_from_slice(header);
-        sealed[HEADER_LEN..].copy_from_slice(&tag);
-        self.write_all(&sealed, payload)
-    }
-
-    fn write_all(&mut self, header: &[u8], payload: &[u8]) -> Result<(), Error> {
-        let mut sent = 0;
-        while sent < header.len() + payload.len() {
-            let (header, payload) = match sent.checked_sub(header.len()) {
-                None => (&header[sent..], payload),
-                Some(sent) => (&[][..], &payload[sent..]),
+    /// Begins the next frame; says whether there is one.
+    fn begin_next(&mut self, now: Instant, jobs: &Receiver<Job>) -> bool {
+        if self.is_ending {
+            return false;
+        }
+        if self.window.is_full() {
+            let start = self.account.stages.now();
+            self.waits_for_acks.get_or_insert(start);
+            return false;
+        }
+        self.end_wait_for_acks();
+        loop {
+            let batch = match self.leftover.pop_front() {
+                Some(batch) => batch,
+                None => match jobs.try_recv() {
+                    Ok(Job::Batch(batch)) => {
+                        self.account.sent(&batch);
+                        if let Some(spare) = self.spares.as_mut().and_then(Vec::pop) {
+                            self.shared.pool.give_back(spare);
+                        }
+                        batch
+                    }
+                    Ok(Job::Flush(done)) => {
+                        self.account.flush(self.window.next_seq(), done);
+                        continue;
+                    }
+                    Err(TryRecvError::Empty) => return false,
+                    Err(TryRecvError::Disconnected) => {
+                        self.is_ending = true;
+                        self.begin_frame(now, Header::for_end(self.window.next_seq()), None);
+                        return true;
+                    }
+                },
             };
-            match (&self.socket).write_vectored(&[IoSlice::new(header), IoSlice::new(payload)]) {
+            self.begin_frame(now, batch.header(self.window.next_seq()), Some(batch));
+            return true;
+        }
+    }
+
+    fn begin_frame(&mut self, now: Instant, header: Header, batch: Option<Filled>) {
+        if !self.window.is_owed() {
+            self.progress.restart(now);
+        }
+        let begun = self.account.stages.now();
+        let header = header.as_bytes();
+        let mut head = [0; HEADER_LEN + TAG_LEN];
+        let mut head_len = HEADER_LEN;
+        head[..HEADER_LEN].copy_from_slice(header);
+        if let Some(keys) = &self.keys {
+            let payload = batch.as_ref().map_or(&[][..], |batch| &batch.payload);
+            let tag = keys.seal_frame(self.sealed, &[header, payload]);
+            self.sealed += 1;
+            head[HEADER_LEN..].copy_from_slice(&tag);
+            head_len += TAG_LEN;
+        }
+        self.frame = Some(FrameInProgress {
+            head,
+            head_len,
+            batch,
+            written: 0,
+            begun,
+        });
+    }
+
+    /// Writes more of the frame; says whether it is complete.
+    fn write_frame(&mut self, now: Instant) -> Result<bool, Error> {
+        while let Some(frame) = &mut self.frame {
+            let head = &frame.head[..frame.head_len];
+            let payload = frame.batch.as_ref().map_or(&[][..], |batch| &batch.payload);
+            if frame.written == head.len() + payload.len() {
+                break;
+            }
+            let (head, payload) = match frame.written.checked_sub(head.len()) {
+                None => (&head[frame.written..], payload),
+                Some(written) => (&[][..], &payload[written..]),
+            };
+            match (&self.socket).write_vectored(&[IoSlice::new(head), IoSlice::new(payload)]) {
                 Ok(more) => {
-                    sent += more;
-                    self.progress.on_bytes(Instant::now(), more as u64);
+                    frame.written += more;
+                    self.progress.on_bytes(now, more as u64);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.take_replies()?;
-                    self.wait(true)?;
+                    self.is_blocked = true;
+                    return Ok(false);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(self.explain_loss(error)),
+                Err(error) => return Err(self.explain_loss(now, error)),
             }
         }
-        Ok(())
+        self.finish_frame();
+        Ok(true)
     }
 
-    /// Tells the broker that the stream is complete, and waits until all of it is acked.
-    fn end(&mut self) -> Result<(), Error> {
-        let start = self.account.stages.now();
-        let header = Header::for_end(self.window.next_seq());
-        if !self.window.is_owed() {
-            self.progress.restart(Instant::now());
-        }
-        self.write_frame(&header, &[])?;
-        self.ended = true;
-        self.take_replies()?;
-        while self.window.acked() < self.window.next_seq() {
-            self.wait(false)?;
-            self.take_replies()?;
-        }
-        self.account.stages.lap(PublishStage::WaitAck, start);
-        self.answer_flushes();
-        Ok(())
-    }
-
-    fn wait_for_jobs(&mut self) -> Result<(), Error> {
-        self.ends.waker.going_to_sleep();
-        let waited = if self.ends.jobs.is_empty() {
-            self.wait(false)
-        } else {
-            Ok(())
+    fn finish_frame(&mut self) {
+        let Some(frame) = self.frame.take() else {
+            return;
         };
-        self.ends.waker.awake();
-        waited
+        let Some(batch) = frame.batch else {
+            self.ended = true;
+            self.waits_for_acks = Some(frame.begun);
+            return;
+        };
+        if let Some(batch) = self.window.push(batch) {
+            self.shared.pool.give_back(batch.payload);
+        }
+        let stages = &mut self.account.stages;
+        let end = stages.lap(PublishStage::SendPayload, frame.begun);
+        if self.window.is_full() {
+            self.waits_for_acks = Some(end);
+        }
     }
 
-    /// Sleeps until the socket or the publisher has something new, or it is time to look around.
-    /// The socket is watched for edges, so the caller has read until nothing was left, or written
-    /// until there was no room.
-    fn wait(&mut self, for_room: bool) -> Result<(), Error> {
-        let io = |error: io::Error| Error::Thread(error.to_string());
-        self.events.clear();
-        self.ends
-            .waker
-            .poller
-            .wait(&mut self.events, Some(LOOK))
-            .map_err(io)?;
-        let owed = for_room || self.ended || self.window.is_owed();
-        if owed {
-            let unacked = || self.window.unacked_messages();
-            self.progress.check(Instant::now(), &self.broker, unacked)?;
+    fn end_wait_for_acks(&mut self) {
+        if let Some(since) = self.waits_for_acks.take() {
+            self.account.stages.lap(PublishStage::WaitAck, since);
         }
-        if self.ends.shared.abandoned.load(Ordering::Relaxed) {
-            return Err(Error::Failed);
-        }
-        Ok(())
     }
 
     /// Takes every reply that has come, without waiting.
-    fn take_replies(&mut self) -> Result<(), Error> {
+    fn take_replies(&mut self, now: Instant) -> Result<(), Error> {
         loop {
-            let got = match (&self.socket).read(self.replies.room()) {
-                Ok(0) => return self.closed_by_broker(),
-                Ok(got) => got,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(source) => return Err(self.lost(source)),
-            };
-            if let Some(reply) = self.replies.received(got)? {
-                self.take_reply(reply)?;
+            match self.replies.next(&self.socket) {
+                Ok(Some(FromBroker::Closed)) => return self.closed_by_broker(),
+                Ok(Some(reply)) => self.take_reply(now, reply)?,
+                Ok(None) => return Ok(()),
+                Err(NoReply::Io(source)) => return Err(self.lost(source)),
+                Err(NoReply::Invalid(error)) => return Err(error),
             }
         }
     }
 
-    fn take_reply(&mut self, reply: Parsed) -> Result<(), Error> {
+    fn check_error_text(&mut self, now: Instant) -> Result<(), Error> {
+        match self.replies.overdue(now) {
+            Some(told) => self.take_reply(now, told),
+            None => Ok(()),
+        }
+    }
+
+    fn take_reply(&mut self, now: Instant, reply: FromBroker) -> Result<(), Error> {
         match reply {
-            Parsed::Ack { committed, blocked } => {
-                self.progress.on_heard(Instant::now(), blocked);
-                self.account(committed)
+            FromBroker::Ack { committed, blocked } => {
+                self.progress.on_heard(now, blocked);
+                self.account(now, committed)
             }
-            Parsed::Error {
+            FromBroker::Error {
                 committed,
-                text_len,
                 code,
+                text,
+                ..
             } => {
-                let text = self.read_text(text_len);
                 self.replies.verify(&text)?;
-                self.account(committed)?;
-                let text = foreign_bytes(&text);
-                Err(self.ended_by_broker(code, text))
+                self.account(now, committed)?;
+                Err(self.ended_by_broker(code, foreign_bytes(&text)))
             }
+            FromBroker::Closed => self.closed_by_broker(),
         }
     }
 
@@ -433,12 +445,12 @@ impl Stream {
         }
         Error::Ended {
             broker: self.broker.clone(),
-            unacked: self.window.unacked_messages(),
+            unacked: self.unacked_messages(),
             text,
         }
     }
 
-    fn account(&mut self, committed: u64) -> Result<(), Error> {
+    fn account(&mut self, now: Instant, committed: u64) -> Result<(), Error> {
         let before = self.window.acked();
         let acked = self.window.ack(committed).map_err(|source| Error::BadAck {
             broker: self.broker.clone(),
@@ -446,37 +458,15 @@ impl Stream {
         })?;
         let batches = committed - before;
         if batches > 0 {
-            self.progress.restart(Instant::now());
+            self.progress.restart(now);
         }
-        self.account
-            .acked(batches, acked.messages, &self.ends.shared);
+        self.account.acked(batches, acked.messages, &self.shared);
         let buffers = acked.batches.map(|batch| batch.payload);
         match &mut self.spares {
             Some(spares) => spares.extend(buffers),
-            None => self.ends.shared.pool.give_back_all(buffers),
+            None => self.shared.pool.give_back_all(buffers),
         }
         Ok(())
-    }
-
-    /// Reads the text behind an error; what does not come in time is not waited for.
-    fn read_text(&mut self, len: usize) -> Vec<u8> {
-        let mut text = vec![0; len];
-        let mut filled = 0;
-        let patience = Instant::now() + Duration::from_secs(1);
-        while filled < len && Instant::now() < patience {
-            match (&self.socket).read(&mut text[filled..]) {
-                Ok(0) => break,
-                Ok(got) => filled += got,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if self.wait(false).is_err() {
-                        break;
-                    }
-                }
-                Err(_) => break,
-            }
-        }
-        text.truncate(filled);
-        text
     }
 
     /// The broker closes when it has acked the end of the stream; before that it is a loss.
@@ -489,33 +479,30 @@ impl Stream {
     }
 
     /// A send failed: the broker may have said why before it closed.
-    fn explain_loss(&mut self, source: io::Error) -> Error {
-        match self.take_replies() {
+    fn explain_loss(&mut self, now: Instant, source: io::Error) -> Error {
+        let told = self
+            .take_replies(now)
+            .and_then(|()| match self.replies.take_error() {
+                Some(told) => self.take_reply(now, told),
+                None => Ok(()),
+            });
+        match told {
             Err(told @ (Error::Ended { .. } | Error::Lost { .. } | Error::Forged { .. })) => told,
             _ => self.lost(source),
         }
     }
 
     fn lost(&self, source: io::Error) -> Error {
-        let unacked = self.window.unacked_messages();
         Error::Lost {
             broker: self.broker.clone(),
-            unacked,
+            unacked: self.unacked_messages(),
             source,
         }
     }
 
-    fn answer_flushes(&mut self) {
-        let done = match self.ack {
-            AckLevel::Committed => self.window.acked(),
-            AckLevel::None => self.window.next_seq(),
-        };
-        self.account.answer_flushes(done);
-    }
-}
-
-impl Drop for Stream {
-    fn drop(&mut self) {
-        self.ends.waker.forget(&self.socket);
+    /// Messages that are sent, or being sent, and not acknowledged.
+    fn unacked_messages(&self) -> u64 {
+        let begun = self.frame.as_ref().and_then(|frame| frame.batch.as_ref());
+        self.window.unacked_messages() + begun.map_or(0, |batch| u64::from(batch.messages))
     }
 }

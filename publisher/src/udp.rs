@@ -95,8 +95,8 @@ impl Datagrams {
         self.calls
     }
 
-    /// Sends packets, each in two parts: all as long as the first, but the last may be shorter. Waits
-    /// while the kernel holds as much as it may.
+    /// Sends packets, each in two parts: all as long as the first, but the last may be shorter. Does
+    /// not wait: the error is `WouldBlock` while the kernel holds as much as it may.
     ///
     /// An interface that cannot do this is remembered: the error is `Unsupported`, then, nothing
     /// was sent, and [`Self::has_segments`] says no from now on.
@@ -128,7 +128,13 @@ impl Datagrams {
         loop {
             self.calls += 1;
             // SAFETY: the descriptor is open; all buffers outlive the call.
-            let sent = unsafe { libc::sendmsg(self.socket.as_raw_fd(), &raw const message, 0) };
+            let sent = unsafe {
+                libc::sendmsg(
+                    self.socket.as_raw_fd(),
+                    &raw const message,
+                    libc::MSG_DONTWAIT,
+                )
+            };
             if sent >= 0 {
                 return Ok(());
             }

@@ -3,7 +3,7 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
-use std::sync::mpsc::{TryRecvError, channel};
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -62,6 +62,12 @@ impl Peer {
             datagrams: None,
         };
         self.say(Welcome::accept(offer).as_bytes());
+    }
+
+    fn accept_welcome(listener: &TcpListener) -> Self {
+        let mut peer = Self::accept(listener);
+        peer.welcome();
+        peer
     }
 
     fn say(&mut self, bytes: &[u8]) {
@@ -261,6 +267,110 @@ fn messages_are_spread_over_brokers_and_streams_and_arrive_once_in_order() {
     }
     arrived.sort_unstable();
     assert_eq!(arrived, (0..COUNT).collect::<Vec<_>>());
+}
+
+/// Two brokers, one I/O thread: `hold_up` plays the first until it gets word that the second has taken a lot
+/// meanwhile, and returns what it got; the second is good. Checks that everything arrived.
+fn does_not_hold_up(hold_up: impl FnOnce(TcpListener, Receiver<()>) -> usize + Send + 'static) {
+    const BATCHES: u64 = 100;
+    let (held_up, address) = listen();
+    let (go, may_go) = channel();
+    let held_up = thread::spawn(move || hold_up(held_up, may_go));
+    let (good, play) = broker(move |mut peer| {
+        peer.welcome();
+        let mut count = 0;
+        for committed in 1.. {
+            let Frame::Batch(batch) = peer.frame() else {
+                peer.ack(committed - 1);
+                break;
+            };
+            count += peer.messages(&batch).len();
+            peer.ack(committed);
+            if committed == BATCHES {
+                go.send(()).unwrap();
+            }
+        }
+        count
+    });
+    let mut publisher = Publisher::connect(Config {
+        io_threads: 1,
+        ..config(&[&address, &good])
+    })
+    .unwrap();
+    // The first takes what waits in front of it at most.
+    let messages = numbered(40_000);
+    publish_all(&mut publisher, &messages);
+    let summary = publisher.close().unwrap();
+    assert_eq!(summary.messages_acked, messages.len() as u64);
+    assert_eq!(
+        held_up.join().unwrap() + play.join().unwrap(),
+        messages.len()
+    );
+}
+
+#[test]
+fn a_broker_that_reads_nothing_does_not_hold_up_other_streams_of_the_thread() {
+    does_not_hold_up(|listener, go| {
+        let mut peer = Peer::accept(&listener);
+        // A small buffer, which the stream fills.
+        let small = socket2::SockRef::from(&peer.socket).set_recv_buffer_size(4096);
+        small.unwrap();
+        peer.welcome();
+        go.recv_timeout(PATIENCE).unwrap();
+        let mut count = 0;
+        for committed in 1.. {
+            let Frame::Batch(batch) = peer.frame() else {
+                peer.ack(committed - 1);
+                break;
+            };
+            count += peer.messages(&batch).len();
+            peer.ack(committed);
+        }
+        count
+    });
+}
+
+#[test]
+fn a_stream_that_connects_again_does_not_hold_up_other_streams_of_the_thread() {
+    does_not_hold_up(|listener, go| {
+        let mut peer = Peer::accept(&listener);
+        peer.welcome();
+        peer.batch();
+        drop(peer);
+        // Accepted, but no answer to the handshake until the other stream got far.
+        let peer = Peer::accept(&listener);
+        go.recv_timeout(PATIENCE).unwrap();
+        drop(peer);
+        Peer::accept(&listener).serve().concat().len()
+    });
+}
+
+#[test]
+fn io_threads_are_as_many_as_asked_for_and_no_more_than_streams() {
+    for (wanted, streams, threads) in [("1", 4, 1), ("3", 4, 3), ("8", 2, 2)] {
+        let (listener, address) = listen();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_penstock-publisher"))
+            .args(["--brokers", &address, "--topic", "t", "--input", "-"])
+            .args(["--threads-per-broker", &streams.to_string()])
+            .args(["--io-threads", wanted])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        let mut peers: Vec<_> = (0..streams)
+            .map(|_| Peer::accept_welcome(&listener))
+            .collect();
+        // Once a message has come, all threads run.
+        stdin.write_all(b"a message\n").unwrap();
+        peers[0].batch();
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", child.id())).unwrap();
+        let names = tasks.map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")));
+        let count = names.filter(|name| name.as_ref().is_ok_and(|name| name == "io\n"));
+        assert_eq!(count.count(), threads);
+        kill(Pid::from_raw(child.id() as i32), Signal::SIGKILL).unwrap();
+        child.wait().unwrap();
+    }
 }
 
 #[test]
@@ -846,6 +956,10 @@ fn impossible_settings_are_refused_before_any_connection() {
         },
         Config {
             threads_per_broker: 0,
+            ..good.clone()
+        },
+        Config {
+            io_threads: 0,
             ..good.clone()
         },
         Config {
