@@ -1,5 +1,6 @@
 //! A run over time, for the report: a look every 200 ms, seldomer in a long run.
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -9,12 +10,11 @@ use penstock_dataplane::log::{Reader, Start};
 use crate::cluster::{Cluster, PORT};
 use crate::diagnose::cpu::CoresAt;
 use crate::diagnose::namespaces::Namespace;
-use crate::diagnose::sockets::Socket;
+use crate::diagnose::sockets::{Followed, Socket};
 use crate::netns::{self, Net};
 use crate::process::Running;
 use crate::report::{ConnectionPoint, HostCores, Point, Timeline};
 
-/// A look takes about a millisecond.
 const INTERVAL: Duration = Duration::from_millis(200);
 /// So many looks make a plot smooth; beyond that two become one.
 const MOST_POINTS: usize = 300;
@@ -30,6 +30,7 @@ pub struct Sampler {
     /// Where the publisher's ends of the connections are, then those of the brokers.
     publisher: Namespace,
     brokers: Vec<Namespace>,
+    payload: Followed,
     before: Totals,
     points: Vec<Point>,
 }
@@ -59,6 +60,7 @@ impl Sampler {
             next: INTERVAL,
             publisher: open(net.publisher())?,
             brokers: seen.map(|i| open(net.broker(i))).collect::<Result<_>>()?,
+            payload: Followed::default(),
             before: Totals {
                 seconds: 0.0,
                 payload: payload(&logs),
@@ -108,14 +110,18 @@ impl Sampler {
         }
     }
 
-    fn connections(&self) -> Result<Vec<ConnectionPoint>> {
-        let ours = self.publisher.diag.sockets()?;
+    fn connections(&mut self) -> Result<Vec<ConnectionPoint>> {
+        let list = self.payload.is_list_due() || self.payload.is_empty();
+        let mut ours = self.payload.look(&self.publisher.diag, list)?;
+        ours.retain(|socket| socket.remote.port() == PORT && !socket.is_listening());
+        self.payload.keep(ours.iter());
         let mut points = Vec::new();
         for (broker, namespace) in self.brokers.iter().enumerate() {
-            for receiver in namespace.diag.sockets()? {
-                if !receiver.is_listening() && receiver.local.port() == PORT {
-                    points.extend(connection(broker, &receiver, &ours));
-                }
+            let address = IpAddr::from(netns::broker_address(broker));
+            let theirs = ours.iter().filter(|socket| socket.remote.ip() == address);
+            for sender in theirs {
+                let receiver = namespace.diag.other_end(sender)?;
+                points.extend(receiver.and_then(|receiver| connection(broker, &receiver, sender)));
             }
         }
         Ok(points)
@@ -126,11 +132,8 @@ fn payload(logs: &[Reader]) -> Vec<u64> {
     logs.iter().map(|log| log.info().payload_bytes).collect()
 }
 
-fn connection(broker: usize, receiver: &Socket, ours: &[Socket]) -> Option<ConnectionPoint> {
-    let received = receiver.info?;
-    let mirrored = |s: &&Socket| s.local == receiver.remote && s.remote == receiver.local;
-    let sender = ours.iter().find(mirrored)?;
-    let sent = sender.info?;
+fn connection(broker: usize, receiver: &Socket, sender: &Socket) -> Option<ConnectionPoint> {
+    let (received, sent) = (receiver.info?, sender.info?);
     Some(ConnectionPoint {
         broker,
         peer: receiver.remote.to_string(),

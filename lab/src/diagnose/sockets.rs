@@ -5,10 +5,11 @@ use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use netlink_packet_core::{
-    NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    NLM_F_DUMP, NLM_F_MULTIPART, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP};
@@ -23,8 +24,18 @@ use super::tcp_info::TcpInfo;
 
 /// Of `SO_BUF_LOCK`: the receive buffer was set by the application (include/uapi/linux/socket.h).
 const SOCK_RCVBUF_LOCK: libc::c_int = 2;
-/// `TCP_LISTEN` (include/net/tcp_states.h).
+/// `TCP_TIME_WAIT`, `TCP_CLOSE`, `TCP_LISTEN` and `TCP_NEW_SYN_RECV` (include/net/tcp_states.h).
+const TIME_WAIT: u8 = 6;
+const CLOSE: u8 = 7;
 const LISTEN: u8 = 10;
+const NEW_SYN_RECV: u8 = 12;
+/// How often all sockets of a namespace are listed to find new ones: the kernel goes through its whole
+/// table of connections for that, which is sized by the host's memory.
+const LIST_EVERY: Duration = Duration::from_secs(1);
+/// `INET_DIAG_NOCOOKIE`, twice (include/uapi/linux/inet_diag.h).
+const ANY_COOKIE: [u8; 8] = [0xff; 8];
+/// With more known sockets than this, listing all of them costs less than a question for each.
+const MAX_ASKED: usize = 128;
 
 /// A way to ask one namespace; it stays that namespace's, whichever thread uses it.
 #[derive(Debug)]
@@ -44,11 +55,17 @@ pub struct Socket {
     pub memory: Option<Memory>,
     pub info: Option<TcpInfo>,
     pub congestion: Option<String>,
+    /// What the kernel knows it by.
+    id: SocketId,
 }
 
 impl Socket {
     pub fn is_listening(&self) -> bool {
         self.state == LISTEN
+    }
+
+    fn is_open(&self) -> bool {
+        !matches!(self.state, TIME_WAIT | CLOSE | NEW_SYN_RECV)
     }
 }
 
@@ -66,26 +83,84 @@ impl Diag {
 
     /// All TCP sockets that listen or are connected.
     pub fn sockets(&self) -> Result<Vec<Socket>> {
+        let closed = StateFlags::TIME_WAIT | StateFlags::CLOSE | StateFlags::SYN_RECV;
+        self.list(StateFlags::all() - closed)
+    }
+
+    fn list(&self, states: StateFlags) -> Result<Vec<Socket>> {
         let mut sockets = Vec::new();
         for family in [AF_INET, AF_INET6] {
-            self.dump(family, &mut sockets)
+            let every = match family {
+                AF_INET => SocketId::new_v4(),
+                _ => SocketId::new_v6(),
+            };
+            let request = request(NLM_F_REQUEST | NLM_F_DUMP, states.clone(), every);
+            self.ask(&request, |socket| sockets.push(socket))
                 .context("sock_diag does not list the TCP sockets")?;
         }
         Ok(sockets)
     }
 
-    fn dump(&self, family: u8, sockets: &mut Vec<Socket>) -> Result<()> {
-        self.0.send(&request(family), 0)?;
+    /// One connection; `None` once it is closed. The cookie in its identity is the kernel's alone, so
+    /// another connection with the same addresses is never taken for it.
+    fn connection(&self, id: &SocketId) -> Result<Option<Socket>> {
+        let mut found = None;
+        let request = request(NLM_F_REQUEST, StateFlags::all(), id.clone());
+        match self.ask(&request, |socket| found = Some(socket)) {
+            Ok(()) => Ok(found.filter(Socket::is_open)),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESTALE)) => {
+                Ok(None)
+            }
+            Err(error) => Err(error).context("sock_diag does not find a connection"),
+        }
+    }
+
+    /// The other end of a connection, if it is in this namespace and bound to no interface.
+    pub fn other_end(&self, of: &Socket) -> Result<Option<Socket>> {
+        let id = SocketId {
+            source_port: of.remote.port(),
+            destination_port: of.local.port(),
+            source_address: of.remote.ip(),
+            destination_address: of.local.ip(),
+            interface_id: 0,
+            cookie: ANY_COOKIE,
+        };
+        // Where there is no such connection, the kernel answers with the listener on that port.
+        let found = self.connection(&id)?;
+        Ok(found.filter(|socket| !socket.is_listening()))
+    }
+
+    /// The other ends of these connections that are in this namespace, perhaps among other sockets.
+    pub fn other_ends(&self, of: &[&Socket]) -> Result<Vec<Socket>> {
+        if of.len() > MAX_ASKED {
+            return self.sockets();
+        }
+        let ends = of.iter().map(|socket| self.other_end(socket));
+        Ok(ends
+            .collect::<Result<Vec<_>>>()?
+            .into_iter()
+            .flatten()
+            .collect())
+    }
+
+    /// Sends one request and takes in its answer: one message, or many up to one that ends them.
+    fn ask(&self, request: &[u8], mut take: impl FnMut(Socket)) -> io::Result<()> {
+        self.0.send(request, 0)?;
         loop {
             let (bytes, _) = self.0.recv_from_full()?;
             let mut rest = &bytes[..];
             while !rest.is_empty() {
-                let message = NetlinkMessage::<SockDiagMessage>::deserialize(rest)?;
+                let message = NetlinkMessage::<SockDiagMessage>::deserialize(rest)
+                    .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+                let is_last = message.header.flags & NLM_F_MULTIPART == 0;
                 match message.payload {
                     NetlinkPayload::Done(_) => return Ok(()),
-                    NetlinkPayload::Error(error) => bail!("{}", error.to_io()),
+                    NetlinkPayload::Error(error) => return Err(error.to_io()),
                     NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => {
-                        sockets.push(socket_of(*response));
+                        take(socket_of(*response));
+                        if is_last {
+                            return Ok(());
+                        }
                     }
                     _ => {}
                 }
@@ -97,19 +172,78 @@ impl Diag {
     }
 }
 
-fn request(family: u8) -> Vec<u8> {
+/// Sockets of one namespace that somebody follows: they are asked for one by one, and all are listed
+/// about once a second only, to find new ones.
+#[derive(Debug, Default)]
+pub struct Followed {
+    connections: Vec<SocketId>,
+    listeners: Vec<SocketId>,
+    listed: Option<Instant>,
+}
+
+impl Followed {
+    /// Whether it is time to list all sockets: never done, some time ago, or one of those followed has
+    /// gone and may have a successor.
+    pub fn is_list_due(&self) -> bool {
+        self.connections.len() > MAX_ASKED
+            || self
+                .listed
+                .is_none_or(|listed| listed.elapsed() >= LIST_EVERY)
+    }
+
+    /// Whether there is none to ask for.
+    pub fn is_empty(&self) -> bool {
+        self.connections.is_empty()
+    }
+
+    /// All sockets if `list`, else those followed that still exist.
+    pub fn look(&mut self, diag: &Diag, list: bool) -> Result<Vec<Socket>> {
+        if list {
+            self.listed = Some(Instant::now());
+            return diag.sockets();
+        }
+        let mut sockets = Vec::with_capacity(self.connections.len());
+        for id in &self.connections {
+            match diag.connection(id)? {
+                Some(socket) => sockets.push(socket),
+                None => self.listed = None,
+            }
+        }
+        if !self.listeners.is_empty() {
+            // The kernel keeps listeners apart, in a small table. Asked for one of several on the same
+            // port, it would choose one by the hash of the addresses.
+            let listeners = diag.list(StateFlags::LISTEN)?;
+            let is_known = |socket: &Socket| self.listeners.contains(&socket.id);
+            sockets.extend(listeners.into_iter().filter(is_known));
+        }
+        Ok(sockets)
+    }
+
+    /// Follows these from now on, and no others.
+    pub fn keep<'a>(&mut self, sockets: impl Iterator<Item = &'a Socket>) {
+        self.connections.clear();
+        self.listeners.clear();
+        for socket in sockets {
+            match socket.is_listening() {
+                true => self.listeners.push(socket.id.clone()),
+                false => self.connections.push(socket.id.clone()),
+            }
+        }
+    }
+}
+
+fn request(flags: u16, states: StateFlags, socket_id: SocketId) -> Vec<u8> {
     let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-    let closed = StateFlags::TIME_WAIT | StateFlags::CLOSE | StateFlags::SYN_RECV;
+    header.flags = flags;
     let request = InetRequest {
-        family,
+        family: match socket_id.source_address {
+            IpAddr::V4(_) => AF_INET,
+            IpAddr::V6(_) => AF_INET6,
+        },
         protocol: IPPROTO_TCP,
         extensions: ExtensionFlags::INFO | ExtensionFlags::SKMEMINFO | ExtensionFlags::CONG,
-        states: StateFlags::all() - closed,
-        socket_id: match family {
-            AF_INET => SocketId::new_v4(),
-            _ => SocketId::new_v6(),
-        },
+        states,
+        socket_id,
     };
     let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
     message.finalize();
@@ -131,6 +265,7 @@ fn socket_of(response: InetResponse) -> Socket {
         memory: None,
         info: None,
         congestion: None,
+        id,
     };
     for nla in nlas {
         match nla {
@@ -269,6 +404,54 @@ mod tests {
         assert_eq!(near.info.unwrap().bytes_received, 1000);
         assert!(near.memory.as_ref().unwrap().receive_queue_max > 0);
         assert!(far.congestion.is_some());
+    }
+
+    #[test]
+    fn sockets_that_are_followed_are_asked_for_alone_and_known_by_their_cookie() {
+        let diag = Diag::open().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        let mut followed = Followed::default();
+        assert!(followed.is_list_due() && followed.is_empty());
+        let wanted = [inode_of(&listener), inode_of(&server)];
+        let all = followed.look(&diag, true).unwrap();
+        followed.keep(all.iter().filter(|s| wanted.contains(&s.inode)));
+        assert!(!followed.is_list_due() && !followed.is_empty());
+        client.write_all(&[1; 1000]).unwrap();
+        let known = followed.look(&diag, false).unwrap();
+        let inodes: Vec<u32> = known.iter().map(|socket| socket.inode).collect();
+        assert_eq!(inodes, [wanted[1], wanted[0]]);
+        assert_eq!(known[0].info.unwrap().bytes_received, 1000);
+        assert!(known[0].memory.is_some() && known[1].is_listening());
+        let other = diag.other_end(&known[0]).unwrap().unwrap();
+        assert_eq!(other.inode, inode_of(&client));
+        // No connection, but a listener.
+        let mut nobody = other;
+        nobody.local.set_port(1);
+        assert!(diag.other_end(&nobody).unwrap().is_none());
+        let mut id = known[0].id.clone();
+        id.cookie[0] ^= 1;
+        assert!(diag.connection(&id).unwrap().is_none());
+        // The end that is closed first waits for what may still come, without a socket.
+        drop(server);
+        drop(client);
+        let known = followed.look(&diag, false).unwrap();
+        assert!(known.iter().all(Socket::is_listening) && known.len() == 1);
+        assert!(followed.is_list_due());
+    }
+
+    #[test]
+    fn ipv6_connections_are_found_again() {
+        let Ok(listener) = TcpListener::bind("[::1]:0") else {
+            return;
+        };
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let diag = Diag::open().unwrap();
+        let mut followed = Followed::default();
+        let all = followed.look(&diag, true).unwrap();
+        followed.keep(all.iter().filter(|s| s.inode == inode_of(&client)));
+        assert_eq!(followed.look(&diag, false).unwrap().len(), 1);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use super::processes::{self, Owners};
 use super::routes;
 use super::sample::{Connection, End, Listener, Sample, Unavailable};
 use super::settings::{Pressure, Settings};
-use super::sockets::{self, Memory, Socket};
+use super::sockets::{self, Followed, Memory, Socket};
 use super::syscalls::{Syscall, Tracer};
 use super::target::Target;
 use super::tcp_info::TcpInfo;
@@ -28,9 +28,6 @@ use crate::interrupt::Interrupt;
 const LOOKS: u32 = 25;
 /// Looks are at least so far apart: a look costs the observed host about a millisecond.
 const APART: Duration = Duration::from_millis(50);
-/// Namespaces in which no other end was found are asked at every so many looks: the kernel goes through
-/// all of the host's connections for each of them.
-const RESCAN: u32 = 5;
 /// Connections whose receive buffer is asked after.
 const ASKED: usize = 64;
 /// Maximum number of connections whose routes are queried: each query enters a namespace.
@@ -49,16 +46,18 @@ struct Track {
 /// Both addresses and the inode, for addresses may be used again.
 type Key = (SocketAddr, SocketAddr, u32);
 
-/// Another namespace: its sockets at this look, if it was asked, and whether other ends were among them.
+/// Another namespace: its sockets at this look, and the other ends among them.
 struct Elsewhere {
     namespace: Namespace,
     sockets: Vec<Socket>,
-    has_ends: bool,
+    ends: Followed,
 }
 
 /// What is being watched.
 struct Watch<'a> {
     target: &'a Target,
+    /// The target's connections and listeners, and other ends in its namespace.
+    ours: Followed,
     /// Other namespaces, in which other ends may be.
     others: Vec<Elsewhere>,
     owners: Owners,
@@ -86,7 +85,7 @@ pub fn watch(
     let interfaces = interfaces(target, &mut Vec::new());
     let began = Instant::now();
     let apart = (duration / LOOKS).max(APART);
-    watch.look(true)?;
+    watch.look()?;
     let traced_pid = watch.serving().or(target.pid);
     let mut tracer = start_tracer(traced_pid, trace, unavailable);
     let mut syscalls = None;
@@ -105,7 +104,7 @@ pub fn watch(
         while began.elapsed() < next {
             interrupt.pause()?;
         }
-        watch.look(looks.is_multiple_of(RESCAN))?;
+        watch.look()?;
         looks += 1;
     }
     let seconds = began.elapsed().as_secs_f64();
@@ -220,6 +219,7 @@ impl<'a> Watch<'a> {
     fn new(target: &'a Target, unavailable: &mut Vec<Unavailable>) -> Self {
         let mut watch = Self {
             target,
+            ours: Followed::default(),
             others: other_namespaces(target.namespace.id, unavailable),
             owners: Owners::default(),
             tracks: BTreeMap::new(),
@@ -243,17 +243,11 @@ impl<'a> Watch<'a> {
         watch
     }
 
-    /// One look at everything that is a gauge; at all other namespaces, or those with other ends.
-    fn look(&mut self, rescan: bool) -> Result<()> {
-        let ours = self.target.namespace.diag.sockets()?;
-        for other in &mut self.others {
-            other.sockets = match rescan || other.has_ends {
-                true => other.namespace.diag.sockets()?,
-                false => Vec::new(),
-            };
-        }
-        let elsewhere = self.others.iter().flat_map(|other| other.sockets.clone());
-        let elsewhere: Vec<Socket> = elsewhere.collect();
+    /// One look at everything that is a gauge.
+    fn look(&mut self) -> Result<()> {
+        // New connections are looked for at both ends at the same time.
+        let list = self.ours.is_list_due();
+        let ours = self.ours.look(&self.target.namespace.diag, list)?;
         let inodes = match (self.target.pid, self.target.ports.is_empty()) {
             (Some(pid), true) => processes::sockets_of(pid).unwrap_or_default(),
             _ => Default::default(),
@@ -269,6 +263,7 @@ impl<'a> Watch<'a> {
             let key = (socket.local, socket.inode);
             self.listeners.entry(key).or_default().push(socket.clone());
         }
+        let elsewhere = self.look_elsewhere(list, &ours, &connected)?;
         let mut present = Vec::new();
         for socket in connected {
             let peer = other_end(socket, &ours, &elsewhere);
@@ -279,9 +274,11 @@ impl<'a> Watch<'a> {
             track.ours.push(socket.clone());
             track.theirs.extend(peer.cloned());
         }
+        let is_end = |socket: &&Socket| present.contains(&socket.inode);
+        self.ours
+            .keep(ours.iter().filter(|s| is_ours(s) || is_end(s)));
         for other in &mut self.others {
-            let is_end = |socket: &Socket| present.contains(&socket.inode);
-            other.has_ends = other.sockets.iter().any(is_end);
+            other.ends.keep(other.sockets.iter().filter(is_end));
         }
         self.owners.find(present.iter().copied());
         for inode in present {
@@ -293,6 +290,39 @@ impl<'a> Watch<'a> {
             self.figures.push(figures);
         }
         Ok(())
+    }
+
+    /// Sockets of other namespaces, with the other ends of `connected` among them; new ones are looked
+    /// for if `list`.
+    fn look_elsewhere(
+        &mut self,
+        list: bool,
+        ours: &[Socket],
+        connected: &[&Socket],
+    ) -> Result<Vec<Socket>> {
+        for other in &mut self.others {
+            let diag = &other.namespace.diag;
+            other.sockets = match list {
+                true => diag.other_ends(connected)?,
+                false => other.ends.look(diag, false)?,
+            };
+        }
+        let all = |others: &[Elsewhere]| -> Vec<Socket> {
+            let sockets = others.iter().flat_map(|other| other.sockets.clone());
+            sockets.collect()
+        };
+        let found = all(&self.others);
+        let is_alone = |socket: &&&Socket| {
+            !socket.remote.ip().is_loopback() && other_end(socket, ours, &found).is_none()
+        };
+        if !list || connected.iter().find(is_alone).is_none() {
+            return Ok(found);
+        }
+        // An end that is bound to an interface is only found in a list.
+        for other in &mut self.others {
+            other.sockets = other.namespace.diag.sockets()?;
+        }
+        Ok(all(&self.others))
     }
 
     /// The process with the busiest connection so far, perhaps a child of the one that listens.
@@ -427,7 +457,7 @@ fn other_namespaces(own: u64, unavailable: &mut Vec<Unavailable>) -> Vec<Elsewhe
     open.map(|namespace| Elsewhere {
         namespace,
         sockets: Vec::new(),
-        has_ends: false,
+        ends: Followed::default(),
     })
     .collect()
 }
