@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use libbpf_cargo::SkeletonBuilder;
 
-const PROGRAMS: [&str; 3] = ["steer", "faults", "calls"];
+const PROGRAMS: [&str; 4] = ["steer", "faults", "calls", "hosts"];
 
 fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));

@@ -98,6 +98,14 @@ pub enum Error {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// The kernel's work on packets cannot be measured.
+    #[error(
+        "cannot measure the kernel's work on packets: {source}; it needs CAP_BPF and CAP_PERFMON (run with sudo), and a kernel with BTF and function tracing"
+    )]
+    HostTimes {
+        /// The kernel's answer.
+        source: io::Error,
+    },
     /// A limit of the program's maps, or the kernel's refusal to fill them.
     #[error("{what}: {source}")]
     Map {
