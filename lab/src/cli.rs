@@ -14,6 +14,7 @@ use crate::chaos::FAULT_CATALOG;
 use crate::delay::Delay;
 use crate::faults::FaultPlan;
 
+use crate::bench::flags;
 use crate::diagnose::{self, Diagnose};
 use crate::experiment::Experiment;
 use crate::show::{self, Report};
@@ -138,6 +139,9 @@ pub enum Command {
     /// Alternates the xdp and tcp paths on the same workload and reports the ratios.
     #[command(after_help = COMPARE_EXAMPLES, args_override_self = true)]
     Compare(Compare),
+    /// Measures everything that must hold, with peers on the same links, and says which targets are met.
+    #[command(after_help = flags::EXAMPLES, args_override_self = true)]
+    Bench(Box<flags::Bench>),
     /// Measures the limits of this host: bare AF_XDP, iperf3, and a copy in memory.
     #[command(after_help = EXAMPLES, args_override_self = true)]
     Limits(Limits),

@@ -1,8 +1,9 @@
 //! `penstock-lab compare`: the xdp and the tcp path, alternating on the same work and links.
 
 mod rows;
-mod trial;
+pub mod trial;
 
+use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -10,8 +11,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use bytesize::ByteSize;
 use jiff::Timestamp;
-use nix::sched::{CpuSet, sched_getaffinity};
-use nix::unistd::Pid;
 use penstock_dataplane::address;
 use penstock_dataplane::wire::handshake::AckLevel;
 use penstock_dataplane::wire::message::OVERHEAD;
@@ -22,7 +21,8 @@ use crate::chart::{Chart, Figure, Panel};
 use crate::cli::{self, Profile, XdpMode};
 use crate::environment::Environment;
 use crate::host_load::{self, HostWatch};
-use crate::interrupt::Interrupt;
+use crate::host_time;
+use crate::interrupt::{Interrupt, Interrupted};
 use crate::limits::{self, Effort, Link};
 use crate::netns::Net;
 use crate::report::{Compare, Limit, Row};
@@ -36,9 +36,9 @@ use trial::{Bench, Cores, Load, Site};
 /// The picture's name in the result folder.
 const PICTURE: &str = "compare.svg";
 /// Payload of a full batch with its framing: the publisher's own default.
-const FULL_BATCH: ByteSize = ByteSize::kib(64);
+pub const FULL_BATCH: ByteSize = ByteSize::kib(64);
 /// The high rate, as a part of what the slower path moves at full speed.
-const HIGH: f64 = 0.5;
+pub const HIGH: f64 = 0.5;
 /// A run that moved less than this part of what its rate asks for is pointed out.
 const KEPT_UP: f64 = 0.95;
 
@@ -54,7 +54,7 @@ pub enum Contender {
 }
 
 impl Contender {
-    fn name(self) -> String {
+    pub fn name(self) -> String {
         match self {
             Self::Tcp => "tcp".to_owned(),
             Self::Xdp(None) => "xdp".to_owned(),
@@ -70,14 +70,16 @@ struct Extent {
     size: ByteSize,
     latency_seconds: f64,
     limits: Effort,
+    /// Length of both windows of a run whose kernel work is attributed to hosts.
+    host_seconds: f64,
 }
 
 impl Extent {
     fn of(options: &cli::Compare) -> Self {
-        let (runs, size, latency_seconds, limits) = if options.quick {
-            (3, ByteSize::mib(512), 1.0, 2)
+        let (runs, size, latency_seconds, limits, host_seconds) = if options.quick {
+            (3, ByteSize::mib(512), 1.0, 2, 0.4)
         } else {
-            (5, ByteSize::gib(2), 3.0, 3)
+            (5, ByteSize::gib(2), 3.0, 3, 1.0)
         };
         let runs = options.runs.unwrap_or(runs);
         Self {
@@ -88,6 +90,7 @@ impl Extent {
                 runs: limits.min(runs),
                 seconds: 1,
             },
+            host_seconds,
         }
     }
 }
@@ -168,7 +171,7 @@ struct Comparison<'a> {
 
 impl Comparison<'_> {
     fn run(&self) -> Result<Compare> {
-        let (mut rows, mut limits) = (Vec::new(), Vec::new());
+        let (mut rows, mut limits, mut no_host_times) = (Vec::new(), Vec::new(), None);
         let host = HostWatch::start()?;
         let remote = self.options.remote.join(",");
         let environment = if remote.is_empty() {
@@ -184,9 +187,10 @@ impl Comparison<'_> {
                         profile,
                         mtu,
                     };
-                    let (more, of_link) = self.on_testbed(link)?;
+                    let (more, of_link, unavailable) = self.on_testbed(link)?;
                     rows.extend(more);
                     limits.extend(of_link);
+                    no_host_times = no_host_times.or(unavailable);
                 }
             }
             limits.push(limits::of_memory(self.extent.limits, self.interrupt)?);
@@ -212,13 +216,15 @@ impl Comparison<'_> {
             remote: (!remote.is_empty()).then_some(remote),
             rows,
             limits,
+            host_times_unavailable: no_host_times,
             host_load: Some(host_load),
             warnings,
             environment,
         })
     }
 
-    fn on_testbed(&self, link: Link<'_>) -> Result<(Vec<Row>, Vec<Limit>)> {
+    /// Rows and limits of a link, and why the CPU time of each host is not among them.
+    fn on_testbed(&self, link: Link<'_>) -> Result<(Vec<Row>, Vec<Limit>, Option<String>)> {
         let Link { net, profile, mtu } = link;
         let limits = limits::of_link(link, self.extent.limits, self.folder, self.interrupt)?;
         let modes = match self.options.xdp_mode {
@@ -236,8 +242,46 @@ impl Comparison<'_> {
             mtu,
             limits: &limits,
         };
-        let rows = self.measure(site, case, &contenders)?;
-        Ok((rows, limits))
+        let (mut rows, mode) = self.measure(site, &case, &contenders)?;
+        let unavailable = match self.of_hosts(link, &case, mode) {
+            Ok(more) => {
+                rows.extend(more);
+                None
+            }
+            Err(error) if error.is::<Interrupted>() => return Err(error),
+            Err(error) => {
+                warn!("the CPU time of each host is not available: {error:#}");
+                Some(format!("{error:#}"))
+            }
+        };
+        Ok((rows, limits, unavailable))
+    }
+
+    /// CPU time of the sending and of the receiving host, in runs of their own: measuring it slows
+    /// them down.
+    fn of_hosts(&self, link: Link<'_>, case: &Case<'_>, mode: Option<XdpMode>) -> Result<Vec<Row>> {
+        let contenders = [Contender::Xdp(mode), Contender::Tcp];
+        let mut runs = contenders.map(|_| Vec::new());
+        for number in 0..self.extent.limits.runs {
+            for position in 0..contenders.len() {
+                let index = (number as usize + position) % contenders.len();
+                let name = format!("{}-{}-hosts-{index}-{}", case.profile, case.mtu, number + 1);
+                let folder = self.folder.join(name);
+                fs::create_dir(&folder)
+                    .with_context(|| format!("cannot create {}", folder.display()))?;
+                let window = Duration::from_secs_f64(self.extent.host_seconds);
+                runs[index].push(host_time::measure(
+                    link.net,
+                    self.binaries,
+                    contenders[index],
+                    window,
+                    &folder,
+                    self.interrupt,
+                )?);
+            }
+        }
+        let [xdp, tcp] = &runs;
+        Ok(case.rows_of_hosts(mode, xdp, tcp))
     }
 
     fn against(&self, remote: &str) -> Result<Vec<Row>> {
@@ -247,16 +291,16 @@ impl Comparison<'_> {
             limits: &[],
         };
         let contenders = [Contender::Tcp, Contender::Xdp(None)];
-        self.measure(Site::Remote(remote), case, &contenders)
+        Ok(self.measure(Site::Remote(remote), &case, &contenders)?.0)
     }
 
-    /// Full speed first: the high rate follows from it.
+    /// Full speed first: the high rate follows from it. Also the mode of xdp that moved most.
     fn measure(
         &self,
         site: Site<'_>,
-        case: Case<'_>,
+        case: &Case<'_>,
         contenders: &[Contender],
-    ) -> Result<Vec<Row>> {
+    ) -> Result<(Vec<Row>, Option<XdpMode>)> {
         let bench = Bench {
             binaries: self.binaries,
             workload: &self.options.workload,
@@ -265,7 +309,7 @@ impl Comparison<'_> {
             site,
             interrupt: self.interrupt,
         };
-        let full = self.alternate(&bench, &case, contenders, "full speed", &self.full_speed())?;
+        let full = self.alternate(&bench, case, contenders, "full speed", &self.full_speed())?;
         let mut rows = case.rows_of_throughput(&full);
         let low = self.options.workload.message_size.as_u64();
         let high = self
@@ -278,12 +322,12 @@ impl Comparison<'_> {
         let high_rate = HIGH * full.slower_path() * 1e6 / high as f64;
         for (rate, batch) in [(self.options.low_rate, low), (high_rate as u32, high)] {
             let rate = rate.max(1);
-            let load = self.at_rate(rate, batch);
+            let load = Load::at_rate(rate, batch, self.extent.latency_seconds);
             let what = format!("{rate} batches/s");
-            let at_rate = self.alternate(&bench, &case, contenders, &what, &load)?;
+            let at_rate = self.alternate(&bench, case, contenders, &what, &load)?;
             rows.extend(case.rows_of_latency(&at_rate, rate, batch));
         }
-        Ok(rows)
+        Ok((rows, full.best_mode()))
     }
 
     /// Runs each contender so many times, in turn, and each time another first.
@@ -332,26 +376,11 @@ impl Comparison<'_> {
     }
 
     fn full_speed(&self) -> Load {
-        Load {
-            payload: self.extent.size,
-            message_size: self.options.workload.message_size,
-            batch_size: self.options.workload.batch_size,
-            bytes_per_second: None,
-            poll: "adaptive",
-        }
-    }
-
-    /// One message a batch, so that each leaves when it is due.
-    fn at_rate(&self, batches_per_second: u32, batch: u64) -> Load {
-        let bytes_per_second = u64::from(batches_per_second) * batch;
-        let batches = (f64::from(batches_per_second) * self.extent.latency_seconds).ceil();
-        Load {
-            payload: ByteSize(batches.max(1.0) as u64 * batch),
-            message_size: ByteSize(batch),
-            batch_size: Some(ByteSize(batch + OVERHEAD as u64)),
-            bytes_per_second: Some(bytes_per_second),
-            poll: "busy",
-        }
+        Load::full_speed(
+            self.extent.size,
+            self.options.workload.message_size,
+            self.options.workload.batch_size,
+        )
     }
 
     /// Several brokers would have to share cores, and remote ones have their own.
@@ -359,12 +388,7 @@ impl Comparison<'_> {
         let Site::Testbed { brokers: 1, .. } = site else {
             return Ok(None);
         };
-        let allowed = sched_getaffinity(Pid::this()).context("cannot read the affinity mask")?;
-        let cpus: Vec<_> = (0..CpuSet::count())
-            .filter(|&cpu| allowed.is_set(cpu).unwrap_or(false))
-            .collect();
-        let workers = self.options.workload.workers.unwrap_or(1);
-        Ok(Cores::share_out(&cpus, workers))
+        Cores::of_host(self.options.workload.workers.unwrap_or(1))
     }
 }
 

@@ -52,6 +52,7 @@ fn markdown(shown: &Shown) -> String {
         Shown::Throughput(report) => render::throughput(report),
         Shown::Baseline(report) => render::baseline(report),
         Shown::Compare(report) => render::compare(report),
+        Shown::Bench(report) => render::bench(report),
         Shown::Limits(report) => render::limits(report),
         Shown::Rcvbuf(report) => render::rcvbuf(report),
         Shown::Observer(report) => render::observer(report),

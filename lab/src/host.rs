@@ -37,6 +37,22 @@ impl Cpus {
         let all = (self.at - start.at).as_secs_f64() * self.count as f64;
         (all - (self.unused - start.unused)).max(0.0)
     }
+
+    /// CPUs of the host.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Time since `start`.
+    pub fn seconds_since(&self, start: &Self) -> f64 {
+        (self.at - start.at).as_secs_f64().max(f64::MIN_POSITIVE)
+    }
+
+    /// The same as a share of the CPU time that there was, 0 to 1.
+    pub fn busy_share_since(&self, start: &Self) -> f64 {
+        let all = (self.at - start.at).as_secs_f64() * self.count as f64;
+        self.busy_since(start) / all.max(f64::MIN_POSITIVE)
+    }
 }
 
 /// CPUs, and their ticks of idle, iowait and steal together.

@@ -3,6 +3,7 @@
 #![cfg_attr(fuzzing, no_main)]
 
 mod baseline;
+mod bench;
 mod chance;
 mod chaos;
 mod chart;
@@ -22,6 +23,7 @@ mod foreign;
 mod fuzzing;
 mod host;
 mod host_load;
+mod host_time;
 mod interrupt;
 mod iperf;
 mod limits;
@@ -91,6 +93,7 @@ fn run(command: &Command, interrupt: &Interrupt) -> anyhow::Result<bool> {
     match command {
         Command::Throughput(options) => throughput::run(options, interrupt),
         Command::Baseline(options) => baseline::run(options, interrupt),
+        Command::Bench(options) => bench::run(options, interrupt),
         Command::Compare(options) => compare::run(options, interrupt),
         Command::Limits(options) => limits::run(options, interrupt),
         Command::Report(options) => show::run(options),

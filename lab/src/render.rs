@@ -1,5 +1,6 @@
 //! Reports for people: the Markdown files and the tables on the terminal.
 
+mod bench;
 mod comparison;
 mod diagnosis;
 mod experiment;
@@ -19,6 +20,7 @@ use crate::outputs::{SentStream, Session};
 use crate::report::{Baseline, BaselineRow, Broker, Throughput};
 use crate::spread::Spread;
 
+pub use bench::{bench, bench_tables};
 pub use comparison::{compare, compare_summary, limits, limits_table, panels};
 pub use diagnosis::{figures as diagnosis_figures, rerun};
 pub use experiment::{observer, observer_summary, rcvbuf, rcvbuf_summary};

@@ -1,5 +1,6 @@
 //! What `report.json` holds; field names are an interface.
 
+mod bench;
 mod comparison;
 pub mod diagnosis;
 mod experiment;
@@ -19,6 +20,7 @@ use crate::outputs::{self, AckLatency, Connection, Session};
 use crate::spread::Spread;
 use crate::verify::StreamCheck;
 
+pub use bench::{Bench, BenchCase, BenchContender, BenchRow, Side, Target, Verdict};
 pub use comparison::{
     Compare, Limit, Limits, PercentOfLimit, Row, limit_of, ratio, ratio_of_pairs,
 };

@@ -9,9 +9,11 @@ use serde_json::Value;
 
 use penstock_process::output as stdout;
 
+use crate::bench::BENCH;
 use crate::chaos::{self, FAULTS};
 use crate::report::{
-    Baseline, Compare, Limits, OBSERVER, ObserverExperiment, RCVBUF, RcvbufExperiment, Throughput,
+    Baseline, Bench, Compare, Limits, OBSERVER, ObserverExperiment, RCVBUF, RcvbufExperiment,
+    Throughput,
 };
 use crate::soak::{self, SOAK};
 use crate::terminal::{self, Screen};
@@ -55,6 +57,7 @@ pub enum Shown {
     Throughput(Box<Throughput>),
     Baseline(Baseline),
     Compare(Compare),
+    Bench(Box<Bench>),
     Limits(Limits),
     Rcvbuf(RcvbufExperiment),
     Observer(ObserverExperiment),
@@ -122,13 +125,14 @@ impl Shown {
             "throughput" => Ok(Self::Throughput(parsed(value)?)),
             "baseline" => Ok(Self::Baseline(parsed(value)?)),
             "compare" => Ok(Self::Compare(parsed(value)?)),
+            BENCH => Ok(Self::Bench(Box::new(parsed(value)?))),
             "limits" => Ok(Self::Limits(parsed(value)?)),
             RCVBUF => Ok(Self::Rcvbuf(parsed(value)?)),
             OBSERVER => Ok(Self::Observer(parsed(value)?)),
             SOAK => Ok(Self::Soak(parsed(value)?)),
             FAULTS => Ok(Self::Faults(parsed(value)?)),
             _ => bail!(
-                "it is not a report of penstock-lab: its kind is {kind:?}, not throughput, baseline, compare, limits, {RCVBUF}, {OBSERVER}, {SOAK} or {FAULTS}"
+                "it is not a report of penstock-lab: its kind is {kind:?}, not throughput, baseline, compare, {BENCH}, limits, {RCVBUF}, {OBSERVER}, {SOAK} or {FAULTS}"
             ),
         }
     }
@@ -139,6 +143,7 @@ impl Shown {
             Self::Throughput(report) => render::throughput_summary(report),
             Self::Baseline(report) => render::baseline_summary(report),
             Self::Compare(report) => render::compare_summary(report),
+            Self::Bench(report) => render::bench(report),
             Self::Limits(report) => render::limits_table(&report.limits),
             Self::Rcvbuf(report) => render::rcvbuf_summary(report),
             Self::Observer(report) => render::observer_summary(report),
@@ -153,6 +158,7 @@ impl Shown {
             Self::Throughput(report) => render::throughput(report),
             Self::Baseline(report) => render::baseline(report),
             Self::Compare(report) => render::compare(report),
+            Self::Bench(report) => render::bench(report),
             Self::Limits(report) => render::limits(report),
             Self::Rcvbuf(report) => render::rcvbuf(report),
             Self::Observer(report) => render::observer(report),
@@ -167,6 +173,7 @@ impl Shown {
             Self::Throughput(report) => return page::throughput(report),
             Self::Baseline(report) => ("Penstock against iperf3", baseline::figures(report)?),
             Self::Compare(report) => ("xdp and tcp compared", compare::figures(report)?),
+            Self::Bench(_) => ("Benchmark", Vec::new()),
             Self::Limits(_) => ("Limits of this host", Vec::new()),
             Self::Rcvbuf(_) => ("Where SO_RCVBUF is set, and its effect", Vec::new()),
             Self::Observer(_) => ("The cost of a diagnosis for a broker", Vec::new()),

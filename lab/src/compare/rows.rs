@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::Contender;
 use super::trial::Trial;
 use crate::cli::XdpMode;
+use crate::host_time::OfHosts;
 use crate::report::{Limit, PercentOfLimit, Row, limit_of, ratio, ratio_of_pairs};
 use crate::spread::Spread;
 
@@ -30,6 +31,15 @@ const THROUGHPUT: [(&str, Figure); 6] = [
     }),
     ("drops", |trial| Some(trial.drops as f64)),
     ("retransmits", |trial| Some(trial.retransmits as f64)),
+];
+
+/// What a run tells whose kernel work is attributed to hosts.
+const HOSTS: [(&str, fn(&OfHosts) -> f64); 3] = [
+    ("sending_host_cpu_s_per_gb", |run| run.sending),
+    ("receiving_host_cpu_s_per_gb", |run| run.receiving),
+    ("receiving_host_without_conversion_cpu_s_per_gb", |run| {
+        run.receiving_without_conversion
+    }),
 ];
 
 /// What a run at a rate tells.
@@ -63,6 +73,11 @@ impl Measured {
             figure.map_or(0.0, |spread| spread.median)
         };
         rate(Contender::Tcp).min(rate(self.best_xdp(|trial| trial.payload_mb_per_s)))
+    }
+
+    /// The mode of xdp that moved most.
+    pub fn best_mode(&self) -> Option<XdpMode> {
+        mode_of(self.best_xdp(|trial| trial.payload_mb_per_s))
     }
 
     /// The xdp contender with the highest median.
@@ -129,6 +144,38 @@ impl Case<'_> {
         rows.collect()
     }
 
+    /// CPU time of each host, from runs in pairs; the mode of xdp is given.
+    pub fn rows_of_hosts(
+        &self,
+        mode: Option<XdpMode>,
+        xdp: &[OfHosts],
+        tcp: &[OfHosts],
+    ) -> Vec<Row> {
+        if xdp.is_empty() || tcp.is_empty() {
+            return Vec::new();
+        }
+        let rows = HOSTS.iter().map(|(metric, figure)| {
+            let spread = |runs: &[OfHosts]| Spread::of(runs.iter().map(figure).collect());
+            let (xdp, tcp) = (spread(xdp), spread(tcp));
+            Row {
+                profile: self.profile.to_owned(),
+                mtu: self.mtu,
+                metric: (*metric).to_owned(),
+                rate: None,
+                batch_bytes: None,
+                poll: mode.map(|_| "adaptive".to_owned()),
+                xdp_mode: mode,
+                ratio: ratio(xdp.median, tcp.median),
+                ratio_of_pairs: ratio_of_pairs(&xdp, &tcp),
+                xdp,
+                tcp,
+                xdp_by_mode: BTreeMap::new(),
+                percent_of_limit: None,
+            }
+        });
+        rows.collect()
+    }
+
     fn row(
         &self,
         measured: &Measured,
@@ -187,6 +234,11 @@ mod tests {
     fn trial(payload_mb_per_s: f64, p99: f64) -> Trial {
         Trial {
             payload_mb_per_s,
+            messages_per_s: 1e6,
+            publisher_cores: 0.9,
+            broker_cores: Some(0.5),
+            host_busy: 0.8,
+            other_cores: 0.1,
             host_cpu_s_per_gb: 2.0,
             broker_cpu_s_per_gb: Some(1.0),
             publisher_cpu_s_per_gb: 1.0,
@@ -289,6 +341,29 @@ mod tests {
         assert_eq!(p99.ratio_of_pairs, Some(0.25));
         assert_eq!((p99.rate, p99.batch_bytes), (Some(1000), Some(1024)));
         assert_eq!(p99.percent_of_limit, None);
+    }
+
+    #[test]
+    fn cpu_time_of_hosts_is_compared_run_by_run() {
+        let run = |receiving: f64| OfHosts {
+            sending: 1.0,
+            receiving,
+            receiving_without_conversion: receiving / 2.0,
+            both: 3.0,
+            payload_mb_per_s: 500.0,
+            probe_overhead: 0.1,
+        };
+        let case = Case {
+            profile: "wire",
+            mtu: 1500,
+            limits: &[],
+        };
+        let mode = Some(XdpMode::Native);
+        let rows = case.rows_of_hosts(mode, &[run(1.0), run(2.0)], &[run(2.0), run(2.0)]);
+        let bare = row(&rows, "receiving_host_without_conversion_cpu_s_per_gb");
+        assert_eq!((bare.xdp.median, bare.ratio), (0.75, Some(0.75)));
+        assert_eq!(row(&rows, "sending_host_cpu_s_per_gb").ratio, Some(1.0));
+        assert!(case.rows_of_hosts(mode, &[], &[run(1.0)]).is_empty());
     }
 
     #[test]

@@ -5,6 +5,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use bytesize::ByteSize;
+use nix::sched::{CpuSet, sched_getaffinity};
+use nix::unistd::Pid;
+use penstock_dataplane::wire::message::OVERHEAD;
 
 use super::Contender;
 use crate::cli::{Mode, Pin, Route, Workload, XdpMode};
@@ -42,10 +45,46 @@ pub struct Load {
     pub poll: &'static str,
 }
 
+impl Load {
+    /// As fast as it goes.
+    pub fn full_speed(
+        payload: ByteSize,
+        message_size: ByteSize,
+        batch_size: Option<ByteSize>,
+    ) -> Self {
+        Self {
+            payload,
+            message_size,
+            batch_size,
+            bytes_per_second: None,
+            poll: "adaptive",
+        }
+    }
+
+    /// One message a batch, so that each leaves when it is due.
+    pub fn at_rate(batches_per_second: u32, batch: u64, seconds: f64) -> Self {
+        let batches = (f64::from(batches_per_second) * seconds).ceil();
+        Self {
+            payload: ByteSize(batches.max(1.0) as u64 * batch),
+            message_size: ByteSize(batch),
+            batch_size: Some(ByteSize(batch + OVERHEAD as u64)),
+            bytes_per_second: Some(u64::from(batches_per_second) * batch),
+            poll: "busy",
+        }
+    }
+}
+
 /// What a run brought.
 #[derive(Debug, Clone, Copy)]
 pub struct Trial {
     pub payload_mb_per_s: f64,
+    pub messages_per_s: f64,
+    /// CPU time in cores, and the busy share of the host's, 0 to 1.
+    pub publisher_cores: f64,
+    pub broker_cores: Option<f64>,
+    pub host_busy: f64,
+    /// Cores that neither kept busy: other programs, and threads of the kernel.
+    pub other_cores: f64,
     pub host_cpu_s_per_gb: f64,
     /// None of remote brokers.
     pub broker_cpu_s_per_gb: Option<f64>,
@@ -141,7 +180,11 @@ impl Bench<'_> {
         let host_before = Cpus::now()?;
         let watch = |_: &Running| cluster.as_mut().map_or(Ok(()), Cluster::check);
         let (sent, succeeded) = publish.run(watch, self.interrupt)?;
-        let host_cpu = Cpus::now()?.busy_since(&host_before);
+        let host_now = Cpus::now()?;
+        let (host_cpu, host_busy) = (
+            host_now.busy_since(&host_before),
+            host_now.busy_share_since(&host_before),
+        );
         let brokers_cpu = brokers_cpu(&cluster)?
             .zip(brokers_before)
             .map(|(now, before)| now - before);
@@ -151,6 +194,13 @@ impl Bench<'_> {
         let bytes = sent.payload_bytes;
         Ok(Trial {
             payload_mb_per_s: sent.bandwidth_mb_per_s,
+            messages_per_s: sent.messages_acked as f64 / sent.seconds,
+            publisher_cores: sent.cpu_seconds / sent.seconds,
+            broker_cores: brokers_cpu.map(|seconds| seconds / sent.seconds),
+            host_busy,
+            other_cores: host_busy * host_now.count() as f64
+                - (sent.cpu_seconds + brokers_cpu.unwrap_or(0.0))
+                    / host_now.seconds_since(&host_before),
             host_cpu_s_per_gb: per_gb(host_cpu, bytes),
             broker_cpu_s_per_gb: brokers_cpu.map(|seconds| per_gb(seconds, bytes)),
             publisher_cpu_s_per_gb: per_gb(sent.cpu_seconds, bytes),
@@ -217,7 +267,7 @@ impl Contender {
         }
     }
 
-    fn route(self, poll: &str) -> Route {
+    pub fn route(self, poll: &str) -> Route {
         let xdp_mode = match self {
             Self::Xdp(mode) => mode.map(|mode| mode.name().to_owned()),
             Self::Tcp => None,
@@ -232,6 +282,15 @@ impl Contender {
 }
 
 impl Cores {
+    /// Of the cores that this process may use; none if there are too few.
+    pub fn of_host(workers: u32) -> Result<Option<Self>> {
+        let allowed = sched_getaffinity(Pid::this()).context("cannot read the affinity mask")?;
+        let cpus: Vec<_> = (0..CpuSet::count())
+            .filter(|&cpu| allowed.is_set(cpu).unwrap_or(false))
+            .collect();
+        Ok(Self::share_out(&cpus, workers))
+    }
+
     /// The last of `cpus` for workers, at most half of them; the others for the publisher.
     pub fn share_out(cpus: &[usize], workers: u32) -> Option<Self> {
         let count = (workers as usize).min(cpus.len() / 2);

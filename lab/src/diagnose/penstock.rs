@@ -36,6 +36,8 @@ pub struct Figures {
 #[derive(Debug, Clone, Deserialize)]
 struct WorkerAt {
     thread: String,
+    #[serde(default)]
+    connections: usize,
     blocked: usize,
     batches: u64,
     recv_bytes: u64,
@@ -198,6 +200,11 @@ impl Figures {
             .with_context(|| format!("the broker does not answer at {}", socket.display()))?;
         foreign::from_process(&answer)
             .context("cannot read the broker's answer; is it of another version?")
+    }
+
+    /// Streams that are open, over both paths.
+    pub fn open_streams(&self) -> usize {
+        self.workers.iter().map(|worker| worker.connections).sum()
     }
 
     /// Payload committed so far, bytes.

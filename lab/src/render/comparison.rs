@@ -104,6 +104,11 @@ fn metric(name: &str) -> String {
     match name {
         "payload_mb_per_s" => "payload, MB/s".to_owned(),
         "host_cpu_s_per_gb" => "host CPU, s/GB".to_owned(),
+        "sending_host_cpu_s_per_gb" => "sending host CPU, s/GB".to_owned(),
+        "receiving_host_cpu_s_per_gb" => "receiving host CPU, s/GB".to_owned(),
+        "receiving_host_without_conversion_cpu_s_per_gb" => {
+            "the same without skb conversion, s/GB".to_owned()
+        }
         "broker_cpu_s_per_gb" => "broker CPU, s/GB".to_owned(),
         "publisher_cpu_s_per_gb" => "publisher CPU, s/GB".to_owned(),
         other => match other.strip_prefix("ack_latency_us_") {
@@ -286,7 +291,7 @@ pub fn limits_table(limits: &[Limit]) -> String {
 }
 
 /// Three digits, or all before the point.
-fn spread(spread: &Spread) -> String {
+pub(super) fn spread(spread: &Spread) -> String {
     let digits = match spread.median.abs() {
         v if v >= 100.0 || v == 0.0 => 0,
         v if v >= 10.0 => 1,
@@ -361,6 +366,7 @@ mod tests {
                 row("ack_latency_us_p99", Some(4321)),
             ],
             limits: vec![raw, Limit::of_host("memory_copy", Spread::of(vec![9876.0]))],
+            host_times_unavailable: None,
             host_load: None,
             warnings: vec!["Other programs kept 1.5 of 2 cores busy".to_owned()],
             environment: example_environment(),

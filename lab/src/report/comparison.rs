@@ -97,6 +97,9 @@ pub struct Compare {
     pub remote: Option<String>,
     pub rows: Vec<Row>,
     pub limits: Vec<Limit>,
+    /// Why no row has the CPU time of each host, if none has although brokers ran on this one.
+    #[serde(default)]
+    pub host_times_unavailable: Option<String>,
     /// What the host did besides; null in reports of older labs.
     #[serde(default)]
     pub host_load: Option<HostLoad>,
@@ -112,7 +115,8 @@ pub struct Row {
     /// `wire`, `offload`, or `remote`.
     pub profile: String,
     pub mtu: u32,
-    /// `payload_mb_per_s`, `host_cpu_s_per_gb`, `broker_cpu_s_per_gb`, `publisher_cpu_s_per_gb`,
+    /// `sending_host_cpu_s_per_gb`, `receiving_host_cpu_s_per_gb`,
+    /// `receiving_host_without_conversion_cpu_s_per_gb`, `payload_mb_per_s`, `host_cpu_s_per_gb`, `broker_cpu_s_per_gb`, `publisher_cpu_s_per_gb`,
     /// `ack_latency_us_p50`, `_p99`, `_p999`, `drops`, `retransmits`.
     pub metric: String,
     /// Batches a second; null at full speed.
