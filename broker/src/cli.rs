@@ -295,7 +295,8 @@ enum Mode {
 /// How an interface runs the XDP program.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum XdpMode {
-    /// Native if the driver supports it, else generic.
+    /// The faster one for driver and MTU, with the reason in the log: native where the driver supports
+    /// it, generic on veth if packets do not fit into one buffer.
     Auto,
     /// In the driver.
     Native,

@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use penstock_ebpf::Mode;
 use penstock_nic::{
-    Change, DIRECTORY, Facts, Fitness, Kind, Link, Reverse, Step, Sysfs, Taken, Undo, Unfit,
-    Wanted, Watch, fitness, quote,
+    Change, Choice, DIRECTORY, Facts, Fitness, Kind, Link, Reverse, Step, Sysfs, Taken, Undo,
+    Unfit, Wanted, Watch, choose, fitness, quote,
 };
 use penstock_process::child;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -98,18 +98,24 @@ pub fn prepare(config: &xdp::Config, listen: SocketAddr) -> Result<Ready> {
     })
 }
 
-/// The mode in which the interface is to run the program: the requested one if possible.
+/// The mode in which the interface is to run the program: the requested one if possible, or the one
+/// that suits driver and MTU.
 fn mode(facts: &Facts, asked: Mode) -> Result<Mode> {
     let interface = facts.interface.clone();
     match (fitness(facts)?, asked) {
-        (Fitness::Any, asked) => Ok(asked),
         (Fitness::GenericOnly { why }, Mode::Native) => {
             Err(Unfit::GenericOnly { interface, why }.into())
         }
-        (Fitness::GenericOnly { .. }, Mode::Generic) => Ok(Mode::Generic),
-        (Fitness::GenericOnly { why }, Mode::Auto) => {
-            info!("{interface} runs the program in generic mode: {why}");
-            Ok(Mode::Generic)
+        (_, Mode::Native | Mode::Generic) => Ok(asked),
+        (_, Mode::Auto) => {
+            let Choice { mode, why } = choose(facts)?;
+            let text = match mode {
+                Mode::Auto => "in the mode that the kernel chooses",
+                Mode::Native => "in native mode",
+                Mode::Generic => "in generic mode",
+            };
+            info!("{interface} runs the program {text}: {why}");
+            Ok(mode)
         }
     }
 }
@@ -418,7 +424,14 @@ mod tests {
             assert!(said.contains("use --xdp-mode generic"), "{said}");
             let said = of("a0", Mode::Auto).unwrap_err().to_string();
             assert!(said.contains("use --iface br0"), "{said}");
-            assert_eq!(of("a1", Mode::Auto).unwrap(), Mode::Auto);
+            assert_eq!(of("a1", Mode::Auto).unwrap(), Mode::Native);
+            assert_eq!(of("a1", Mode::Generic).unwrap(), Mode::Generic);
+            let done = Command::new("ip")
+                .args("link set a1 mtu 9000".split(' '))
+                .status();
+            assert!(done.unwrap().success());
+            assert_eq!(of("a1", Mode::Auto).unwrap(), Mode::Generic);
+            assert_eq!(of("a1", Mode::Native).unwrap(), Mode::Native);
         };
         thread::spawn(inside).join().unwrap();
     }

@@ -418,7 +418,8 @@ impl FaultPath {
     }
 }
 
-/// How brokers are started: all defaults, except path, topic and ring.
+/// How brokers are started whose links have faults: all defaults, except path, topic and ring, and
+/// native mode, which faults need also at an MTU for which `auto` would choose generic mode.
 pub fn of_brokers(mode: Mode, topic: &str, ring: ByteSize) -> (Route, Workload) {
     /// The flags that subcommands pass on.
     #[derive(Parser)]
@@ -433,6 +434,7 @@ pub fn of_brokers(mode: Mode, topic: &str, ring: ByteSize) -> (Route, Workload) 
         mut workload,
     } = Defaults::parse_from(["defaults"]);
     route.mode = mode;
+    route.xdp_mode = (mode != Mode::Tcp).then(|| "native".to_owned());
     topic.clone_into(&mut workload.topic);
     workload.ring_size = Some(ring);
     (route, workload)

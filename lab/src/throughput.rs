@@ -219,6 +219,16 @@ fn check_faults(options: &cli::Throughput) -> Result<()> {
     Ok(())
 }
 
+/// How brokers receive: as asked, but in native mode rather than in what suits the MTU if there are
+/// faults, see [`check_faults`].
+fn route_of(options: &cli::Throughput) -> cli::Route {
+    let mut route = options.route.clone();
+    if options.faults.is_some() && route.mode != Mode::Tcp {
+        route.xdp_mode = Some("native".to_owned());
+    }
+    route
+}
+
 impl Run<'_> {
     /// Runs once more with the cause removed that a diagnosis named first.
     fn again_without_the_cause(
@@ -308,7 +318,7 @@ impl Run<'_> {
             net,
             buffers: &BufferDir::create()?,
             binaries: self.binaries,
-            route: &options.route,
+            route: &route_of(options),
             workload: self.workload,
             cpus: None,
             folder: self.folder,
@@ -563,6 +573,11 @@ mod tests {
         }
         let tcp = ["--mode", "tcp", "--faults", "loss=1%,protocol=both"];
         check_faults(&options(&tcp)).unwrap();
+        let jumbo = ["--mode", "xdp", "--mtu", "9000", "--faults", "loss=1%"];
+        let mode = |arguments: &[&str]| route_of(&options(arguments)).xdp_mode;
+        assert_eq!(mode(&jumbo).as_deref(), Some("native"));
+        assert_eq!(mode(&jumbo[..4]), None);
+        assert_eq!(mode(&tcp), None);
     }
 
     #[test]

@@ -1,9 +1,12 @@
 //! Whether an interface can carry the xdp path, and in which mode: used by the broker and by
 //! `penstock-lab doctor`.
 
+use penstock_ebpf::Mode;
+
 use crate::error::Unfit;
 use crate::facts::Facts;
 use crate::netlink::{ETHERNET, LOOPBACK};
+use crate::plan::ONE_BUFFER;
 
 /// How an interface can run the program.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,6 +66,57 @@ pub fn fitness(facts: &Facts) -> Result<Fitness, Unfit> {
         });
     }
     Ok(Fitness::Any)
+}
+
+/// The mode that a broker chooses by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Choice {
+    /// [`Mode::Auto`] leaves it to the kernel.
+    pub mode: Mode,
+    /// Why.
+    pub why: String,
+}
+
+/// Chooses the mode that is known to be faster, by driver and MTU. docs/decisions/0009-native-or-generic.md
+/// has the measurements.
+///
+/// # Errors
+/// [`Unfit`] if no packet of the interface can use the xdp path.
+pub fn choose(facts: &Facts) -> Result<Choice, Unfit> {
+    if let Fitness::GenericOnly { why } = fitness(facts)? {
+        return Ok(Choice {
+            mode: Mode::Generic,
+            why,
+        });
+    }
+    let (driver, mtu) = (facts.driver_name(), facts.mtu);
+    let several_buffers = mtu > ONE_BUFFER;
+    let (mode, why) = match facts.xdp {
+        None => (
+            Mode::Auto,
+            "the kernel does not report what the driver supports (Linux 6.3)".to_owned(),
+        ),
+        // A driver from outside the kernel may support more than it reports.
+        Some(xdp) if !xdp.native => (
+            Mode::Auto,
+            format!("the driver ({driver}) reports no native XDP"),
+        ),
+        Some(xdp) if several_buffers && !xdp.multi_buffer => (
+            Mode::Generic,
+            format!(
+                "the driver ({driver}) takes no packet in several buffers, and those of MTU {mtu} do not fit into one"
+            ),
+        ),
+        // `veth_convert_skb_to_xdp_buff` copies the packet page by page, and so does the socket.
+        Some(_) if several_buffers && facts.kind.as_deref() == Some("veth") => (
+            Mode::Generic,
+            format!(
+                "packets of MTU {mtu} do not fit into one buffer, and veth hands on several more slowly than generic mode does"
+            ),
+        ),
+        Some(_) => (Mode::Native, format!("the driver ({driver}) supports it")),
+    };
+    Ok(Choice { mode, why })
 }
 
 #[cfg(test)]
@@ -142,5 +196,59 @@ mod tests {
             let unfit = port_of(kind).unwrap_err().to_string();
             assert!(unfit.ends_with("use --iface 'm; id'"), "{unfit}");
         }
+    }
+
+    #[test]
+    fn mode_is_chosen_by_driver_and_mtu() {
+        const VETH: Option<&str> = Some("veth");
+        // Kind, MTU; native XDP and packets in several buffers, if the kernel reports that.
+        for (kind, mtu, xdp, mode, why) in [
+            (None, 1500, Some([true, true]), Mode::Native, "(fine)"),
+            (None, 9000, Some([true, true]), Mode::Native, "(fine)"),
+            (
+                None,
+                ONE_BUFFER,
+                Some([true, false]),
+                Mode::Native,
+                "(fine)",
+            ),
+            (None, 9000, Some([true, false]), Mode::Generic, "MTU 9000"),
+            (None, 9000, Some([false, false]), Mode::Auto, "(fine)"),
+            (None, 9000, None, Mode::Auto, "Linux 6.3"),
+            (VETH, 1500, Some([true, true]), Mode::Native, "(fine)"),
+            (VETH, ONE_BUFFER, Some([true, true]), Mode::Native, "(fine)"),
+            (
+                VETH,
+                ONE_BUFFER + 1,
+                Some([true, true]),
+                Mode::Generic,
+                "veth",
+            ),
+            (VETH, 9000, None, Mode::Auto, "Linux 6.3"),
+            (
+                Some("bond"),
+                1500,
+                Some([true, true]),
+                Mode::Generic,
+                "bond",
+            ),
+        ] {
+            let mut facts = nic();
+            (facts.kind, facts.mtu) = (kind.map(str::to_owned), mtu);
+            facts.xdp = xdp.map(|[native, multi_buffer]| penstock_ebpf::Features {
+                native,
+                zero_copy: false,
+                multi_buffer,
+            });
+            let choice = choose(&facts).unwrap();
+            assert_eq!(choice.mode, mode, "{kind:?} {mtu} {xdp:?}");
+            assert!(choice.why.contains(why), "{choice:?}");
+        }
+        let mut port = nic();
+        port.master = Some(Master {
+            name: "br0".to_owned(),
+            kind: Some("bridge".to_owned()),
+        });
+        assert!(matches!(choose(&port), Err(Unfit::Port { .. })));
     }
 }

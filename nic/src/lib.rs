@@ -23,7 +23,7 @@ pub use counters::{offloads, packets_by_queue};
 pub use error::{Error, Unfit};
 pub use ethtool::Rule;
 pub use facts::{Channels, Facts, Feature, Link, Master, Ring, link, name_of, rx_queues};
-pub use fitness::{Fitness, fitness};
+pub use fitness::{Choice, Fitness, choose, fitness};
 pub use netlink::{Address, Interface, addresses, interfaces};
 pub use penstock_ebpf::quote;
 pub use plan::{Kind, ONE_BUFFER, Plan, Reverse, Step, Wanted, plan};

@@ -27,7 +27,8 @@ workload() {
 }
 
 wire() { workload --profile wire; }
-jumbo() { workload --profile wire --mtu 9000; }
+# Packets in several buffers; with --xdp-mode auto they would take generic mode.
+jumbo() { workload --profile wire --mtu 9000 --xdp-mode native; }
 offload() { workload --profile offload; }
 generic() { workload --profile wire --xdp-mode generic; }
 
@@ -106,6 +107,27 @@ both_at_once() {
   expect "paths" "$(jq -r '[.connections[].path] | sort | join(" ")' "$T/broker-0.json")" "tcp xdp"
   subscriber --path "$BUFFERS/b0/penstock.log" --from start --verify --output none --stat --format json >"$T/read.json"
   expect "messages read" "$(jq .messages "$T/read.json")" 262144
+}
+
+# --xdp-mode auto, by driver and MTU, with the reason in the log.
+chosen_mode() {
+  local mtu
+  for mtu in 1500 9000; do
+    ip -n "$NET-b0" link set eth0 mtu "$mtu"
+    start_broker 0 "${XDP[@]}"
+    publisher --mode xdp --brokers "$(at 0)" --total-size 1MiB --format json >"$T/sent-$mtu.json"
+    stop_broker 0
+    cp "$T/broker-0.log" "$T/broker-$mtu.log"
+    expect "acked at MTU $mtu" "$(jq .messages_acked "$T/sent-$mtu.json")" 1024
+    jq -r .xdp.xdp_mode "$T/broker-0.json" >"$T/mode-$mtu"
+  done
+  ip -n "$NET-b0" link set eth0 mtu 1500
+  expect "mode at MTU 1500" "$(cat "$T/mode-1500")" native
+  expect "mode at MTU 9000" "$(cat "$T/mode-9000")" generic
+  grep -q 'eth0 runs the program in native mode: the driver (veth) supports it' "$T/broker-1500.log" \
+    || fail "the log does not say why it is native"
+  grep -q 'eth0 runs the program in generic mode: packets of MTU 9000 do not fit into one buffer' "$T/broker-9000.log" \
+    || fail "the log does not say why it is generic"
 }
 
 attached() { ip -n "$NET-b0" -d link show eth0 | grep -c penstock_steer || true; }
@@ -200,6 +222,7 @@ run_test "xdp: four brokers, wire, contents verified" wire
 run_test "xdp: four brokers, MTU 9000" jumbo
 run_test "xdp: four brokers, offload profile" offload
 run_test "xdp: generic mode" generic
+run_test "xdp: the mode that suits driver and MTU" chosen_mode
 run_test "xdp: generic mode, many packets in one buffer" uncut
 run_test "xdp: busy polling" busy
 run_test "xdp: the worker drives the queue" driven

@@ -353,7 +353,7 @@ large_packets() {
   link_up
   ip -n "$NET-b0" link set eth1 mtu 60000
   ip -n "$NET-pub" link set m0 mtu 60000
-  start_broker 0 "${XDP[@]}"
+  start_broker 0 "${XDP[@]}" --xdp-mode native
   publish xdp
   large_datagrams
   stop_broker 0

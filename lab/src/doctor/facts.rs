@@ -7,8 +7,9 @@ use std::path::PathBuf;
 
 use penstock_dataplane::memory::Limit;
 use penstock_dataplane::xdp::frame_size;
+use penstock_ebpf::Mode;
 use penstock_ebpf::{Attached, Features};
-use penstock_nic::{Fitness, fitness};
+use penstock_nic::{Fitness, choose, fitness};
 
 use crate::host_load::HostLoad;
 
@@ -150,9 +151,15 @@ impl Interface {
         self.nic.xdp.filter(|_| any_mode)
     }
 
+    /// The same, if the broker would choose to do so.
+    pub fn chosen_native(&self) -> Option<Features> {
+        let is_chosen = choose(&self.nic).is_ok_and(|choice| choice.mode != Mode::Generic);
+        self.native_xdp().filter(|xdp| is_chosen && xdp.native)
+    }
+
     /// Whether the broker would let the driver receive into its memory.
     pub fn zero_copy(&self) -> bool {
-        self.native_xdp().is_some_and(|xdp| xdp.zero_copy)
+        self.chosen_native().is_some_and(|xdp| xdp.zero_copy)
     }
 
     /// Bytes of the frames that the broker would use.

@@ -4,8 +4,8 @@
 use std::net::IpAddr;
 
 use penstock_dataplane::xdp::{ETHERNET, HEADROOM, fits};
-use penstock_ebpf::STEERING_NAME;
-use penstock_nic::{Fitness, Link, ONE_BUFFER, Unfit, Wanted, fitness, quote};
+use penstock_ebpf::{Mode, STEERING_NAME};
+use penstock_nic::{Choice, Fitness, Link, ONE_BUFFER, Unfit, Wanted, choose, fitness, quote};
 
 use super::check::{Check, Topic};
 use super::facts::{Capabilities, Host, Interface};
@@ -26,6 +26,7 @@ pub fn checks(host: &Host, interface: &Interface) -> Vec<Check> {
         queues(host, interface),
         steering(interface),
     ];
+    checks.extend(chosen_mode(interface));
     checks.extend(zero_copy(interface));
     checks.extend(settings(interface));
     checks.extend(interrupts(interface));
@@ -164,6 +165,19 @@ fn native(host: &Host, interface: &Interface) -> Check {
     }
 }
 
+/// What `--xdp-mode auto` does; the device check reports why an interface does not work at all.
+fn chosen_mode(interface: &Interface) -> Option<Check> {
+    let topic = Topic {
+        name: "xdp_mode",
+        why: "--xdp-mode auto chooses by driver and MTU; generic mode costs a socket buffer per packet, native mode on veth a copy of each of its pages",
+    };
+    let Choice { mode, why } = choose(&interface.nic).ok()?;
+    Some(topic.ok(match mode {
+        Mode::Auto => format!("the kernel chooses: {why}"),
+        Mode::Native | Mode::Generic => format!("{mode}: {why}"),
+    }))
+}
+
 fn zero_copy(interface: &Interface) -> Option<Check> {
     let topic = Topic {
         name: "zero_copy",
@@ -200,14 +214,12 @@ fn mtu(host: &Host, interface: &Interface) -> Check {
         .is_some_and(|xdp| xdp.native && !xdp.multi_buffer)
         && mtu > ONE_BUFFER
     {
-        return topic.fail(
+        return topic.warn(
             format!(
-                "{found}, and {} runs no program on packets in several buffers",
+                "{found}, and {} runs no program on packets in several buffers; the broker uses generic mode",
                 nic.driver_name()
             ),
-            format!(
-                "ip link set dev {name} mtu {ONE_BUFFER}, or penstock-broker --xdp-mode generic"
-            ),
+            format!("ip link set dev {name} mtu {ONE_BUFFER}"),
         );
     }
     let one = room(frame);
@@ -293,7 +305,7 @@ fn plan(interface: &Interface) -> Result<penstock_nic::Plan, Unfit> {
             usable(interface).any(IpAddr::is_ipv4),
             usable(interface).any(IpAddr::is_ipv6),
         ],
-        native: interface.native_xdp().is_some_and(|xdp| xdp.native),
+        native: interface.chosen_native().is_some(),
         zero_copy: true,
         busy_poll: false,
     };

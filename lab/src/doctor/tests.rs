@@ -501,9 +501,16 @@ fn large_mtus() {
     objects_to(
         &with(9000, false),
         "mtu",
-        Level::Fail,
+        Level::Warn,
         "ip link set dev eth1 mtu 3498",
     );
+    let chosen = |interface: &Interface| {
+        let checks = interface::checks(&machine(), interface);
+        let mode = checks.into_iter().find(|check| check.name == "xdp_mode");
+        mode.unwrap().found
+    };
+    assert!(chosen(&with(9000, true)).starts_with("native: "));
+    assert!(chosen(&with(9000, false)).starts_with("generic: "));
     let old = Host {
         kernel: Some(Kernel {
             release: "6.5.0".to_owned(),
