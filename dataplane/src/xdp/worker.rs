@@ -39,10 +39,9 @@ use crate::wire::reply::Fault;
 const TICK: u64 = 1_000_000;
 /// Longest sleep.
 const SLEEP: Duration = Duration::from_millis(50);
-/// A worker with so many packets since its last pause need not be woken for the next: it lets some
-/// gather, which costs the sender's core no wake-up and leaves this one to others. The rings hold
-/// what comes meanwhile many times over.
-const LOAD: u64 = 16;
+/// A worker that got a packet since its last pause need not be woken for the next: it lets some gather,
+/// which costs the sender's core no wake-up and leaves this one to others. The rings hold what comes
+/// meanwhile many times over. One that got none sleeps until it is woken.
 const NAP: Duration = Duration::from_micros(50);
 /// How often one that waits for room in the ring looks for it.
 const BLOCKED: Duration = Duration::from_millis(1);
@@ -237,7 +236,7 @@ impl Worker {
                 next_tick = now + TICK;
             }
             if packets == 0 && self.state.config.polling == Polling::Adaptive {
-                if since_pause >= LOAD || self.owes_ack() {
+                if since_pause > 0 || self.owes_ack() {
                     thread::sleep(NAP);
                 } else {
                     self.sleep()?;
