@@ -100,7 +100,7 @@ pub enum Error {
     },
     /// The kernel's work on packets cannot be measured.
     #[error(
-        "cannot measure the kernel's work on packets: {source}; it needs CAP_BPF and CAP_PERFMON (run with sudo), and a kernel with BTF and function tracing"
+        "cannot measure the kernel's work on packets: {source}; it needs CAP_BPF and CAP_PERFMON (run with sudo), and a kernel with BTF"
     )]
     HostTimes {
         /// The kernel's answer.

@@ -1,8 +1,10 @@
-//! How long the kernel works on the packets of two hosts that are namespaces of one machine.
+//! For which of two hosts, which are namespaces of one machine, the cores work, as samples tell.
 
 use std::fs;
 use std::io;
 use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::thread;
 
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{Link, MapCore, MapFlags, MapHandle};
@@ -22,30 +24,37 @@ mod skeleton {
     include!(concat!(env!("OUT_DIR"), "/hosts.skel.rs"));
 }
 
-/// Names of all functions of the kernel.
+/// Names and addresses of all functions of the kernel (proc_kallsyms(5)).
 const FUNCTIONS: &str = "/proc/kallsyms";
-/// Whose process was interrupted: the sender's, the receiver's, or neither's.
-const INTERRUPTED: u32 = 3;
+/// As the program numbers them.
+const NAMES: [&str; 3] = ["veth_poll", "process_backlog", "skb_pp_cow_data"];
+/// What a sample may be about.
+const KINDS: u32 = 4;
+/// Neither host.
+const NOBODY: u32 = 2;
+/// Time between two samples of a core. No multiple of the kernel's tick.
+const PERIOD_NS: u64 = 237_000;
 
-/// Measures for as long as it lives, and makes every packet on this machine a little more expensive
-/// meanwhile.
+/// Samples all cores for as long as it lives.
 pub struct HostTimes {
     processes: MapHandle,
-    sums: MapHandle,
-    /// Hold the programs on the kernel's functions.
+    samples: MapHandle,
+    /// Hold the programs on the cores' clocks and on the tracepoint.
     _links: Vec<Link>,
 }
 
-/// What the kernel did with received packets so far; all of it only grows.
+/// What cores did so far; all of it only grows. All times are nanoseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct HostTime {
+    /// In the sender's and in the receiver's process, with what interrupted them.
+    pub processes: [f64; 2],
     /// Those that the sending host received: mostly acknowledgements.
     pub at_sender: Received,
     /// Those that the receiving host received.
     pub at_receiver: Received,
 }
 
-/// Packets that one host received. All times are nanoseconds.
+/// The kernel's work on packets that one host received.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Received {
     /// By whose process was interrupted for them.
@@ -94,7 +103,9 @@ impl HostTime {
     /// What was done since `start`.
     #[must_use]
     pub fn since(&self, start: &Self) -> Self {
+        let processes = [0, 1].map(|host| self.processes[host] - start.processes[host]);
         Self {
+            processes,
             at_sender: self.at_sender.since(&start.at_sender),
             at_receiver: self.at_receiver.since(&start.at_receiver),
         }
@@ -102,59 +113,49 @@ impl HostTime {
 }
 
 impl HostTimes {
-    /// Begins to measure what the network namespaces with these inodes receive.
+    /// Begins to sample. `sender` and `receiver` are inodes of network namespaces; `only_receiver_polls`
+    /// says that of the veth interfaces only the receiver's has NAPI of its own.
     ///
     /// # Errors
-    /// [`Error::HostTimes`] when the kernel does not permit it, or cannot: a function may have been
-    /// merged with its caller when it was built.
-    pub fn measure(sender: u32, receiver: u32) -> Result<Self, Error> {
+    /// [`Error::HostTimes`] when the kernel does not permit it, or cannot.
+    pub fn measure(sender: u32, receiver: u32, only_receiver_polls: bool) -> Result<Self, Error> {
         // What libbpf would say on stderr is in the error.
         libbpf_rs::set_print(None);
         let functions =
             fs::read_to_string(FUNCTIONS).map_err(|source| Error::HostTimes { source })?;
-        let packet = one_of(
-            &functions,
-            &["__netif_receive_skb", "__netif_receive_skb_one_core"],
-        )?;
-        one_of(&functions, &["veth_poll"])?;
-        one_of(&functions, &["skb_pp_cow_data"])?;
+        let places = places(&functions)?;
         let mut object = MaybeUninit::uninit();
         let mut open = HostsSkelBuilder::default()
             .open(&mut object)
             .map_err(failed)?;
-        open.maps
+        let constants = open
+            .maps
             .rodata_data
             .as_mut()
-            .expect("the program has constants")
-            .namespaces = [sender, receiver];
-        let whole = packet == "__netif_receive_skb";
-        open.progs.penstock_packet.set_autoload(whole);
-        open.progs.penstock_packet_done.set_autoload(whole);
-        open.progs.penstock_packet_core.set_autoload(!whole);
-        open.progs.penstock_packet_core_done.set_autoload(!whole);
+            .expect("the program has constants");
+        constants.namespaces = [sender, receiver];
+        constants.begins = places.map(|(begin, _)| begin);
+        constants.ends = places.map(|(_, end)| end);
+        constants.polled_host = if only_receiver_polls { 1 } else { NOBODY };
         let loaded = open.load().map_err(failed)?;
         let programs = &loaded.progs;
-        let (begin, end) = match whole {
-            true => (&programs.penstock_packet, &programs.penstock_packet_done),
-            false => (
-                &programs.penstock_packet_core,
-                &programs.penstock_packet_core_done,
-            ),
-        };
-        // Ends first: what begins without an end would seem to last.
-        let attached = [
-            &programs.penstock_converted,
-            end,
-            &programs.penstock_polled,
-            &programs.penstock_convert,
-            begin,
-            &programs.penstock_poll,
-        ]
-        .map(|program| program.attach_trace().map_err(failed));
+        let mut links = vec![programs.penstock_received.attach().map_err(failed)?];
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        let all = fs::read_to_string("/sys/devices/system/cpu/online");
+        let online = all.ok().and_then(|list| cores_of(&list));
+        for core in online.unwrap_or_else(|| (0..cores as i32).collect()) {
+            let clock = clock_of(core).map_err(|source| Error::HostTimes { source })?;
+            let link = programs
+                .penstock_sample
+                .attach_perf_event(clock.as_raw_fd());
+            links.push(link.map_err(failed)?);
+            // The link closes it.
+            let _ = clock.into_raw_fd();
+        }
         Ok(Self {
             processes: MapHandle::try_from(&loaded.maps.processes).map_err(failed)?,
-            sums: MapHandle::try_from(&loaded.maps.sums).map_err(failed)?,
-            _links: attached.into_iter().collect::<Result<_, _>>()?,
+            samples: MapHandle::try_from(&loaded.maps.samples).map_err(failed)?,
+            _links: links,
         })
     }
 
@@ -177,82 +178,115 @@ impl HostTimes {
     /// # Errors
     /// [`Error::HostTimes`] when the kernel does not tell.
     pub fn now(&self) -> Result<HostTime, Error> {
-        let at = |host: u32| -> Result<Received, Error> {
-            let sum = |interrupted: u32| self.sum(host * INTERRUPTED + interrupted);
-            let (sender, receiver, other) = (sum(0)?, sum(1)?, sum(2)?);
-            Ok(Received {
-                while_in: Interrupted {
-                    sender: sender.time(),
-                    receiver: receiver.time(),
-                    other: other.time(),
-                },
-                conversion: [sender, receiver, other]
-                    .map(|sum| sum.conversion())
-                    .iter()
-                    .sum(),
-            })
-        };
-        Ok(HostTime {
-            at_sender: at(0)?,
-            at_receiver: at(1)?,
-        })
-    }
-
-    fn sum(&self, key: u32) -> Result<Sum, Error> {
-        let key = key.to_ne_bytes();
-        let cores = self
-            .sums
-            .lookup_percpu(&key, MapFlags::ANY)
-            .map_err(failed)?;
-        let mut sum = Sum::default();
-        for core in cores.iter().flatten() {
-            for (at, value) in sum.0.iter_mut().enumerate() {
-                let bytes = core[at * 8..at * 8 + 8].try_into().expect("eight bytes");
-                *value += u64::from_ne_bytes(bytes);
+        let mut counts = [[0.0; KINDS as usize]; 3];
+        for (process, kinds) in (0..).zip(&mut counts) {
+            for (kind, time) in (0..).zip(kinds) {
+                *time = (self.count(process * KINDS + kind)? * PERIOD_NS) as f64;
             }
         }
-        Ok(sum)
+        Ok(time_of(&counts))
+    }
+
+    fn count(&self, key: u32) -> Result<u64, Error> {
+        let key = key.to_ne_bytes();
+        let cores = self
+            .samples
+            .lookup_percpu(&key, MapFlags::ANY)
+            .map_err(failed)?;
+        let of_core =
+            |core: &Vec<u8>| u64::from_ne_bytes(core[..8].try_into().expect("eight bytes"));
+        Ok(cores.iter().flatten().map(of_core).sum())
     }
 }
 
-/// `struct sum` of the program, over all cores.
-#[derive(Debug, Clone, Copy, Default)]
-struct Sum([u64; 7]);
-
-impl Sum {
-    fn time(&self) -> f64 {
-        let [poll_ns, packets, timed, ns, ..] = self.0;
-        poll_ns as f64 + scaled(ns, timed, packets)
-    }
-
-    fn conversion(&self) -> f64 {
-        let [_, _, _, _, conversions, timed, ns] = self.0;
-        scaled(ns, timed, conversions)
-    }
-}
-
-/// Time of all, from that of those that were timed.
-fn scaled(ns: u64, timed: u64, all: u64) -> f64 {
-    match timed {
-        0 => 0.0,
-        timed => ns as f64 * all as f64 / timed as f64,
-    }
-}
-
-/// The first of these functions that the kernel has by itself.
-fn one_of<'a>(functions: &str, names: &[&'a str]) -> Result<&'a str, Error> {
-    let has = |name: &&&str| {
-        functions
-            .lines()
-            .any(|line| line.split_whitespace().nth(2) == Some(**name))
+/// Times by process (the sender's, the receiver's, another), then by what they are about: packets at the
+/// sender, at the receiver, conversions there, all else.
+fn time_of(counts: &[[f64; KINDS as usize]; 3]) -> HostTime {
+    let [sender, receiver, other] = counts;
+    let received = |of: fn(&[f64; KINDS as usize]) -> f64| Interrupted {
+        sender: of(sender),
+        receiver: of(receiver),
+        other: of(other),
     };
-    let found = names.iter().find(has).copied();
-    found.ok_or_else(|| Error::HostTimes {
-        source: io::Error::other(format!(
-            "this kernel has no function {}",
-            names.join(" or ")
-        )),
-    })
+    HostTime {
+        processes: [sender.iter().sum(), receiver.iter().sum()],
+        at_sender: Received {
+            while_in: received(|kinds| kinds[0]),
+            conversion: 0.0,
+        },
+        at_receiver: Received {
+            while_in: received(|kinds| kinds[1] + kinds[2]),
+            conversion: received(|kinds| kinds[2]).total(),
+        },
+    }
+}
+
+/// Where the functions of [`NAMES`] begin and end.
+fn places(functions: &str) -> Result<[(u64, u64); 3], Error> {
+    let mut addresses: Vec<(u64, &str)> = functions
+        .lines()
+        .filter_map(|line| {
+            let mut words = line.split_whitespace();
+            let address = u64::from_str_radix(words.next()?, 16).ok()?;
+            Some((address, words.nth(1)?))
+        })
+        .collect();
+    addresses.sort_unstable();
+    let missing = |name: &str| Error::HostTimes {
+        source: io::Error::other(format!("{FUNCTIONS} shows no function {name}")),
+    };
+    let mut places = [(0, 0); 3];
+    for (place, name) in places.iter_mut().zip(NAMES) {
+        let found = addresses.iter().find(|(_, other)| *other == name);
+        let begin = found.map_or(0, |(address, _)| *address);
+        let after = addresses.partition_point(|(address, _)| *address <= begin);
+        let end = addresses
+            .get(after)
+            .map_or(u64::MAX, |(address, _)| *address);
+        if begin == 0 {
+            return Err(missing(name));
+        }
+        *place = (begin, end);
+    }
+    Ok(places)
+}
+
+/// Numbers in a list such as `0-3,6`.
+fn cores_of(list: &str) -> Option<Vec<i32>> {
+    let mut cores = Vec::new();
+    for part in list.trim().split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        cores.extend(first.parse().ok()?..=last.parse::<i32>().ok()?);
+    }
+    Some(cores)
+}
+
+/// The clock of a core as an event (perf_event_open(2)).
+fn clock_of(core: i32) -> io::Result<OwnedFd> {
+    let mut event = libbpf_sys::perf_event_attr {
+        type_: libbpf_sys::PERF_TYPE_SOFTWARE,
+        size: size_of::<libbpf_sys::perf_event_attr>() as u32,
+        config: u64::from(libbpf_sys::PERF_COUNT_SW_CPU_CLOCK),
+        ..Default::default()
+    };
+    event.__bindgen_anon_1.sample_period = PERIOD_NS;
+    let (every_process, no_group) = (-1, -1);
+    // SAFETY: the event is initialised, of the size that it says, and outlives the call.
+    let number = unsafe {
+        libc::syscall(
+            libc::SYS_perf_event_open,
+            &raw const event,
+            every_process,
+            core,
+            no_group,
+            libc::c_long::from(libbpf_sys::PERF_FLAG_FD_CLOEXEC),
+        )
+    };
+    if number < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just returned it as a new descriptor, which nobody else has.
+    Ok(unsafe { OwnedFd::from_raw_fd(number as i32) })
 }
 
 fn failed(error: libbpf_rs::Error) -> Error {
@@ -266,31 +300,55 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_timed_stands_for_all() {
-        let sum = Sum([1000, 130, 10, 500, 26, 2, 40]);
-        assert_eq!((sum.time(), sum.conversion()), (7500.0, 520.0));
-        assert_eq!(Sum([7, 5, 0, 0, 3, 0, 0]).time(), 7.0);
+    fn samples_become_times_by_host_and_process() {
+        let counts = [
+            [1.0, 20.0, 10.0, 69.0],
+            [5.0, 2.0, 1.0, 42.0],
+            [0.5, 3.0, 0.0, 100.0],
+        ];
+        let time = time_of(&counts);
+        assert_eq!(time.processes, [100.0, 50.0]);
+        assert_eq!(time.at_sender.while_in.total(), 6.5);
+        assert_eq!(time.at_receiver.while_in.sender, 30.0);
+        assert_eq!(
+            (
+                time.at_receiver.while_in.total(),
+                time.at_receiver.conversion
+            ),
+            (36.0, 11.0)
+        );
+        assert_eq!(time.since(&time), HostTime::default());
     }
 
     #[test]
-    fn functions_are_found_by_their_whole_name() {
-        let functions =
-            "ffff t veth_poll_x\nffff t __netif_receive_skb_core.constprop.0\nffff t b [m]\n";
-        assert_eq!(one_of(functions, &["a", "b"]).unwrap(), "b");
-        let error = one_of(functions, &["veth_poll", "__netif_receive_skb_core"]).unwrap_err();
-        assert!(
-            error.to_string().contains("veth_poll or __netif"),
-            "{error}"
+    fn functions_end_where_the_next_one_begins() {
+        let functions = "0000000000000300 t process_backlog\n0000000000000100 t veth_poll\n\
+            0000000000000200 T skb_pp_cow_data\n0000000000000250 t veth_poll_x\tm [veth]\n";
+        assert_eq!(
+            places(functions).unwrap(),
+            [(0x100, 0x200), (0x300, u64::MAX), (0x200, 0x250)]
         );
+        let hidden = functions.replace("0000000000000100", "0000000000000000");
+        let error = places(&hidden).unwrap_err().to_string();
+        assert!(error.contains("no function veth_poll"), "{error}");
+    }
+
+    #[test]
+    fn lists_of_cores() {
+        assert_eq!(cores_of("0-2,5\n"), Some(vec![0, 1, 2, 5]));
+        assert_eq!(cores_of("0"), Some(vec![0]));
+        assert_eq!(cores_of(""), None);
     }
 
     #[test]
     #[ignore = "loads programs into the kernel"]
-    fn nothing_is_received_in_namespaces_that_there_are_not() {
-        let times = HostTimes::measure(u32::MAX, u32::MAX - 1).unwrap();
+    fn this_process_is_sampled() {
+        let times = HostTimes::measure(u32::MAX, u32::MAX - 1, true).unwrap();
         times.set_processes(0, std::process::id()).unwrap();
         let start = times.now().unwrap();
-        let now = times.now().unwrap().since(&start);
-        assert_eq!(now, HostTime::default());
+        while times.now().unwrap().since(&start).processes[1] == 0.0 {
+            std::hint::spin_loop();
+        }
+        assert_eq!(times.now().unwrap().since(&start).processes[0], 0.0);
     }
 }

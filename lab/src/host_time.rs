@@ -1,8 +1,8 @@
 //! CPU time of the sending and of the receiving host, although both are namespaces of this machine.
 //!
-//! On veth, the kernel receives packets on the sender's core and in the sender's time. A program on the
-//! kernel's functions ([`penstock_ebpf::HostTimes`]) tells how long, and for which host. Each run has
-//! two windows, one without the program and one with it, so that its own cost is known too.
+//! On veth, the kernel receives packets on the sender's core and in the sender's time. Samples of the
+//! cores' call chains ([`penstock_ebpf::HostTimes`]) tell how long, and for which host. Each run has two
+//! windows, one without sampling and one with it, so that its own cost is known too.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -31,8 +31,6 @@ const ENDLESS: Source = Source::Synthetic(ByteSize::tib(64));
 const FLOW_LIMIT: Duration = Duration::from_secs(20);
 /// Windows open and rings are touched before anything is measured.
 const SETTLE: Duration = Duration::from_millis(300);
-/// Where the kernel's configuration may be.
-const CONFIG: [&str; 2] = ["/proc/config.gz", "/boot/config-"];
 
 /// What a run told: CPU seconds per 10^9 bytes of payload, and its rates.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -52,8 +50,6 @@ pub struct OfHosts {
 struct At {
     at: Instant,
     cpus: Cpus,
-    publisher: f64,
-    brokers: f64,
     payload: u64,
     kernel: HostTime,
 }
@@ -103,14 +99,16 @@ pub fn measure(
     };
     run.until_it_flows()?;
     let without = run.window(window, None)?;
-    let times = HostTimes::measure(inode(net.publisher())?, inode(net.broker(0))?)?;
+    let (sender, receiver) = (inode(net.publisher())?, inode(net.broker(0))?);
+    // Only an interface with an XDP program polls by itself, unless GRO is on.
+    let times = HostTimes::measure(sender, receiver, contender != Contender::Tcp)?;
     times.set_processes(run.publisher.id(), run.cluster.pids()[0])?;
     let with = run.window(window, Some(&times))?;
     drop(times);
     // It has no end of its own.
     drop(run.publisher);
     run.cluster.stop()?;
-    Ok(of_hosts(&without, &with, counts_interrupts_apart()))
+    Ok(of_hosts(&without, &with))
 }
 
 /// Inode of a namespace of the testbed.
@@ -118,20 +116,6 @@ fn inode(namespace: &str) -> Result<u32> {
     let path = netns::handle(namespace);
     let found = fs::metadata(&path).with_context(|| format!("cannot see {}", path.display()))?;
     Ok(u32::try_from(found.ino())?)
-}
-
-/// Whether the kernel keeps the time of interrupts apart from that of the process that was interrupted
-/// (`CONFIG_IRQ_TIME_ACCOUNTING`); most do not, and one that does not tell is taken for one of them.
-fn counts_interrupts_apart() -> bool {
-    let release = nix::sys::utsname::uname();
-    let release = release.map(|name| name.release().to_string_lossy().into_owned());
-    let boot = format!("{}{}", CONFIG[1], release.unwrap_or_default());
-    let zipped = crate::command::run(&["zcat", CONFIG[0]]);
-    let text = zipped.or_else(|_| Ok::<_, anyhow::Error>(fs::read_to_string(boot)?));
-    text.is_ok_and(|text| {
-        text.lines()
-            .any(|line| line == "CONFIG_IRQ_TIME_ACCOUNTING=y")
-    })
 }
 
 /// A publisher that sends to a broker without end.
@@ -181,8 +165,6 @@ impl Run<'_> {
         Ok(At {
             at: Instant::now(),
             cpus: Cpus::now()?,
-            publisher: self.publisher.cpu_seconds()?,
-            brokers: self.cluster.cpu_seconds()?,
             payload: self.payload(),
             kernel: times.map(HostTimes::now).transpose()?.unwrap_or_default(),
         })
@@ -194,8 +176,6 @@ impl Run<'_> {
 struct Window {
     seconds: f64,
     host: f64,
-    publisher: f64,
-    brokers: f64,
     payload: u64,
     kernel: HostTime,
 }
@@ -205,8 +185,6 @@ impl Window {
         Self {
             seconds: (end.at - start.at).as_secs_f64(),
             host: end.cpus.busy_since(&start.cpus),
-            publisher: end.publisher - start.publisher,
-            brokers: end.brokers - start.brokers,
             payload: end.payload.saturating_sub(start.payload),
             kernel: end.kernel.since(&start.kernel),
         }
@@ -218,28 +196,21 @@ impl Window {
 }
 
 /// Moves what the kernel did for one host from the process that it interrupted to that host.
-///
-/// `apart`: the time of interrupts is in no process's.
-fn of_hosts(without: &Window, with: &Window, apart: bool) -> OfHosts {
+fn of_hosts(without: &Window, with: &Window) -> OfHosts {
     let HostTime {
+        processes: [publisher, broker],
         at_sender,
         at_receiver,
     } = with.kernel;
     let (to_sender, to_receiver) = (at_sender.while_in, at_receiver.while_in);
-    let (sending, receiving) = match apart {
-        true => (to_sender.total(), to_receiver.total()),
-        false => (
-            to_sender.receiver + to_sender.other - to_receiver.sender,
-            to_receiver.sender + to_receiver.other - to_sender.receiver,
-        ),
-    };
-    let cost = |seconds: f64| per_gb(seconds, with.payload);
-    let receiving = with.brokers + receiving * 1e-9;
+    let sending = publisher - to_receiver.sender + to_sender.receiver + to_sender.other;
+    let receiving = broker - to_sender.receiver + to_receiver.sender + to_receiver.other;
+    let cost = |ns: f64| per_gb(ns * 1e-9, with.payload);
     OfHosts {
-        sending: cost(with.publisher + sending * 1e-9),
+        sending: cost(sending),
         receiving: cost(receiving),
-        receiving_without_conversion: cost(receiving - at_receiver.conversion * 1e-9),
-        both: cost(with.host),
+        receiving_without_conversion: cost(receiving - at_receiver.conversion),
+        both: per_gb(with.host, with.payload),
         payload_mb_per_s: with.rate(),
         probe_overhead: 1.0 - with.rate() / without.rate().max(f64::MIN_POSITIVE),
     }
@@ -260,10 +231,9 @@ mod tests {
         let with = Window {
             seconds: 1.0,
             host: 2.0,
-            publisher: 1.0,
-            brokers: 0.7,
             payload: 1_000_000_000,
             kernel: HostTime {
+                processes: [1.0e9, 0.7e9],
                 at_sender: Received {
                     while_in: seconds(0.05, 0.1, 0.02),
                     conversion: 0.0,
@@ -279,14 +249,11 @@ mod tests {
             ..with
         };
         let close = |a: f64, b: f64| assert!((a - b).abs() < 1e-9, "{a} {b}");
-        let found = of_hosts(&without, &with, false);
+        let found = of_hosts(&without, &with);
         close(found.sending, 1.0 - 0.4 + 0.1 + 0.02);
         close(found.receiving, 0.7 - 0.1 + 0.4 + 0.1);
         close(found.receiving_without_conversion, found.receiving - 0.2);
         close(found.both, 2.0);
         close(found.probe_overhead, 0.2);
-        let apart = of_hosts(&without, &with, true);
-        close(apart.sending, 1.0 + 0.17);
-        close(apart.receiving, 0.7 + 0.53);
     }
 }

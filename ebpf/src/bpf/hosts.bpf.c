@@ -1,24 +1,35 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 /*
- * Measures how long the kernel works on received packets, by the host that they are received on and
- * by the process that happens to be interrupted for it.
+ * Samples what the cores do: for which of two hosts the kernel works on received packets, and whose
+ * process it interrupts for that.
  *
  * Two network namespaces stand for two hosts. On veth the receiver's work is done on the sender's core,
- * in its process's time. veth_poll() serves one interface, so it is measured as a whole. The core's
- * own queue (process_backlog()) serves all of them: there every packet says whose it is, and only one in
- * PERIOD is timed, for the clock costs as much as a part of the work.
+ * in its process's time. A sample belongs to it if the call chain has veth_poll() or process_backlog().
+ * The latter serves all interfaces of a core; whose packet it is working on is noted by a tracepoint.
  */
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
 
-/* A prime, so that it does not fall into step with bursts. */
-#define PERIOD 13
-
 #define SENDER 0
 #define RECEIVER 1
 #define NOBODY 2
-#define HOSTS 2
+
+/* What a sample is about, beside the process: a host's packets, a conversion among them, or neither. */
+#define AT_SENDER 0
+#define AT_RECEIVER 1
+#define CONVERSION 2
+#define ELSEWHERE 3
+#define KINDS 4
+
+/* Frames of a call chain that are looked at, innermost first. */
+#define FRAMES 48
+
+/* Functions of the kernel. */
+#define VETH_POLL 0
+#define PROCESS_BACKLOG 1
+#define SKB_PP_COW_DATA 2
+#define FUNCTIONS 3
 
 /* What is used of the kernel's structures; libbpf finds the fields' places. */
 #define KERNEL __attribute__((preserve_access_index))
@@ -39,42 +50,32 @@ struct net_device {
 	possible_net_t nd_net;
 } KERNEL;
 
-struct napi_struct {
-	struct net_device *dev;
-} KERNEL;
-
 struct sk_buff {
 	struct net_device *dev;
 } KERNEL;
 
-/* What a core is doing. */
-struct now {
-	__u64 poll_at; /* ns; 0 outside veth_poll() */
-	__u64 packet_at; /* 0 unless a packet is being timed */
-	__u64 conversion_at;
-	__u32 host; /* of what is being received */
-	__u32 packets;
-	__u32 conversions;
+/* Arguments of the raw tracepoint netif_receive_skb. */
+struct received {
+	struct sk_buff *packet;
+};
+
+/* What a core receives at present, and room for a call chain. */
+struct core {
+	struct net_device *device;
+	__u32 host;
 	__u32 unused;
+	__u64 frames[FRAMES];
 };
 
-struct sum {
-	__u64 poll_ns;
-	__u64 packets;
-	__u64 packets_timed;
-	__u64 packet_ns; /* of those timed */
-	__u64 conversions;
-	__u64 conversions_timed;
-	__u64 conversion_ns; /* of those timed; a part of the above */
-};
-
-/* Inodes of both namespaces; set by the loader before the program is loaded. */
-const volatile __u32 namespaces[HOSTS];
+/* Set by the loader before the program is loaded. */
+const volatile __u32 namespaces[2]; /* inodes, by host */
+const volatile __u64 begins[FUNCTIONS], ends[FUNCTIONS];
+const volatile __u32 polled_host; /* whose interface has NAPI of its own; NOBODY if both or neither */
 
 /* Processes of the hosts; 0 as long as there is none. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, HOSTS);
+	__uint(max_entries, 2);
 	__type(key, __u32);
 	__type(value, __u32);
 } processes SEC(".maps");
@@ -83,38 +84,48 @@ struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, struct now);
+	__type(value, struct core);
 } cores SEC(".maps");
 
-/* By host, then by whose process was interrupted. */
+/* Number of samples by process (of the sender, of the receiver, another), then by what they are about. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, HOSTS * (NOBODY + 1));
+	__uint(max_entries, (NOBODY + 1) * KINDS);
 	__type(key, __u32);
-	__type(value, struct sum);
-} sums SEC(".maps");
+	__type(value, __u64);
+} samples SEC(".maps");
 
-static __always_inline struct now *core(void)
+static __always_inline struct core *this_core(void)
 {
 	__u32 only = 0;
 
 	return bpf_map_lookup_elem(&cores, &only);
 }
 
-static __always_inline __u32 host_of(struct net_device *device)
+SEC("raw_tracepoint/netif_receive_skb")
+int penstock_received(struct received *received)
 {
-	__u32 namespace = device->nd_net.net->ns.inum;
+	struct core *core = this_core();
+	struct sk_buff *packet = received->packet;
+	struct net_device *device = BPF_CORE_READ(packet, dev);
 
-	if (namespace == namespaces[RECEIVER])
-		return RECEIVER;
-	return namespace == namespaces[SENDER] ? SENDER : NOBODY;
+	/* Most packets come in by the same interface as the one before. */
+	if (!core || core->device == device)
+		return 0;
+	__u32 namespace = BPF_CORE_READ(device, nd_net.net, ns.inum);
+
+	core->device = device;
+	core->host = namespace == namespaces[RECEIVER] ? RECEIVER :
+		     namespace == namespaces[SENDER]   ? SENDER :
+							 NOBODY;
+	return 0;
 }
 
-static __always_inline __u32 interrupted(void)
+static __always_inline __u32 whose_process(void)
 {
 	__u32 process = bpf_get_current_pid_tgid() >> 32;
 
-	for (__u32 host = 0; host < HOSTS; host++) {
+	for (__u32 host = 0; host < NOBODY; host++) {
 		__u32 key = host, *known = bpf_map_lookup_elem(&processes, &key);
 
 		if (known && process && *known == process)
@@ -123,125 +134,37 @@ static __always_inline __u32 interrupted(void)
 	return NOBODY;
 }
 
-static __always_inline struct sum *sum_of(__u32 host)
+SEC("perf_event")
+int penstock_sample(void *context)
 {
-	__u32 key = host * (NOBODY + 1) + interrupted();
+	struct core *core = this_core();
+	__u32 seen = 0, kind = ELSEWHERE;
 
-	return host >= HOSTS ? 0 : bpf_map_lookup_elem(&sums, &key);
-}
-
-SEC("fentry/veth_poll")
-int penstock_poll(__u64 *arguments)
-{
-	struct napi_struct *napi = (void *)arguments[0];
-	struct now *now = core();
-
-	if (!now)
+	if (!core)
 		return 0;
-	now->host = host_of(napi->dev);
-	now->poll_at = bpf_ktime_get_ns();
-	return 0;
-}
+	long bytes = bpf_get_stack(context, core->frames, sizeof(core->frames), 0);
+	for (__u32 i = 0; i < FRAMES; i++) {
+		if ((long)(i * sizeof(__u64)) >= bytes)
+			break;
+		__u64 frame = core->frames[i];
+		/* By signs instead of branches, which the verifier would follow one by one. */
+		for (__u32 f = 0; f < FUNCTIONS; f++) {
+			__u64 from_begin = frame - begins[f], from_end = frame - ends[f];
 
-SEC("fexit/veth_poll")
-int penstock_polled(void)
-{
-	struct now *now = core();
-
-	if (!now || !now->poll_at)
-		return 0;
-	struct sum *sum = sum_of(now->host);
-	if (sum)
-		sum->poll_ns += bpf_ktime_get_ns() - now->poll_at;
-	now->poll_at = 0;
-	now->host = NOBODY;
-	return 0;
-}
-
-static __always_inline int packet_begins(struct sk_buff *packet)
-{
-	struct now *now = core();
-
-	/* What veth_poll() hands on is in its time already. */
-	if (!now || now->poll_at)
-		return 0;
-	now->host = host_of(packet->dev);
-	if (++now->packets % PERIOD == 0)
-		now->packet_at = bpf_ktime_get_ns();
-	return 0;
-}
-
-static __always_inline int packet_ends(void)
-{
-	struct now *now = core();
-
-	if (!now || now->poll_at)
-		return 0;
-	struct sum *sum = sum_of(now->host);
-	if (sum) {
-		sum->packets++;
-		if (now->packet_at) {
-			sum->packets_timed++;
-			sum->packet_ns += bpf_ktime_get_ns() - now->packet_at;
+			seen |= (~from_begin & from_end) >> 63 << f;
 		}
 	}
-	now->packet_at = 0;
-	now->host = NOBODY;
-	return 0;
-}
-
-SEC("fentry/__netif_receive_skb")
-int penstock_packet(__u64 *arguments)
-{
-	return packet_begins((void *)arguments[0]);
-}
-
-SEC("fexit/__netif_receive_skb")
-int penstock_packet_done(void)
-{
-	return packet_ends();
-}
-
-/* Where the compiler has merged the former with its caller. */
-SEC("fentry/__netif_receive_skb_one_core")
-int penstock_packet_core(__u64 *arguments)
-{
-	return packet_begins((void *)arguments[0]);
-}
-
-SEC("fexit/__netif_receive_skb_one_core")
-int penstock_packet_core_done(void)
-{
-	return packet_ends();
-}
-
-/* Makes an XDP buffer of a socket buffer, in native mode on veth and in generic mode; no NIC does. */
-SEC("fentry/skb_pp_cow_data")
-int penstock_convert(void)
-{
-	struct now *now = core();
-
-	if (now && ++now->conversions % PERIOD == 0)
-		now->conversion_at = bpf_ktime_get_ns();
-	return 0;
-}
-
-SEC("fexit/skb_pp_cow_data")
-int penstock_converted(void)
-{
-	struct now *now = core();
-
-	if (!now)
-		return 0;
-	struct sum *sum = sum_of(now->host);
-	if (sum) {
-		sum->conversions++;
-		if (now->conversion_at) {
-			sum->conversions_timed++;
-			sum->conversion_ns += bpf_ktime_get_ns() - now->conversion_at;
-		}
-	}
-	now->conversion_at = 0;
+	__u32 host = core->host;
+	if (seen & 1 << VETH_POLL && polled_host != NOBODY)
+		host = polled_host;
+	if (seen & (1 << VETH_POLL | 1 << PROCESS_BACKLOG) && host != NOBODY)
+		kind = host == SENDER		       ? AT_SENDER :
+		       seen & 1 << SKB_PP_COW_DATA ? CONVERSION :
+						       AT_RECEIVER;
+	__u32 key = whose_process() * KINDS + kind;
+	__u64 *count = bpf_map_lookup_elem(&samples, &key);
+	if (count)
+		*count += 1;
 	return 0;
 }
 
