@@ -327,6 +327,35 @@ fn batches_from_many_streams_and_topics_are_all_there() {
     assert_eq!(report["connections"].as_array().unwrap().len(), 12);
 }
 
+/// Memory of the process that is its own, bytes.
+fn own_memory(broker: &Broker) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", broker.child.id())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("RssAnon:"));
+    let kib = line.unwrap().split_whitespace().nth(1).unwrap();
+    kib.parse::<u64>().unwrap() << 10
+}
+
+#[test]
+fn an_idle_stream_over_tcp_costs_little_memory() {
+    const STREAMS: usize = 200;
+    let buffers = Buffers::new();
+    let broker = buffers.start(&[]);
+    let mut peers = Vec::new();
+    let mut open = |count: usize| {
+        for _ in 0..count {
+            let mut peer = broker.open("idle");
+            peer.send(&[b"message"]);
+            peer.acked();
+            peers.push(peer);
+        }
+        own_memory(&broker)
+    };
+    // What the first ones need that others share.
+    let before = open(20);
+    let each = open(STREAMS).saturating_sub(before) / STREAMS as u64;
+    assert!(each <= 16 << 10, "an idle stream costs {each} bytes");
+}
+
 #[test]
 fn broken_batches_end_their_stream_with_a_reason_and_stay_out_of_the_log() {
     let buffers = Buffers::new();

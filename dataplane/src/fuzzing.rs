@@ -248,14 +248,17 @@ pub fn receiver(data: &[u8]) {
                 };
                 let packet = numbers.number() % MAX_PACKET;
                 let chunk = Chunk { batch, offset };
+                let is_next = receiver.room_for_next(packet, &chunk, part).is_some();
                 match receiver.offer(packet, &chunk, part) {
                     Ok(Some(())) => {}
                     Ok(None) => {
+                        assert!(!is_next, "it has no room yet");
                         receiver.give_room(&batch, ());
                         let before = open.insert(seq, (batch, vec![false; len as usize]));
                         assert!(before.is_none(), "room twice");
                     }
                     Err(refusal) => {
+                        assert!(!is_next, "{refusal}");
                         let is_known = open.get(&seq).is_some_and(|(known, _)| *known == batch);
                         assert!(refusal != Refusal::Contradiction || !is_known);
                         continue;
@@ -264,10 +267,14 @@ pub fn receiver(data: &[u8]) {
                 let (known, bytes) = open.get_mut(&seq).expect("it has room");
                 assert_eq!(*known, batch);
                 for byte in &mut bytes[offset as usize..][..part as usize] {
+                    assert!(!is_next || !*byte, "its place is free");
                     taken += u64::from(!*byte);
                     *byte = true;
                 }
-                receiver.placed(now, packet, &chunk, part);
+                match is_next {
+                    true => receiver.placed_next(now, packet, part),
+                    false => _ = receiver.placed(now, packet, &chunk, part),
+                }
                 assert!(taken <= credit, "{taken} bytes with a credit of {credit}");
             }
             5 => {

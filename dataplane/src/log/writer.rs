@@ -8,6 +8,7 @@ use super::file::Log;
 use super::ring::{Limits, NOTHING_OPEN};
 use super::slot::Descriptor;
 use super::sync::crash_point;
+use crate::wire::crc32c;
 
 /// Writes batches into a log. Each thread has its own; any number may write side by side.
 ///
@@ -85,7 +86,7 @@ impl Writer {
         Self {
             log,
             number,
-            open: VecDeque::with_capacity(1024),
+            open: VecDeque::new(),
             first: 0,
             limits: Limits::default(),
             waits_for_readers: None,
@@ -210,6 +211,32 @@ impl Writer {
                 .copy_from_nonoverlapping(bytes.as_ptr(), bytes.len())
         };
         crash_point();
+    }
+
+    /// As [`Self::place`], in one pass with the checksum: returns the CRC32C of bytes that have `crc`,
+    /// followed by `bytes`.
+    ///
+    /// # Panics
+    /// As [`Self::place`].
+    #[must_use]
+    pub fn place_and_sum(
+        &mut self,
+        reservation: &Reservation,
+        offset: u32,
+        bytes: &[u8],
+        crc: u32,
+    ) -> u32 {
+        let region = self.region(reservation, offset);
+        assert!(
+            bytes.len() <= region.len,
+            "{} bytes at {offset}",
+            bytes.len()
+        );
+        // SAFETY: as in `place`; mapped file memory is always initialised.
+        let to = unsafe { std::slice::from_raw_parts_mut(region.start, bytes.len()) };
+        let crc = crc32c::append_and_copy(crc, bytes, to);
+        crash_point();
+        crc
     }
 
     /// The first `len` bytes of a granted reservation, all of which must have been written.

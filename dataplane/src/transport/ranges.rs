@@ -83,6 +83,28 @@ impl Ranges {
         }
     }
 
+    /// Whether it holds exactly the numbers below `end`, and at least one.
+    #[must_use]
+    pub fn is_prefix(&self, end: u64) -> bool {
+        matches!(self.ranges[..], [(0, high)] if high + 1 == end)
+    }
+
+    /// The largest number.
+    #[must_use]
+    pub fn last(&self) -> Option<u64> {
+        self.ranges.last().map(|&(_, high)| high)
+    }
+
+    /// Adds the numbers behind the largest one, up to `high`.
+    ///
+    /// # Panics
+    /// If the set is empty.
+    pub fn extend_last(&mut self, high: u64) {
+        let (_, end) = self.ranges.last_mut().expect("there is a number");
+        debug_assert!(*end < high && high < u64::MAX);
+        *end = high;
+    }
+
     /// How many of the numbers from `low` to `high` are not there yet.
     #[must_use]
     pub fn missing(&self, low: u64, high: u64) -> u64 {
@@ -145,6 +167,12 @@ mod tests {
                 ranges.insert(low, low + len);
                 prop_assert_eq!(adds, ranges.ranges().len() > before);
                 model.extend(low..=low + len);
+                let last = *model.last().unwrap();
+                prop_assert_eq!(ranges.last(), Some(last));
+                prop_assert_eq!(ranges.is_prefix(last + 1), model.len() as u64 == last + 1);
+                prop_assert!(!ranges.is_prefix(last) && !ranges.is_prefix(last + 2));
+                ranges.extend_last(last + 1);
+                model.insert(last + 1);
             }
             for number in 0..230 {
                 prop_assert_eq!(ranges.contains(number), model.contains(&number));

@@ -204,6 +204,38 @@ impl<R> Receiver<R> {
         Ok(Some(&mut batch.room))
     }
 
+    /// The room of the newest batch, if a packet continues it: the packet has the next number, and its
+    /// payload follows on all that came of the batch so far. Nearly every packet does. Place it and call
+    /// [`Self::placed_next`], or leave it: nothing is changed here.
+    ///
+    /// Nothing that came lies where its payload goes, so the payload may be placed before it is verified.
+    #[inline]
+    pub fn room_for_next(&mut self, packet: u64, chunk: &Chunk, len: u32) -> Option<&mut R> {
+        let used = self.position + self.placed;
+        let batch = self.open.back_mut()?.as_mut()?;
+        let is_next = batch.info == chunk.batch
+            && batch.parts.is_prefix(chunk.offset.into())
+            && self.packets.last()? + 1 == packet
+            && used + u64::from(len) <= self.credit;
+        is_next.then_some(&mut batch.room)
+    }
+
+    /// The payload of a packet lies in the room from [`Self::room_for_next`], verified.
+    ///
+    /// # Panics
+    /// If there is no such room.
+    #[inline]
+    pub fn placed_next(&mut self, now: u64, packet: u64, len: u32) {
+        let batch = self.open.back_mut().and_then(Option::as_mut);
+        let batch = batch.expect("the batch has room");
+        batch.received += u64::from(len);
+        batch.parts.extend_last(batch.received - 1);
+        self.placed += u64::from(len);
+        self.packets.extend_last(packet);
+        self.largest_at = now;
+        self.owes_ack = true;
+    }
+
     /// Bytes of memory for the state of the open batches.
     #[must_use]
     pub fn memory(&self) -> usize {
@@ -229,8 +261,17 @@ impl<R> Receiver<R> {
     /// has no open batch.
     pub fn allow_memory(&mut self, bytes: usize) {
         self.allowed = bytes;
-        if self.open.is_empty() && self.memory() > FREE_MEMORY + bytes {
-            self.open = VecDeque::with_capacity(FIRST_BATCHES);
+        if self.memory() > FREE_MEMORY + bytes {
+            self.shrink();
+        }
+    }
+
+    /// Frees what open batches needed, if none is open: for a stream that is idle.
+    pub fn shrink(&mut self) {
+        if self.open.is_empty() {
+            if self.open.capacity() > FIRST_BATCHES {
+                self.open = VecDeque::with_capacity(FIRST_BATCHES);
+            }
             self.spare = Vec::new();
             self.parts_memory = 0;
         }

@@ -31,6 +31,21 @@ pub fn append(crc: u32, bytes: &[u8]) -> u32 {
     digest.finalize() as u32
 }
 
+/// As [`append`], and copies `bytes` to `to`: both in one pass over them.
+///
+/// # Panics
+/// If `to` has another length.
+#[must_use]
+pub fn append_and_copy(crc: u32, bytes: &[u8], to: &mut [u8]) -> u32 {
+    assert_eq!(bytes.len(), to.len());
+    #[cfg(target_arch = "x86_64")]
+    if let Some(crc) = fold::append_and_copy(crc, bytes, to) {
+        return crc;
+    }
+    to.copy_from_slice(bytes);
+    append(crc, bytes)
+}
+
 /// Joins the checksums of two parts, of which the second has a length that is known beforehand.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Joiner {
@@ -133,6 +148,20 @@ mod tests {
             for len in (0..600).chain([1024, 1416, 1500, 1900]) {
                 let part = &bytes[start..start + len];
                 assert_eq!(checksum(part), bitwise(part), "{len} bytes from {start}");
+                // Aligned otherwise, and with neighbours that stay as they are.
+                let mut copy = vec![0xa5; len + 40];
+                let to = &mut copy[start / 2..][..len];
+                assert_eq!(
+                    append_and_copy(0, part, to),
+                    bitwise(part),
+                    "{len} bytes from {start}"
+                );
+                assert_eq!(to, part);
+                let beside = copy[..start / 2].iter().chain(&copy[start / 2 + len..]);
+                assert!(
+                    beside.into_iter().all(|byte| *byte == 0xa5),
+                    "{len} bytes from {start}"
+                );
             }
         }
     }
@@ -143,6 +172,9 @@ mod tests {
             let whole = bitwise(&[&first[..], &second].concat());
             let (a, b) = (checksum(&first), checksum(&second));
             prop_assert_eq!(append(a, &second), whole);
+            let mut copy = vec![0; second.len()];
+            prop_assert_eq!(append_and_copy(a, &second, &mut copy), whole);
+            prop_assert_eq!(&copy, &second);
             prop_assert_eq!(Joiner::new(second.len()).join(a, b), whole);
         }
     }

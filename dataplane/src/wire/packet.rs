@@ -266,6 +266,33 @@ impl Data {
         self.claims(rest_len)
     }
 
+    /// What the packet says, checked against itself only: its checksum must still be compared with
+    /// [`Self::sum_before_payload`], continued over the `rest_len` bytes behind it.
+    ///
+    /// # Errors
+    /// [`Invalid`] when it claims what cannot be.
+    pub fn parse_unverified(&self, rest_len: usize) -> Result<Received, Invalid> {
+        if self.magic != DATA_MAGIC {
+            return Err(Invalid::Magic);
+        }
+        if self.is_sealed() {
+            return Err(Invalid::Seal);
+        }
+        self.claims(rest_len)
+    }
+
+    /// CRC32C of what the checksum covers before the payload.
+    #[must_use]
+    pub fn sum_before_payload(&self) -> u32 {
+        self.checksum_with(&[])
+    }
+
+    /// The checksum, as the packet has it.
+    #[must_use]
+    pub fn checksum(&self) -> u32 {
+        self.checksum.get()
+    }
+
     fn claims(&self, rest_len: usize) -> Result<Received, Invalid> {
         let claim = |what| Err(Invalid::Claim(what));
         if rest_len != self.rest_len() {

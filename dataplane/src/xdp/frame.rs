@@ -190,17 +190,19 @@ impl Headers {
         if (ip, v6) != (self.ip, self.v6) {
             return false;
         }
-        let (source, destination, width) = addresses(v6);
-        let (back, back_udp, udp) = (&self.bytes, self.len - UDP, start - UDP);
-        let swapped =
-            |from: usize, to: usize, len: usize| frame[from..from + len] == back[to..to + len];
-        swapped(udp, back_udp + 2, 2)
-            && swapped(udp + 2, back_udp, 2)
-            && swapped(ip + source, ip + destination, width)
-            && swapped(ip + destination, ip + source, width)
-            && swapped(6, 0, 6)
-            && swapped(0, 6, 6)
-            && swapped(12, 12, ip - 12)
+        let back = &self.bytes;
+        // Lengths that are constants: each comparison is one of registers.
+        let of_ip = match v6 {
+            false => is_swapped::<4>(frame, back, ip + 12, ip + 16),
+            true => is_swapped::<16>(frame, back, ip + 8, ip + 24),
+        };
+        let (udp, back_udp) = (start - UDP, self.len - UDP);
+        of_ip
+            && is_same::<2>(frame, udp, back, back_udp + 2)
+            && is_same::<2>(frame, udp + 2, back, back_udp)
+            && is_swapped::<6>(frame, back, 0, 6)
+            && is_same::<2>(frame, 12, back, 12)
+            && (ip == ETHERNET || frame[ETHERNET..ip] == back[ETHERNET..ip])
     }
 
     /// Puts the headers of a datagram at the start of `frame`. Its payload is only looked at; of the
@@ -240,6 +242,16 @@ impl Headers {
             checksum => checksum,
         }
     }
+}
+
+/// Whether the two fields of `N` bytes at `first` and `second` of one are those of the other, swapped.
+fn is_swapped<const N: usize>(one: &[u8], other: &[u8], first: usize, second: usize) -> bool {
+    is_same::<N>(one, first, other, second) && is_same::<N>(one, second, other, first)
+}
+
+fn is_same<const N: usize>(one: &[u8], at: usize, other: &[u8], other_at: usize) -> bool {
+    let field = |bytes: &[u8], at| -> [u8; N] { bytes[at..at + N].try_into().expect("N bytes") };
+    field(one, at) == field(other, other_at)
 }
 
 /// Offsets of source and destination address in an IP header, and their width.

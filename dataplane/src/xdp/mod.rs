@@ -12,6 +12,7 @@ mod gate;
 mod key_hasher;
 mod pieces;
 mod port;
+mod prefetch;
 mod registry;
 mod socket;
 mod stats;
@@ -29,7 +30,7 @@ pub use port::{
 pub use registry::Registry;
 pub use stats::{WorkerNow, XdpStats};
 pub use tx_port::{TxPort, TxPortConfig, TxStats};
-pub use worker::{Polling, Worker, WorkerConfig, WorkerHandle};
+pub use worker::{Polling, Worker, WorkerConfig, WorkerHandle, bench_support};
 
 /// Bytes of batches that a stream may send before the first ACK.
 pub const FIRST_CREDIT: u64 = 64 << 10;

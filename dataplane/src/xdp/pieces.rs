@@ -51,6 +51,14 @@ impl<'a> Pieces<'a> {
         }
     }
 
+    /// The next `len` bytes, if they lie in one buffer; nothing is read otherwise.
+    pub(super) fn take_whole(&mut self, len: usize) -> Option<&'a [u8]> {
+        let left = self.left.checked_sub(len)?;
+        let (whole, rest) = self.current.split_at_checked(len)?;
+        (self.current, self.left) = (rest, left);
+        Some(whole)
+    }
+
     /// The next `N` bytes, copied.
     pub(super) fn take_array<const N: usize>(&mut self) -> Option<[u8; N]> {
         if let Some((whole, rest)) = self.current.split_first_chunk()
@@ -96,7 +104,10 @@ mod tests {
             let mut at = 0;
             for want in lens {
                 let mut parts: Parts<'_> = [&[]; MAX_BUFFERS];
-                let got = pieces.take(want, &mut parts).map(|count| parts[..count].concat());
+                let got = match pieces.take_whole(want) {
+                    Some(whole) => Some(whole.to_vec()),
+                    None => pieces.take(want, &mut parts).map(|count| parts[..count].concat()),
+                };
                 if at + want > len.min(whole.len()) {
                     prop_assert_eq!(got, None);
                     break;

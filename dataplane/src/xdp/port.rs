@@ -21,6 +21,7 @@ use xsk_rs::umem::frame::FrameDesc;
 use xsk_rs::{CompQueue, FillQueue, RxQueue, TxQueue, Umem};
 
 use super::error::{Error, Purpose};
+use super::prefetch;
 use super::socket::{Memory, Rings};
 
 /// Packets taken from the receive ring at a time.
@@ -241,6 +242,10 @@ impl Port {
         let count = unsafe { self.rx.consume(&mut self.received) };
         let mut packets = 0;
         for index in 0..count {
+            if let Some(later) = self.received[..count].get(index + prefetch::AHEAD) {
+                // SAFETY: as below.
+                prefetch::frame(unsafe { self.umem.data(later) }.contents());
+            }
             let buffer = self.received[index];
             self.open.push(buffer);
             if buffer.has_more_frames() {

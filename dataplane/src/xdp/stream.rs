@@ -22,7 +22,9 @@ use crate::tcp::{ConnectionReport, Effective, Opened, Outbox, PathStage, WorkerS
 use crate::transport::{Limits, OpenBatch, Receiver, Refusal, Turn};
 use crate::wire::batch::{self, Frame, HEADER_LEN, Header};
 use crate::wire::message;
-use crate::wire::packet::{BatchInfo, Chunk, Feedback, MAX_ACK_LEN, StreamKey, TAG_LEN};
+use crate::wire::packet::{
+    BatchInfo, Chunk, Content, Data, Feedback, MAX_ACK_LEN, StreamKey, TAG_LEN,
+};
 use crate::wire::reply::Fault;
 
 /// An ack is sent after so many packets, if nothing else asks for one earlier.
@@ -32,6 +34,8 @@ const ACK_DELAY: u64 = 100_000;
 
 /// Maximum number of complete batches that wait for room in the ring; others stay where they are.
 const MAX_COMPLETE: usize = 64;
+/// Initial number of places for them.
+const FIRST_COMPLETE: usize = 8;
 /// Open batches to process per millisecond while the ring has no room: the next ones in order.
 const LOOKED_AFTER: usize = 64;
 /// Interval of the check for overdue batches, nanoseconds.
@@ -163,6 +167,8 @@ pub(super) struct Stream {
     end: Option<u64>,
     outbox: Outbox,
     batches: u64,
+    /// How many there were at the last check for overdue batches.
+    batches_before: u64,
     payload_bytes: u64,
 }
 
@@ -208,7 +214,7 @@ impl Stream {
             ticked_at: now,
             overdue_at: now,
             evicted: None,
-            complete: VecDeque::with_capacity(8),
+            complete: VecDeque::with_capacity(FIRST_COMPLETE),
             committed: first,
             visible: first,
             unseen: None,
@@ -226,6 +232,7 @@ impl Stream {
             end: None,
             outbox,
             batches: 0,
+            batches_before: 0,
             payload_bytes: 0,
             admission,
         }
@@ -303,6 +310,52 @@ impl Stream {
         self.ack_due.get_or_insert(now + ACK_DELAY);
     }
 
+    /// Verifies a packet and places its payload in one pass, if it continues the newest batch in the ring
+    /// and came the way of the packet before it, as nearly all do. Returns whether its checksum is right;
+    /// `None`, with nothing changed, if it takes [`Self::payload`].
+    ///
+    /// Bytes of a damaged packet may remain in the ring: behind all that the batch has, where the header
+    /// claims to belong and the batch's reservation reaches. They do not count as received, so another
+    /// packet overwrites them before the batch is committed, and nobody reads a batch before that. A
+    /// stream with keys places nothing before its tag is verified.
+    pub(super) fn payload_if_next(
+        &mut self,
+        cx: &mut Context<'_>,
+        port: usize,
+        header: &Data,
+        parts: &[&[u8]],
+        frame: &[u8],
+        datagram: &Datagram,
+    ) -> Option<bool> {
+        let received = header.parse_unverified(header.rest_len()).ok()?;
+        let (Content::Payload(chunk), None) = (received.content, &self.keys) else {
+            return None;
+        };
+        let (packet, len) = (received.packet, header.rest_len() as u32);
+        let room = self.receiver.room_for_next(packet, &chunk, len)?;
+        let (Some(reservation), None) = (&room.reservation, &room.spill) else {
+            return None;
+        };
+        if !self.back.as_ref()?.leads_back(frame, datagram) {
+            return None;
+        }
+        let (mut sum, mut at) = (header.sum_before_payload(), chunk.offset);
+        for part in parts {
+            sum = cx.writer.place_and_sum(reservation, at, part, sum);
+            at += part.len() as u32;
+        }
+        if sum != header.checksum() {
+            return Some(false);
+        }
+        self.receiver.placed_next(cx.now, packet, len);
+        (self.heard_at, self.port, self.elsewhere) = (cx.now, port, None);
+        if let Some(pause) = received.pause {
+            cx.xdp.note_pause(pause);
+        }
+        self.count_placed(cx, Turn::InTurn);
+        Some(true)
+    }
+
     /// Places a packet's payload; `parts` has `len` bytes.
     pub(super) fn payload(
         &mut self,
@@ -346,6 +399,10 @@ impl Stream {
             at += part.len() as u32;
         }
         let turn = self.receiver.placed(cx.now, packet, chunk, len);
+        self.count_placed(cx, turn);
+    }
+
+    fn count_placed(&mut self, cx: &mut Context<'_>, turn: Turn) {
         cx.xdp.note_turn(turn);
         cx.xdp.placed += 1;
         self.unacked += 1;
@@ -632,6 +689,7 @@ impl Stream {
         if cx.now - self.overdue_at >= OVERDUE_EVERY {
             self.overdue_at = cx.now;
             self.find_overdue(cx)?;
+            self.shrink_if_idle();
         }
         let half = cx.writer.log().geometry().ring_bytes() / 2;
         // While readers hold up the ring, batches that leave it are of no use to others.
@@ -648,6 +706,15 @@ impl Stream {
     /// The control connection has something, or has ended.
     pub(super) fn control_ready(&mut self) {
         self.control_ready = true;
+    }
+
+    /// Frees the memory that a burst needed once no batch has come for a while.
+    fn shrink_if_idle(&mut self) {
+        if self.batches == self.batches_before && self.complete.is_empty() {
+            self.complete.shrink_to(FIRST_COMPLETE);
+            self.receiver.shrink();
+        }
+        self.batches_before = self.batches;
     }
 
     /// Ends the stream if a batch is overdue: neither pings nor packets of other batches extend its

@@ -1,5 +1,7 @@
 //! A worker: one thread that drives its ports, its streams and their control connections.
 
+pub mod bench_support;
+
 use std::collections::HashMap;
 use std::hint;
 use std::io;
@@ -45,8 +47,8 @@ const SLEEP: Duration = Duration::from_millis(50);
 const NAP: Duration = Duration::from_micros(50);
 /// How often one that waits for room in the ring looks for it.
 const BLOCKED: Duration = Duration::from_millis(1);
-/// One packet in so many is timed; a power of two.
-const SAMPLE: u64 = 16;
+/// One packet in so many is timed: not always the same one of a burst.
+const SAMPLE: u64 = 61;
 /// Bytes of batches that a stream may have on their way, at least and at most.
 const MIN_WINDOW: u64 = FIRST_CREDIT;
 const MAX_WINDOW: u64 = 4 << 20;
@@ -132,6 +134,8 @@ struct State {
     streams: Vec<Option<Entry>>,
     free: Vec<usize>,
     by_key: HashMap<StreamKey, usize, KeyHash>,
+    /// The stream of the last packet.
+    latest: Option<(StreamKey, usize)>,
     /// Streams that got a packet in this round.
     touched: Vec<usize>,
     feedback: Feedback,
@@ -140,7 +144,8 @@ struct State {
     xdp: XdpStats,
     first_packet: Option<Tick>,
     last_commit: Option<Tick>,
-    seen: u64,
+    /// Packets until the next that is timed.
+    until_sample: u64,
 }
 
 #[derive(Debug)]
@@ -183,6 +188,7 @@ impl Worker {
             streams: Vec::new(),
             free: Vec::new(),
             by_key: HashMap::default(),
+            latest: None,
             touched: Vec::with_capacity(64),
             feedback: Feedback::new(StreamKey { key: 0, stream: 0 }),
             frame: vec![0; 128 + MAX_ACK_LEN + ACK_SEAL_LEN],
@@ -190,7 +196,7 @@ impl Worker {
             xdp: XdpStats::default(),
             first_packet: None,
             last_commit: None,
-            seen: 0,
+            until_sample: 0,
         };
         let worker = Self {
             ports,
@@ -251,29 +257,12 @@ impl Worker {
     /// Sends the ACKs that are due, one system call for all of a port.
     fn send_acks(&mut self, now: u64) -> io::Result<()> {
         let start = self.state.stats.stages.now();
-        let mut sent = false;
-        let State {
-            touched,
-            streams,
-            feedback,
-            frame,
-            xdp,
-            ..
-        } = &mut self.state;
-        touched.retain(|&number| {
-            let Some(entry) = &mut streams[number] else {
-                return false;
-            };
-            if let Some(len) = entry.stream.ack(now, feedback, frame) {
-                // An ACK for which there is no frame is like one that got lost.
-                self.ports[entry.stream.port].send(&frame[..len]);
-                xdp.acks += 1;
-                sent = true;
-            }
-            entry.touched = entry.stream.ack_due().is_some();
-            entry.touched
+        let ports = &mut self.ports;
+        // An ACK for which there is no frame is like one that got lost.
+        let are_sent = self.state.write_acks(now, |port, frame| {
+            ports[port].send(frame);
         });
-        if sent {
+        if are_sent {
             for port in &mut self.ports {
                 port.flush()?;
             }
@@ -425,16 +414,40 @@ impl State {
         pieces: &mut Pieces<'_>,
         now: u64,
     ) -> bool {
-        let timed = self.seen.is_multiple_of(SAMPLE);
-        self.seen += 1;
-        let start = timed.then(|| self.stats.stages.now());
-        let mut rest: Parts<'_> = [&[]; MAX_BUFFERS];
-        let Some((header, tag, count)) = next_packet(pieces, &mut rest) else {
+        let start = self.sample();
+        let Some((header, tag)) = next_header(pieces) else {
             self.xdp.malformed += 1;
             return false;
         };
-        let rest = &rest[..count];
-        let known = self.by_key.get(&header.stream()).copied();
+        let (whole, mut parts): ([&[u8]; 1], Parts<'_>);
+        let rest: &[&[u8]] = if let Some(rest) = pieces.take_whole(header.rest_len()) {
+            whole = [rest];
+            &whole
+        } else {
+            parts = [&[]; MAX_BUFFERS];
+            let Some(count) = pieces.take(header.rest_len(), &mut parts) else {
+                self.xdp.malformed += 1;
+                return false;
+            };
+            &parts[..count]
+        };
+        let known = self.number_of(header.stream());
+        if let (Some(number), None) = (known, &tag) {
+            let parsed = start.map(|_| self.stats.stages.now());
+            let (entry, mut cx) = self.entry(number, now);
+            let stream = &mut entry.stream;
+            match stream.payload_if_next(&mut cx, port, &header, rest, frame, datagram) {
+                Some(true) => {
+                    self.done(number, start, parsed);
+                    return true;
+                }
+                Some(false) => {
+                    self.xdp.corrupt += 1;
+                    return false;
+                }
+                None => {}
+            }
+        }
         let waiting;
         let keys = match known.and_then(|number| self.streams[number].as_ref()) {
             Some(entry) => entry.stream.keys.as_deref(),
@@ -475,35 +488,37 @@ impl State {
                 self.xdp.note_pause(pause);
             }
         }
-        if let Some(start) = start {
-            let parsed = self.stats.stages.now();
-            self.first_packet.get_or_insert(start);
-            let ticks = parsed.ticks_since(start) * SAMPLE;
-            self.stats
-                .stages
-                .credit(PathStage::DrainHeader, ticks, SAMPLE);
-            self.place(number, received.packet, &received.content, rest, len, now);
-            let ticks = self.stats.stages.now().ticks_since(parsed) * SAMPLE;
-            self.stats
-                .stages
-                .credit(PathStage::DrainPayloadToBuffer, ticks, SAMPLE);
-        } else {
-            self.place(number, received.packet, &received.content, rest, len, now);
+        let parsed = start.map(|_| self.stats.stages.now());
+        let (entry, mut cx) = self.entry(number, now);
+        match &received.content {
+            Content::Ping => entry.stream.ping(&mut cx, received.packet),
+            Content::Payload(chunk) => {
+                entry
+                    .stream
+                    .payload(&mut cx, received.packet, chunk, rest, len);
+            }
         }
+        self.done(number, start, parsed);
         true
     }
 
-    fn place(
-        &mut self,
-        number: usize,
-        packet: u64,
-        content: &Content,
-        rest: &[&[u8]],
-        len: u32,
-        now: u64,
-    ) {
+    /// The stream with this key.
+    fn number_of(&mut self, key: StreamKey) -> Option<usize> {
+        // Mostly it is that of the packet before.
+        if let Some((latest, number)) = self.latest
+            && latest == key
+        {
+            return Some(number);
+        }
+        let number = *self.by_key.get(&key)?;
+        self.latest = Some((key, number));
+        Some(number)
+    }
+
+    /// A stream that exists, with what it needs.
+    fn entry(&mut self, number: usize, now: u64) -> (&mut Entry, Context<'_>) {
         let entry = self.streams[number].as_mut().expect("it was just found");
-        let mut cx = Context {
+        let cx = Context {
             writer: &mut self.writers[entry.writer],
             stats: &mut self.stats,
             xdp: &mut self.xdp,
@@ -511,14 +526,36 @@ impl State {
             idle_timeout: self.config.idle_timeout.as_nanos() as u64,
             now,
         };
-        match content {
-            Content::Ping => entry.stream.ping(&mut cx, packet),
-            Content::Payload(chunk) => entry.stream.payload(&mut cx, packet, chunk, rest, len),
-        }
+        (entry, cx)
+    }
+
+    /// A packet of this stream is dealt with: its commits and its ACK are due after this round. If it is
+    /// one that is timed, it stands for all since the one before.
+    fn done(&mut self, number: usize, start: Option<Tick>, parsed: Option<Tick>) {
+        let entry = self.streams[number].as_mut().expect("it was just found");
         if !entry.touched {
             entry.touched = true;
             self.touched.push(number);
         }
+        let (Some(start), Some(parsed)) = (start, parsed) else {
+            return;
+        };
+        self.first_packet.get_or_insert(start);
+        let stages = &mut self.stats.stages;
+        let end = stages.now();
+        let (header, payload) = (parsed.ticks_since(start), end.ticks_since(parsed));
+        stages.credit(PathStage::DrainHeader, header * SAMPLE, SAMPLE);
+        stages.credit(PathStage::DrainPayloadToBuffer, payload * SAMPLE, SAMPLE);
+    }
+
+    /// When a packet begins, if it is one of those that are timed.
+    fn sample(&mut self) -> Option<Tick> {
+        if self.until_sample > 0 {
+            self.until_sample -= 1;
+            return None;
+        }
+        self.until_sample = SAMPLE - 1;
+        Some(self.stats.stages.now())
     }
 
     fn commit_touched(&mut self, now: u64) {
@@ -529,6 +566,31 @@ impl State {
                 self.last_commit = Some(self.stats.stages.now());
             }
         }
+    }
+
+    /// Hands each ACK that is due to `send`, with the number of its port; returns whether there was one.
+    fn write_acks(&mut self, now: u64, mut send: impl FnMut(usize, &[u8])) -> bool {
+        let acks = self.xdp.acks;
+        let Self {
+            touched,
+            streams,
+            feedback,
+            frame,
+            xdp,
+            ..
+        } = self;
+        touched.retain(|&number| {
+            let Some(entry) = &mut streams[number] else {
+                return false;
+            };
+            if let Some(len) = entry.stream.ack(now, feedback, frame) {
+                send(entry.stream.port, &frame[..len]);
+                xdp.acks += 1;
+            }
+            entry.touched = entry.stream.ack_due().is_some();
+            entry.touched
+        });
+        self.xdp.acks > acks
     }
 
     fn adopt(&mut self, opened: Opened, pass: Pass, port: usize, now: u64) -> Option<usize> {
@@ -638,6 +700,7 @@ impl State {
         // A descriptor that is not watched any more is what is wanted.
         let _ = self.poller.delete(&entry.stream.control);
         self.by_key.remove(&entry.stream.key());
+        self.latest = None;
         let counters = &self.shared.counters;
         Counters::count(match ending {
             Ending::Completed => &counters.streams_completed,
@@ -667,19 +730,14 @@ impl State {
     }
 }
 
-/// Header of the next packet, its tag if it says that it has one, and in how many parts of `rest` its
-/// payload lies.
-fn next_packet<'a>(
-    pieces: &mut Pieces<'a>,
-    rest: &mut Parts<'a>,
-) -> Option<(Data, Option<Tag>, usize)> {
+/// Header of the next packet, and its tag if it says that it has one.
+fn next_header(pieces: &mut Pieces<'_>) -> Option<(Data, Option<Tag>)> {
     let header = Data::read_from_bytes(&pieces.take_array::<DATA_LEN>()?).expect("plain bytes");
     let tag = match header.is_sealed() {
         true => Some(pieces.take_array::<TAG_LEN>()?),
         false => None,
     };
-    let count = pieces.take(header.rest_len(), rest)?;
-    Some((header, tag, count))
+    Some((header, tag))
 }
 
 /// Whether a packet is as it was sent, by its tag if its stream has keys, by its checksum otherwise.
@@ -917,6 +975,67 @@ mod tests {
         bench.take(&damaged);
         let xdp = &bench.worker.state.xdp;
         assert_eq!((xdp.placed, xdp.corrupt, xdp.malformed), (4, 1, 1));
+    }
+
+    /// Damaged, repeated and late packets of batches that take several: whatever of them lies in the ring
+    /// for a while, readers see what was sent.
+    #[test]
+    fn damaged_packets_of_long_batches_change_nothing() {
+        const BATCHES: u64 = 36;
+        const PARTS: u64 = 12;
+        const PART: usize = 150;
+        let mut bench = Bench::new();
+        let mut rng = Rng::with_seed(3);
+        let (mut packet, mut damaged) = (0, 0);
+        // All of it within the first credit: no ACK is sent here.
+        for seq in 0..BATCHES {
+            let len = PARTS as usize * PART;
+            let mut payload = ((len - 4) as u32).to_le_bytes().to_vec();
+            payload.extend((4..len).map(|_| rng.u8(..)));
+            let batch = BatchInfo {
+                seq,
+                len: len as u32,
+                messages: 1,
+                checksum: batch::checksum(seq, 1, &payload),
+            };
+            let mut order: Vec<usize> = (0..PARTS as usize).collect();
+            for _ in 0..rng.usize(0..3) {
+                order.swap(rng.usize(0..PARTS as usize), rng.usize(0..PARTS as usize));
+            }
+            for part in order {
+                let offset = (part * PART) as u32;
+                let bytes = &payload[part * PART..][..PART];
+                let chunk = Chunk { batch, offset };
+                let sent = frame(2, &Data::payload(KEY, packet, &chunk, None, bytes), bytes);
+                packet += 1;
+                let before = bench.worker.state.xdp.placed;
+                for _ in 0..20 {
+                    let mut changed = sent.clone();
+                    let at = rng.usize(42..changed.len());
+                    changed[at] ^= 1 << rng.u8(..8);
+                    bench.take(&changed);
+                    damaged += 1;
+                }
+                assert_eq!(bench.worker.state.xdp.placed, before);
+                bench.take(&sent);
+                assert_eq!(bench.worker.state.xdp.placed, before + 1);
+                if rng.bool() {
+                    bench.take(&sent);
+                }
+            }
+            assert_eq!(bench.stream().0, seq + 1);
+            let path = bench.dir.path().join("topic.log");
+            let mut reader = Reader::open(&path, Start::Oldest).unwrap();
+            let mut last = Vec::new();
+            while let Some(batch) = reader.next().unwrap() {
+                batch.verify().unwrap();
+                last = batch.payload.to_vec();
+            }
+            assert_eq!(last, payload);
+        }
+        let xdp = &bench.worker.state.xdp;
+        let bad = xdp.corrupt + xdp.malformed + xdp.unknown_stream;
+        assert_eq!((xdp.placed, bad), (BATCHES * PARTS, damaged));
     }
 
     /// Batch `seq` in one packet, sealed.

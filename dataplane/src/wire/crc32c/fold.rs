@@ -4,14 +4,16 @@
 //! A part of the message that stands `d` bits before another can be replaced by its product with
 //! x^d mod P, added to the other ("Fast CRC Computation for Generic Polynomials Using PCLMULQDQ
 //! Instruction", Intel 2009). Four accumulators of 32 bytes run side by side, because a multiplication
-//! takes longer than the time until the next can start. docs/performance.md has the figures that
+//! takes longer than the time until the next can start. A copy costs next to nothing beside that: what is
+//! loaded is stored as well, so that bytes need not be read again. docs/performance.md has the figures that
 //! justify this beside `crc-fast`, which has no such code.
 
 use std::arch::x86_64::{
     __m256i, _mm_clmulepi64_si128, _mm_crc32_u8, _mm_crc32_u64, _mm_extract_epi64, _mm_xor_si128,
     _mm256_castsi256_si128, _mm256_clmulepi64_epi128, _mm256_extracti128_si256, _mm256_loadu_si256,
-    _mm256_set_epi64x, _mm256_xor_si256,
+    _mm256_set_epi64x, _mm256_storeu_si256, _mm256_xor_si256,
 };
+use std::ptr;
 
 use super::power_of_x;
 
@@ -20,7 +22,7 @@ const LANE: usize = 32;
 /// Bytes of all of them.
 const LANES: usize = 4 * LANE;
 /// Below this, the processor's CRC instruction is as fast.
-const MIN_LEN: usize = 2 * LANES;
+const MIN_LEN: usize = LANES;
 
 /// Multipliers for the lower and the upper 64 bits of 128 that stand `bits` before where they are
 /// added. The product of two reflected numbers comes out shifted by one, hence the doubling.
@@ -37,38 +39,72 @@ const OVER_HALF: [i64; 2] = multipliers(4 * LANE as u64);
 
 /// As [`super::append`]; none if this processor lacks an instruction.
 pub(super) fn append(crc: u32, bytes: &[u8]) -> Option<u32> {
-    let has_it = is_x86_feature_detected!("vpclmulqdq")
-        && is_x86_feature_detected!("pclmulqdq")
-        && is_x86_feature_detected!("avx2")
-        && is_x86_feature_detected!("sse4.2");
-    // SAFETY: the processor has what the function is compiled for.
-    has_it.then(|| unsafe { append_folded(crc, bytes) })
+    // SAFETY: the processor has what the function is compiled for, and nothing is copied.
+    has_instructions().then(|| unsafe { append_folded::<false>(crc, bytes, ptr::null_mut()) })
 }
 
+/// As [`super::append_and_copy`], of which it relies on the assertion; none if this processor lacks an
+/// instruction.
+pub(super) fn append_and_copy(crc: u32, bytes: &[u8], to: &mut [u8]) -> Option<u32> {
+    assert_eq!(bytes.len(), to.len());
+    // SAFETY: the processor has what the function is compiled for; `to` is as long as `bytes`.
+    has_instructions().then(|| unsafe { append_folded::<true>(crc, bytes, to.as_mut_ptr()) })
+}
+
+fn has_instructions() -> bool {
+    is_x86_feature_detected!("vpclmulqdq")
+        && is_x86_feature_detected!("pclmulqdq")
+        && is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("sse4.2")
+}
+
+/// With `COPY`, also writes the bytes to `to`.
+///
+/// # Safety
+/// With `COPY`, `to` must be valid for writes of as many bytes.
 #[target_feature(enable = "vpclmulqdq,pclmulqdq,avx2,sse4.2")]
-fn append_folded(crc: u32, bytes: &[u8]) -> u32 {
+unsafe fn append_folded<const COPY: bool>(crc: u32, bytes: &[u8], to: *mut u8) -> u32 {
     let (state, rest) = match bytes.len() >= MIN_LEN {
-        true => fold(!crc, bytes),
+        // SAFETY: as our own.
+        true => unsafe { fold::<COPY>(!crc, bytes, to) },
         false => (!crc, bytes),
     };
-    let (words, rest) = rest.as_chunks::<8>();
-    let state = words.iter().fold(u64::from(state), |state, word| {
-        _mm_crc32_u64(state, u64::from_le_bytes(*word))
-    });
-    !rest
-        .iter()
-        .fold(state as u32, |state, byte| _mm_crc32_u8(state, *byte))
+    let done = bytes.len() - rest.len();
+    let (words, last) = rest.as_chunks::<8>();
+    let mut state = u64::from(state);
+    for (number, word) in words.iter().enumerate() {
+        if COPY {
+            // SAFETY: so many bytes lie before this word in `bytes`, so `to` has room for it.
+            unsafe { to.add(done + 8 * number).cast::<[u8; 8]>().write(*word) };
+        }
+        state = _mm_crc32_u64(state, u64::from_le_bytes(*word));
+    }
+    let done = bytes.len() - last.len();
+    let mut state = state as u32;
+    for (number, byte) in last.iter().enumerate() {
+        if COPY {
+            // SAFETY: as above.
+            unsafe { to.add(done + number).write(*byte) };
+        }
+        state = _mm_crc32_u8(state, *byte);
+    }
+    !state
 }
 
 /// Folds all but the last bytes into 16, whose CRC is that of all; returns it, and those last bytes.
+///
+/// # Safety
+/// As [`append_folded`]. There must be [`LANES`] bytes.
 #[target_feature(enable = "vpclmulqdq,pclmulqdq,avx2,sse4.2")]
-fn fold(state: u32, bytes: &[u8]) -> (u32, &[u8]) {
+unsafe fn fold<const COPY: bool>(state: u32, bytes: &[u8], to: *mut u8) -> (u32, &[u8]) {
     let (blocks, rest) = bytes.as_chunks::<LANES>();
-    let mut sums = load_all(&blocks[0]);
+    // SAFETY: `to`, here and below, has room for what is loaded: as much lies before it in `bytes`.
+    let mut sums = unsafe { load_all::<COPY>(&blocks[0], to) };
     sums[0] = _mm256_xor_si256(sums[0], _mm256_set_epi64x(0, 0, 0, i64::from(state)));
     let by = spread(OVER_ALL);
-    for block in &blocks[1..] {
-        let next = load_all(block);
+    for (number, block) in blocks.iter().enumerate().skip(1) {
+        // SAFETY: as above.
+        let next = unsafe { load_all::<COPY>(block, to.wrapping_add(number * LANES)) };
         sums = [
             fold_into(sums[0], by, next[0]),
             fold_into(sums[1], by, next[1]),
@@ -82,8 +118,11 @@ fn fold(state: u32, bytes: &[u8]) -> (u32, &[u8]) {
         sum = fold_into(sum, by, *next);
     }
     let (lanes, rest) = rest.as_chunks::<LANE>();
-    for lane in lanes {
-        sum = fold_into(sum, by, load(lane));
+    let done = blocks.len() * LANES;
+    for (number, lane) in lanes.iter().enumerate() {
+        // SAFETY: as above.
+        let next = unsafe { load::<COPY>(lane, to.wrapping_add(done + number * LANE)) };
+        sum = fold_into(sum, by, next);
     }
     let by = _mm256_castsi256_si128(spread(OVER_HALF));
     let (first, second) = (
@@ -111,19 +150,35 @@ fn spread([low, high]: [i64; 2]) -> __m256i {
     _mm256_set_epi64x(high, low, high, low)
 }
 
+/// Loads a lane; with `COPY`, also writes it to `to`.
+///
+/// # Safety
+/// With `COPY`, `to` must be valid for writes of so many bytes.
 #[target_feature(enable = "avx2")]
-fn load(lane: &[u8; LANE]) -> __m256i {
+unsafe fn load<const COPY: bool>(lane: &[u8; LANE], to: *mut u8) -> __m256i {
     // SAFETY: reads the 32 bytes that are borrowed; the instruction asks for no alignment.
-    unsafe { _mm256_loadu_si256(lane.as_ptr().cast()) }
+    let loaded = unsafe { _mm256_loadu_si256(lane.as_ptr().cast()) };
+    if COPY {
+        // SAFETY: as our own; the instruction asks for no alignment.
+        unsafe { _mm256_storeu_si256(to.cast(), loaded) };
+    }
+    loaded
 }
 
+/// As [`load`].
+///
+/// # Safety
+/// As [`load`].
 #[target_feature(enable = "avx2")]
-fn load_all(block: &[u8; LANES]) -> [__m256i; 4] {
+unsafe fn load_all<const COPY: bool>(block: &[u8; LANES], to: *mut u8) -> [__m256i; 4] {
     let (lanes, _) = block.as_chunks::<LANE>();
-    [
-        load(&lanes[0]),
-        load(&lanes[1]),
-        load(&lanes[2]),
-        load(&lanes[3]),
-    ]
+    // SAFETY: as our own.
+    unsafe {
+        [
+            load::<COPY>(&lanes[0], to),
+            load::<COPY>(&lanes[1], to.wrapping_add(LANE)),
+            load::<COPY>(&lanes[2], to.wrapping_add(2 * LANE)),
+            load::<COPY>(&lanes[3], to.wrapping_add(3 * LANE)),
+        ]
+    }
 }
