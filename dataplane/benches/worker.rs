@@ -50,19 +50,17 @@ struct Payload {
     sum: u32,
     joiner: Joiner,
     /// For the last packet of a batch, which is shorter.
-    last: usize,
     last_sum: u32,
     last_joiner: Joiner,
 }
 
 impl Payload {
     fn new(len: usize) -> Self {
-        let bytes: Vec<u8> = (0..len).map(|n| (n * n >> 5) as u8).collect();
+        let bytes: Vec<u8> = (0..len).map(|n| ((n * n) >> 5) as u8).collect();
         let last = BATCH as usize % len;
         Self {
             sum: crc32c::checksum(&bytes),
             joiner: Joiner::new(len),
-            last,
             last_sum: crc32c::checksum(&bytes[..last]),
             last_joiner: Joiner::new(last),
             bytes,
