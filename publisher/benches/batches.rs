@@ -1,0 +1,65 @@
+//! What a batch costs in the publisher: to be filled and sealed, and to be given to the kernel.
+
+use std::hint::black_box;
+use std::io::IoSlice;
+use std::net::UdpSocket;
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use penstock_dataplane::wire::crc32c::Joiner;
+
+#[allow(dead_code, unused_imports)]
+#[path = "../src/payload.rs"]
+mod payload;
+#[allow(dead_code, unused_imports)]
+#[path = "../src/udp.rs"]
+mod udp;
+
+use payload::Payload;
+use udp::{Datagrams, MAX_SEGMENTS};
+
+const BATCH: usize = 60 << 10;
+/// Payload of a full packet at MTU 1500.
+const PACKET: usize = 1416;
+
+/// Fills batches with messages of one size and seals them, per message.
+fn fill_and_seal(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("fill and seal");
+    for size in [64, 1024] {
+        let message = vec![7; size];
+        let messages = BATCH / (size + 4);
+        group.throughput(Throughput::Elements(messages as u64));
+        for (path, packets) in [("tcp", None), ("xdp", Some(Joiner::new(PACKET)))] {
+            let mut payload = Payload::with_capacity(BATCH);
+            group.bench_function(format!("{size} B, {path}"), |bencher| {
+                bencher.iter(|| {
+                    payload.reset(BATCH);
+                    for _ in 0..messages {
+                        payload.append(black_box(&message), packets.as_ref());
+                    }
+                    payload.seal()
+                });
+            });
+        }
+    }
+    group.finish();
+}
+
+/// Sends what one call can carry to a socket that nobody reads, per packet.
+fn send_to_nobody(criterion: &mut Criterion) {
+    let nobody = UdpSocket::bind("127.0.0.1:0").expect("a socket on loopback");
+    let address = nobody.local_addr().expect("it is bound");
+    let own = "127.0.0.1:0".parse().expect("an address");
+    let mut datagrams = Datagrams::connect(own, address).expect("a connected socket");
+    let (header, payload) = ([1; 56], [2; PACKET]);
+    let count = (udp::MAX_BYTES / (PACKET + header.len())).min(MAX_SEGMENTS);
+    let packets = vec![[IoSlice::new(&header), IoSlice::new(&payload)]; count];
+    let mut group = criterion.benchmark_group("send to nobody");
+    group.throughput(Throughput::Elements(count as u64));
+    group.bench_function("one call", |bencher| {
+        bencher.iter(|| datagrams.send(black_box(&packets)));
+    });
+    group.finish();
+}
+
+criterion_group!(benches, fill_and_seal, send_to_nobody);
+criterion_main!(benches);
