@@ -331,8 +331,10 @@ impl Session<'_> {
             let of_hosts = host_time::measure(net, binaries, path, window, folder, interrupt)?;
             return Ok(figures_of_hosts(&of_hosts));
         }
-        let mut workload = Workload::default();
-        workload.threads_per_broker = contender.streams;
+        let workload = Workload {
+            threads_per_broker: contender.streams,
+            ..Workload::default()
+        };
         let load = match amounts.rate {
             Some((rate, batch)) => Load::at_rate(rate, batch, self.extent.seconds),
             None => Load::full_speed(ByteSize(amounts.payload), ByteSize(case.message_size), None),

@@ -33,8 +33,10 @@ const THROUGHPUT: [(&str, Figure); 6] = [
     ("retransmits", |trial| Some(trial.retransmits as f64)),
 ];
 
+type HostFigure = fn(&OfHosts) -> f64;
+
 /// What a run tells whose kernel work is attributed to hosts.
-const HOSTS: [(&str, fn(&OfHosts) -> f64); 3] = [
+const HOSTS: [(&str, HostFigure); 3] = [
     ("sending_host_cpu_s_per_gb", |run| run.sending),
     ("receiving_host_cpu_s_per_gb", |run| run.receiving),
     ("receiving_host_without_conversion_cpu_s_per_gb", |run| {
