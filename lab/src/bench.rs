@@ -50,7 +50,7 @@ const TRIAL_PER_SECOND: f64 = 128e6;
 const MIN_PAYLOAD: f64 = 8e6;
 /// A ring of this size holds less than any sensible run; longer runs only go round.
 const MAX_PAYLOAD: f64 = 64e9;
-/// After so many failed runs a contender is left out of its case.
+/// Number of failed runs after which a contender is left out of its case.
 const MAX_FAILURES: usize = 3;
 
 /// What one run told, by the names of [`rows`].

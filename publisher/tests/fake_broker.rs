@@ -74,6 +74,22 @@ impl Peer {
         self.socket.write_all(bytes).unwrap();
     }
 
+    /// Acknowledges each batch, then calls `acked` with the number of batches; returns the number of
+    /// messages once the stream has ended.
+    fn ack_all(&mut self, mut acked: impl FnMut(u64)) -> usize {
+        let mut count = 0;
+        for committed in 1.. {
+            let Frame::Batch(batch) = self.frame() else {
+                self.ack(committed - 1);
+                break;
+            };
+            count += self.messages(&batch).len();
+            self.ack(committed);
+            acked(committed);
+        }
+        count
+    }
+
     fn ack(&mut self, committed: u64) {
         self.say(Reply::ack(committed, false).as_bytes());
     }
@@ -278,19 +294,11 @@ fn does_not_hold_up(hold_up: impl FnOnce(TcpListener, Receiver<()>) -> usize + S
     let held_up = thread::spawn(move || hold_up(held_up, may_go));
     let (good, play) = broker(move |mut peer| {
         peer.welcome();
-        let mut count = 0;
-        for committed in 1.. {
-            let Frame::Batch(batch) = peer.frame() else {
-                peer.ack(committed - 1);
-                break;
-            };
-            count += peer.messages(&batch).len();
-            peer.ack(committed);
+        peer.ack_all(|committed| {
             if committed == BATCHES {
                 go.send(()).unwrap();
             }
-        }
-        count
+        })
     });
     let mut publisher = Publisher::connect(Config {
         io_threads: 1,
@@ -317,16 +325,7 @@ fn a_broker_that_reads_nothing_does_not_hold_up_other_streams_of_the_thread() {
         small.unwrap();
         peer.welcome();
         go.recv_timeout(PATIENCE).unwrap();
-        let mut count = 0;
-        for committed in 1.. {
-            let Frame::Batch(batch) = peer.frame() else {
-                peer.ack(committed - 1);
-                break;
-            };
-            count += peer.messages(&batch).len();
-            peer.ack(committed);
-        }
-        count
+        peer.ack_all(|_| ())
     });
 }
 

@@ -47,7 +47,7 @@ const SLEEP: Duration = Duration::from_millis(50);
 const NAP: Duration = Duration::from_micros(50);
 /// How often one that waits for room in the ring looks for it.
 const BLOCKED: Duration = Duration::from_millis(1);
-/// One packet in so many is timed: not always the same one of a burst.
+/// The worker times one packet in this number, which is odd so that it is not always the same one of a burst.
 const SAMPLE: u64 = 61;
 /// Bytes of batches that a stream may have on their way, at least and at most.
 const MIN_WINDOW: u64 = FIRST_CREDIT;

@@ -74,7 +74,7 @@ unsafe fn append_folded<const COPY: bool>(crc: u32, bytes: &[u8], to: *mut u8) -
     let mut state = u64::from(state);
     for (number, word) in words.iter().enumerate() {
         if COPY {
-            // SAFETY: so many bytes lie before this word in `bytes`, so `to` has room for it.
+            // SAFETY: `to` is as long as `bytes`, and this word lies inside `bytes` at the same offset.
             unsafe { to.add(done + 8 * number).cast::<[u8; 8]>().write(*word) };
         }
         state = _mm_crc32_u64(state, u64::from_le_bytes(*word));
@@ -153,7 +153,7 @@ fn spread([low, high]: [i64; 2]) -> __m256i {
 /// Loads a lane; with `COPY`, also writes it to `to`.
 ///
 /// # Safety
-/// With `COPY`, `to` must be valid for writes of so many bytes.
+/// With `COPY`, `to` must be valid for writes of `LANE` bytes.
 #[target_feature(enable = "avx2")]
 unsafe fn load<const COPY: bool>(lane: &[u8; LANE], to: *mut u8) -> __m256i {
     // SAFETY: reads the 32 bytes that are borrowed; the instruction asks for no alignment.
