@@ -20,13 +20,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
-use polling::Poller;
-
 use self::pool::PiecePool;
 pub(crate) use self::spill::Spill;
 use crate::log::Log;
 use crate::peer::{Group, Host, Tenant};
 use crate::poison::lock;
+use crate::poller::Poller;
 
 /// Memory for batches outside the rings, and for what a stream uses beyond the free allowance of every
 /// stream: all publishers together, bytes.

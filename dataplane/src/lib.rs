@@ -26,6 +26,8 @@ pub mod peer;
 #[cfg(not(loom))]
 pub mod permits;
 pub mod poison;
+#[cfg(not(loom))]
+pub mod poller;
 pub mod profile;
 #[cfg(not(loom))]
 pub mod shares;

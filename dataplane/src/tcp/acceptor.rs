@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use polling::{Event, Events, PollMode, Poller};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tracing::{debug, info, warn};
 use zerocopy::IntoBytes;
@@ -24,6 +23,7 @@ use crate::admission::{Admission, Admit, Asked, Outcome, REVOKED, Refused};
 use crate::auth::{Keys, PacketKeys, generate};
 use crate::peer::{Host, Tenant};
 use crate::permits::{StreamPermit, StreamPermits};
+use crate::poller::{Events, Interest, Poller};
 use crate::profile::Rounds;
 use crate::shares::{self, Exceeded, Shares, Use};
 use crate::wire::handshake::{DatagramOffer, Offer, Path, Refusal, Request, Welcome};
@@ -184,8 +184,7 @@ impl<A: Admit> Acceptor<A> {
         shared: Arc<Shared>,
     ) -> io::Result<Self> {
         let poller = Arc::new(Poller::new()?);
-        // SAFETY: the listener is deleted from the poller before it is dropped, in `run`.
-        unsafe { poller.add_with_mode(&listener, Event::readable(LISTENER), PollMode::Level)? };
+        poller.add(&listener, LISTENER, Interest::READABLE)?;
         let permits = StreamPermits::new(limits.max_connections, limits.share_percent);
         let pending = Shares::new(limits.max_handshakes, 100);
         Ok(Self {
@@ -237,11 +236,10 @@ impl<A: Admit> Acceptor<A> {
     /// # Errors
     /// If the poller fails, which no peer can cause.
     pub fn run(mut self, stop: &AtomicBool) -> io::Result<()> {
-        let mut events = Events::new();
+        let mut events = Events::default();
         while !stop.load(Ordering::Relaxed) {
             self.rounds.count();
-            events.clear();
-            self.poller.wait(&mut events, Some(self.patience()))?;
+            self.poller.wait(&mut events, self.patience())?;
             for event in events.iter() {
                 match event.key {
                     LISTENER => self.accept_all()?,
@@ -287,11 +285,8 @@ impl<A: Admit> Acceptor<A> {
                         warn!(%error, "cannot accept; raise the limit of open files (ulimit -n) or lower the number of publishers");
                     }
                     self.paused_until = Some(Instant::now() + ACCEPT_PAUSE);
-                    return self.poller.modify_with_mode(
-                        &self.listener,
-                        Event::none(LISTENER),
-                        PollMode::Level,
-                    );
+                    let nothing = Interest::NOTHING;
+                    return self.poller.modify(&self.listener, LISTENER, nothing);
                 }
             }
         }
@@ -313,12 +308,8 @@ impl<A: Admit> Acceptor<A> {
             self.newcomers.push(None);
             self.newcomers.len() - 1
         });
-        // SAFETY: the socket is deleted from the poller in `take`, before it is dropped or moves.
-        let added = unsafe {
-            self.poller
-                .add_with_mode(&socket, Event::readable(key), PollMode::Level)
-        };
-        if let Err(error) = added {
+        // It is deleted in `take`, before its key is free and before a worker watches it.
+        if let Err(error) = self.poller.add(&socket, key, Interest::READABLE) {
             self.free.push(key);
             return Err(error);
         }
@@ -480,9 +471,8 @@ impl<A: Admit> Acceptor<A> {
             newcomer.deadline = Instant::now() + TOPIC_PATIENCE;
             self.waiting.push((key, newcomer.number));
             self.pending.release(&tenant_of(newcomer.peer), 1);
-            let event = Event::none(key);
-            let modified = (self.poller).modify_with_mode(&newcomer.socket, event, PollMode::Level);
-            if modified.is_err() {
+            let (socket, nothing) = (&newcomer.socket, Interest::NOTHING);
+            if self.poller.modify(socket, key, nothing).is_err() {
                 return self.dismiss(key);
             }
         }
@@ -651,9 +641,8 @@ impl<A: Admit> Acceptor<A> {
         }
         if self.paused_until.is_some_and(|until| now >= until) {
             self.paused_until = None;
-            let event = Event::readable(LISTENER);
-            self.poller
-                .modify_with_mode(&self.listener, event, PollMode::Level)?;
+            let readable = Interest::READABLE;
+            self.poller.modify(&self.listener, LISTENER, readable)?;
         }
         Ok(())
     }

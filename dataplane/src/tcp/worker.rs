@@ -6,12 +6,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
-use polling::{Event, Events, PollMode, Poller};
 use tracing::{debug, info, warn};
 
 use super::connection::{Connection, Context, Ending, Need, Opened, SCRATCH};
 use super::stats::{Shared, WorkerNow, WorkerStats};
 use crate::log::{Writer, Writers};
+use crate::poller::{Events, Interest, Poller};
 use crate::profile::{Live, Rounds, SHOW_EVERY, Tick};
 
 /// How often time is looked after, and figures are shown.
@@ -90,7 +90,7 @@ struct Entry {
     connection: Connection,
     writer: usize,
     need: Need,
-    watched: Event,
+    watched: Interest,
     queued: bool,
     /// Round of the loop in which it was last driven.
     round: u64,
@@ -183,12 +183,10 @@ impl Worker {
     /// # Errors
     /// If the poller fails, which no peer can cause.
     pub fn run(mut self) -> io::Result<WorkerStats> {
-        let mut events = Events::new();
+        let mut events = Events::default();
         let mut next_tick = Instant::now() + TICK;
         while !self.stop.load(Ordering::Relaxed) {
-            events.clear();
-            self.poller
-                .wait(&mut events, Some(self.patience(next_tick)))?;
+            self.poller.wait(&mut events, self.patience(next_tick))?;
             self.stats.polls += 1;
             self.round += 1;
             self.rounds.count();
@@ -297,13 +295,9 @@ impl Worker {
             self.connections.push(None);
             self.connections.len() - 1
         });
-        let watched = Event::readable(key);
-        // SAFETY: the socket is deleted from the poller in `remove`, before it is closed.
-        let added = unsafe {
-            self.poller
-                .add_with_mode(&connection.socket, watched, PollMode::Level)
-        };
-        if let Err(error) = added {
+        let watched = Interest::READABLE;
+        // It is deleted in `remove`, before its key is free.
+        if let Err(error) = self.poller.add(&connection.socket, key, watched) {
             warn!(%error, "cannot watch a connection; it is dropped");
             self.free.push(key);
             self.writers.leave(writer);
@@ -385,15 +379,17 @@ impl Worker {
         };
         entry.need = need;
         entry.round = self.round;
-        let readable = matches!(need, Need::Readable | Need::Turn | Need::Ack);
-        let wanted = Event::new(key, readable, entry.connection.wants_to_write());
+        let mut wanted = match need {
+            Need::Readable | Need::Turn | Need::Ack => Interest::READABLE,
+            Need::Space | Need::Nothing => Interest::NOTHING,
+        };
+        if entry.connection.wants_to_write() {
+            wanted = wanted.and(Interest::WRITABLE);
+        }
         if wanted != entry.watched {
             entry.watched = wanted;
             let socket = &entry.connection.socket;
-            if let Err(error) = self
-                .poller
-                .modify_with_mode(socket, wanted, PollMode::Level)
-            {
+            if let Err(error) = self.poller.modify(socket, key, wanted) {
                 warn!(%error, "cannot watch a connection; it is dropped");
                 return self.remove(key, Instant::now(), &Ending::Io(error));
             }

@@ -12,7 +12,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags};
-use polling::{Event, Events, PollMode, Poller};
 use quanta::Clock;
 use tracing::{debug, info, warn};
 use zerocopy::{FromBytes, IntoBytes};
@@ -28,6 +27,7 @@ use super::stats::{WorkerNow, XdpStats};
 use super::stream::{Context, Ending, Stream};
 use crate::auth::PacketKeys;
 use crate::log::Writers;
+use crate::poller::{Events, Interest, Poller};
 use crate::profile::{Live, Rounds, SHOW_EVERY, Tick};
 use crate::sleep;
 use crate::tcp::{Counters, Opened, PathStage, Shared, WorkerStats};
@@ -202,7 +202,7 @@ impl Worker {
             ports,
             state,
             stop,
-            events: Events::new(),
+            events: Events::default(),
             live,
             rounds,
             show_at: 0,
@@ -288,16 +288,8 @@ impl Worker {
 
     /// Finds the streams whose publishers have said something over the control connection.
     fn look_at_controls(&mut self) -> io::Result<()> {
-        // One system call where a wait takes five (`polling` sets a timer, and a notifier anew).
-        let mut watched = [PollFd::new(self.state.poller.as_fd(), PollFlags::POLLIN)];
-        sleep::until_ready(&mut watched, Duration::ZERO)?;
-        if !sleep::is_ready(&watched[0]) {
-            return Ok(());
-        }
-        self.events.clear();
-        self.state
-            .poller
-            .wait(&mut self.events, Some(Duration::ZERO))?;
+        let poller = &self.state.poller;
+        poller.wait(&mut self.events, Duration::ZERO)?;
         for event in self.events.iter() {
             if let Some(Some(entry)) = self.state.streams.get_mut(event.key) {
                 entry.stream.control_ready();
@@ -602,12 +594,9 @@ impl State {
         debug!(peer = %opened.peer, "first packet of a stream");
         let claims = &self.shared.claims;
         let stream = Stream::new(opened, pass, claims, port, MIN_WINDOW, now);
-        // SAFETY: the socket is deleted from the poller in `remove`, before it is closed.
-        let added = unsafe {
-            self.poller
-                .add_with_mode(&stream.control, Event::readable(number), PollMode::Edge)
-        };
-        if let Err(error) = added {
+        // It is deleted in `remove`, before its number is free.
+        let edges = Interest::READABLE.edges();
+        if let Err(error) = self.poller.add(&stream.control, number, edges) {
             warn!(%error, "cannot watch a control connection; the stream is dropped");
             self.free.push(number);
             self.writers.leave(writer);
