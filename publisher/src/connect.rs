@@ -20,8 +20,11 @@ use crate::{Config, Error, happy_eyeballs};
 
 /// `TCP_NOTSENT_LOWAT`, bytes: what waits in the kernel beyond what the window lets go. Autotuning
 /// would let megabytes queue there, which the receiver then finds fallen out of the CPU's cache;
-/// window and bandwidth-delay product are not limited by it.
-const UNSENT: u32 = 16 << 10;
+/// window and bandwidth-delay product are not limited by it. It is that of all streams together: what
+/// a call writes besides, so that packets are full.
+const UNSENT: u32 = 64 << 10;
+/// Of each of many streams, at least.
+const MIN_UNSENT: u32 = 16 << 10;
 
 /// `TCP_KEEPIDLE` and `TCP_KEEPINTVL`: how soon a connection over which nothing comes is asked
 /// whether it still exists (RFC 9293 3.8.4). A broker's host that lost its power, or whose reset was
@@ -147,7 +150,8 @@ pub(crate) fn open_stream(
 fn prepare(socket: &TcpStream, config: &Config, wait: Duration) -> io::Result<()> {
     socket.set_nodelay(true)?;
     let options = SockRef::from(socket);
-    options.set_tcp_notsent_lowat(UNSENT)?;
+    let streams = config.brokers.len() as u32 * config.threads_per_broker;
+    options.set_tcp_notsent_lowat((UNSENT / streams.max(1)).max(MIN_UNSENT))?;
     // A host that does not answer at all gets as long as the settings say, ten seconds at least.
     let probes = config.timeout.as_secs().clamp(10, MAX_PROBES) as u32;
     let keepalive = TcpKeepalive::new()

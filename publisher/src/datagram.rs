@@ -29,7 +29,7 @@ use zerocopy::IntoBytes;
 use crate::account::Account;
 use crate::af_xdp::TransmitError;
 use crate::connect::Opened;
-use crate::link::{Leftover, Ready, Step, StreamContext, Target};
+use crate::link::{Holdings, Leftover, Ready, Step, StreamContext, Target};
 use crate::pool::BufferPlan;
 use crate::progress::ProgressClock;
 use crate::replies::{FromBroker, NoReply, Replies};
@@ -71,8 +71,6 @@ pub(crate) struct DatagramStream {
     start: Instant,
     in_flight: usize,
     batch_size: usize,
-    /// Buffers that the pool withholds, because the path needs fewer batches on their way.
-    withheld: usize,
     progress: ProgressClock,
     /// Payload bytes that had arrived at the last check.
     delivered: u64,
@@ -146,7 +144,6 @@ impl DatagramStream {
             start: Instant::now(),
             in_flight: config.in_flight,
             batch_size: config.batch_size.min(offer.max_payload as usize),
-            withheld: 0,
             progress: ProgressClock::new(config.timeout.max(LEAST_TIMEOUT)),
             delivered: 0,
             shared: Arc::clone(shared),
@@ -269,6 +266,17 @@ impl DatagramStream {
         self.take_acks()
     }
 
+    /// What it holds, how far it is, and what it needs.
+    pub(crate) fn holdings(&self) -> Holdings {
+        let needed = usize::try_from(self.sender.needed_bytes()).unwrap_or(usize::MAX);
+        Holdings {
+            held: self.kept.len() + self.leftover.len(),
+            done: self.sender.committed(),
+            // Batches that are not full count as what they are.
+            needed: needed.min(self.in_flight * self.batch_size),
+        }
+    }
+
     pub(crate) fn control(&self) -> &TcpStream {
         &self.control
     }
@@ -322,7 +330,9 @@ impl DatagramStream {
             self.sender.on_timeout(now);
         }
         self.look_again(now)?;
-        self.follow_limit(now);
+        if !self.sender.wants_batch(now) {
+            self.sender.on_in_flight_limited(now);
+        }
         self.transmit()?;
         self.account.answer_flushes(self.sender.committed());
         if !open && self.kept.is_empty() {
@@ -362,24 +372,6 @@ impl DatagramStream {
         }
         let has_room = self.kept.len() < self.in_flight && self.sender.has_room();
         has_room && self.sender.wants_batch(self.now())
-    }
-
-    /// The publisher fills no more batches ahead than the path needs: they would wait in front of the
-    /// stream instead.
-    fn follow_limit(&mut self, now: u64) {
-        let limit = self.sender.in_flight_limit(now);
-        let room = limit.saturating_sub(self.sender.unacked_bytes());
-        // Batches that are not full count as what they are.
-        let more = room.div_ceil(self.batch_size as u64) as usize;
-        let most = self.kept.len() + self.leftover.len() + more;
-        let withheld = self.in_flight - most.clamp(1, self.in_flight);
-        if withheld != self.withheld {
-            self.shared.pool.withhold(self.withheld, withheld);
-            self.withheld = withheld;
-        }
-        if !self.sender.wants_batch(now) {
-            self.sender.on_in_flight_limited(now);
-        }
     }
 
     /// Number of the next batch that is enqueued.
@@ -799,12 +791,6 @@ impl DatagramStream {
 
     fn now(&self) -> u64 {
         self.start.elapsed().as_nanos() as u64
-    }
-}
-
-impl Drop for DatagramStream {
-    fn drop(&mut self) {
-        self.shared.pool.withhold(self.withheld, 0);
     }
 }
 

@@ -10,13 +10,19 @@ use nix::poll::PollFd;
 
 use crate::Error;
 use crate::account::Closed;
-use crate::link::{Leftover, Link, Ready, Step, StreamContext};
+use crate::link::{Holdings, Leftover, Link, Ready, Step, StreamContext};
+use crate::pool::{BufferPlan, Share};
 use crate::reconnect::{Next, Reconnect, ReconnectDeadline, Reconnecting};
+use crate::stream::Shared;
 use crate::waker::Waker;
 
 /// How often a stream without a connection checks whether that has changed: it is told, so this is for the
 /// worst case.
 const LOOK: Duration = Duration::from_millis(200);
+
+/// A stream that holds batches of which none was done for so long counts as stalled: the others go on
+/// with other buffers.
+const STALLED_AFTER: Duration = Duration::from_millis(10);
 
 /// What a step of a stream came to.
 pub(crate) enum Progress {
@@ -24,6 +30,67 @@ pub(crate) enum Progress {
     Wait(Instant),
     /// The stream is over.
     Over(Box<Closed>),
+}
+
+/// What a stream asks of the publisher's buffers.
+struct PoolShare {
+    shared: Arc<Shared>,
+    /// What its pool knows.
+    told: Share,
+    /// Batches that may wait in front of the stream.
+    most_queued: usize,
+    held: usize,
+    done: u64,
+    /// Since when it has held something and nothing was done.
+    since: Instant,
+}
+
+impl PoolShare {
+    fn new(shared: &Arc<Shared>, most_queued: usize, now: Instant) -> Self {
+        Self {
+            shared: Arc::clone(shared),
+            told: Share::default(),
+            most_queued,
+            held: 0,
+            done: 0,
+            since: now,
+        }
+    }
+
+    /// Follows a stream that is connected; returns when it counts as stalled if nothing happens.
+    fn follow(&mut self, now: Instant, holdings: Holdings) -> Option<Instant> {
+        let Holdings { held, done, needed } = holdings;
+        if held == 0 || done != self.done {
+            self.since = now;
+        }
+        (self.held, self.done) = (held, done);
+        let stalls_at = self.since + STALLED_AFTER;
+        if held > 0 && now >= stalls_at {
+            self.stall();
+            return None;
+        }
+        self.tell(Share { needed, stalled: 0 });
+        (held > 0).then_some(stalls_at)
+    }
+
+    /// What the stream holds does not come back soon.
+    fn stall(&mut self) {
+        self.tell(Share {
+            needed: 0,
+            stalled: self.held + self.most_queued,
+        });
+    }
+
+    fn tell(&mut self, share: Share) {
+        self.shared.pool.share(self.told, share);
+        self.told = share;
+    }
+}
+
+impl Drop for PoolShare {
+    fn drop(&mut self) {
+        self.tell(Share::default());
+    }
 }
 
 enum State {
@@ -42,6 +109,7 @@ pub(crate) struct StreamDriver {
     /// The stream's key among those of its I/O thread.
     key: usize,
     deadline: ReconnectDeadline,
+    share: PoolShare,
     state: State,
 }
 
@@ -55,7 +123,10 @@ impl StreamDriver {
         key: usize,
     ) -> Result<Self, Error> {
         watch(&waker, &link, key)?;
+        let most_queued = BufferPlan::new(&context.config).most_queued;
+        let share = PoolShare::new(&context.shared, most_queued, Instant::now());
         Ok(Self {
+            share,
             context,
             waker,
             key,
@@ -87,8 +158,11 @@ impl StreamDriver {
         match std::mem::replace(&mut self.state, State::Over) {
             State::Connected(mut link) => match link.step(&self.context, ready)? {
                 Step::Wait(at) => {
+                    let stalls_at = self.share.follow(now, link.holdings());
                     self.state = State::Connected(link);
-                    Ok(Progress::Wait(at))
+                    Ok(Progress::Wait(
+                        stalls_at.map_or(at, |stalls| stalls.min(at)),
+                    ))
                 }
                 Step::Ended(account) => Ok(Progress::Over(Box::new(account.close()))),
                 Step::Moves(leftover) => {
@@ -130,6 +204,8 @@ impl StreamDriver {
     }
 
     fn reconnect(&mut self, now: Instant, left: Box<Leftover>) -> Result<Progress, Error> {
+        self.share.held = left.unacked.len();
+        self.share.stall();
         let reconnect = Reconnect {
             config: Arc::clone(&self.context.config),
             target: self.context.target.clone(),
@@ -170,4 +246,41 @@ impl StreamDriver {
 fn watch(waker: &Waker, link: &Link, key: usize) -> Result<(), Error> {
     let watched = waker.watch(link, key);
     watched.map_err(|error: io::Error| Error::Thread(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Config;
+    use crate::pool::Pool;
+
+    #[test]
+    fn a_stream_that_stalls_leaves_the_others_their_buffers_until_it_goes_on() {
+        let config = Config::new(["a:1", "b:1"].map(str::to_owned), "t");
+        let plan = BufferPlan::new(&config);
+        let shared = Arc::new(Shared::new(Pool::new(plan, config.batch_size)));
+        let start = Instant::now();
+        let mut share = PoolShare::new(&shared, plan.most_queued, start);
+        let in_use = || shared.pool.in_use() - plan.least;
+        let holds = |held, done| Holdings {
+            held,
+            done,
+            needed: 0,
+        };
+        let at = |ms| start + Duration::from_millis(ms);
+        assert_eq!(share.follow(at(100), holds(0, 0)), None);
+        assert_eq!(share.follow(at(100), holds(3, 0)), Some(at(110)));
+        assert_eq!(share.follow(at(109), holds(5, 0)), Some(at(110)));
+        assert_eq!(in_use(), 0);
+        assert_eq!(share.follow(at(110), holds(5, 0)), None);
+        assert_eq!(in_use(), 5 + plan.most_queued);
+        assert_eq!(share.follow(at(300), holds(5, 1)), Some(at(310)));
+        assert_eq!(in_use(), 0);
+        // It lost its connection.
+        share.held = 2;
+        share.stall();
+        assert_eq!(in_use(), 2 + plan.most_queued);
+        drop(share);
+        assert_eq!(in_use(), 0);
+    }
 }

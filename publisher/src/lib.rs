@@ -26,6 +26,7 @@ mod datagram;
 mod driver;
 mod error;
 mod failure;
+mod frame_writer;
 mod happy_eyeballs;
 mod io_thread;
 mod latency;

@@ -61,6 +61,17 @@ impl Ready {
     }
 }
 
+/// The part of the publisher's buffers that a connection has to do with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Holdings {
+    /// Batches that it holds, acknowledged or not begun.
+    pub(crate) held: usize,
+    /// Batches that are done: acknowledged, or written where none is.
+    pub(crate) done: u64,
+    /// Bytes of batches that its path needs.
+    pub(crate) needed: usize,
+}
+
 /// What a step of a connection came to.
 pub(crate) enum Step {
     /// It goes on at this time, or earlier if a socket has something or a job comes.
@@ -90,18 +101,15 @@ impl Leftover {
         messages.sum()
     }
 
-    /// Batches that turned out to be committed are done; their buffers go to the pool if they are
-    /// the pool's.
-    pub(crate) fn drop_committed(&mut self, committed: u64, shared: &Shared, pooled: bool) {
+    /// Batches that turned out to be committed are done.
+    pub(crate) fn drop_committed(&mut self, committed: u64, shared: &Shared) {
         while self.first < committed {
             let Some(batch) = self.unacked.pop_front() else {
                 return;
             };
             self.first += 1;
             self.account.acked(1, batch.messages.into(), shared);
-            if pooled {
-                shared.pool.give_back(batch.payload);
-            }
+            shared.pool.give_back(batch.payload);
         }
     }
 }
@@ -197,6 +205,14 @@ impl Link {
         match self {
             Self::Tcp(_) => None,
             Self::Xdp(stream) => Some(stream.datagrams()),
+        }
+    }
+
+    /// What it holds, how far it is, and what it needs.
+    pub(crate) fn holdings(&self) -> Holdings {
+        match self {
+            Self::Tcp(stream) => stream.holdings(),
+            Self::Xdp(stream) => stream.holdings(),
         }
     }
 

@@ -9,7 +9,7 @@ use crate::Config;
 use crate::config::Mode;
 use crate::payload::Payload;
 
-/// Batches that wait in front of each stream over tcp, or of all together over xdp; at least one for each.
+/// Batches that wait in front of all streams together.
 const QUEUE: usize = 8;
 /// Batches that all streams over xdp together may have in flight, however little their paths need; at
 /// least one for each.
@@ -18,78 +18,86 @@ const MIN_IN_FLIGHT: usize = 8;
 /// How many buffers there are, and who may have them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct BufferPlan {
-    /// All.
+    /// All, most of which are only in use while streams stall.
     pub(crate) total: usize,
-    /// That are free when a publisher that waits for one is woken: one wake-up for several batches, but
-    /// no more than what a single stream has, so that one live stream is enough to go on.
+    /// In use at least, while no stream stalls.
+    pub(crate) least: usize,
+    /// That are free when a publisher that waits for one is woken: one wake-up for several batches.
     pub(crate) wake_at: usize,
-    /// Batches that wait in front of each stream while all take their turn.
-    pub(crate) queue: usize,
-    /// Batches that may wait in front of a stream.
+    /// Batches that one stream after the other gets in a row, while all take their turn.
+    pub(crate) in_a_row: usize,
+    /// Batches that may wait in front of a stream. While none stalls, the pool has fewer than would fill all
+    /// queues: a publisher waits in one place only.
     pub(crate) most_queued: usize,
-    /// Batches that each stream over xdp may have in flight, however little its path needs.
+    /// Batches that each stream may have in flight, however little its path needs.
     pub(crate) min_in_flight: usize,
 }
 
 impl BufferPlan {
     pub(crate) fn new(config: &Config) -> Self {
         let streams = config.brokers.len() * config.threads_per_broker as usize;
-        let share = |of: usize| (of / streams).max(1);
-        let min_in_flight = share(MIN_IN_FLIGHT).min(config.in_flight);
-        // And the next to be filled.
-        let total = |of_each: usize| streams * of_each + 1;
-        match config.mode {
-            // What a stream holds until it is written; the kernel's socket buffers hold more than the
-            // queue. That is never full while there is a buffer: a publisher waits in one place only.
-            Mode::Tcp => Self {
-                total: total(1 + QUEUE),
-                wake_at: QUEUE,
-                queue: QUEUE,
-                most_queued: 1 + QUEUE,
-                min_in_flight,
-            },
-            // What a stream holds until it is acknowledged. One that stalls queues no more than its share
-            // of the buffers that the pool hands out.
-            Mode::Xdp | Mode::Auto => {
-                let queue = share(QUEUE);
-                Self {
-                    total: total(config.in_flight + queue),
-                    wake_at: QUEUE.min(queue + min_in_flight),
-                    queue,
-                    most_queued: queue,
-                    min_in_flight,
-                }
-            }
+        let share = |of: usize, users: usize| (of / users).max(1);
+        let (in_flight, min_in_flight) = match config.mode {
+            // Streams say what they keep. A broker acknowledges after several batches.
+            Mode::Tcp => (
+                1,
+                share(config.in_flight, config.threads_per_broker as usize),
+            ),
+            Mode::Xdp | Mode::Auto => (MIN_IN_FLIGHT, share(MIN_IN_FLIGHT, streams)),
+        };
+        let least = QUEUE + in_flight;
+        let most_queued = match streams {
+            1 => config.in_flight + least,
+            _ => share(2 * QUEUE, streams),
+        };
+        Self {
+            total: streams * (config.in_flight + most_queued) + least,
+            least,
+            wake_at: QUEUE / 2,
+            in_a_row: share(QUEUE, streams),
+            most_queued,
+            min_in_flight: min_in_flight.min(config.in_flight),
         }
     }
 }
 
-/// A fixed number of buffers, taken by the publisher and given back by streams.
+/// What a stream asks of the pool.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Share {
+    /// Bytes of batches that its path needs.
+    pub(crate) needed: usize,
+    /// Batches that it holds, or may come to hold, and that do not come back soon: others go on without.
+    pub(crate) stalled: usize,
+}
+
+/// A fixed number of buffers, taken by the publisher and given back by streams. As many are in use as the
+/// paths of all streams together need: more would only wait in queues.
 #[derive(Debug)]
 pub(crate) struct Pool {
     free: Mutex<Vec<Payload>>,
     given_back: Condvar,
-    /// So many of the free buffers stay here: streams want less on its way than they might have.
-    withheld: AtomicUsize,
+    /// Sums over all streams.
+    needed: AtomicUsize,
+    stalled: AtomicUsize,
     /// Somebody waits: telling costs a system call, also when nobody listens.
     wanted: AtomicBool,
-    /// So many must be free before a waiting publisher is woken: one wake-up, several batches.
-    wake_at: usize,
+    plan: BufferPlan,
     batch_size: usize,
 }
 
 impl Pool {
-    /// `count` buffers for batches of `batch_size` bytes.
-    pub(crate) fn new(count: usize, batch_size: usize, wake_at: usize) -> Self {
+    /// Buffers for batches of `batch_size` bytes.
+    pub(crate) fn new(plan: BufferPlan, batch_size: usize) -> Self {
         let free = std::iter::repeat_with(|| Payload::with_capacity(batch_size))
-            .take(count)
+            .take(plan.total)
             .collect();
         Self {
             free: Mutex::new(free),
-            withheld: AtomicUsize::new(0),
+            needed: AtomicUsize::new(0),
+            stalled: AtomicUsize::new(0),
             wanted: AtomicBool::new(false),
             given_back: Condvar::new(),
-            wake_at,
+            plan,
             batch_size,
         }
     }
@@ -101,7 +109,7 @@ impl Pool {
         if self.available(&free) == 0 {
             self.wanted.store(true, Ordering::SeqCst);
             let is_wanted = |_: &mut Vec<Payload>| self.wanted.load(Ordering::SeqCst);
-            // A stream may have given up its claim between the two.
+            // A stream may have changed its share between the two.
             if self.available(&free) == 0 {
                 let waited = self
                     .given_back
@@ -119,9 +127,16 @@ impl Pool {
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Buffers that may be in use.
+    pub(crate) fn in_use(&self) -> usize {
+        let needed = self.needed.load(Ordering::SeqCst).div_ceil(self.batch_size);
+        (QUEUE + needed).max(self.plan.least) + self.stalled.load(Ordering::SeqCst)
+    }
+
+    /// Buffers that may be handed out.
     fn available(&self, free: &[Payload]) -> usize {
         free.len()
-            .saturating_sub(self.withheld.load(Ordering::SeqCst))
+            .saturating_sub(self.plan.total.saturating_sub(self.in_use()))
     }
 
     /// Takes a buffer back.
@@ -140,19 +155,25 @@ impl Pool {
         self.wake(free);
     }
 
-    /// A stream that asked for `before` buffers to be withheld asks for `after`.
-    pub(crate) fn withhold(&self, before: usize, after: usize) {
+    /// A stream asks for something else than before.
+    pub(crate) fn share(&self, before: Share, after: Share) {
+        if before == after {
+            return;
+        }
         // Two's complement: a smaller number is added as well.
-        self.withheld
-            .fetch_add(after.wrapping_sub(before), Ordering::SeqCst);
-        // Either this sees that somebody waits, or they see the new number.
-        if after < before && self.wanted.load(Ordering::SeqCst) {
+        let change = |sum: &AtomicUsize, before: usize, after: usize| {
+            sum.fetch_add(after.wrapping_sub(before), Ordering::SeqCst);
+        };
+        change(&self.needed, before.needed, after.needed);
+        change(&self.stalled, before.stalled, after.stalled);
+        // Either this sees that somebody waits, or they see the new sums.
+        if self.wanted.load(Ordering::SeqCst) {
             self.wake(self.lock());
         }
     }
 
     fn wake(&self, free: MutexGuard<'_, Vec<Payload>>) {
-        if self.wanted.load(Ordering::SeqCst) && self.available(&free) >= self.wake_at {
+        if self.wanted.load(Ordering::SeqCst) && self.available(&free) >= self.plan.wake_at {
             self.wanted.store(false, Ordering::SeqCst);
             drop(free);
             self.given_back.notify_one();
@@ -164,40 +185,80 @@ impl Pool {
 mod tests {
     use super::*;
 
+    fn plan(mode: Mode, brokers: usize, threads: u32, in_flight: usize) -> BufferPlan {
+        let names = (0..brokers).map(|number| format!("b{number}:1214"));
+        let mut config = Config::new(names, "t");
+        (config.mode, config.in_flight) = (mode, in_flight);
+        config.threads_per_broker = threads;
+        BufferPlan::new(&config)
+    }
+
+    fn take_all(pool: &Pool) -> Vec<Payload> {
+        let mut taken = Vec::new();
+        loop {
+            let before = taken.len();
+            pool.take(&mut taken, Duration::ZERO);
+            if taken.len() == before {
+                return taken;
+            }
+        }
+    }
+
     #[test]
     fn one_live_stream_among_stalled_ones_keeps_a_publisher_going() {
         for mode in [Mode::Tcp, Mode::Xdp, Mode::Auto] {
-            for (brokers, in_flight) in [1, 2, 3, 5, 8, 9, 64]
+            for (brokers, threads, in_flight) in [1, 2, 5, 9, 64]
                 .into_iter()
-                .flat_map(|brokers| [1, 2, 8, 32].map(|in_flight| (brokers, in_flight)))
+                .flat_map(|brokers| [(1, 1), (1, 32), (7, 8)].map(|(t, f)| (brokers, t, f)))
             {
-                let names = (0..brokers).map(|number| format!("b{number}:1214"));
-                let mut config = Config::new(names, "t");
-                (config.mode, config.in_flight) = (mode, in_flight);
-                let plan = BufferPlan::new(&config);
-                // Over xdp, the pool withholds what the path of a stream does not need.
-                let held = match mode {
-                    Mode::Tcp => 1,
-                    Mode::Xdp | Mode::Auto => plan.min_in_flight,
-                };
-                let withheld = match mode {
-                    Mode::Tcp => 0,
-                    Mode::Xdp | Mode::Auto => brokers * (in_flight - plan.min_in_flight),
-                };
-                let stalled = (brokers - 1) * (held + plan.most_queued.min(plan.queue));
-                let left = plan.total - withheld - 1 - stalled;
-                assert!(
-                    left >= plan.wake_at,
-                    "{brokers} brokers, {in_flight}, {plan:?}"
-                );
-                assert!(plan.most_queued >= plan.queue && plan.wake_at >= 1);
+                let plan = plan(mode, brokers, threads, in_flight);
+                let pool = Pool::new(plan, 100);
+                // All but one hold all that they can, and the pool knows.
+                let stalled = (brokers * threads as usize - 1) * (in_flight + plan.most_queued);
+                let none = Share::default();
+                pool.share(none, Share { needed: 0, stalled });
+                let taken = take_all(&pool).len();
+                assert_eq!(taken, plan.least + stalled, "{mode:?} {plan:?}");
+                assert!(taken - stalled >= plan.wake_at && plan.most_queued >= 1);
+                assert!(plan.min_in_flight >= 1 && plan.min_in_flight <= in_flight);
+            }
+        }
+    }
+
+    #[test]
+    fn as_many_are_in_use_as_the_paths_need() {
+        let plan = plan(Mode::Xdp, 1, 64, 32);
+        let pool = Pool::new(plan, 100);
+        let share = |needed| Share { needed, stalled: 0 };
+        let first = take_all(&pool);
+        assert_eq!(first.len(), QUEUE + MIN_IN_FLIGHT);
+        // Two streams that need less than the least together, then more.
+        pool.share(share(0), share(150));
+        pool.share(share(0), share(450));
+        assert!(take_all(&pool).is_empty());
+        pool.share(share(150), share(850));
+        assert_eq!(take_all(&pool).len(), QUEUE + 13 - first.len());
+        pool.share(share(850), share(0));
+        pool.share(share(450), share(0));
+        pool.give_back_all(first.into_iter().take(4));
+        assert!(take_all(&pool).is_empty(), "more than the least are in use");
+    }
+
+    #[test]
+    fn queues_are_not_full_while_no_stream_stalls() {
+        for mode in [Mode::Tcp, Mode::Xdp] {
+            for threads in [1, 2, 4, 16, 64] {
+                let plan = plan(mode, 1, threads, 32);
+                assert!(plan.most_queued * threads as usize >= plan.least - 1);
             }
         }
     }
 
     #[test]
     fn the_last_one_back_is_the_first_one_out() {
-        let pool = Pool::new(2, 100, 1);
+        let mut plan = plan(Mode::Tcp, 1, 1, 1);
+        (plan.total, plan.wake_at) = (2, 1);
+        let pool = Pool::new(plan, 100);
         let take = || {
             let mut stash = Vec::new();
             pool.take(&mut stash, Duration::ZERO);

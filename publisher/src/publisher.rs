@@ -1,6 +1,6 @@
 //! The publisher that callers hold: fills batches and hands them to streams.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -125,15 +125,7 @@ impl Publisher {
         let config = Arc::new(config);
         let streams = config.brokers.len() * config.threads_per_broker as usize;
         let buffers = BufferPlan::new(&config);
-        let shared = Arc::new(Shared {
-            pool: Pool::new(buffers.total, config.batch_size, buffers.wake_at),
-            tx_queues: Arc::default(),
-            start: Instant::now(),
-            acked_messages: AtomicU64::new(0),
-            packet_payload: AtomicU32::new(0),
-            closed: AtomicBool::new(false),
-            abandoned: AtomicBool::new(false),
-        });
+        let shared = Arc::new(Shared::new(Pool::new(buffers, config.batch_size)));
         let failure = Arc::new(Failure::default());
         let mut io_threads = Vec::new();
         for _ in 0..streams.min(config.io_threads as usize) {
@@ -172,7 +164,7 @@ impl Publisher {
             max_message: max_payload.saturating_sub(OVERHEAD),
             next_stream: 0,
             in_a_row: 0,
-            most_in_a_row: buffers.queue,
+            most_in_a_row: buffers.in_a_row,
             streams,
             shared: Arc::clone(&shared),
             failure: Arc::clone(&failure),

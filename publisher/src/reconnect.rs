@@ -13,7 +13,7 @@ use tracing::warn;
 use crate::account::Account;
 use crate::config::Mode;
 use crate::link::{Leftover, Link, Target, is_about_the_path};
-use crate::stream::{Shared, owns_kept};
+use crate::stream::Shared;
 use crate::waker::Waker;
 use crate::{Config, Error};
 
@@ -131,7 +131,7 @@ impl Reconnect {
         deadline.connected = Instant::now();
         match opened {
             Ok((mut link, committed)) => {
-                left.drop_committed(committed, &shared, !owns_kept(&config));
+                left.drop_committed(committed, &shared);
                 deadline.is_owed = !left.unacked.is_empty();
                 link.take_over(&mut left);
                 Ok((Next::Link(link), deadline))

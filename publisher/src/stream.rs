@@ -1,7 +1,7 @@
 //! One connection of a stream over tcp: sends batches and takes the acks, as far as the socket lets it.
 
 use std::collections::VecDeque;
-use std::io::{self, IoSlice, Write};
+use std::io;
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -11,18 +11,17 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use penstock_dataplane::auth::PacketKeys;
 use penstock_dataplane::profile::Tick;
 use penstock_dataplane::text::foreign_bytes;
-use penstock_dataplane::wire::batch::{HEADER_LEN, Header};
+use penstock_dataplane::wire::batch::Header;
 use penstock_dataplane::wire::handshake::{AckLevel, Path};
-use penstock_dataplane::wire::packet::TAG_LEN;
 use penstock_dataplane::wire::reply::Fault;
 use zerocopy::IntoBytes;
 
 use crate::account::Account;
-use crate::config::Mode;
 use crate::connect::Opened;
-use crate::link::{Leftover, Ready, Step, StreamContext, Target};
+use crate::frame_writer::{FrameWriter, Written};
+use crate::link::{Holdings, Leftover, Ready, Step, StreamContext, Target};
 use crate::payload::Payload;
-use crate::pool::Pool;
+use crate::pool::{BufferPlan, Pool};
 use crate::progress::ProgressClock;
 use crate::replies::{FromBroker, NoReply, Replies};
 use crate::summary::PublishStage;
@@ -78,6 +77,18 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    pub(crate) fn new(pool: Pool) -> Self {
+        Self {
+            pool,
+            tx_queues: Arc::default(),
+            start: Instant::now(),
+            acked_messages: AtomicU64::new(0),
+            packet_payload: AtomicU32::new(0),
+            closed: AtomicBool::new(false),
+            abandoned: AtomicBool::new(false),
+        }
+    }
+
     pub(crate) fn is_abandoned(&self) -> bool {
         self.abandoned.load(Ordering::Acquire)
     }
@@ -85,23 +96,11 @@ impl Shared {
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
     }
-}
 
-/// Whether streams have buffers of their own for what they keep; where payload may go over xdp as
-/// well, the pool has enough for that.
-pub(crate) fn owns_kept(config: &Config) -> bool {
-    config.mode == Mode::Tcp && config.ack == AckLevel::Committed
-}
-
-/// A frame that is being written.
-struct FrameInProgress {
-    /// Header, and tag if it needs one.
-    head: [u8; HEADER_LEN + TAG_LEN],
-    head_len: usize,
-    /// None for the end of the stream.
-    batch: Option<Filled>,
-    written: usize,
-    begun: Tick,
+    /// Time since the publisher began, nanoseconds: the same for all its streams.
+    pub(crate) fn nanos(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.start).as_nanos() as u64
+    }
 }
 
 /// One connection of a stream.
@@ -110,15 +109,15 @@ pub(crate) struct Stream {
     socket: TcpStream,
     shared: Arc<Shared>,
     ack: AckLevel,
+    batch_size: usize,
     progress: ProgressClock,
     window: Window,
-    /// Buffers that stand in for those that are kept until they are acked, so that the publisher
-    /// gets as far ahead of the stream as if none were kept, and no farther than the CPU's cache.
-    spares: Option<Vec<Payload>>,
     /// What another connection left; sent first.
     leftover: VecDeque<Filled>,
-    frame: Option<FrameInProgress>,
-    /// The kernel had no room for the rest of the frame.
+    frames: FrameWriter,
+    /// When writing them began, or the last one before them was written.
+    writing_since: Option<Tick>,
+    /// The kernel had no room for the rest of the frames.
     is_blocked: bool,
     replies: Replies,
     /// Keys for the tags of frames, if there are any, and the number of frames so far.
@@ -155,14 +154,18 @@ impl Stream {
             socket,
             shared: Arc::clone(shared),
             ack: config.ack,
+            batch_size: config.batch_size,
             progress: ProgressClock::new(config.timeout),
-            window: Window::new(limit, offer.committed),
-            spares: owns_kept(config).then(|| {
-                let buffers = std::iter::repeat_with(|| Payload::with_capacity(config.batch_size));
-                buffers.take(config.in_flight).collect()
-            }),
+            window: Window::new(
+                limit,
+                BufferPlan::new(config).min_in_flight,
+                config.batch_size,
+                offer.committed,
+                shared.nanos(Instant::now()),
+            ),
             leftover: VecDeque::new(),
-            frame: None,
+            frames: FrameWriter::default(),
+            writing_since: None,
             is_blocked: false,
             replies: Replies::new(&target.broker, keys.clone()),
             keys,
@@ -181,8 +184,18 @@ impl Stream {
         self.account.summary.path = Path::Tcp.name();
         self.account.summary.tx = None;
         self.leftover = std::mem::take(&mut left.unacked);
-        if let Some(spares) = &mut self.spares {
-            spares.truncate(spares.len() - self.leftover.len());
+    }
+
+    /// What it holds, how far it is, and what it needs.
+    pub(crate) fn holdings(&self) -> Holdings {
+        let kept = self.window.len() + self.frames.len();
+        Holdings {
+            held: kept + self.leftover.len(),
+            done: match self.ack {
+                AckLevel::Committed => self.window.acked(),
+                AckLevel::None => self.window.next_seq(),
+            },
+            needed: kept * self.batch_size,
         }
     }
 
@@ -192,10 +205,10 @@ impl Stream {
 
     /// Whether the next job could be begun now.
     pub(crate) fn may_take(&self) -> bool {
-        self.frame.is_none()
+        self.frames.is_empty()
             && !self.is_ending
             && self.leftover.is_empty()
-            && !self.window.is_full()
+            && self.has_room(Instant::now())
     }
 
     /// Sends and takes what it can now. A stream whose batches are acked can go on over another
@@ -238,20 +251,21 @@ impl Stream {
         if is_out_of_turn {
             return Ok(Some(now));
         }
-        if self.frame.is_some() || self.ended || self.window.is_owed() {
+        if !self.frames.is_empty() || self.ended || self.window.is_owed() {
             let unacked = || self.unacked_messages();
             self.progress.check(now, &self.broker, unacked)?;
         }
         let check = now + PROGRESS_CHECK;
-        let text = self.replies.deadline();
-        Ok(Some(text.map_or(check, |text| text.min(check))))
+        let probe = self.window.probe_end(self.shared.nanos(now));
+        let probe = probe.map(|at| self.shared.start + Duration::from_nanos(at));
+        let first = [self.replies.deadline(), probe].into_iter().flatten().min();
+        Ok(Some(first.map_or(check, |first| first.min(check))))
     }
 
     fn leave(&mut self, reason: String) -> Leftover {
         let mut unacked = self.window.take_unacked();
         // The next connection sends it again from its start.
-        let begun = self.frame.take().and_then(|frame| frame.batch);
-        unacked.extend(begun);
+        unacked.extend(self.frames.take_batches());
         unacked.append(&mut self.leftover);
         Leftover {
             reason,
@@ -266,15 +280,18 @@ impl Stream {
     /// Writes frames while there are some, the window is open and the kernel has room; says whether more
     /// could be written, but others have their turn first.
     fn send_batches(&mut self, now: Instant, jobs: &Receiver<Job>) -> Result<bool, Error> {
-        for _ in 0..BATCHES_PER_STEP {
-            if self.frame.is_none() && !self.begin_next(now, jobs) {
+        let mut written = 0;
+        while !self.is_blocked {
+            while self.frames.has_room() && self.begin_next(now, jobs) {}
+            if self.frames.is_empty() {
                 return Ok(false);
             }
-            if self.is_blocked || !self.write_frame(now)? {
-                return Ok(false);
+            if written >= BATCHES_PER_STEP {
+                return Ok(true);
             }
+            written += self.write_frames(now)?;
         }
-        Ok(true)
+        Ok(false)
     }
 
     /// Begins the next frame; says whether there is one.
@@ -282,9 +299,12 @@ impl Stream {
         if self.is_ending {
             return false;
         }
-        if self.window.is_full() {
-            let start = self.account.stages.now();
-            self.waits_for_acks.get_or_insert(start);
+        if !self.has_room(now) {
+            if self.frames.is_empty() {
+                let start = self.account.stages.now();
+                self.waits_for_acks.get_or_insert(start);
+                self.window.on_limited(self.shared.nanos(now));
+            }
             return false;
         }
         self.end_wait_for_acks();
@@ -294,98 +314,92 @@ impl Stream {
                 None => match jobs.try_recv() {
                     Ok(Job::Batch(batch)) => {
                         self.account.sent(&batch);
-                        if let Some(spare) = self.spares.as_mut().and_then(Vec::pop) {
-                            self.shared.pool.give_back(spare);
-                        }
                         batch
                     }
                     Ok(Job::Flush(done)) => {
-                        self.account.flush(self.window.next_seq(), done);
+                        self.account.flush(self.next_seq(), done);
                         continue;
                     }
                     Err(TryRecvError::Empty) => return false,
                     Err(TryRecvError::Disconnected) => {
                         self.is_ending = true;
-                        self.begin_frame(now, Header::for_end(self.window.next_seq()), None);
+                        self.begin_frame(now, Header::for_end(self.next_seq()), None);
                         return true;
                     }
                 },
             };
-            self.begin_frame(now, batch.header(self.window.next_seq()), Some(batch));
+            self.begin_frame(now, batch.header(self.next_seq()), Some(batch));
             return true;
         }
     }
 
+    /// Whether the window has room for one more batch.
+    fn has_room(&self, now: Instant) -> bool {
+        let bytes = self
+            .frames
+            .batches()
+            .map(|batch| batch.payload.len() as u64);
+        let (now, begun) = (self.shared.nanos(now), self.frames.len());
+        self.window.has_room(now, begun, bytes.sum())
+    }
+
+    /// Sequence number of the next batch that is begun.
+    fn next_seq(&self) -> u64 {
+        self.window.next_seq() + self.frames.len() as u64
+    }
+
     fn begin_frame(&mut self, now: Instant, header: Header, batch: Option<Filled>) {
-        if !self.window.is_owed() {
+        if self.frames.is_empty() && !self.window.is_owed() {
             self.progress.restart(now);
         }
         let begun = self.account.stages.now();
-        let header = header.as_bytes();
-        let mut head = [0; HEADER_LEN + TAG_LEN];
-        let mut head_len = HEADER_LEN;
-        head[..HEADER_LEN].copy_from_slice(header);
-        if let Some(keys) = &self.keys {
+        self.writing_since.get_or_insert(begun);
+        let tag = self.keys.as_ref().map(|keys| {
             let payload = batch.as_ref().map_or(&[][..], |batch| &batch.payload);
-            let tag = keys.seal_frame(self.sealed, &[header, payload]);
             self.sealed += 1;
-            head[HEADER_LEN..].copy_from_slice(&tag);
-            head_len += TAG_LEN;
-        }
-        self.frame = Some(FrameInProgress {
-            head,
-            head_len,
-            batch,
-            written: 0,
-            begun,
+            keys.seal_frame(self.sealed - 1, &[header.as_bytes(), payload])
         });
+        self.frames.push(&header, tag, batch);
     }
 
-    /// Writes more of the frame; says whether it is complete.
-    fn write_frame(&mut self, now: Instant) -> Result<bool, Error> {
-        while let Some(frame) = &mut self.frame {
-            let head = &frame.head[..frame.head_len];
-            let payload = frame.batch.as_ref().map_or(&[][..], |batch| &batch.payload);
-            if frame.written == head.len() + payload.len() {
-                break;
-            }
-            let (head, payload) = match frame.written.checked_sub(head.len()) {
-                None => (&head[frame.written..], payload),
-                Some(written) => (&[][..], &payload[written..]),
-            };
-            match (&self.socket).write_vectored(&[IoSlice::new(head), IoSlice::new(payload)]) {
-                Ok(more) => {
-                    frame.written += more;
-                    self.progress.on_bytes(now, more as u64);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.is_blocked = true;
-                    return Ok(false);
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(self.explain_loss(now, error)),
-            }
+    /// Writes more of the frames; returns how many became complete.
+    fn write_frames(&mut self, now: Instant) -> Result<usize, Error> {
+        match self.frames.write(&self.socket) {
+            Ok(more) => self.progress.on_bytes(now, more as u64),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(0),
+            Err(error) => return Err(self.explain_loss(now, error)),
         }
-        self.finish_frame();
-        Ok(true)
+        let mut written = 0;
+        while let Some(frame) = self.frames.pop_written() {
+            self.finish_frame(now, frame);
+            written += 1;
+        }
+        // A short write tells as well that there is no room (epoll(7), question 9).
+        self.is_blocked = !self.frames.is_empty();
+        Ok(written)
     }
 
-    fn finish_frame(&mut self) {
-        let Some(frame) = self.frame.take() else {
-            return;
-        };
-        let Some(batch) = frame.batch else {
-            self.ended = true;
-            self.waits_for_acks = Some(frame.begun);
-            return;
-        };
-        if let Some(batch) = self.window.push(batch) {
-            self.shared.pool.give_back(batch.payload);
-        }
+    fn finish_frame(&mut self, now: Instant, frame: Written) {
         let stages = &mut self.account.stages;
-        let end = stages.lap(PublishStage::SendPayload, frame.begun);
-        if self.window.is_full() {
-            self.waits_for_acks = Some(end);
+        let begun = self.writing_since.take().unwrap_or_else(|| stages.now());
+        let end = stages.lap(PublishStage::SendPayload, begun);
+        if !self.frames.is_empty() {
+            self.writing_since = Some(end);
+        }
+        match frame {
+            Written::End => {
+                self.ended = true;
+                self.waits_for_acks = Some(end);
+            }
+            Written::Batch(batch) => {
+                if let Some(batch) = self.window.push(self.shared.nanos(now), batch) {
+                    self.shared.pool.give_back(batch.payload);
+                }
+                if !self.has_room(now) {
+                    self.waits_for_acks = Some(end);
+                }
+            }
         }
     }
 
@@ -452,20 +466,20 @@ impl Stream {
 
     fn account(&mut self, now: Instant, committed: u64) -> Result<(), Error> {
         let before = self.window.acked();
-        let acked = self.window.ack(committed).map_err(|source| Error::BadAck {
-            broker: self.broker.clone(),
-            source,
-        })?;
+        let acked = self
+            .window
+            .ack(self.shared.nanos(now), committed)
+            .map_err(|source| Error::BadAck {
+                broker: self.broker.clone(),
+                source,
+            })?;
         let batches = committed - before;
         if batches > 0 {
             self.progress.restart(now);
         }
         self.account.acked(batches, acked.messages, &self.shared);
-        let buffers = acked.batches.map(|batch| batch.payload);
-        match &mut self.spares {
-            Some(spares) => spares.extend(buffers),
-            None => self.shared.pool.give_back_all(buffers),
-        }
+        let buffers = acked.batches.map(|(_, batch)| batch.payload);
+        self.shared.pool.give_back_all(buffers);
         Ok(())
     }
 
@@ -502,7 +516,7 @@ impl Stream {
 
     /// Messages that are sent, or being sent, and not acknowledged.
     fn unacked_messages(&self) -> u64 {
-        let begun = self.frame.as_ref().and_then(|frame| frame.batch.as_ref());
-        self.window.unacked_messages() + begun.map_or(0, |batch| u64::from(batch.messages))
+        let begun = self.frames.batches().map(|batch| u64::from(batch.messages));
+        self.window.unacked_messages() + begun.sum::<u64>()
     }
 }

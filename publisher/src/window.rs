@@ -3,9 +3,13 @@
 use std::collections::VecDeque;
 use std::collections::vec_deque::Drain;
 
+use penstock_dataplane::transport::InFlightLimit;
 use thiserror::Error;
 
 use crate::stream::Filled;
+
+/// Batches for which there is room at first: many streams keep one at a time.
+const FIRST_ROOM: usize = 4;
 
 /// An ack that cannot be: it goes back, or beyond what was sent.
 #[derive(Debug, Error, PartialEq, Eq, Clone, Copy)]
@@ -16,15 +20,24 @@ pub struct AckError {
     sent: u64,
 }
 
-/// Batches on their way.
+/// Batches on their way. All times are nanoseconds, and the same for all streams of a publisher.
 #[derive(Debug)]
 pub(crate) struct Window {
+    /// Batches that may be kept; 0 where none is.
     limit: usize,
+    /// What the path needs of that.
+    path: InFlightLimit,
+    /// Bytes of a full batch.
+    batch_size: u64,
     sent: u64,
     acked: u64,
     unacked_messages: u64,
-    /// Unacked batches, oldest first; not kept when there is no limit.
-    batches: VecDeque<Filled>,
+    /// Bytes of unacked batches, and of those that were acked.
+    unacked_bytes: u64,
+    acked_bytes: u64,
+    /// Unacked batches, oldest first, with the time at which each was written; not kept when there is no
+    /// limit.
+    batches: VecDeque<(u64, Filled)>,
 }
 
 /// What an ack covers for the first time.
@@ -32,22 +45,31 @@ pub(crate) struct Window {
 pub(crate) struct Acked<'a> {
     pub(crate) messages: u64,
     /// Batches that need not be kept any more.
-    pub(crate) batches: Drain<'a, Filled>,
+    pub(crate) batches: Drain<'a, (u64, Filled)>,
 }
 
 impl Window {
     /// At most `limit` batches on their way; `None` where nothing but the end is acked, and then
-    /// only an ack of everything counts.
-    /// Batches before `first` are acked already.
-    pub(crate) fn new(limit: Option<usize>, first: u64) -> Self {
+    /// only an ack of everything counts. The path gets `floor` batches of `batch_size` bytes, and more if
+    /// it needs more. Batches before `first` are acked already.
+    pub(crate) fn new(
+        limit: Option<usize>,
+        floor: usize,
+        batch_size: usize,
+        first: u64,
+        now: u64,
+    ) -> Self {
         let limit = limit.unwrap_or(0);
-        let batches = VecDeque::with_capacity(limit);
         Self {
             limit,
+            path: InFlightLimit::new((floor * batch_size) as u64, 0, now),
+            batch_size: batch_size as u64,
             sent: first,
             acked: first,
             unacked_messages: 0,
-            batches,
+            unacked_bytes: 0,
+            acked_bytes: 0,
+            batches: VecDeque::with_capacity(limit.min(FIRST_ROOM)),
         }
     }
 
@@ -64,8 +86,31 @@ impl Window {
         self.unacked_messages
     }
 
-    pub(crate) fn is_full(&self) -> bool {
-        self.limit > 0 && self.batches.len() >= self.limit
+    /// Batches that are kept.
+    pub(crate) fn len(&self) -> usize {
+        self.batches.len()
+    }
+
+    /// Whether one more batch may be begun behind `begun` others that are not sent yet, of so many bytes.
+    pub(crate) fn has_room(&self, now: u64, begun: usize, bytes: u64) -> bool {
+        if self.limit == 0 {
+            return true;
+        }
+        let unacked = self.unacked_bytes + bytes;
+        match self.batches.len() + begun {
+            0 => true,
+            count => count < self.limit && unacked + self.batch_size <= self.path.bytes(now),
+        }
+    }
+
+    /// A batch waits until [`Self::has_room`].
+    pub(crate) fn on_limited(&mut self, now: u64) {
+        self.path.on_limited(now, self.acked_bytes);
+    }
+
+    /// When there may be room whatever is acked until then.
+    pub(crate) fn probe_end(&self, now: u64) -> Option<u64> {
+        self.path.probe_end(now)
     }
 
     /// Whether an ack is due.
@@ -74,18 +119,19 @@ impl Window {
     }
 
     /// Takes a batch that was sent; gives it back where it is not kept until it is acked.
-    pub(crate) fn push(&mut self, batch: Filled) -> Option<Filled> {
+    pub(crate) fn push(&mut self, now: u64, batch: Filled) -> Option<Filled> {
         self.sent += 1;
         self.unacked_messages += u64::from(batch.messages);
         if self.limit == 0 {
             return Some(batch);
         }
-        self.batches.push_back(batch);
+        self.unacked_bytes += batch.payload.len() as u64;
+        self.batches.push_back((now, batch));
         None
     }
 
     /// Takes a cumulative ack.
-    pub(crate) fn ack(&mut self, committed: u64) -> Result<Acked<'_>, AckError> {
+    pub(crate) fn ack(&mut self, now: u64, committed: u64) -> Result<Acked<'_>, AckError> {
         if committed < self.acked || committed > self.sent {
             return Err(AckError {
                 committed,
@@ -102,16 +148,20 @@ impl Window {
         }
         let count = (committed - self.acked) as usize;
         let count = count.min(self.batches.len());
+        let acked = self.batches.range(..count);
         let messages = match all {
             true => self.unacked_messages,
-            false => self
-                .batches
-                .range(..count)
-                .map(|b| u64::from(b.messages))
-                .sum(),
+            false => acked.clone().map(|(_, b)| u64::from(b.messages)).sum(),
         };
+        let bytes: u64 = acked.map(|(_, b)| b.payload.len() as u64).sum();
         self.acked = committed;
         self.unacked_messages -= messages;
+        self.unacked_bytes -= bytes;
+        self.acked_bytes += bytes;
+        if let Some(&(sent, _)) = count.checked_sub(1).and_then(|last| self.batches.get(last)) {
+            self.path.on_round_trip(now, now.saturating_sub(sent));
+            self.path.on_delivered(now, self.acked_bytes);
+        }
         Ok(Acked {
             messages,
             batches: self.batches.drain(..count),
@@ -120,7 +170,9 @@ impl Window {
 
     /// What is not acked, for another connection to send.
     pub(crate) fn take_unacked(&mut self) -> VecDeque<Filled> {
-        std::mem::take(&mut self.batches)
+        self.unacked_bytes = 0;
+        let unacked = std::mem::take(&mut self.batches);
+        unacked.into_iter().map(|(_, batch)| batch).collect()
     }
 }
 
@@ -147,24 +199,24 @@ mod tests {
 
     /// Messages and batches that an ack covers.
     fn ack(window: &mut Window, committed: u64) -> Result<(u64, usize), AckError> {
-        let acked = window.ack(committed)?;
+        let acked = window.ack(0, committed)?;
         Ok((acked.messages, acked.batches.count()))
     }
 
     #[test]
     fn acks_are_cumulative_and_checked() {
-        let mut window = Window::new(Some(3), 0);
+        let mut window = Window::new(Some(3), 3, 100, 0, 0);
         for n in 0..3 {
-            assert!(!window.is_full());
+            assert!(window.has_room(0, 2 - n as usize, 0));
             assert_eq!(window.next_seq(), u64::from(n));
-            assert!(window.push(batch(10 + n)).is_none());
+            assert!(window.push(0, batch(10 + n)).is_none());
         }
-        assert!(window.is_full());
+        assert!(!window.has_room(0, 0, 0));
         assert_eq!(ack(&mut window, 0), Ok((0, 0)));
         assert_eq!(ack(&mut window, 2), Ok((21, 2)));
         assert_eq!((window.acked(), window.unacked_messages()), (2, 12));
         for lie in [1, 4, u64::MAX] {
-            let error = window.ack(lie).unwrap_err();
+            let error = window.ack(0, lie).unwrap_err();
             assert_eq!(
                 error,
                 AckError {
@@ -174,23 +226,48 @@ mod tests {
                 }
             );
         }
-        assert!(window.is_owed());
+        assert!(window.is_owed() && window.len() == 1);
+        assert!(window.has_room(0, 1, 0) && !window.has_room(0, 2, 0));
         assert_eq!(ack(&mut window, 3), Ok((12, 1)));
         assert!(!window.is_owed());
-        window.push(batch(7));
+        window.push(0, batch(7));
         let kept = window.take_unacked();
         assert_eq!(kept[0].payload[OVERHEAD..], [7]);
     }
 
     #[test]
     fn without_acks_only_the_whole_counts() {
-        let mut window = Window::new(None, 0);
+        let mut window = Window::new(None, 3, 100, 0, 0);
         for _ in 0..3 {
-            assert!(window.push(batch(10)).is_some());
-            assert!(!window.is_full() && !window.is_owed());
+            assert!(window.push(0, batch(10)).is_some());
+            assert!(window.has_room(0, 100, u64::MAX) && !window.is_owed());
         }
         assert_eq!(ack(&mut window, 2), Ok((0, 0)));
         assert_eq!(ack(&mut window, 3), Ok((30, 0)));
-        assert!(window.ack(4).is_err());
+        assert!(window.ack(0, 4).is_err());
+    }
+
+    #[test]
+    fn a_long_path_gets_more_than_the_floor_and_a_short_one_does_not() {
+        const MS: u64 = 1_000_000;
+        let len = batch(1).payload.len();
+        let kept = |round_trip: u64| {
+            let mut window = Window::new(Some(100), 2, len, 0, 0);
+            // The broker takes a batch each millisecond; acks come a round trip later.
+            for ms in 1..5000 {
+                let now = ms * MS;
+                while window.has_room(now, 0, 0) {
+                    window.push(now, batch(1));
+                }
+                window.on_limited(now);
+                let due = |(sent, _): &(u64, Filled)| sent + round_trip <= now;
+                if window.batches.front().is_some_and(due) {
+                    window.ack(now, window.acked() + 1).unwrap();
+                }
+            }
+            window.len()
+        };
+        assert!(kept(20 * MS) >= 20, "{}", kept(20 * MS));
+        assert!(kept(MS / 10) <= 4, "{}", kept(MS / 10));
     }
 }

@@ -57,9 +57,9 @@ impl Windowed {
     }
 }
 
-/// The limit of one stream.
+/// The limit of one stream, over either path. All times are nanoseconds.
 #[derive(Debug)]
-pub(super) struct InFlightLimit {
+pub struct InFlightLimit {
     floor: u64,
     /// Added to times, so that streams of a publisher probe at the same moments: each would measure the
     /// others' queue if they did not.
@@ -78,7 +78,8 @@ pub(super) struct InFlightLimit {
 impl InFlightLimit {
     /// Never less than `floor` bytes, but while it probes. `now` plus `phase` is the same for all
     /// streams that share a path.
-    pub(super) fn new(floor: u64, phase: u64, now: u64) -> Self {
+    #[must_use]
+    pub fn new(floor: u64, phase: u64, now: u64) -> Self {
         Self {
             floor,
             phase,
@@ -92,12 +93,12 @@ impl InFlightLimit {
     }
 
     /// A packet was acknowledged for the first time, so long after it was sent.
-    pub(super) fn on_round_trip(&mut self, now: u64, elapsed: u64) {
+    pub fn on_round_trip(&mut self, now: u64, elapsed: u64) {
         self.rtt.add(now, elapsed.max(1), RTT_PERIOD);
     }
 
     /// So many bytes have arrived since the stream began.
-    pub(super) fn on_delivered(&mut self, now: u64, delivered: u64) {
+    pub fn on_delivered(&mut self, now: u64, delivered: u64) {
         let elapsed = now - self.round_start;
         if elapsed < self.round() {
             return;
@@ -116,7 +117,7 @@ impl InFlightLimit {
     }
 
     /// The stream, of which so many bytes have arrived, would send more if the limit were higher.
-    pub(super) fn on_limited(&mut self, now: u64, delivered: u64) {
+    pub fn on_limited(&mut self, now: u64, delivered: u64) {
         // While it is probed, and just after that, its rate is that of the probe.
         if self.limited || self.probe_end(now.saturating_sub(self.round())).is_some() {
             return;
@@ -128,15 +129,23 @@ impl InFlightLimit {
     }
 
     /// Bytes of batches that may be unacknowledged.
-    pub(super) fn bytes(&self, now: u64) -> u64 {
+    #[must_use]
+    pub fn bytes(&self, now: u64) -> u64 {
         match self.probe_end(now) {
             Some(_) => self.floor / 2,
             None => self.needed.max(self.floor),
         }
     }
 
+    /// Bytes of batches that the path needs; 0 until that is known.
+    #[must_use]
+    pub fn needed(&self) -> u64 {
+        self.needed
+    }
+
     /// When the limit rises again, if it is down for a probe.
-    pub(super) fn probe_end(&self, now: u64) -> Option<u64> {
+    #[must_use]
+    pub fn probe_end(&self, now: u64) -> Option<u64> {
         let at = now + self.phase;
         let period = at / RTT_PERIOD;
         let length = (PROBE_ROUNDS * self.round()).min(MAX_PROBE);

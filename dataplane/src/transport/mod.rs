@@ -16,6 +16,7 @@ mod sender;
 #[cfg(test)]
 mod simulation;
 
+pub use in_flight::InFlightLimit;
 pub use mtu::BASE as BASE_DATAGRAM;
 pub use receiver::{FREE_MEMORY, Limits, OpenBatch, Receiver, Refusal, Turn};
 pub use sender::{AckFault, Outgoing, Sender, SenderConfig, SenderStats, Transmit};

@@ -275,6 +275,12 @@ impl Sender {
         self.in_flight_limit.bytes(now)
     }
 
+    /// Bytes of batches that the path needs, as far as that is known: the limit without its floor.
+    #[must_use]
+    pub fn needed_bytes(&self) -> u64 {
+        self.in_flight_limit.needed()
+    }
+
     /// A batch waits until [`Self::wants_batch`].
     pub fn on_in_flight_limited(&mut self, now: u64) {
         self.in_flight_limit.on_limited(now, self.stats.delivered);
