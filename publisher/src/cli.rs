@@ -124,10 +124,10 @@ pub struct Cli {
         value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_STREAMS)))]
     threads_per_broker: u32,
     /// Threads that drive the streams, 1 to 64, and never more than there are streams. Another thread
-    /// reads messages and fills batches.
-    #[arg(long, value_name = "N", default_value_t = 1, help_heading = DELIVERY,
+    /// reads messages and fills batches. [default: as many as brokers, but no more than cores]
+    #[arg(long, value_name = "N", help_heading = DELIVERY,
         value_parser = clap::value_parser!(u32).range(1..=i64::from(Config::MAX_IO_THREADS)))]
-    io_threads: u32,
+    io_threads: Option<u32>,
     /// Size at which a batch is sent; a larger message is sent in a batch of its own. 60KiB plus packet
     /// headers is what one call can send over xdp.
     #[arg(long, value_name = "SIZE", default_value = "60KiB", help_heading = DELIVERY,

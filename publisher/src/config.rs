@@ -71,8 +71,8 @@ pub struct Config {
     /// Streams, each a connection, to each broker; 1 to 1024.
     pub threads_per_broker: u32,
     /// Threads that send what the streams of this publisher have and take their acks; 1 to 64, and never more
-    /// than there are streams.
-    pub io_threads: u32,
+    /// than there are streams. None means as many as brokers, but no more than cores.
+    pub io_threads: Option<u32>,
     /// Bytes of a batch, framing included, at which it is sent.
     pub batch_size: usize,
     /// Time after which a batch that is not full is sent.
@@ -118,7 +118,7 @@ impl Config {
             ack: AckLevel::Committed,
             order: OrderLevel::PerStream,
             threads_per_broker: 1,
-            io_threads: 1,
+            io_threads: None,
             // With packet headers: what one call can send over xdp.
             batch_size: 60 << 10,
             linger: Duration::from_millis(5),
@@ -147,10 +147,11 @@ impl Config {
                 self.threads_per_broker
             ));
         }
-        if !(1..=MAX_IO_THREADS).contains(&self.io_threads) {
+        if let Some(threads) = self.io_threads
+            && !(1..=MAX_IO_THREADS).contains(&threads)
+        {
             return wrong(format!(
-                "{} I/O threads is not from 1 to {MAX_IO_THREADS}",
-                self.io_threads
+                "{threads} I/O threads is not from 1 to {MAX_IO_THREADS}"
             ));
         }
         if !(64..=1 << 30).contains(&self.batch_size) {

@@ -1,5 +1,6 @@
 //! The publisher that callers hold: fills batches and hands them to streams.
 
+use std::num::NonZero;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::thread::{self, JoinHandle};
@@ -128,7 +129,7 @@ impl Publisher {
         let shared = Arc::new(Shared::new(Pool::new(buffers, config.batch_size)));
         let failure = Arc::new(Failure::default());
         let mut io_threads = Vec::new();
-        for _ in 0..streams.min(config.io_threads as usize) {
+        for _ in 0..io_thread_count(&config, streams) {
             io_threads.push(IoThread::new(&shared, &failure)?);
         }
         let mut opening = Opening {
@@ -497,6 +498,23 @@ impl Front {
         let woken = self.streams[number].1.job_queued();
         woken.map_err(|e| Error::Thread(e.to_string()))
     }
+}
+
+/// As many I/O threads as the settings ask for. The kernel's work on a packet that is sent is most of a
+/// thread's time, and brokers have different links: a thread for each, as long as there are cores.
+fn io_thread_count(config: &Config, streams: usize) -> usize {
+    let count = match config.io_threads {
+        Some(count) => count as usize,
+        None => {
+            let cores = thread::available_parallelism().map_or(1, NonZero::get);
+            config
+                .brokers
+                .len()
+                .min(cores)
+                .min(Config::MAX_IO_THREADS as usize)
+        }
+    };
+    count.min(streams)
 }
 
 /// Opens every stream.

@@ -301,7 +301,7 @@ fn does_not_hold_up(hold_up: impl FnOnce(TcpListener, Receiver<()>) -> usize + S
         })
     });
     let mut publisher = Publisher::connect(Config {
-        io_threads: 1,
+        io_threads: Some(1),
         ..config(&[&address, &good])
     })
     .unwrap();
@@ -958,7 +958,7 @@ fn impossible_settings_are_refused_before_any_connection() {
             ..good.clone()
         },
         Config {
-            io_threads: 0,
+            io_threads: Some(0),
             ..good.clone()
         },
         Config {
