@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use nix::poll::{PollFd, PollFlags};
+use penstock_dataplane::poller::Events;
 use penstock_dataplane::sleep;
 
 use crate::Error;
@@ -49,6 +50,7 @@ impl Slot {
 /// The thread's streams; the key of each is its place.
 pub(crate) struct IoThread {
     waker: Arc<Waker>,
+    events: Events,
     shared: Arc<Shared>,
     failure: Arc<Failure>,
     slots: Vec<Slot>,
@@ -72,6 +74,7 @@ impl IoThread {
         let waker = Waker::new().map_err(|e| Error::Thread(e.to_string()))?;
         Ok(Self {
             waker: Arc::new(waker),
+            events: Events::default(),
             shared: Arc::clone(shared),
             failure: Arc::clone(failure),
             slots: Vec::new(),
@@ -219,11 +222,12 @@ impl IoThread {
     }
 
     fn take_events(&mut self, longest: Duration) -> io::Result<()> {
-        let slots = &mut self.slots;
-        self.waker.wait(longest, |event| {
-            let ready = &mut slots[event.key].ready;
+        self.waker.wait(&mut self.events, longest)?;
+        for event in self.events.iter() {
+            let ready = &mut self.slots[event.key].ready;
             ready.is_readable |= event.is_readable;
             ready.is_writable |= event.is_writable;
-        })
+        }
+        Ok(())
     }
 }

@@ -5,44 +5,19 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::time::Duration;
 
-use nix::errno::Errno;
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::eventfd::{EfdFlags, EventFd};
+use penstock_dataplane::poller::{Events, Interest, Poller};
 
-/// Key of the event that [`Waker::wake`] causes.
-const WAKE_UP: u64 = u64::MAX;
-/// Events that are taken with one system call.
-const EVENTS: usize = 64;
-
-/// What a watched socket has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct SocketEvent {
-    pub(crate) key: usize,
-    /// There is something to read, or the connection has ended, which reading tells.
-    pub(crate) is_readable: bool,
-    /// There is room to write.
-    pub(crate) is_writable: bool,
-}
-
-/// An epoll instance and an eventfd in it. A thread that is awake is not woken: it looks for work before
-/// it sleeps.
+/// A poller of edges. A thread that is awake is not woken: it looks for work before it sleeps.
 #[derive(Debug)]
 pub(crate) struct Waker {
-    epoll: Epoll,
-    event: EventFd,
+    poller: Poller,
     is_sleeping: AtomicBool,
 }
 
 impl Waker {
     pub(crate) fn new() -> io::Result<Self> {
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        // Edges: each write is an event, and nobody has to read the counter.
-        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
-        epoll.add(&event, EpollEvent::new(flags, WAKE_UP))?;
         Ok(Self {
-            epoll,
-            event,
+            poller: Poller::new()?,
             is_sleeping: AtomicBool::new(false),
         })
     }
@@ -50,34 +25,13 @@ impl Waker {
     /// Watches a socket for edges, until it is closed: whoever gets an event reads until nothing is left,
     /// and writes until there is no room.
     pub(crate) fn watch(&self, socket: impl AsFd, key: usize) -> io::Result<()> {
-        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLET;
-        Ok(self.epoll.add(socket, EpollEvent::new(flags, key as u64))?)
+        let both = Interest::READABLE.and(Interest::WRITABLE);
+        self.poller.add(socket, key, both.edges())
     }
 
-    /// Waits for events, and passes on those of sockets.
-    pub(crate) fn wait(
-        &self,
-        longest: Duration,
-        mut on_event: impl FnMut(SocketEvent),
-    ) -> io::Result<()> {
-        let mut events = [EpollEvent::empty(); EVENTS];
-        // In milliseconds: one that is rounded down would end early, again and again.
-        let longest = longest.as_nanos().div_ceil(1_000_000);
-        let longest = EpollTimeout::try_from(longest).unwrap_or(EpollTimeout::MAX);
-        let count = match self.epoll.wait(&mut events, longest) {
-            Ok(count) => count,
-            Err(Errno::EINTR) => 0,
-            Err(error) => return Err(error.into()),
-        };
-        for event in events[..count].iter().filter(|e| e.data() != WAKE_UP) {
-            let flags = event.events();
-            on_event(SocketEvent {
-                key: event.data() as usize,
-                is_readable: flags.intersects(!EpollFlags::EPOLLOUT),
-                is_writable: flags.contains(EpollFlags::EPOLLOUT),
-            });
-        }
-        Ok(())
+    /// Waits for events.
+    pub(crate) fn wait(&self, events: &mut Events, longest: Duration) -> io::Result<()> {
+        self.poller.wait(events, longest)
     }
 
     /// The thread is about to sleep; it must look for work once more before it does.
@@ -106,17 +60,13 @@ impl Waker {
 
     /// Wakes the thread in any case.
     pub(crate) fn wake(&self) -> io::Result<()> {
-        match self.event.write(1) {
-            // A counter that is full is an event that nobody has taken yet.
-            Ok(_) | Err(Errno::EAGAIN) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
+        self.poller.notify()
     }
 }
 
 impl AsFd for Waker {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.epoll.0.as_fd()
+        self.poller.as_fd()
     }
 }
 
@@ -125,33 +75,42 @@ mod tests {
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
 
+    use penstock_dataplane::poller::Event;
+
     use super::*;
 
     const LONG: Duration = Duration::from_secs(600);
 
-    fn events(waker: &Waker, longest: Duration) -> Vec<SocketEvent> {
-        let mut events = Vec::new();
-        waker.wait(longest, |event| events.push(event)).unwrap();
-        events
+    fn events(waker: &Waker, longest: Duration) -> Vec<Event> {
+        let mut events = Events::default();
+        waker.wait(&mut events, longest).unwrap();
+        events.iter().collect()
+    }
+
+    /// Whether the thread would be woken.
+    fn is_woken(waker: &Waker) -> bool {
+        let mut events = Events::default();
+        waker.wait(&mut events, Duration::ZERO).unwrap();
+        events.has_notification()
     }
 
     #[test]
     fn a_thread_is_woken_once_for_several_jobs_and_not_while_it_is_awake() {
         let waker = Waker::new().unwrap();
         waker.job_queued().unwrap();
-        let awake = waker.event.read();
-        assert_eq!(awake, Err(Errno::EAGAIN));
+        assert!(!is_woken(&waker));
         waker.going_to_sleep();
-        for _ in 0..3 {
+        waker.job_queued().unwrap();
+        assert!(is_woken(&waker));
+        for _ in 0..2 {
             waker.job_queued().unwrap();
+            assert!(!is_woken(&waker));
         }
-        assert!(events(&waker, LONG).is_empty());
-        assert_eq!(waker.event.read(), Ok(1));
         waker.going_to_sleep();
         waker.awake();
         waker.job_queued().unwrap();
-        assert_eq!(waker.event.read(), Err(Errno::EAGAIN));
-        // In any case, also again without a read in between.
+        assert!(!is_woken(&waker));
+        // In any case.
         for _ in 0..2 {
             waker.wake().unwrap();
             assert!(events(&waker, LONG).is_empty());
@@ -163,7 +122,7 @@ mod tests {
         let waker = Waker::new().unwrap();
         let (mut ours, mut theirs) = UnixStream::pair().unwrap();
         waker.watch(&ours, 7).unwrap();
-        let event = |is_readable, is_writable| SocketEvent {
+        let event = |is_readable, is_writable| Event {
             key: 7,
             is_readable,
             is_writable,
