@@ -271,6 +271,7 @@ impl Data {
     ///
     /// # Errors
     /// [`Invalid`] when it claims what cannot be.
+    #[inline]
     pub fn parse_unverified(&self, rest_len: usize) -> Result<Received, Invalid> {
         if self.magic != DATA_MAGIC {
             return Err(Invalid::Magic);
@@ -293,6 +294,7 @@ impl Data {
         self.checksum.get()
     }
 
+    #[inline]
     fn claims(&self, rest_len: usize) -> Result<Received, Invalid> {
         let claim = |what| Err(Invalid::Claim(what));
         if rest_len != self.rest_len() {

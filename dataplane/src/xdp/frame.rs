@@ -30,6 +30,7 @@ pub(crate) struct Datagram {
 
 /// Takes a frame apart. `frame` is what lies in the first buffer, at least all headers; `total` is
 /// the length of the whole. The XDP program lets only UDP through, but it is not trusted here.
+#[inline]
 pub(crate) fn parse(frame: &[u8], total: usize) -> Option<Datagram> {
     let mut at = ETHERNET;
     let mut protocol = u16_at(frame, at - 2)?;
@@ -185,6 +186,7 @@ impl Headers {
     }
 
     /// Whether a datagram came from where this leads. Looked at for every packet: nothing is built.
+    #[inline]
     pub(crate) fn leads_back(&self, frame: &[u8], datagram: &Datagram) -> bool {
         let Datagram { ip, v6, start, .. } = *datagram;
         if (ip, v6) != (self.ip, self.v6) {

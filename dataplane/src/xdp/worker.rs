@@ -32,8 +32,7 @@ use crate::profile::{Live, Rounds, SHOW_EVERY, Tick};
 use crate::sleep;
 use crate::tcp::{Counters, Opened, PathStage, Shared, WorkerStats};
 use crate::wire::packet::{
-    ACK_SEAL_LEN, Content, DATA_LEN, Data, Feedback, Invalid, MAX_ACK_LEN, Received, StreamKey,
-    TAG_LEN, Tag,
+    ACK_SEAL_LEN, Content, DATA_LEN, Data, Feedback, Invalid, MAX_ACK_LEN, Received, StreamKey, Tag,
 };
 use crate::wire::reply::Fault;
 
@@ -407,9 +406,28 @@ impl State {
         now: u64,
     ) -> bool {
         let start = self.sample();
-        let Some((header, tag)) = next_header(pieces) else {
-            self.xdp.malformed += 1;
-            return false;
+        // Read where it lies, if that is one buffer: nobody writes to a frame that was received.
+        let copy;
+        let header = match pieces.take_whole(DATA_LEN) {
+            Some(whole) => Data::ref_from_bytes(whole).expect("of its length"),
+            None => {
+                let Some(bytes) = pieces.take_array::<DATA_LEN>() else {
+                    self.xdp.malformed += 1;
+                    return false;
+                };
+                copy = Data::read_from_bytes(&bytes).expect("of its length");
+                &copy
+            }
+        };
+        let tag: Option<Tag> = match header.is_sealed() {
+            true => match pieces.take_array() {
+                Some(tag) => Some(tag),
+                None => {
+                    self.xdp.malformed += 1;
+                    return false;
+                }
+            },
+            false => None,
         };
         let (whole, mut parts): ([&[u8]; 1], Parts<'_>);
         let rest: &[&[u8]] = if let Some(rest) = pieces.take_whole(header.rest_len()) {
@@ -428,7 +446,7 @@ impl State {
             let parsed = start.map(|_| self.stats.stages.now());
             let (entry, mut cx) = self.entry(number, now);
             let stream = &mut entry.stream;
-            match stream.payload_if_next(&mut cx, port, &header, rest, frame, datagram) {
+            match stream.payload_if_next(&mut cx, port, header, rest, frame, datagram) {
                 Some(true) => {
                     self.done(number, start, parsed);
                     return true;
@@ -453,7 +471,7 @@ impl State {
             self.xdp.unknown_stream += 1;
             return true;
         }
-        let Ok(received) = check(&header, tag.as_ref(), rest, keys) else {
+        let Ok(received) = check(header, tag.as_ref(), rest, keys) else {
             self.xdp.corrupt += 1;
             return false;
         };
@@ -523,6 +541,7 @@ impl State {
 
     /// A packet of this stream is dealt with: its commits and its ACK are due after this round. If it is
     /// one that is timed, it stands for all since the one before.
+    #[inline]
     fn done(&mut self, number: usize, start: Option<Tick>, parsed: Option<Tick>) {
         let entry = self.streams[number].as_mut().expect("it was just found");
         if !entry.touched {
@@ -717,16 +736,6 @@ impl State {
         self.free.push(number);
         self.share_out();
     }
-}
-
-/// Header of the next packet, and its tag if it says that it has one.
-fn next_header(pieces: &mut Pieces<'_>) -> Option<(Data, Option<Tag>)> {
-    let header = Data::read_from_bytes(&pieces.take_array::<DATA_LEN>()?).expect("plain bytes");
-    let tag = match header.is_sealed() {
-        true => Some(pieces.take_array::<TAG_LEN>()?),
-        false => None,
-    };
-    Some((header, tag))
 }
 
 /// Whether a packet is as it was sent, by its tag if its stream has keys, by its checksum otherwise.

@@ -14,6 +14,7 @@ use std::arch::x86_64::{
     _mm256_set_epi64x, _mm256_storeu_si256, _mm256_xor_si256,
 };
 use std::ptr;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::power_of_x;
 
@@ -51,11 +52,30 @@ pub(super) fn append_and_copy(crc: u32, bytes: &[u8], to: &mut [u8]) -> Option<u
     has_instructions().then(|| unsafe { append_folded::<true>(crc, bytes, to.as_mut_ptr()) })
 }
 
+/// Whether the processor has all the instructions: one of the constants below.
+static SUPPORT: AtomicU8 = AtomicU8::new(UNKNOWN);
+const UNKNOWN: u8 = 0;
+const PRESENT: u8 = 1;
+const ABSENT: u8 = 2;
+
+/// Looked up for every packet, twice: one load, where four macros take some 30 instructions.
+#[inline]
 fn has_instructions() -> bool {
-    is_x86_feature_detected!("vpclmulqdq")
+    // The value stands for nothing else in memory, so it needs no order.
+    match SUPPORT.load(Ordering::Relaxed) {
+        UNKNOWN => detect(),
+        support => support == PRESENT,
+    }
+}
+
+#[cold]
+fn detect() -> bool {
+    let has_all = is_x86_feature_detected!("vpclmulqdq")
         && is_x86_feature_detected!("pclmulqdq")
         && is_x86_feature_detected!("avx2")
-        && is_x86_feature_detected!("sse4.2")
+        && is_x86_feature_detected!("sse4.2");
+    SUPPORT.store(if has_all { PRESENT } else { ABSENT }, Ordering::Relaxed);
+    has_all
 }
 
 /// With `COPY`, also writes the bytes to `to`.
