@@ -85,7 +85,7 @@ pub(crate) struct DatagramStream {
     /// The kernel had no room for them: they go first.
     is_blocked: bool,
     /// For full packets, whose payload was summed before.
-    full: Joiner,
+    full: Arc<Joiner>,
     /// A packet that did not fit into the last call.
     carried: Option<Transmit>,
     feedback: Feedback,
@@ -152,7 +152,7 @@ impl DatagramStream {
             headers: Vec::with_capacity(MAX_SEGMENTS),
             group: Vec::with_capacity(MAX_SEGMENTS),
             is_blocked: false,
-            full: Joiner::new(0),
+            full: shared.joiner(0),
             carried: None,
             feedback: Feedback::new(key),
             replies: Replies::new(&target.broker, keys.clone()),
@@ -481,7 +481,7 @@ impl DatagramStream {
         } = self;
         let segment = sender.segment() as usize;
         if keys.is_none() && full.len() != segment {
-            *full = Joiner::new(segment);
+            *full = shared.joiner(segment);
             let hint = &shared.packet_payload;
             hint.store(segment as u32, Ordering::Relaxed);
         }

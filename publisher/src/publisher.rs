@@ -89,7 +89,7 @@ impl Canceller {
 struct Front {
     payload: Payload,
     /// For the parts of it that fill a packet each.
-    packets: Option<Joiner>,
+    packets: Option<Arc<Joiner>>,
     /// Empty buffers for the next.
     spare: Vec<Payload>,
     messages: u32,
@@ -385,11 +385,11 @@ impl Front {
         // Reading the clock costs as much as copying a small message: sample.
         if self.messages.is_multiple_of(SAMPLE) {
             let start = self.stages.now();
-            self.payload.append(message, self.packets.as_ref());
+            self.payload.append(message, self.packets.as_deref());
             self.sampled_ticks += self.stages.now().ticks_since(start);
             self.sampled += 1;
         } else {
-            self.payload.append(message, self.packets.as_ref());
+            self.payload.append(message, self.packets.as_deref());
         }
         self.messages += 1;
         self.total_messages += 1;
@@ -429,8 +429,8 @@ impl Front {
     /// The next batch is summed in parts of what a packet carries now.
     fn follow_packet_size(&mut self) {
         let len = self.shared.packet_payload.load(Ordering::Relaxed) as usize;
-        if self.packets.as_ref().map_or(0, Joiner::len) != len {
-            self.packets = (len > 0).then(|| Joiner::new(len));
+        if self.packets.as_ref().map_or(0, |packets| packets.len()) != len {
+            self.packets = (len > 0).then(|| self.shared.joiner(len));
         }
     }
 

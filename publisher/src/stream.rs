@@ -3,15 +3,17 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::TcpStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use penstock_dataplane::auth::PacketKeys;
+use penstock_dataplane::poison::lock;
 use penstock_dataplane::profile::Tick;
 use penstock_dataplane::text::foreign_bytes;
 use penstock_dataplane::wire::batch::Header;
+use penstock_dataplane::wire::crc32c::Joiner;
 use penstock_dataplane::wire::handshake::{AckLevel, Path};
 use penstock_dataplane::wire::reply::Fault;
 use zerocopy::IntoBytes;
@@ -70,6 +72,8 @@ pub(crate) struct Shared {
     pub(crate) acked_messages: AtomicU64,
     /// Bytes of payload that a full packet carries, over xdp; 0 while that is not known.
     pub(crate) packet_payload: AtomicU32,
+    /// One for each length of payload in use, so that all streams find the same table in the CPU's cache.
+    joiners: Mutex<Vec<Arc<Joiner>>>,
     /// The publisher is closed: no stream gets more jobs.
     pub(crate) closed: AtomicBool,
     /// The publisher is dropped: stop at once.
@@ -84,6 +88,7 @@ impl Shared {
             start: Instant::now(),
             acked_messages: AtomicU64::new(0),
             packet_payload: AtomicU32::new(0),
+            joiners: Mutex::default(),
             closed: AtomicBool::new(false),
             abandoned: AtomicBool::new(false),
         }
@@ -95,6 +100,18 @@ impl Shared {
 
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
+    }
+
+    /// Joins checksums of parts, the second of `len` bytes.
+    pub(crate) fn joiner(&self, len: usize) -> Arc<Joiner> {
+        let mut joiners = lock(&self.joiners);
+        if let Some(joiner) = joiners.iter().find(|joiner| joiner.len() == len) {
+            return Arc::clone(joiner);
+        }
+        joiners.retain(|joiner| Arc::strong_count(joiner) > 1);
+        let joiner = Arc::new(Joiner::new(len));
+        joiners.push(Arc::clone(&joiner));
+        joiner
     }
 
     /// Time since the publisher began, nanoseconds: the same for all its streams.
