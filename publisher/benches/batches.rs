@@ -3,10 +3,14 @@
 use std::hint::black_box;
 use std::io::IoSlice;
 use std::net::UdpSocket;
+use std::sync::Arc;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use penstock_dataplane::wire::crc32c::Joiner;
 
+#[allow(dead_code, unused_imports)]
+#[path = "../src/open_batch.rs"]
+mod open_batch;
 #[allow(dead_code, unused_imports)]
 #[path = "../src/payload.rs"]
 mod payload;
@@ -14,6 +18,7 @@ mod payload;
 #[path = "../src/udp.rs"]
 mod udp;
 
+use open_batch::{Appender, Extent};
 use payload::Payload;
 use udp::{Datagrams, MAX_SEGMENTS};
 
@@ -30,11 +35,31 @@ fn fill_and_seal(criterion: &mut Criterion) {
         group.throughput(Throughput::Elements(messages as u64));
         for (path, packets) in [("tcp", None), ("xdp", Some(Joiner::new(PACKET)))] {
             let mut payload = Payload::with_capacity(BATCH);
+            let mut appender = Appender::new(Arc::default());
             group.bench_function(format!("{size} B, {path}"), |bencher| {
                 bencher.iter(|| {
                     payload.reset(BATCH);
+                    let mut filled = Extent::default();
                     for _ in 0..messages {
-                        payload.append(black_box(&message), packets.as_ref());
+                        if appender.append(black_box(&message)) {
+                            continue;
+                        }
+                        // As the publisher does with its lock held.
+                        filled = appender.detach().unwrap_or(filled);
+                        // SAFETY: the appender wrote so many bytes into the room that it had.
+                        unsafe { payload.set_len(filled.len) };
+                        payload.append(black_box(&message));
+                        payload.sum_complete(packets.as_ref());
+                        filled.messages += 1;
+                        filled.len = payload.len();
+                        let limit = payload.next_sum(packets.as_ref()).min(BATCH);
+                        let start = payload.room_for(limit);
+                        // SAFETY: there is room for `limit` bytes, used by nothing else.
+                        unsafe { appender.attach(start, filled, limit) };
+                    }
+                    if let Some(filled) = appender.detach() {
+                        // SAFETY: as above.
+                        unsafe { payload.set_len(filled.len) };
                     }
                     payload.seal()
                 });

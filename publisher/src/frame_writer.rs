@@ -133,7 +133,7 @@ mod tests {
 
     fn batch(len: usize) -> Filled {
         let mut payload = Payload::default();
-        payload.append(&vec![len as u8; len], None);
+        payload.append(&vec![len as u8; len]);
         Filled {
             checksum: payload.seal(),
             payload,

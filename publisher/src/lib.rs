@@ -14,7 +14,7 @@
 //! # }
 //! ```
 //!
-//! The caller's thread fills batches ([`Publisher::publish`]); an I/O thread (`io_thread`), or a few of them,
+//! The caller's thread fills batches ([`Publisher::publish`], `open_batch`); an I/O thread (`io_thread`), or a few of them,
 //! drive all streams, each with a connection of its own (`stream`, `datagram`), and `window` keeps account
 //! of what is acked.
 
@@ -31,6 +31,7 @@ mod happy_eyeballs;
 mod io_thread;
 mod latency;
 mod link;
+mod open_batch;
 mod opening;
 mod payload;
 mod pool;

@@ -1,7 +1,8 @@
 //! The payload of a batch, summed while it is filled: each byte is read for its checksums once, while
 //! the first-level cache still holds it.
 
-use std::ops::Deref;
+use std::ops::{Deref, Range};
+use std::slice;
 
 use penstock_dataplane::wire::crc32c::{self, Joiner};
 use penstock_dataplane::wire::message;
@@ -31,15 +32,65 @@ impl Payload {
         }
     }
 
-    /// Appends a message. `packets` is for parts as long as a packet carries; the same for all messages
-    /// of a batch.
-    pub(crate) fn append(&mut self, message: &[u8], packets: Option<&Joiner>) {
+    /// Appends a message.
+    pub(crate) fn append(&mut self, message: &[u8]) {
         message::append(&mut self.bytes, message);
+    }
+
+    /// Appends what is a number of messages already.
+    pub(crate) fn append_encoded(&mut self, messages: &[u8]) {
+        self.bytes.extend_from_slice(messages);
+    }
+
+    /// Sums what is complete; says whether something was. `packets` is for parts as long as a packet
+    /// carries; the same for all messages of a batch.
+    pub(crate) fn sum_complete(&mut self, packets: Option<&Joiner>) -> bool {
+        let summed = self.summed;
         match packets {
             Some(packets) => self.sum_parts(packets),
             None if self.bytes.len() - self.summed >= STEP => self.sum_rest(),
             None => {}
         }
+        self.summed > summed
+    }
+
+    /// Length at which there is something to sum.
+    pub(crate) fn next_sum(&self, packets: Option<&Joiner>) -> usize {
+        self.summed + packets.map_or(STEP, Joiner::len)
+    }
+
+    /// The memory, with room for `len` bytes: what follows those that there are may be written until
+    /// this is used again, other than by [`Self::filled`].
+    pub(crate) fn room_for(&mut self, len: usize) -> *mut u8 {
+        self.bytes.reserve(len.saturating_sub(self.bytes.len()));
+        self.bytes.as_mut_ptr()
+    }
+
+    /// Counts what was written to [`Self::room_for`].
+    ///
+    /// # Safety
+    /// There is room for `len` bytes, and they are initialised.
+    pub(crate) unsafe fn set_len(&mut self, len: usize) {
+        debug_assert!(len >= self.bytes.len() && len <= self.bytes.capacity());
+        // SAFETY: as the caller says.
+        unsafe { self.bytes.set_len(len) };
+    }
+
+    /// Bytes that were written to [`Self::room_for`], some perhaps not counted yet.
+    ///
+    /// # Safety
+    /// There is room for `range.end` bytes; those in `range` are initialised and stay as they are.
+    pub(crate) unsafe fn filled(&self, range: Range<usize>) -> &[u8] {
+        debug_assert!(range.start <= range.end && range.end <= self.bytes.capacity());
+        // SAFETY: as the caller says; the vector's pointer is valid for its capacity.
+        unsafe { slice::from_raw_parts(self.bytes.as_ptr().add(range.start), range.len()) }
+    }
+
+    /// Removes the first `len` bytes.
+    pub(crate) fn remove_first(&mut self, len: usize) {
+        self.bytes.drain(..len);
+        self.parts.clear();
+        (self.summed, self.checksum, self.part_len) = (0, 0, 0);
     }
 
     fn sum_parts(&mut self, packets: &Joiner) {
@@ -115,7 +166,10 @@ mod tests {
             let mut payload = Payload::with_capacity(1000);
             for _ in 0..2 {
                 for message in &messages {
-                    payload.append(message, joiner.as_ref());
+                    payload.append(message);
+                    let due = payload.next_sum(joiner.as_ref()) <= payload.len();
+                    prop_assert_eq!(payload.sum_complete(joiner.as_ref()), due);
+                    prop_assert!(payload.next_sum(joiner.as_ref()) > payload.len());
                 }
                 let sum = payload.seal();
                 prop_assert_eq!(sum, crc32c::checksum(&payload));
@@ -127,12 +181,19 @@ mod tests {
                 prop_assert_eq!(payload.part_checksum(0, len + 1), None);
                 let end = payload.len() / len * len;
                 prop_assert_eq!(payload.part_checksum(end, len), None);
-                payload.append(&messages[0], joiner.as_ref());
+                payload.append(&messages[0]);
+                payload.sum_complete(joiner.as_ref());
                 prop_assert_eq!(payload.seal(), crc32c::checksum(&payload));
                 if let Some(part) = payload.get(end..end + len)
                     && let Some(known) = payload.part_checksum(end, len)
                 {
                     prop_assert_eq!(known, crc32c::checksum(part));
+                }
+                payload.remove_first(payload.len() / 2);
+                payload.sum_complete(joiner.as_ref());
+                prop_assert_eq!(payload.seal(), crc32c::checksum(&payload));
+                if has_packets && let Some(part) = payload.get(..len) {
+                    prop_assert_eq!(payload.part_checksum(0, len), Some(crc32c::checksum(part)));
                 }
                 payload.reset(1000);
             }

@@ -266,7 +266,7 @@ mod tests {
         };
         let (mut first, second) = (take().unwrap(), take().unwrap());
         assert!(take().is_none());
-        first.append(&[1; 5000], None);
+        first.append(&[1; 5000]);
         let hot = second.as_ptr();
         pool.give_back_all([first, second].into_iter());
         let newest = take().unwrap();

@@ -2,7 +2,7 @@
 
 use std::num::NonZero;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::sync::{Arc, Mutex, TryLockError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,7 @@ use crate::failure::Failure;
 use crate::io_thread::{IoThread, StreamResult};
 use crate::latency::Waits;
 use crate::link::{Link, StreamContext, Target};
+use crate::open_batch::{Appender, Extent, Watermark};
 use crate::payload::Payload;
 use crate::pool::{BufferPlan, Pool};
 use crate::stream::{Filled, Job, Shared};
@@ -25,8 +26,8 @@ use crate::summary::{BrokerSummary, PublishStage, StreamSummary, Summary};
 use crate::waker::Waker;
 use crate::{Config, Error};
 
-/// One message in so many is timed; a power of two.
-const SAMPLE: u32 = 16;
+/// Of the messages that take more than a copy, one in so many is timed; a power of two.
+const SAMPLE: u32 = 8;
 /// How often a blocked publisher looks whether a stream has failed.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -38,6 +39,8 @@ const RETRY: Duration = Duration::from_millis(50);
 /// Closing it ([`Publisher::close`]) is the only way to know that everything arrived; dropping it
 /// gives up at once.
 pub struct Publisher {
+    /// To the memory of the open batch, which `open` owns.
+    appender: Appender,
     open: Arc<Mutex<Front>>,
     shared: Arc<Shared>,
     failure: Arc<Failure>,
@@ -86,15 +89,20 @@ impl Canceller {
 }
 
 /// The batch that is being filled, and the way out.
+///
+/// The publisher's thread appends to the batch without this lock ([`Appender`]), so `payload` and
+/// `messages` are complete only from [`Front::check_in`] to [`Front::check_out`].
 struct Front {
     payload: Payload,
+    watermark: Arc<Watermark>,
+    /// What the linger thread has sent of the open batch.
+    sent: Extent,
     /// For the parts of it that fill a packet each.
     packets: Option<Arc<Joiner>>,
     /// Empty buffers for the next.
     spare: Vec<Payload>,
     messages: u32,
-    sampled: u32,
-    sampled_ticks: u64,
+    timing: Timing,
     /// Rises with each batch, so that the linger thread knows one that it has seen before.
     generation: u64,
     batch_size: usize,
@@ -106,9 +114,23 @@ struct Front {
     streams: Vec<(Sender<Job>, Arc<Waker>)>,
     shared: Arc<Shared>,
     failure: Arc<Failure>,
+    /// Of batches that were handed over.
     total_messages: u64,
     first: Option<Instant>,
     stages: StageTimer<PublishStage>,
+}
+
+/// Time that filling the open batch took, measured on a sample: reading the clock costs as much as
+/// copying a small message.
+#[derive(Debug, Default, Clone, Copy)]
+struct Timing {
+    /// Messages that took more than a copy.
+    slow: u32,
+    copies: u32,
+    copy_ticks: u64,
+    sums: u32,
+    timed_sums: u32,
+    sum_ticks: u64,
 }
 
 struct Linger {
@@ -153,13 +175,16 @@ impl Publisher {
             ..
         } = opening;
         let max_payload = max_payload as usize;
+        let watermark = Arc::<Watermark>::default();
+        let appender = Appender::new(Arc::clone(&watermark));
         let front = Front {
             payload: Payload::with_capacity(config.batch_size),
+            watermark,
+            sent: Extent::default(),
             packets: None,
             spare: Vec::with_capacity(buffers.total),
             messages: 0,
-            sampled: 0,
-            sampled_ticks: 0,
+            timing: Timing::default(),
             generation: 0,
             batch_size: config.batch_size.min(max_payload),
             max_message: max_payload.saturating_sub(OVERHEAD),
@@ -175,6 +200,7 @@ impl Publisher {
         };
         let wakers = io_threads.iter().map(|thread| Arc::clone(thread.waker()));
         let mut publisher = Self {
+            appender,
             open: Arc::new(Mutex::new(front)),
             shared,
             failure,
@@ -195,7 +221,7 @@ impl Publisher {
     /// Largest message that fits in a batch that every broker accepts, bytes.
     #[must_use]
     pub fn max_message(&self) -> usize {
-        self.front().max_message
+        lock(&self.open).max_message
     }
 
     /// Adds a message to the open batch; sends the batch when it is full. Waits while every stream
@@ -204,8 +230,22 @@ impl Publisher {
     /// # Errors
     /// [`Error::MessageTooLarge`] leaves everything as it was; any other error is a stream's, after
     /// which the publisher accepts nothing more.
+    #[inline]
     pub fn publish(&mut self, message: &[u8]) -> Result<(), Error> {
-        self.front().publish(message)
+        if self.appender.append(message) {
+            Ok(())
+        } else {
+            self.publish_with_lock(message)
+        }
+    }
+
+    #[inline(never)]
+    fn publish_with_lock(&mut self, message: &[u8]) -> Result<(), Error> {
+        let mut front = lock(&self.open);
+        front.check_in(&mut self.appender);
+        let published = front.publish(message);
+        front.check_out(&mut self.appender);
+        published
     }
 
     /// Sends the open batch and waits until everything published so far is acked (at ack level 0:
@@ -214,8 +254,11 @@ impl Publisher {
     /// # Errors
     /// The failure of a stream.
     pub fn flush(&mut self) -> Result<(), Error> {
-        let mut front = self.front();
-        front.seal()?;
+        let mut front = lock(&self.open);
+        front.check_in(&mut self.appender);
+        let sealed = front.seal();
+        front.check_out(&mut self.appender);
+        sealed?;
         let (done, waiting) = crossbeam_channel::unbounded();
         for number in 0..front.streams.len() {
             front.hand_over_to(number, Job::Flush(done.clone()))?;
@@ -238,7 +281,8 @@ impl Publisher {
     /// The failure of a stream; what was acked before it is in [`Publisher::progress`].
     pub fn close(mut self) -> Result<Summary, Error> {
         self.stop_linger();
-        let mut front = self.front();
+        let mut front = lock(&self.open);
+        front.check_in(&mut self.appender);
         match front.seal() {
             Err(Error::Failed) if self.is_cancelled() => {}
             sealed => sealed?,
@@ -246,7 +290,8 @@ impl Publisher {
         // Without senders the streams see that no more comes.
         front.streams.clear();
         self.shared.closed.store(true, Ordering::Release);
-        let (first, total_messages) = (front.first, front.total_messages);
+        let total_messages = front.total_messages + u64::from(front.messages);
+        let first = front.first;
         let mut stages = front.stages.clone();
         drop(front);
         self.wake_all();
@@ -298,10 +343,6 @@ impl Publisher {
 
     fn is_cancelled(&self) -> bool {
         self.shared.abandoned.load(Ordering::Acquire)
-    }
-
-    fn front(&self) -> MutexGuard<'_, Front> {
-        lock(&self.open)
     }
 
     fn sum_up(
@@ -368,6 +409,42 @@ impl Drop for Publisher {
 }
 
 impl Front {
+    /// Takes over what the publisher's thread has appended, and drops what the linger thread has sent.
+    fn check_in(&mut self, appender: &mut Appender) {
+        // After a panic nothing was attached: what was at hand then still is.
+        let Some(filled) = appender.detach() else {
+            return;
+        };
+        // SAFETY: `check_out` made room for what the appender has written.
+        unsafe { self.payload.set_len(filled.len) };
+        self.messages = filled.messages;
+        let sent = std::mem::take(&mut self.sent);
+        if sent.messages > 0 {
+            self.payload.remove_first(sent.len);
+            self.messages -= sent.messages;
+            self.timing = Timing::default();
+            self.follow_packet_size();
+        }
+    }
+
+    /// Lets the publisher's thread append until a message takes more than a copy.
+    fn check_out(&mut self, appender: &mut Appender) {
+        let limit = if self.messages == 0 {
+            0
+        } else {
+            let next_sum = self.payload.next_sum(self.packets.as_deref());
+            next_sum.min(self.batch_size)
+        };
+        let start = self.payload.room_for(limit);
+        let filled = Extent {
+            len: self.payload.len(),
+            messages: self.messages,
+        };
+        // SAFETY: there is room, which nothing uses before `check_in`: the linger thread does not touch
+        // the payload, except to read what is below the watermark.
+        unsafe { appender.attach(start, filled, limit) };
+    }
+
     fn publish(&mut self, message: &[u8]) -> Result<(), Error> {
         if message.len() > self.max_message {
             return Err(Error::MessageTooLarge {
@@ -382,21 +459,33 @@ impl Front {
         if self.first.is_none() {
             self.first = Some(Instant::now());
         }
-        // Reading the clock costs as much as copying a small message: sample.
-        if self.messages.is_multiple_of(SAMPLE) {
-            let start = self.stages.now();
-            self.payload.append(message, self.packets.as_deref());
-            self.sampled_ticks += self.stages.now().ticks_since(start);
-            self.sampled += 1;
-        } else {
-            self.payload.append(message, self.packets.as_deref());
-        }
-        self.messages += 1;
-        self.total_messages += 1;
+        self.append(message);
         if self.payload.len() >= self.batch_size {
             self.seal()
         } else {
             Ok(())
+        }
+    }
+
+    fn append(&mut self, message: &[u8]) {
+        self.messages += 1;
+        let timing = &mut self.timing;
+        let is_timed = timing.slow.is_multiple_of(SAMPLE);
+        timing.slow += 1;
+        if !is_timed {
+            self.payload.append(message);
+            timing.sums += u32::from(self.payload.sum_complete(self.packets.as_deref()));
+            return;
+        }
+        let start = self.stages.now();
+        self.payload.append(message);
+        let copied = self.stages.now();
+        timing.copies += 1;
+        timing.copy_ticks += copied.ticks_since(start);
+        if self.payload.sum_complete(self.packets.as_deref()) {
+            timing.sums += 1;
+            timing.timed_sums += 1;
+            timing.sum_ticks += self.stages.now().ticks_since(copied);
         }
     }
 
@@ -407,23 +496,50 @@ impl Front {
         }
         // Before waiting for a buffer: a batch that cannot be handed over yet waits already.
         let sealed = self.stages.now();
-        let ticks = self.sampled_ticks * u64::from(self.messages) / u64::from(self.sampled);
+        let ticks = std::mem::take(&mut self.timing).ticks(self.messages);
         self.stages
             .credit(PublishStage::BufferWrite, ticks, u64::from(self.messages));
         let checksum = self.payload.seal();
         self.stages.lap(PublishStage::BufferWrite, sealed);
         let next = self.take_free()?;
         let payload = std::mem::replace(&mut self.payload, next);
-        let filled = Filled {
+        let messages = std::mem::take(&mut self.messages);
+        self.follow_packet_size();
+        self.hand_over_batch(Filled {
             payload,
-            messages: self.messages,
+            messages,
             checksum,
             sealed,
-        };
-        (self.messages, self.sampled, self.sampled_ticks) = (0, 0, 0);
+        })
+    }
+
+    /// Sends a copy of what is in the open batch and not yet sent, while the publisher's thread may
+    /// append to it.
+    fn send_rest(&mut self, filled: Extent) -> Result<(), Error> {
+        let sealed = self.stages.now();
+        let mut payload = self.take_free()?;
+        let start = self.stages.now();
+        // SAFETY: everything below the watermark is initialised, and is not written again before the
+        // appender is detached, which takes the lock that is held here.
+        let rest = unsafe { self.payload.filled(self.sent.len..filled.len) };
+        payload.append_encoded(rest);
+        payload.sum_complete(self.packets.as_deref());
+        let checksum = payload.seal();
+        self.stages.lap(PublishStage::BufferWrite, start);
+        let messages = filled.messages - self.sent.messages;
+        self.sent = filled;
+        self.hand_over_batch(Filled {
+            payload,
+            messages,
+            checksum,
+            sealed,
+        })
+    }
+
+    fn hand_over_batch(&mut self, batch: Filled) -> Result<(), Error> {
         self.generation += 1;
-        self.follow_packet_size();
-        self.hand_over(Job::Batch(filled))
+        self.total_messages += u64::from(batch.messages);
+        self.hand_over(Job::Batch(batch))
     }
 
     /// The next batch is summed in parts of what a packet carries now.
@@ -599,6 +715,15 @@ impl FirstAttempts {
     }
 }
 
+impl Timing {
+    /// Time that all messages of a batch took.
+    fn ticks(self, messages: u32) -> u64 {
+        let scaled = |ticks: u64, by: u32, of: u32| ticks * u64::from(by) / u64::from(of.max(1));
+        let copies = scaled(self.copy_ticks, messages, self.copies);
+        copies + scaled(self.sum_ticks, self.sums, self.timed_sums)
+    }
+}
+
 impl Linger {
     /// Looks twice in the time that a batch may linger, and sends one that it has seen before.
     fn start(linger: Duration, front: Arc<Mutex<Front>>) -> Result<Self, Error> {
@@ -610,16 +735,18 @@ impl Linger {
                 .recv_timeout(interval)
                 .is_err_and(|e| e.is_timeout())
             {
-                // Whoever holds it publishes, or waits to: the batch is not left alone.
+                // The publisher's thread holds it while it begins or ends a batch, or waits to.
                 let mut front = match front.try_lock() {
                     Ok(front) => front,
                     Err(TryLockError::WouldBlock) => continue,
                     Err(TryLockError::Poisoned(_)) => return,
                 };
-                let generation = (front.messages > 0).then_some(front.generation);
+                let filled = front.watermark.extent();
+                let waits = filled.messages > front.sent.messages;
+                let generation = waits.then_some(front.generation);
                 if generation.is_some()
                     && generation == seen
-                    && let Err(error) = front.seal()
+                    && let Err(error) = front.send_rest(filled)
                 {
                     // To be told to whoever publishes next.
                     front.failure.note(error);

@@ -188,7 +188,7 @@ mod tests {
 
     fn batch(messages: u32) -> Filled {
         let mut payload = Payload::default();
-        payload.append(&[messages as u8], None);
+        payload.append(&[messages as u8]);
         Filled {
             payload,
             messages,

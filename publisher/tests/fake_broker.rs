@@ -5,7 +5,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -892,6 +892,89 @@ fn a_batch_that_is_not_full_goes_after_the_linger_time() {
     publisher.publish(b"lonely").unwrap();
     assert_eq!(arrived.recv_timeout(PATIENCE).unwrap(), [b"lonely"]);
     drop(publisher);
+    play.join().unwrap();
+}
+
+/// Waits until so many messages are acked, without asking for it.
+fn wait_until_acked(publisher: &Publisher, messages: u64) {
+    let deadline = Instant::now() + PATIENCE;
+    while publisher.progress().messages_acked() < messages {
+        assert!(Instant::now() < deadline, "no batch went by itself");
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn after_the_linger_time_a_batch_goes_on_where_it_was() {
+    let (address, play) = broker(Peer::serve);
+    let mut publisher = Publisher::connect(Config {
+        linger: Duration::from_millis(1),
+        ..config(&[&address])
+    })
+    .unwrap();
+    let messages = numbered(4000);
+    // Silence after each of the first, silence in the middle of a batch, none at all, and a flush.
+    let mut published = 0;
+    for part in [1, 1, 2, 3, 100, 5, 1000, 1, 2000] {
+        publish_all(&mut publisher, &messages[published..published + part]);
+        published += part;
+        wait_until_acked(&publisher, published as u64);
+    }
+    publish_all(&mut publisher, &messages[published..published + 7]);
+    publisher.flush().unwrap();
+    assert_eq!(publisher.progress().messages_acked(), published as u64 + 7);
+    publish_all(&mut publisher, &messages[published + 7..]);
+    let summary = publisher.close().unwrap();
+    assert_eq!(
+        (summary.messages_sent, summary.messages_acked),
+        (4000, 4000)
+    );
+    assert_eq!(play.join().unwrap().concat(), messages);
+}
+
+#[test]
+fn batches_that_the_linger_time_sends_while_messages_come_lose_and_repeat_none() {
+    let (address, play) = broker(Peer::serve);
+    let mut publisher = Publisher::connect(Config {
+        linger: Duration::from_micros(1),
+        // Batches that fill slowly enough to be sent before they are full.
+        batch_size: 60_000,
+        ..config(&[&address])
+    })
+    .unwrap();
+    let messages = numbered(20_000);
+    for (number, message) in messages.iter().enumerate() {
+        publisher.publish(message).unwrap();
+        if number % 16 == 0 {
+            thread::yield_now();
+        }
+        if number % 2000 == 0 {
+            wait_until_acked(&publisher, number as u64 + 1);
+        }
+    }
+    let summary = publisher.close().unwrap();
+    assert_eq!(summary.messages_sent, 20_000);
+    assert_eq!(summary.messages_acked, 20_000);
+    assert_eq!(play.join().unwrap().concat(), messages);
+}
+
+#[test]
+fn a_publisher_may_move_between_threads() {
+    fn is_shared<T: Send + Sync>() {}
+    is_shared::<Publisher>();
+}
+
+#[test]
+fn a_cancelled_publisher_counts_what_it_has_not_sent() {
+    let (address, play) = broker(|mut peer| {
+        peer.welcome();
+        peer.drain();
+    });
+    let mut publisher = Publisher::connect(config(&[&address])).unwrap();
+    publish_all(&mut publisher, &numbered(10));
+    publisher.canceller().cancel();
+    let summary = publisher.close().unwrap();
+    assert_eq!((summary.messages_sent, summary.messages_acked), (10, 0));
     play.join().unwrap();
 }
 

@@ -27,6 +27,7 @@ pub enum Malformed {
 }
 
 /// Bytes that a message of `len` bytes occupies in a batch.
+#[inline]
 #[must_use]
 pub const fn encoded_len(len: usize) -> usize {
     OVERHEAD + len
@@ -36,6 +37,7 @@ pub const fn encoded_len(len: usize) -> usize {
 ///
 /// # Panics
 /// If the message is 4 GiB or longer; a batch is far smaller, so callers have checked before.
+#[inline]
 pub fn append(payload: &mut Vec<u8>, message: &[u8]) {
     let len = u32::try_from(message.len()).expect("a message is smaller than a batch");
     payload.extend_from_slice(&len.to_le_bytes());
