@@ -7,11 +7,7 @@
 
 use std::ptr;
 use std::sync::Arc;
-#[cfg(not(loom))]
 use std::sync::atomic::{AtomicU64, Ordering};
-
-#[cfg(loom)]
-use loom::sync::atomic::{AtomicU64, Ordering};
 
 use penstock_dataplane::wire::message::{OVERHEAD, encoded_len};
 
@@ -27,9 +23,28 @@ pub(crate) struct Extent {
 /// else that another thread uses shares its cache line, nor the one that the CPU fetches with it.
 #[derive(Debug, Default)]
 #[repr(align(128))]
-pub(crate) struct Watermark(AtomicU64);
+pub(crate) struct Watermark<W = AtomicU64>(W);
 
-impl Watermark {
+/// What a watermark is made of: loom has one of its own.
+trait Word {
+    fn store(&self, value: u64, order: Ordering);
+    fn load(&self, order: Ordering) -> u64;
+}
+
+impl Word for AtomicU64 {
+    #[inline]
+    fn store(&self, value: u64, order: Ordering) {
+        self.store(value, order);
+    }
+
+    #[inline]
+    fn load(&self, order: Ordering) -> u64 {
+        self.load(order)
+    }
+}
+
+#[allow(private_bounds, reason = "only the two kinds that are here")]
+impl<W: Word> Watermark<W> {
     /// Everything in `extent` is written.
     #[inline]
     fn raise(&self, extent: Extent) {
@@ -116,7 +131,7 @@ impl Appender {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
 mod tests {
     use super::*;
     use penstock_dataplane::wire::message::Messages;
@@ -204,12 +219,23 @@ mod tests {
 
 /// The protocol between the publisher's thread and the linger thread, with cells instead of bytes: loom
 /// fails if both use one at the same time.
-#[cfg(all(test, loom))]
+#[cfg(test)]
 mod loom_tests {
     use super::*;
     use loom::cell::UnsafeCell;
     use loom::sync::Mutex;
+    use loom::sync::atomic::AtomicU64;
     use loom::thread;
+
+    impl Word for AtomicU64 {
+        fn store(&self, value: u64, order: Ordering) {
+            self.store(value, order);
+        }
+
+        fn load(&self, order: Ordering) -> u64 {
+            self.load(order)
+        }
+    }
 
     const CELLS: usize = 3;
     const MESSAGES: usize = 4;
@@ -231,6 +257,10 @@ mod loom_tests {
     }
 
     #[test]
+    #[allow(
+        clippy::arc_with_non_send_sync,
+        reason = "whether cells are shared rightly is what loom checks"
+    )]
     fn loom_what_is_appended_is_sent_once_and_in_order() {
         loom::model(|| {
             let cells = Arc::new(std::array::from_fn(|_| UnsafeCell::new(0)));
@@ -239,7 +269,7 @@ mod loom_tests {
                 sent: Extent::default(),
                 out: Vec::new(),
             }));
-            let watermark = Arc::<Watermark>::default();
+            let watermark = Arc::<Watermark<AtomicU64>>::default();
             let linger = {
                 let (front, watermark) = (Arc::clone(&front), Arc::clone(&watermark));
                 thread::spawn(move || {
