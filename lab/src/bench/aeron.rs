@@ -1,7 +1,8 @@
 //! Aeron as a peer: its C media drivers, a subscriber and a publisher on the testbed's links.
 //!
 //! The programs are those of Aeron's own build (`aeronmd`, `rate_subscriber`, `streaming_publisher`).
-//! `AERON_*` variables of the lab's environment reach them, so that an expert can tune them.
+//! `AERON_*` variables of the lab's environment reach them, so that an expert can tune them; see
+//! [`DEFAULTS`] for what is set otherwise.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -16,6 +17,14 @@ use crate::netns::{self, Net};
 use crate::process::{Running, inside, output_of};
 use crate::testbed::BufferDir;
 
+/// Settings of the media drivers where the environment has none: one thread each, because two hosts share
+/// this machine's cores, and a receive window that is not the limit (the default is 128 KiB).
+const DEFAULTS: [(&str, &str); 4] = [
+    ("AERON_THREADING_MODE", "SHARED"),
+    ("AERON_RCV_INITIAL_WINDOW_LENGTH", "2097152"),
+    ("AERON_SOCKET_SO_RCVBUF", "4194304"),
+    ("AERON_SOCKET_SO_SNDBUF", "4194304"),
+];
 const PORT: u16 = 20_121;
 /// What the subscriber prints once it is there.
 const SUBSCRIBED: &str = "Subscription channel status";
@@ -69,6 +78,8 @@ impl Aeron {
         let driver = |namespace: &str, directory: &Path, name: &str| {
             let mut command = inside(namespace, &self.driver);
             let log = folder.join(format!("{name}.log"));
+            let is_unset = |(name, _): &(&str, &str)| std::env::var_os(name).is_none();
+            command.envs(DEFAULTS.into_iter().filter(is_unset));
             let command = command.env("AERON_DIR", directory).stdin(Stdio::null());
             Running::start(name, command, None, &log)
         };
