@@ -39,7 +39,6 @@ struct PoolShare {
     told: Share,
     /// Batches that may wait in front of the stream.
     most_queued: usize,
-    held: usize,
     done: u64,
     /// Since when it has held something and nothing was done.
     since: Instant,
@@ -51,7 +50,6 @@ impl PoolShare {
             shared: Arc::clone(shared),
             told: Share::default(),
             most_queued,
-            held: 0,
             done: 0,
             since: now,
         }
@@ -63,21 +61,21 @@ impl PoolShare {
         if held == 0 || done != self.done {
             self.since = now;
         }
-        (self.held, self.done) = (held, done);
+        self.done = done;
         let stalls_at = self.since + STALLED_AFTER;
         if held > 0 && now >= stalls_at {
-            self.stall();
+            self.stall(held);
             return None;
         }
         self.tell(Share { needed, stalled: 0 });
         (held > 0).then_some(stalls_at)
     }
 
-    /// What the stream holds does not come back soon.
-    fn stall(&mut self) {
+    /// The `held` batches of the stream do not come back soon.
+    fn stall(&mut self, held: usize) {
         self.tell(Share {
             needed: 0,
-            stalled: self.held + self.most_queued,
+            stalled: held + self.most_queued,
         });
     }
 
@@ -204,8 +202,7 @@ impl StreamDriver {
     }
 
     fn reconnect(&mut self, now: Instant, left: Box<Leftover>) -> Result<Progress, Error> {
-        self.share.held = left.unacked.len();
-        self.share.stall();
+        self.share.stall(left.unacked.len());
         let reconnect = Reconnect {
             config: Arc::clone(&self.context.config),
             target: self.context.target.clone(),
@@ -277,8 +274,7 @@ mod tests {
         assert_eq!(share.follow(at(300), holds(5, 1)), Some(at(310)));
         assert_eq!(in_use(), 0);
         // It lost its connection.
-        share.held = 2;
-        share.stall();
+        share.stall(2);
         assert_eq!(in_use(), 2 + plan.most_queued);
         drop(share);
         assert_eq!(in_use(), 0);

@@ -196,16 +196,11 @@ mod tests {
                 while let Some(Written::Batch(batch)) = writer.pop_written() {
                     done.push(batch.payload.len());
                 }
-                prop_assert_eq!(done.len() + writer.len(), wanted_frames(&batches, next.len()));
+                prop_assert_eq!(done.len() + writer.len(), batches.len() - next.len());
             }
             prop_assert_eq!(&socket.got, &wanted);
             prop_assert_eq!(done.len(), batches.len());
         }
-    }
-
-    /// Frames that were begun while so many batches are left.
-    fn wanted_frames(batches: &[usize], left: usize) -> usize {
-        batches.len() - left
     }
 
     #[test]

@@ -271,8 +271,7 @@ impl Sender {
     }
 
     /// Bytes of batches that may be unacknowledged: what the path needs to stay busy.
-    #[must_use]
-    pub fn in_flight_limit(&self, now: u64) -> u64 {
+    fn in_flight_limit(&self, now: u64) -> u64 {
         self.in_flight_limit.bytes(now)
     }
 
@@ -289,8 +288,7 @@ impl Sender {
     }
 
     /// Bytes of batches that are pushed and not committed.
-    #[must_use]
-    pub fn unacked_bytes(&self) -> u64 {
+    fn unacked_bytes(&self) -> u64 {
         let first = self.pending.front();
         first.map_or(0, |first| self.end - first.position)
     }
