@@ -189,7 +189,7 @@ pub fn run(config: &Config) -> Result<()> {
     tell_ready(address, ready_fd, &manager)?;
     let mut watch = Watch {
         supervisor: &supervisor,
-        signals: &signals,
+        signals,
         manager: &manager,
         keys: keys.as_deref(),
         address,
@@ -342,7 +342,7 @@ impl Failures {
 /// What the main thread watches while the broker serves.
 struct Watch<'a> {
     supervisor: &'a Supervisor,
-    signals: &'a Receiver<&'static str>,
+    signals: Receiver<&'static str>,
     manager: &'a ServiceManager,
     keys: Option<&'a Keys>,
     address: SocketAddr,
@@ -369,10 +369,12 @@ impl Watch<'_> {
         loop {
             crossbeam_channel::select_biased! {
                 recv(self.supervisor.ended()) -> ended => return Ok(End::Thread(ended?)),
-                recv(self.signals) -> signal => match signal? {
-                    "SIGHUP" => self.reload(),
-                    SHORTENED_LOG => return Ok(End::ShortenedLog),
-                    name => return Ok(End::Signal(name)),
+                recv(self.signals) -> signal => match signal {
+                    Ok("SIGHUP") => self.reload(),
+                    Ok(SHORTENED_LOG) => return Ok(End::ShortenedLog),
+                    Ok(name) => return Ok(End::Signal(name)),
+                    // The thread has ended: the supervisor is about to tell why.
+                    Err(_) => self.signals = crossbeam_channel::never(),
                 },
                 recv(ticks) -> now => if self.liveness.check(now?) {
                     self.manager.alive();

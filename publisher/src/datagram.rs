@@ -336,6 +336,8 @@ impl DatagramStream {
         self.transmit()?;
         self.account.answer_flushes(self.sender.committed());
         if !open && self.kept.is_empty() {
+            // Dropped since this step began: a stream that was not closed must not look whole.
+            self.check_abandoned()?;
             self.end()?;
             return Ok(Some(Instant::now() + LOOK));
         }

@@ -338,6 +338,8 @@ impl Stream {
                         continue;
                     }
                     Err(TryRecvError::Empty) => return false,
+                    // Dropped since this step began: a stream that was not closed must not look whole.
+                    Err(TryRecvError::Disconnected) if self.shared.is_abandoned() => return false,
                     Err(TryRecvError::Disconnected) => {
                         self.is_ending = true;
                         self.begin_frame(now, Header::for_end(self.next_seq()), None);
