@@ -9,7 +9,6 @@ use anyhow::{Context, Result, anyhow, bail};
 use bytesize::ByteSize;
 use clap::{Parser, ValueEnum};
 use nix::unistd::{Group, geteuid};
-use penstock_dataplane::address;
 use penstock_dataplane::auth::TopicPattern;
 use penstock_dataplane::log::{Access, Full, Geometry, LogOptions};
 use penstock_dataplane::shares;
@@ -21,6 +20,7 @@ use penstock_flags::{
     BareUnit, MAX_SOCKET_BUFFER, MIN_SOCKET_BUFFER, duration, nearest_multiple,
     nearest_power_of_two, size, size_text,
 };
+use penstock_runtime::address;
 
 use crate::machine::parse_cpus;
 use crate::topic_policy::{Creators, TopicPolicy};

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use anyhow::{Context, Result, anyhow};
 use nix::unistd::User;
 use penstock_dataplane::auth::{self, Keys};
-use penstock_dataplane::text::escape;
 use penstock_process::output;
+use penstock_process::text::escape;
 use tracing::{error, info, warn};
 
 /// Creates a key and writes it to a new file that only its owner can read.

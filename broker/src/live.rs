@@ -15,12 +15,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use penstock_dataplane::deadline;
 use penstock_dataplane::log::Access;
-use penstock_dataplane::profile::StageReport;
 use penstock_dataplane::tcp::{self, Counters, Shared, WorkerStats};
 use penstock_dataplane::xdp::{self, XdpStats};
 use penstock_process::supervisor::Supervisor;
+use penstock_runtime::deadline;
+use penstock_runtime::profile::StageReport;
 use serde::Serialize;
 use tracing::warn;
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use penstock_dataplane::profile::Rounds;
+use penstock_runtime::profile::Rounds;
 use tracing::{error, info};
 
 /// Time between two checks.

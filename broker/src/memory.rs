@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use bytesize::ByteSize;
-use penstock_dataplane::memory::{self, Limit};
+use penstock_process::memory::{self, Limit};
 use tracing::warn;
 
 /// What the broker itself may still need: packets, batches outside the rings, its threads.

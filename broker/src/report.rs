@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use penstock_dataplane::log::{FileState, Log};
-use penstock_dataplane::profile::{ProcessUsage, StageReport};
 use penstock_dataplane::tcp::{ConnectionReport, Counters, Shared, WorkerStats};
 use penstock_process::logging;
+use penstock_runtime::profile::{ProcessUsage, StageReport};
 use serde::Serialize;
 
 use crate::xdp::XdpReport;

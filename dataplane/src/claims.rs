@@ -24,8 +24,8 @@ use self::pool::PiecePool;
 pub(crate) use self::spill::Spill;
 use crate::log::Log;
 use crate::peer::{Group, Host, Tenant};
-use crate::poison::lock;
-use crate::poller::Poller;
+use penstock_runtime::poison::lock;
+use penstock_runtime::poller::Poller;
 
 /// Memory for batches outside the rings, and for what a stream uses beyond the free allowance of every
 /// stream: all publishers together, bytes.

@@ -1,41 +1,28 @@
 //! Everything that a payload byte passes through, from the wire to the reader.
 //!
 //! Data flows one way: [`tcp`] receives what [`wire`] describes straight into the shared buffer of
-//! [`log`]; [`profile`] says where the time went. `wire` and the protocol logic touch no socket,
+//! [`log`]. `wire` and the protocol logic touch no socket,
 //! no clock and no randomness.
 
-#[cfg(not(loom))]
-pub mod address;
 #[cfg(not(loom))]
 pub mod admission;
 #[cfg(not(loom))]
 pub mod auth;
 #[cfg(not(loom))]
 pub mod claims;
-#[cfg(not(loom))]
-pub mod deadline;
 #[cfg(all(any(test, fuzzing), not(loom)))]
 pub mod fuzzing;
 pub mod log;
 #[cfg(not(loom))]
 mod log_quota;
 #[cfg(not(loom))]
-pub mod memory;
-#[cfg(not(loom))]
 pub mod peer;
 #[cfg(not(loom))]
 pub mod permits;
-pub mod poison;
-#[cfg(not(loom))]
-pub mod poller;
-pub mod profile;
 #[cfg(not(loom))]
 pub mod shares;
 #[cfg(not(loom))]
-pub mod sleep;
-#[cfg(not(loom))]
 pub mod tcp;
-pub mod text;
 #[cfg(not(loom))]
 pub mod transport;
 pub mod wire;

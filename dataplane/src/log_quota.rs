@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tracing::warn;
 
-use crate::poison::lock;
+use penstock_runtime::poison::lock;
 
 /// Burst of lines: enough for every stream of a large publisher to open and end.
 const BURST: u32 = 2048;

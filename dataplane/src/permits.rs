@@ -96,7 +96,7 @@ impl StreamPermits {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        crate::poison::lock(&self.0)
+        penstock_runtime::poison::lock(&self.0)
     }
 }
 

@@ -11,10 +11,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use bytesize::ByteSize;
 use jiff::Timestamp;
-use penstock_dataplane::address;
 use penstock_dataplane::wire::handshake::AckLevel;
 use penstock_dataplane::wire::message::OVERHEAD;
 use penstock_process::wrong_usage;
+use penstock_runtime::address;
 use tracing::{info, warn};
 
 use crate::chart::{Chart, Figure, Panel};

@@ -4,7 +4,7 @@
 use std::io::{self, Read};
 use std::path::Path;
 
-use penstock_dataplane::text::{escape, escape_lines};
+use penstock_process::text::{escape, escape_lines};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -60,7 +60,7 @@ fn escaped(value: Value, lines: bool) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use penstock_dataplane::text::is_unsafe;
+    use penstock_process::text::is_unsafe;
     use std::collections::BTreeMap;
 
     #[test]

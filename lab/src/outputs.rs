@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use penstock_dataplane::profile::StageReport;
+use penstock_runtime::profile::StageReport;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 

@@ -11,7 +11,7 @@ use std::{io, thread};
 use anyhow::{Context, Result, anyhow, bail};
 use nix::time::ClockId;
 use nix::unistd::Pid;
-use penstock_dataplane::text::escape;
+use penstock_process::text::escape;
 
 use crate::foreign;
 use crate::interrupt::Interrupt;

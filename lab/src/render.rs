@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use bytesize::ByteSize;
-use penstock_dataplane::profile::StageReport;
+use penstock_runtime::profile::StageReport;
 use serde_json::Value;
 
 use crate::delay::{DelayLineCount, DelayReport};

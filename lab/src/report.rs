@@ -8,7 +8,7 @@ mod timeline;
 
 use std::collections::BTreeMap;
 
-use penstock_dataplane::profile::StageReport;
+use penstock_runtime::profile::StageReport;
 use serde::{Deserialize, Serialize};
 
 use crate::cli::Profile;

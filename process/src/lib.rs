@@ -1,5 +1,6 @@
 //! What every Penstock program does as a process: output that survives a closed or blocked stdout
-//! and stderr, exit codes, threads whose end is noticed, and readiness.
+//! and stderr, escaped text of others, exit codes, threads whose end is noticed, readiness, and the
+//! memory that it may take.
 //!
 //! A program's `main` is one call of [`run`]. It prints with [`output`] and never with `println!`,
 //! which panics when the reader has closed the pipe.
@@ -8,12 +9,14 @@ pub mod child;
 pub mod colours;
 pub mod exit;
 pub mod logging;
+pub mod memory;
 pub mod notify;
 pub mod output;
 pub mod progress;
 mod run;
 mod stderr;
 pub mod supervisor;
+pub mod text;
 
 pub use exit::{usage, wrong_usage};
 pub use run::{Program, end, run, say};

@@ -4,7 +4,7 @@ use std::fmt::{self, Debug, Write as _};
 use std::io;
 use std::time::Duration;
 
-use penstock_dataplane::text::Escaper;
+use crate::text::Escaper;
 use tracing::field::{Field, Visit};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::field::RecordFields;
@@ -162,10 +162,7 @@ mod tests {
         let lines = String::from_utf8(kept.0.lock().unwrap().clone()).unwrap();
         assert_eq!(lines.matches('\n').count(), 1, "{lines}");
         let line = lines.trim_end_matches('\n');
-        assert!(
-            !line.contains(penstock_dataplane::text::is_unsafe),
-            "{line}"
-        );
+        assert!(!line.contains(crate::text::is_unsafe), "{line}");
         assert!(
             line.contains("plain=7") && line.contains("said x\\x1b[2J\\n2026"),
             "{line}"

@@ -6,9 +6,9 @@ use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
 use std::process::ExitCode;
 use std::thread;
 
+use crate::text::{escape, escape_lines};
 use anyhow::Result;
 use clap::Parser;
-use penstock_dataplane::text::{escape, escape_lines};
 use penstock_flags::{explain, usage_error};
 
 use crate::{colours, exit, logging, output, stderr};

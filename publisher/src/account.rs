@@ -3,10 +3,10 @@
 use std::sync::atomic::Ordering;
 
 use crossbeam_channel::Sender;
-use penstock_dataplane::profile::StageTimer;
 use penstock_dataplane::transport;
 use penstock_dataplane::wire::handshake::AckLevel;
 use penstock_dataplane::wire::message::{Messages, OVERHEAD};
+use penstock_runtime::profile::StageTimer;
 use sha2::{Digest, Sha256};
 
 use crate::Config;

@@ -15,15 +15,15 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, TryRecvError};
 use nix::poll::{PollFd, PollFlags};
 use penstock_dataplane::auth::PacketKeys;
-use penstock_dataplane::profile::Tick;
-use penstock_dataplane::sleep;
-use penstock_dataplane::text::foreign_bytes;
 use penstock_dataplane::transport::{Outgoing, Sender, SenderConfig, Transmit};
 use penstock_dataplane::wire::batch::Header;
 use penstock_dataplane::wire::crc32c::Joiner;
 use penstock_dataplane::wire::handshake::Path;
 use penstock_dataplane::wire::packet::{DATA_LEN, Data, Feedback, Head, StreamKey, TAG_LEN, Tag};
 use penstock_dataplane::wire::reply::Fault;
+use penstock_process::text::foreign_bytes;
+use penstock_runtime::profile::Tick;
+use penstock_runtime::sleep;
 use zerocopy::IntoBytes;
 
 use crate::account::Account;

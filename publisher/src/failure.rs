@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use penstock_dataplane::poison::lock;
+use penstock_runtime::poison::lock;
 
 use crate::Error;
 

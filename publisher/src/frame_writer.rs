@@ -123,7 +123,7 @@ impl FrameWriter {
 
 #[cfg(test)]
 mod tests {
-    use penstock_dataplane::profile::StageTimer;
+    use penstock_runtime::profile::StageTimer;
     use proptest::collection::vec;
     use proptest::prelude::*;
 

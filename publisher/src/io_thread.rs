@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use nix::poll::{PollFd, PollFlags};
-use penstock_dataplane::poller::Events;
-use penstock_dataplane::sleep;
+use penstock_runtime::poller::Events;
+use penstock_runtime::sleep;
 
 use crate::Error;
 use crate::account::Closed;

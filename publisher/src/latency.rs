@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use hdrhistogram::Histogram;
-use penstock_dataplane::profile::Tick;
+use penstock_runtime::profile::Tick;
 use serde::Serialize;
 
 /// Shortest wait that is told apart, nanoseconds.
@@ -98,7 +98,7 @@ impl Stopwatch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use penstock_dataplane::profile::StageTimer;
+    use penstock_runtime::profile::StageTimer;
 
     use crate::summary::PublishStage;
 

@@ -16,10 +16,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use penstock_dataplane::auth;
-use penstock_dataplane::profile::ProcessUsage;
-use penstock_dataplane::sleep;
 use penstock_process::{Program, exit, output, progress, usage};
 use penstock_publisher::{Config, Publisher, Summary};
+use penstock_runtime::profile::ProcessUsage;
+use penstock_runtime::sleep;
 use serde::Serialize;
 
 use cli::{Cli, Format, Plan};

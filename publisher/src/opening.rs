@@ -5,13 +5,13 @@ use std::net::TcpStream;
 use std::time::Instant;
 
 use penstock_dataplane::auth::{Channel, Initiator, Key, PacketKeys};
-use penstock_dataplane::deadline;
-use penstock_dataplane::text::foreign_bytes;
 use penstock_dataplane::wire::MAGIC;
 use penstock_dataplane::wire::handshake::{Answer, Hello, Offer, Request, WELCOME_LEN, Welcome};
 use penstock_dataplane::wire::knock::{
     KNOCK_MAGIC, KnockAnswer, Question, Reply, SEAL_LEN, SEALED_REPLY_LEN,
 };
+use penstock_process::text::foreign_bytes;
+use penstock_runtime::deadline;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::{Config, Error};

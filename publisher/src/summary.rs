@@ -1,6 +1,6 @@
 //! What a publisher did; the shape of `penstock-publisher --format json`.
 
-use penstock_dataplane::profile::{Stage, StageReport};
+use penstock_runtime::profile::{Stage, StageReport};
 use serde::Serialize;
 
 use crate::AckLatency;

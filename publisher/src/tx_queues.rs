@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 
-use penstock_dataplane::poison::lock;
+use penstock_runtime::poison::lock;
 
 /// Queues of a publisher's interfaces that streams have.
 #[derive(Debug, Default)]

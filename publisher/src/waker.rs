@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::time::Duration;
 
-use penstock_dataplane::poller::{Events, Interest, Poller};
+use penstock_runtime::poller::{Events, Interest, Poller};
 
 /// A poller of edges. A thread that is awake is not woken: it looks for work before it sleeps.
 #[derive(Debug)]
@@ -75,7 +75,7 @@ mod tests {
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
 
-    use penstock_dataplane::poller::Event;
+    use penstock_runtime::poller::Event;
 
     use super::*;
 

@@ -178,7 +178,7 @@ impl Window {
 
 #[cfg(test)]
 mod tests {
-    use penstock_dataplane::profile::StageTimer;
+    use penstock_runtime::profile::StageTimer;
 
     use penstock_dataplane::wire::message::OVERHEAD;
 

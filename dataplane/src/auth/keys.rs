@@ -12,14 +12,13 @@ use std::collections::HashMap;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use thiserror::Error;
 use zeroize::Zeroizing;
 
 use super::key::{Key, KeyId, SECRET_LEN, generate};
 use super::pattern::TopicPattern;
-use crate::poison::lock;
 
 /// Longest file that is read, bytes: some ten thousand keys.
 const MAX_FILE: u64 = 1 << 20;
@@ -188,7 +187,7 @@ impl Keys {
     pub fn reload(&self) -> Result<usize, KeyFileError> {
         let grants = Grants::read(&self.path, &self.owners)?;
         let count = grants.len();
-        *lock(&self.now) = Arc::new(grants);
+        *self.now.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(grants);
         Ok(count)
     }
 
@@ -198,7 +197,7 @@ impl Keys {
     /// Never: no thread panics while it holds the lock.
     #[must_use]
     pub fn grants(&self) -> Arc<Grants> {
-        Arc::clone(&lock(&self.now))
+        Arc::clone(&self.now.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

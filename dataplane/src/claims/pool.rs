@@ -5,7 +5,7 @@ use std::sync::{Mutex, OnceLock};
 
 use memmap2::{MmapMut, MmapRaw, UncheckedAdvice};
 
-use crate::poison::lock;
+use penstock_runtime::poison::lock;
 
 /// Size of a piece, bytes: one page.
 pub(super) const PIECE: usize = 4096;

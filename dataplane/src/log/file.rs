@@ -8,7 +8,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crossbeam_utils::CachePadded;
 use memmap2::{Advice, MmapOptions, MmapRaw};
@@ -451,7 +451,7 @@ impl Log {
     /// # Errors
     /// If one of them cannot be removed.
     pub fn remove_files(&self) -> io::Result<()> {
-        let lock = crate::poison::lock(&self.lock);
+        let lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         lock.as_ref().map_or(Ok(()), WriterLock::remove_files)
     }
 
@@ -528,7 +528,7 @@ impl Log {
     /// Marks the log as unusable, so that its streams end. Only the first call counts. Another log may be
     /// created in its place at once: a file that was truncated is renamed to `<topic>.log.lost`.
     pub fn set_lost(&self, lost: Lost) {
-        let mut lock = crate::poison::lock(&self.lock);
+        let mut lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         let has_left = lock.as_ref().is_some_and(|lock| {
             self.leave_name(lock).unwrap_or_else(|error| {
                 tracing::warn!(log = %self.path().display(), %error, "cannot rename a truncated log");

@@ -23,11 +23,11 @@ use crate::admission::{Admission, Admit, Asked, Outcome, REVOKED, Refused};
 use crate::auth::{Keys, PacketKeys, generate};
 use crate::peer::{Host, Tenant};
 use crate::permits::{StreamPermit, StreamPermits};
-use crate::poller::{Events, Interest, Poller};
-use crate::profile::Rounds;
 use crate::shares::{self, Exceeded, Shares, Use};
 use crate::wire::handshake::{DatagramOffer, Offer, Path, Refusal, Request, Welcome};
 use crate::xdp::{FIRST_CREDIT, Registry};
+use penstock_runtime::poller::{Events, Interest, Poller};
+use penstock_runtime::profile::Rounds;
 
 /// Key of the listener in the poller.
 const LISTENER: usize = usize::MAX - 1;

@@ -18,12 +18,12 @@ use crate::admission::{Admission, REVOKED};
 use crate::auth::PacketKeys;
 use crate::claims::{self, Claimant, RingClaim, Spill, Turn, Waiting};
 use crate::log::{Commit, Reservation, Writer};
-use crate::profile::Tick;
 use crate::wire::batch::{self, Batch, Frame, HEADER_LEN, Header};
 use crate::wire::handshake::{AckLevel, Path};
 use crate::wire::message;
 use crate::wire::packet::TAG_LEN;
 use crate::wire::reply::Fault;
+use penstock_runtime::profile::Tick;
 
 /// Bytes that one connection may receive before others get their turn.
 const TURN_BYTES: usize = 4 << 20;

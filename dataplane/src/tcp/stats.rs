@@ -10,8 +10,8 @@ use serde::Serialize;
 use super::buffers::Effective;
 use crate::claims::Claims;
 use crate::log_quota::LogQuota;
-use crate::poison::lock;
-use crate::profile::{Stage, StageTimer};
+use penstock_runtime::poison::lock;
+use penstock_runtime::profile::{Stage, StageTimer};
 
 /// Ended connections that are remembered for the report.
 const REMEMBERED: usize = 4096;

@@ -11,8 +11,8 @@ use tracing::{debug, info, warn};
 use super::connection::{Connection, Context, Ending, Need, Opened, SCRATCH};
 use super::stats::{Shared, WorkerNow, WorkerStats};
 use crate::log::{Writer, Writers};
-use crate::poller::{Events, Interest, Poller};
-use crate::profile::{Live, Rounds, SHOW_EVERY, Tick};
+use penstock_runtime::poller::{Events, Interest, Poller};
+use penstock_runtime::profile::{Live, Rounds, SHOW_EVERY, Tick};
 
 /// How often time is looked after, and figures are shown.
 const TICK: Duration = SHOW_EVERY;

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use super::gate::{Gate, Pass};
 use crate::auth::PacketKeys;
-use crate::poison::lock;
 use crate::tcp::Opened;
 use crate::wire::packet::StreamKey;
+use penstock_runtime::poison::lock;
 
 /// A publisher sends its first packet at once; one that has not by then has fallen back to tcp.
 const PATIENCE: Duration = Duration::from_secs(10);

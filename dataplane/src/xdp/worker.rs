@@ -27,14 +27,14 @@ use super::stats::{WorkerNow, XdpStats};
 use super::stream::{Context, Ending, Stream};
 use crate::auth::PacketKeys;
 use crate::log::Writers;
-use crate::poller::{Events, Interest, Poller};
-use crate::profile::{Live, Rounds, SHOW_EVERY, Tick};
-use crate::sleep;
 use crate::tcp::{Counters, Opened, PathStage, Shared, WorkerStats};
 use crate::wire::packet::{
     ACK_SEAL_LEN, Content, DATA_LEN, Data, Feedback, Invalid, MAX_ACK_LEN, Received, StreamKey, Tag,
 };
 use crate::wire::reply::Fault;
+use penstock_runtime::poller::{Events, Interest, Poller};
+use penstock_runtime::profile::{Live, Rounds, SHOW_EVERY, Tick};
+use penstock_runtime::sleep;
 
 /// How often time is looked after, nanoseconds.
 const TICK: u64 = 1_000_000;

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use penstock_dataplane::text::escape;
+use penstock_process::text::escape;
 
 use super::flags::Bench;
 use crate::interrupt::Interrupt;

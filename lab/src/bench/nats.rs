@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use penstock_dataplane::text::escape;
+use penstock_process::text::escape;
 
 use crate::command;
 use crate::interrupt::Interrupt;

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
-use penstock_dataplane::deadline;
+use penstock_runtime::deadline;
 use serde::{Deserialize, Serialize};
 
 use super::processes;

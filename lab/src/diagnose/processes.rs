@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 
-use penstock_dataplane::text::foreign_bytes;
+use penstock_process::text::foreign_bytes;
 
 /// Name of a process, or nothing when it has gone.
 pub fn name_of(pid: u32) -> String {

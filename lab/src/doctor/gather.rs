@@ -94,7 +94,7 @@ fn host(bin_dir: Option<&Path>, unseen: &mut Vec<String>) -> Host {
             .as_deref()
             .and_then(huge_pages),
         shared_memory: free_bytes(Path::new("/dev/shm")),
-        memory: penstock_dataplane::memory::limits().into_iter().next(),
+        memory: penstock_process::memory::limits().into_iter().next(),
         ethtool: SEARCH
             .iter()
             .any(|dir| Path::new(dir).join("ethtool").is_file()),

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use penstock_dataplane::memory::Limit;
 use penstock_ebpf::{Attached, Features, Mode};
 use penstock_nic::{Channels, Facts, Feature, Link, Master, Ring};
+use penstock_process::memory::Limit;
 
 use super::check::{Check, Level};
 use super::facts::{BrokerFile, Capabilities, Host, HugePages, Interface, Kernel, Node, Seen};

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use bytesize::ByteSize;
 use maud::{Markup, html};
-use penstock_dataplane::profile::StageReport;
+use penstock_runtime::profile::StageReport;
 use plotters::style::RGBColor;
 
 use super::{figure, page, table};

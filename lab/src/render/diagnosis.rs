@@ -71,7 +71,7 @@ fn metrics(report: &Throughput, findings: &Findings) -> String {
 pub fn figures(report: &Throughput, findings: &Findings) -> Vec<(&'static str, String)> {
     let sample = &findings.sample;
     let broker = report.brokers.first();
-    let stages = |stages: &[penstock_dataplane::profile::StageReport]| {
+    let stages = |stages: &[penstock_runtime::profile::StageReport]| {
         let shares = stages
             .iter()
             .map(|s| format!("{} {:.2} %", s.name, s.percent));
