@@ -14,13 +14,13 @@ use penstock_dataplane::log::{Access, Full, Geometry, LogOptions};
 use penstock_dataplane::shares;
 use penstock_dataplane::tcp::buffers::{RcvbufOn, Wanted};
 use penstock_dataplane::tcp::{Limits, WorkerConfig};
-use penstock_dataplane::wire::handshake::check_topic;
 use penstock_dataplane::xdp::Polling;
 use penstock_flags::{
     BareUnit, MAX_SOCKET_BUFFER, MIN_SOCKET_BUFFER, duration, nearest_multiple,
     nearest_power_of_two, size, size_text,
 };
 use penstock_runtime::address;
+use penstock_wire::handshake::check_topic;
 
 use crate::machine::parse_cpus;
 use crate::topic_policy::{Creators, TopicPolicy};

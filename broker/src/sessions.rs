@@ -11,7 +11,7 @@ use penstock_dataplane::admission::{
 use penstock_dataplane::log::Log;
 use penstock_dataplane::peer::Tenant;
 use penstock_dataplane::shares::{Exceeded, Shares, Use};
-use penstock_dataplane::wire::handshake::{Refusal, Request};
+use penstock_wire::handshake::{Refusal, Request};
 
 use crate::topics::{Job, Topic, Topics};
 
@@ -405,7 +405,7 @@ mod tests {
     use penstock_dataplane::auth::Key;
     use penstock_dataplane::log::{Access, Full, Geometry, LogOptions};
     use penstock_dataplane::peer::Host;
-    use penstock_dataplane::wire::handshake::{AckLevel, OrderLevel, Path};
+    use penstock_wire::handshake::{AckLevel, OrderLevel, Path};
     use tempfile::TempDir;
 
     use super::*;

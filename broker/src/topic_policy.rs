@@ -3,7 +3,7 @@
 use clap::ValueEnum;
 use penstock_dataplane::admission::{Asked, Refused};
 use penstock_dataplane::auth::TopicPattern;
-use penstock_dataplane::wire::handshake::Refusal;
+use penstock_wire::handshake::Refusal;
 
 /// Who may create a topic by publishing to it first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

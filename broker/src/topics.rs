@@ -17,9 +17,9 @@ use penstock_dataplane::admission::{Asked, Refused};
 use penstock_dataplane::log::{Access, Log, LogOptions, Lost};
 use penstock_dataplane::peer::{Host, Tenant};
 use penstock_dataplane::shares::{Exceeded, Shares, Use};
-use penstock_dataplane::wire::handshake::Refusal;
 use penstock_files::{Dir, NewDir, displace};
 use penstock_runtime::poison::lock;
+use penstock_wire::handshake::Refusal;
 use tracing::{info, warn};
 
 use crate::earlier::EarlierStreams;

@@ -12,16 +12,14 @@ use std::time::{Duration, Instant};
 
 use penstock_dataplane::auth::{Channel, Initiator, Key, PacketKeys, read_key};
 use penstock_dataplane::log::{Reader, Start};
-use penstock_dataplane::wire::batch::{Header, payload_checksum};
-use penstock_dataplane::wire::handshake::{
-    Answer, Hello, Offer, Refusal, Request, WELCOME_LEN, Welcome,
-};
-use penstock_dataplane::wire::knock::{
+use penstock_wire::batch::{Header, payload_checksum};
+use penstock_wire::handshake::{Answer, Hello, Offer, Refusal, Request, WELCOME_LEN, Welcome};
+use penstock_wire::knock::{
     KNOCK_ANSWER_LEN, KnockAnswer, Question, Reply, SEAL_LEN, SEALED_REPLY_LEN,
 };
-use penstock_dataplane::wire::message::{Messages, append};
-use penstock_dataplane::wire::packet::TAG_LEN;
-use penstock_dataplane::wire::reply::{self, Fault, Parsed, REPLY_LEN};
+use penstock_wire::message::{Messages, append};
+use penstock_wire::packet::TAG_LEN;
+use penstock_wire::reply::{self, Fault, Parsed, REPLY_LEN};
 use tempfile::TempDir;
 use zerocopy::{FromBytes, IntoBytes};
 

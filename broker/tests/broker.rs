@@ -15,10 +15,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use penstock_dataplane::log::{ReadError, Reader, Start};
-use penstock_dataplane::wire::batch::{Header, payload_checksum};
-use penstock_dataplane::wire::handshake::{Answer, Hello, Refusal, Request, WELCOME_LEN, Welcome};
-use penstock_dataplane::wire::message::{Messages, append};
-use penstock_dataplane::wire::reply::{Fault, Parsed, REPLY_LEN, Reply};
+use penstock_wire::batch::{Header, payload_checksum};
+use penstock_wire::handshake::{Answer, Hello, Refusal, Request, WELCOME_LEN, Welcome};
+use penstock_wire::message::{Messages, append};
+use penstock_wire::reply::{Fault, Parsed, REPLY_LEN, Reply};
 use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
 use zerocopy::{FromBytes, IntoBytes};

@@ -8,7 +8,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use penstock_dataplane::log::{
     Access, Commit, Full, Geometry, Log, LogOptions, Reader, Start, Writer,
 };
-use penstock_dataplane::wire::crc32c;
+use penstock_wire::crc32c;
 use tempfile::TempDir;
 
 const COMMIT: Commit = Commit {

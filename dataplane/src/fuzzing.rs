@@ -6,6 +6,14 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use penstock_wire::batch;
+use penstock_wire::handshake::{MAX_TOPIC_LEN, WELCOME_LEN, Welcome};
+use penstock_wire::knock::{KNOCK_LEN, SEAL_LEN, SEALED_QUESTION_LEN};
+use penstock_wire::message::{Messages, encoded_len};
+use penstock_wire::packet::{
+    BatchInfo, Chunk, Feedback, MAX_ACK_LEN, MAX_GAPS, MAX_PACKET, StreamKey,
+};
+use penstock_wire::reply::{REPLY_LEN, Reply};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::auth::{Grants, Initiator, Key, parse_secret, respond};
@@ -14,14 +22,6 @@ use crate::tcp::greeting::{Greeting, Step};
 use crate::transport::{
     Limits, MAX_OPEN_BATCHES, Outgoing, Receiver, Refusal, Sender, SenderConfig,
 };
-use crate::wire::batch;
-use crate::wire::handshake::{MAX_TOPIC_LEN, WELCOME_LEN, Welcome};
-use crate::wire::knock::{KNOCK_LEN, SEAL_LEN, SEALED_QUESTION_LEN};
-use crate::wire::message::{Messages, encoded_len};
-use crate::wire::packet::{
-    BatchInfo, Chunk, Content, Feedback, MAX_ACK_LEN, MAX_GAPS, MAX_PACKET, StreamKey, split,
-};
-use crate::wire::reply::{REPLY_LEN, Reply};
 use crate::xdp::Headers;
 use crate::xdp::frame;
 
@@ -32,7 +32,6 @@ pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
 pub const TARGETS: &[Target] = &[
-    ("packets", packets),
     ("framing", framing),
     ("opening", opening),
     ("ethernet", ethernet),
@@ -41,52 +40,6 @@ pub const TARGETS: &[Target] = &[
     ("log", log),
     ("keys", keys),
 ];
-
-/// Packets of both directions. A checksum that is wrong ends it soon, so the right one is tried too.
-pub fn packets(data: &[u8]) {
-    let mut mended = data.to_vec();
-    for data in [data, mend(&mut mended)] {
-        if let Ok((header, rest)) = split(data) {
-            let (first, second) = rest.split_at(rest.len() / 2);
-            let whole = header.parse(&[rest]);
-            assert_eq!(whole, header.parse(&[first, second]), "however it lies");
-            if let Ok(received) = whole {
-                assert!(received.packet < MAX_PACKET);
-                if let Content::Payload(chunk) = received.content {
-                    let end = chunk.offset as usize + rest.len();
-                    assert!(!rest.is_empty() && end <= chunk.batch.len as usize);
-                }
-            }
-        }
-        let mut feedback = Feedback::new(STREAM);
-        if feedback.read(data).is_ok() {
-            check_ranges(&feedback);
-            let mut written = [0; MAX_ACK_LEN];
-            let len = feedback.write(&mut written);
-            let mut again = Feedback::new(STREAM);
-            assert_eq!(again.read(&written[..len]), Ok(()));
-            assert_eq!(again, feedback);
-        }
-    }
-}
-
-/// Puts the checksum right that packets have at bytes 4 to 8.
-fn mend(packet: &mut [u8]) -> &[u8] {
-    if packet.len() >= 8 {
-        let sum = batch::payload_checksum(&packet[8..]);
-        packet[4..8].copy_from_slice(&sum.to_le_bytes());
-    }
-    packet
-}
-
-fn check_ranges(feedback: &Feedback) {
-    assert!(feedback.received.len() <= MAX_GAPS + 1);
-    let mut below = MAX_PACKET;
-    for &(low, high) in &feedback.received {
-        assert!(low <= high && high < below, "{:?}", feedback.received);
-        below = low;
-    }
-}
 
 /// What comes over connections: hello, welcome, batch header, reply, and messages inside a batch.
 pub fn framing(data: &[u8]) {
@@ -181,6 +134,15 @@ pub fn ethernet(data: &[u8]) {
         back.write(head, &[payload]);
         let parsed = frame::parse(&answer, answer.len()).expect("an answer is a good frame");
         assert_eq!((parsed.start, parsed.len), (back.len(), 5));
+    }
+}
+
+fn check_ranges(feedback: &Feedback) {
+    assert!(feedback.received.len() <= MAX_GAPS + 1);
+    let mut below = MAX_PACKET;
+    for &(low, high) in &feedback.received {
+        assert!(low <= high && high < below, "{:?}", feedback.received);
+        below = low;
     }
 }
 

@@ -25,6 +25,5 @@ pub mod shares;
 pub mod tcp;
 #[cfg(not(loom))]
 pub mod transport;
-pub mod wire;
 #[cfg(not(loom))]
 pub mod xdp;

@@ -7,10 +7,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use penstock_wire::handshake::Refusal;
+
 use crate::admission::Refused;
 use crate::peer::Tenant;
 use crate::shares::{Exceeded, Shares, Use};
-use crate::wire::handshake::Refusal;
 
 /// A stream that has committed nothing for this long may lose its permit to another.
 const IDLE: Duration = Duration::from_secs(10);

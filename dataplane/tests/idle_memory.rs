@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use penstock_dataplane::log::{Access, Full, Geometry, Log, LogOptions};
-use penstock_dataplane::wire::batch;
-use penstock_dataplane::wire::packet::{BatchInfo, Chunk, Data, StreamKey};
 use penstock_dataplane::xdp::Endpoint;
 use penstock_dataplane::xdp::bench_support::{SocketlessWorker, frame};
+use penstock_wire::batch;
+use penstock_wire::packet::{BatchInfo, Chunk, Data, StreamKey};
 use tempfile::TempDir;
 
 /// Most bytes that an idle stream may cost.

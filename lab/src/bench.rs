@@ -16,12 +16,15 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use aeron::Aeron;
 use anyhow::{Context, Result};
 use bytesize::ByteSize;
+use flags::{Extent, View};
 use jiff::Timestamp;
-use penstock_dataplane::wire::message::OVERHEAD;
 use penstock_ebpf::Mode as AttachMode;
 use penstock_process::output;
+use penstock_wire::message::OVERHEAD;
+use plan::{Case, Contender, Kind, Work};
 use tracing::{info, warn};
 
 use crate::cli::{Pin, Workload, XdpMode};
@@ -38,10 +41,6 @@ use crate::spread::Spread;
 use crate::terminal::{self, Screen};
 use crate::testbed::Binaries;
 use crate::{iperf, raw, render, results};
-
-use aeron::Aeron;
-use flags::{Extent, View};
-use plan::{Case, Contender, Kind, Work};
 
 /// The kind of the report.
 pub const BENCH: &str = "bench";

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use penstock_dataplane::wire::handshake::{AckLevel, OrderLevel};
 use penstock_flags::{BareUnit, MAX_SOCKET_BUFFER, MIN_SOCKET_BUFFER, duration, size};
+use penstock_wire::handshake::{AckLevel, OrderLevel};
 use serde::{Deserialize, Serialize};
 
 use crate::chaos::FAULT_CATALOG;

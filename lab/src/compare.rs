@@ -11,11 +11,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use bytesize::ByteSize;
 use jiff::Timestamp;
-use penstock_dataplane::wire::handshake::AckLevel;
-use penstock_dataplane::wire::message::OVERHEAD;
 use penstock_process::wrong_usage;
 use penstock_runtime::address;
+use penstock_wire::handshake::AckLevel;
+use penstock_wire::message::OVERHEAD;
+use rows::{Case, Measured};
 use tracing::{info, warn};
+use trial::{Bench, Cores, Load, Site};
 
 use crate::chart::{Chart, Figure, Panel};
 use crate::cli::{self, Profile, XdpMode};
@@ -29,9 +31,6 @@ use crate::report::{Compare, Limit, Row};
 use crate::spread::Spread;
 use crate::testbed::Binaries;
 use crate::{command, iperf, render, results};
-
-use rows::{Case, Measured};
-use trial::{Bench, Cores, Load, Site};
 
 /// The picture's name in the result folder.
 const PICTURE: &str = "compare.svg";

@@ -46,7 +46,7 @@ const SHORT_LINE: u64 = 8;
 /// Largest MTU with `--faults`: an Ethernet frame of it fits in what the injector keeps of one.
 const MAX_FAULTY_MTU: u32 = 9000;
 /// Framing of a message in a batch, bytes.
-const MESSAGE_OVERHEAD: u64 = penstock_dataplane::wire::message::OVERHEAD as u64;
+const MESSAGE_OVERHEAD: u64 = penstock_wire::message::OVERHEAD as u64;
 
 /// With `--limits`.
 const LIMITS: Effort = Effort {

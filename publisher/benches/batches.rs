@@ -6,7 +6,7 @@ use std::net::UdpSocket;
 use std::sync::Arc;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use penstock_dataplane::wire::crc32c::Joiner;
+use penstock_wire::crc32c::Joiner;
 
 #[allow(dead_code, unused_imports)]
 #[path = "../src/open_batch.rs"]

@@ -4,9 +4,9 @@ use std::sync::atomic::Ordering;
 
 use crossbeam_channel::Sender;
 use penstock_dataplane::transport;
-use penstock_dataplane::wire::handshake::AckLevel;
-use penstock_dataplane::wire::message::{Messages, OVERHEAD};
 use penstock_runtime::profile::StageTimer;
+use penstock_wire::handshake::AckLevel;
+use penstock_wire::message::{Messages, OVERHEAD};
 use sha2::{Digest, Sha256};
 
 use crate::Config;

@@ -6,10 +6,10 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use bytesize::ByteSize;
 use clap::{Parser, ValueEnum};
-use penstock_dataplane::wire::handshake::{AckLevel, MAX_STREAMS, OrderLevel, check_topic};
 use penstock_flags::{BareUnit, MAX_SOCKET_BUFFER, MIN_SOCKET_BUFFER, duration, size, size_text};
 use penstock_publisher::{Config, Mode, Transmit};
 use penstock_runtime::address::{AddressError, check_broker};
+use penstock_wire::handshake::{AckLevel, MAX_STREAMS, OrderLevel, check_topic};
 
 const EXAMPLES: &str = "\
 Examples:

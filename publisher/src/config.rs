@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use penstock_dataplane::auth::Key;
-use penstock_dataplane::wire::handshake::{AckLevel, MAX_STREAMS, OrderLevel};
+use penstock_wire::handshake::{AckLevel, MAX_STREAMS, OrderLevel};
 
 use crate::Error;
 

@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use penstock_dataplane::auth::PacketKeys;
-use penstock_dataplane::wire::handshake::{Offer, Path, Request, check_topic};
 use penstock_runtime::address::{canonical, resolve};
 use penstock_runtime::poison::lock;
+use penstock_wire::handshake::{Offer, Path, Request, check_topic};
 use socket2::{SockRef, TcpKeepalive};
 
 use crate::link::Target;

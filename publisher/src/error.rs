@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use penstock_dataplane::auth::Unproven;
 use penstock_dataplane::transport::AckFault;
-use penstock_dataplane::wire::handshake::{BadTopic, Refusal, WelcomeError};
-use penstock_dataplane::wire::reply::InvalidReply;
+use penstock_wire::handshake::{BadTopic, Refusal, WelcomeError};
+use penstock_wire::reply::InvalidReply;
 use thiserror::Error;
 
 use crate::af_xdp::TransmitError;
@@ -44,7 +44,7 @@ pub enum Error {
     Refused {
         /// The broker.
         broker: String,
-        /// A [`penstock_dataplane::wire::handshake::Refusal`] as a number.
+        /// A [`penstock_wire::handshake::Refusal`] as a number.
         code: u16,
         /// The broker's text.
         text: String,

@@ -4,8 +4,8 @@
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, Write};
 
-use penstock_dataplane::wire::batch::{HEADER_LEN, Header};
-use penstock_dataplane::wire::packet::{TAG_LEN, Tag};
+use penstock_wire::batch::{HEADER_LEN, Header};
+use penstock_wire::packet::{TAG_LEN, Tag};
 use zerocopy::IntoBytes;
 
 use crate::stream::Filled;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 use nix::poll::PollFd;
-use penstock_dataplane::wire::handshake::{Path, Refusal};
+use penstock_wire::handshake::{Path, Refusal};
 use tracing::warn;
 
 use crate::account::Account;

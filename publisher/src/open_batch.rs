@@ -9,7 +9,7 @@ use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use penstock_dataplane::wire::message::{OVERHEAD, encoded_len};
+use penstock_wire::message::{OVERHEAD, encoded_len};
 
 /// How much of a batch there is.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -134,7 +134,7 @@ impl Appender {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use penstock_dataplane::wire::message::Messages;
+    use penstock_wire::message::Messages;
     use std::slice;
     use std::thread;
 

@@ -5,13 +5,11 @@ use std::net::TcpStream;
 use std::time::Instant;
 
 use penstock_dataplane::auth::{Channel, Initiator, Key, PacketKeys};
-use penstock_dataplane::wire::MAGIC;
-use penstock_dataplane::wire::handshake::{Answer, Hello, Offer, Request, WELCOME_LEN, Welcome};
-use penstock_dataplane::wire::knock::{
-    KNOCK_MAGIC, KnockAnswer, Question, Reply, SEAL_LEN, SEALED_REPLY_LEN,
-};
 use penstock_process::text::foreign_bytes;
 use penstock_runtime::deadline;
+use penstock_wire::MAGIC;
+use penstock_wire::handshake::{Answer, Hello, Offer, Request, WELCOME_LEN, Welcome};
+use penstock_wire::knock::{KNOCK_MAGIC, KnockAnswer, Question, Reply, SEAL_LEN, SEALED_REPLY_LEN};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::{Config, Error};
@@ -152,7 +150,7 @@ impl Opening<'_> {
         }
     }
 
-    fn stranger(&self, source: penstock_dataplane::wire::handshake::WelcomeError) -> Error {
+    fn stranger(&self, source: penstock_wire::handshake::WelcomeError) -> Error {
         Error::NotABroker {
             broker: self.broker.to_owned(),
             source,

@@ -4,8 +4,8 @@
 use std::ops::{Deref, Range};
 use std::slice;
 
-use penstock_dataplane::wire::crc32c::{self, Joiner};
-use penstock_dataplane::wire::message;
+use penstock_wire::crc32c::{self, Joiner};
+use penstock_wire::message;
 
 /// Bytes that are summed at a time where no packets are to be made of them.
 const STEP: usize = 4 << 10;

@@ -7,10 +7,10 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Select, Sender, TrySendError};
-use penstock_dataplane::wire::crc32c::Joiner;
-use penstock_dataplane::wire::message::{self, OVERHEAD};
 use penstock_runtime::poison::lock;
 use penstock_runtime::profile::{StageReport, StageTimer};
+use penstock_wire::crc32c::Joiner;
+use penstock_wire::message::{self, OVERHEAD};
 use tracing::warn;
 
 use crate::connect::Location;

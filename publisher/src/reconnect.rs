@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, TryRecvError, bounded};
-use penstock_dataplane::wire::handshake::Path;
+use penstock_wire::handshake::Path;
 use tracing::warn;
 
 use crate::account::Account;

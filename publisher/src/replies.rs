@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use penstock_dataplane::auth::PacketKeys;
-use penstock_dataplane::wire::packet::TAG_LEN;
-use penstock_dataplane::wire::reply::{Parsed, REPLY_LEN, Reply};
+use penstock_wire::packet::TAG_LEN;
+use penstock_wire::reply::{Parsed, REPLY_LEN, Reply};
 use zerocopy::FromBytes;
 
 use crate::Error;
@@ -204,7 +204,7 @@ pub(crate) enum NoReply {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use penstock_dataplane::wire::reply::Fault;
+    use penstock_wire::reply::Fault;
     use zerocopy::IntoBytes;
 
     fn sealed(keys: &PacketKeys, number: u64, reply: &[u8]) -> Vec<u8> {

@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use penstock_dataplane::auth::PacketKeys;
-use penstock_dataplane::wire::batch::Header;
-use penstock_dataplane::wire::crc32c::Joiner;
-use penstock_dataplane::wire::handshake::{AckLevel, Path};
-use penstock_dataplane::wire::reply::Fault;
 use penstock_process::text::foreign_bytes;
 use penstock_runtime::poison::lock;
 use penstock_runtime::profile::Tick;
+use penstock_wire::batch::Header;
+use penstock_wire::crc32c::Joiner;
+use penstock_wire::handshake::{AckLevel, Path};
+use penstock_wire::reply::Fault;
 use zerocopy::IntoBytes;
 
 use crate::account::Account;

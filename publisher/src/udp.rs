@@ -4,8 +4,8 @@ use std::io::{self, IoSlice};
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
-use penstock_dataplane::wire::packet::{ACK_SEAL_LEN, MAX_ACK_LEN};
 use penstock_runtime::address::canonical;
+use penstock_wire::packet::{ACK_SEAL_LEN, MAX_ACK_LEN};
 use socket2::SockRef;
 
 /// Packets that one call may send: `UDP_MAX_SEGMENTS` of kernels before 6.9.

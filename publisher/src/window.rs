@@ -180,7 +180,7 @@ impl Window {
 mod tests {
     use penstock_runtime::profile::StageTimer;
 
-    use penstock_dataplane::wire::message::OVERHEAD;
+    use penstock_wire::message::OVERHEAD;
 
     use super::*;
     use crate::payload::Payload;

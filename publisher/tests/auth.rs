@@ -6,12 +6,12 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use penstock_dataplane::auth::{Channel, Key, PacketKeys, respond};
-use penstock_dataplane::wire::batch::{Frame, HEADER_LEN, Header};
-use penstock_dataplane::wire::handshake::{Offer, Refusal, Welcome};
-use penstock_dataplane::wire::knock::{KNOCK_LEN, Knock, Question, Reply, SEALED_QUESTION_LEN};
-use penstock_dataplane::wire::packet::TAG_LEN;
-use penstock_dataplane::wire::reply;
 use penstock_publisher::{Config, Error, Publisher};
+use penstock_wire::batch::{Frame, HEADER_LEN, Header};
+use penstock_wire::handshake::{Offer, Refusal, Welcome};
+use penstock_wire::knock::{KNOCK_LEN, Knock, Question, Reply, SEALED_QUESTION_LEN};
+use penstock_wire::packet::TAG_LEN;
+use penstock_wire::reply;
 use zerocopy::{FromBytes, IntoBytes};
 
 const OFFER: Offer = Offer {

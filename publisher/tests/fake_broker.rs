@@ -9,13 +9,11 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use penstock_dataplane::wire::batch::{Batch, Frame, HEADER_LEN, Header};
-use penstock_dataplane::wire::handshake::{
-    AckLevel, HELLO_LEN, Hello, Offer, Refusal, Request, Welcome,
-};
-use penstock_dataplane::wire::message::Messages;
-use penstock_dataplane::wire::reply::{Fault, Reply};
 use penstock_publisher::{Config, Error, Publisher};
+use penstock_wire::batch::{Batch, Frame, HEADER_LEN, Header};
+use penstock_wire::handshake::{AckLevel, HELLO_LEN, Hello, Offer, Refusal, Request, Welcome};
+use penstock_wire::message::Messages;
+use penstock_wire::reply::{Fault, Reply};
 use zerocopy::{FromBytes, IntoBytes};
 
 const MAX_PAYLOAD: u32 = 1 << 20;

@@ -6,11 +6,11 @@ use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread::{self, JoinHandle};
 
-use penstock_dataplane::wire::batch::{Frame, HEADER_LEN, Header};
-use penstock_dataplane::wire::handshake::{HELLO_LEN, Hello, Offer, Refusal, Welcome};
-use penstock_dataplane::wire::message::Messages;
-use penstock_dataplane::wire::reply::Reply;
 use penstock_process::text::is_unsafe;
+use penstock_wire::batch::{Frame, HEADER_LEN, Header};
+use penstock_wire::handshake::{HELLO_LEN, Hello, Offer, Refusal, Welcome};
+use penstock_wire::message::Messages;
+use penstock_wire::reply::Reply;
 use tempfile::TempDir;
 use zerocopy::{FromBytes, IntoBytes};
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use penstock_dataplane::log::{Batch, ChecksumMismatch};
-use penstock_dataplane::wire::message::{Malformed, Messages};
+use penstock_wire::message::{Malformed, Messages};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
@@ -213,8 +213,8 @@ fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use penstock_dataplane::wire::batch::checksum;
-    use penstock_dataplane::wire::message::append;
+    use penstock_wire::batch::checksum;
+    use penstock_wire::message::append;
 
     fn payload(messages: &[&[u8]]) -> Vec<u8> {
         let mut payload = Vec::new();

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
-use penstock_dataplane::wire::handshake::MAX_STREAMS;
 use penstock_flags::{BareUnit, duration};
 use penstock_subscriber::Start;
+use penstock_wire::handshake::MAX_STREAMS;
 
 const EXAMPLES: &str = "\
 Examples:

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use penstock_dataplane::log::{Batch, LogInfo, OpenError, Overwritten, ReadError, Reader, Start};
-use penstock_dataplane::wire::message::Messages;
+use penstock_wire::message::Messages;
 
 /// Empty looks before the first sleep.
 const SPINS: u32 = 100;

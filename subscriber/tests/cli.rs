@@ -7,8 +7,8 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 
 use penstock_dataplane::log::{Access, Commit, Full, Geometry, Log, LogOptions, Writer};
-use penstock_dataplane::wire::batch::checksum;
-use penstock_dataplane::wire::message::append;
+use penstock_wire::batch::checksum;
+use penstock_wire::message::append;
 use tempfile::TempDir;
 
 const SEGMENT: u64 = 4096;

@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use penstock_dataplane::log::{Reader, Start};
-use penstock_dataplane::wire::message::Messages;
 use penstock_publisher::{Config, Publisher};
+use penstock_wire::message::Messages;
 use socket2::SockRef;
 
 use super::{Broker, Buffers};

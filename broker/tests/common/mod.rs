@@ -1,6 +1,6 @@
 //! What tests of the program share.
 
-use penstock_dataplane::wire::handshake::{AckLevel, OrderLevel, Path, Request};
+use penstock_wire::handshake::{AckLevel, OrderLevel, Path, Request};
 
 /// For the only stream of a new session, over tcp.
 pub fn request() -> Request {

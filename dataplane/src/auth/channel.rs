@@ -1,11 +1,11 @@
 //! The handshake, and the channel that comes out of it. No I/O; its randomness is the system's.
 
+use penstock_wire::knock::{Knock, KnockAnswer, KnockError, NOISE_LEN, Preamble, SEAL_LEN};
 use snow::{Builder, HandshakeState, TransportState};
 use thiserror::Error;
 use zerocopy::IntoBytes;
 
 use super::key::Key;
-use crate::wire::knock::{Knock, KnockAnswer, KnockError, NOISE_LEN, Preamble, SEAL_LEN};
 
 /// The Noise protocol: pattern NN with the pre-shared key mixed in before anything else.
 pub const SUITE: &str = "Noise_NNpsk0_25519_ChaChaPoly_BLAKE2s";

@@ -4,9 +4,8 @@ use std::fmt;
 
 use blake2::Blake2sMac256;
 use blake2::digest::{FixedOutput, KeyInit, Update};
+use penstock_wire::knock::KEY_ID_LEN;
 use zeroize::Zeroizing;
-
-use crate::wire::knock::KEY_ID_LEN;
 
 /// Bytes of a secret.
 pub(super) const SECRET_LEN: usize = 32;

@@ -4,10 +4,10 @@
 //! on CPUs that have instructions for AES. Nothing is allocated.
 
 use aegis::aegis128x2::{Aegis128X2Mac, Key, Nonce};
+use penstock_wire::packet::{ACK_SEAL_LEN, TAG_LEN, Tag};
 use zeroize::Zeroizing;
 
 use super::key::{SECRET_LEN, mac};
-use crate::wire::packet::{ACK_SEAL_LEN, TAG_LEN, Tag};
 
 const COUNTER_LEN: usize = ACK_SEAL_LEN - TAG_LEN;
 

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::wire::handshake::check_topic;
+use penstock_wire::handshake::check_topic;
 
 /// One topic, or all topics whose names begin with a prefix.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use crossbeam_utils::CachePadded;
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use penstock_files::{Dir, Open};
+use penstock_wire::reply::Fault;
 
 use super::OpenError;
 use super::access::Access;
@@ -26,7 +27,6 @@ use super::slot::{Found, Slot};
 use super::sync::crash_point;
 use super::writer::Writer;
 use super::writer_lock::{self, WriterLock, beside};
-use crate::wire::reply::Fault;
 
 /// What a broker does when it would have to overwrite batches that a registered reader has not read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

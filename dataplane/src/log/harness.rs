@@ -10,10 +10,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 
+use penstock_wire::batch::checksum;
+
 use super::layout::INDEX_OFFSET;
 use super::slot::SLOT_BYTES;
 use super::*;
-use crate::wire::batch::checksum;
 
 const SEGMENT: u64 = 4096;
 const SLOTS: u64 = 8;

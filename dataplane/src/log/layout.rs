@@ -9,10 +9,10 @@
 
 use std::fmt;
 
+use penstock_wire::crc32c;
 use thiserror::Error;
 
 use super::slot::{Descriptor, SLOT_BYTES};
-use crate::wire::crc32c;
 
 /// First bytes of a log file.
 pub const MAGIC: [u8; 8] = *b"PENSTOCK";
@@ -132,7 +132,7 @@ impl Geometry {
         let half = self.segment_bytes / 2;
         u32::try_from(half)
             .unwrap_or(u32::MAX)
-            .min(crate::wire::batch::MAX_PAYLOAD)
+            .min(penstock_wire::batch::MAX_PAYLOAD)
     }
 
     /// Bytes of the whole file.

@@ -4,6 +4,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
+use penstock_wire::batch;
 use thiserror::Error;
 
 use super::file::{LogInfo, Mapping};
@@ -11,7 +12,6 @@ use super::registry::Registry;
 use super::ring::FREE;
 use super::slot::{Descriptor, Found, Totals};
 use super::{OpenError, ReadError};
-use crate::wire::batch;
 
 /// Where a reader starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,7 +39,7 @@ pub struct Batch<'a> {
     pub checksum: u32,
     /// When the broker had the whole batch, nanoseconds since the Unix epoch.
     pub arrival_unix_ns: u64,
-    /// The messages; see [`crate::wire::message::Messages`].
+    /// The messages; see [`penstock_wire::message::Messages`].
     pub payload: &'a [u8],
 }
 

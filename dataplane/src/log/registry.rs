@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use penstock_files::{Dir, Open};
+use penstock_wire::crc32c;
 
 use super::OpenError;
 use super::access::Access;
@@ -25,7 +26,6 @@ use super::layout::MAX_POSITION;
 use super::lock;
 use super::ring::{FREE, MAX_READERS, ReaderCursors};
 use super::writer_lock::beside;
-use crate::wire::crc32c;
 
 /// Bytes of a slot; the rest of its cache line is unused.
 const SLOT_BYTES: usize = 64;

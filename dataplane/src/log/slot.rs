@@ -4,8 +4,9 @@
 //! while a writer replaces it. All words are atomics, so a concurrent read in another process is a
 //! wrong value at worst, which the stamp or the check word tells; it is never undefined.
 
+use penstock_wire::crc32c;
+
 use super::sync::{AtomicU64, Ordering, crash_point, fence};
-use crate::wire::crc32c;
 
 /// Bytes of a slot in the file: two cache lines.
 pub const SLOT_BYTES: usize = 128;
@@ -48,7 +49,7 @@ pub struct Descriptor {
 impl Descriptor {
     /// Message bytes of the batch, without framing.
     pub(super) fn message_bytes(&self) -> u64 {
-        let framing = u64::from(self.messages) * crate::wire::message::OVERHEAD as u64;
+        let framing = u64::from(self.messages) * penstock_wire::message::OVERHEAD as u64;
         u64::from(self.payload_len).saturating_sub(framing)
     }
 }
@@ -178,7 +179,7 @@ impl Slot {
     pub(super) fn complete(&self, index: u64, before: Totals) {
         let len_and_count = self.words[LEN_AND_COUNT].load(Ordering::Relaxed);
         let (len, messages) = (len_and_count >> 32, len_and_count & u64::from(u32::MAX));
-        let framing = messages * crate::wire::message::OVERHEAD as u64;
+        let framing = messages * penstock_wire::message::OVERHEAD as u64;
         let bytes = len.saturating_sub(framing);
         let set = |word: &AtomicU64, value: u64| {
             let _ =

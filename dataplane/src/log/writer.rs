@@ -4,11 +4,12 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use penstock_wire::crc32c;
+
 use super::file::Log;
 use super::ring::{Limits, NOTHING_OPEN};
 use super::slot::Descriptor;
 use super::sync::crash_point;
-use crate::wire::crc32c;
 
 /// Writes batches into a log. Each thread has its own; any number may write side by side.
 ///
@@ -57,7 +58,7 @@ pub struct Commit {
     pub batch_seq: u64,
     /// Messages in the payload.
     pub messages: u32,
-    /// CRC32C, see [`crate::wire::batch::checksum`].
+    /// CRC32C, see [`penstock_wire::batch::checksum`].
     pub checksum: u32,
     /// When the whole batch was there, nanoseconds since the Unix epoch.
     pub arrival_unix_ns: u64,

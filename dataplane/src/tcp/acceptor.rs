@@ -10,6 +10,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use penstock_runtime::poller::{Events, Interest, Poller};
+use penstock_runtime::profile::Rounds;
+use penstock_wire::handshake::{DatagramOffer, Offer, Path, Refusal, Request, Welcome};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tracing::{debug, info, warn};
 use zerocopy::IntoBytes;
@@ -24,10 +27,7 @@ use crate::auth::{Keys, PacketKeys, generate};
 use crate::peer::{Host, Tenant};
 use crate::permits::{StreamPermit, StreamPermits};
 use crate::shares::{self, Exceeded, Shares, Use};
-use crate::wire::handshake::{DatagramOffer, Offer, Path, Refusal, Request, Welcome};
 use crate::xdp::{FIRST_CREDIT, Registry};
-use penstock_runtime::poller::{Events, Interest, Poller};
-use penstock_runtime::profile::Rounds;
 
 /// Key of the listener in the poller.
 const LISTENER: usize = usize::MAX - 1;
@@ -728,7 +728,7 @@ mod tests {
 
     use super::*;
     use crate::tcp::buffers::RcvbufOn;
-    use crate::wire::handshake::{AckLevel, Hello, OrderLevel};
+    use penstock_wire::handshake::{AckLevel, Hello, OrderLevel};
 
     /// Longer than anything here takes.
     const LIMIT: Duration = Duration::from_secs(20);

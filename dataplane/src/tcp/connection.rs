@@ -8,6 +8,12 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use penstock_runtime::profile::Tick;
+use penstock_wire::batch::{self, Batch, Frame, HEADER_LEN, Header};
+use penstock_wire::handshake::{AckLevel, Path};
+use penstock_wire::message;
+use penstock_wire::packet::TAG_LEN;
+use penstock_wire::reply::Fault;
 use zerocopy::FromBytes;
 
 use super::buffers::Effective;
@@ -18,12 +24,6 @@ use crate::admission::{Admission, REVOKED};
 use crate::auth::PacketKeys;
 use crate::claims::{self, Claimant, RingClaim, Spill, Turn, Waiting};
 use crate::log::{Commit, Reservation, Writer};
-use crate::wire::batch::{self, Batch, Frame, HEADER_LEN, Header};
-use crate::wire::handshake::{AckLevel, Path};
-use crate::wire::message;
-use crate::wire::packet::TAG_LEN;
-use crate::wire::reply::Fault;
-use penstock_runtime::profile::Tick;
 
 /// Bytes that one connection may receive before others get their turn.
 const TURN_BYTES: usize = 4 << 20;

@@ -6,17 +6,17 @@
 
 use std::sync::Arc;
 
+use penstock_wire::MAGIC;
+use penstock_wire::handshake::{
+    BadTopic, HELLO_LEN, Hello, HelloError, Refusal, Request, WELCOME_LEN, check_topic,
+};
+use penstock_wire::knock::{
+    KNOCK_LEN, KNOCK_MAGIC, Knock, KnockError, Question, Reply, SEALED_QUESTION_LEN,
+};
 use thiserror::Error;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::auth::{Channel, Grant, Grants, Unproven, respond};
-use crate::wire::MAGIC;
-use crate::wire::handshake::{
-    BadTopic, HELLO_LEN, Hello, HelloError, Refusal, Request, WELCOME_LEN, check_topic,
-};
-use crate::wire::knock::{
-    KNOCK_LEN, KNOCK_MAGIC, Knock, KnockError, Question, Reply, SEALED_QUESTION_LEN,
-};
 
 /// Bytes of the longest part of a handshake.
 const LONGEST: usize = SEALED_QUESTION_LEN;
@@ -251,10 +251,24 @@ impl Greeting {
 mod tests {
     use super::*;
     use crate::auth::{Initiator, Key};
-    use crate::wire::handshake::tests::request;
-    use crate::wire::handshake::{Answer, Welcome};
-    use crate::wire::knock::{KNOCK_ANSWER_LEN, KnockAnswer, SEAL_LEN, SEALED_REPLY_LEN};
+    use penstock_wire::handshake::{AckLevel, Answer, OrderLevel, Path, Welcome};
+    use penstock_wire::knock::{KNOCK_ANSWER_LEN, KnockAnswer, SEAL_LEN, SEALED_REPLY_LEN};
     use proptest::prelude::*;
+
+    /// For the only stream of a new session, over tcp.
+    fn request() -> Request {
+        Request {
+            session: 0,
+            stream: 0,
+            streams: 1,
+            ack: AckLevel::Committed,
+            order: OrderLevel::PerStream,
+            max_payload: 4096,
+            path: Path::Tcp,
+            resume_from: None,
+            max_datagram: 0,
+        }
+    }
 
     fn key(byte: u8) -> Key {
         Key::new(&[byte; 32])

@@ -4,10 +4,10 @@
 use std::io::{self, Write};
 use std::sync::Arc;
 
+use penstock_wire::reply::{Fault, REPLY_LEN, Reply};
 use zerocopy::IntoBytes;
 
 use crate::auth::PacketKeys;
-use crate::wire::reply::{Fault, REPLY_LEN, Reply};
 
 /// Replies of one connection. Bounded: one frame in flight, one ack or error behind it.
 #[derive(Debug, Default)]
@@ -84,8 +84,8 @@ impl Outbox {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::packet::TAG_LEN;
-    use crate::wire::reply::Parsed;
+    use penstock_wire::packet::TAG_LEN;
+    use penstock_wire::reply::Parsed;
     use zerocopy::FromBytes;
 
     /// Takes at most `room` bytes, then would block.

@@ -2,11 +2,11 @@
 
 use std::collections::VecDeque;
 
+use penstock_wire::packet::{BatchInfo, Chunk, Feedback, MAX_GAPS, StreamKey};
 use thiserror::Error;
 
 use super::MAX_OPEN_BATCHES;
 use super::ranges::Ranges;
-use crate::wire::packet::{BatchInfo, Chunk, Feedback, MAX_GAPS, StreamKey};
 
 /// Maximum number of separate parts of one batch.
 const MAX_PARTS: usize = 64;

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use penstock_wire::packet::{BatchInfo, Chunk, DATA_LEN, Feedback, Pause};
 use thiserror::Error;
 
 use super::MAX_OPEN_BATCHES;
@@ -9,7 +10,6 @@ use super::congestion::Congestion;
 use super::in_flight::InFlightLimit;
 use super::mtu::{BASE, PathMtu};
 use super::rtt::Rtt;
-use crate::wire::packet::{BatchInfo, Chunk, DATA_LEN, Feedback, Pause};
 
 /// A packet is lost once so many later ones arrived (RFC 9002 section 6.1.1); more where the
 /// network is seen to reorder.
@@ -852,7 +852,7 @@ impl Sender {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::packet::StreamKey;
+    use penstock_wire::packet::StreamKey;
 
     const MS: u64 = 1_000_000;
 

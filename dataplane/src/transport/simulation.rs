@@ -11,12 +11,12 @@ use std::env;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use fastrand::Rng;
+use penstock_wire::batch;
+use penstock_wire::packet::{Content, DATA_LEN, Data, Feedback, MAX_ACK_LEN, StreamKey, split};
 use zerocopy::IntoBytes;
 
 use super::receiver::{Limits, Receiver};
 use super::sender::{Outgoing, Sender, SenderConfig};
-use crate::wire::batch;
-use crate::wire::packet::{Content, DATA_LEN, Data, Feedback, MAX_ACK_LEN, StreamKey, split};
 
 const US: u64 = 1_000;
 const MS: u64 = 1_000_000;

@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use crate::wire::packet::StreamKey;
+use penstock_wire::packet::StreamKey;
 
 /// Which packets the program lets through, by the key that they carry; implemented by the broker.
 pub trait Gate: Debug + Send + Sync {

@@ -3,7 +3,7 @@
 
 use std::hash::{BuildHasherDefault, Hasher};
 
-/// For maps from [`crate::wire::packet::StreamKey`].
+/// For maps from [`penstock_wire::packet::StreamKey`].
 pub(super) type KeyHash = BuildHasherDefault<KeyHasher>;
 
 #[derive(Debug, Default)]

@@ -8,11 +8,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use penstock_runtime::poison::lock;
+use penstock_wire::packet::StreamKey;
+
 use super::gate::{Gate, Pass};
 use crate::auth::PacketKeys;
 use crate::tcp::Opened;
-use crate::wire::packet::StreamKey;
-use penstock_runtime::poison::lock;
 
 /// A publisher sends its first packet at once; one that has not by then has fallen back to tcp.
 const PATIENCE: Duration = Duration::from_secs(10);

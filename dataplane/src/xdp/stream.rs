@@ -7,6 +7,12 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use penstock_wire::batch::{self, Frame, HEADER_LEN, Header};
+use penstock_wire::message;
+use penstock_wire::packet::{
+    BatchInfo, Chunk, Content, Data, Feedback, MAX_ACK_LEN, StreamKey, TAG_LEN,
+};
+use penstock_wire::reply::Fault;
 use zerocopy::FromBytes;
 
 use super::frame::{Datagram, Headers};
@@ -20,12 +26,6 @@ use crate::claims::{
 use crate::log::{Commit, Reservation, Writer};
 use crate::tcp::{ConnectionReport, Effective, Opened, Outbox, PathStage, WorkerStats};
 use crate::transport::{Limits, OpenBatch, Receiver, Refusal, Turn};
-use crate::wire::batch::{self, Frame, HEADER_LEN, Header};
-use crate::wire::message;
-use crate::wire::packet::{
-    BatchInfo, Chunk, Content, Data, Feedback, MAX_ACK_LEN, StreamKey, TAG_LEN,
-};
-use crate::wire::reply::Fault;
 
 /// An ack is sent after so many packets, if nothing else asks for one earlier.
 const ACK_EVERY: u32 = 32;

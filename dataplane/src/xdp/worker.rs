@@ -12,6 +12,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags};
+use penstock_runtime::poller::{Events, Interest, Poller};
+use penstock_runtime::profile::{Live, Rounds, SHOW_EVERY, Tick};
+use penstock_runtime::sleep;
+use penstock_wire::packet::{
+    ACK_SEAL_LEN, Content, DATA_LEN, Data, Feedback, Invalid, MAX_ACK_LEN, Received, StreamKey, Tag,
+};
+use penstock_wire::reply::Fault;
 use quanta::Clock;
 use tracing::{debug, info, warn};
 use zerocopy::{FromBytes, IntoBytes};
@@ -28,13 +35,6 @@ use super::stream::{Context, Ending, Stream};
 use crate::auth::PacketKeys;
 use crate::log::Writers;
 use crate::tcp::{Counters, Opened, PathStage, Shared, WorkerStats};
-use crate::wire::packet::{
-    ACK_SEAL_LEN, Content, DATA_LEN, Data, Feedback, Invalid, MAX_ACK_LEN, Received, StreamKey, Tag,
-};
-use crate::wire::reply::Fault;
-use penstock_runtime::poller::{Events, Interest, Poller};
-use penstock_runtime::profile::{Live, Rounds, SHOW_EVERY, Tick};
-use penstock_runtime::sleep;
 
 /// How often time is looked after, nanoseconds.
 const TICK: u64 = 1_000_000;
@@ -773,11 +773,11 @@ mod tests {
     use crate::log::{Access, Full, Geometry, Log, LogOptions, Reader, Start};
     use crate::peer::{Host, Tenant};
     use crate::tcp::buffers::{RcvbufOn, Wanted};
-    use crate::wire::batch::{self, Header};
-    use crate::wire::handshake::{AckLevel, Path};
-    use crate::wire::packet::{BatchInfo, Chunk};
     use crate::xdp::gate::tests::Odd;
     use crate::xdp::{Endpoint, Headers};
+    use penstock_wire::batch::{self, Header};
+    use penstock_wire::handshake::{AckLevel, Path};
+    use penstock_wire::packet::{BatchInfo, Chunk};
 
     mod claims;
     mod readers;

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use bytesize::ByteSize;
 use nix::sched::{CpuSet, sched_getaffinity};
 use nix::unistd::Pid;
-use penstock_dataplane::wire::message::OVERHEAD;
+use penstock_wire::message::OVERHEAD;
 
 use super::Contender;
 use crate::cli::{Mode, Pin, Route, Workload, XdpMode};

@@ -6,6 +6,8 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
+use penstock_wire::handshake::{AckLevel, Path};
+use penstock_wire::packet::{Data, StreamKey};
 use zerocopy::IntoBytes;
 
 use super::{Polling, State, Worker, WorkerConfig};
@@ -15,8 +17,6 @@ use crate::log::Log;
 use crate::peer::{Host, Tenant};
 use crate::tcp::Opened;
 use crate::tcp::buffers::{RcvbufOn, Wanted};
-use crate::wire::handshake::{AckLevel, Path};
-use crate::wire::packet::{Data, StreamKey};
 use crate::xdp::gate::{Gate, Pass};
 use crate::xdp::prefetch;
 use crate::xdp::{Endpoint, Headers, Registry};

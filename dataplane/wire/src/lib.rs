@@ -6,6 +6,8 @@
 
 pub mod batch;
 pub mod crc32c;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod handshake;
 pub mod knock;
 pub mod message;

@@ -1,5 +1,5 @@
 //! Opening a session with a key: what lies around the [`Hello`] and the Welcome, which travel sealed.
-//! Layouts only; [`crate::auth`] fills and checks them.
+//! Layouts only; the crate penstock-auth fills and checks them.
 
 use thiserror::Error;
 use zerocopy::little_endian::U16;
@@ -217,7 +217,7 @@ impl Reply {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::handshake::tests::request;
+    use crate::handshake::tests::request;
     use proptest::prelude::*;
 
     #[test]

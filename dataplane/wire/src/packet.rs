@@ -25,7 +25,7 @@ pub const TAG_LEN: usize = 16;
 /// Bytes of counter and tag that stand behind a sealed ACK.
 pub const ACK_SEAL_LEN: usize = 8 + TAG_LEN;
 
-/// Stands for the checksum where packets are authenticated; see [`crate::auth::PacketKeys`].
+/// Stands for the checksum where packets are authenticated; see `PacketKeys` in penstock-auth.
 pub type Tag = [u8; TAG_LEN];
 
 /// Packet numbers stay below this; at 100 million packets a second it takes a thousand years.
