@@ -9,7 +9,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use bytesize::ByteSize;
 use clap::{Parser, ValueEnum};
 use nix::unistd::{Group, geteuid};
-use penstock_dataplane::auth::TopicPattern;
+use penstock_auth::TopicPattern;
 use penstock_dataplane::log::{Access, Full, Geometry, LogOptions};
 use penstock_dataplane::shares;
 use penstock_dataplane::tcp::buffers::{RcvbufOn, Wanted};

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
 use nix::unistd::User;
-use penstock_dataplane::auth::{self, Keys};
+use penstock_auth::{self, Keys};
 use penstock_process::output;
 use penstock_process::text::escape;
 use tracing::{error, info, warn};
@@ -19,10 +19,10 @@ pub fn make(path: &Path) -> Result<()> {
     // The file's name without its extension is a good name for the key.
     let name = path.file_stem().and_then(|stem| stem.to_str());
     let name = name.unwrap_or_default();
-    auth::check_name(name).map_err(|rule| {
+    penstock_auth::check_name(name).map_err(|rule| {
         anyhow!("--keygen: the file name without its extension becomes the key's name: {rule}")
     })?;
-    let line = auth::describe(name)?;
+    let line = penstock_auth::describe(name)?;
     let mut options = File::options();
     let file = options.write(true).create_new(true).mode(0o600).open(path);
     file.and_then(|mut file| {
@@ -74,7 +74,7 @@ mod tests {
         let path = dir.path().join("eu.key");
         make(&path).unwrap();
         assert_eq!(path.metadata().unwrap().mode() & 0o777, 0o600);
-        let key = auth::read_key(&path).unwrap();
+        let key = penstock_auth::read_key(&path).unwrap();
         assert!(
             load(&path, None)
                 .unwrap()

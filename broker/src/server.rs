@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use crossbeam_channel::Receiver;
-use penstock_dataplane::auth::Keys;
+use penstock_auth::Keys;
 use penstock_dataplane::log::report_shortened_logs;
 use penstock_dataplane::tcp::{
     Acceptor, Shared, Worker, WorkerHandle, WorkerStats, buffers::RcvbufOn, listen,

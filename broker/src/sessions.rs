@@ -402,7 +402,7 @@ mod tests {
     use std::path::PathBuf;
 
     use crossbeam_channel::Receiver;
-    use penstock_dataplane::auth::Key;
+    use penstock_auth::Key;
     use penstock_dataplane::log::{Access, Full, Geometry, LogOptions};
     use penstock_dataplane::peer::Host;
     use penstock_wire::handshake::{AckLevel, OrderLevel, Path};

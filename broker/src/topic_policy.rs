@@ -1,8 +1,8 @@
 //! Which topics publishers may create by publishing to them.
 
 use clap::ValueEnum;
+use penstock_auth::TopicPattern;
 use penstock_dataplane::admission::{Asked, Refused};
-use penstock_dataplane::auth::TopicPattern;
 use penstock_wire::handshake::Refusal;
 
 /// Who may create a topic by publishing to it first.

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use penstock_dataplane::auth::PacketKeys;
+use penstock_auth::PacketKeys;
 use penstock_dataplane::log::{Access, Full, Geometry, Log, LogOptions, Reader, Start};
 use penstock_dataplane::xdp::Endpoint;
 use penstock_dataplane::xdp::bench_support::{BURST, SocketlessWorker, frame};

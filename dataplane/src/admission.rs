@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
+use penstock_auth::Key;
 use penstock_wire::handshake::{AckLevel, Path, Refusal, Request};
 use thiserror::Error;
 
-use crate::auth::Key;
 use crate::log::Log;
 use crate::peer::Tenant;
 use crate::permits::StreamPermit;

@@ -4,8 +4,8 @@
 //! libFuzzer, the tests below over its kept corpora and random bytes.
 
 use std::collections::HashMap;
-use std::path::Path;
 
+use penstock_auth::{Grants, Initiator, Key, respond};
 use penstock_wire::batch;
 use penstock_wire::handshake::{MAX_TOPIC_LEN, WELCOME_LEN, Welcome};
 use penstock_wire::knock::{KNOCK_LEN, SEAL_LEN, SEALED_QUESTION_LEN};
@@ -16,7 +16,6 @@ use penstock_wire::packet::{
 use penstock_wire::reply::{REPLY_LEN, Reply};
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::auth::{Grants, Initiator, Key, parse_secret, respond};
 use crate::log::harness::{Snapshot, look_at};
 use crate::tcp::greeting::{Greeting, Step};
 use crate::transport::{
@@ -38,7 +37,6 @@ pub const TARGETS: &[Target] = &[
     ("receiver", receiver),
     ("sender", sender),
     ("log", log),
-    ("keys", keys),
 ];
 
 /// What comes over connections: hello, welcome, batch header, reply, and messages inside a batch.
@@ -374,59 +372,19 @@ pub fn log(data: &[u8]) {
     look_at(&snapshot).expect("memory for a small file");
 }
 
-/// A broker's file of keys: some, or a message that tells none of its secrets.
-pub fn keys(data: &[u8]) {
-    let text = String::from_utf8_lossy(data);
-    match Grants::parse(Path::new("keys"), &text) {
-        Ok(grants) => assert!(grants.len() > 0),
-        Err(error) => {
-            let said = error.to_string();
-            let told = |word: &str| parse_secret(word).is_some() && said.contains(word);
-            assert!(!text.split_whitespace().any(told));
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use penstock_fuzz_replay::replay;
 
-    use fastrand::Rng;
-
-    use super::*;
-
-    /// What fuzzing found worth keeping, whole and cut short, and random bytes.
     #[test]
-    fn kept_and_random_inputs() {
-        let corpora = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus");
-        for (name, run) in TARGETS {
-            let kept = fs::read_dir(corpora.join(name)).unwrap();
-            let kept: Vec<_> = kept
-                .map(|file| fs::read(file.unwrap().path()).unwrap())
-                .collect();
-            assert!(!kept.is_empty(), "{name} has no corpus");
-            let mut rng = Rng::with_seed(5);
-            let random = match *name {
+    fn kept_and_mutated_inputs() {
+        for (name, run) in super::TARGETS {
+            let mutations = match *name {
                 "log" => 20,
                 "opening" => 200,
                 _ => 2000,
             };
-            for input in &kept {
-                run(input);
-            }
-            for _ in 0..random {
-                // Changed a little: arbitrary bytes alone do not get far.
-                let mut input = kept[rng.usize(0..kept.len())].clone();
-                input.truncate(rng.usize(0..=input.len()));
-                input.extend((0..rng.usize(0..40)).map(|_| rng.u8(..)));
-                for _ in 0..rng.usize(0..4) {
-                    let at = rng.usize(0..input.len().max(1));
-                    if let Some(byte) = input.get_mut(at) {
-                        *byte = rng.u8(..);
-                    }
-                }
-                run(&input);
-            }
+            replay(name, mutations, *run);
         }
     }
 }

@@ -7,8 +7,6 @@
 #[cfg(not(loom))]
 pub mod admission;
 #[cfg(not(loom))]
-pub mod auth;
-#[cfg(not(loom))]
 pub mod claims;
 #[cfg(all(any(test, fuzzing), not(loom)))]
 pub mod fuzzing;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use crate::auth::KeyId;
+use penstock_auth::KeyId;
 
 /// The host that a peer's packets come from: an IPv4 address, or the /64 of an IPv6 address, because
 /// one host can use all 2^64 addresses of its subnet (RFC 4291 section 2.5.1).

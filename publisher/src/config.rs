@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use penstock_dataplane::auth::Key;
+use penstock_auth::Key;
 use penstock_wire::handshake::{AckLevel, MAX_STREAMS, OrderLevel};
 
 use crate::Error;
@@ -88,7 +88,7 @@ pub struct Config {
     /// `SO_SNDBUF`, bytes; `None` leaves the kernel's autotuning on.
     pub sndbuf: Option<usize>,
     /// Key that the brokers accept. With a key, the publisher rejects brokers that do not prove that
-    /// they hold it. [`penstock_dataplane::auth::read_key`] reads it from a file.
+    /// they hold it. [`penstock_auth::read_key`] reads it from a file.
     pub key: Option<Key>,
     /// Require authenticated payload: each packet over xdp, each batch over tcp. Needs a key. Brokers
     /// may require it as well.

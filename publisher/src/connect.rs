@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use penstock_dataplane::auth::PacketKeys;
+use penstock_auth::PacketKeys;
 use penstock_runtime::address::{canonical, resolve};
 use penstock_runtime::poison::lock;
 use penstock_wire::handshake::{Offer, Path, Request, check_topic};

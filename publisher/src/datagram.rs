@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, TryRecvError};
 use nix::poll::{PollFd, PollFlags};
-use penstock_dataplane::auth::PacketKeys;
+use penstock_auth::PacketKeys;
 use penstock_dataplane::transport::{Outgoing, Sender, SenderConfig, Transmit};
 use penstock_process::text::foreign_bytes;
 use penstock_runtime::profile::Tick;

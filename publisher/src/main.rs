@@ -15,7 +15,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
-use penstock_dataplane::auth;
 use penstock_process::{Program, exit, output, progress, usage};
 use penstock_publisher::{Config, Publisher, Summary};
 use penstock_runtime::profile::ProcessUsage;
@@ -59,7 +58,7 @@ fn main() -> ExitCode {
 
 fn run(mut plan: Plan) -> Result<ExitCode> {
     let interrupt = Interrupt::watch()?;
-    let key = plan.key.as_deref().map(auth::read_key).transpose();
+    let key = plan.key.as_deref().map(penstock_auth::read_key).transpose();
     plan.config.key = key.context("--auth-key")?;
     let plan = &plan;
     let source = Source::open(&plan.job)?;

@@ -4,7 +4,7 @@ use std::io;
 use std::net::TcpStream;
 use std::time::Instant;
 
-use penstock_dataplane::auth::{Channel, Initiator, Key, PacketKeys};
+use penstock_auth::{Channel, Initiator, Key, PacketKeys};
 use penstock_process::text::foreign_bytes;
 use penstock_runtime::deadline;
 use penstock_wire::MAGIC;

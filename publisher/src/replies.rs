@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use penstock_dataplane::auth::PacketKeys;
+use penstock_auth::PacketKeys;
 use penstock_wire::packet::TAG_LEN;
 use penstock_wire::reply::{Parsed, REPLY_LEN, Reply};
 use zerocopy::FromBytes;

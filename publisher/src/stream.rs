@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
-use penstock_dataplane::auth::PacketKeys;
+use penstock_auth::PacketKeys;
 use penstock_process::text::foreign_bytes;
 use penstock_runtime::poison::lock;
 use penstock_runtime::profile::Tick;

@@ -5,7 +5,7 @@ use std::net::{TcpListener, TcpStream};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use penstock_dataplane::auth::{Channel, Key, PacketKeys, respond};
+use penstock_auth::{Channel, Key, PacketKeys, respond};
 use penstock_publisher::{Config, Error, Publisher};
 use penstock_wire::batch::{Frame, HEADER_LEN, Header};
 use penstock_wire::handshake::{Offer, Refusal, Welcome};
@@ -219,7 +219,7 @@ fn a_broker_with_another_key_is_told_nothing() {
     let (address, played) = broker(|mut socket| {
         // It answers whatever it is told, with the key that it has.
         knock(&mut socket);
-        let (_, own) = penstock_dataplane::auth::Initiator::knock(&key(2)).unwrap();
+        let (_, own) = penstock_auth::Initiator::knock(&key(2)).unwrap();
         let (_, answer) = respond(&key(2), &own).unwrap();
         socket.write_all(answer.as_bytes()).unwrap();
         let mut rest = Vec::new();

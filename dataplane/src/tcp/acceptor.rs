@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use penstock_auth::{Keys, PacketKeys, generate};
 use penstock_runtime::poller::{Events, Interest, Poller};
 use penstock_runtime::profile::Rounds;
 use penstock_wire::handshake::{DatagramOffer, Offer, Path, Refusal, Request, Welcome};
@@ -23,7 +24,6 @@ use super::greeting::{Greeting, Step};
 use super::stats::{Counters, Shared};
 use super::worker::WorkerHandle;
 use crate::admission::{Admission, Admit, Asked, Outcome, REVOKED, Refused};
-use crate::auth::{Keys, PacketKeys, generate};
 use crate::peer::{Host, Tenant};
 use crate::permits::{StreamPermit, StreamPermits};
 use crate::shares::{self, Exceeded, Shares, Use};

@@ -8,6 +8,7 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use penstock_auth::PacketKeys;
 use penstock_runtime::profile::Tick;
 use penstock_wire::batch::{self, Batch, Frame, HEADER_LEN, Header};
 use penstock_wire::handshake::{AckLevel, Path};
@@ -21,7 +22,6 @@ use super::outbox::Outbox;
 use super::stats::{ConnectionReport, Counters, PathStage, Shared, WorkerStats};
 use super::{LINGER, worker::WorkerConfig};
 use crate::admission::{Admission, REVOKED};
-use crate::auth::PacketKeys;
 use crate::claims::{self, Claimant, RingClaim, Spill, Turn, Waiting};
 use crate::log::{Commit, Reservation, Writer};
 

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use penstock_auth::{Channel, Grant, Grants, Unproven, respond};
 use penstock_wire::MAGIC;
 use penstock_wire::handshake::{
     BadTopic, HELLO_LEN, Hello, HelloError, Refusal, Request, WELCOME_LEN, check_topic,
@@ -15,8 +16,6 @@ use penstock_wire::knock::{
 };
 use thiserror::Error;
 use zerocopy::{FromBytes, IntoBytes};
-
-use crate::auth::{Channel, Grant, Grants, Unproven, respond};
 
 /// Bytes of the longest part of a handshake.
 const LONGEST: usize = SEALED_QUESTION_LEN;
@@ -250,7 +249,7 @@ impl Greeting {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::{Initiator, Key};
+    use penstock_auth::{Initiator, Key};
     use penstock_wire::handshake::{AckLevel, Answer, OrderLevel, Path, Welcome};
     use penstock_wire::knock::{KNOCK_ANSWER_LEN, KnockAnswer, SEAL_LEN, SEALED_REPLY_LEN};
     use proptest::prelude::*;

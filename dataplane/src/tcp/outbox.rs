@@ -4,10 +4,9 @@
 use std::io::{self, Write};
 use std::sync::Arc;
 
+use penstock_auth::PacketKeys;
 use penstock_wire::reply::{Fault, REPLY_LEN, Reply};
 use zerocopy::IntoBytes;
-
-use crate::auth::PacketKeys;
 
 /// Replies of one connection. Bounded: one frame in flight, one ack or error behind it.
 #[derive(Debug, Default)]

@@ -8,11 +8,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use penstock_auth::PacketKeys;
 use penstock_runtime::poison::lock;
 use penstock_wire::packet::StreamKey;
 
 use super::gate::{Gate, Pass};
-use crate::auth::PacketKeys;
 use crate::tcp::Opened;
 
 /// A publisher sends its first packet at once; one that has not by then has fallen back to tcp.

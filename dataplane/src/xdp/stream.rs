@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use penstock_auth::PacketKeys;
 use penstock_wire::batch::{self, Frame, HEADER_LEN, Header};
 use penstock_wire::message;
 use penstock_wire::packet::{
@@ -19,7 +20,6 @@ use super::frame::{Datagram, Headers};
 use super::gate::Pass;
 use super::stats::XdpStats;
 use crate::admission::{Admission, REVOKED};
-use crate::auth::PacketKeys;
 use crate::claims::{
     self, Claimant, Claims, MemoryCharge, RingClaim, Spill, Turn as Claim, Waiting,
 };

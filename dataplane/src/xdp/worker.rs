@@ -12,6 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags};
+use penstock_auth::PacketKeys;
 use penstock_runtime::poller::{Events, Interest, Poller};
 use penstock_runtime::profile::{Live, Rounds, SHOW_EVERY, Tick};
 use penstock_runtime::sleep;
@@ -32,7 +33,6 @@ use super::port::{BURST, MAX_BUFFERS, Port};
 use super::registry::Registry;
 use super::stats::{WorkerNow, XdpStats};
 use super::stream::{Context, Ending, Stream};
-use crate::auth::PacketKeys;
 use crate::log::Writers;
 use crate::tcp::{Counters, Opened, PathStage, Shared, WorkerStats};
 

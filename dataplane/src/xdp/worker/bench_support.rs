@@ -6,13 +6,13 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
+use penstock_auth::PacketKeys;
 use penstock_wire::handshake::{AckLevel, Path};
 use penstock_wire::packet::{Data, StreamKey};
 use zerocopy::IntoBytes;
 
 use super::{Polling, State, Worker, WorkerConfig};
 use crate::admission::{Admission, StreamState};
-use crate::auth::PacketKeys;
 use crate::log::Log;
 use crate::peer::{Host, Tenant};
 use crate::tcp::Opened;

@@ -102,8 +102,11 @@ impl Grants {
         Self::parse(path, &read_secret_file(path, owners)?)
     }
 
-    /// The keys in the text of a file.
-    pub(crate) fn parse(path: &Path, text: &str) -> Result<Self, KeyFileError> {
+    /// The keys in the text of a file; `path` is its name in errors.
+    ///
+    /// # Errors
+    /// What is wrong with which line.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, KeyFileError> {
         let decoy = Key::new(&*generate().map_err(KeyFileError::Random)?);
         let mut by_id = HashMap::new();
         for (line, grant) in parse_lines(path, text)? {

@@ -8,6 +8,8 @@
 //! without, and a broker with keys takes no publisher without.
 
 mod channel;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod key;
 mod keys;
 mod packets;
@@ -15,8 +17,6 @@ mod pattern;
 
 pub use channel::{Channel, Initiator, SUITE, Unproven, respond};
 pub use key::{Key, KeyId, generate};
-#[cfg(all(any(test, fuzzing), not(loom)))]
-pub(crate) use keys::parse_secret;
 pub use keys::{Grant, Grants, KeyFileError, Keys, check_name, describe, read_key};
 pub use packets::PacketKeys;
 pub use pattern::TopicPattern;
