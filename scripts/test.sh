@@ -108,7 +108,7 @@ end_to_end() {
 # In a directory of its own, for the flag rebuilds everything.
 loom() {
   RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR="$TARGET_DIR/loom" CARGO_PROFILE_DEV_DEBUG=false \
-    cargo test --locked -p penstock-dataplane --lib loom
+    cargo test --locked -p penstock-log --lib loom
 }
 
 # The fuzz targets are built on their own, seldom, and name again what the programs depend on.

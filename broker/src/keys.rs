@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
 use nix::unistd::User;
-use penstock_auth::{self, Keys};
+use penstock_auth::Keys;
 use penstock_process::output;
 use penstock_process::text::escape;
 use tracing::{error, info, warn};

@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use crossbeam_channel::Receiver;
 use penstock_auth::Keys;
-use penstock_dataplane::log::report_shortened_logs;
 use penstock_dataplane::tcp::{
     Acceptor, Shared, Worker, WorkerHandle, WorkerStats, buffers::RcvbufOn, listen,
 };
 use penstock_dataplane::xdp::{self, XdpStats};
 use penstock_flags::explain;
+use penstock_log::report_shortened_logs;
 use penstock_nic::Link;
 use penstock_process::notify::{ReadyFd, ServiceManager};
 use penstock_process::supervisor::{Ended, Supervised, Supervisor};

@@ -8,9 +8,9 @@ use crossbeam_channel::Sender;
 use penstock_dataplane::admission::{
     Admission, Admit, Asked, Lease, Outcome, Refused, SessionState, StreamState,
 };
-use penstock_dataplane::log::Log;
 use penstock_dataplane::peer::Tenant;
 use penstock_dataplane::shares::{Exceeded, Shares, Use};
+use penstock_log::Log;
 use penstock_wire::handshake::{Refusal, Request};
 
 use crate::topics::{Job, Topic, Topics};
@@ -403,8 +403,8 @@ mod tests {
 
     use crossbeam_channel::Receiver;
     use penstock_auth::Key;
-    use penstock_dataplane::log::{Access, Full, Geometry, LogOptions};
     use penstock_dataplane::peer::Host;
+    use penstock_log::{Access, Full, Geometry, LogOptions};
     use penstock_wire::handshake::{AckLevel, OrderLevel, Path};
     use tempfile::TempDir;
 

@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use crossbeam_channel::Sender;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use penstock_dataplane::log::notify_shortened_logs;
+use penstock_log::notify_shortened_logs;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::low_level::pipe;
 

@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use penstock_auth::{Channel, Initiator, Key, PacketKeys, read_key};
-use penstock_dataplane::log::{Reader, Start};
+use penstock_log::{Reader, Start};
 use penstock_wire::batch::{Header, payload_checksum};
 use penstock_wire::handshake::{Answer, Hello, Offer, Refusal, Request, WELCOME_LEN, Welcome};
 use penstock_wire::knock::{

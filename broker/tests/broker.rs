@@ -14,7 +14,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use penstock_dataplane::log::{ReadError, Reader, Start};
+use penstock_log::{ReadError, Reader, Start};
 use penstock_wire::batch::{Header, payload_checksum};
 use penstock_wire::handshake::{Answer, Hello, Refusal, Request, WELCOME_LEN, Welcome};
 use penstock_wire::message::{Messages, append};

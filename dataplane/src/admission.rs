@@ -8,10 +8,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use penstock_auth::Key;
+use penstock_log::Log;
 use penstock_wire::handshake::{AckLevel, Path, Refusal, Request};
 use thiserror::Error;
 
-use crate::log::Log;
 use crate::peer::Tenant;
 use crate::permits::StreamPermit;
 

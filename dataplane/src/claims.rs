@@ -22,10 +22,11 @@ use std::time::{Duration, Instant};
 
 use self::pool::PiecePool;
 pub(crate) use self::spill::Spill;
-use crate::log::Log;
-use crate::peer::{Group, Host, Tenant};
+use penstock_log::Log;
 use penstock_runtime::poison::lock;
 use penstock_runtime::poller::Poller;
+
+use crate::peer::{Group, Host, Tenant};
 
 /// Memory for batches outside the rings, and for what a stream uses beyond the free allowance of every
 /// stream: all publishers together, bytes.

@@ -16,7 +16,6 @@ use penstock_wire::packet::{
 use penstock_wire::reply::{REPLY_LEN, Reply};
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::log::harness::{Snapshot, look_at};
 use crate::tcp::greeting::{Greeting, Step};
 use crate::transport::{
     Limits, MAX_OPEN_BATCHES, Outgoing, Receiver, Refusal, Sender, SenderConfig,
@@ -36,7 +35,6 @@ pub const TARGETS: &[Target] = &[
     ("ethernet", ethernet),
     ("receiver", receiver),
     ("sender", sender),
-    ("log", log),
 ];
 
 /// What comes over connections: hello, welcome, batch header, reply, and messages inside a batch.
@@ -358,20 +356,6 @@ pub fn sender(data: &[u8]) {
     }
 }
 
-/// A log whose file is damaged anywhere: batches, then places and what is flipped there.
-pub fn log(data: &[u8]) {
-    let Some((batches, damage)) = data.split_first() else {
-        return;
-    };
-    let written = Snapshot::with_batches(u64::from(batches % 24));
-    let mut snapshot = written.expect("memory for a small file");
-    let (damage, _) = damage.as_chunks::<3>();
-    for [low, high, bits] in damage {
-        snapshot.damage(usize::from(u16::from_le_bytes([*low, *high])), *bits);
-    }
-    look_at(&snapshot).expect("memory for a small file");
-}
-
 #[cfg(test)]
 mod tests {
     use penstock_fuzz_replay::replay;
@@ -380,7 +364,6 @@ mod tests {
     fn kept_and_mutated_inputs() {
         for (name, run) in super::TARGETS {
             let mutations = match *name {
-                "log" => 20,
                 "opening" => 200,
                 _ => 2000,
             };

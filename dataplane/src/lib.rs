@@ -1,27 +1,16 @@
-//! Everything that a payload byte passes through, from the wire to the reader.
+//! Everything that a payload byte passes through, from the network to the shared buffer.
 //!
-//! Data flows one way: [`tcp`] receives what [`wire`] describes straight into the shared buffer of
-//! [`log`]. `wire` and the protocol logic touch no socket,
-//! no clock and no randomness.
+//! Data flows one way: [`tcp`] and [`xdp`] receive what [`penstock_wire`] describes straight into the
+//! shared buffer of [`penstock_log`].
 
-#[cfg(not(loom))]
 pub mod admission;
-#[cfg(not(loom))]
 pub mod claims;
-#[cfg(all(any(test, fuzzing), not(loom)))]
+#[cfg(any(test, fuzzing))]
 pub mod fuzzing;
-pub mod log;
-#[cfg(not(loom))]
 mod log_quota;
-#[cfg(not(loom))]
 pub mod peer;
-#[cfg(not(loom))]
 pub mod permits;
-#[cfg(not(loom))]
 pub mod shares;
-#[cfg(not(loom))]
 pub mod tcp;
-#[cfg(not(loom))]
 pub mod transport;
-#[cfg(not(loom))]
 pub mod xdp;

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use bytesize::ByteSize;
-use penstock_dataplane::log::{Reader, Start};
 use penstock_ebpf::{HostTime, HostTimes};
+use penstock_log::{Reader, Start};
 
 use crate::cli::Workload;
 use crate::cluster::{Brokers, Cluster};

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use penstock_dataplane::log::{Reader, Start};
+use penstock_log::{Reader, Start};
 use penstock_process::progress;
 
 /// Often enough for the eye, too rare to cost anything.

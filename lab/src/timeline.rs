@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use penstock_dataplane::log::{Reader, Start};
+use penstock_log::{Reader, Start};
 
 use crate::cluster::{Cluster, PORT};
 use crate::diagnose::cpu::CoresAt;

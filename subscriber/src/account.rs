@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use penstock_dataplane::log::{Batch, ChecksumMismatch};
+use penstock_log::{Batch, ChecksumMismatch};
 use penstock_wire::message::{Malformed, Messages};
 use serde::Serialize;
 use sha2::{Digest, Sha256};

@@ -28,5 +28,5 @@ mod account;
 mod subscriber;
 
 pub use account::{Account, StreamAccount, Trouble};
-pub use penstock_dataplane::log::{Batch, OpenError, Start};
+pub use penstock_log::{Batch, OpenError, Start};
 pub use subscriber::{Event, Received, Subscriber};

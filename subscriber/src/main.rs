@@ -15,7 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use penstock_dataplane::log::{ReadError, report_shortened_logs};
+use penstock_log::{ReadError, report_shortened_logs};
 use penstock_process::{Program, exit};
 use penstock_subscriber::{Account, Event, OpenError, Received, Start, Subscriber, Trouble};
 use signal_hook::consts::{SIGINT, SIGTERM};

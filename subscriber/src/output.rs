@@ -3,7 +3,7 @@
 use std::io::{self, BufWriter, IsTerminal, Write};
 
 use anyhow::Result;
-use penstock_dataplane::log::{LogInfo, Overwritten};
+use penstock_log::{LogInfo, Overwritten};
 use penstock_process::output::{Stdout, print_line, print_to_stderr};
 use penstock_process::text::visible;
 use penstock_subscriber::{Account, StreamAccount};

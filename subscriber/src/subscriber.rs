@@ -5,7 +5,7 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use penstock_dataplane::log::{Batch, LogInfo, OpenError, Overwritten, ReadError, Reader, Start};
+use penstock_log::{Batch, LogInfo, OpenError, Overwritten, ReadError, Reader, Start};
 use penstock_wire::message::Messages;
 
 /// Empty looks before the first sleep.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 
-use penstock_dataplane::log::{Access, Commit, Full, Geometry, Log, LogOptions, Writer};
+use penstock_log::{Access, Commit, Full, Geometry, Log, LogOptions, Writer};
 use penstock_wire::batch::checksum;
 use penstock_wire::message::append;
 use tempfile::TempDir;

@@ -16,7 +16,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use penstock_dataplane::log::{Reader, Start};
+use penstock_log::{Reader, Start};
 use penstock_publisher::{Config, Publisher};
 use penstock_wire::message::Messages;
 use socket2::SockRef;

@@ -1,9 +1,9 @@
 use std::net::SocketAddr;
 
+use penstock_log::{Access, Full, Geometry, LogOptions};
 use tempfile::TempDir;
 
 use super::*;
-use crate::log::{Access, Full, Geometry, LogOptions};
 
 const MIB: u32 = 1 << 20;
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use penstock_auth::PacketKeys;
+use penstock_log::{Commit, Reservation, Writer};
 use penstock_runtime::profile::Tick;
 use penstock_wire::batch::{self, Batch, Frame, HEADER_LEN, Header};
 use penstock_wire::handshake::{AckLevel, Path};
@@ -23,7 +24,6 @@ use super::stats::{ConnectionReport, Counters, PathStage, Shared, WorkerStats};
 use super::{LINGER, worker::WorkerConfig};
 use crate::admission::{Admission, REVOKED};
 use crate::claims::{self, Claimant, RingClaim, Spill, Turn, Waiting};
-use crate::log::{Commit, Reservation, Writer};
 
 /// Bytes that one connection may receive before others get their turn.
 const TURN_BYTES: usize = 4 << 20;
@@ -978,7 +978,7 @@ impl Connection {
         }
     }
 
-    pub(super) fn log(&self) -> &Arc<crate::log::Log> {
+    pub(super) fn log(&self) -> &Arc<penstock_log::Log> {
         &self.admission.log
     }
 }

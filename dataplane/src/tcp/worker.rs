@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
+use penstock_log::{Writer, Writers};
+use penstock_runtime::poller::{Events, Interest, Poller};
+use penstock_runtime::profile::{Live, Rounds, SHOW_EVERY, Tick};
 use tracing::{debug, info, warn};
 
 use super::connection::{Connection, Context, Ending, Need, Opened, SCRATCH};
 use super::stats::{Shared, WorkerNow, WorkerStats};
-use crate::log::{Writer, Writers};
-use penstock_runtime::poller::{Events, Interest, Poller};
-use penstock_runtime::profile::{Live, Rounds, SHOW_EVERY, Tick};
 
 /// How often time is looked after, and figures are shown.
 const TICK: Duration = SHOW_EVERY;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use penstock_auth::PacketKeys;
+use penstock_log::{Commit, Reservation, Writer};
 use penstock_wire::batch::{self, Frame, HEADER_LEN, Header};
 use penstock_wire::message;
 use penstock_wire::packet::{
@@ -23,7 +24,6 @@ use crate::admission::{Admission, REVOKED};
 use crate::claims::{
     self, Claimant, Claims, MemoryCharge, RingClaim, Spill, Turn as Claim, Waiting,
 };
-use crate::log::{Commit, Reservation, Writer};
 use crate::tcp::{ConnectionReport, Effective, Opened, Outbox, PathStage, WorkerStats};
 use crate::transport::{Limits, OpenBatch, Receiver, Refusal, Turn};
 

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags};
 use penstock_auth::PacketKeys;
+use penstock_log::Writers;
 use penstock_runtime::poller::{Events, Interest, Poller};
 use penstock_runtime::profile::{Live, Rounds, SHOW_EVERY, Tick};
 use penstock_runtime::sleep;
@@ -33,7 +34,6 @@ use super::port::{BURST, MAX_BUFFERS, Port};
 use super::registry::Registry;
 use super::stats::{WorkerNow, XdpStats};
 use super::stream::{Context, Ending, Stream};
-use crate::log::Writers;
 use crate::tcp::{Counters, Opened, PathStage, Shared, WorkerStats};
 
 /// How often time is looked after, nanoseconds.
@@ -770,11 +770,11 @@ mod tests {
 
     use super::*;
     use crate::admission::{Admission, StreamState};
-    use crate::log::{Access, Full, Geometry, Log, LogOptions, Reader, Start};
     use crate::peer::{Host, Tenant};
     use crate::tcp::buffers::{RcvbufOn, Wanted};
     use crate::xdp::gate::tests::Odd;
     use crate::xdp::{Endpoint, Headers};
+    use penstock_log::{Access, Full, Geometry, Log, LogOptions, Reader, Start};
     use penstock_wire::batch::{self, Header};
     use penstock_wire::handshake::{AckLevel, Path};
     use penstock_wire::packet::{BatchInfo, Chunk};

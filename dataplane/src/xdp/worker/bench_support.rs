@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use penstock_auth::PacketKeys;
+use penstock_log::Log;
 use penstock_wire::handshake::{AckLevel, Path};
 use penstock_wire::packet::{Data, StreamKey};
 use zerocopy::IntoBytes;
 
 use super::{Polling, State, Worker, WorkerConfig};
 use crate::admission::{Admission, StreamState};
-use crate::log::Log;
 use crate::peer::{Host, Tenant};
 use crate::tcp::Opened;
 use crate::tcp::buffers::{RcvbufOn, Wanted};

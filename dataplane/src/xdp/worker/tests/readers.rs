@@ -2,8 +2,9 @@
 
 use std::net::TcpStream;
 
+use penstock_log::Commit;
+
 use super::*;
-use crate::log::Commit;
 
 const SECOND: u64 = 1_000_000_000;
 const MILLISECOND: u64 = SECOND / 1000;

@@ -31,7 +31,9 @@ mod error;
 #[cfg(not(loom))]
 mod file;
 #[cfg(all(any(test, fuzzing), not(loom)))]
-pub(crate) mod harness;
+pub mod fuzzing;
+#[cfg(all(any(test, fuzzing), not(loom)))]
+mod harness;
 #[cfg(not(loom))]
 mod lock;
 #[cfg(not(loom))]
@@ -50,7 +52,7 @@ mod writer_lock;
 mod writers;
 
 #[cfg(not(loom))]
-pub(crate) use writers::Writers;
+pub use writers::Writers;
 #[cfg(not(loom))]
 pub use {
     access::Access,

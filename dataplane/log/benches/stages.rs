@@ -5,9 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use penstock_dataplane::log::{
-    Access, Commit, Full, Geometry, Log, LogOptions, Reader, Start, Writer,
-};
+use penstock_log::{Access, Commit, Full, Geometry, Log, LogOptions, Reader, Start, Writer};
 use penstock_wire::crc32c;
 use tempfile::TempDir;
 

@@ -32,17 +32,14 @@ pub(super) mod crash {
 
     /// Has `hook` called at every such moment of this thread while `action` runs; not while the
     /// hook itself does.
-    pub(in crate::log) fn with_hook<T>(
-        hook: impl FnMut() + 'static,
-        action: impl FnOnce() -> T,
-    ) -> T {
+    pub(crate) fn with_hook<T>(hook: impl FnMut() + 'static, action: impl FnOnce() -> T) -> T {
         HOOK.set(Some(Box::new(hook)));
         let result = action();
         HOOK.take();
         result
     }
 
-    pub(in crate::log) fn crash_point() {
+    pub(crate) fn crash_point() {
         if let Some(mut hook) = HOOK.take() {
             hook();
             HOOK.set(Some(hook));

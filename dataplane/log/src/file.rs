@@ -113,7 +113,8 @@ pub enum FileState {
 
 impl Lost {
     /// The error that its streams end with.
-    pub(crate) fn fault(&self) -> Fault {
+    #[must_use]
+    pub fn fault(&self) -> Fault {
         match self.is_replaced {
             true => Fault::Shutdown,
             false => Fault::LogLost,

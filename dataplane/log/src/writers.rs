@@ -8,7 +8,7 @@ use super::{Log, Writer};
 /// Writers by number. The worker drops a log's writer with the last stream that writes it, so that the
 /// log can be closed.
 #[derive(Debug, Default)]
-pub(crate) struct Writers(Vec<Option<Shared>>);
+pub struct Writers(Vec<Option<Shared>>);
 
 /// A writer, and how many streams have it.
 #[derive(Debug)]
@@ -19,7 +19,7 @@ struct Shared {
 
 impl Writers {
     /// Returns the number of the log's writer for one more stream; it is valid until [`Self::leave`].
-    pub(crate) fn join(&mut self, log: &Arc<Log>) -> usize {
+    pub fn join(&mut self, log: &Arc<Log>) -> usize {
         let is_of_log = |shared: &Option<Shared>| {
             shared
                 .as_ref()
@@ -46,7 +46,7 @@ impl Writers {
     }
 
     /// Ends the use of a writer by a stream that joined.
-    pub(crate) fn leave(&mut self, number: usize) {
+    pub fn leave(&mut self, number: usize) {
         let shared = self.shared(number);
         shared.streams -= 1;
         if shared.streams == 0 {
@@ -55,7 +55,7 @@ impl Writers {
     }
 
     /// All of them.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Writer> {
+    pub fn iter(&self) -> impl Iterator<Item = &Writer> {
         self.0.iter().flatten().map(|shared| &shared.writer)
     }
 
@@ -82,8 +82,8 @@ impl IndexMut<usize> for Writers {
 mod tests {
     use tempfile::TempDir;
 
-    use super::super::harness::small;
     use super::*;
+    use crate::harness::small;
 
     #[test]
     fn a_log_has_one_writer_until_its_last_stream_leaves() {

@@ -1,6 +1,6 @@
 //! Every interleaving of small cases where threads meet in the shared buffer.
 //!
-//! Run with `RUSTFLAGS="--cfg loom" cargo test -p penstock-dataplane --release --lib loom`.
+//! Run with `RUSTFLAGS="--cfg loom" cargo test -p penstock-log --release --lib loom`.
 //! Payload is modelled as one cell per segment: a ring of two segments, one batch in each.
 
 use crossbeam_utils::CachePadded;
