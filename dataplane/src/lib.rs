@@ -12,5 +12,4 @@ pub mod peer;
 pub mod permits;
 pub mod shares;
 pub mod tcp;
-pub mod transport;
 pub mod xdp;

@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| penstock_dataplane::fuzzing::receiver(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| penstock_transport::fuzzing::receiver(data));

@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| penstock_dataplane::fuzzing::sender(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| penstock_transport::fuzzing::sender(data));

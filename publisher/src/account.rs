@@ -3,7 +3,6 @@
 use std::sync::atomic::Ordering;
 
 use crossbeam_channel::Sender;
-use penstock_dataplane::transport;
 use penstock_runtime::profile::StageTimer;
 use penstock_wire::handshake::AckLevel;
 use penstock_wire::message::{Messages, OVERHEAD};
@@ -96,7 +95,7 @@ impl Account {
     }
 
     /// Adds what a connection over xdp did.
-    pub(crate) fn add_transport(&mut self, sender: &transport::Sender, send_calls: u64) {
+    pub(crate) fn add_transport(&mut self, sender: &penstock_transport::Sender, send_calls: u64) {
         let stats = sender.stats();
         let sum = self
             .summary

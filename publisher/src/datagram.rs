@@ -1,7 +1,7 @@
 //! One connection of a stream over xdp: sends batches as datagrams and takes the broker's ACKs, as far
 //! as the socket lets it.
 //!
-//! What is reliable about it is in `penstock_dataplane::transport`; this is sockets and time. The
+//! What is reliable about it is in `penstock_transport`; this is sockets and time. The
 //! tcp connection that opened the stream stays, for its end and for what the broker has to say.
 
 use std::collections::VecDeque;
@@ -15,10 +15,10 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, TryRecvError};
 use nix::poll::{PollFd, PollFlags};
 use penstock_auth::PacketKeys;
-use penstock_dataplane::transport::{Outgoing, Sender, SenderConfig, Transmit};
 use penstock_process::text::foreign_bytes;
 use penstock_runtime::profile::Tick;
 use penstock_runtime::sleep;
+use penstock_transport::{Outgoing, Sender, SenderConfig, Transmit};
 use penstock_wire::batch::Header;
 use penstock_wire::crc32c::Joiner;
 use penstock_wire::handshake::Path;

@@ -4,7 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use penstock_auth::Unproven;
-use penstock_dataplane::transport::AckFault;
+use penstock_transport::AckFault;
 use penstock_wire::handshake::{BadTopic, Refusal, WelcomeError};
 use penstock_wire::reply::InvalidReply;
 use thiserror::Error;

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::collections::vec_deque::Drain;
 
-use penstock_dataplane::transport::InFlightLimit;
+use penstock_transport::InFlightLimit;
 use thiserror::Error;
 
 use crate::stream::Filled;

@@ -3,7 +3,7 @@
 //!
 //! A stream is opened over tcp like any other; its connection stays for control: the end of the
 //! stream, and what goes wrong. Its payload comes to a [`Port`], one for each receive queue; a
-//! [`Worker`] drives ports and, for each stream, the receiving end of [`crate::transport`]. A
+//! [`Worker`] drives ports and, for each stream, the receiving end of [`penstock_transport`]. A
 //! publisher that has a transmit queue to itself sends through a [`TxPort`].
 
 mod error;

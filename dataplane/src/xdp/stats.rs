@@ -1,11 +1,11 @@
 //! What the xdp path counts: packets by what became of them.
 
+use penstock_transport::Turn;
 use penstock_wire::packet::Pause;
 use serde::Serialize;
 
 use super::port::PortStats;
 use crate::tcp::WorkerStats;
-use crate::transport::Turn;
 
 /// Figures of one worker, or of all together.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]

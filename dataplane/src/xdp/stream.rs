@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use penstock_auth::PacketKeys;
 use penstock_log::{Commit, Reservation, Writer};
+use penstock_transport::{Limits, OpenBatch, Receiver, Refusal, Turn};
 use penstock_wire::batch::{self, Frame, HEADER_LEN, Header};
 use penstock_wire::message;
 use penstock_wire::packet::{
@@ -25,7 +26,6 @@ use crate::claims::{
     self, Claimant, Claims, MemoryCharge, RingClaim, Spill, Turn as Claim, Waiting,
 };
 use crate::tcp::{ConnectionReport, Effective, Opened, Outbox, PathStage, WorkerStats};
-use crate::transport::{Limits, OpenBatch, Receiver, Refusal, Turn};
 
 /// An ack is sent after so many packets, if nothing else asks for one earlier.
 const ACK_EVERY: u32 = 32;

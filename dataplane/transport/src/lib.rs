@@ -7,6 +7,8 @@
 //! a retransmission has a new one.
 
 mod congestion;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod in_flight;
 mod mtu;
 mod ranges;
