@@ -8,12 +8,14 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use penstock_dataplane::tcp::{DatagramPath, Shared, WorkerStats};
 use penstock_dataplane::xdp::{
-    ETHERNET, Gate, HEADROOM, LONGEST_PACKET, MAX_BUFFERS, Polling, Port, PortConfig, Registry,
-    Worker, WorkerConfig, WorkerHandle, XdpStats, fits, frame_size,
+    Gate, Polling, Registry, Worker, WorkerConfig, WorkerHandle, XdpStats,
 };
 use penstock_ebpf::{Attached, Mode, Outcomes, Steering, Streams};
 use penstock_nic::{Facts, quote};
 use penstock_wire::packet::DATA_MAGIC;
+use penstock_xsk::{
+    ETHERNET, HEADROOM, LONGEST_PACKET, MAX_BUFFERS, Port, PortConfig, fits, frame_size,
+};
 use serde::Serialize;
 use tracing::{info, warn};
 

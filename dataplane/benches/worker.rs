@@ -14,11 +14,11 @@ use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use penstock_auth::PacketKeys;
-use penstock_dataplane::xdp::Endpoint;
 use penstock_dataplane::xdp::bench_support::{BURST, SocketlessWorker, frame};
 use penstock_log::{Access, Full, Geometry, Log, LogOptions, Reader, Start};
 use penstock_wire::crc32c::{self, Joiner};
 use penstock_wire::packet::{BatchInfo, Chunk, DATA_LEN, Data, StreamKey};
+use penstock_xsk::Endpoint;
 use tempfile::TempDir;
 use zerocopy::IntoBytes;
 

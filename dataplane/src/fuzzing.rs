@@ -12,18 +12,12 @@ use penstock_wire::reply::{REPLY_LEN, Reply};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::tcp::greeting::{Greeting, Step};
-use crate::xdp::Headers;
-use crate::xdp::frame;
 
 /// A harness and its name.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: &[Target] = &[
-    ("framing", framing),
-    ("opening", opening),
-    ("ethernet", ethernet),
-];
+pub const TARGETS: &[Target] = &[("framing", framing), ("opening", opening)];
 
 /// What comes over connections: hello, welcome, batch header, reply, and messages inside a batch.
 pub fn framing(data: &[u8]) {
@@ -101,23 +95,6 @@ pub fn opening(data: &[u8]) {
             Err(_) => return,
         }
         assert!(greeting.grant().is_none());
-    }
-}
-
-/// Frames of the network, and the answer to one.
-pub fn ethernet(data: &[u8]) {
-    for total in [data.len(), data.len() + 1000] {
-        let Some(datagram) = frame::parse(data, total) else {
-            continue;
-        };
-        assert!(datagram.start <= data.len() && datagram.start + datagram.len <= total);
-        let back = Headers::back(data, &datagram);
-        assert!(back.leads_back(data, &datagram));
-        let mut answer = vec![0; back.len() + 5];
-        let (head, payload) = answer.split_at_mut(back.len());
-        back.write(head, &[payload]);
-        let parsed = frame::parse(&answer, answer.len()).expect("an answer is a good frame");
-        assert_eq!((parsed.start, parsed.len), (back.len(), 5));
     }
 }
 

@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| penstock_dataplane::fuzzing::ethernet(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| penstock_xsk::fuzzing::ethernet(data));

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::sys::socket::{setsockopt, sockopt};
-use penstock_dataplane::xdp::{Port, PortConfig};
 use penstock_ebpf::{Config, Mode, Steering};
+use penstock_xsk::{Port, PortConfig};
 
 use crate::interrupt::Interrupt;
 use crate::netns::{self, BROKER_END, Net, enter};

@@ -8,7 +8,7 @@ use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use penstock_dataplane::xdp::{self, Endpoint, Headers, TxPort, TxPortConfig};
+use penstock_xsk::{Endpoint, Headers, TxPort, TxPortConfig};
 use thiserror::Error;
 use tracing::{debug, info};
 
@@ -60,7 +60,7 @@ pub enum TransmitError {
     },
     /// There is no socket.
     #[error(transparent)]
-    Socket(#[from] xdp::Error),
+    Socket(#[from] penstock_xsk::Error),
     /// Nobody answers to the next hop's address.
     #[error(
         "the kernel has no hardware address for {next_hop} on {interface} (ip neigh shows them)"

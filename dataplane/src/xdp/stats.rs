@@ -2,9 +2,9 @@
 
 use penstock_transport::Turn;
 use penstock_wire::packet::Pause;
+use penstock_xsk::PortStats;
 use serde::Serialize;
 
-use super::port::PortStats;
 use crate::tcp::WorkerStats;
 
 /// Figures of one worker, or of all together.

@@ -16,9 +16,9 @@ use penstock_wire::packet::{
     BatchInfo, Chunk, Content, Data, Feedback, MAX_ACK_LEN, StreamKey, TAG_LEN,
 };
 use penstock_wire::reply::Fault;
+use penstock_xsk::frame::{Datagram, Headers};
 use zerocopy::FromBytes;
 
-use super::frame::{Datagram, Headers};
 use super::gate::Pass;
 use super::stats::XdpStats;
 use crate::admission::{Admission, REVOKED};

@@ -21,16 +21,15 @@ use penstock_wire::packet::{
     ACK_SEAL_LEN, Content, DATA_LEN, Data, Feedback, Invalid, MAX_ACK_LEN, Received, StreamKey, Tag,
 };
 use penstock_wire::reply::Fault;
+use penstock_xsk::frame::{self, Datagram};
+use penstock_xsk::{BURST, MAX_BUFFERS, Parts, Pieces, Port};
 use quanta::Clock;
 use tracing::{debug, info, warn};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::FIRST_CREDIT;
-use super::frame::{self, Datagram};
 use super::gate::Pass;
 use super::key_hasher::KeyHash;
-use super::pieces::{Parts, Pieces};
-use super::port::{BURST, MAX_BUFFERS, Port};
 use super::registry::Registry;
 use super::stats::{WorkerNow, XdpStats};
 use super::stream::{Context, Ending, Stream};
@@ -773,11 +772,11 @@ mod tests {
     use crate::peer::{Host, Tenant};
     use crate::tcp::buffers::{RcvbufOn, Wanted};
     use crate::xdp::gate::tests::Odd;
-    use crate::xdp::{Endpoint, Headers};
     use penstock_log::{Access, Full, Geometry, Log, LogOptions, Reader, Start};
     use penstock_wire::batch::{self, Header};
     use penstock_wire::handshake::{AckLevel, Path};
     use penstock_wire::packet::{BatchInfo, Chunk};
+    use penstock_xsk::{Endpoint, Headers};
 
     mod claims;
     mod readers;

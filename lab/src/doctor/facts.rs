@@ -5,11 +5,11 @@ use std::net::IpAddr;
 use std::ops::BitOr;
 use std::path::PathBuf;
 
-use penstock_dataplane::xdp::frame_size;
 use penstock_ebpf::Mode;
 use penstock_ebpf::{Attached, Features};
 use penstock_nic::{Fitness, choose, fitness};
 use penstock_process::memory::Limit;
+use penstock_xsk::frame_size;
 
 use crate::host_load::HostLoad;
 

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use bytesize::ByteSize;
-use penstock_dataplane::xdp::{frame_size, packet_memory};
+use penstock_xsk::{frame_size, packet_memory};
 
 use super::check::{Check, Topic};
 use super::facts::{BrokerFile, Capabilities, Host, Interface};

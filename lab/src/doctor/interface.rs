@@ -3,9 +3,9 @@
 
 use std::net::IpAddr;
 
-use penstock_dataplane::xdp::{ETHERNET, HEADROOM, fits};
 use penstock_ebpf::{Mode, STEERING_NAME};
 use penstock_nic::{Choice, Fitness, Link, ONE_BUFFER, Unfit, Wanted, choose, fitness, quote};
+use penstock_xsk::{ETHERNET, HEADROOM, fits};
 
 use super::check::{Check, Topic};
 use super::facts::{Capabilities, Host, Interface};

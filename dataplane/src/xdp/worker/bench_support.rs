@@ -10,6 +10,7 @@ use penstock_auth::PacketKeys;
 use penstock_log::Log;
 use penstock_wire::handshake::{AckLevel, Path};
 use penstock_wire::packet::{Data, StreamKey};
+use penstock_xsk::{Endpoint, Headers, prefetch};
 use zerocopy::IntoBytes;
 
 use super::{Polling, State, Worker, WorkerConfig};
@@ -17,12 +18,11 @@ use crate::admission::{Admission, StreamState};
 use crate::peer::{Host, Tenant};
 use crate::tcp::Opened;
 use crate::tcp::buffers::{RcvbufOn, Wanted};
+use crate::xdp::Registry;
 use crate::xdp::gate::{Gate, Pass};
-use crate::xdp::prefetch;
-use crate::xdp::{Endpoint, Headers, Registry};
 
 /// Packets of a burst: as many as a worker takes from a socket at a time.
-pub const BURST: usize = crate::xdp::port::BURST;
+pub const BURST: usize = penstock_xsk::BURST;
 
 /// Lets every packet through.
 #[derive(Debug)]

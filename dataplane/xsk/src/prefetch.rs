@@ -5,14 +5,14 @@
 const LINE: usize = 64;
 
 /// Packets between the one that is fetched and the one that is processed.
-pub(super) const AHEAD: usize = 2;
+pub const AHEAD: usize = 2;
 /// Bytes to fetch: headers and the beginning of the payload. The processor notices by itself that the lines
 /// behind are read one after the other.
 const LEN: usize = 4 * LINE;
 
 /// Fetches the beginning of a frame.
 #[inline]
-pub(super) fn frame(frame: &[u8]) {
+pub fn frame(frame: &[u8]) {
     for line in frame[..LEN.min(frame.len())].chunks(LINE) {
         #[cfg(target_arch = "x86_64")]
         {

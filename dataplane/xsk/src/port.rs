@@ -25,7 +25,7 @@ use super::prefetch;
 use super::socket::{Memory, Rings};
 
 /// Packets taken from the receive ring at a time.
-pub(super) const BURST: usize = 64;
+pub const BURST: usize = 64;
 /// Frames for answers, of each port.
 const ANSWERS: u32 = 256;
 /// Most buffers of one datagram: the longest that there is, in frames of 4 KiB.

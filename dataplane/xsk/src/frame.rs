@@ -12,17 +12,17 @@ const UDP_PROTOCOL: u8 = 17;
 const IPV4_PROTOCOL: u16 = 0x0800;
 const IPV6_PROTOCOL: u16 = 0x86dd;
 /// Longest headers of an answer: two VLAN tags, IPv6, UDP.
-pub(crate) const MAX_HEADERS: usize = ETHERNET + MAX_VLAN_TAGS * VLAN_TAG + IPV6 + UDP;
+pub const MAX_HEADERS: usize = ETHERNET + MAX_VLAN_TAGS * VLAN_TAG + IPV6 + UDP;
 /// RFC 791 and RFC 8200: what Linux sends by default.
 const HOP_LIMIT: u8 = 64;
 
 /// A datagram inside a frame.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Datagram {
+pub struct Datagram {
     /// Where its payload starts in the frame.
-    pub(crate) start: usize,
+    pub start: usize,
     /// Bytes of its payload; a frame may be longer, padded to Ethernet's minimum.
-    pub(crate) len: usize,
+    pub len: usize,
     /// Offset of the IP header, and whether it is IPv6.
     ip: usize,
     v6: bool,
@@ -31,7 +31,7 @@ pub(crate) struct Datagram {
 /// Takes a frame apart. `frame` is what lies in the first buffer, at least all headers; `total` is
 /// the length of the whole. The XDP program lets only UDP through, but it is not trusted here.
 #[inline]
-pub(crate) fn parse(frame: &[u8], total: usize) -> Option<Datagram> {
+pub fn parse(frame: &[u8], total: usize) -> Option<Datagram> {
     let mut at = ETHERNET;
     let mut protocol = u16_at(frame, at - 2)?;
     for _ in 0..MAX_VLAN_TAGS {
@@ -124,7 +124,7 @@ impl Headers {
     }
 
     /// Back to the sender of `datagram`: addresses and ports are swapped, so no lookup is needed.
-    pub(crate) fn back(frame: &[u8], datagram: &Datagram) -> Self {
+    pub fn back(frame: &[u8], datagram: &Datagram) -> Self {
         let Datagram { ip, v6, .. } = *datagram;
         let mut headers = Self::empty(ip, v6);
         let bytes = &mut headers.bytes;
@@ -172,7 +172,7 @@ impl Headers {
     }
 
     /// Where the datagrams go.
-    pub(crate) fn peer(&self) -> SocketAddr {
+    pub fn peer(&self) -> SocketAddr {
         let ip = &self.bytes[self.ip..];
         let address = if self.v6 {
             let bytes: [u8; 16] = ip[24..40].try_into().expect("sixteen bytes");
@@ -187,7 +187,7 @@ impl Headers {
 
     /// Whether a datagram came from where this leads. Looked at for every packet: nothing is built.
     #[inline]
-    pub(crate) fn leads_back(&self, frame: &[u8], datagram: &Datagram) -> bool {
+    pub fn leads_back(&self, frame: &[u8], datagram: &Datagram) -> bool {
         let Datagram { ip, v6, start, .. } = *datagram;
         if (ip, v6) != (self.ip, self.v6) {
             return false;
@@ -209,7 +209,7 @@ impl Headers {
 
     /// Puts the headers of a datagram at the start of `frame`. Its payload is only looked at; of the
     /// parts that it lies in all but the last are of even length.
-    pub(crate) fn write(&self, frame: &mut [u8], payload: &[&[u8]]) {
+    pub fn write(&self, frame: &mut [u8], payload: &[&[u8]]) {
         frame[..self.len].copy_from_slice(&self.bytes[..self.len]);
         let (ip, udp) = (self.ip, self.len - UDP);
         let len = UDP + payload.iter().map(|part| part.len()).sum::<usize>();

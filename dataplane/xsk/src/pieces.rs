@@ -4,19 +4,20 @@ use super::port::MAX_BUFFERS;
 
 /// What is left to be read.
 #[derive(Debug)]
-pub(super) struct Pieces<'a> {
+pub struct Pieces<'a> {
     current: &'a [u8],
     further: &'a [&'a [u8]],
     left: usize,
 }
 
 /// Where some of it lies: the first so many are in use.
-pub(super) type Parts<'a> = [&'a [u8]; MAX_BUFFERS];
+pub type Parts<'a> = [&'a [u8]; MAX_BUFFERS];
 
 impl<'a> Pieces<'a> {
     /// `len` bytes from `start` of the first of `buffers` on; those are at least one and at most
     /// [`MAX_BUFFERS`].
-    pub(super) fn new(buffers: &'a [&'a [u8]], start: usize, len: usize) -> Self {
+    #[inline]
+    pub fn new(buffers: &'a [&'a [u8]], start: usize, len: usize) -> Self {
         Self {
             current: &buffers[0][start..],
             further: &buffers[1..],
@@ -24,13 +25,17 @@ impl<'a> Pieces<'a> {
         }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    /// Whether nothing is left.
+    #[inline]
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
         self.left == 0
     }
 
     /// The next `len` bytes as parts, in order: returns how many parts, or nothing if it is not as
     /// long.
-    pub(super) fn take(&mut self, len: usize, parts: &mut Parts<'a>) -> Option<usize> {
+    #[inline]
+    pub fn take(&mut self, len: usize, parts: &mut Parts<'a>) -> Option<usize> {
         self.left = self.left.checked_sub(len)?;
         let (mut count, mut missing) = (0, len);
         loop {
@@ -52,7 +57,8 @@ impl<'a> Pieces<'a> {
     }
 
     /// The next `len` bytes, if they lie in one buffer; nothing is read otherwise.
-    pub(super) fn take_whole(&mut self, len: usize) -> Option<&'a [u8]> {
+    #[inline]
+    pub fn take_whole(&mut self, len: usize) -> Option<&'a [u8]> {
         let left = self.left.checked_sub(len)?;
         let (whole, rest) = self.current.split_at_checked(len)?;
         (self.current, self.left) = (rest, left);
@@ -60,7 +66,8 @@ impl<'a> Pieces<'a> {
     }
 
     /// The next `N` bytes, copied.
-    pub(super) fn take_array<const N: usize>(&mut self) -> Option<[u8; N]> {
+    #[inline]
+    pub fn take_array<const N: usize>(&mut self) -> Option<[u8; N]> {
         if let Some((whole, rest)) = self.current.split_first_chunk()
             && let Some(left) = self.left.checked_sub(N)
         {
