@@ -10,14 +10,14 @@ use bytesize::ByteSize;
 use clap::{Parser, ValueEnum};
 use nix::unistd::{Group, geteuid};
 use penstock_auth::TopicPattern;
-use penstock_dataplane::shares;
-use penstock_dataplane::tcp::buffers::{RcvbufOn, Wanted};
-use penstock_dataplane::tcp::{Limits, WorkerConfig};
-use penstock_dataplane::xdp::Polling;
 use penstock_flags::{
     BareUnit, MAX_SOCKET_BUFFER, MIN_SOCKET_BUFFER, duration, nearest_multiple,
     nearest_power_of_two, size, size_text,
 };
+use penstock_ingest::shares;
+use penstock_ingest::tcp::buffers::{RcvbufOn, Wanted};
+use penstock_ingest::tcp::{Limits, WorkerConfig};
+use penstock_ingest::xdp::Polling;
 use penstock_log::{Access, Full, Geometry, LogOptions};
 use penstock_runtime::address;
 use penstock_wire::handshake::check_topic;

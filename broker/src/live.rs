@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use penstock_dataplane::tcp::{self, Counters, Shared, WorkerStats};
-use penstock_dataplane::xdp::{self, XdpStats};
+use penstock_ingest::tcp::{self, Counters, Shared, WorkerStats};
+use penstock_ingest::xdp::{self, XdpStats};
 use penstock_log::Access;
 use penstock_process::supervisor::Supervisor;
 use penstock_runtime::deadline;

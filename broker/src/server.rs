@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use crossbeam_channel::Receiver;
 use penstock_auth::Keys;
-use penstock_dataplane::tcp::{
+use penstock_flags::explain;
+use penstock_ingest::tcp::{
     Acceptor, Shared, Worker, WorkerHandle, WorkerStats, buffers::RcvbufOn, listen,
 };
-use penstock_dataplane::xdp::{self, XdpStats};
-use penstock_flags::explain;
+use penstock_ingest::xdp::{self, XdpStats};
 use penstock_log::report_shortened_logs;
 use penstock_nic::Link;
 use penstock_process::notify::{ReadyFd, ServiceManager};
@@ -521,7 +521,7 @@ fn start_workers(
 }
 
 type XdpThread = Supervised<(WorkerStats, XdpStats)>;
-type XdpWorkers = Vec<(penstock_dataplane::xdp::Worker, xdp::WorkerHandle)>;
+type XdpWorkers = Vec<(penstock_ingest::xdp::Worker, xdp::WorkerHandle)>;
 
 /// Opens the xdp path, if it was requested and is available.
 fn open_xdp(
@@ -561,7 +561,7 @@ fn start_xdp_workers(
     workers: XdpWorkers,
     stop: &Arc<AtomicBool>,
 ) -> Result<Vec<(XdpThread, xdp::WorkerHandle)>> {
-    let start = |(number, (worker, handle)): (usize, (penstock_dataplane::xdp::Worker, _))| {
+    let start = |(number, (worker, handle)): (usize, (penstock_ingest::xdp::Worker, _))| {
         let name = format!("xdp-{number}");
         let thread = spawn_pinned(config, supervisor, (&name, number), stop, move || {
             worker.run()

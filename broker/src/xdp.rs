@@ -6,11 +6,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use penstock_dataplane::tcp::{DatagramPath, Shared, WorkerStats};
-use penstock_dataplane::xdp::{
-    Gate, Polling, Registry, Worker, WorkerConfig, WorkerHandle, XdpStats,
-};
 use penstock_ebpf::{Attached, Mode, Outcomes, Steering, Streams};
+use penstock_ingest::tcp::{DatagramPath, Shared, WorkerStats};
+use penstock_ingest::xdp::{Gate, Polling, Registry, Worker, WorkerConfig, WorkerHandle, XdpStats};
 use penstock_nic::{Facts, quote};
 use penstock_wire::packet::DATA_MAGIC;
 use penstock_xsk::{

@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| penstock_dataplane::fuzzing::framing(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| penstock_ingest::fuzzing::framing(data));

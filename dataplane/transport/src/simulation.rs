@@ -1,7 +1,7 @@
 //! Hours of bad networks in seconds: both ends over simulated links, from a seed.
 //!
 //! Every packet is written and read as bytes. A failure names its seed; `PENSTOCK_SEED=n cargo test
-//! -p penstock-dataplane simulation` runs that one alone, `PENSTOCK_SEEDS=n` sets how many are run.
+//! -p penstock-ingest simulation` runs that one alone, `PENSTOCK_SEEDS=n` sets how many are run.
 
 mod schedules;
 

@@ -1,4 +1,4 @@
-//! Everything that a payload byte passes through, from the network to the shared buffer.
+//! The broker's side of both paths: what publishers may take, and workers that place their payload in the log.
 //!
 //! Data flows one way: [`tcp`] and [`xdp`] receive what [`penstock_wire`] describes straight into the
 //! shared buffer of [`penstock_log`].

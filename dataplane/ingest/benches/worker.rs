@@ -5,7 +5,7 @@
 //!
 //! What is measured is CPU time of the thread, so that other programs on the machine count little.
 //!
-//! `cargo bench -p penstock-dataplane --bench worker -- 200B/cold` measures one; as a test (`cargo test
+//! `cargo bench -p penstock-ingest --bench worker -- 200B/cold` measures one; as a test (`cargo test
 //! --benches`) each runs once. Instructions: see docs/performance.md.
 
 use std::hint::black_box;
@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use penstock_auth::PacketKeys;
-use penstock_dataplane::xdp::bench_support::{BURST, SocketlessWorker, frame};
+use penstock_ingest::xdp::bench_support::{BURST, SocketlessWorker, frame};
 use penstock_log::{Access, Full, Geometry, Log, LogOptions, Reader, Start};
 use penstock_wire::crc32c::{self, Joiner};
 use penstock_wire::packet::{BatchInfo, Chunk, DATA_LEN, Data, StreamKey};

@@ -1,7 +1,5 @@
-//! Every parser and state machine that a peer or a file can reach, driven by arbitrary bytes.
-//!
-//! One function for each; it panics where something is wrong. The crate in `fuzz/` runs them under
-//! libFuzzer, the tests below over its kept corpora and random bytes.
+//! Handshakes and frames of connections, driven by arbitrary bytes: by libFuzzer in `fuzz/`, and by a test
+//! over its corpora.
 
 use penstock_auth::{Grants, Initiator, Key, respond};
 use penstock_wire::batch;
@@ -12,12 +10,6 @@ use penstock_wire::reply::{REPLY_LEN, Reply};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::tcp::greeting::{Greeting, Step};
-
-/// A harness and its name.
-pub type Target = (&'static str, fn(&[u8]));
-
-/// All of them.
-pub const TARGETS: &[Target] = &[("framing", framing), ("opening", opening)];
 
 /// What comes over connections: hello, welcome, batch header, reply, and messages inside a batch.
 pub fn framing(data: &[u8]) {
@@ -103,13 +95,12 @@ mod tests {
     use penstock_fuzz_replay::replay;
 
     #[test]
-    fn kept_and_mutated_inputs() {
-        for (name, run) in super::TARGETS {
-            let mutations = match *name {
-                "opening" => 200,
-                _ => 2000,
-            };
-            replay(name, mutations, *run);
-        }
+    fn kept_and_mutated_frames() {
+        replay("framing", 2000, super::framing);
+    }
+
+    #[test]
+    fn kept_and_mutated_openings() {
+        replay("opening", 200, super::opening);
     }
 }

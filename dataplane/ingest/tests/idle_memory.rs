@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use penstock_dataplane::xdp::bench_support::{SocketlessWorker, frame};
+use penstock_ingest::xdp::bench_support::{SocketlessWorker, frame};
 use penstock_log::{Access, Full, Geometry, Log, LogOptions};
 use penstock_wire::batch;
 use penstock_wire::packet::{BatchInfo, Chunk, Data, StreamKey};
