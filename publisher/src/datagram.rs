@@ -245,7 +245,7 @@ impl DatagramStream {
         let Sending::AfXdp(socket) = &mut self.sending else {
             return Ok(());
         };
-        let quiet = !self.kept.is_empty() && now - self.sender.heard_at() > QUIET;
+        let quiet = !self.kept.is_empty() && now - self.sender.last_feedback_at() > QUIET;
         match socket.look_again(now, quiet) {
             Ok(()) => Ok(()),
             Err(error) => Err(self.path_dead(format!("the route has changed: {error}"))),
@@ -639,7 +639,7 @@ impl DatagramStream {
     fn rest(&mut self) -> Result<Instant, Error> {
         let now = self.now();
         let outstanding = !self.kept.is_empty();
-        if outstanding && now - self.sender.heard_at() > DEAD {
+        if outstanding && now - self.sender.last_feedback_at() > DEAD {
             return Err(self.path_dead("no packet arrived for 3 s".to_owned()));
         }
         if outstanding {

@@ -10,21 +10,21 @@ const C: f64 = 0.4;
 /// What is left of the window after a loss on a path with a queue.
 const BETA: f64 = 0.7;
 /// What is left of it when there was no sign of a queue.
-const BETA_NOISE: f64 = 0.9;
+const BETA_RANDOM_LOSS: f64 = 0.9;
 /// So many packets arrive for each that is lost without a sign of a queue, or the window gives way: 2 %
 /// (`BBR.LossThresh`, draft-ietf-ccwg-bbr).
-const NOISE: u64 = 50;
+const PACKETS_PER_RANDOM_LOSS: u64 = 50;
 /// Segments gained per round trip that keep pace with Reno: 3 (1 − β) / (1 + β).
-const RENO: f64 = 3.0 * (1.0 - BETA) / (1.0 + BETA);
+const ALPHA_CUBIC: f64 = 3.0 * (1.0 - BETA) / (1.0 + BETA);
 /// RFC 6928.
 const INITIAL_SEGMENTS: u64 = 10;
 const MIN_SEGMENTS: u64 = 4;
 /// Pacing goes this much faster than the window per round trip, as the window must be filled.
-const GAIN: f64 = 1.25;
-const GAIN_SLOW_START: f64 = 2.0;
+const PACING_GAIN: f64 = 1.25;
+const PACING_GAIN_SLOW_START: f64 = 2.0;
 /// Bounds of the rise of the round-trip time that shows a queue, and ends slow start (RFC 9406).
-const MIN_RISE: u64 = 4_000_000;
-const MAX_RISE: u64 = 16_000_000;
+const MIN_RTT_THRESH: u64 = 4_000_000;
+const MAX_RTT_THRESH: u64 = 16_000_000;
 
 /// The congestion window of one stream.
 #[derive(Debug, Clone)]
@@ -34,12 +34,12 @@ pub struct Congestion {
     /// Bytes.
     window: f64,
     /// Slow start goes up to here, bytes.
-    threshold: f64,
-    /// Packets sent before belong to the last loss, which has been answered.
-    answered: Option<u64>,
+    ssthresh: f64,
+    /// Packets sent before belong to the last loss, which has been recovery_start.
+    recovery_start: Option<u64>,
     epoch: Option<Epoch>,
     /// Losses without a queue that are not made up for, in bytes that have to arrive for it.
-    noise: u64,
+    random_loss_debt: u64,
 }
 
 /// Growth since the last loss.
@@ -47,11 +47,11 @@ pub struct Congestion {
 struct Epoch {
     start: u64,
     /// Window at which the last loss came, segments.
-    plateau: f64,
-    /// Seconds until the plateau is reached again.
-    until_plateau: f64,
+    w_max: f64,
+    /// Seconds until the w_max is reached again.
+    k: f64,
     /// What Reno would have by now, bytes.
-    reno: f64,
+    w_est: f64,
 }
 
 impl Congestion {
@@ -61,17 +61,17 @@ impl Congestion {
         Self {
             segment,
             window: (INITIAL_SEGMENTS * segment) as f64,
-            threshold: f64::INFINITY,
-            answered: None,
+            ssthresh: f64::INFINITY,
+            recovery_start: None,
             epoch: None,
-            noise: 0,
+            random_loss_debt: 0,
         }
     }
 
     /// Full packets have another size from now on.
     pub fn set_segment(&mut self, segment: u64) {
         self.segment = segment;
-        self.window = self.window.max(self.least());
+        self.window = self.window.max(self.min_window());
     }
 
     /// Bytes that may be on their way.
@@ -84,9 +84,9 @@ impl Congestion {
     #[must_use]
     pub fn pace(&self, bytes: u64, rtt: &Rtt) -> u64 {
         let gain = if self.in_slow_start() {
-            GAIN_SLOW_START
+            PACING_GAIN_SLOW_START
         } else {
-            GAIN
+            PACING_GAIN
         };
         (bytes as f64 * rtt.smoothed() as f64 / (gain * self.window)) as u64
     }
@@ -94,13 +94,17 @@ impl Congestion {
     /// `bytes`, sent at `sent_at`, arrived. `used` says whether the window was full meanwhile;
     /// a window that nobody needs does not grow.
     pub fn on_ack(&mut self, now: u64, sent_at: u64, bytes: u64, rtt: &Rtt, used: bool) {
-        self.noise = self.noise.saturating_sub(bytes);
-        if !used || self.answered.is_some_and(|answered| sent_at <= answered) {
+        self.random_loss_debt = self.random_loss_debt.saturating_sub(bytes);
+        if !used
+            || self
+                .recovery_start
+                .is_some_and(|recovery_start| sent_at <= recovery_start)
+        {
             return;
         }
         if self.in_slow_start() {
             if shows_queue(rtt) {
-                self.threshold = self.window;
+                self.ssthresh = self.window;
             } else {
                 self.window += bytes as f64;
             }
@@ -110,75 +114,78 @@ impl Congestion {
         let segments = self.window / segment;
         let epoch = self.epoch.get_or_insert(Epoch {
             start: now,
-            plateau: segments,
-            until_plateau: 0.0,
-            reno: self.window,
+            w_max: segments,
+            k: 0.0,
+            w_est: self.window,
         });
-        let ahead = (now - epoch.start + rtt.smoothed()) as f64 * 1e-9 - epoch.until_plateau;
-        let target = (C * ahead.powi(3) + epoch.plateau).clamp(segments, 1.5 * segments);
-        epoch.reno += RENO * segment * bytes as f64 / self.window;
+        let ahead = (now - epoch.start + rtt.smoothed()) as f64 * 1e-9 - epoch.k;
+        let target = (C * ahead.powi(3) + epoch.w_max).clamp(segments, 1.5 * segments);
+        epoch.w_est += ALPHA_CUBIC * segment * bytes as f64 / self.window;
         let grown = self.window + (target - segments) / segments * bytes as f64;
-        self.window = grown.max(epoch.reno);
+        self.window = grown.max(epoch.w_est);
     }
 
     /// A packet that was sent at `sent_at` is lost. Returns whether the window gave way: it does
     /// so once for all packets that were on their way together, and not for a few without a queue.
     pub fn on_loss(&mut self, now: u64, sent_at: u64, rtt: &Rtt) -> bool {
-        if self.answered.is_some_and(|answered| sent_at <= answered) {
+        if self
+            .recovery_start
+            .is_some_and(|recovery_start| sent_at <= recovery_start)
+        {
             return false;
         }
         let queue = shows_queue(rtt);
         if !queue {
-            self.noise += NOISE * self.segment;
+            self.random_loss_debt += PACKETS_PER_RANDOM_LOSS * self.segment;
             // Few packets say nothing about a share.
-            let bearable = 2 * self.window().max(NOISE * self.segment);
-            if self.noise <= bearable {
+            let allowed = 2 * self.window().max(PACKETS_PER_RANDOM_LOSS * self.segment);
+            if self.random_loss_debt <= allowed {
                 return false;
             }
         }
-        self.noise = 0;
-        self.answered = Some(now);
-        let beta = if queue { BETA } else { BETA_NOISE };
+        self.random_loss_debt = 0;
+        self.recovery_start = Some(now);
+        let beta = if queue { BETA } else { BETA_RANDOM_LOSS };
         let segments = self.window / self.segment as f64;
         // A window smaller than at the last loss: others have come, leave them room.
-        let shrinking = self.epoch.is_some_and(|epoch| segments < epoch.plateau);
-        let plateau = if shrinking {
+        let shrinking = self.epoch.is_some_and(|epoch| segments < epoch.w_max);
+        let w_max = if shrinking {
             segments * (1.0 + beta) / 2.0
         } else {
             segments
         };
-        self.window = (self.window * beta).max(self.least());
-        self.threshold = self.window;
+        self.window = (self.window * beta).max(self.min_window());
+        self.ssthresh = self.window;
         let left = self.window / self.segment as f64;
         self.epoch = Some(Epoch {
             start: now,
-            plateau,
-            until_plateau: ((plateau - left).max(0.0) / C).cbrt(),
-            reno: self.window,
+            w_max,
+            k: ((w_max - left).max(0.0) / C).cbrt(),
+            w_est: self.window,
         });
         true
     }
 
     /// Nothing gets through any more: begin anew, carefully.
-    pub fn on_collapse(&mut self, now: u64) {
-        self.threshold = (self.window / 2.0).max(self.least());
-        self.window = self.least();
-        self.answered = Some(now);
+    pub fn on_persistent_congestion(&mut self, now: u64) {
+        self.ssthresh = (self.window / 2.0).max(self.min_window());
+        self.window = self.min_window();
+        self.recovery_start = Some(now);
         self.epoch = None;
     }
 
     fn in_slow_start(&self) -> bool {
-        self.window < self.threshold
+        self.window < self.ssthresh
     }
 
-    fn least(&self) -> f64 {
+    fn min_window(&self) -> f64 {
         (MIN_SEGMENTS * self.segment) as f64
     }
 }
 
 /// Whether packets wait on the path, as RFC 9406 sees it.
 fn shows_queue(rtt: &Rtt) -> bool {
-    rtt.smoothed() > rtt.min() + (rtt.min() / 8).clamp(MIN_RISE, MAX_RISE)
+    rtt.smoothed() > rtt.min() + (rtt.min() / 8).clamp(MIN_RTT_THRESH, MAX_RTT_THRESH)
 }
 
 #[cfg(test)]
@@ -278,7 +285,7 @@ mod tests {
             congestion.on_loss(now * MS, now * MS, &rtt(20));
         }
         assert_eq!(congestion.window(), 4000);
-        congestion.on_collapse(200 * MS);
+        congestion.on_persistent_congestion(200 * MS);
         assert_eq!(congestion.window(), 4000);
         congestion.set_segment(9000);
         assert_eq!(congestion.window(), 36_000);

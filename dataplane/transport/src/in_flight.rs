@@ -24,7 +24,7 @@ const GAIN: u64 = 2;
 
 /// The best of this period and of the one before; periods in which nothing is added do not count.
 #[derive(Debug, Clone, Copy)]
-struct Windowed {
+struct WindowedFilter {
     start: u64,
     now: u64,
     before: u64,
@@ -32,7 +32,7 @@ struct Windowed {
     best: fn(u64, u64) -> u64,
 }
 
-impl Windowed {
+impl WindowedFilter {
     fn new(start: u64, none: u64, best: fn(u64, u64) -> u64) -> Self {
         Self {
             start,
@@ -65,8 +65,8 @@ pub struct InFlightLimit {
     /// others' queue if they did not.
     phase: u64,
     /// Bytes per second.
-    rate: Windowed,
-    rtt: Windowed,
+    rate: WindowedFilter,
+    rtt: WindowedFilter,
     round_start: u64,
     delivered_before: u64,
     /// The limit was all that held the stream back in this round.
@@ -83,8 +83,8 @@ impl InFlightLimit {
         Self {
             floor,
             phase,
-            rate: Windowed::new(now, 0, u64::max),
-            rtt: Windowed::new(now, u64::MAX, u64::min),
+            rate: WindowedFilter::new(now, 0, u64::max),
+            rtt: WindowedFilter::new(now, u64::MAX, u64::min),
             round_start: now,
             delivered_before: 0,
             limited: false,

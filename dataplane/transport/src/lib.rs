@@ -19,8 +19,7 @@ mod sender;
 mod simulation;
 
 pub use in_flight::InFlightLimit;
-pub use mtu::BASE as BASE_DATAGRAM;
-pub use receiver::{FREE_MEMORY, Limits, OpenBatch, Receiver, Refusal, Turn};
+pub use receiver::{ArrivalOrder, FREE_MEMORY, Limits, OpenBatch, Receiver, Refusal};
 pub use sender::{AckFault, Outgoing, Sender, SenderConfig, SenderStats, Transmit};
 
 /// Most batches of a stream that may be uncommitted; both ends keep to it.

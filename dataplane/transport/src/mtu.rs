@@ -1,15 +1,15 @@
 //! How large a datagram gets through: DPLPMTUD (RFC 8899), sizes being bytes of UDP payload.
 
 /// Gets through wherever this is used at all (RFC 9000 section 14).
-pub const BASE: u32 = 1200;
+pub const BASE_PLPMTU: u32 = 1200;
 /// A probe this close to what works is not worth its while.
-const CLOSE: u32 = 32;
+const MIN_STEP: u32 = 32;
 /// A probe is sent so often before its size counts as too large.
-const TRIES: u8 = 3;
-/// After this time, a path that took less may take more (RFC 8899's PMTU_RAISE_TIMER).
-const RAISE: u64 = 600_000_000_000;
+const MAX_PROBES: u8 = 3;
+/// After this time, a path that took less may take more (RFC 8899 section 5.1.1).
+const PMTU_RAISE_TIMER: u64 = 600_000_000_000;
 /// After a black hole the path is left alone for this time.
-const REST: u64 = 1_000_000_000;
+const BLACK_HOLE_PAUSE: u64 = 1_000_000_000;
 
 /// The search for the largest datagram that arrives.
 #[derive(Debug, Clone)]
@@ -19,7 +19,7 @@ pub struct PathMtu {
     ceiling: u32,
     /// Less than this is still to be tried.
     too_large: u32,
-    tries: u8,
+    probe_count: u8,
     /// Size of the probe that is on its way.
     probing: Option<u32>,
     next_at: u64,
@@ -30,10 +30,10 @@ impl PathMtu {
     #[must_use]
     pub fn new(ceiling: u32) -> Self {
         Self {
-            current: BASE.min(ceiling),
+            current: BASE_PLPMTU.min(ceiling),
             ceiling,
             too_large: ceiling + 1,
-            tries: 0,
+            probe_count: 0,
             probing: None,
             next_at: 0,
         }
@@ -47,7 +47,7 @@ impl PathMtu {
 
     /// Size of the probe that is to be sent now.
     #[must_use]
-    pub fn due(&self, now: u64) -> Option<u32> {
+    pub fn next_probe(&self, now: u64) -> Option<u32> {
         let idle = self.probing.is_none() && now >= self.next_at;
         if !idle || self.current >= self.ceiling {
             return None;
@@ -61,7 +61,7 @@ impl PathMtu {
         Some(candidate)
     }
 
-    /// When [`Self::due`] may have something, if ever.
+    /// When [`Self::next_probe`] may have something, if ever.
     #[must_use]
     pub fn next_at(&self) -> Option<u64> {
         (self.probing.is_none() && self.current < self.ceiling).then_some(self.next_at)
@@ -73,9 +73,9 @@ impl PathMtu {
     }
 
     /// A probe arrived.
-    pub fn on_arrived(&mut self, now: u64, size: u32) {
+    pub fn on_acked(&mut self, now: u64, size: u32) {
         self.probing = None;
-        self.tries = 0;
+        self.probe_count = 0;
         if size > self.current && size <= self.ceiling {
             self.current = size;
             self.rest_if_close(now);
@@ -85,9 +85,9 @@ impl PathMtu {
     /// A probe is lost, or could not be sent at all (`surely`).
     pub fn on_lost(&mut self, now: u64, size: u32, surely: bool) {
         self.probing = None;
-        self.tries += 1;
-        if surely || self.tries >= TRIES {
-            self.tries = 0;
+        self.probe_count += 1;
+        if surely || self.probe_count >= MAX_PROBES {
+            self.probe_count = 0;
             self.too_large = self.too_large.min(size);
             self.rest_if_close(now);
         }
@@ -95,20 +95,20 @@ impl PathMtu {
 
     /// Full datagrams get through no more. Returns whether they become smaller by that.
     pub fn on_black_hole(&mut self, now: u64) -> bool {
-        let smaller = self.current > BASE;
-        self.current = self.current.min(BASE);
+        let smaller = self.current > BASE_PLPMTU;
+        self.current = self.current.min(BASE_PLPMTU);
         self.too_large = self.ceiling + 1;
         self.probing = None;
-        self.tries = 0;
-        self.next_at = now + REST;
+        self.probe_count = 0;
+        self.next_at = now + BLACK_HOLE_PAUSE;
         smaller
     }
 
     /// Ends the search for some time once it can gain little.
     fn rest_if_close(&mut self, now: u64) {
-        if self.current + CLOSE >= self.too_large {
+        if self.current + MIN_STEP >= self.too_large {
             self.too_large = self.ceiling + 1;
-            self.next_at = now + RAISE;
+            self.next_at = now + PMTU_RAISE_TIMER;
         }
     }
 }
@@ -120,13 +120,13 @@ mod tests {
     /// Probes until the search rests; returns how many probes it took.
     fn search(mtu: &mut PathMtu, fits: u32) -> u32 {
         let mut probes = 0;
-        while let Some(size) = mtu.due(0) {
+        while let Some(size) = mtu.next_probe(0) {
             probes += 1;
             assert!(probes < 100, "the search does not end");
             mtu.on_sent(size);
-            assert_eq!(mtu.due(0), None, "one at a time");
+            assert_eq!(mtu.next_probe(0), None, "one at a time");
             if size <= fits {
-                mtu.on_arrived(0, size);
+                mtu.on_acked(0, size);
             } else {
                 mtu.on_lost(0, size, false);
             }
@@ -137,7 +137,7 @@ mod tests {
     #[test]
     fn the_ceiling_is_tried_first() {
         let mut mtu = PathMtu::new(8972);
-        assert_eq!(mtu.current(), BASE);
+        assert_eq!(mtu.current(), BASE_PLPMTU);
         assert_eq!(search(&mut mtu, 9000), 1);
         assert_eq!(mtu.current(), 8972);
         assert_eq!(mtu.next_at(), None);
@@ -149,10 +149,10 @@ mod tests {
             let mut mtu = PathMtu::new(8972);
             search(&mut mtu, fits);
             assert!(
-                mtu.current() <= fits && mtu.current() + CLOSE >= fits,
+                mtu.current() <= fits && mtu.current() + MIN_STEP >= fits,
                 "{fits}"
             );
-            assert_eq!(mtu.next_at(), Some(RAISE));
+            assert_eq!(mtu.next_at(), Some(PMTU_RAISE_TIMER));
         }
     }
 
@@ -161,15 +161,15 @@ mod tests {
         let mut mtu = PathMtu::new(8972);
         search(&mut mtu, 9000);
         assert!(mtu.on_black_hole(5));
-        assert_eq!((mtu.current(), mtu.due(5)), (BASE, None));
+        assert_eq!((mtu.current(), mtu.next_probe(5)), (BASE_PLPMTU, None));
         assert!(!mtu.on_black_hole(5));
-        assert_eq!(mtu.due(5 + REST), Some(8972));
+        assert_eq!(mtu.next_probe(5 + BLACK_HOLE_PAUSE), Some(8972));
     }
 
     #[test]
     fn a_path_that_takes_less_than_usual_is_served() {
         let mtu = PathMtu::new(1000);
-        assert_eq!((mtu.current(), mtu.due(0)), (1000, None));
+        assert_eq!((mtu.current(), mtu.next_probe(0)), (1000, None));
     }
 
     #[test]
@@ -177,6 +177,6 @@ mod tests {
         let mut mtu = PathMtu::new(8972);
         mtu.on_sent(8972);
         mtu.on_lost(0, 8972, true);
-        assert!(mtu.due(0).is_some_and(|size| size < 8972));
+        assert!(mtu.next_probe(0).is_some_and(|size| size < 8972));
     }
 }

@@ -61,13 +61,13 @@ pub enum Refusal {
 
 /// How a packet's number follows on those before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Turn {
+pub enum ArrivalOrder {
     /// It is the next, or came before.
-    InTurn,
+    InOrder,
     /// So many packets before it have not come (yet).
     Ahead(u64),
     /// It is one that others overtook.
-    Late,
+    Reordered,
 }
 
 /// A batch of which something arrived. `R` is its place, in whatever form the caller needs.
@@ -322,7 +322,7 @@ impl<R> Receiver<R> {
     ///
     /// # Panics
     /// If the batch has no room.
-    pub fn placed(&mut self, now: u64, packet: u64, chunk: &Chunk, len: u32) -> Turn {
+    pub fn placed(&mut self, now: u64, packet: u64, chunk: &Chunk, len: u32) -> ArrivalOrder {
         let index = (chunk.batch.seq - self.committed) as usize;
         let batch = self.open[index].as_mut().expect("the batch has room");
         let (low, high) = span(chunk, len);
@@ -344,20 +344,22 @@ impl<R> Receiver<R> {
     }
 
     /// A packet without payload arrived.
-    pub fn arrived(&mut self, now: u64, packet: u64) -> Turn {
+    pub fn arrived(&mut self, now: u64, packet: u64) -> ArrivalOrder {
         let largest = self.packets.ranges().last().map(|&(_, high)| high);
-        let turn = match largest {
-            None => Turn::InTurn,
-            Some(largest) if packet > largest + 1 => Turn::Ahead(packet - largest - 1),
-            Some(largest) if packet < largest && !self.packets.contains(packet) => Turn::Late,
-            Some(_) => Turn::InTurn,
+        let order = match largest {
+            None => ArrivalOrder::InOrder,
+            Some(largest) if packet > largest + 1 => ArrivalOrder::Ahead(packet - largest - 1),
+            Some(largest) if packet < largest && !self.packets.contains(packet) => {
+                ArrivalOrder::Reordered
+            }
+            Some(_) => ArrivalOrder::InOrder,
         };
         if largest.is_none_or(|largest| largest < packet) {
             self.largest_at = now;
         }
         self.packets.insert(packet, packet);
         self.owes_ack = true;
-        turn
+        order
     }
 
     /// The next batch in the stream, if it is complete: to be committed.
@@ -500,12 +502,12 @@ mod tests {
         let mut r = receiver();
         let turns = [0, 1, 5, 3, 6, 6].map(|packet| r.arrived(0, packet));
         let wanted = [
-            Turn::InTurn,
-            Turn::InTurn,
-            Turn::Ahead(3),
-            Turn::Late,
-            Turn::InTurn,
-            Turn::InTurn,
+            ArrivalOrder::InOrder,
+            ArrivalOrder::InOrder,
+            ArrivalOrder::Ahead(3),
+            ArrivalOrder::Reordered,
+            ArrivalOrder::InOrder,
+            ArrivalOrder::InOrder,
         ];
         assert_eq!(turns, wanted);
     }

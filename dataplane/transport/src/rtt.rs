@@ -12,7 +12,7 @@ pub struct Rtt {
     latest: u64,
     min: u64,
     smoothed: u64,
-    variation: u64,
+    rttvar: u64,
 }
 
 impl Default for Rtt {
@@ -22,7 +22,7 @@ impl Default for Rtt {
             latest: INITIAL,
             min: INITIAL,
             smoothed: INITIAL,
-            variation: INITIAL / 2,
+            rttvar: INITIAL / 2,
         }
     }
 }
@@ -45,10 +45,10 @@ impl Rtt {
         };
         if self.samples == 0 {
             self.smoothed = adjusted;
-            self.variation = adjusted / 2;
+            self.rttvar = adjusted / 2;
         } else {
             let deviation = self.smoothed.abs_diff(adjusted);
-            self.variation = (3 * self.variation + deviation) / 4;
+            self.rttvar = (3 * self.rttvar + deviation) / 4;
             self.smoothed = (7 * self.smoothed + adjusted) / 8;
         }
         self.latest = adjusted;
@@ -82,7 +82,7 @@ impl Rtt {
     /// After so long without an ACK something is lost: RFC 9002 section 6.2.1, before backoff.
     #[must_use]
     pub fn probe_timeout(&self, max_delay: u64) -> u64 {
-        self.smoothed + (4 * self.variation).max(GRANULARITY) + max_delay
+        self.smoothed + (4 * self.rttvar).max(GRANULARITY) + max_delay
     }
 
     /// A packet sent so long before one that was acked is lost: RFC 9002 section 6.1.2.

@@ -8,7 +8,7 @@ use thiserror::Error;
 use super::MAX_OPEN_BATCHES;
 use super::congestion::Congestion;
 use super::in_flight::InFlightLimit;
-use super::mtu::{BASE, PathMtu};
+use super::mtu::{BASE_PLPMTU, PathMtu};
 use super::rtt::Rtt;
 
 /// A packet is lost once so many later ones arrived (RFC 9002 section 6.1.1); more where the
@@ -18,23 +18,23 @@ const MAX_PACKET_THRESHOLD: u64 = 512;
 /// Longest time that the broker waits before it acks, nanoseconds.
 const MAX_ACK_DELAY: u64 = 1_000_000;
 /// Longest time between probes of a path from which nothing comes.
-const MAX_PROBE_TIMEOUT: u64 = 1_000_000_000;
+const MAX_PTO: u64 = 1_000_000_000;
 /// A stream that has nothing to send shows in this time that it lives.
-const KEEP_ALIVE: u64 = 1_000_000_000;
+const KEEP_ALIVE_INTERVAL: u64 = 1_000_000_000;
 /// Bytes that may go out back to back.
-const BURST: u64 = 64 << 10;
+const MAX_BURST: u64 = 64 << 10;
 /// Shortest probe timeout: a machine that is busy elsewhere may be silent for so long.
-const MIN_PROBE_TIMEOUT: u64 = 5_000_000;
+const MIN_PTO: u64 = 5_000_000;
 /// Probe timeouts in a row after which the window begins anew (RFC 9002 section 7.6).
-const COLLAPSE: u32 = 3;
+const PERSISTENT_CONGESTION_PTOS: u32 = 3;
 /// Probe timeouts in a row that mean that nothing so large gets through.
-const TOO_LARGE: u32 = 5;
+const REDUCE_MTU_PTOS: u32 = 5;
 /// Large packets lost in a row, none of them arriving for so many probe timeouts, that mean that the
 /// path takes only smaller ones (RFC 8899 section 4.3): a full queue can lose as many at a time.
-const BLACK_HOLE: u32 = 8;
-const BLACK_HOLE_TIMEOUTS: u64 = 2;
+const BLACK_HOLE_LOSSES: u32 = 8;
+const BLACK_HOLE_PTOS: u64 = 2;
 /// Packets that are remembered after they count as lost, in case they come late.
-const REMEMBERED: u64 = 1024;
+const MAX_LOST_KEPT: u64 = 1024;
 
 /// What a stream starts with.
 #[derive(Debug, Clone, Copy)]
@@ -83,18 +83,18 @@ pub enum Outgoing {
 #[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
 pub enum AckFault {
     /// It acknowledges a packet that was never sent.
-    #[error("acknowledges packet {told}, but only {sent} were sent")]
+    #[error("acknowledges packet {claimed}, but only {sent} were sent")]
     Packet {
         /// The packet.
-        told: u64,
+        claimed: u64,
         /// Packets sent.
         sent: u64,
     },
     /// It commits a batch that was never sent.
-    #[error("commits batches up to {told}, but only {sent} were sent")]
+    #[error("commits batches up to {claimed}, but only {sent} were sent")]
     Batch {
         /// Batches committed, as it says.
-        told: u64,
+        claimed: u64,
         /// Batches that were sent, at least in part.
         sent: u64,
     },
@@ -138,7 +138,7 @@ struct Span {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Cargo {
+enum PacketContent {
     Payload(Span),
     Ping,
     /// A ping that finds out whether so large a datagram gets through.
@@ -146,19 +146,19 @@ enum Cargo {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
-    Unknown,
-    Arrived,
+enum PacketState {
+    InFlight,
+    Acked,
     Lost,
 }
 
 /// A packet that was sent.
 #[derive(Debug, Clone, Copy)]
 struct Sent {
-    cargo: Cargo,
+    content: PacketContent,
     at: u64,
     size: u32,
-    fate: Fate,
+    state: PacketState,
 }
 
 /// One stream's sending end. The caller keeps the payload of batches until they are committed.
@@ -174,11 +174,11 @@ pub struct Sender {
     sent: VecDeque<Sent>,
     /// Number of the first entry of `sent`.
     first_sent: u64,
-    largest_arrived: Option<u64>,
+    largest_acked: Option<u64>,
     lost: VecDeque<Span>,
     in_flight: u64,
     /// Packets on their way.
-    flying: u64,
+    packets_in_flight: u64,
     congestion: Congestion,
     in_flight_limit: InFlightLimit,
     /// When a batch may be wanted again that is not now, whatever is heard until then.
@@ -186,18 +186,18 @@ pub struct Sender {
     /// The window was full since the last ACK.
     window_used: bool,
     stalled: bool,
-    /// Why the last poll brought nothing; told with the next payload.
+    /// Why the last poll brought nothing; reported with the next payload.
     pause: Option<Pause>,
     rtt: Rtt,
     mtu: PathMtu,
-    threshold: u64,
+    packet_threshold: u64,
     /// Eighths of a round trip that reordering may take beyond a whole one.
-    patience: u64,
+    time_threshold: u64,
     loss_at: Option<u64>,
     /// Probe timeouts in a row.
-    timeouts: u32,
+    pto_count: u32,
     /// Pings in a row while nothing was on its way and nothing changed.
-    quiet: u32,
+    idle_probes: u32,
     /// Packets larger than surely get through that were lost in a row, and when the first of them
     /// was declared so.
     large_lost: u32,
@@ -205,11 +205,11 @@ pub struct Sender {
     /// Packets that go out whatever the window says.
     probes: u8,
     last_sent: u64,
-    heard_at: u64,
+    last_feedback_at: u64,
     /// When payload last arrived, or went on its way after all before had arrived.
     undelivered_since: Option<u64>,
     /// Pacing: the moment at which the next packet is due.
-    due: u64,
+    next_send_time: u64,
     blocked: bool,
     stats: SenderStats,
 }
@@ -228,10 +228,10 @@ impl Sender {
             // Entries are used round and round: many would fall out of the CPU's cache before their next use.
             sent: VecDeque::with_capacity(256),
             first_sent: 0,
-            largest_arrived: None,
+            largest_acked: None,
             lost: VecDeque::with_capacity(64),
             in_flight: 0,
-            flying: 0,
+            packets_in_flight: 0,
             congestion: Congestion::new(u64::from(mtu.current())),
             in_flight_limit: InFlightLimit::new(config.min_in_flight, config.phase, now),
             wants_batch_at: None,
@@ -240,18 +240,18 @@ impl Sender {
             pause: None,
             rtt: Rtt::default(),
             mtu,
-            threshold: PACKET_THRESHOLD,
-            patience: 1,
+            packet_threshold: PACKET_THRESHOLD,
+            time_threshold: 1,
             loss_at: None,
-            timeouts: 0,
-            quiet: 0,
+            pto_count: 0,
+            idle_probes: 0,
             large_lost: 0,
             large_lost_since: now,
             probes: 0,
             last_sent: now,
-            heard_at: now,
+            last_feedback_at: now,
             undelivered_since: None,
-            due: now,
+            next_send_time: now,
             blocked: false,
             stats: SenderStats::default(),
         }
@@ -318,12 +318,12 @@ impl Sender {
     pub fn poll_transmit(&mut self, now: u64) -> Option<Transmit> {
         if self.probes > 0 {
             self.probes -= 1;
-            let cargo = self.probe_cargo();
-            return Some(self.send(now, cargo));
+            let content = self.probe_content();
+            return Some(self.send(now, content));
         }
-        if let Some(size) = self.mtu.due(now).filter(|_| self.rtt.is_known()) {
+        if let Some(size) = self.mtu.next_probe(now).filter(|_| self.rtt.is_known()) {
             self.mtu.on_sent(size);
-            return Some(self.send_sized(now, Cargo::MtuProbe, size));
+            return Some(self.send_sized(now, PacketContent::MtuProbe, size));
         }
         let full = u64::from(self.mtu.current());
         if self.in_flight + full > self.congestion.window() {
@@ -334,7 +334,7 @@ impl Sender {
             });
             return None;
         }
-        if self.due > now {
+        if self.next_send_time > now {
             self.window_used |= self.has_unsent();
             if !self.wants_to_send() {
                 self.pause = Some(Pause::Idle);
@@ -343,10 +343,10 @@ impl Sender {
         }
         if let Some(span) = self.next_lost() {
             self.stats.retransmits += 1;
-            return Some(self.send(now, Cargo::Payload(span)));
+            return Some(self.send(now, PacketContent::Payload(span)));
         }
         let span = self.next_unsent()?;
-        Some(self.send(now, Cargo::Payload(span)))
+        Some(self.send(now, PacketContent::Payload(span)))
     }
 
     /// Takes the broker's feedback of this stream.
@@ -354,17 +354,17 @@ impl Sender {
     /// # Errors
     /// [`AckFault`] when it tells of what never was; nothing is changed then.
     pub fn on_feedback(&mut self, now: u64, feedback: &Feedback) -> Result<(), AckFault> {
-        let (told, sent) = (feedback.committed, self.next.0 + u64::from(self.next.1 > 0));
-        if told > sent {
-            return Err(AckFault::Batch { told, sent });
+        let (claimed, sent) = (feedback.committed, self.next.0 + u64::from(self.next.1 > 0));
+        if claimed > sent {
+            return Err(AckFault::Batch { claimed, sent });
         }
         let (largest, sent) = (feedback.received.first(), self.next_packet());
-        if let Some(&(_, told)) = largest.filter(|&&(_, high)| high >= sent) {
-            return Err(AckFault::Packet { told, sent });
+        if let Some(&(_, claimed)) = largest.filter(|&&(_, high)| high >= sent) {
+            return Err(AckFault::Packet { claimed, sent });
         }
-        self.heard_at = now;
+        self.last_feedback_at = now;
         if feedback.credit > self.credit || feedback.committed > self.committed {
-            self.quiet = 0;
+            self.idle_probes = 0;
         }
         self.credit = self.credit.max(feedback.credit);
         if (feedback.blocked || self.blocked)
@@ -378,32 +378,32 @@ impl Sender {
             self.pending.pop_front();
             self.committed += 1;
         }
-        let mut news = false;
+        let mut newly_acked = false;
         for &(low, high) in &feedback.received {
             if high < self.first_sent {
                 break;
             }
-            news |= self.on_arrived(now, low.max(self.first_sent), high, feedback);
+            newly_acked |= self.on_acked(now, low.max(self.first_sent), high, feedback);
         }
-        if news {
+        if newly_acked {
             self.in_flight_limit.on_delivered(now, self.stats.delivered);
-            self.timeouts = 0;
-            self.find_lost(now);
+            self.pto_count = 0;
+            self.detect_lost(now);
             if self.in_flight + u64::from(self.mtu.current()) <= self.congestion.window() {
                 self.window_used = false;
             }
         }
-        if self.flying == 0 && self.lost.is_empty() {
+        if self.packets_in_flight == 0 && self.lost.is_empty() {
             self.undelivered_since = None;
         }
-        self.forget(now);
+        self.prune_sent(now);
         Ok(())
     }
 
     /// When [`Self::on_timeout`] is to be called, at the latest.
     #[must_use]
     pub fn next_timeout(&self) -> u64 {
-        let mut next = self.probe_at();
+        let mut next = self.pto_at();
         if let Some(at) = self.loss_at {
             next = next.min(at);
         }
@@ -414,7 +414,7 @@ impl Sender {
             next = next.min(at);
         }
         if self.has_something() && self.window_is_open() {
-            next = next.min(self.due);
+            next = next.min(self.next_send_time);
         }
         next
     }
@@ -423,26 +423,26 @@ impl Sender {
     pub fn on_timeout(&mut self, now: u64) {
         self.wants_batch_at = self.wants_batch_at.filter(|&at| at > now);
         if self.loss_at.is_some_and(|at| at <= now) {
-            self.find_lost(now);
+            self.detect_lost(now);
             return;
         }
-        if self.probe_at() > now {
+        if self.pto_at() > now {
             return;
         }
-        if self.flying == 0 {
+        if self.packets_in_flight == 0 {
             // Nothing is on its way: ask whether anything has changed, or just show life.
-            self.quiet = (self.quiet + 1).min(32);
+            self.idle_probes = (self.idle_probes + 1).min(32);
             self.probes = 1;
             return;
         }
         self.stats.probe_timeouts += 1;
-        self.timeouts = (self.timeouts + 1).min(32);
+        self.pto_count = (self.pto_count + 1).min(32);
         self.probes = 2;
-        if self.timeouts == COLLAPSE {
-            self.congestion.on_collapse(now);
+        if self.pto_count == PERSISTENT_CONGESTION_PTOS {
+            self.congestion.on_persistent_congestion(now);
         }
-        if self.timeouts == TOO_LARGE {
-            self.become_smaller(now);
+        if self.pto_count == REDUCE_MTU_PTOS {
+            self.reduce_mtu(now);
         }
     }
 
@@ -452,14 +452,14 @@ impl Sender {
         let Some(sent) = self.entry(packet).copied() else {
             return true;
         };
-        match sent.cargo {
-            Cargo::MtuProbe => {
+        match sent.content {
+            PacketContent::MtuProbe => {
                 self.mtu.on_lost(now, sent.size, true);
             }
-            Cargo::Payload(_) | Cargo::Ping => self.become_smaller(now),
+            PacketContent::Payload(_) | PacketContent::Ping => self.reduce_mtu(now),
         }
-        if sent.fate == Fate::Unknown {
-            self.lose(packet);
+        if sent.state == PacketState::InFlight {
+            self.mark_lost(packet);
         }
         sent.size > self.mtu.current()
     }
@@ -489,8 +489,8 @@ impl Sender {
 
     /// When the broker was last heard, or the stream began.
     #[must_use]
-    pub fn heard_at(&self) -> u64 {
-        self.heard_at
+    pub fn last_feedback_at(&self) -> u64 {
+        self.last_feedback_at
     }
 
     /// Since when payload is on its way without any arriving; none while there is nothing to wait
@@ -516,12 +516,6 @@ impl Sender {
     #[must_use]
     pub fn rtt(&self) -> &Rtt {
         &self.rtt
-    }
-
-    /// Bytes that may be on their way, by congestion control.
-    #[must_use]
-    pub fn window(&self) -> u64 {
-        self.congestion.window()
     }
 
     /// What the stream did.
@@ -563,21 +557,21 @@ impl Sender {
     }
 
     fn probe_timeout(&self) -> u64 {
-        self.rtt.probe_timeout(MAX_ACK_DELAY).max(MIN_PROBE_TIMEOUT)
+        self.rtt.probe_timeout(MAX_ACK_DELAY).max(MIN_PTO)
     }
 
     /// When a silent path is probed, or an idle stream shows life.
-    fn probe_at(&self) -> u64 {
+    fn pto_at(&self) -> u64 {
         let timeout = self.probe_timeout();
-        let backed_off = |times: u32| (timeout << times.min(20)).min(MAX_PROBE_TIMEOUT);
-        let timeout = if self.flying > 0 {
-            backed_off(self.timeouts)
+        let backed_off = |times: u32| (timeout << times.min(20)).min(MAX_PTO);
+        let timeout = if self.packets_in_flight > 0 {
+            backed_off(self.pto_count)
         } else if self.pending.is_empty() {
-            KEEP_ALIVE
+            KEEP_ALIVE_INTERVAL
         } else {
-            backed_off(self.quiet)
+            backed_off(self.idle_probes)
         };
-        self.last_sent.max(self.heard_at) + timeout
+        self.last_sent.max(self.last_feedback_at) + timeout
     }
 
     /// The next span to be sent again; what is committed meanwhile is not.
@@ -627,64 +621,66 @@ impl Sender {
     }
 
     /// What wakes a silent broker best: the oldest packet that is not acked, new data, or a ping.
-    fn probe_cargo(&mut self) -> Cargo {
+    fn probe_content(&mut self) -> PacketContent {
         if let Some(span) = self.next_lost() {
             self.stats.retransmits += 1;
-            return Cargo::Payload(span);
+            return PacketContent::Payload(span);
         }
         let segment = self.segment();
         let committed = self.committed;
         // The first probe carries the oldest, the second the newest: either end of a gap.
         let oldest = self.probes == 1;
         let wanted = |sent: &&Sent| {
-            sent.fate == Fate::Unknown
-                && matches!(sent.cargo, Cargo::Payload(span) if span.seq >= committed)
+            sent.state == PacketState::InFlight
+                && matches!(sent.content, PacketContent::Payload(span) if span.seq >= committed)
         };
         let found = if oldest {
             self.sent.iter().find(wanted)
         } else {
             self.sent.iter().rev().find(wanted)
         };
-        match found.map(|sent| sent.cargo) {
-            Some(Cargo::Payload(span)) => {
+        match found.map(|sent| sent.content) {
+            Some(PacketContent::Payload(span)) => {
                 self.stats.retransmits += 1;
-                Cargo::Payload(Span {
+                PacketContent::Payload(Span {
                     len: span.len.min(segment),
                     ..span
                 })
             }
-            _ => self.next_unsent().map_or(Cargo::Ping, Cargo::Payload),
+            _ => self
+                .next_unsent()
+                .map_or(PacketContent::Ping, PacketContent::Payload),
         }
     }
 
-    fn send(&mut self, now: u64, cargo: Cargo) -> Transmit {
-        let payload = match cargo {
-            Cargo::Payload(span) => span.len,
-            Cargo::Ping | Cargo::MtuProbe => 0,
+    fn send(&mut self, now: u64, content: PacketContent) -> Transmit {
+        let payload = match content {
+            PacketContent::Payload(span) => span.len,
+            PacketContent::Ping | PacketContent::MtuProbe => 0,
         };
-        self.send_sized(now, cargo, payload + DATA_LEN as u32)
+        self.send_sized(now, content, payload + DATA_LEN as u32)
     }
 
-    fn send_sized(&mut self, now: u64, cargo: Cargo, size: u32) -> Transmit {
+    fn send_sized(&mut self, now: u64, content: PacketContent, size: u32) -> Transmit {
         let packet = self.next_packet();
         self.sent.push_back(Sent {
-            cargo,
+            content,
             at: now,
             size,
-            fate: Fate::Unknown,
+            state: PacketState::InFlight,
         });
-        if let Cargo::Payload(_) = cargo {
+        if let PacketContent::Payload(_) = content {
             self.undelivered_since.get_or_insert(now);
         }
         self.in_flight += u64::from(size);
-        self.flying += 1;
+        self.packets_in_flight += 1;
         self.stats.packets += 1;
         self.last_sent = now;
-        let allowed_late = self.congestion.pace(BURST, &self.rtt);
+        let allowed_late = self.congestion.pace(MAX_BURST, &self.rtt);
         let time = self.congestion.pace(u64::from(size), &self.rtt);
-        self.due = self.due.max(now.saturating_sub(allowed_late)) + time;
-        let what = match cargo {
-            Cargo::Payload(Span { seq, offset, len }) => {
+        self.next_send_time = self.next_send_time.max(now.saturating_sub(allowed_late)) + time;
+        let what = match content {
+            PacketContent::Payload(Span { seq, offset, len }) => {
                 let batch = self
                     .pending(seq)
                     .expect("only what is uncommitted is sent")
@@ -694,7 +690,7 @@ impl Sender {
                     len,
                 }
             }
-            Cargo::Ping | Cargo::MtuProbe => Outgoing::Ping {
+            PacketContent::Ping | PacketContent::MtuProbe => Outgoing::Ping {
                 padding: size - DATA_LEN as u32,
             },
         };
@@ -710,83 +706,83 @@ impl Sender {
     }
 
     /// Packets `low` to `high` arrived. Returns whether that was not known of any of them.
-    fn on_arrived(&mut self, now: u64, low: u64, high: u64, feedback: &Feedback) -> bool {
-        let mut news = false;
+    fn on_acked(&mut self, now: u64, low: u64, high: u64, feedback: &Feedback) -> bool {
+        let mut newly_acked = false;
         for packet in low..=high {
             let Some(entry) = self.entry(packet) else {
                 break;
             };
             let sent = *entry;
-            if sent.fate == Fate::Arrived {
+            if sent.state == PacketState::Acked {
                 continue;
             }
-            entry.fate = Fate::Arrived;
-            news = true;
-            match sent.fate {
-                Fate::Lost => self.on_late(packet),
+            entry.state = PacketState::Acked;
+            newly_acked = true;
+            match sent.state {
+                PacketState::Lost => self.on_spurious_loss(packet),
                 _ => {
                     self.in_flight -= u64::from(sent.size);
-                    self.flying -= 1;
+                    self.packets_in_flight -= 1;
                 }
             }
-            let newest = self.largest_arrived.is_none_or(|largest| packet > largest);
-            // The delay is that of the largest packet told of.
+            let newest = self.largest_acked.is_none_or(|largest| packet > largest);
+            // The broker reports its delay for the largest packet only.
             if newest && packet == feedback.received[0].1 {
                 let delay = u64::from(feedback.delay_us) * 1000;
                 self.rtt.sample(now - sent.at, delay);
                 self.in_flight_limit.on_round_trip(now, now - sent.at);
             }
             if newest {
-                self.largest_arrived = Some(packet);
+                self.largest_acked = Some(packet);
             }
-            if sent.size > BASE {
+            if sent.size > BASE_PLPMTU {
                 self.large_lost = 0;
             }
-            if let Cargo::Payload(span) = sent.cargo {
+            if let PacketContent::Payload(span) = sent.content {
                 self.undelivered_since = Some(now);
                 self.stats.delivered += u64::from(span.len);
             }
-            if sent.cargo == Cargo::MtuProbe {
-                self.mtu.on_arrived(now, sent.size);
+            if sent.content == PacketContent::MtuProbe {
+                self.mtu.on_acked(now, sent.size);
                 self.congestion.set_segment(u64::from(self.mtu.current()));
             }
             let size = u64::from(sent.size);
             self.congestion
                 .on_ack(now, sent.at, size, &self.rtt, self.window_used);
         }
-        news
+        newly_acked
     }
 
     /// A packet that was declared lost came late: be more patient with the next.
-    fn on_late(&mut self, packet: u64) {
+    fn on_spurious_loss(&mut self, packet: u64) {
         self.stats.spurious += 1;
-        let largest = self.largest_arrived.unwrap_or(packet);
+        let largest = self.largest_acked.unwrap_or(packet);
         let behind = largest.saturating_sub(packet) + 1;
-        self.threshold = self.threshold.max(behind).min(MAX_PACKET_THRESHOLD);
-        self.patience = (self.patience + 1).min(16);
+        self.packet_threshold = self.packet_threshold.max(behind).min(MAX_PACKET_THRESHOLD);
+        self.time_threshold = (self.time_threshold + 1).min(16);
     }
 
     /// Declares packets lost that later ones have overtaken by too much.
-    fn find_lost(&mut self, now: u64) {
+    fn detect_lost(&mut self, now: u64) {
         self.loss_at = None;
-        let Some(largest) = self.largest_arrived else {
+        let Some(largest) = self.largest_acked else {
             return;
         };
-        let delay = self.rtt.loss_delay() / 9 * (8 + self.patience);
+        let delay = self.rtt.loss_delay() / 9 * (8 + self.time_threshold);
         for packet in self.first_sent..largest {
             let sent = self.sent[(packet - self.first_sent) as usize];
-            if sent.fate != Fate::Unknown {
+            if sent.state != PacketState::InFlight {
                 continue;
             }
-            let overtaken = largest - packet >= self.threshold;
+            let overtaken = largest - packet >= self.packet_threshold;
             if overtaken || sent.at + delay <= now {
-                self.lose(packet);
+                self.mark_lost(packet);
                 self.stats.lost += 1;
-                match sent.cargo {
-                    Cargo::MtuProbe => self.mtu.on_lost(now, sent.size, false),
+                match sent.content {
+                    PacketContent::MtuProbe => self.mtu.on_lost(now, sent.size, false),
                     _ => {
                         self.congestion.on_loss(now, sent.at, &self.rtt);
-                        if sent.size > BASE {
+                        if sent.size > BASE_PLPMTU {
                             if self.large_lost == 0 {
                                 self.large_lost_since = now;
                             }
@@ -799,14 +795,14 @@ impl Sender {
                 self.loss_at = Some(self.loss_at.map_or(at, |earlier| earlier.min(at)));
             }
         }
-        let patience = BLACK_HOLE_TIMEOUTS * self.probe_timeout();
-        if self.large_lost >= BLACK_HOLE && now - self.large_lost_since >= patience {
-            self.become_smaller(now);
+        let shortest = BLACK_HOLE_PTOS * self.probe_timeout();
+        if self.large_lost >= BLACK_HOLE_LOSSES && now - self.large_lost_since >= shortest {
+            self.reduce_mtu(now);
         }
     }
 
     /// Full packets do not get through: goes back to a size that surely does.
-    fn become_smaller(&mut self, now: u64) {
+    fn reduce_mtu(&mut self, now: u64) {
         self.large_lost = 0;
         if self.mtu.on_black_hole(now) {
             self.stats.black_holes += 1;
@@ -815,30 +811,32 @@ impl Sender {
     }
 
     /// A packet does not count as being on its way any more; what it carried goes out again.
-    fn lose(&mut self, packet: u64) {
+    fn mark_lost(&mut self, packet: u64) {
         let committed = self.committed;
         let Some(entry) = self.entry(packet) else {
             return;
         };
-        entry.fate = Fate::Lost;
+        entry.state = PacketState::Lost;
         let sent = *entry;
         self.in_flight -= u64::from(sent.size);
-        self.flying -= 1;
-        if let Cargo::Payload(span) = sent.cargo
+        self.packets_in_flight -= 1;
+        if let PacketContent::Payload(span) = sent.content
             && span.seq >= committed
         {
             self.lost.push_back(span);
         }
     }
 
-    /// Forgets packets whose fate matters no more.
-    fn forget(&mut self, now: u64) {
+    /// Forgets packets whose state matters no more.
+    fn prune_sent(&mut self, now: u64) {
         let late = 3 * self.rtt.smoothed();
         while let Some(front) = self.sent.front() {
-            let done = match front.fate {
-                Fate::Unknown => false,
-                Fate::Arrived => true,
-                Fate::Lost => now - front.at > late || self.sent.len() as u64 > REMEMBERED,
+            let done = match front.state {
+                PacketState::InFlight => false,
+                PacketState::Acked => true,
+                PacketState::Lost => {
+                    now - front.at > late || self.sent.len() as u64 > MAX_LOST_KEPT
+                }
             };
             if !done {
                 return;
@@ -886,11 +884,17 @@ mod tests {
         s.push(500, 1, 0);
         assert_eq!(s.push(500, 1, 0), 6);
         s.poll_transmit(0).unwrap();
-        let packet = AckFault::Packet { told: 1, sent: 1 };
+        let packet = AckFault::Packet {
+            claimed: 1,
+            sent: 1,
+        };
         assert_eq!(s.on_feedback(MS, &feedback(&[(0, 1)], 5)), Err(packet));
-        let batch = AckFault::Batch { told: 7, sent: 6 };
+        let batch = AckFault::Batch {
+            claimed: 7,
+            sent: 6,
+        };
         assert_eq!(s.on_feedback(MS, &feedback(&[(0, 0)], 7)), Err(batch));
-        assert_eq!((s.committed(), s.heard_at()), (5, 0));
+        assert_eq!((s.committed(), s.last_feedback_at()), (5, 0));
         s.on_feedback(MS, &feedback(&[(0, 0)], 6)).unwrap();
         assert_eq!((s.committed(), s.uncommitted()), (6, 1));
     }
@@ -920,7 +924,7 @@ mod tests {
         let last = transmit_all(&mut s, now + MS);
         assert_eq!(s.next, (17, 0), "half a batch is not worth a packet");
         let pauses: Vec<_> = last.iter().map(|t| t.pause).collect();
-        assert_eq!(pauses, [Some(Pause::Credit), None], "told once");
+        assert_eq!(pauses, [Some(Pause::Credit), None], "reported once");
     }
 
     #[test]
@@ -948,8 +952,8 @@ mod tests {
         let sent = transmit_all(&mut s, 5000 * MS);
         let last = sent.last().unwrap().packet;
         assert!(last < 99);
-        let told = feedback(&[(0, last)], 0);
-        s.on_feedback(5001 * MS, &told).unwrap();
+        let acked = feedback(&[(0, last)], 0);
+        s.on_feedback(5001 * MS, &acked).unwrap();
         let more = transmit_all(&mut s, 5002 * MS);
         assert_eq!(pauses(&more), [Pause::Congestion]);
     }
@@ -969,7 +973,7 @@ mod tests {
         // It comes late: the next one is waited for longer.
         s.on_feedback(102 * MS, &feedback(&[(0, 4)], 5)).unwrap();
         assert_eq!(s.stats().spurious, 1);
-        assert!(s.threshold > PACKET_THRESHOLD);
+        assert!(s.packet_threshold > PACKET_THRESHOLD);
     }
 
     #[test]
@@ -987,7 +991,7 @@ mod tests {
             assert!(!transmit_all(&mut s, now).is_empty(), "a probe");
         }
         assert!(waits.is_sorted());
-        assert_eq!(*waits.last().unwrap(), MAX_PROBE_TIMEOUT);
+        assert_eq!(*waits.last().unwrap(), MAX_PTO);
         assert!(waits[1] >= 2 * waits[0]);
     }
 
@@ -1010,9 +1014,9 @@ mod tests {
     #[test]
     fn an_idle_stream_shows_that_it_lives() {
         let mut s = sender();
-        assert_eq!(s.next_timeout(), KEEP_ALIVE);
-        s.on_timeout(KEEP_ALIVE);
-        let sent = transmit_all(&mut s, KEEP_ALIVE);
+        assert_eq!(s.next_timeout(), KEEP_ALIVE_INTERVAL);
+        s.on_timeout(KEEP_ALIVE_INTERVAL);
+        let sent = transmit_all(&mut s, KEEP_ALIVE_INTERVAL);
         assert_eq!(sent.len(), 1);
         assert_eq!(sent[0].what, Outgoing::Ping { padding: 0 });
     }
@@ -1038,7 +1042,7 @@ mod tests {
             }
         );
         assert!(s.on_too_large(MS, probe.packet));
-        assert!(s.mtu.due(MS).is_some_and(|size| size < 8972));
+        assert!(s.mtu.next_probe(MS).is_some_and(|size| size < 8972));
         let largest = transmit_all(&mut s, 2 * MS)
             .iter()
             .filter_map(|t| match t.what {
@@ -1046,7 +1050,7 @@ mod tests {
                 Outgoing::Ping { .. } => None,
             })
             .max();
-        assert_eq!(largest, Some(BASE - DATA_LEN as u32));
+        assert_eq!(largest, Some(BASE_PLPMTU - DATA_LEN as u32));
         let last = s.next_packet() - 1;
         assert!(!s.on_too_large(2 * MS, last), "none is smaller");
     }

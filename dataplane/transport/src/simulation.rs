@@ -644,7 +644,7 @@ fn simulation_of_a_path_that_dies_and_a_stream_that_goes_on_elsewhere() {
         assert!(!flow.is_done());
         // What the publisher believes is true, and it has noticed that nothing comes.
         assert!(flow.sender.committed() <= flow.receiver.committed());
-        assert!(world.now - flow.sender.heard_at() > SECOND);
+        assert!(world.now - flow.sender.last_feedback_at() > SECOND);
         let before = flow.sender.stats().packets;
         world.run_until(12 * SECOND);
         let sent = world.flows[0].sender.stats().packets - before;

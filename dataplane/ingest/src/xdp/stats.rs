@@ -1,6 +1,6 @@
 //! What the xdp path counts: packets by what became of them.
 
-use penstock_transport::Turn;
+use penstock_transport::ArrivalOrder;
 use penstock_wire::packet::Pause;
 use penstock_xsk::PortStats;
 use serde::Serialize;
@@ -100,12 +100,12 @@ impl XdpStats {
         self.add_port(&other.port);
     }
 
-    /// Counts a packet's turn.
-    pub(super) fn note_turn(&mut self, turn: Turn) {
-        match turn {
-            Turn::InTurn => {}
-            Turn::Ahead(skipped) => self.skipped += skipped,
-            Turn::Late => self.late += 1,
+    /// Counts how a packet follows on those before it.
+    pub(super) fn note_order(&mut self, order: ArrivalOrder) {
+        match order {
+            ArrivalOrder::InOrder => {}
+            ArrivalOrder::Ahead(skipped) => self.skipped += skipped,
+            ArrivalOrder::Reordered => self.late += 1,
         }
     }
 

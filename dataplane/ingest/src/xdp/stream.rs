@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use penstock_auth::PacketKeys;
 use penstock_log::{Commit, Reservation, Writer};
-use penstock_transport::{Limits, OpenBatch, Receiver, Refusal, Turn};
+use penstock_transport::{ArrivalOrder, Limits, OpenBatch, Receiver, Refusal};
 use penstock_wire::batch::{self, Frame, HEADER_LEN, Header};
 use penstock_wire::message;
 use penstock_wire::packet::{
@@ -295,8 +295,8 @@ impl Stream {
     /// A packet that only asks for an ack.
     pub(super) fn ping(&mut self, cx: &mut Context<'_>, packet: u64) {
         let newest = self.receiver.is_newest(packet);
-        let turn = self.receiver.arrived(cx.now, packet);
-        cx.xdp.note_turn(turn);
+        let order = self.receiver.arrived(cx.now, packet);
+        cx.xdp.note_order(order);
         cx.xdp.pings += 1;
         if newest {
             self.ack_due = Some(cx.now);
@@ -352,7 +352,7 @@ impl Stream {
         if let Some(pause) = received.pause {
             cx.xdp.note_pause(pause);
         }
-        self.count_placed(cx, Turn::InTurn);
+        self.count_placed(cx, ArrivalOrder::InOrder);
         Some(true)
     }
 
@@ -398,15 +398,15 @@ impl Stream {
             }
             at += part.len() as u32;
         }
-        let turn = self.receiver.placed(cx.now, packet, chunk, len);
-        self.count_placed(cx, turn);
+        let order = self.receiver.placed(cx.now, packet, chunk, len);
+        self.count_placed(cx, order);
     }
 
-    fn count_placed(&mut self, cx: &mut Context<'_>, turn: Turn) {
-        cx.xdp.note_turn(turn);
+    fn count_placed(&mut self, cx: &mut Context<'_>, order: ArrivalOrder) {
+        cx.xdp.note_order(order);
         cx.xdp.placed += 1;
         self.unacked += 1;
-        if turn != Turn::InTurn || self.unacked >= ACK_EVERY {
+        if order != ArrivalOrder::InOrder || self.unacked >= ACK_EVERY {
             self.ack_due = Some(cx.now);
         } else {
             self.ack_later(cx.now);
