@@ -10,11 +10,16 @@ mod congestion;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod in_flight;
+mod loss;
 mod mtu;
+mod pacer;
+mod probe_timer;
 mod ranges;
 mod receiver;
 mod rtt;
+mod send_queue;
 mod sender;
+mod sent_packets;
 #[cfg(test)]
 mod simulation;
 

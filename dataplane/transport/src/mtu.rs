@@ -11,6 +11,11 @@ const PMTU_RAISE_TIMER: u64 = 600_000_000_000;
 /// After a black hole the path is left alone for this time.
 const BLACK_HOLE_PAUSE: u64 = 1_000_000_000;
 
+/// Large packets lost in a row, none of them arriving for so many probe timeouts, that mean that the
+/// path takes only smaller ones (RFC 8899 section 4.3): a full queue can lose as many at a time.
+const BLACK_HOLE_LOSSES: u32 = 8;
+const BLACK_HOLE_PTOS: u64 = 2;
+
 /// The search for the largest datagram that arrives.
 #[derive(Debug, Clone)]
 pub struct PathMtu {
@@ -23,6 +28,10 @@ pub struct PathMtu {
     /// Size of the probe that is on its way.
     probing: Option<u32>,
     next_at: u64,
+    /// Packets larger than [`BASE_PLPMTU`] that were lost in a row.
+    large_lost: u32,
+    /// When the first of them was.
+    large_lost_since: u64,
 }
 
 impl PathMtu {
@@ -36,6 +45,8 @@ impl PathMtu {
             probe_count: 0,
             probing: None,
             next_at: 0,
+            large_lost: 0,
+            large_lost_since: 0,
         }
     }
 
@@ -93,8 +104,33 @@ impl PathMtu {
         }
     }
 
+    /// A packet of this size was acknowledged.
+    pub fn on_packet_acked(&mut self, size: u32) {
+        if size > BASE_PLPMTU {
+            self.large_lost = 0;
+        }
+    }
+
+    /// A packet of this size, which is no probe, is lost.
+    pub fn on_packet_lost(&mut self, now: u64, size: u32) {
+        if size > BASE_PLPMTU {
+            if self.large_lost == 0 {
+                self.large_lost_since = now;
+            }
+            self.large_lost += 1;
+        }
+    }
+
+    /// Whether large packets seem to get through no more.
+    #[must_use]
+    pub fn is_black_hole(&self, now: u64, pto: u64) -> bool {
+        let shortest = BLACK_HOLE_PTOS * pto;
+        self.large_lost >= BLACK_HOLE_LOSSES && now - self.large_lost_since >= shortest
+    }
+
     /// Full datagrams get through no more. Returns whether they become smaller by that.
     pub fn on_black_hole(&mut self, now: u64) -> bool {
+        self.large_lost = 0;
         let smaller = self.current > BASE_PLPMTU;
         self.current = self.current.min(BASE_PLPMTU);
         self.too_large = self.ceiling + 1;

@@ -1,40 +1,22 @@
 //! The publisher's end of a stream: what to send next, when, and what has arrived.
 
-use std::collections::VecDeque;
-
-use penstock_wire::packet::{BatchInfo, Chunk, DATA_LEN, Feedback, Pause};
+use penstock_wire::packet::{Chunk, DATA_LEN, Feedback, Pause};
 use thiserror::Error;
 
-use super::MAX_OPEN_BATCHES;
 use super::congestion::Congestion;
 use super::in_flight::InFlightLimit;
-use super::mtu::{BASE_PLPMTU, PathMtu};
+use super::loss::LossDetection;
+use super::mtu::PathMtu;
+use super::pacer::Pacer;
+use super::probe_timer::{ProbeTimer, WaitsFor};
 use super::rtt::Rtt;
+use super::send_queue::{SendQueue, Span};
+use super::sent_packets::{Ack, PacketContent, PacketState, SentPacket, SentPackets};
 
-/// A packet is lost once so many later ones arrived (RFC 9002 section 6.1.1); more where the
-/// network is seen to reorder.
-const PACKET_THRESHOLD: u64 = 3;
-const MAX_PACKET_THRESHOLD: u64 = 512;
-/// Longest time that the broker waits before it acks, nanoseconds.
-const MAX_ACK_DELAY: u64 = 1_000_000;
-/// Longest time between probes of a path from which nothing comes.
-const MAX_PTO: u64 = 1_000_000_000;
-/// A stream that has nothing to send shows in this time that it lives.
-const KEEP_ALIVE_INTERVAL: u64 = 1_000_000_000;
-/// Bytes that may go out back to back.
-const MAX_BURST: u64 = 64 << 10;
-/// Shortest probe timeout: a machine that is busy elsewhere may be silent for so long.
-const MIN_PTO: u64 = 5_000_000;
 /// Probe timeouts in a row after which the window begins anew (RFC 9002 section 7.6).
 const PERSISTENT_CONGESTION_PTOS: u32 = 3;
 /// Probe timeouts in a row that mean that nothing so large gets through.
 const REDUCE_MTU_PTOS: u32 = 5;
-/// Large packets lost in a row, none of them arriving for so many probe timeouts, that mean that the
-/// path takes only smaller ones (RFC 8899 section 4.3): a full queue can lose as many at a time.
-const BLACK_HOLE_LOSSES: u32 = 8;
-const BLACK_HOLE_PTOS: u64 = 2;
-/// Packets that are remembered after they count as lost, in case they come late.
-const MAX_LOST_KEPT: u64 = 1024;
 
 /// What a stream starts with.
 #[derive(Debug, Clone, Copy)]
@@ -121,96 +103,27 @@ pub struct SenderStats {
     pub delivered: u64,
 }
 
-/// A batch that is not committed.
-#[derive(Debug, Clone, Copy)]
-struct Pending {
-    info: BatchInfo,
-    /// Position in the stream where it starts.
-    position: u64,
-}
-
-/// A part of a batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Span {
-    seq: u64,
-    offset: u32,
-    len: u32,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum PacketContent {
-    Payload(Span),
-    Ping,
-    /// A ping that finds out whether so large a datagram gets through.
-    MtuProbe,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum PacketState {
-    InFlight,
-    Acked,
-    Lost,
-}
-
-/// A packet that was sent.
-#[derive(Debug, Clone, Copy)]
-struct Sent {
-    content: PacketContent,
-    at: u64,
-    size: u32,
-    state: PacketState,
-}
-
 /// One stream's sending end. The caller keeps the payload of batches until they are committed.
 #[derive(Debug)]
 pub struct Sender {
-    pending: VecDeque<Pending>,
-    committed: u64,
-    /// What has never been sent: batch, and offset in it.
-    next: (u64, u32),
-    /// Position in the stream behind the last batch.
-    end: u64,
-    credit: u64,
-    sent: VecDeque<Sent>,
-    /// Number of the first entry of `sent`.
-    first_sent: u64,
-    largest_acked: Option<u64>,
-    lost: VecDeque<Span>,
-    in_flight: u64,
-    /// Packets on their way.
-    packets_in_flight: u64,
+    queue: SendQueue,
+    sent: SentPackets,
+    loss: LossDetection,
+    probe_timer: ProbeTimer,
+    pacer: Pacer,
     congestion: Congestion,
-    in_flight_limit: InFlightLimit,
-    /// When a batch may be wanted again that is not now, whatever is heard until then.
-    wants_batch_at: Option<u64>,
-    /// The window was full since the last ACK.
-    window_used: bool,
-    stalled: bool,
-    /// Why the last poll brought nothing; reported with the next payload.
-    pause: Option<Pause>,
     rtt: Rtt,
     mtu: PathMtu,
-    packet_threshold: u64,
-    /// Eighths of a round trip that reordering may take beyond a whole one.
-    time_threshold: u64,
-    loss_at: Option<u64>,
-    /// Probe timeouts in a row.
-    pto_count: u32,
-    /// Pings in a row while nothing was on its way and nothing changed.
-    idle_probes: u32,
-    /// Packets larger than surely get through that were lost in a row, and when the first of them
-    /// was declared so.
-    large_lost: u32,
-    large_lost_since: u64,
-    /// Packets that go out whatever the window says.
-    probes: u8,
-    last_sent: u64,
-    last_feedback_at: u64,
+    in_flight_limit: InFlightLimit,
+    /// When a batch may be wanted again that is not now, whatever arrives until then.
+    wants_batch_at: Option<u64>,
+    /// The congestion window was full since the last ACK.
+    is_window_limited: bool,
+    /// Why the last poll brought nothing; reported with the next payload.
+    pause: Option<Pause>,
     /// When payload last arrived, or went on its way after all before had arrived.
     undelivered_since: Option<u64>,
-    /// Pacing: the moment at which the next packet is due.
-    next_send_time: u64,
-    blocked: bool,
+    is_blocked: bool,
     stats: SenderStats,
 }
 
@@ -220,39 +133,20 @@ impl Sender {
     pub fn new(config: &SenderConfig, now: u64) -> Self {
         let mtu = PathMtu::new(config.max_datagram);
         Self {
-            pending: VecDeque::with_capacity(64),
-            committed: config.first_batch,
-            next: (config.first_batch, 0),
-            end: 0,
-            credit: config.credit,
-            // Entries are used round and round: many would fall out of the CPU's cache before their next use.
-            sent: VecDeque::with_capacity(256),
-            first_sent: 0,
-            largest_acked: None,
-            lost: VecDeque::with_capacity(64),
-            in_flight: 0,
-            packets_in_flight: 0,
+            queue: SendQueue::new(config.first_batch, config.credit),
+            sent: SentPackets::new(),
+            loss: LossDetection::new(),
+            probe_timer: ProbeTimer::new(now),
+            pacer: Pacer::new(now),
             congestion: Congestion::new(u64::from(mtu.current())),
-            in_flight_limit: InFlightLimit::new(config.min_in_flight, config.phase, now),
-            wants_batch_at: None,
-            window_used: false,
-            stalled: false,
-            pause: None,
             rtt: Rtt::default(),
             mtu,
-            packet_threshold: PACKET_THRESHOLD,
-            time_threshold: 1,
-            loss_at: None,
-            pto_count: 0,
-            idle_probes: 0,
-            large_lost: 0,
-            large_lost_since: now,
-            probes: 0,
-            last_sent: now,
-            last_feedback_at: now,
+            in_flight_limit: InFlightLimit::new(config.min_in_flight, config.phase, now),
+            wants_batch_at: None,
+            is_window_limited: false,
+            pause: None,
             undelivered_since: None,
-            next_send_time: now,
-            blocked: false,
+            is_blocked: false,
             stats: SenderStats::default(),
         }
     }
@@ -260,19 +154,14 @@ impl Sender {
     /// Whether one more batch may be pushed.
     #[must_use]
     pub fn has_room(&self) -> bool {
-        self.pending.len() < MAX_OPEN_BATCHES
+        self.queue.has_room()
     }
 
     /// Whether one more batch keeps the path busy. If not, it would only wait in a queue; the caller
     /// that has one says so with [`Self::on_in_flight_limited`].
     #[must_use]
     pub fn wants_batch(&self, now: u64) -> bool {
-        self.unacked_bytes() < self.in_flight_limit(now)
-    }
-
-    /// Bytes of batches that may be unacknowledged: what the path needs to stay busy.
-    fn in_flight_limit(&self, now: u64) -> u64 {
-        self.in_flight_limit.bytes(now)
+        self.queue.uncommitted_bytes() < self.in_flight_limit.bytes(now)
     }
 
     /// Bytes of batches that the path needs, as far as that is known: the limit without its floor.
@@ -287,124 +176,97 @@ impl Sender {
         self.wants_batch_at = self.in_flight_limit.probe_end(now);
     }
 
-    /// Bytes of batches that are pushed and not committed.
-    fn unacked_bytes(&self) -> u64 {
-        let first = self.pending.front();
-        first.map_or(0, |first| self.end - first.position)
-    }
-
     /// Adds a batch of `len` bytes with so many messages and this checksum; returns its number.
     ///
     /// # Panics
     /// If there is no room for it, or it is empty.
     pub fn push(&mut self, len: u32, messages: u32, checksum: u32) -> u64 {
-        assert!(self.has_room() && len > 0);
-        let seq = self.committed + self.pending.len() as u64;
-        let info = BatchInfo {
-            seq,
-            len,
-            messages,
-            checksum,
-        };
-        self.pending.push_back(Pending {
-            info,
-            position: self.end,
-        });
-        self.end += u64::from(len);
-        seq
+        self.queue.push(len, messages, checksum)
     }
 
     /// The next packet, if one may go out now.
     pub fn poll_transmit(&mut self, now: u64) -> Option<Transmit> {
-        if self.probes > 0 {
-            self.probes -= 1;
-            let content = self.probe_content();
+        if let Some(left) = self.probe_timer.take_probe() {
+            // The first probe carries the newest payload, the last the oldest: either end of a gap.
+            let content = self.probe_content(left == 1);
             return Some(self.send(now, content));
         }
         if let Some(size) = self.mtu.next_probe(now).filter(|_| self.rtt.is_known()) {
             self.mtu.on_sent(size);
             return Some(self.send_sized(now, PacketContent::MtuProbe, size));
         }
-        let full = u64::from(self.mtu.current());
-        if self.in_flight + full > self.congestion.window() {
-            self.window_used |= self.wants_to_send();
-            self.pause = Some(match self.wants_to_send() {
+        if !self.is_window_open() {
+            let wants_to_send = self.queue.wants_to_send();
+            self.is_window_limited |= wants_to_send;
+            self.pause = Some(match wants_to_send {
                 true => Pause::Congestion,
                 false => Pause::Idle,
             });
             return None;
         }
-        if self.next_send_time > now {
-            self.window_used |= self.has_unsent();
-            if !self.wants_to_send() {
+        if self.pacer.next_send_time() > now {
+            self.is_window_limited |= self.queue.has_unsent();
+            if !self.queue.wants_to_send() {
                 self.pause = Some(Pause::Idle);
             }
             return None;
         }
-        if let Some(span) = self.next_lost() {
-            self.stats.retransmits += 1;
-            return Some(self.send(now, PacketContent::Payload(span)));
-        }
-        let span = self.next_unsent()?;
+        let span = match self.next_lost() {
+            Some(span) => span,
+            None => self.next_unsent()?,
+        };
         Some(self.send(now, PacketContent::Payload(span)))
     }
 
     /// Takes the broker's feedback of this stream.
     ///
     /// # Errors
-    /// [`AckFault`] when it tells of what never was; nothing is changed then.
+    /// [`AckFault`] when it claims what cannot be; nothing is changed then.
     pub fn on_feedback(&mut self, now: u64, feedback: &Feedback) -> Result<(), AckFault> {
-        let (claimed, sent) = (feedback.committed, self.next.0 + u64::from(self.next.1 > 0));
-        if claimed > sent {
-            return Err(AckFault::Batch { claimed, sent });
-        }
-        let (largest, sent) = (feedback.received.first(), self.next_packet());
-        if let Some(&(_, claimed)) = largest.filter(|&&(_, high)| high >= sent) {
-            return Err(AckFault::Packet { claimed, sent });
-        }
-        self.last_feedback_at = now;
-        if feedback.credit > self.credit || feedback.committed > self.committed {
-            self.idle_probes = 0;
-        }
-        self.credit = self.credit.max(feedback.credit);
-        if (feedback.blocked || self.blocked)
+        self.check(feedback)?;
+        self.probe_timer.on_feedback(now);
+        if (feedback.blocked || self.is_blocked)
             && let Some(since) = &mut self.undelivered_since
         {
             // Payload for which the broker had no room says nothing about the path.
             *since = now;
         }
-        self.blocked = feedback.blocked;
-        while self.committed < feedback.committed {
-            self.pending.pop_front();
-            self.committed += 1;
+        self.is_blocked = feedback.blocked;
+        if self.queue.on_feedback(feedback.committed, feedback.credit) {
+            self.probe_timer.on_progress();
         }
-        let mut newly_acked = false;
-        for &(low, high) in &feedback.received {
-            if high < self.first_sent {
-                break;
-            }
-            newly_acked |= self.on_acked(now, low.max(self.first_sent), high, feedback);
-        }
-        if newly_acked {
+        if self.on_received(now, feedback) {
             self.in_flight_limit.on_delivered(now, self.stats.delivered);
-            self.pto_count = 0;
+            self.probe_timer.on_ack();
             self.detect_lost(now);
-            if self.in_flight + u64::from(self.mtu.current()) <= self.congestion.window() {
-                self.window_used = false;
+            if self.is_window_open() {
+                self.is_window_limited = false;
             }
         }
-        if self.packets_in_flight == 0 && self.lost.is_empty() {
+        if !self.sent.is_any_in_flight() && !self.queue.has_lost() {
             self.undelivered_since = None;
         }
-        self.prune_sent(now);
+        self.sent.prune(now, 3 * self.rtt.smoothed());
         Ok(())
+    }
+
+    fn check(&self, feedback: &Feedback) -> Result<(), AckFault> {
+        let (claimed, sent) = (feedback.committed, self.queue.sent_batches());
+        if claimed > sent {
+            return Err(AckFault::Batch { claimed, sent });
+        }
+        let sent = self.next_packet();
+        match feedback.received.first() {
+            Some(&(_, claimed)) if claimed >= sent => Err(AckFault::Packet { claimed, sent }),
+            _ => Ok(()),
+        }
     }
 
     /// When [`Self::on_timeout`] is to be called, at the latest.
     #[must_use]
     pub fn next_timeout(&self) -> u64 {
-        let mut next = self.pto_at();
-        if let Some(at) = self.loss_at {
+        let mut next = self.probe_deadline();
+        if let Some(at) = self.loss.loss_time() {
             next = next.min(at);
         }
         if let Some(at) = self.mtu.next_at().filter(|_| self.rtt.is_known()) {
@@ -413,8 +275,8 @@ impl Sender {
         if let Some(at) = self.wants_batch_at {
             next = next.min(at);
         }
-        if self.has_something() && self.window_is_open() {
-            next = next.min(self.next_send_time);
+        if self.queue.can_send() && self.is_window_open() {
+            next = next.min(self.pacer.next_send_time());
         }
         next
     }
@@ -422,26 +284,23 @@ impl Sender {
     /// Time has passed; [`Self::poll_transmit`] may have something afterwards.
     pub fn on_timeout(&mut self, now: u64) {
         self.wants_batch_at = self.wants_batch_at.filter(|&at| at > now);
-        if self.loss_at.is_some_and(|at| at <= now) {
+        if self.loss.loss_time().is_some_and(|at| at <= now) {
             self.detect_lost(now);
             return;
         }
-        if self.pto_at() > now {
+        if self.probe_deadline() > now {
             return;
         }
-        if self.packets_in_flight == 0 {
-            // Nothing is on its way: ask whether anything has changed, or just show life.
-            self.idle_probes = (self.idle_probes + 1).min(32);
-            self.probes = 1;
+        if !self.sent.is_any_in_flight() {
+            self.probe_timer.on_idle();
             return;
         }
         self.stats.probe_timeouts += 1;
-        self.pto_count = (self.pto_count + 1).min(32);
-        self.probes = 2;
-        if self.pto_count == PERSISTENT_CONGESTION_PTOS {
+        let in_a_row = self.probe_timer.on_pto();
+        if in_a_row == PERSISTENT_CONGESTION_PTOS {
             self.congestion.on_persistent_congestion(now);
         }
-        if self.pto_count == REDUCE_MTU_PTOS {
+        if in_a_row == REDUCE_MTU_PTOS {
             self.reduce_mtu(now);
         }
     }
@@ -449,7 +308,7 @@ impl Sender {
     /// The kernel says that a datagram of this packet's size cannot be sent. Returns whether smaller
     /// ones are left to be tried.
     pub fn on_too_large(&mut self, now: u64, packet: u64) -> bool {
-        let Some(sent) = self.entry(packet).copied() else {
+        let Some(sent) = self.sent.get(packet).copied() else {
             return true;
         };
         match sent.content {
@@ -464,33 +323,33 @@ impl Sender {
         sent.size > self.mtu.current()
     }
 
-    /// Sends a packet in any case, to hear whether the broker is there.
+    /// Sends a packet in any case, to find out whether the broker is there.
     pub fn probe(&mut self) {
-        self.probes = 1;
+        self.probe_timer.probe_now();
     }
 
     /// Number that the next packet will have.
     #[must_use]
     pub fn next_packet(&self) -> u64 {
-        self.first_sent + self.sent.len() as u64
+        self.sent.next_number()
     }
 
     /// Batches committed.
     #[must_use]
     pub fn committed(&self) -> u64 {
-        self.committed
+        self.queue.committed()
     }
 
     /// Batches that are pushed and not committed.
     #[must_use]
     pub fn uncommitted(&self) -> usize {
-        self.pending.len()
+        self.queue.uncommitted()
     }
 
-    /// When the broker was last heard, or the stream began.
+    /// When the broker's last feedback arrived, or the stream began.
     #[must_use]
     pub fn last_feedback_at(&self) -> u64 {
-        self.last_feedback_at
+        self.probe_timer.last_feedback_at()
     }
 
     /// Since when payload is on its way without any arriving; none while there is nothing to wait
@@ -503,7 +362,7 @@ impl Sender {
     /// Whether the broker said last that it waits for room in the shared buffer.
     #[must_use]
     pub fn is_blocked(&self) -> bool {
-        self.blocked
+        self.is_blocked
     }
 
     /// Payload bytes of a full packet.
@@ -521,136 +380,63 @@ impl Sender {
     /// What the stream did.
     #[must_use]
     pub fn stats(&self) -> SenderStats {
-        self.stats
+        SenderStats {
+            credit_stalls: self.queue.credit_stalls(),
+            ..self.stats
+        }
     }
 
     /// Entries that are kept of all kinds.
     #[cfg(test)]
     pub(super) fn memory(&self) -> usize {
-        self.sent.len() + self.lost.len() + self.pending.len()
+        self.sent.entries() + self.queue.entries()
     }
 
-    fn entry(&mut self, packet: u64) -> Option<&mut Sent> {
-        let index = packet.checked_sub(self.first_sent)?;
-        self.sent.get_mut(usize::try_from(index).ok()?)
+    fn is_window_open(&self) -> bool {
+        let full = u64::from(self.mtu.current());
+        self.sent.bytes_in_flight() + full <= self.congestion.window()
     }
 
-    fn pending(&self, seq: u64) -> Option<&Pending> {
-        let index = seq.checked_sub(self.committed)?;
-        self.pending.get(usize::try_from(index).ok()?)
-    }
-
-    fn has_unsent(&self) -> bool {
-        self.pending(self.next.0).is_some()
-    }
-
-    fn wants_to_send(&self) -> bool {
-        !self.lost.is_empty() || self.has_unsent()
-    }
-
-    fn has_something(&self) -> bool {
-        !self.lost.is_empty() || (self.has_unsent() && !self.stalled)
-    }
-
-    fn window_is_open(&self) -> bool {
-        self.in_flight + u64::from(self.mtu.current()) <= self.congestion.window()
-    }
-
-    fn probe_timeout(&self) -> u64 {
-        self.rtt.probe_timeout(MAX_ACK_DELAY).max(MIN_PTO)
-    }
-
-    /// When a silent path is probed, or an idle stream shows life.
-    fn pto_at(&self) -> u64 {
-        let timeout = self.probe_timeout();
-        let backed_off = |times: u32| (timeout << times.min(20)).min(MAX_PTO);
-        let timeout = if self.packets_in_flight > 0 {
-            backed_off(self.pto_count)
-        } else if self.pending.is_empty() {
-            KEEP_ALIVE_INTERVAL
+    /// When a silent path is probed, or an idle stream sends a ping.
+    fn probe_deadline(&self) -> u64 {
+        let waits_for = if self.sent.is_any_in_flight() {
+            WaitsFor::Acks
+        } else if self.queue.uncommitted() > 0 {
+            WaitsFor::Progress
         } else {
-            backed_off(self.idle_probes)
+            WaitsFor::Batches
         };
-        self.last_sent.max(self.last_feedback_at) + timeout
+        self.probe_timer.deadline(&self.rtt, waits_for)
     }
 
-    /// The next span to be sent again; what is committed meanwhile is not.
+    /// The next lost bytes to send again.
     fn next_lost(&mut self) -> Option<Span> {
-        let segment = self.segment();
-        loop {
-            let span = self.lost.front_mut()?;
-            if span.seq < self.committed {
-                self.lost.pop_front();
-                continue;
-            }
-            // Packets may have become smaller since.
-            let first = Span {
-                len: span.len.min(segment),
-                ..*span
-            };
-            span.offset += first.len;
-            span.len -= first.len;
-            if span.len == 0 {
-                self.lost.pop_front();
-            }
-            return Some(first);
-        }
+        let span = self.queue.next_lost(self.segment())?;
+        self.stats.retransmits += 1;
+        Some(span)
     }
 
+    /// The next bytes that were never sent; notes why there are none.
     fn next_unsent(&mut self) -> Option<Span> {
-        let (seq, offset) = self.next;
-        let Some(&Pending { info, position }) = self.pending(seq) else {
-            self.stalled = false;
-            self.pause = Some(Pause::Idle);
-            return None;
-        };
-        let len = (info.len - offset).min(self.segment());
-        if position + u64::from(offset + len) > self.credit {
-            self.stats.credit_stalls += u64::from(!self.stalled);
-            self.stalled = true;
-            self.pause = Some(Pause::Credit);
-            return None;
-        }
-        self.stalled = false;
-        self.next = if offset + len == info.len {
-            (seq + 1, 0)
-        } else {
-            (seq, offset + len)
-        };
-        Some(Span { seq, offset, len })
+        let next = self.queue.next_unsent(self.segment());
+        next.map_err(|pause| self.pause = Some(pause)).ok()
     }
 
-    /// What wakes a silent broker best: the oldest packet that is not acked, new data, or a ping.
-    fn probe_content(&mut self) -> PacketContent {
+    /// What wakes a silent broker best: payload that is not acked, new payload, or a ping.
+    fn probe_content(&mut self, oldest: bool) -> PacketContent {
         if let Some(span) = self.next_lost() {
-            self.stats.retransmits += 1;
             return PacketContent::Payload(span);
         }
-        let segment = self.segment();
-        let committed = self.committed;
-        // The first probe carries the oldest, the second the newest: either end of a gap.
-        let oldest = self.probes == 1;
-        let wanted = |sent: &&Sent| {
-            sent.state == PacketState::InFlight
-                && matches!(sent.content, PacketContent::Payload(span) if span.seq >= committed)
-        };
-        let found = if oldest {
-            self.sent.iter().find(wanted)
-        } else {
-            self.sent.iter().rev().find(wanted)
-        };
-        match found.map(|sent| sent.content) {
-            Some(PacketContent::Payload(span)) => {
-                self.stats.retransmits += 1;
-                PacketContent::Payload(Span {
-                    len: span.len.min(segment),
-                    ..span
-                })
-            }
-            _ => self
-                .next_unsent()
-                .map_or(PacketContent::Ping, PacketContent::Payload),
+        let committed = self.queue.committed();
+        if let Some(span) = self.sent.payload_in_flight(oldest, committed) {
+            self.stats.retransmits += 1;
+            return PacketContent::Payload(Span {
+                len: span.len.min(self.segment()),
+                ..span
+            });
         }
+        self.next_unsent()
+            .map_or(PacketContent::Ping, PacketContent::Payload)
     }
 
     fn send(&mut self, now: u64, content: PacketContent) -> Transmit {
@@ -662,41 +448,22 @@ impl Sender {
     }
 
     fn send_sized(&mut self, now: u64, content: PacketContent, size: u32) -> Transmit {
-        let packet = self.next_packet();
-        self.sent.push_back(Sent {
-            content,
-            at: now,
-            size,
-            state: PacketState::InFlight,
-        });
-        if let PacketContent::Payload(_) = content {
-            self.undelivered_since.get_or_insert(now);
-        }
-        self.in_flight += u64::from(size);
-        self.packets_in_flight += 1;
+        let packet = self.sent.push(content, now, size);
         self.stats.packets += 1;
-        self.last_sent = now;
-        let allowed_late = self.congestion.pace(MAX_BURST, &self.rtt);
-        let time = self.congestion.pace(u64::from(size), &self.rtt);
-        self.next_send_time = self.next_send_time.max(now.saturating_sub(allowed_late)) + time;
-        let what = match content {
+        self.probe_timer.on_sent(now);
+        self.pacer.on_sent(now, size, &self.congestion, &self.rtt);
+        let (what, pause) = match content {
             PacketContent::Payload(Span { seq, offset, len }) => {
-                let batch = self
-                    .pending(seq)
-                    .expect("only what is uncommitted is sent")
-                    .info;
-                Outgoing::Payload {
-                    chunk: Chunk { batch, offset },
-                    len,
-                }
+                self.undelivered_since.get_or_insert(now);
+                let batch = self.queue.batch(seq);
+                let batch = *batch.expect("only what is uncommitted is sent");
+                let chunk = Chunk { batch, offset };
+                (Outgoing::Payload { chunk, len }, self.pause.take())
             }
-            PacketContent::Ping | PacketContent::MtuProbe => Outgoing::Ping {
-                padding: size - DATA_LEN as u32,
-            },
-        };
-        let pause = match what {
-            Outgoing::Payload { .. } => self.pause.take(),
-            Outgoing::Ping { .. } => None,
+            PacketContent::Ping | PacketContent::MtuProbe => {
+                let padding = size - DATA_LEN as u32;
+                (Outgoing::Ping { padding }, None)
+            }
         };
         Transmit {
             packet,
@@ -705,152 +472,126 @@ impl Sender {
         }
     }
 
-    /// Packets `low` to `high` arrived. Returns whether that was not known of any of them.
-    fn on_acked(&mut self, now: u64, low: u64, high: u64, feedback: &Feedback) -> bool {
+    /// Takes the packets that the broker received. Returns whether that was not known of any of them.
+    fn on_received(&mut self, now: u64, feedback: &Feedback) -> bool {
         let mut newly_acked = false;
-        for packet in low..=high {
-            let Some(entry) = self.entry(packet) else {
+        for &(low, high) in &feedback.received {
+            if high < self.sent.first() {
                 break;
-            };
-            let sent = *entry;
-            if sent.state == PacketState::Acked {
-                continue;
             }
-            entry.state = PacketState::Acked;
-            newly_acked = true;
-            match sent.state {
-                PacketState::Lost => self.on_spurious_loss(packet),
-                _ => {
-                    self.in_flight -= u64::from(sent.size);
-                    self.packets_in_flight -= 1;
+            for packet in low.max(self.sent.first())..=high {
+                match self.sent.ack(packet) {
+                    Ack::Unknown => break,
+                    Ack::Repeated => {}
+                    Ack::New { sent, is_largest } => {
+                        newly_acked = true;
+                        self.on_acked(now, packet, &sent, is_largest, feedback);
+                    }
                 }
             }
-            let newest = self.largest_acked.is_none_or(|largest| packet > largest);
-            // The broker reports its delay for the largest packet only.
-            if newest && packet == feedback.received[0].1 {
-                let delay = u64::from(feedback.delay_us) * 1000;
-                self.rtt.sample(now - sent.at, delay);
-                self.in_flight_limit.on_round_trip(now, now - sent.at);
-            }
-            if newest {
-                self.largest_acked = Some(packet);
-            }
-            if sent.size > BASE_PLPMTU {
-                self.large_lost = 0;
-            }
-            if let PacketContent::Payload(span) = sent.content {
-                self.undelivered_since = Some(now);
-                self.stats.delivered += u64::from(span.len);
-            }
-            if sent.content == PacketContent::MtuProbe {
-                self.mtu.on_acked(now, sent.size);
-                self.congestion.set_segment(u64::from(self.mtu.current()));
-            }
-            let size = u64::from(sent.size);
-            self.congestion
-                .on_ack(now, sent.at, size, &self.rtt, self.window_used);
         }
         newly_acked
     }
 
-    /// A packet that was declared lost came late: be more patient with the next.
-    fn on_spurious_loss(&mut self, packet: u64) {
-        self.stats.spurious += 1;
-        let largest = self.largest_acked.unwrap_or(packet);
-        let behind = largest.saturating_sub(packet) + 1;
-        self.packet_threshold = self.packet_threshold.max(behind).min(MAX_PACKET_THRESHOLD);
-        self.time_threshold = (self.time_threshold + 1).min(16);
+    fn on_acked(
+        &mut self,
+        now: u64,
+        packet: u64,
+        sent: &SentPacket,
+        is_largest: bool,
+        feedback: &Feedback,
+    ) {
+        if sent.state == PacketState::Lost {
+            self.stats.spurious += 1;
+            let largest = self.sent.largest_acked().unwrap_or(packet);
+            self.loss
+                .on_spurious_loss(largest.saturating_sub(packet) + 1);
+        }
+        // The broker reports its delay for the largest packet only.
+        if is_largest && packet == feedback.received[0].1 {
+            let (elapsed, delay) = (now - sent.sent_at, u64::from(feedback.delay_us) * 1000);
+            self.rtt.sample(elapsed, delay);
+            self.in_flight_limit.on_round_trip(now, elapsed);
+        }
+        self.mtu.on_packet_acked(sent.size);
+        match sent.content {
+            PacketContent::Payload(span) => {
+                self.undelivered_since = Some(now);
+                self.stats.delivered += u64::from(span.len);
+            }
+            PacketContent::MtuProbe => {
+                self.mtu.on_acked(now, sent.size);
+                self.congestion.set_segment(u64::from(self.mtu.current()));
+            }
+            PacketContent::Ping => {}
+        }
+        let (size, is_limited) = (u64::from(sent.size), self.is_window_limited);
+        self.congestion
+            .on_ack(now, sent.sent_at, size, &self.rtt, is_limited);
     }
 
     /// Declares packets lost that later ones have overtaken by too much.
     fn detect_lost(&mut self, now: u64) {
-        self.loss_at = None;
-        let Some(largest) = self.largest_acked else {
+        let delay = self.loss.start_pass(&self.rtt);
+        let Some(largest) = self.sent.largest_acked() else {
             return;
         };
-        let delay = self.rtt.loss_delay() / 9 * (8 + self.time_threshold);
-        for packet in self.first_sent..largest {
-            let sent = self.sent[(packet - self.first_sent) as usize];
-            if sent.state != PacketState::InFlight {
-                continue;
-            }
-            let overtaken = largest - packet >= self.packet_threshold;
-            if overtaken || sent.at + delay <= now {
-                self.mark_lost(packet);
-                self.stats.lost += 1;
-                match sent.content {
-                    PacketContent::MtuProbe => self.mtu.on_lost(now, sent.size, false),
-                    _ => {
-                        self.congestion.on_loss(now, sent.at, &self.rtt);
-                        if sent.size > BASE_PLPMTU {
-                            if self.large_lost == 0 {
-                                self.large_lost_since = now;
-                            }
-                            self.large_lost += 1;
-                        }
-                    }
-                }
-            } else {
-                let at = sent.at + delay;
-                self.loss_at = Some(self.loss_at.map_or(at, |earlier| earlier.min(at)));
+        for packet in self.sent.first()..largest {
+            let Some(&sent) = self.sent.get(packet) else {
+                break;
+            };
+            let is_in_flight = sent.state == PacketState::InFlight;
+            if is_in_flight
+                && self
+                    .loss
+                    .is_lost(now, largest - packet, sent.sent_at, delay)
+            {
+                self.on_lost(now, packet, &sent);
             }
         }
-        let shortest = BLACK_HOLE_PTOS * self.probe_timeout();
-        if self.large_lost >= BLACK_HOLE_LOSSES && now - self.large_lost_since >= shortest {
+        if self.mtu.is_black_hole(now, ProbeTimer::pto(&self.rtt)) {
             self.reduce_mtu(now);
+        }
+    }
+
+    fn on_lost(&mut self, now: u64, packet: u64, sent: &SentPacket) {
+        self.mark_lost(packet);
+        self.stats.lost += 1;
+        match sent.content {
+            PacketContent::MtuProbe => self.mtu.on_lost(now, sent.size, false),
+            PacketContent::Payload(_) | PacketContent::Ping => {
+                self.congestion.on_loss(now, sent.sent_at, &self.rtt);
+                self.mtu.on_packet_lost(now, sent.size);
+            }
         }
     }
 
     /// Full packets do not get through: goes back to a size that surely does.
     fn reduce_mtu(&mut self, now: u64) {
-        self.large_lost = 0;
         if self.mtu.on_black_hole(now) {
             self.stats.black_holes += 1;
             self.congestion.set_segment(u64::from(self.mtu.current()));
         }
     }
 
-    /// A packet does not count as being on its way any more; what it carried goes out again.
+    /// A packet is not in flight any more; what it carried goes out again.
     fn mark_lost(&mut self, packet: u64) {
-        let committed = self.committed;
-        let Some(entry) = self.entry(packet) else {
-            return;
-        };
-        entry.state = PacketState::Lost;
-        let sent = *entry;
-        self.in_flight -= u64::from(sent.size);
-        self.packets_in_flight -= 1;
-        if let PacketContent::Payload(span) = sent.content
-            && span.seq >= committed
+        if let Some(sent) = self.sent.mark_lost(packet)
+            && let PacketContent::Payload(span) = sent.content
         {
-            self.lost.push_back(span);
-        }
-    }
-
-    /// Forgets packets whose state matters no more.
-    fn prune_sent(&mut self, now: u64) {
-        let late = 3 * self.rtt.smoothed();
-        while let Some(front) = self.sent.front() {
-            let done = match front.state {
-                PacketState::InFlight => false,
-                PacketState::Acked => true,
-                PacketState::Lost => {
-                    now - front.at > late || self.sent.len() as u64 > MAX_LOST_KEPT
-                }
-            };
-            if !done {
-                return;
-            }
-            self.sent.pop_front();
-            self.first_sent += 1;
+            self.queue.requeue(span);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use penstock_wire::packet::StreamKey;
+
+    use super::*;
+    use crate::loss::PACKET_THRESHOLD;
+    use crate::mtu::BASE_PLPMTU;
+    use crate::probe_timer::{KEEP_ALIVE_INTERVAL, MAX_PTO};
 
     const MS: u64 = 1_000_000;
 
@@ -914,7 +655,7 @@ mod tests {
             // Arrives, but is not committed: the credit stays.
             s.on_feedback(now, &feedback(&[(0, sent)], 5)).unwrap();
         }
-        assert_eq!(s.next, (15, 0));
+        assert_eq!(s.queue.next, (15, 0));
         assert_eq!(s.stats().credit_stalls, 1);
         let more = Feedback {
             credit: 12_500,
@@ -922,7 +663,7 @@ mod tests {
         };
         s.on_feedback(now, &more).unwrap();
         let last = transmit_all(&mut s, now + MS);
-        assert_eq!(s.next, (17, 0), "half a batch is not worth a packet");
+        assert_eq!(s.queue.next, (17, 0), "half a batch is not worth a packet");
         let pauses: Vec<_> = last.iter().map(|t| t.pause).collect();
         assert_eq!(pauses, [Some(Pause::Credit), None], "reported once");
     }
@@ -973,7 +714,7 @@ mod tests {
         // It comes late: the next one is waited for longer.
         s.on_feedback(102 * MS, &feedback(&[(0, 4)], 5)).unwrap();
         assert_eq!(s.stats().spurious, 1);
-        assert!(s.packet_threshold > PACKET_THRESHOLD);
+        assert!(s.loss.packet_threshold > PACKET_THRESHOLD);
     }
 
     #[test]
