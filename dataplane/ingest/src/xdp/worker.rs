@@ -41,8 +41,13 @@ const TICK: u64 = 1_000_000;
 const SLEEP: Duration = Duration::from_millis(50);
 /// A worker that got a packet since its last pause need not be woken for the next: it lets some gather,
 /// which costs the sender's core no wake-up and leaves this one to others. The rings hold what comes
-/// meanwhile many times over. One that got none sleeps until it is woken.
-const NAP: Duration = Duration::from_micros(50);
+/// meanwhile many times over. A worker that got none sleeps until the kernel wakes it.
+const SHORT_PAUSE: Duration = Duration::from_micros(50);
+/// Pause while packets arrive steadily: half as many rounds and ACKs, and no batch waits for its first
+/// packet to be noticed.
+const LONG_PAUSE: Duration = Duration::from_micros(100);
+/// Pauses without a sleep between them after which packets count as arriving steadily.
+const STEADY_AFTER: u32 = 16;
 /// How often one that waits for room in the ring looks for it.
 const BLOCKED: Duration = Duration::from_millis(1);
 /// The worker times one packet in this number, which is odd so that it is not always the same one of a burst.
@@ -216,7 +221,7 @@ impl Worker {
     pub fn run(mut self) -> io::Result<(WorkerStats, XdpStats)> {
         sleep::be_punctual()?;
         let mut next_tick = 0;
-        let mut since_pause = 0;
+        let (mut since_pause, mut pauses) = (0, 0_u32);
         while !self.stop.load(Ordering::Relaxed) {
             let mut packets = 0;
             for (number, port) in self.ports.iter_mut().enumerate() {
@@ -241,10 +246,11 @@ impl Worker {
             }
             if packets == 0 && self.state.config.polling == Polling::Adaptive {
                 if since_pause > 0 || self.owes_ack() {
-                    thread::sleep(NAP);
+                    pauses = pauses.saturating_add(1);
+                    thread::sleep(pause(pauses));
                 } else {
                     self.sleep()?;
-                    next_tick = 0;
+                    (next_tick, pauses) = (0, 0);
                 }
                 since_pause = 0;
             }
@@ -356,6 +362,14 @@ impl Worker {
         let sums = self.sum_up();
         close(self.ports);
         sums
+    }
+}
+
+/// The pause of a worker that has not slept for `pauses` of them.
+fn pause(pauses: u32) -> Duration {
+    match pauses <= STEADY_AFTER {
+        true => SHORT_PAUSE,
+        false => LONG_PAUSE,
     }
 }
 
