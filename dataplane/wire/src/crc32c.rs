@@ -83,9 +83,13 @@ impl Joiner {
     /// `second`.
     #[must_use]
     pub fn join(&self, first: u32, second: u32) -> u32 {
-        let [a, b, c, d] = first.to_le_bytes().map(usize::from);
+        let [a, b, c, d] = first.to_le_bytes();
         let table = &*self.contributions;
-        table[0][a] ^ table[1][b] ^ table[2][c] ^ table[3][d] ^ second
+        table[0][usize::from(a)]
+            ^ table[1][usize::from(b)]
+            ^ table[2][usize::from(c)]
+            ^ table[3][usize::from(d)]
+            ^ second
     }
 }
 
