@@ -1,5 +1,7 @@
 //! `penstock-lab baseline`: one broker against iperf3, alternating on the same links.
 
+pub mod flags;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -8,13 +10,13 @@ use jiff::Timestamp;
 use tracing::info;
 
 use crate::chart::{Chart, Figure, Panel};
-use crate::cli::{self, Profile};
 use crate::cluster::Brokers;
 use crate::environment::Environment;
 use crate::host_load::{self, HostWatch};
 use crate::interrupt::Interrupt;
 use crate::iperf::Amount;
 use crate::netns::{self, Net};
+use crate::program_settings::Profile;
 use crate::report::{Baseline, BaselineRow};
 use crate::spread::Spread;
 use crate::testbed::{Binaries, BufferDir};
@@ -26,7 +28,7 @@ const PICTURE: &str = "baseline.svg";
 
 /// Everything that stays the same over the runs of one profile.
 struct Bench<'a> {
-    options: &'a cli::Baseline,
+    options: &'a flags::Baseline,
     binaries: &'a Binaries,
     net: &'a Net,
     folder: &'a Path,
@@ -34,7 +36,7 @@ struct Bench<'a> {
 }
 
 /// Runs it; errors aside, always a success: the ratio is for the reader to judge.
-pub fn run(options: &cli::Baseline, interrupt: &Interrupt) -> Result<bool> {
+pub fn run(options: &flags::Baseline, interrupt: &Interrupt) -> Result<bool> {
     let started = Timestamp::now();
     let iperf3_version = iperf::version()?;
     let binaries = Binaries::find(options.programs.bin_dir.as_deref())?;
@@ -112,7 +114,7 @@ fn drawn<T>(report: &Baseline, draw: impl FnOnce(&Chart<'_>) -> Result<T>) -> Re
 }
 
 fn measure_all(
-    options: &cli::Baseline,
+    options: &flags::Baseline,
     binaries: &Binaries,
     folder: &Path,
     started: Timestamp,

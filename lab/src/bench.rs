@@ -27,16 +27,17 @@ use penstock_wire::message::OVERHEAD;
 use plan::{Case, Contender, Kind, Work};
 use tracing::{info, warn};
 
-use crate::cli::{Pin, Workload, XdpMode};
+use crate::compare::host_time::{self, OfHosts};
 use crate::compare::trial::{Bench as Runner, Cores, Load, Site, Trial};
 use crate::compare::{self, FULL_BATCH, HIGH};
 use crate::environment::Environment;
 use crate::host_load::{self, HostWatch};
-use crate::host_time::{self, OfHosts};
 use crate::interrupt::{Interrupt, Interrupted};
 use crate::iperf::Amount;
 use crate::netns::{self, Net};
-use crate::report::{Bench, BenchCase, BenchContender};
+use crate::program_settings::{Workload, XdpMode};
+use crate::report::{Bench, BenchCase, BenchContender, bench_figures};
+use crate::settings::Pin;
 use crate::spread::Spread;
 use crate::terminal::{self, Screen};
 use crate::testbed::Binaries;
@@ -303,10 +304,10 @@ impl Session<'_> {
         amounts: &Amounts,
         folder: &Path,
     ) -> Result<Figures> {
-        let payload = |rate: f64| Figures::from([(rows::PAYLOAD, rate)]);
+        let payload = |rate: f64| Figures::from([(bench_figures::PAYLOAD, rate)]);
         let path = match contender.kind {
-            Kind::Tcp => compare::Contender::Tcp,
-            Kind::Xdp(mode) => compare::Contender::Xdp(mode),
+            Kind::Tcp => compare::contender::Contender::Tcp,
+            Kind::Xdp(mode) => compare::contender::Contender::Xdp(mode),
             other => {
                 fs::create_dir(folder)
                     .with_context(|| format!("cannot create {}", folder.display()))?;
@@ -320,7 +321,7 @@ impl Session<'_> {
                 .with_context(|| format!("cannot create {}", folder.display()))?;
             let route = path.route("adaptive");
             let bytes = idle::measure(net, self.binaries, &route, folder, self.interrupt)?;
-            return Ok(Figures::from([(rows::IDLE_STREAM, bytes)]));
+            return Ok(Figures::from([(bench_figures::IDLE_STREAM, bytes)]));
         }
         if case.work == Work::Hosts {
             fs::create_dir(folder)
@@ -444,7 +445,10 @@ impl Session<'_> {
         for (index, contender) in contenders.iter().enumerate().filter(|(_, c)| ours(c)) {
             let name = format!("{}-{index}-trial", case.id);
             let figures = self.attempt(net, case, contender, &amounts, &name)?;
-            if let Some(rate) = figures.ok().and_then(|f| f.get(rows::PAYLOAD).copied()) {
+            if let Some(rate) = figures
+                .ok()
+                .and_then(|f| f.get(bench_figures::PAYLOAD).copied())
+            {
                 slowest = Some(slowest.map_or(rate, |other| other.min(rate)));
             }
         }
@@ -462,7 +466,7 @@ fn at_rate(rate: u32, batch: u64, seconds: f64) -> Amounts {
 
 /// The mode that was better on a link of this kind, for a contender that takes the better one.
 fn in_better_mode(contender: Contender, case: &Case, earlier: &[BenchCase]) -> Contender {
-    let found = full_speed(case, earlier).and_then(|case| rows::best(case, "xdp")?.mode);
+    let found = full_speed(case, earlier).and_then(|case| bench_figures::best(case, "xdp")?.mode);
     match contender.kind {
         Kind::Xdp(None) => Contender {
             kind: Kind::Xdp(found),
@@ -483,7 +487,7 @@ fn full_speed<'a>(case: &Case, earlier: &'a [BenchCase]) -> Option<&'a BenchCase
 /// Median of the path that moved less, MB/s.
 fn slower_path(case: &Case, earlier: &[BenchCase]) -> Option<f64> {
     let case = full_speed(case, earlier)?;
-    let moved = |kind| rows::best(case, kind)?.median(rows::PAYLOAD);
+    let moved = |kind| bench_figures::best(case, kind)?.median(bench_figures::PAYLOAD);
     Some(moved("xdp")?.min(moved("tcp")?))
 }
 
@@ -492,7 +496,7 @@ fn throughputs(case: &BenchCase) -> Vec<(String, &Spread)> {
     let of = |contender: &'_ BenchContender| format!("{} in {}", contender.name(), case.id);
     let full_speed = case.rate.is_none();
     let found = case.contenders.iter().filter_map(|contender| {
-        let spread = contender.figure(rows::PAYLOAD)?;
+        let spread = contender.figure(bench_figures::PAYLOAD)?;
         full_speed.then(|| (of(contender), spread))
     });
     found.collect()
@@ -500,21 +504,21 @@ fn throughputs(case: &BenchCase) -> Vec<(String, &Spread)> {
 
 fn figures_of(trial: &Trial) -> Figures {
     let mut figures = Figures::from([
-        (rows::PAYLOAD, trial.payload_mb_per_s),
-        (rows::MESSAGES, trial.messages_per_s),
-        (rows::HOST_CPU, trial.host_cpu_s_per_gb),
-        (rows::PUBLISHER_CPU, trial.publisher_cpu_s_per_gb),
-        (rows::P50, trial.ack_latency_us.p50),
-        (rows::P99, trial.ack_latency_us.p99),
-        (rows::HOST_BUSY, trial.host_busy),
-        (rows::PUBLISHER_CORES, trial.publisher_cores),
-        (rows::OTHER_CORES, trial.other_cores),
+        (bench_figures::PAYLOAD, trial.payload_mb_per_s),
+        (bench_figures::MESSAGES, trial.messages_per_s),
+        (bench_figures::HOST_CPU, trial.host_cpu_s_per_gb),
+        (bench_figures::PUBLISHER_CPU, trial.publisher_cpu_s_per_gb),
+        (bench_figures::P50, trial.ack_latency_us.p50),
+        (bench_figures::P99, trial.ack_latency_us.p99),
+        (bench_figures::HOST_BUSY, trial.host_busy),
+        (bench_figures::PUBLISHER_CORES, trial.publisher_cores),
+        (bench_figures::OTHER_CORES, trial.other_cores),
         ("drops", trial.drops as f64),
         ("retransmits", trial.retransmits as f64),
     ]);
     let brokers = [
-        (rows::BROKER_CPU, trial.broker_cpu_s_per_gb),
-        (rows::BROKER_CORES, trial.broker_cores),
+        (bench_figures::BROKER_CPU, trial.broker_cpu_s_per_gb),
+        (bench_figures::BROKER_CORES, trial.broker_cores),
     ];
     figures.extend(
         brokers
@@ -526,12 +530,15 @@ fn figures_of(trial: &Trial) -> Figures {
 
 fn figures_of_hosts(of: &OfHosts) -> Figures {
     Figures::from([
-        (rows::SENDING_HOST, of.sending),
-        (rows::RECEIVING_HOST, of.receiving),
-        (rows::WITHOUT_CONVERSION, of.receiving_without_conversion),
-        (rows::HOST_CPU, of.both),
-        (rows::PAYLOAD, of.payload_mb_per_s),
-        (rows::PROBE_OVERHEAD, of.probe_overhead),
+        (bench_figures::SENDING_HOST, of.sending),
+        (bench_figures::RECEIVING_HOST, of.receiving),
+        (
+            bench_figures::WITHOUT_CONVERSION,
+            of.receiving_without_conversion,
+        ),
+        (bench_figures::HOST_CPU, of.both),
+        (bench_figures::PAYLOAD, of.payload_mb_per_s),
+        (bench_figures::PROBE_OVERHEAD, of.probe_overhead),
     ])
 }
 
@@ -623,9 +630,9 @@ fn shown(figures: &Figures) -> String {
         value.map(|value| format!("{value:.0} {unit}"))
     };
     let parts = [
-        part(rows::PAYLOAD, "MB/s"),
-        part(rows::P50, "µs ack p50"),
-        part(rows::IDLE_STREAM, "bytes per idle stream"),
+        part(bench_figures::PAYLOAD, "MB/s"),
+        part(bench_figures::P50, "µs ack p50"),
+        part(bench_figures::IDLE_STREAM, "bytes per idle stream"),
     ];
     parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
@@ -639,7 +646,7 @@ fn first_line(error: &anyhow::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::Profile;
+    use crate::program_settings::Profile;
 
     fn contender(kind: Kind) -> Contender {
         Contender {
@@ -652,7 +659,7 @@ mod tests {
     fn measured(kind: Kind, rates: &[f64]) -> BenchContender {
         let mut tally = Tally::new(None);
         for rate in rates {
-            tally.take(Ok(Figures::from([(rows::PAYLOAD, *rate)])));
+            tally.take(Ok(Figures::from([(bench_figures::PAYLOAD, *rate)])));
         }
         tally.report(&contender(kind))
     }
@@ -691,7 +698,7 @@ mod tests {
     #[test]
     fn failed_runs_do_not_count_and_three_end_it() {
         let mut tally = Tally::new(None);
-        tally.take(Ok(Figures::from([(rows::PAYLOAD, 1.0)])));
+        tally.take(Ok(Figures::from([(bench_figures::PAYLOAD, 1.0)])));
         assert_eq!(tally.take(Err("it fell back".to_owned())), "failed");
         assert!(!tally.is_out());
         tally.take(Err("again".to_owned()));
@@ -699,7 +706,7 @@ mod tests {
         tally.take(Err("and again".to_owned()));
         assert!(tally.is_out());
         let report = tally.report(&contender(Kind::Tcp));
-        assert_eq!(report.figures[rows::PAYLOAD].runs, [1.0]);
+        assert_eq!(report.figures[bench_figures::PAYLOAD].runs, [1.0]);
         assert_eq!(report.failures, ["it fell back", "again", "and again"]);
         assert!(Tally::new(Some("absent".to_owned())).is_out());
     }

@@ -4,7 +4,9 @@
 mod broker_slot;
 mod checker;
 mod fault_catalog;
+pub mod flags;
 mod links;
+mod path;
 mod report;
 mod schedule;
 mod trial;
@@ -17,14 +19,12 @@ use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
 use penstock_process::{output, progress};
 
-pub use fault_catalog::FAULT_CATALOG;
-
-use crate::cli;
 use crate::interrupt::Interrupt;
 use crate::netns::Net;
 use crate::processes::RunContext;
 use crate::results;
 use crate::testbed::{Binaries, BufferDir};
+use fault_catalog::FAULT_CATALOG;
 pub use report::{FAULTS, Report};
 use schedule::Schedule;
 use trial::Trial;
@@ -33,7 +33,7 @@ const MTU: u32 = 1500;
 const TOPIC: &str = "faults";
 
 /// Runs the command; true when it found no problem.
-pub fn run(options: &cli::Faults, interrupt: &Interrupt) -> Result<bool> {
+pub fn run(options: &flags::Faults, interrupt: &Interrupt) -> Result<bool> {
     if options.list {
         let kinds = FAULT_CATALOG
             .iter()
@@ -54,7 +54,7 @@ pub fn run(options: &cli::Faults, interrupt: &Interrupt) -> Result<bool> {
 }
 
 fn fault_runs(
-    options: &cli::Faults,
+    options: &flags::Faults,
     seed: u64,
     binaries: &Binaries,
     folder: &Path,
@@ -102,7 +102,7 @@ fn fault_runs(
 }
 
 /// Options that a command to repeat a run needs beside seed and number.
-fn selection(options: &cli::Faults) -> String {
+fn selection(options: &flags::Faults) -> String {
     let mut selection = String::new();
     let paths: Vec<_> = options.paths.iter().map(|path| path.name()).collect();
     if paths != ["tcp", "xdp", "fallback"] {

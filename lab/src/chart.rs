@@ -2,17 +2,18 @@
 //! curves over time and shares of a whole.
 
 mod lines;
+mod palette;
 mod shares;
-
-use std::fmt::Display;
 
 use anyhow::{Result, anyhow};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::spread::Spread;
+use palette::text;
 
 pub use lines::{Curve, Lines};
+pub use palette::{GRID, INK, WAITING, colour};
 pub use shares::{Bar, svg as shares};
 
 const WIDTH: u32 = 900;
@@ -27,23 +28,6 @@ const COLUMNS: usize = 2;
 const LINE: i32 = 15;
 /// One colour for each series; told apart by whoever sees no red or green, too.
 const COLOURS: [RGBColor; 2] = [RGBColor(0, 90, 156), RGBColor(221, 132, 36)];
-/// Colours of curves and of parts of a bar: to be seen on light and on dark ground, and told apart by
-/// whoever sees no red or green.
-const LINES: [RGBColor; 8] = [
-    RGBColor(0, 114, 178),
-    RGBColor(213, 94, 0),
-    RGBColor(0, 145, 110),
-    RGBColor(190, 100, 150),
-    RGBColor(168, 124, 0),
-    RGBColor(60, 150, 210),
-    RGBColor(125, 100, 200),
-    RGBColor(120, 120, 120),
-];
-/// For what is no work.
-pub const WAITING: RGBColor = LINES[7];
-/// A page gives what has these two colours its own.
-pub const INK: RGBColor = RGBColor(40, 40, 40);
-pub const GRID: RGBColor = RGBColor(200, 200, 200);
 /// Background of a standalone picture, distinct from pure white.
 const PAPER: RGBColor = RGBColor(254, 254, 254);
 /// Part of a group's width that its bars take.
@@ -314,17 +298,6 @@ fn whisker(left: f64, right: f64, axis: &Axis, spread: &Spread) -> Vec<PathEleme
     vec![line((middle, min), (middle, max)), tick(min), tick(max)]
 }
 
-/// The colour of the curve or part of this number.
-pub fn colour(number: usize) -> RGBColor {
-    LINES[number % LINES.len()]
-}
-
-/// A figure on an axis: no more digits than it needs.
-fn short(value: f64) -> String {
-    let text = format!("{value:.3}");
-    text.trim_end_matches('0').trim_end_matches('.').to_owned()
-}
-
 /// Three significant digits, or all before the point.
 fn figure(value: f64) -> String {
     let digits = match value.abs() {
@@ -335,12 +308,9 @@ fn figure(value: f64) -> String {
     format!("{value:.digits$}")
 }
 
-fn text(error: impl Display) -> String {
-    error.to_string()
-}
-
 #[cfg(test)]
 mod tests {
+    use super::palette::short;
     use super::*;
 
     #[test]

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::cli::{Mode, Route, Workload};
 use crate::interrupt::Interrupt;
 use crate::netns::{self, Net};
 use crate::outputs;
 use crate::process::{Running, inside};
+use crate::program_settings::{Mode, Route, Workload};
 use crate::testbed::{Binaries, BufferDir};
 
 /// The port of Penstock; each broker has its namespace to itself.

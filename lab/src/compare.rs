@@ -1,5 +1,8 @@
 //! `penstock-lab compare`: the xdp and the tcp path, alternating on the same work and links.
 
+pub mod contender;
+pub mod flags;
+pub mod host_time;
 mod rows;
 pub mod trial;
 
@@ -15,22 +18,23 @@ use penstock_process::wrong_usage;
 use penstock_runtime::address;
 use penstock_wire::handshake::AckLevel;
 use penstock_wire::message::OVERHEAD;
-use rows::{Case, Measured};
 use tracing::{info, warn};
-use trial::{Bench, Cores, Load, Site};
 
 use crate::chart::{Chart, Figure, Panel};
-use crate::cli::{self, Profile, XdpMode};
 use crate::environment::Environment;
 use crate::host_load::{self, HostWatch};
-use crate::host_time;
 use crate::interrupt::{Interrupt, Interrupted};
 use crate::limits::{self, Effort, Link};
 use crate::netns::Net;
+use crate::program_settings::{Profile, XdpMode};
 use crate::report::{Compare, Limit, Row};
 use crate::spread::Spread;
 use crate::testbed::Binaries;
 use crate::{command, iperf, render, results};
+
+use contender::Contender;
+use rows::{Case, Measured};
+use trial::{Bench, Cores, Load, Site};
 
 /// The picture's name in the result folder.
 const PICTURE: &str = "compare.svg";
@@ -44,24 +48,6 @@ const KEPT_UP: f64 = 0.95;
 /// Time limit for the name service.
 const NAME_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// One side of the comparison.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Contender {
-    Tcp,
-    /// With the program in this mode; none is the remote broker's choice.
-    Xdp(Option<XdpMode>),
-}
-
-impl Contender {
-    pub fn name(self) -> String {
-        match self {
-            Self::Tcp => "tcp".to_owned(),
-            Self::Xdp(None) => "xdp".to_owned(),
-            Self::Xdp(Some(mode)) => format!("xdp {}", mode.name()),
-        }
-    }
-}
-
 /// How much is measured.
 #[derive(Debug, Clone, Copy)]
 struct Extent {
@@ -74,7 +60,7 @@ struct Extent {
 }
 
 impl Extent {
-    fn of(options: &cli::Compare) -> Self {
+    fn of(options: &flags::Compare) -> Self {
         let (runs, size, latency_seconds, limits, host_seconds) = if options.quick {
             (3, ByteSize::mib(512), 1.0, 2, 0.4)
         } else {
@@ -95,7 +81,7 @@ impl Extent {
 }
 
 /// Runs it; errors aside, always a success: the ratios are for the reader to judge.
-pub fn run(options: &cli::Compare, interrupt: &Interrupt) -> Result<bool> {
+pub fn run(options: &flags::Compare, interrupt: &Interrupt) -> Result<bool> {
     let started = Timestamp::now();
     check(options)?;
     let binaries = Binaries::find(options.programs.bin_dir.as_deref())?;
@@ -121,7 +107,7 @@ pub fn run(options: &cli::Compare, interrupt: &Interrupt) -> Result<bool> {
 }
 
 /// What clap cannot check.
-fn check(options: &cli::Compare) -> Result<()> {
+fn check(options: &flags::Compare) -> Result<()> {
     let extent = Extent::of(options);
     let workload = &options.workload;
     ensure!(
@@ -160,7 +146,7 @@ fn check(options: &cli::Compare) -> Result<()> {
 }
 
 struct Comparison<'a> {
-    options: &'a cli::Compare,
+    options: &'a flags::Compare,
     extent: Extent,
     binaries: &'a Binaries,
     folder: &'a Path,

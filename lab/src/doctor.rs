@@ -3,6 +3,7 @@
 
 mod check;
 mod facts;
+pub mod flags;
 mod gather;
 mod host;
 mod interface;
@@ -16,7 +17,7 @@ use serde::Serialize;
 
 use penstock_process::output;
 
-use crate::cli::{self, Format};
+use crate::settings::Format;
 use crate::terminal::{self, Screen};
 use check::{Check, Level};
 use facts::{Interface, Seen};
@@ -64,7 +65,7 @@ struct Candidate {
 }
 
 /// Runs it; true when nothing fails.
-pub fn run(options: &cli::Doctor) -> Result<bool> {
+pub fn run(options: &flags::Doctor) -> Result<bool> {
     let seen = gather::gather(
         options.iface.as_deref(),
         options.programs.bin_dir.as_deref(),

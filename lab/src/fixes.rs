@@ -3,7 +3,7 @@
 
 use bytesize::ByteSize;
 
-use crate::cli::Workload;
+use crate::program_settings::Workload;
 
 /// As much as a socket buffer may be on any path of a lab.
 const LARGE_BUFFER: ByteSize = ByteSize::mib(64);

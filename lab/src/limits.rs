@@ -1,6 +1,8 @@
 //! `penstock-lab limits`: what this host can do at best, with the same links as every other run, so
 //! that a figure can be told as a part of it.
 
+pub mod flags;
+
 use std::fs;
 use std::hint::black_box;
 use std::path::Path;
@@ -11,11 +13,11 @@ use jiff::Timestamp;
 use penstock_ebpf::Mode;
 use tracing::info;
 
-use crate::cli::{self, Profile, XdpMode};
 use crate::environment::Environment;
 use crate::interrupt::Interrupt;
 use crate::iperf::{self, Amount};
 use crate::netns::{self, Net};
+use crate::program_settings::{Profile, XdpMode};
 use crate::report::{Limit, Limits};
 use crate::spread::Spread;
 use crate::{raw, render, results};
@@ -42,7 +44,7 @@ pub struct Link<'a> {
 }
 
 /// Runs it; errors aside, always a success.
-pub fn run(options: &cli::Limits, interrupt: &Interrupt) -> Result<bool> {
+pub fn run(options: &flags::Limits, interrupt: &Interrupt) -> Result<bool> {
     let started = Timestamp::now();
     iperf::version()?;
     let folder = results::create_folder(&options.output.results, started)?;
@@ -58,7 +60,7 @@ pub fn run(options: &cli::Limits, interrupt: &Interrupt) -> Result<bool> {
 }
 
 fn measure_all(
-    options: &cli::Limits,
+    options: &flags::Limits,
     folder: &Path,
     started: Timestamp,
     interrupt: &Interrupt,

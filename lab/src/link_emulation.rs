@@ -9,10 +9,10 @@ use anyhow::{Context, Result};
 use penstock_ebpf::{Faults, OVERDUE, Protocol};
 use tracing::warn;
 
-use crate::cli::Profile;
 use crate::delay::{Delay, DelayLine, DelayLineCount, DelayReport};
 use crate::faults::{Direction, FaultPlan, FaultReport, ImpairedLink};
 use crate::netns::{self, Net, detour, towards_broker, towards_publisher};
+use crate::program_settings::Profile;
 
 /// Faults and delay of the links.
 #[derive(Debug, Clone)]

@@ -12,8 +12,8 @@ use anyhow::{Context, Result, ensure};
 use nix::sched::{CloneFlags, setns};
 use tracing::{info, warn};
 
-use crate::cli::Profile;
 use crate::command::run;
+use crate::program_settings::Profile;
 
 /// Name of every broker's end of its veth pair.
 pub const BROKER_END: &str = "eth0";

@@ -8,7 +8,7 @@ use penstock_runtime::profile::StageReport;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::cli::XdpMode;
+use crate::program_settings::XdpMode;
 
 use crate::foreign;
 

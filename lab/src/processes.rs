@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use crate::cli::Mode;
 use crate::cluster;
 use crate::interrupt::Interrupt;
 use crate::lines::Lines;
 use crate::netns::Net;
 use crate::outputs;
 use crate::process::{Reporting, Running, inside};
+use crate::program_settings::Mode;
 use crate::testbed::Binaries;
 
 /// Time limits: for a publisher to send its lines at the lowest rate under the worst faults, and for a

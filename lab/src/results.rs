@@ -10,7 +10,7 @@ use penstock_files::{Dir, NewDir, Trusted};
 use penstock_process::output;
 use serde::Serialize;
 
-use crate::cli::Format;
+use crate::settings::Format;
 use crate::terminal::{self, Screen};
 
 /// Creates `<results>/<UTC time>`; runs that start in the same second get a number behind it.

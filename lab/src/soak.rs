@@ -2,6 +2,7 @@
 //! and brokers must lose no message and leak no resource.
 
 mod fault_rotation;
+pub mod flags;
 mod ledger;
 mod report;
 mod script;
@@ -17,13 +18,13 @@ use jiff::Timestamp;
 use penstock_process::progress;
 
 use crate::chance::seconds;
-use crate::cli::{self, Mode};
 use crate::cluster::{Brokers, Cluster};
 use crate::interrupt::Interrupt;
 use crate::lines::Lines;
 use crate::netns::Net;
 use crate::outputs::Subscriber;
 use crate::processes::{self, Outcome, ProcessFault, Publishing, ReaderRun, RunContext};
+use crate::program_settings::{self, Mode};
 use crate::resource_usage::{ResourceUsage, UsageHistory};
 use crate::results;
 use crate::testbed::{Binaries, BufferDir};
@@ -50,7 +51,7 @@ const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 const CLOSE_LIMIT: Duration = Duration::from_secs(15);
 
 /// Runs the command; true when it found no problem.
-pub fn run(options: &cli::Soak, interrupt: &Interrupt) -> Result<bool> {
+pub fn run(options: &flags::Soak, interrupt: &Interrupt) -> Result<bool> {
     let started = Timestamp::now();
     let seed = options.seed.unwrap_or(started.as_nanosecond() as u64);
     let binaries = Binaries::find(options.programs.bin_dir.as_deref())?;
@@ -65,7 +66,7 @@ pub fn run(options: &cli::Soak, interrupt: &Interrupt) -> Result<bool> {
 }
 
 fn soak(
-    options: &cli::Soak,
+    options: &flags::Soak,
     seed: u64,
     binaries: &Binaries,
     folder: &Path,
@@ -77,7 +78,7 @@ fn soak(
     let mut fault_rotation = FaultRotation::new();
     fault_rotation.change(&net, BROKERS, &mut rng)?;
     let buffers = BufferDir::create()?;
-    let (route, workload) = cli::of_brokers(Mode::Xdp, TOPIC, ByteSize(RING));
+    let (route, workload) = program_settings::of_brokers(Mode::Xdp, TOPIC, ByteSize(RING));
     let brokers = Brokers {
         count: BROKERS,
         net: &net,

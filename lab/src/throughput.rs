@@ -1,5 +1,7 @@
 //! `penstock-lab throughput`: one publisher against brokers in namespaces of their own.
 
+pub mod flags;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,7 +11,6 @@ use bytesize::ByteSize;
 use jiff::Timestamp;
 use tracing::{info, warn};
 
-use crate::cli::{self, Mode, Profile};
 use crate::cluster::{self, Brokers, Cluster};
 use crate::environment::Environment;
 use crate::faults::FaultPlan;
@@ -22,6 +23,7 @@ use crate::netns::Net;
 use crate::observation::{Observation, Observed};
 use crate::outputs;
 use crate::process::Running;
+use crate::program_settings::{Mode, Profile, Route, Workload};
 use crate::progress::Progress;
 use crate::report::{Broker, Diagnosed, Limit, Publisher, Rerun, Throughput, Timeline, limit_of};
 use crate::testbed::{Binaries, BufferDir};
@@ -56,8 +58,8 @@ const LIMITS: Effort = Effort {
 
 /// Everything that a run needs to know.
 struct Run<'a> {
-    options: &'a cli::Throughput,
-    workload: &'a cli::Workload,
+    options: &'a flags::Throughput,
+    workload: &'a Workload,
     verification: Verification,
     source: &'a Source,
     binaries: &'a Binaries,
@@ -88,7 +90,7 @@ struct Published {
 }
 
 /// Runs it; true when every message was acked and is in the logs.
-pub fn run(options: &cli::Throughput, interrupt: &Interrupt) -> Result<bool> {
+pub fn run(options: &flags::Throughput, interrupt: &Interrupt) -> Result<bool> {
     let started = Timestamp::now();
     let source = source_of(options)?;
     let (verification, workload) = verification_of(options, &source)?;
@@ -128,7 +130,7 @@ fn write(folder: &Path, report: &Throughput) -> Result<()> {
     results::write_file(&folder.join(results::PAGE), &page::throughput(report)?)
 }
 
-fn source_of(options: &cli::Throughput) -> Result<Source> {
+fn source_of(options: &flags::Throughput) -> Result<Source> {
     let Some(path) = &options.input else {
         ensure!(
             options.total_size.as_u64() >= options.workload.message_size.as_u64(),
@@ -154,9 +156,9 @@ enum Verification {
 
 /// How the run is verified, and the workload with the rings that this needs.
 fn verification_of(
-    options: &cli::Throughput,
+    options: &flags::Throughput,
     source: &Source,
-) -> Result<(Verification, cli::Workload)> {
+) -> Result<(Verification, Workload)> {
     let mut workload = options.workload.clone();
     if !options.verify {
         return Ok((Verification::No, workload));
@@ -194,7 +196,7 @@ fn verification_of(
     Ok((Verification::Along, workload))
 }
 
-fn check_faults(options: &cli::Throughput) -> Result<()> {
+fn check_faults(options: &flags::Throughput) -> Result<()> {
     let Some(plan) = &options.faults else {
         return Ok(());
     };
@@ -221,7 +223,7 @@ fn check_faults(options: &cli::Throughput) -> Result<()> {
 
 /// How brokers receive: as asked, but in native mode rather than in what suits the MTU if there are
 /// faults, see [`check_faults`].
-fn route_of(options: &cli::Throughput) -> cli::Route {
+fn route_of(options: &flags::Throughput) -> Route {
     let mut route = options.route.clone();
     if options.faults.is_some() && route.mode != Mode::Tcp {
         route.xdp_mode = Some("native".to_owned());
@@ -424,8 +426,8 @@ impl Run<'_> {
 }
 
 fn report(
-    options: &cli::Throughput,
-    workload: &cli::Workload,
+    options: &flags::Throughput,
+    workload: &Workload,
     outcome: Outcome,
     environment: Environment,
 ) -> Throughput {
@@ -512,10 +514,10 @@ mod tests {
     use crate::render::tests::example;
     use clap::Parser;
 
-    fn options(arguments: &[&str]) -> cli::Throughput {
+    fn options(arguments: &[&str]) -> flags::Throughput {
         let line = ["penstock-lab", "throughput"].iter().chain(arguments);
-        match cli::Cli::parse_from(line).command {
-            cli::Command::Throughput(options) => options,
+        match crate::cli::Cli::parse_from(line).command {
+            crate::cli::Command::Throughput(options) => options,
             _ => unreachable!("throughput was asked for"),
         }
     }

@@ -7,10 +7,10 @@ use std::process::Stdio;
 use anyhow::{Context, Result};
 use bytesize::ByteSize;
 
-use crate::cli::{Mode, Workload};
 use crate::interrupt::Interrupt;
 use crate::outputs;
 use crate::process::{Running, on_cores};
+use crate::program_settings::{Mode, Workload};
 
 /// What is published.
 #[derive(Debug, Clone)]

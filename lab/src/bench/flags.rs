@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use crate::cli::{Programs, parse_seconds};
+use crate::settings::{Programs, parse_seconds};
 
 pub const EXAMPLES: &str = "\
 Examples:

@@ -10,12 +10,12 @@ use anyhow::{Context, Result, ensure};
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 
-use crate::cli::{Mode, Route, Workload};
 use crate::cluster::Brokers;
 use crate::diagnose::penstock::{self, Figures};
 use crate::interrupt::Interrupt;
 use crate::netns::Net;
 use crate::process::{Running, inside};
+use crate::program_settings::{Mode, Route, Workload};
 use crate::testbed::{Binaries, BufferDir};
 
 /// Streams that make the broker allocate what it needs once.

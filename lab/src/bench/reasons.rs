@@ -1,6 +1,6 @@
 //! Why a row is lost: what was measured, and what limited it as far as the figures tell.
 
-use super::rows::{
+use crate::report::bench_figures::{
     BROKER_CORES, BROKER_CPU, HOST_BUSY, HOST_CPU, IDLE_STREAM, MESSAGES, OTHER_CORES, P50, P99,
     PAYLOAD, PROBE_OVERHEAD, PUBLISHER_CORES, PUBLISHER_CPU, RECEIVING_HOST, SENDING_HOST,
     WITHOUT_CONVERSION, best,

@@ -1,25 +1,11 @@
 //! What must hold: rows with their targets, from the figures of the cases.
 
 use super::reasons;
+use crate::report::bench_figures::{
+    HOST_CPU, IDLE_STREAM, MESSAGES, P50, P99, PAYLOAD, WITHOUT_CONVERSION, best,
+};
 use crate::report::{BenchCase, BenchContender, BenchRow, Side, Target, Verdict, ratio};
 use crate::spread::Spread;
-
-pub const PAYLOAD: &str = "payload_mb_per_s";
-pub const MESSAGES: &str = "messages_per_s";
-pub const HOST_CPU: &str = "host_cpu_s_per_gb";
-pub const BROKER_CPU: &str = "broker_cpu_s_per_gb";
-pub const PUBLISHER_CPU: &str = "publisher_cpu_s_per_gb";
-pub const P50: &str = "ack_latency_us_p50";
-pub const P99: &str = "ack_latency_us_p99";
-pub const HOST_BUSY: &str = "host_busy";
-pub const PUBLISHER_CORES: &str = "publisher_cores";
-pub const BROKER_CORES: &str = "broker_cores";
-pub const OTHER_CORES: &str = "other_cores";
-pub const SENDING_HOST: &str = "sending_host_cpu_s_per_gb";
-pub const RECEIVING_HOST: &str = "receiving_host_cpu_s_per_gb";
-pub const WITHOUT_CONVERSION: &str = "receiving_host_without_conversion_cpu_s_per_gb";
-pub const PROBE_OVERHEAD: &str = "probe_overhead";
-pub const IDLE_STREAM: &str = "idle_stream_bytes";
 
 /// Everything that can be said about these cases, in the order of the README.
 pub fn rows(cases: &[BenchCase]) -> Vec<BenchRow> {
@@ -58,13 +44,6 @@ fn of_case(case: &BenchCase) -> Vec<BenchRow> {
 /// Targets for MTU 1500, and for larger frames.
 fn by_mtu(case: &BenchCase, small: f64, large: f64) -> f64 {
     if case.mtu <= 1500 { small } else { large }
-}
-
-/// The contender of a kind whose mode moves most.
-pub fn best<'a>(case: &'a BenchCase, kind: &str) -> Option<&'a BenchContender> {
-    let of_kind = case.contenders.iter().filter(|c| c.kind == kind);
-    let moved = |contender: &&BenchContender| contender.median(PAYLOAD).unwrap_or(-1.0);
-    of_kind.max_by(|a, b| moved(a).total_cmp(&moved(b)))
 }
 
 fn at<'a>(
@@ -457,7 +436,10 @@ fn peers(case: &BenchCase) -> Vec<BenchRow> {
 #[cfg(test)]
 pub mod tests {
     use super::*;
-    use crate::cli::{Profile, XdpMode};
+    use crate::program_settings::{Profile, XdpMode};
+    use crate::report::bench_figures::{
+        BROKER_CORES, BROKER_CPU, HOST_BUSY, OTHER_CORES, PUBLISHER_CORES, PUBLISHER_CPU,
+    };
 
     /// A contender whose runs had these figures.
     pub fn contender(kind: &str, figures: &[(&str, &[f64])]) -> BenchContender {

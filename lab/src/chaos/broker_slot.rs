@@ -8,12 +8,13 @@ use anyhow::{Context, Result, bail};
 use bytesize::ByteSize;
 
 use super::fault_catalog::LogCapacity;
-use crate::cli::{self, FaultPath, Mode, Route, Workload};
+use super::path::FaultPath;
 use crate::cluster::{Brokers, Cluster};
 use crate::interrupt::Interrupt;
 use crate::netns::Net;
 use crate::process::Running;
 use crate::processes::RunContext;
+use crate::program_settings::{self, Mode, Route, Workload};
 use crate::testbed::{Binaries, BufferDir};
 
 /// Capacity of a log's index, batches: more than any run sends.
@@ -51,7 +52,8 @@ impl<'a> BrokerSlot<'a> {
         } else {
             Mode::Xdp
         };
-        let (route, mut workload) = cli::of_brokers(mode, context.topic, ByteSize(capacity.ring()));
+        let (route, mut workload) =
+            program_settings::of_brokers(mode, context.topic, ByteSize(capacity.ring()));
         let segment = (16 << 20).min(capacity.ring() / 8);
         workload.broker_option = vec![
             format!("--segment-size={segment}"),

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use penstock_ebpf::{Faults, Protocol};
 
-use crate::cli::Profile;
 use crate::link_emulation::{Forwarders, Plan};
 use crate::netns::{LinkEmulation, Net, Place};
+use crate::program_settings::Profile;
 
 /// The only link.
 const LINK: usize = 0;

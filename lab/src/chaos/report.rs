@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::checker::Wrong;
 use super::fault_catalog::FAULT_CATALOG;
+use super::path::FaultPath;
 use super::schedule::{Schedule, ScheduledFaultReport};
-use crate::cli::FaultPath;
 
 /// Kind of the report.
 pub const FAULTS: &str = "faults";

@@ -7,8 +7,9 @@ use fastrand::Rng;
 use serde::{Deserialize, Serialize};
 
 use super::fault_catalog::{FAULT_CATALOG, Kind, LogCapacity};
+use super::path::FaultPath;
 use crate::chance::seconds;
-use crate::cli::{FaultPath, Mode};
+use crate::program_settings::Mode;
 
 /// Maximum number of faults beside the one that the run tests.
 const MAX_OTHER_FAULTS: usize = 3;

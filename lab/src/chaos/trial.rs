@@ -17,11 +17,11 @@ use super::fault_catalog::LogCapacity;
 use super::links::Links;
 use super::report::RunReport;
 use super::schedule::{self, Schedule, ScheduledFault};
-use crate::cli::Mode;
 use crate::interrupt::Interrupt;
 use crate::lines::Lines;
 use crate::outputs;
 use crate::processes::{self, Outcome, ProcessFault, Publishing, ReaderRun, RunContext};
+use crate::program_settings::Mode;
 use crate::testbed::BufferDir;
 use crate::verify::{Prints, Reading};
 
@@ -150,8 +150,8 @@ impl<'a> Trial<'a> {
         while !(to_do.is_empty() && self.publishers.is_empty() && self.broker_due.is_none()) {
             while let Some((_, event)) = to_do.first().filter(|(at, _)| started.elapsed() >= *at) {
                 match *event {
-                    Event::Begin(fault) => (fault.kind.begin)(&mut self, fault.lasts)?,
-                    Event::End(fault) => (fault.kind.end)(&mut self)?,
+                    Event::Begin(fault) => self.begin(fault.kind.fault, fault.lasts)?,
+                    Event::End(fault) => self.end(fault.kind.fault)?,
                     Event::Silence(silent) => self.links.silence(silent)?,
                 }
                 to_do.remove(0);

@@ -2,7 +2,7 @@
 
 use plotters::prelude::*;
 
-use super::{INK, colour, text};
+use super::palette::{INK, colour, text};
 
 const WIDTH: u32 = 560;
 const HEIGHT: u32 = 280;
@@ -51,15 +51,15 @@ impl Lines<'_> {
             .configure_mesh()
             .disable_x_mesh()
             .light_line_style(TRANSPARENT)
-            .bold_line_style(super::GRID)
-            .axis_style(super::GRID)
+            .bold_line_style(super::palette::GRID)
+            .axis_style(super::palette::GRID)
             .label_style(("sans-serif", 14, &INK))
             .x_desc("seconds")
             .y_desc(self.unit)
             .x_labels(8)
             .y_labels(6)
-            .x_label_formatter(&|at| super::short(*at))
-            .y_label_formatter(&|at| super::short(*at))
+            .x_label_formatter(&|at| super::palette::short(*at))
+            .y_label_formatter(&|at| super::palette::short(*at))
             .draw()
             .map_err(text)?;
         for (number, curve) in self.curves.iter().enumerate() {

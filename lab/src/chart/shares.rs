@@ -3,7 +3,7 @@
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use super::{INK, text};
+use super::palette::{INK, text};
 
 const WIDTH: i32 = 560;
 /// Height of a bar with its name, and of the bar alone.
@@ -65,5 +65,6 @@ fn draw<DB: DrawingBackend>(
         from += share;
     }
     let frame = [(0, top), (WIDTH - 1, bottom)];
-    root.draw(&Rectangle::new(frame, super::GRID)).map_err(text)
+    root.draw(&Rectangle::new(frame, super::palette::GRID))
+        .map_err(text)
 }

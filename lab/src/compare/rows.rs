@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::Contender;
+use super::contender::Contender;
+use super::host_time::OfHosts;
 use super::trial::Trial;
-use crate::cli::XdpMode;
-use crate::host_time::OfHosts;
+use crate::program_settings::XdpMode;
 use crate::report::{Limit, PercentOfLimit, Row, limit_of, ratio, ratio_of_pairs};
 use crate::spread::Spread;
 
@@ -227,8 +227,8 @@ fn mode_of(contender: Contender) -> Option<XdpMode> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::Profile;
     use crate::outputs::AckLatency;
+    use crate::program_settings::Profile;
 
     const NATIVE: Contender = Contender::Xdp(Some(XdpMode::Native));
     const GENERIC: Contender = Contender::Xdp(Some(XdpMode::Generic));

@@ -9,15 +9,16 @@ use nix::sched::{CpuSet, sched_getaffinity};
 use nix::unistd::Pid;
 use penstock_wire::message::OVERHEAD;
 
-use super::Contender;
-use crate::cli::{Mode, Pin, Route, Workload, XdpMode};
+use super::contender::Contender;
 use crate::cluster::{Brokers, Cluster};
 use crate::host::{Cpus, NetCounters};
 use crate::interrupt::Interrupt;
 use crate::netns::Net;
 use crate::outputs::{self, AckLatency};
 use crate::process::Running;
+use crate::program_settings::{Workload, XdpMode};
 use crate::report::per_gb;
+use crate::settings::Pin;
 use crate::testbed::{Binaries, BufferDir};
 use crate::workload::{Publish, Source};
 
@@ -259,28 +260,6 @@ fn check(
     Ok(())
 }
 
-impl Contender {
-    fn mode(self) -> Mode {
-        match self {
-            Self::Tcp => Mode::Tcp,
-            Self::Xdp(_) => Mode::Xdp,
-        }
-    }
-
-    pub fn route(self, poll: &str) -> Route {
-        let xdp_mode = match self {
-            Self::Xdp(mode) => mode.map(|mode| mode.name().to_owned()),
-            Self::Tcp => None,
-        };
-        Route {
-            mode: self.mode(),
-            tx: None,
-            xdp_mode,
-            poll: (self != Self::Tcp).then(|| poll.to_owned()),
-        }
-    }
-}
-
 impl Cores {
     /// Of the cores that this process may use; none if there are too few.
     pub fn of_host(workers: u32) -> Result<Option<Self>> {
@@ -320,13 +299,5 @@ mod tests {
         assert_eq!(shared(&[0], 1), None);
         assert_eq!(shared(&[0, 1], 1), pair("1", "0"));
         assert_eq!(shared(&[0, 2, 4, 5], 3), pair("4,5", "0,2"));
-    }
-
-    #[test]
-    fn a_route_names_what_was_chosen() {
-        let native = Contender::Xdp(Some(XdpMode::Native)).route("busy");
-        assert_eq!(native.xdp_mode.as_deref(), Some("native"));
-        assert_eq!(native.poll.as_deref(), Some("busy"));
-        assert_eq!(Contender::Tcp.route("busy").poll, None);
     }
 }

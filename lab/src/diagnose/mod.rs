@@ -34,9 +34,9 @@ use jiff::Timestamp;
 
 use penstock_process::{output, wrong_usage};
 
-use crate::cli::{self, Format};
 use crate::interrupt::Interrupt;
 use crate::results;
+use crate::settings::{Format, seconds_in};
 use crate::terminal::Screen;
 use target::Target;
 use verdict::Diagnosis;
@@ -151,9 +151,9 @@ pub fn causes() -> impl Iterator<Item = &'static str> {
 const LONGEST: Duration = Duration::from_secs(3600);
 
 pub fn seconds(text: &str) -> Result<f64, String> {
-    cli::seconds_in(Duration::from_millis(500)..=LONGEST)(text)
+    seconds_in(Duration::from_millis(500)..=LONGEST)(text)
 }
 
 fn seconds_or_none(text: &str) -> Result<f64, String> {
-    cli::seconds_in(Duration::ZERO..=LONGEST)(text)
+    seconds_in(Duration::ZERO..=LONGEST)(text)
 }

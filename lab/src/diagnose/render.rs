@@ -12,7 +12,7 @@ use super::penstock::Worker;
 use super::rules::CAUSES;
 use super::sample::{Connection, End, Listener, Sample};
 use super::verdict::{Diagnosis, Verdict, bytes, counted, percent};
-use crate::cli::Format;
+use crate::settings::Format;
 use crate::terminal::{self, Screen};
 
 /// Lines of each kind that are shown to a person; all are in the JSON.

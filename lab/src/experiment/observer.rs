@@ -11,7 +11,8 @@ use anyhow::{Context, Result, ensure};
 use jiff::Timestamp;
 use tracing::info;
 
-use super::Observer;
+use super::flags::Observer;
+use super::outcome::finish;
 use super::trial::ENDLESS;
 use crate::cluster::{Brokers, Cluster};
 use crate::diagnose::penstock::{self, Figures};
@@ -35,7 +36,7 @@ pub fn run(options: &Observer, interrupt: &Interrupt) -> Result<bool> {
     let binaries = Binaries::find(options.programs.bin_dir.as_deref())?;
     let folder = results::create_folder(&options.output.results, started)?;
     let measured = measure(options, &binaries, &folder, started, interrupt);
-    super::finish(
+    finish(
         &options.output,
         &folder,
         measured,

@@ -8,8 +8,9 @@ use bytesize::ByteSize;
 use jiff::Timestamp;
 use tracing::info;
 
-use super::Rcvbuf;
 use super::claims;
+use super::flags::Rcvbuf;
+use super::outcome::finish;
 use super::trial::{Bench, Case};
 use crate::environment::Environment;
 use crate::interrupt::Interrupt;
@@ -33,7 +34,7 @@ pub fn run(options: &Rcvbuf, interrupt: &Interrupt) -> Result<bool> {
     let binaries = Binaries::find(options.programs.bin_dir.as_deref())?;
     let folder = results::create_folder(&options.output.results, started)?;
     let measured = measure(options, &binaries, &folder, started, interrupt);
-    super::finish(
+    finish(
         &options.output,
         &folder,
         measured,

@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use bytesize::ByteSize;
 
-use super::Rcvbuf;
-use crate::cli::{Mode, Route, Workload};
+use super::flags::Rcvbuf;
 use crate::cluster::{Brokers, Cluster, PORT};
 use crate::diagnose::namespaces::Namespace;
 use crate::diagnose::sockets::Socket;
@@ -17,6 +16,7 @@ use crate::diagnose::tcp_info::TcpInfo;
 use crate::interrupt::Interrupt;
 use crate::netns::{self, Net};
 use crate::outputs;
+use crate::program_settings::{Mode, Route, Workload};
 use crate::report::RcvbufRun;
 use crate::rmem::RmemMax;
 use crate::testbed::{Binaries, BufferDir};

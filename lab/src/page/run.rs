@@ -6,7 +6,7 @@ use maud::{Markup, html};
 use penstock_runtime::profile::StageReport;
 use plotters::style::RGBColor;
 
-use super::{figure, page, table};
+use super::html::{figure, page, table};
 use crate::chart::{self, Bar, Curve, Lines};
 use crate::render;
 use crate::report::diagnosis::{Findings, Verdict};

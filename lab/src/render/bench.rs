@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use super::comparison::spread;
-use super::{environment, reproduce, table};
-use crate::bench::rows::{
-    PAYLOAD, PROBE_OVERHEAD, RECEIVING_HOST, SENDING_HOST, WITHOUT_CONVERSION, best,
-};
+use super::markdown::{environment, reproduce, table};
 use crate::environment::Environment;
 use crate::host_load;
+use crate::report::bench_figures::{
+    PAYLOAD, PROBE_OVERHEAD, RECEIVING_HOST, SENDING_HOST, WITHOUT_CONVERSION, best,
+};
 use crate::report::{Bench, BenchCase, BenchContender, BenchRow, Side, Target, Verdict, ratio};
 
 /// `report.md`.

@@ -2,7 +2,7 @@
 
 use bytesize::ByteSize;
 
-use super::{environment, reproduce, table};
+use super::markdown::{environment, reproduce, table};
 use crate::host_load;
 use crate::report::{Compare, Limit, Limits, Row};
 use crate::spread::Spread;
@@ -307,7 +307,7 @@ pub(super) fn spread(spread: &Spread) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::{Profile, XdpMode};
+    use crate::program_settings::{Profile, XdpMode};
     use crate::render::tests::example_environment;
     use crate::report::PercentOfLimit;
     use crate::terminal::{self, Screen};

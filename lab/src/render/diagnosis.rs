@@ -1,7 +1,7 @@
 //! What limited a run, in the order in which one looks for it: figures, what they mean, the cause, a run
 //! without it, what to do next.
 
-use super::table;
+use super::markdown::table;
 use crate::report::Throughput;
 use crate::report::diagnosis::{Connection, Findings, Verdict, Xdp};
 

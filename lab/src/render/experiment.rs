@@ -2,7 +2,7 @@
 
 use bytesize::ByteSize;
 
-use super::{environment, reproduce, spread, table};
+use super::markdown::{environment, reproduce, spread, table};
 use crate::report::{Claim, ObserverExperiment, ObserverPair, RcvbufExperiment, RcvbufRow};
 
 /// `report.md` of `experiment rcvbuf`.

@@ -1,9 +1,17 @@
 //! Tests of the reports, and the example report that other tests share.
 
+use penstock_runtime::profile::StageReport;
+
+use super::markdown::table;
+use super::throughput::verification;
 use super::*;
-use crate::cli::Profile;
+use crate::delay::{DelayLineCount, DelayReport};
+use crate::environment::Environment;
 use crate::faults::Direction;
+use crate::faults::{FaultReport, LinkFaults};
 use crate::outputs::{AckLatency, Connection};
+use crate::program_settings::Profile;
+use crate::report::{Baseline, BaselineRow, Broker, Throughput};
 use crate::report::{ConnectionPoint, Diagnosed, Point, Publisher, Rerun, Timeline};
 use crate::verify::StreamCheck;
 

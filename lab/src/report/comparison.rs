@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cli::{Profile, XdpMode};
 use crate::environment::Environment;
 use crate::host_load::HostLoad;
+use crate::program_settings::{Profile, XdpMode};
 use crate::spread::Spread;
 
 /// `report.json` of `penstock-lab limits`.

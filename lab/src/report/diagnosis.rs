@@ -7,8 +7,6 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::Throughput;
-
 /// A diagnosis of a broker while a run lasted.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Diagnosed {
@@ -18,26 +16,6 @@ pub struct Diagnosed {
     /// All that `diagnose --format json` prints: `verdicts`, `unavailable`, `sample`.
     #[serde(flatten)]
     pub found: Value,
-}
-
-/// The same work once more, with the cause removed.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Rerun {
-    /// The cause that it is for.
-    pub cause: String,
-    /// What was changed; null when the lab can do nothing about the cause.
-    pub fix: Option<String>,
-    /// Why nothing was.
-    pub why_not: Option<String>,
-    /// Folder of the second run, inside the result folder.
-    pub folder: Option<String>,
-    pub bandwidth_mb_per_s: Option<f64>,
-    /// Second bandwidth / first.
-    pub ratio: Option<f64>,
-    /// What is named first now.
-    pub cause_after: Option<String>,
-    /// Why the second run does not count as a success.
-    pub problems: Vec<String>,
 }
 
 /// The part of a diagnosis that reports show.
@@ -170,43 +148,6 @@ impl Diagnosed {
     /// The cause that is named first.
     pub fn cause(&self) -> Option<&str> {
         self.found.get("verdicts")?.get(0)?.get("cause")?.as_str()
-    }
-}
-
-impl Rerun {
-    /// Nothing can be done.
-    pub fn not_made(cause: &str, why: &str) -> Self {
-        Self {
-            cause: cause.to_owned(),
-            fix: None,
-            why_not: Some(why.to_owned()),
-            folder: None,
-            bandwidth_mb_per_s: None,
-            ratio: None,
-            cause_after: None,
-            problems: Vec::new(),
-        }
-    }
-
-    /// A second run, `after`, with `fix`.
-    pub fn made(
-        cause: &str,
-        fix: String,
-        folder: &str,
-        before: &Throughput,
-        after: &Throughput,
-    ) -> Self {
-        let cause_after = after.diagnosis.as_ref().and_then(Diagnosed::cause);
-        Self {
-            cause: cause.to_owned(),
-            fix: Some(fix),
-            why_not: None,
-            folder: Some(folder.to_owned()),
-            bandwidth_mb_per_s: Some(after.bandwidth_mb_per_s),
-            ratio: Some(after.bandwidth_mb_per_s / before.bandwidth_mb_per_s),
-            cause_after: cause_after.map(str::to_owned),
-            problems: after.problems.clone(),
-        }
     }
 }
 

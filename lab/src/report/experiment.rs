@@ -4,8 +4,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cli::{Mode, Profile};
 use crate::environment::Environment;
+use crate::program_settings::{Mode, Profile};
 use crate::spread::Spread;
 
 /// Kind of the report of `experiment rcvbuf`.

@@ -6,9 +6,9 @@ use anyhow::Result;
 use fastrand::Rng;
 
 use super::script;
-use crate::cli::Profile;
 use crate::link_emulation::{Forwarders, Plan};
 use crate::netns::{LinkEmulation, Net};
+use crate::program_settings::Profile;
 
 /// Faults of all links.
 #[derive(Debug)]

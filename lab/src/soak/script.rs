@@ -4,8 +4,8 @@
 use fastrand::Rng;
 
 use crate::chance::seconds;
-use crate::cli::Mode;
 use crate::processes::{ProcessFault, Publisher, Reader};
+use crate::program_settings::Mode;
 
 /// Longest stop of a process: well below the silence after which a broker ends a stream.
 const LONGEST_STOP: f64 = 2.0;

@@ -1,12 +1,15 @@
-//! Actions of the fault catalogue on the processes of a run.
+//! What each fault of the catalogue does to the links and processes of a run.
 
 use std::fs;
 use std::time::Duration;
 
 use anyhow::Result;
+use penstock_ebpf::Faults;
 
+use super::super::fault_catalog::Fault;
 use super::super::schedule;
 use super::{Probe, PublisherRun, Trial};
+use crate::netns::Place;
 use crate::processes::ProcessFault;
 use crate::resource_usage::ResourceUsage;
 
@@ -18,6 +21,106 @@ const SPARE_MEMORY: u64 = 1 << 20;
 const LINK_IS_DOWN: &str = "is down; ip link set";
 
 impl Trial<'_> {
+    /// Begins a fault that lasts for `lasts`.
+    pub fn begin(&mut self, fault: Fault, lasts: Duration) -> Result<()> {
+        match fault {
+            Fault::Loss => self.draw_share(0.15, |faults, share| faults.loss = share),
+            Fault::Reorder => self.draw_share(0.3, |faults, share| faults.reorder = share),
+            Fault::Duplicate => self.draw_share(0.3, |faults, share| faults.duplicate = share),
+            Fault::Corrupt => self.draw_share(0.05, |faults, share| faults.corrupt = share),
+            Fault::Truncate => self.draw_share(0.05, |faults, share| faults.truncate = share),
+            Fault::Delay => {
+                let least = self.rng.u32(1..=20);
+                let jitter = self.rng.u32(0..=least);
+                self.links.delay(&format!("{least}ms+{jitter}ms"))
+            }
+            Fault::LinkDown => self.change_link("links_down", &["down"]),
+            Fault::Mtu => {
+                let mtu = ["1280", "1400", "9000"][self.rng.usize(..3)];
+                self.change_link("mtu_changes", &["mtu", mtu])
+            }
+            Fault::BrokerKilled => self.kill_broker(),
+            Fault::BrokerStopped => self.signal_broker("brokers_stopped", libc::SIGSTOP),
+            Fault::PublisherKilled => self.kill_publisher(),
+            Fault::PublisherStopped => self.stop_publisher(lasts),
+            Fault::DirectoryFull => {
+                self.broker.fill_directory()?;
+                self.count("directories_full");
+                self.probe(Probe::MayBeRefused("no room for"))
+            }
+            Fault::ReaderSlow => {
+                self.stop_reader(true, lasts);
+                self.stop_reader(false, lasts);
+                Ok(())
+            }
+            Fault::ReaderKilled => {
+                self.stop_reader(true, lasts * 2);
+                Ok(())
+            }
+            Fault::Clock => {
+                self.count("clock_jumps");
+                self.kill_broker()
+            }
+            Fault::Descriptors => {
+                if self.rng.bool() {
+                    self.limit_broker(libc::RLIMIT_NOFILE)?;
+                    self.probe(Probe::MayBeRefused("Too many open files"))
+                } else {
+                    self.limit_publishers(libc::RLIMIT_NOFILE)?;
+                    self.kill_broker()?;
+                    self.ensure_broker(0)
+                }
+            }
+            Fault::Memory => {
+                if self.rng.bool() {
+                    self.limit_broker(libc::RLIMIT_AS)?;
+                    self.probe(Probe::MayBeRefused("annot allocate memory"))
+                } else {
+                    self.limit_publishers(libc::RLIMIT_AS)
+                }
+            }
+        }
+    }
+
+    /// Ends a fault.
+    pub fn end(&mut self, fault: Fault) -> Result<()> {
+        match fault {
+            Fault::Loss => self.links.set_faults(|faults| faults.loss = 0.0),
+            Fault::Reorder => self.links.set_faults(|faults| faults.reorder = 0.0),
+            Fault::Duplicate => self.links.set_faults(|faults| faults.duplicate = 0.0),
+            Fault::Corrupt => self.links.set_faults(|faults| faults.corrupt = 0.0),
+            Fault::Truncate => self.links.set_faults(|faults| faults.truncate = 0.0),
+            Fault::Delay => self.links.remove_delay(),
+            Fault::LinkDown => self.links.change_all(&["up"]),
+            Fault::Mtu => self.links.change_all(&["mtu", "1500"]),
+            Fault::BrokerKilled => self.ensure_broker(0),
+            Fault::BrokerStopped => self.signal_broker("brokers_resumed", libc::SIGCONT),
+            Fault::DirectoryFull => {
+                self.broker.empty_directory()?;
+                self.probe(Probe::Accepted)
+            }
+            Fault::ReaderKilled => self.kill_reader(),
+            Fault::Clock => {
+                let ahead = self.rng.i64(-self.uptime..=10 * 86_400);
+                self.ensure_broker(ahead)
+            }
+            Fault::Descriptors => self.lift_limits(libc::RLIMIT_NOFILE),
+            Fault::Memory => self.lift_limits(libc::RLIMIT_AS),
+            Fault::PublisherKilled | Fault::PublisherStopped | Fault::ReaderSlow => Ok(()),
+        }
+    }
+
+    fn draw_share(&mut self, most: f64, set: fn(&mut Faults, f64)) -> Result<()> {
+        let share = 0.02 + self.rng.f64() * (most - 0.02);
+        self.links.set_faults(|faults| set(faults, share))
+    }
+
+    fn change_link(&mut self, counted: &'static str, change: &[&str]) -> Result<()> {
+        let place = Place::ALL[self.rng.usize(..Place::ALL.len())];
+        self.count(counted);
+        self.links.change(place, change)
+    }
+
     pub fn count(&mut self, what: &str) {
         self.add(what, 1);
     }

@@ -14,13 +14,13 @@ use bytesize::ByteSize;
 use penstock_ebpf::{HostTime, HostTimes};
 use penstock_log::{Reader, Start};
 
-use crate::cli::Workload;
+use super::contender::Contender;
 use crate::cluster::{Brokers, Cluster};
-use crate::compare::Contender;
 use crate::host::Cpus;
 use crate::interrupt::Interrupt;
 use crate::netns::{self, Net};
 use crate::process::Running;
+use crate::program_settings::Workload;
 use crate::report::per_gb;
 use crate::testbed::{Binaries, BufferDir};
 use crate::workload::{Publish, Source};
