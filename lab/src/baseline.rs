@@ -10,18 +10,21 @@ use jiff::Timestamp;
 use tracing::info;
 
 use crate::chart::{Chart, Figure, Panel};
-use crate::cluster::Brokers;
 use crate::environment::Environment;
 use crate::host_load::{self, HostWatch};
-use crate::interrupt::Interrupt;
+use crate::iperf;
 use crate::iperf::Amount;
-use crate::netns::{self, Net};
-use crate::program_settings::Profile;
+use crate::render;
 use crate::report::{Baseline, BaselineRow};
+use crate::results;
 use crate::spread::Spread;
-use crate::testbed::{Binaries, BufferDir};
-use crate::workload::{Publish, Source};
-use crate::{iperf, render, results};
+use penstock_process::interrupt::Interrupt;
+use penstock_testbed::buffers::BufferDir;
+use penstock_testbed::cluster::Brokers;
+use penstock_testbed::netns::{self, Net};
+use penstock_testbed::programs::Binaries;
+use penstock_testbed::publish::{Publish, Source};
+use penstock_testbed::settings::Profile;
 
 /// The picture's name in the result folder.
 const PICTURE: &str = "baseline.svg";

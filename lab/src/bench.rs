@@ -32,16 +32,19 @@ use crate::compare::trial::{Bench as Runner, Cores, Load, Site, Trial};
 use crate::compare::{self, FULL_BATCH, HIGH};
 use crate::environment::Environment;
 use crate::host_load::{self, HostWatch};
-use crate::interrupt::{Interrupt, Interrupted};
+use crate::iperf;
 use crate::iperf::Amount;
-use crate::netns::{self, Net};
-use crate::program_settings::{Workload, XdpMode};
+use crate::raw;
+use crate::render;
 use crate::report::{Bench, BenchCase, BenchContender, bench_figures};
+use crate::results;
 use crate::settings::Pin;
 use crate::spread::Spread;
 use crate::terminal::{self, Screen};
-use crate::testbed::Binaries;
-use crate::{iperf, raw, render, results};
+use penstock_process::interrupt::{Interrupt, Interrupted};
+use penstock_testbed::netns::{self, Net};
+use penstock_testbed::programs::Binaries;
+use penstock_testbed::settings::{Workload, XdpMode};
 
 /// The kind of the report.
 pub const BENCH: &str = "bench";
@@ -646,7 +649,7 @@ fn first_line(error: &anyhow::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::program_settings::Profile;
+    use penstock_testbed::settings::Profile;
 
     fn contender(kind: Kind) -> Contender {
         Contender {

@@ -19,12 +19,13 @@ use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
 use penstock_process::{output, progress};
 
-use crate::interrupt::Interrupt;
-use crate::netns::Net;
-use crate::processes::RunContext;
 use crate::results;
-use crate::testbed::{Binaries, BufferDir};
 use fault_catalog::FAULT_CATALOG;
+use penstock_process::interrupt::Interrupt;
+use penstock_testbed::buffers::BufferDir;
+use penstock_testbed::netns::Net;
+use penstock_testbed::processes::RunContext;
+use penstock_testbed::programs::Binaries;
 pub use report::{FAULTS, Report};
 use schedule::Schedule;
 use trial::Trial;

@@ -9,8 +9,8 @@ mod trial;
 
 use anyhow::Result;
 
-use crate::interrupt::Interrupt;
 use flags::Experiment;
+use penstock_process::interrupt::Interrupt;
 
 /// Runs the one that is asked for.
 pub fn run(experiment: &Experiment, interrupt: &Interrupt) -> Result<bool> {

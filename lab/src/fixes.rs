@@ -3,7 +3,7 @@
 
 use bytesize::ByteSize;
 
-use crate::program_settings::Workload;
+use penstock_testbed::settings::Workload;
 
 /// As much as a socket buffer may be on any path of a lab.
 const LARGE_BUFFER: ByteSize = ByteSize::mib(64);
@@ -166,12 +166,13 @@ fn larger_xdp_ring(workload: &Workload) -> Fix {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::diagnose;
     use std::collections::BTreeSet;
 
     #[test]
     fn every_cause_has_its_line_and_every_line_a_cause() {
-        let known: BTreeSet<_> = diagnose::causes().collect();
+        let known: BTreeSet<_> = penstock_diagnose::causes()
+            .map(|(cause, _)| cause)
+            .collect();
         let here: BTreeSet<_> = REMEDIES.iter().map(|(cause, _)| *cause).collect();
         assert_eq!(known, here);
     }

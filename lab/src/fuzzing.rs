@@ -5,15 +5,15 @@ use clap::Parser;
 use serde::de::DeserializeOwned;
 
 use crate::cli::Cli;
-use crate::diagnose::penstock::Figures;
+use crate::iperf;
+use crate::render;
+use crate::report;
 use crate::show::Shown;
-use crate::{iperf, outputs, render, report};
-
-#[cfg(fuzzing)]
-libfuzzer_sys::fuzz_target!(|data: &[u8]| any_text(data));
+use penstock_diagnose::penstock::Figures;
+use penstock_testbed::program_reports;
 
 /// Text as flags, one a line, and as what other programs and earlier runs wrote.
-fn any_text(data: &[u8]) {
+pub fn any_text(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let words = ["penstock-lab"].into_iter().chain(text.lines());
     if let Err(error) = Cli::try_parse_from(words) {
@@ -24,15 +24,15 @@ fn any_text(data: &[u8]) {
 }
 
 fn of_programs(text: &str) {
-    if let Some(publisher) = read::<outputs::Publisher>(text) {
+    if let Some(publisher) = read::<program_reports::Publisher>(text) {
         let _ = (publisher.path(), publisher.transport_sum("lost"));
         report::Publisher::from_output(publisher);
     }
-    if let Some(broker) = read::<outputs::Broker>(text) {
+    if let Some(broker) = read::<program_reports::Broker>(text) {
         let _ = (broker.xdp_mode(), broker.xdp_counter("corrupt"));
         report::Broker::from_output(0, String::new(), "penstock", broker);
     }
-    read::<outputs::Subscriber>(text);
+    read::<program_reports::Subscriber>(text);
     read::<Figures>(text);
     let _ = iperf::received_mb_per_s(text);
 }
@@ -62,7 +62,7 @@ fn markdown(shown: &Shown) -> String {
 }
 
 fn read<T: DeserializeOwned>(text: &str) -> Option<T> {
-    outputs::parse("a program", text).ok()
+    program_reports::parse("a program", text).ok()
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use nix::unistd::{SysconfVar, sysconf};
 
-use crate::command::run;
+use penstock_testbed::command::run;
 
 /// The host's CPUs at one moment.
 #[derive(Debug, Clone, Copy)]

@@ -10,8 +10,8 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeVal;
 use serde::{Deserialize, Serialize};
 
-use crate::diagnose::cpu::CoresAt;
 use crate::spread::Spread;
+use penstock_diagnose::cpu::CoresAt;
 
 /// Publisher, broker, the kernel's packet processing, and the lab itself.
 pub const ENOUGH_CPUS: usize = 4;

@@ -9,9 +9,9 @@ use anyhow::{Context, Result, anyhow};
 use bytesize::ByteSize;
 use serde::Deserialize;
 
-use crate::command;
-use crate::interrupt::Interrupt;
-use crate::process::{Running, inside, output_of};
+use penstock_process::interrupt::Interrupt;
+use penstock_testbed::command;
+use penstock_testbed::running::{Running, inside, output_of};
 
 /// What the server prints once it accepts connections.
 const LISTENING: &str = "Server listening";

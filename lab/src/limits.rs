@@ -14,13 +14,15 @@ use penstock_ebpf::Mode;
 use tracing::info;
 
 use crate::environment::Environment;
-use crate::interrupt::Interrupt;
 use crate::iperf::{self, Amount};
-use crate::netns::{self, Net};
-use crate::program_settings::{Profile, XdpMode};
+use crate::raw;
+use crate::render;
 use crate::report::{Limit, Limits};
+use crate::results;
 use crate::spread::Spread;
-use crate::{raw, render, results};
+use penstock_process::interrupt::Interrupt;
+use penstock_testbed::netns::{self, Net};
+use penstock_testbed::settings::{Profile, XdpMode};
 
 /// Copied from and to, bytes: more than any cache holds, and as much as a ring by default.
 const MEMORY: usize = 256 << 20;

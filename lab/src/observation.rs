@@ -8,8 +8,8 @@ use serde_json::Value;
 use tracing::info;
 
 use crate::diagnose;
-use crate::interrupt::Interrupt;
 use crate::report::Diagnosed;
+use penstock_process::interrupt::Interrupt;
 
 /// From the first payload to the diagnosis: connections open their windows, rings are touched.
 const SETTLE: Duration = Duration::from_millis(500);

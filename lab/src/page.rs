@@ -7,7 +7,8 @@ mod run;
 use maud::{PreEscaped, html};
 
 use self::html::{drawn, page};
-use crate::{chart, terminal};
+use crate::chart;
+use crate::terminal;
 
 pub use run::throughput;
 

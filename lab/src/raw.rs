@@ -13,8 +13,8 @@ use nix::sys::socket::{setsockopt, sockopt};
 use penstock_ebpf::{Config, Mode, Steering};
 use penstock_xsk::{Port, PortConfig};
 
-use crate::interrupt::Interrupt;
-use crate::netns::{self, BROKER_END, Net, enter};
+use penstock_process::interrupt::Interrupt;
+use penstock_testbed::netns::{self, BROKER_END, Net, enter};
 
 /// Where payload is copied to, round and round: as much as a broker's ring by default.
 const MEMORY: usize = 256 << 20;

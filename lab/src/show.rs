@@ -9,15 +9,20 @@ use serde_json::Value;
 
 use penstock_process::output as stdout;
 
+use crate::baseline;
 use crate::bench::BENCH;
 use crate::chaos::{self, FAULTS};
+use crate::compare;
+use crate::page;
+use crate::render;
 use crate::report::{
     Baseline, Bench, Compare, Limits, OBSERVER, ObserverExperiment, RCVBUF, RcvbufExperiment,
     Throughput,
 };
+use crate::results;
 use crate::soak::{self, SOAK};
 use crate::terminal::{self, Screen};
-use crate::{baseline, compare, foreign, page, render, results};
+use penstock_process::foreign_json;
 
 pub const EXAMPLES: &str = "\
 Examples:
@@ -105,7 +110,7 @@ fn output(options: &Report, report: &Path) -> Option<PathBuf> {
 
 fn read(path: &Path) -> Result<Shown> {
     let name = path.display();
-    let text = foreign::read_file(path).with_context(|| {
+    let text = foreign_json::read_file(path).with_context(|| {
         format!("cannot read {name}; give a result folder, or the report.json in it")
     })?;
     Shown::of(&text).with_context(|| format!("cannot show {name}"))
@@ -118,7 +123,7 @@ fn parsed<T: DeserializeOwned>(value: Value) -> Result<T> {
 impl Shown {
     /// The report in a text.
     pub fn of(text: &str) -> Result<Self> {
-        let value = foreign::from_report(text)
+        let value = foreign_json::from_report(text)
             .context("it is not JSON, and so no report of penstock-lab")?;
         let kind = value.get("kind").and_then(Value::as_str).unwrap_or("");
         match kind {
@@ -221,7 +226,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let huge = dir.path().join("huge.json");
         let file = fs::File::create(&huge).unwrap();
-        file.set_len(foreign::MAX_JSON + 1).unwrap();
+        file.set_len(foreign_json::MAX_JSON + 1).unwrap();
         let error = read(&huge).err().unwrap();
         assert!(format!("{error:#}").contains("is larger than"), "{error:#}");
         let error = read(Path::new("/nowhere/report.json")).err().unwrap();

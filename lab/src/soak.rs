@@ -17,20 +17,21 @@ use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
 use penstock_process::progress;
 
-use crate::chance::seconds;
-use crate::cluster::{Brokers, Cluster};
-use crate::interrupt::Interrupt;
-use crate::lines::Lines;
-use crate::netns::Net;
-use crate::outputs::Subscriber;
-use crate::processes::{self, Outcome, ProcessFault, Publishing, ReaderRun, RunContext};
-use crate::program_settings::{self, Mode};
 use crate::resource_usage::{ResourceUsage, UsageHistory};
 use crate::results;
-use crate::testbed::{Binaries, BufferDir};
-use crate::verify::{Prints, Reading};
 use fault_rotation::FaultRotation;
 use ledger::Ledger;
+use penstock_process::interrupt::Interrupt;
+use penstock_testbed::buffers::BufferDir;
+use penstock_testbed::chance::seconds;
+use penstock_testbed::cluster::{Brokers, Cluster};
+use penstock_testbed::lines::Lines;
+use penstock_testbed::netns::Net;
+use penstock_testbed::processes::{Outcome, ProcessFault, Publishing, ReaderRun, RunContext};
+use penstock_testbed::program_reports::Subscriber;
+use penstock_testbed::programs::Binaries;
+use penstock_testbed::settings::{self, Mode};
+use penstock_testbed::verify::{Prints, Reading};
 use report::Counts;
 pub use report::{Report, SOAK};
 
@@ -78,7 +79,7 @@ fn soak(
     let mut fault_rotation = FaultRotation::new();
     fault_rotation.change(&net, BROKERS, &mut rng)?;
     let buffers = BufferDir::create()?;
-    let (route, workload) = program_settings::of_brokers(Mode::Xdp, TOPIC, ByteSize(RING));
+    let (route, workload) = settings::of_brokers(Mode::Xdp, TOPIC, ByteSize(RING));
     let brokers = Brokers {
         count: BROKERS,
         net: &net,
@@ -193,14 +194,14 @@ impl<'a> Soak<'a> {
 
     fn start_processes(&mut self) -> Result<()> {
         if self.publishers.len() < PUBLISHERS {
-            let script = processes::Publisher::draw(&mut self.rng, BROKERS);
+            let script = script::publisher(&mut self.rng, BROKERS);
             self.counts.publishers += 1;
             let number = self.counts.publishers;
             let publishing = Publishing::start(number, script, self.lines, self.context)?;
             self.publishers.push(publishing);
         }
         if self.readers.len() < READERS {
-            let script = processes::Reader::draw(&mut self.rng, BROKERS);
+            let script = script::reader(&mut self.rng, BROKERS);
             self.counts.readers += 1;
             let log = &self.logs[script.broker];
             let reader = ReaderRun::start(self.counts.readers, script, log, self.context)?;

@@ -11,26 +11,29 @@ use bytesize::ByteSize;
 use jiff::Timestamp;
 use tracing::{info, warn};
 
-use crate::cluster::{self, Brokers, Cluster};
 use crate::environment::Environment;
-use crate::faults::FaultPlan;
 use crate::fixes::{self, Fix};
 use crate::host_load::HostWatch;
-use crate::interrupt::Interrupt;
 use crate::limits::{self, Effort, Link};
-use crate::link_emulation::{Forwarders, Plan};
-use crate::netns::Net;
 use crate::observation::{Observation, Observed};
-use crate::outputs;
-use crate::process::Running;
-use crate::program_settings::{Mode, Profile, Route, Workload};
+use crate::page;
 use crate::progress::Progress;
+use crate::render;
 use crate::report::{Broker, Diagnosed, Limit, Publisher, Rerun, Throughput, Timeline, limit_of};
-use crate::testbed::{Binaries, BufferDir};
+use crate::results;
 use crate::timeline::Sampler;
-use crate::verify::{self, Prints, Reading, StreamCheck};
-use crate::workload::{Publish, Source};
-use crate::{page, render, results};
+use penstock_process::interrupt::Interrupt;
+use penstock_testbed::buffers::BufferDir;
+use penstock_testbed::cluster::{self, Brokers, Cluster};
+use penstock_testbed::faults::FaultPlan;
+use penstock_testbed::link_emulation::{Forwarders, Plan};
+use penstock_testbed::netns::Net;
+use penstock_testbed::program_reports;
+use penstock_testbed::programs::Binaries;
+use penstock_testbed::publish::{Publish, Source};
+use penstock_testbed::running::Running;
+use penstock_testbed::settings::{Mode, Profile, Route, Workload};
+use penstock_testbed::verify::{self, Prints, Reading, StreamCheck};
 
 /// The second run's folder, inside that of the first.
 const AFTER_FIX: &str = "after-fix";
@@ -69,9 +72,9 @@ struct Run<'a> {
 
 /// What a run brought, before it is a report.
 struct Outcome {
-    publisher: outputs::Publisher,
+    publisher: program_reports::Publisher,
     publisher_succeeded: bool,
-    brokers: Vec<outputs::Broker>,
+    brokers: Vec<program_reports::Broker>,
     limits: Option<Vec<Limit>>,
     verification: Option<Vec<StreamCheck>>,
     timeline: Timeline,
@@ -82,7 +85,7 @@ struct Outcome {
 
 /// What the time of publishing brought.
 struct Published {
-    report: outputs::Publisher,
+    report: program_reports::Publisher,
     succeeded: bool,
     timeline: Timeline,
     diagnosis: Option<Diagnosed>,
@@ -433,7 +436,10 @@ fn report(
 ) -> Throughput {
     let synthetic = options.input.is_none();
     let publisher = outcome.publisher;
-    let mode = outcome.brokers.first().and_then(outputs::Broker::xdp_mode);
+    let mode = outcome
+        .brokers
+        .first()
+        .and_then(program_reports::Broker::xdp_mode);
     let best = outcome
         .limits
         .as_ref()

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use penstock_log::{Reader, Start};
 
-use crate::cluster::{Cluster, PORT};
-use crate::diagnose::cpu::CoresAt;
-use crate::diagnose::namespaces::Namespace;
-use crate::diagnose::sockets::{Followed, Socket};
-use crate::netns::{self, Net};
-use crate::process::Running;
 use crate::report::{ConnectionPoint, HostCores, Point, Timeline};
+use penstock_diagnose::cpu::CoresAt;
+use penstock_diagnose::namespaces::Namespace;
+use penstock_diagnose::sockets::{Followed, Socket};
+use penstock_testbed::cluster::{Cluster, PORT};
+use penstock_testbed::netns::{self, Net};
+use penstock_testbed::running::Running;
 
 const INTERVAL: Duration = Duration::from_millis(200);
 /// So many looks make a plot smooth; beyond that two become one.

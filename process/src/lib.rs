@@ -8,6 +8,8 @@
 pub mod child;
 pub mod colours;
 pub mod exit;
+pub mod foreign_json;
+pub mod interrupt;
 pub mod logging;
 pub mod memory;
 pub mod notify;

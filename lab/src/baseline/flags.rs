@@ -4,8 +4,8 @@ use bytesize::ByteSize;
 use clap::Args;
 use penstock_flags::size;
 
-use crate::program_settings::{MAX_TOTAL, Profile, Route, Workload};
 use crate::settings::{Output, Programs};
+use penstock_testbed::settings::{MAX_TOTAL, Profile, Route, Workload};
 
 /// Flags of `baseline`.
 #[derive(Debug, Args)]

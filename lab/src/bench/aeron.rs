@@ -12,10 +12,10 @@ use anyhow::{Context, Result};
 use penstock_process::text::escape;
 
 use super::flags::Bench;
-use crate::interrupt::Interrupt;
-use crate::netns::{self, Net};
-use crate::process::{Running, inside, output_of};
-use crate::testbed::BufferDir;
+use penstock_process::interrupt::Interrupt;
+use penstock_testbed::buffers::BufferDir;
+use penstock_testbed::netns::{self, Net};
+use penstock_testbed::running::{Running, inside, output_of};
 
 /// Settings of the media drivers where the environment has none: one thread each, because two hosts share
 /// this machine's cores, and a receive window that is not the limit (the default is 128 KiB).

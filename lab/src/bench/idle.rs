@@ -10,13 +10,14 @@ use anyhow::{Context, Result, ensure};
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 
-use crate::cluster::Brokers;
-use crate::diagnose::penstock::{self, Figures};
-use crate::interrupt::Interrupt;
-use crate::netns::Net;
-use crate::process::{Running, inside};
-use crate::program_settings::{Mode, Route, Workload};
-use crate::testbed::{Binaries, BufferDir};
+use penstock_diagnose::penstock::{self, Figures};
+use penstock_process::interrupt::Interrupt;
+use penstock_testbed::buffers::BufferDir;
+use penstock_testbed::cluster::Brokers;
+use penstock_testbed::netns::Net;
+use penstock_testbed::programs::Binaries;
+use penstock_testbed::running::{Running, inside};
+use penstock_testbed::settings::{Mode, Route, Workload};
 
 /// Streams that make the broker allocate what it needs once.
 const FIRST: u32 = 32;

@@ -15,10 +15,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use penstock_process::text::escape;
 
-use crate::command;
-use crate::interrupt::Interrupt;
-use crate::netns::{self, Net, enter};
-use crate::process::{Running, inside};
+use penstock_process::interrupt::Interrupt;
+use penstock_testbed::command;
+use penstock_testbed::netns::{self, Net, enter};
+use penstock_testbed::running::{Running, inside};
 
 const PROGRAM: &str = "nats-server";
 const PORT: u16 = 4222;
@@ -64,10 +64,12 @@ pub fn measure(
             .join()
             .map_err(|_| anyhow!("the load generator panicked"))?
     })
-    .map_err(|error| match error.is::<crate::interrupt::Interrupted>() {
-        true => error,
-        false => error.context(server.failure("did not take all messages").to_string()),
-    })
+    .map_err(
+        |error| match error.is::<penstock_process::interrupt::Interrupted>() {
+            true => error,
+            false => error.context(server.failure("did not take all messages").to_string()),
+        },
+    )
 }
 
 fn connect(address: Ipv4Addr) -> Result<TcpStream> {

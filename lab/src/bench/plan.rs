@@ -1,7 +1,7 @@
 //! What is measured: cases, each with contenders that alternate on the same links.
 
 use super::flags::{Extent, Group};
-use crate::program_settings::{Profile, XdpMode};
+use penstock_testbed::settings::{Profile, XdpMode};
 
 /// Bytes of a message where a row does not say otherwise.
 const MESSAGE: u64 = 1024;

@@ -436,10 +436,10 @@ fn peers(case: &BenchCase) -> Vec<BenchRow> {
 #[cfg(test)]
 pub mod tests {
     use super::*;
-    use crate::program_settings::{Profile, XdpMode};
     use crate::report::bench_figures::{
         BROKER_CORES, BROKER_CPU, HOST_BUSY, OTHER_CORES, PUBLISHER_CORES, PUBLISHER_CPU,
     };
+    use penstock_testbed::settings::{Profile, XdpMode};
 
     /// A contender whose runs had these figures.
     pub fn contender(kind: &str, figures: &[(&str, &[f64])]) -> BenchContender {

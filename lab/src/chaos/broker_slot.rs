@@ -9,13 +9,14 @@ use bytesize::ByteSize;
 
 use super::fault_catalog::LogCapacity;
 use super::path::FaultPath;
-use crate::cluster::{Brokers, Cluster};
-use crate::interrupt::Interrupt;
-use crate::netns::Net;
-use crate::process::Running;
-use crate::processes::RunContext;
-use crate::program_settings::{self, Mode, Route, Workload};
-use crate::testbed::{Binaries, BufferDir};
+use penstock_process::interrupt::Interrupt;
+use penstock_testbed::buffers::BufferDir;
+use penstock_testbed::cluster::{Brokers, Cluster};
+use penstock_testbed::netns::Net;
+use penstock_testbed::processes::RunContext;
+use penstock_testbed::programs::Binaries;
+use penstock_testbed::running::Running;
+use penstock_testbed::settings::{self, Mode, Route, Workload};
 
 /// Capacity of a log's index, batches: more than any run sends.
 const INDEX_SLOTS: u64 = 32_768;
@@ -53,7 +54,7 @@ impl<'a> BrokerSlot<'a> {
             Mode::Xdp
         };
         let (route, mut workload) =
-            program_settings::of_brokers(mode, context.topic, ByteSize(capacity.ring()));
+            settings::of_brokers(mode, context.topic, ByteSize(capacity.ring()));
         let segment = (16 << 20).min(capacity.ring() / 8);
         workload.broker_option = vec![
             format!("--segment-size={segment}"),

@@ -5,7 +5,7 @@ use std::ops::AddAssign;
 
 use serde::{Deserialize, Serialize};
 
-use crate::lines::Lines;
+use penstock_testbed::lines::Lines;
 
 /// Number of errors that are described in words.
 const MAX_EXAMPLES: usize = 5;

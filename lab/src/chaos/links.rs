@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use penstock_ebpf::{Faults, Protocol};
 
-use crate::link_emulation::{Forwarders, Plan};
-use crate::netns::{LinkEmulation, Net, Place};
-use crate::program_settings::Profile;
+use penstock_testbed::link_emulation::{Forwarders, Plan};
+use penstock_testbed::netns::{LinkEmulation, Net, Place};
+use penstock_testbed::settings::Profile;
 
 /// The only link.
 const LINK: usize = 0;

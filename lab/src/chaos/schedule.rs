@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::fault_catalog::{FAULT_CATALOG, Kind, LogCapacity};
 use super::path::FaultPath;
-use crate::chance::seconds;
-use crate::program_settings::Mode;
+use penstock_testbed::chance::seconds;
+use penstock_testbed::settings::Mode;
 
 /// Maximum number of faults beside the one that the run tests.
 const MAX_OTHER_FAULTS: usize = 3;

@@ -17,13 +17,13 @@ use super::fault_catalog::LogCapacity;
 use super::links::Links;
 use super::report::RunReport;
 use super::schedule::{self, Schedule, ScheduledFault};
-use crate::interrupt::Interrupt;
-use crate::lines::Lines;
-use crate::outputs;
-use crate::processes::{self, Outcome, ProcessFault, Publishing, ReaderRun, RunContext};
-use crate::program_settings::Mode;
-use crate::testbed::BufferDir;
-use crate::verify::{Prints, Reading};
+use penstock_process::interrupt::Interrupt;
+use penstock_testbed::buffers::BufferDir;
+use penstock_testbed::lines::Lines;
+use penstock_testbed::processes::{self, Outcome, ProcessFault, Publishing, ReaderRun, RunContext};
+use penstock_testbed::program_reports;
+use penstock_testbed::settings::Mode;
+use penstock_testbed::verify::{Prints, Reading};
 
 /// Maximum number of streams of a session.
 const MAX_STREAMS: u32 = 3;
@@ -302,7 +302,7 @@ impl<'a> Trial<'a> {
         !often && !why.contains(FAILED_AFTER_CONNECT) && !refused
     }
 
-    fn publisher_ended_well(&mut self, report: &outputs::Publisher, probe: bool) {
+    fn publisher_ended_well(&mut self, report: &program_reports::Publisher, probe: bool) {
         self.report.lines_acked += report.messages_acked;
         for stream in report.brokers.iter().flat_map(|session| &session.streams) {
             *self.report.streams.entry(stream.path.clone()).or_default() += 1;

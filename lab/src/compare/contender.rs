@@ -1,6 +1,6 @@
 //! The two sides of a comparison.
 
-use crate::program_settings::{Mode, Route, XdpMode};
+use penstock_testbed::settings::{Mode, Route, XdpMode};
 
 /// One side of the comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

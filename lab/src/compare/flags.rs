@@ -4,8 +4,8 @@ use bytesize::ByteSize;
 use clap::Args;
 use penstock_flags::size;
 
-use crate::program_settings::{MAX_TOTAL, Profile, Workload, XdpMode};
 use crate::settings::{Output, Pin, Programs, parse_seconds};
+use penstock_testbed::settings::{MAX_TOTAL, Profile, Workload, XdpMode};
 
 pub const EXAMPLES: &str = "\
 Examples:

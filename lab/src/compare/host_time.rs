@@ -15,15 +15,16 @@ use penstock_ebpf::{HostTime, HostTimes};
 use penstock_log::{Reader, Start};
 
 use super::contender::Contender;
-use crate::cluster::{Brokers, Cluster};
 use crate::host::Cpus;
-use crate::interrupt::Interrupt;
-use crate::netns::{self, Net};
-use crate::process::Running;
-use crate::program_settings::Workload;
 use crate::report::per_gb;
-use crate::testbed::{Binaries, BufferDir};
-use crate::workload::{Publish, Source};
+use penstock_process::interrupt::Interrupt;
+use penstock_testbed::buffers::BufferDir;
+use penstock_testbed::cluster::{Brokers, Cluster};
+use penstock_testbed::netns::{self, Net};
+use penstock_testbed::programs::Binaries;
+use penstock_testbed::publish::{Publish, Source};
+use penstock_testbed::running::Running;
+use penstock_testbed::settings::Workload;
 
 /// More than any window takes; the publisher is stopped before.
 const ENDLESS: Source = Source::Synthetic(ByteSize::tib(64));

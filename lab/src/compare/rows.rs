@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use super::contender::Contender;
 use super::host_time::OfHosts;
 use super::trial::Trial;
-use crate::program_settings::XdpMode;
 use crate::report::{Limit, PercentOfLimit, Row, limit_of, ratio, ratio_of_pairs};
 use crate::spread::Spread;
+use penstock_testbed::settings::XdpMode;
 
 /// Links that a row is about, and what they can do at best.
 pub struct Case<'a> {
@@ -227,8 +227,8 @@ fn mode_of(contender: Contender) -> Option<XdpMode> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::outputs::AckLatency;
-    use crate::program_settings::Profile;
+    use penstock_testbed::program_reports::AckLatency;
+    use penstock_testbed::settings::Profile;
 
     const NATIVE: Contender = Contender::Xdp(Some(XdpMode::Native));
     const GENERIC: Contender = Contender::Xdp(Some(XdpMode::Generic));

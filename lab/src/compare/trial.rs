@@ -10,17 +10,18 @@ use nix::unistd::Pid;
 use penstock_wire::message::OVERHEAD;
 
 use super::contender::Contender;
-use crate::cluster::{Brokers, Cluster};
 use crate::host::{Cpus, NetCounters};
-use crate::interrupt::Interrupt;
-use crate::netns::Net;
-use crate::outputs::{self, AckLatency};
-use crate::process::Running;
-use crate::program_settings::{Workload, XdpMode};
 use crate::report::per_gb;
 use crate::settings::Pin;
-use crate::testbed::{Binaries, BufferDir};
-use crate::workload::{Publish, Source};
+use penstock_process::interrupt::Interrupt;
+use penstock_testbed::buffers::BufferDir;
+use penstock_testbed::cluster::{Brokers, Cluster};
+use penstock_testbed::netns::Net;
+use penstock_testbed::program_reports::{self, AckLatency};
+use penstock_testbed::programs::Binaries;
+use penstock_testbed::publish::{Publish, Source};
+use penstock_testbed::running::Running;
+use penstock_testbed::settings::{Workload, XdpMode};
 
 /// Drops that an AF_XDP socket counts.
 const SOCKET_DROPS: [&str; 3] = ["rx_dropped", "rx_ring_full", "rx_fill_ring_empty"];
@@ -228,7 +229,7 @@ impl Bench<'_> {
 
 /// Packets that AF_XDP sockets did not take and no interface counts: in native mode veth has them
 /// among its own drops.
-fn socket_drops(brokers: &[outputs::Broker]) -> u64 {
+fn socket_drops(brokers: &[program_reports::Broker]) -> u64 {
     brokers
         .iter()
         .filter(|broker| broker.xdp_mode() == Some(XdpMode::Generic))
@@ -239,7 +240,7 @@ fn socket_drops(brokers: &[outputs::Broker]) -> u64 {
 /// A run counts only if everything was acked over the path that was asked for.
 fn check(
     contender: Contender,
-    sent: &outputs::Publisher,
+    sent: &program_reports::Publisher,
     succeeded: bool,
     folder: &Path,
 ) -> Result<()> {

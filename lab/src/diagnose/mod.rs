@@ -1,28 +1,7 @@
 //! `penstock-lab diagnose`: attaches to a running TCP server for some seconds and says what limits
 //! it, with the evidence.
-//!
-//! [`watch`] looks at sockets, threads, system calls, interfaces and, if it is one, at the broker's
-//! own figures; the result is a [`sample::Sample`]. [`facts`] condenses it to a few numbers, the
-//! table in [`rules`] turns these into verdicts ([`verdict`]), and [`render`] prints them.
 
-pub mod cpu;
-mod facts;
-mod interfaces;
-pub mod namespaces;
-mod others;
-pub mod penstock;
-mod processes;
 mod render;
-mod routes;
-mod rules;
-mod sample;
-mod settings;
-pub mod sockets;
-mod syscalls;
-mod target;
-pub mod tcp_info;
-mod verdict;
-mod watch;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -32,14 +11,13 @@ use anyhow::{Context, Result};
 use clap::Args;
 use jiff::Timestamp;
 
+use penstock_diagnose::{Diagnosis, Target, watch};
 use penstock_process::{output, wrong_usage};
 
-use crate::interrupt::Interrupt;
 use crate::results;
 use crate::settings::{Format, seconds_in};
 use crate::terminal::Screen;
-use target::Target;
-use verdict::Diagnosis;
+use penstock_process::interrupt::Interrupt;
 
 pub const EXAMPLES: &str = "\
 Examples:
@@ -101,7 +79,7 @@ pub fn run(options: &Diagnose, interrupt: &Interrupt) -> Result<bool> {
     };
     let duration = Duration::from_secs_f64(options.duration);
     let trace = Duration::from_secs_f64(options.trace);
-    let sample = watch::watch(&target, duration, trace, interrupt, &mut unavailable)?;
+    let sample = watch(&target, duration, trace, interrupt, &mut unavailable)?;
     let diagnosis = Diagnosis::of(sample, unavailable);
     let text = render::diagnosis(&diagnosis, options.format, Screen::stdout())?;
     output::print(text)?;
@@ -135,16 +113,10 @@ pub fn of_process(
 ) -> Result<(serde_json::Value, String)> {
     let mut unavailable = Vec::new();
     let target = Target::of_process(pid, None, &mut unavailable)?;
-    let sample = watch::watch(&target, duration, trace, interrupt, &mut unavailable)?;
+    let sample = watch(&target, duration, trace, interrupt, &mut unavailable)?;
     let diagnosis = Diagnosis::of(sample, unavailable);
     let text = render::diagnosis(&diagnosis, Format::Text, Screen::PLAIN)?;
     Ok((serde_json::to_value(&diagnosis)?, text))
-}
-
-/// The names of all causes that a verdict may have.
-#[cfg(test)]
-pub fn causes() -> impl Iterator<Item = &'static str> {
-    rules::CAUSES.iter().map(|cause| cause.id)
 }
 
 /// Longest observation.

@@ -6,14 +6,13 @@ use std::fmt::{self, Write};
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use super::interfaces::Interface;
-use super::others::Other;
-use super::penstock::Worker;
-use super::rules::CAUSES;
-use super::sample::{Connection, End, Listener, Sample};
-use super::verdict::{Diagnosis, Verdict, bytes, counted, percent};
 use crate::settings::Format;
 use crate::terminal::{self, Screen};
+use penstock_diagnose::interfaces::Interface;
+use penstock_diagnose::others::Other;
+use penstock_diagnose::penstock::Worker;
+use penstock_diagnose::sample::{Connection, End, Listener, Sample};
+use penstock_diagnose::verdict::{Diagnosis, Verdict, bytes, counted, percent};
 
 /// Lines of each kind that are shown to a person; all are in the JSON.
 const MOST: usize = 8;
@@ -27,10 +26,7 @@ pub fn causes(format: Format, screen: Screen) -> Result<String> {
         cause: &'static str,
         title: &'static str,
     }
-    let listed = CAUSES.iter().map(|cause| Listed {
-        cause: cause.id,
-        title: cause.title,
-    });
+    let listed = penstock_diagnose::causes().map(|(cause, title)| Listed { cause, title });
     match format {
         Format::Json => Ok(serde_json::to_string_pretty(&listed.collect::<Vec<_>>())? + "\n"),
         Format::Text => Ok(listed

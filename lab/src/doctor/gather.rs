@@ -18,8 +18,8 @@ use penstock_nic::Sysfs;
 
 use super::facts::{BrokerFile, Capabilities, Host, HugePages, Interface, Kernel, Node, Seen};
 use crate::host_load::HostWatch;
-use crate::netns;
-use crate::testbed::Binaries;
+use penstock_testbed::netns;
+use penstock_testbed::programs::Binaries;
 
 /// How long to observe the host's load.
 const LOOK: Duration = Duration::from_millis(300);

@@ -4,10 +4,10 @@ use bytesize::ByteSize;
 use clap::{Args, Subcommand};
 use penstock_flags::{MAX_SOCKET_BUFFER, MIN_SOCKET_BUFFER, size};
 
-use crate::delay::Delay;
 use crate::diagnose;
-use crate::program_settings::{Profile, Route, Workload};
 use crate::settings::{Output, Programs, parse_seconds};
+use penstock_testbed::delay::Delay;
+use penstock_testbed::settings::{Profile, Route, Workload};
 
 const EXAMPLES: &str = "\
 Examples:

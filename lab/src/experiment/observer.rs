@@ -14,16 +14,18 @@ use tracing::info;
 use super::flags::Observer;
 use super::outcome::finish;
 use super::trial::ENDLESS;
-use crate::cluster::{Brokers, Cluster};
-use crate::diagnose::penstock::{self, Figures};
 use crate::environment::Environment;
-use crate::interrupt::Interrupt;
-use crate::netns::Net;
-use crate::process::{Running, output_of};
+use crate::render;
 use crate::report::{ObserverExperiment, ObserverPair};
-use crate::testbed::{Binaries, BufferDir};
-use crate::workload::Publish;
-use crate::{render, results};
+use crate::results;
+use penstock_diagnose::penstock::{self, Figures};
+use penstock_process::interrupt::Interrupt;
+use penstock_testbed::buffers::BufferDir;
+use penstock_testbed::cluster::{Brokers, Cluster};
+use penstock_testbed::netns::Net;
+use penstock_testbed::programs::Binaries;
+use penstock_testbed::publish::Publish;
+use penstock_testbed::running::{Running, output_of};
 
 /// Until payload flows; longer than any handshake on a busy machine.
 const FLOW_LIMIT: Duration = Duration::from_secs(20);

@@ -13,12 +13,14 @@ use super::flags::Rcvbuf;
 use super::outcome::finish;
 use super::trial::{Bench, Case};
 use crate::environment::Environment;
-use crate::interrupt::Interrupt;
-use crate::link_emulation::{Forwarders, Plan};
-use crate::netns::{self, Net};
+use crate::render;
 use crate::report::{RCVBUF, RcvbufExperiment, RcvbufRow, RcvbufRun};
-use crate::testbed::Binaries;
-use crate::{render, results, rmem};
+use crate::results;
+use crate::rmem;
+use penstock_process::interrupt::Interrupt;
+use penstock_testbed::link_emulation::{Forwarders, Plan};
+use penstock_testbed::netns::{self, Net};
+use penstock_testbed::programs::Binaries;
 
 /// Sender's buffer in its own namespace: so large that it limits nothing before the window does.
 const TCP_WMEM: &str = "4096 16384 134217728";

@@ -9,18 +9,19 @@ use anyhow::{Context, Result, ensure};
 use bytesize::ByteSize;
 
 use super::flags::Rcvbuf;
-use crate::cluster::{Brokers, Cluster, PORT};
-use crate::diagnose::namespaces::Namespace;
-use crate::diagnose::sockets::Socket;
-use crate::diagnose::tcp_info::TcpInfo;
-use crate::interrupt::Interrupt;
-use crate::netns::{self, Net};
-use crate::outputs;
-use crate::program_settings::{Mode, Route, Workload};
 use crate::report::RcvbufRun;
 use crate::rmem::RmemMax;
-use crate::testbed::{Binaries, BufferDir};
-use crate::workload::{Publish, Source};
+use penstock_diagnose::namespaces::Namespace;
+use penstock_diagnose::sockets::Socket;
+use penstock_diagnose::tcp_info::TcpInfo;
+use penstock_process::interrupt::Interrupt;
+use penstock_testbed::buffers::BufferDir;
+use penstock_testbed::cluster::{Brokers, Cluster, PORT};
+use penstock_testbed::netns::{self, Net};
+use penstock_testbed::program_reports;
+use penstock_testbed::programs::Binaries;
+use penstock_testbed::publish::{Publish, Source};
+use penstock_testbed::settings::{Mode, Route, Workload};
 
 /// Until the connection is there; longer than any delay and handshake.
 const CONNECT_LIMIT: Duration = Duration::from_secs(20);
@@ -208,7 +209,11 @@ impl Ends {
     }
 }
 
-fn figures(connection: &outputs::Connection, first: &Look, last: &Look) -> Result<RcvbufRun> {
+fn figures(
+    connection: &program_reports::Connection,
+    first: &Look,
+    last: &Look,
+) -> Result<RcvbufRun> {
     let seconds = last.at.duration_since(first.at).as_secs_f64();
     let percent = |of: fn(&TcpInfo) -> u64| {
         100.0 * of(&last.sent).saturating_sub(of(&first.sent)) as f64 * 1e-6 / seconds

@@ -5,8 +5,8 @@ use std::time::Duration;
 use clap::Args;
 use penstock_flags::{BareUnit, duration};
 
-use crate::program_settings::Profile;
 use crate::settings::Output;
+use penstock_testbed::settings::Profile;
 
 /// Flags of `limits`.
 #[derive(Debug, Args)]

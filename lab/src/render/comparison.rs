@@ -307,10 +307,10 @@ pub(super) fn spread(spread: &Spread) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::program_settings::{Profile, XdpMode};
     use crate::render::tests::example_environment;
     use crate::report::PercentOfLimit;
     use crate::terminal::{self, Screen};
+    use penstock_testbed::settings::{Profile, XdpMode};
     use textwrap::core::display_width;
 
     fn row(metric: &str, rate: Option<u32>) -> Row {

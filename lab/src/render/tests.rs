@@ -5,15 +5,15 @@ use penstock_runtime::profile::StageReport;
 use super::markdown::table;
 use super::throughput::verification;
 use super::*;
-use crate::delay::{DelayLineCount, DelayReport};
 use crate::environment::Environment;
-use crate::faults::Direction;
-use crate::faults::{FaultReport, LinkFaults};
-use crate::outputs::{AckLatency, Connection};
-use crate::program_settings::Profile;
 use crate::report::{Baseline, BaselineRow, Broker, Throughput};
 use crate::report::{ConnectionPoint, Diagnosed, Point, Publisher, Rerun, Timeline};
-use crate::verify::StreamCheck;
+use penstock_testbed::delay::{DelayLineCount, DelayReport};
+use penstock_testbed::faults::Direction;
+use penstock_testbed::faults::{FaultReport, LinkFaults};
+use penstock_testbed::program_reports::{AckLatency, Connection};
+use penstock_testbed::settings::Profile;
+use penstock_testbed::verify::StreamCheck;
 
 fn stage(name: &str) -> StageReport {
     StageReport {

@@ -9,11 +9,11 @@ use serde_json::Value;
 
 use super::markdown::{environment, reproduce, table};
 use super::{comparison, diagnosis};
-use crate::delay::{DelayLineCount, DelayReport};
-use crate::faults::{FaultReport, LinkFaults};
 use crate::host_load;
-use crate::outputs::{Connection, SentStream, Session};
 use crate::report::{Broker, Throughput};
+use penstock_testbed::delay::{DelayLineCount, DelayReport};
+use penstock_testbed::faults::{FaultReport, LinkFaults};
+use penstock_testbed::program_reports::{Connection, SentStream, Session};
 
 /// Heights of a row of blocks, and how many there are at most.
 const BLOCKS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];

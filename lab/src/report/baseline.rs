@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::environment::Environment;
 use crate::host_load::HostLoad;
-use crate::program_settings::Profile;
 use crate::spread::Spread;
+use penstock_testbed::settings::Profile;
 
 /// `report.json` of `penstock-lab baseline`.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::environment::Environment;
 use crate::host_load::HostLoad;
-use crate::program_settings::{Profile, XdpMode};
 use crate::spread::Spread;
+use penstock_testbed::settings::{Profile, XdpMode};
 
 /// The whole report.
 #[derive(Debug, Clone, Serialize, Deserialize)]

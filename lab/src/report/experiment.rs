@@ -5,8 +5,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::environment::Environment;
-use crate::program_settings::{Mode, Profile};
 use crate::spread::Spread;
+use penstock_testbed::settings::{Mode, Profile};
 
 /// Kind of the report of `experiment rcvbuf`.
 pub const RCVBUF: &str = "experiment-rcvbuf";

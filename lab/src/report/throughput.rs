@@ -9,13 +9,13 @@ use super::comparison::Limit;
 use super::diagnosis::Diagnosed;
 use super::timeline::Timeline;
 use super::units::per_gb;
-use crate::delay::DelayReport;
 use crate::environment::Environment;
-use crate::faults::FaultReport;
 use crate::host_load::HostLoad;
-use crate::outputs::{self, AckLatency, Connection, Session};
-use crate::program_settings::Profile;
-use crate::verify::StreamCheck;
+use penstock_testbed::delay::DelayReport;
+use penstock_testbed::faults::FaultReport;
+use penstock_testbed::program_reports::{self, AckLatency, Connection, Session};
+use penstock_testbed::settings::Profile;
+use penstock_testbed::verify::StreamCheck;
 
 /// `report.json` of `penstock-lab throughput`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -107,7 +107,7 @@ pub struct Broker {
 }
 
 impl Publisher {
-    pub fn from_output(output: outputs::Publisher) -> Self {
+    pub fn from_output(output: program_reports::Publisher) -> Self {
         Self {
             batches: output.batches,
             cpu_seconds: output.cpu_seconds,
@@ -126,7 +126,7 @@ impl Broker {
         index: usize,
         address: String,
         topic: &str,
-        output: outputs::Broker,
+        output: program_reports::Broker,
     ) -> Self {
         let mut topics = output.topics.into_iter();
         let log = topics.find(|t| t.topic == topic);

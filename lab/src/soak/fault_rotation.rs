@@ -6,9 +6,9 @@ use anyhow::Result;
 use fastrand::Rng;
 
 use super::script;
-use crate::link_emulation::{Forwarders, Plan};
-use crate::netns::{LinkEmulation, Net};
-use crate::program_settings::Profile;
+use penstock_testbed::link_emulation::{Forwarders, Plan};
+use penstock_testbed::netns::{LinkEmulation, Net};
+use penstock_testbed::settings::Profile;
 
 /// Faults of all links.
 #[derive(Debug)]

@@ -1,9 +1,9 @@
 //! Compares what publishers saw acknowledged with the logs: every acknowledged message is present, and
 //! nothing else but what killed publishers sent first.
 
-use crate::lines::Lines;
-use crate::outputs::{self, Publisher, ReadStream, Subscriber};
-use crate::verify;
+use penstock_testbed::lines::Lines;
+use penstock_testbed::program_reports::{self, Publisher, ReadStream, Subscriber};
+use penstock_testbed::verify;
 
 /// What publishers of one broker reported.
 #[derive(Debug, Default)]
@@ -34,7 +34,12 @@ impl Ledger {
     }
 
     /// Compares with what a reader found in the broker's log, and with the broker's own counters.
-    pub fn audit(&self, read: &Subscriber, broker: &outputs::Broker, lines: &Lines) -> Audit {
+    pub fn audit(
+        &self,
+        read: &Subscriber,
+        broker: &program_reports::Broker,
+        lines: &Lines,
+    ) -> Audit {
         let mut audit = Audit {
             messages_in_log: read.messages,
             ..Audit::default()
@@ -119,7 +124,7 @@ mod tests {
                 "payload_bytes": 9, "sha256": sha256, "path": "tcp", "moves": 0, "transport": null,
             }] }],
         });
-        outputs::parse("publisher", &json.to_string()).unwrap()
+        program_reports::parse("publisher", &json.to_string()).unwrap()
     }
 
     fn read(streams: &[(&str, u64, &str)]) -> Subscriber {
@@ -142,7 +147,7 @@ mod tests {
         }
     }
 
-    fn broker(messages: u64) -> outputs::Broker {
+    fn broker(messages: u64) -> program_reports::Broker {
         let json = json!({
             "active_seconds": 1.0, "cpu_seconds": 1.0, "peak_rss_bytes": 1, "stages": [],
             "topics": [{ "topic": "soak", "path": "", "ring_bytes": 1, "messages": messages,
@@ -150,7 +155,7 @@ mod tests {
             "batches": 1, "recv_calls": 1, "recv_calls_per_batch": 1.0, "bytes_per_recv": 1.0,
             "eagain": 0, "connections": [], "counters": {}, "xdp": null,
         });
-        outputs::parse("broker", &json.to_string()).unwrap()
+        program_reports::parse("broker", &json.to_string()).unwrap()
     }
 
     #[test]

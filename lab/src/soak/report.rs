@@ -7,8 +7,8 @@ use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
 use super::ledger::Audit;
-use crate::outputs::Publisher;
 use crate::resource_usage::{Trend, UsageHistory, has_grown};
+use penstock_testbed::program_reports::Publisher;
 
 /// Kind of the report.
 pub const SOAK: &str = "soak";

@@ -3,52 +3,50 @@
 
 use fastrand::Rng;
 
-use crate::chance::seconds;
-use crate::processes::{ProcessFault, Publisher, Reader};
-use crate::program_settings::Mode;
+use penstock_testbed::chance::seconds;
+use penstock_testbed::processes::{ProcessFault, Publisher, Reader};
+use penstock_testbed::settings::Mode;
 
 /// Longest stop of a process: well below the silence after which a broker ends a stream.
 const LONGEST_STOP: f64 = 2.0;
 
-impl Publisher {
-    pub fn draw(rng: &mut Rng, brokers: usize) -> Self {
-        let fault = match rng.u32(..10) {
-            0..2 => ProcessFault::Killed(seconds(rng, 0.2, 3.0)),
-            2..4 => ProcessFault::Stopped(seconds(rng, 0.2, 2.0), seconds(rng, 0.1, LONGEST_STOP)),
-            _ => ProcessFault::None,
-        };
-        Self {
-            broker: rng.usize(..brokers),
-            mode: *rng
-                .choice([Mode::Tcp, Mode::Xdp, Mode::Auto].iter())
-                .expect("there are some"),
-            // The lines of a killed publisher can be checked only if it had one stream.
-            streams: match fault {
-                ProcessFault::Killed(_) => 1,
-                _ => rng.u32(1..=3),
-            },
-            rate: rng.u64(1_000_000..8_000_000),
-            batch: 1 << rng.u32(11..=16),
-            fault,
-        }
+/// Draws a publisher.
+pub fn publisher(rng: &mut Rng, brokers: usize) -> Publisher {
+    let fault = match rng.u32(..10) {
+        0..2 => ProcessFault::Killed(seconds(rng, 0.2, 3.0)),
+        2..4 => ProcessFault::Stopped(seconds(rng, 0.2, 2.0), seconds(rng, 0.1, LONGEST_STOP)),
+        _ => ProcessFault::None,
+    };
+    Publisher {
+        broker: rng.usize(..brokers),
+        mode: *rng
+            .choice([Mode::Tcp, Mode::Xdp, Mode::Auto].iter())
+            .expect("there are some"),
+        // The lines of a killed publisher can be checked only if it had one stream.
+        streams: match fault {
+            ProcessFault::Killed(_) => 1,
+            _ => rng.u32(1..=3),
+        },
+        rate: rng.u64(1_000_000..8_000_000),
+        batch: 1 << rng.u32(11..=16),
+        fault,
     }
 }
 
-impl Reader {
-    pub fn draw(rng: &mut Rng, brokers: usize) -> Self {
-        let fault = match rng.u32(..10) {
-            0..2 => ProcessFault::Killed(seconds(rng, 0.2, 3.0)),
-            2..4 => ProcessFault::Stopped(seconds(rng, 0.2, 2.0), seconds(rng, 0.1, LONGEST_STOP)),
-            _ => ProcessFault::None,
-        };
-        let registered = rng.bool();
-        Self {
-            broker: rng.usize(..brokers),
-            registered,
-            from_start: !registered && rng.bool(),
-            stays: seconds(rng, 1.0, 6.0),
-            fault,
-        }
+/// Draws a reader.
+pub fn reader(rng: &mut Rng, brokers: usize) -> Reader {
+    let fault = match rng.u32(..10) {
+        0..2 => ProcessFault::Killed(seconds(rng, 0.2, 3.0)),
+        2..4 => ProcessFault::Stopped(seconds(rng, 0.2, 2.0), seconds(rng, 0.1, LONGEST_STOP)),
+        _ => ProcessFault::None,
+    };
+    let registered = rng.bool();
+    Reader {
+        broker: rng.usize(..brokers),
+        registered,
+        from_start: !registered && rng.bool(),
+        stays: seconds(rng, 1.0, 6.0),
+        fault,
     }
 }
 
@@ -68,7 +66,7 @@ pub fn fault_rotation(rng: &mut Rng) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::faults::FaultPlan;
+    use penstock_testbed::faults::FaultPlan;
 
     #[test]
     fn a_seed_repeats_the_script() {
@@ -77,8 +75,8 @@ mod tests {
             (0..50)
                 .map(|_| {
                     (
-                        Publisher::draw(&mut rng, 2),
-                        Reader::draw(&mut rng, 2),
+                        publisher(&mut rng, 2),
+                        reader(&mut rng, 2),
                         fault_rotation(&mut rng),
                     )
                 })
@@ -91,7 +89,7 @@ mod tests {
     #[test]
     fn everything_happens_and_weather_can_be_had() {
         let mut rng = Rng::with_seed(3);
-        let drawn: Vec<_> = (0..500).map(|_| Publisher::draw(&mut rng, 2)).collect();
+        let drawn: Vec<_> = (0..500).map(|_| publisher(&mut rng, 2)).collect();
         for mode in [Mode::Tcp, Mode::Xdp, Mode::Auto] {
             let mut killed = drawn
                 .iter()

@@ -6,10 +6,10 @@ use bytesize::ByteSize;
 use clap::Args;
 use penstock_flags::size;
 
-use crate::delay::Delay;
-use crate::faults::FaultPlan;
-use crate::program_settings::{MAX_TOTAL, Profile, Route, Workload};
 use crate::settings::{Output, Programs, parse_seconds};
+use penstock_testbed::delay::Delay;
+use penstock_testbed::faults::FaultPlan;
+use penstock_testbed::settings::{MAX_TOTAL, Profile, Route, Workload};
 
 /// Flags of `throughput`.
 #[derive(Debug, Args)]

@@ -9,9 +9,9 @@ use penstock_ebpf::Faults;
 use super::super::fault_catalog::Fault;
 use super::super::schedule;
 use super::{Probe, PublisherRun, Trial};
-use crate::netns::Place;
-use crate::processes::ProcessFault;
 use crate::resource_usage::ResourceUsage;
+use penstock_testbed::netns::Place;
+use penstock_testbed::processes::ProcessFault;
 
 /// Bytes sent by a publisher that only creates a topic.
 const PROBE_BYTES: usize = 20_000;

@@ -1,0 +1,23 @@
+//! What the lab and end-to-end tests share: network namespaces, links with faults and delay, and the
+//! processes of a run.
+//!
+//! [`netns::Net`] makes namespaces and links and removes them when it is dropped; [`link_emulation`]
+//! forwards packets between them with faults and delay. [`cluster::Brokers`] starts brokers,
+//! [`publish::Publish`] a publisher, [`verify::Reading`] a subscriber that checks what a log holds.
+
+pub mod buffers;
+pub mod chance;
+pub mod cluster;
+pub mod command;
+pub mod delay;
+pub mod faults;
+pub mod lines;
+pub mod link_emulation;
+pub mod netns;
+pub mod processes;
+pub mod program_reports;
+pub mod programs;
+pub mod publish;
+pub mod running;
+pub mod settings;
+pub mod verify;
