@@ -2,17 +2,17 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::baseline::flags::Baseline;
-use crate::bench::flags::{self as bench, Bench};
-use crate::chaos::flags::{self as chaos, Faults};
-use crate::compare::flags::{self as compare, Compare};
-use crate::diagnose::{self, Diagnose};
-use crate::doctor::flags::{self as doctor, Doctor};
-use crate::experiment::flags::Experiment;
-use crate::limits::flags::Limits;
-use crate::show::{self, Report};
-use crate::soak::flags::{self as soak, Soak};
-use crate::throughput::flags::Throughput;
+use crate::commands::baseline::flags::Baseline;
+use crate::commands::bench::flags::{self as bench, Bench};
+use crate::commands::chaos::flags::{self as chaos, Faults};
+use crate::commands::compare::flags::{self as compare, Compare};
+use crate::commands::diagnose::{self, Diagnose};
+use crate::commands::doctor::flags::{self as doctor, Doctor};
+use crate::commands::experiment::flags::Experiment;
+use crate::commands::limits::flags::Limits;
+use crate::commands::report::{self, Report};
+use crate::commands::soak::flags::{self as soak, Soak};
+use crate::commands::throughput::flags::Throughput;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -69,7 +69,7 @@ pub enum Command {
     #[command(after_help = EXAMPLES, args_override_self = true)]
     Limits(Limits),
     /// Shows a report.json again: in the terminal, or as an HTML page.
-    #[command(after_help = show::EXAMPLES, args_override_self = true)]
+    #[command(after_help = report::EXAMPLES, args_override_self = true)]
     Report(Report),
     /// Answers a question about the kernel by measurement.
     #[command(subcommand)]

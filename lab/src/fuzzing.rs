@@ -5,10 +5,10 @@ use clap::Parser;
 use serde::de::DeserializeOwned;
 
 use crate::cli::Cli;
-use crate::iperf;
-use crate::render;
-use crate::report;
-use crate::show::Shown;
+use crate::commands::report::Shown;
+use crate::measure::iperf;
+use crate::report::model;
+use crate::report::text;
 use penstock_diagnose::penstock::Figures;
 use penstock_testbed::program_reports;
 
@@ -26,11 +26,11 @@ pub fn any_text(data: &[u8]) {
 fn of_programs(text: &str) {
     if let Some(publisher) = read::<program_reports::Publisher>(text) {
         let _ = (publisher.path(), publisher.transport_sum("lost"));
-        report::Publisher::from_output(publisher);
+        model::Publisher::from_output(publisher);
     }
     if let Some(broker) = read::<program_reports::Broker>(text) {
         let _ = (broker.xdp_mode(), broker.xdp_counter("corrupt"));
-        report::Broker::from_output(0, String::new(), "penstock", broker);
+        model::Broker::from_output(0, String::new(), "penstock", broker);
     }
     read::<program_reports::Subscriber>(text);
     read::<Figures>(text);
@@ -49,13 +49,13 @@ fn of_runs(text: &str) {
 /// What a run writes beside its report.
 fn markdown(shown: &Shown) -> String {
     match shown {
-        Shown::Throughput(report) => render::throughput(report),
-        Shown::Baseline(report) => render::baseline(report),
-        Shown::Compare(report) => render::compare(report),
-        Shown::Bench(report) => render::bench(report),
-        Shown::Limits(report) => render::limits(report),
-        Shown::Rcvbuf(report) => render::rcvbuf(report),
-        Shown::Observer(report) => render::observer(report),
+        Shown::Throughput(report) => text::throughput(report),
+        Shown::Baseline(report) => text::baseline(report),
+        Shown::Compare(report) => text::compare(report),
+        Shown::Bench(report) => text::bench(report),
+        Shown::Limits(report) => text::limits(report),
+        Shown::Rcvbuf(report) => text::rcvbuf(report),
+        Shown::Observer(report) => text::observer(report),
         Shown::Soak(report) => report.markdown(),
         Shown::Faults(report) => report.markdown(),
     }

@@ -1,38 +1,12 @@
 //! `penstock-lab`: runs workloads in network namespaces, measures and reports. The program is [`main`].
 
-mod baseline;
-mod bench;
-mod chaos;
-mod chart;
 mod cli;
-mod compare;
-mod diagnose;
-mod doctor;
-mod environment;
-mod experiment;
-mod fixes;
+mod commands;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
-mod host;
-mod host_load;
-mod iperf;
-mod limits;
-mod observation;
-mod page;
-mod progress;
-mod raw;
-mod render;
+mod measure;
 mod report;
-mod resource_usage;
-mod results;
-mod rmem;
 mod settings;
-mod show;
-mod soak;
-mod spread;
-mod terminal;
-mod throughput;
-mod timeline;
 
 use std::process::ExitCode;
 
@@ -77,16 +51,16 @@ pub fn main() -> ExitCode {
 /// Runs a command; returns whether all was well.
 fn run(command: &Command, interrupt: &Interrupt) -> anyhow::Result<bool> {
     match command {
-        Command::Throughput(options) => throughput::run(options, interrupt),
-        Command::Baseline(options) => baseline::run(options, interrupt),
-        Command::Bench(options) => bench::run(options, interrupt),
-        Command::Compare(options) => compare::run(options, interrupt),
-        Command::Limits(options) => limits::run(options, interrupt),
-        Command::Report(options) => show::run(options),
-        Command::Experiment(experiment) => experiment::run(experiment, interrupt),
-        Command::Diagnose(options) => diagnose::run(options, interrupt),
-        Command::Doctor(options) => doctor::run(options),
-        Command::Soak(options) => soak::run(options, interrupt),
-        Command::Faults(options) => chaos::run(options, interrupt),
+        Command::Throughput(options) => commands::throughput::run(options, interrupt),
+        Command::Baseline(options) => commands::baseline::run(options, interrupt),
+        Command::Bench(options) => commands::bench::run(options, interrupt),
+        Command::Compare(options) => commands::compare::run(options, interrupt),
+        Command::Limits(options) => commands::limits::run(options, interrupt),
+        Command::Report(options) => commands::report::run(options),
+        Command::Experiment(experiment) => commands::experiment::run(experiment, interrupt),
+        Command::Diagnose(options) => commands::diagnose::run(options, interrupt),
+        Command::Doctor(options) => commands::doctor::run(options),
+        Command::Soak(options) => commands::soak::run(options, interrupt),
+        Command::Faults(options) => commands::chaos::run(options, interrupt),
     }
 }
