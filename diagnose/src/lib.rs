@@ -4,6 +4,7 @@
 //! figures; the result is a [`sample::Sample`]. `facts` condenses it to a few numbers, and the table in
 //! `rules` turns these into verdicts ([`verdict`]).
 
+mod clue;
 pub mod cpu;
 mod facts;
 pub mod interfaces;

@@ -5,67 +5,8 @@
 //! `requires` makes it possible, what `supports` it makes it likely, and what `contradicts` it is
 //! usually the mark of another cause of which this one would be a symptom.
 
+use super::clue::{Cause, at_least, below};
 use super::facts::Figure;
-
-/// One line of the table.
-#[derive(Debug)]
-pub struct Cause {
-    /// Stable name.
-    pub id: &'static str,
-    pub title: &'static str,
-    /// Ways to see it, the surest first: the first of which every clue holds makes it possible.
-    pub requires: &'static [&'static [Clue]],
-    /// Stands in for `requires` when no way could be seen as a whole.
-    pub unseen: &'static [Clue],
-    pub supports: &'static [Clue],
-    pub contradicts: &'static [Clue],
-    /// One command; `PID`, `PORT`, `IFACE` and `PEER` (a process at the other end) are filled in.
-    pub next: &'static str,
-}
-
-/// A figure on one side of a threshold.
-#[derive(Debug)]
-pub struct Clue {
-    pub figure: Figure,
-    pub is: Is,
-    /// What it is worth, 0 to 1.
-    pub weight: f64,
-    /// Why the threshold is there.
-    pub why: &'static str,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Is {
-    AtLeast(f64),
-    Below(f64),
-}
-
-impl Is {
-    pub fn holds(self, value: f64) -> bool {
-        match self {
-            Self::AtLeast(threshold) => value >= threshold,
-            Self::Below(threshold) => value < threshold,
-        }
-    }
-}
-
-const fn at_least(figure: Figure, threshold: f64, weight: f64, why: &'static str) -> Clue {
-    Clue {
-        figure,
-        is: Is::AtLeast(threshold),
-        weight,
-        why,
-    }
-}
-
-const fn below(figure: Figure, threshold: f64, weight: f64, why: &'static str) -> Clue {
-    Clue {
-        figure,
-        is: Is::Below(threshold),
-        weight,
-        why,
-    }
-}
 
 const MEGABYTE: f64 = 1e6;
 /// What a thread has left above this goes to sampling, its other work and other processes.
@@ -641,6 +582,7 @@ pub const CAUSES: &[Cause] = &[
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clue::Clue;
     use std::collections::BTreeSet;
 
     #[test]

@@ -192,3 +192,24 @@ impl Connection {
         self.receiver().map_or(0.0, |end| end.recv_q) + self.sender().map_or(0.0, |end| end.send_q)
     }
 }
+
+impl Unavailable {
+    /// The broker does not answer.
+    pub fn silent_broker(answers: usize, looks: u32) -> Self {
+        Self {
+            what: "what the broker says of itself".to_owned(),
+            why: format!("it answered {answers} of {looks} times"),
+            how: "look again for longer (--duration); a broker without CPU is slow to answer"
+                .to_owned(),
+        }
+    }
+
+    /// The kernel keeps no PSI.
+    pub fn no_pressure() -> Self {
+        Self {
+            what: "pressure stall information (PSI)".to_owned(),
+            why: "this kernel does not keep it".to_owned(),
+            how: "boot with psi=1".to_owned(),
+        }
+    }
+}

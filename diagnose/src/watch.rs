@@ -111,22 +111,13 @@ pub fn watch(
     let broker = Broker::between(&watch.figures, seconds);
     let broker_silent = broker.is_none() && watch.broker.is_some();
     if broker_silent {
-        unavailable.push(Unavailable {
-            what: "what the broker says of itself".to_owned(),
-            why: format!("it answered {} of {looks} times", watch.figures.len()),
-            how: "look again for longer (--duration); a broker without CPU is slow to answer"
-                .to_owned(),
-        });
+        unavailable.push(Unavailable::silent_broker(watch.figures.len(), looks));
     }
     let cores_end = CoresAt::now()?;
     let interfaces_end = self::interfaces(target, unavailable);
     let pressure = Pressure::read();
     if pressure.is_none() {
-        unavailable.push(Unavailable {
-            what: "pressure stall information (PSI)".to_owned(),
-            why: "this kernel does not keep it".to_owned(),
-            how: "boot with psi=1".to_owned(),
-        });
+        unavailable.push(Unavailable::no_pressure());
     }
     let processes = watch.processes_since(seconds);
     let cores = cores_end.since(&cores, seconds)?;

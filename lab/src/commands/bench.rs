@@ -10,6 +10,7 @@ mod nats;
 mod plan;
 mod reasons;
 pub mod rows;
+mod tally;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -25,6 +26,7 @@ use penstock_ebpf::Mode as AttachMode;
 use penstock_process::output;
 use penstock_wire::message::OVERHEAD;
 use plan::{Case, Contender, Kind, Work};
+use tally::{Figures, Tally, described};
 use tracing::{info, warn};
 
 use crate::commands::compare::host_time::{self, OfHosts};
@@ -53,11 +55,6 @@ const TRIAL_PER_SECOND: f64 = 128e6;
 const MIN_PAYLOAD: f64 = 8e6;
 /// A ring of this size holds less than any sensible run; longer runs only go round.
 const MAX_PAYLOAD: f64 = 64e9;
-/// Number of failed runs after which a contender is left out of its case.
-const MAX_FAILURES: usize = 3;
-
-/// What one run told, by the names of [`rows`].
-type Figures = BTreeMap<&'static str, f64>;
 
 /// Runs it; errors aside, always a success: rows that miss their targets are a result.
 pub fn run(options: &flags::Bench, interrupt: &Interrupt) -> Result<bool> {
@@ -243,11 +240,11 @@ impl Session<'_> {
                 let mut figures = self.attempt(&net, case, contender, &amounts, &name)?;
                 if let Err(why) = figures {
                     // Once more, so that rounds still match; a second failure counts.
-                    sides[index].take(Err(why));
+                    sides[index].add(Err(why));
                     let name = format!("{name}-again");
                     figures = self.attempt(&net, case, contender, &amounts, &name)?;
                 }
-                let shown = sides[index].take(figures);
+                let shown = sides[index].add(figures);
                 info!(
                     "{}, round {}/{}: {} {shown}",
                     case.id,
@@ -563,83 +560,6 @@ fn failed(case: &Case, why: &str) -> BenchCase {
     }
 }
 
-/// The runs of one contender.
-struct Tally {
-    figures: BTreeMap<&'static str, Vec<f64>>,
-    failures: Vec<String>,
-    absent: Option<String>,
-}
-
-impl Tally {
-    fn new(absent: Option<String>) -> Self {
-        Self {
-            figures: BTreeMap::new(),
-            failures: Vec::new(),
-            absent,
-        }
-    }
-
-    /// Whether it does not run any more.
-    fn is_out(&self) -> bool {
-        self.absent.is_some() || self.failures.len() >= MAX_FAILURES
-    }
-
-    /// Notes a run, and says how it went.
-    fn take(&mut self, outcome: Result<Figures, String>) -> String {
-        match outcome {
-            Ok(figures) => {
-                let shown = shown(&figures);
-                for (name, value) in figures {
-                    self.figures.entry(name).or_default().push(value);
-                }
-                shown
-            }
-            Err(why) => {
-                self.failures.push(why);
-                "failed".to_owned()
-            }
-        }
-    }
-
-    fn report(self, of: &Contender) -> BenchContender {
-        let figures = self.figures.into_iter();
-        BenchContender {
-            figures: figures
-                .map(|(name, runs)| (name.to_owned(), Spread::of(runs)))
-                .collect(),
-            failures: self.failures,
-            absent: self.absent,
-            ..described(of)
-        }
-    }
-}
-
-/// A contender without figures.
-fn described(of: &Contender) -> BenchContender {
-    BenchContender {
-        kind: of.kind.name().to_owned(),
-        mode: of.kind.mode(),
-        streams: of.streams,
-        brokers: of.brokers,
-        figures: BTreeMap::new(),
-        failures: Vec::new(),
-        absent: None,
-    }
-}
-
-fn shown(figures: &Figures) -> String {
-    let part = |name, unit: &str| {
-        let value: Option<&f64> = figures.get(name);
-        value.map(|value| format!("{value:.0} {unit}"))
-    };
-    let parts = [
-        part(bench_figures::PAYLOAD, "MB/s"),
-        part(bench_figures::P50, "µs ack p50"),
-        part(bench_figures::IDLE_STREAM, "bytes per idle stream"),
-    ];
-    parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
-}
-
 /// Why a run failed, without the log that is on stderr and in the run's folder.
 fn first_line(error: &anyhow::Error) -> String {
     let text = format!("{error:#}");
@@ -662,7 +582,7 @@ mod tests {
     fn measured(kind: Kind, rates: &[f64]) -> BenchContender {
         let mut tally = Tally::new(None);
         for rate in rates {
-            tally.take(Ok(Figures::from([(bench_figures::PAYLOAD, *rate)])));
+            tally.add(Ok(Figures::from([(bench_figures::PAYLOAD, *rate)])));
         }
         tally.report(&contender(kind))
     }
@@ -701,12 +621,12 @@ mod tests {
     #[test]
     fn failed_runs_do_not_count_and_three_end_it() {
         let mut tally = Tally::new(None);
-        tally.take(Ok(Figures::from([(bench_figures::PAYLOAD, 1.0)])));
-        assert_eq!(tally.take(Err("it fell back".to_owned())), "failed");
+        tally.add(Ok(Figures::from([(bench_figures::PAYLOAD, 1.0)])));
+        assert_eq!(tally.add(Err("it fell back".to_owned())), "failed");
         assert!(!tally.is_out());
-        tally.take(Err("again".to_owned()));
+        tally.add(Err("again".to_owned()));
         assert!(!tally.is_out());
-        tally.take(Err("and again".to_owned()));
+        tally.add(Err("and again".to_owned()));
         assert!(tally.is_out());
         let report = tally.report(&contender(Kind::Tcp));
         assert_eq!(report.figures[bench_figures::PAYLOAD].runs, [1.0]);

@@ -6,6 +6,7 @@ mod palette;
 mod shares;
 
 use anyhow::{Result, anyhow};
+use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
@@ -207,19 +208,7 @@ impl Chart<'_> {
             .y_label_area_size(58)
             .build_cartesian_2d(0.0..count as f64, axis.from..axis.to)
             .map_err(text)?;
-        chart
-            .configure_mesh()
-            .disable_x_mesh()
-            .disable_x_axis()
-            .light_line_style(TRANSPARENT)
-            .bold_line_style(GRID)
-            .axis_style(GRID)
-            .label_style(("sans-serif", 12, &INK))
-            .y_desc(panel.unit)
-            .y_labels(axis.labels())
-            .y_label_formatter(&|at| axis.label(*at))
-            .draw()
-            .map_err(text)?;
+        draw_mesh(&mut chart, panel.unit, &axis)?;
         for (series, name) in self.series.iter().enumerate() {
             let bars = panel.groups.iter().enumerate();
             let bars =
@@ -257,17 +246,7 @@ impl Chart<'_> {
                 }))
                 .map_err(text)?;
         }
-        let below = ("sans-serif", 13, &INK)
-            .into_text_style(area)
-            .pos(Pos::new(HPos::Center, VPos::Top));
-        for (group, (label, _)) in panel.groups.iter().enumerate() {
-            let (x, y) = chart.backend_coord(&(group as f64 + 0.5, axis.from));
-            let (left, up) = area.get_base_pixel();
-            for (line, y) in label.lines().zip((y - up + 8..).step_by(LINE as usize)) {
-                area.draw(&Text::new(line, (x - left, y), below.clone()))
-                    .map_err(text)?;
-            }
-        }
+        draw_labels(&chart, area, panel, axis.from)?;
         if legend {
             chart
                 .configure_series_labels()
@@ -286,6 +265,51 @@ impl Chart<'_> {
         let left = group as f64 + (1.0 - FILLED) / 2.0 + series as f64 * width;
         (left + 0.01, left + width - 0.01)
     }
+}
+
+/// The coordinates of a panel.
+type Plot<'a, DB> = ChartContext<'a, DB, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
+
+/// Draws the vertical axis and its lines.
+fn draw_mesh<DB: DrawingBackend>(
+    chart: &mut Plot<'_, DB>,
+    unit: &str,
+    axis: &Axis,
+) -> Result<(), String> {
+    chart
+        .configure_mesh()
+        .disable_x_mesh()
+        .disable_x_axis()
+        .light_line_style(TRANSPARENT)
+        .bold_line_style(GRID)
+        .axis_style(GRID)
+        .label_style(("sans-serif", 12, &INK))
+        .y_desc(unit)
+        .y_labels(axis.labels())
+        .y_label_formatter(&|at| axis.label(*at))
+        .draw()
+        .map_err(text)
+}
+
+/// Draws the labels of the groups below the axis.
+fn draw_labels<DB: DrawingBackend>(
+    chart: &Plot<'_, DB>,
+    area: &DrawingArea<DB, plotters::coord::Shift>,
+    panel: &Panel<'_>,
+    bottom: f64,
+) -> Result<(), String> {
+    let below = ("sans-serif", 13, &INK)
+        .into_text_style(area)
+        .pos(Pos::new(HPos::Center, VPos::Top));
+    for (group, (label, _)) in panel.groups.iter().enumerate() {
+        let (x, y) = chart.backend_coord(&(group as f64 + 0.5, bottom));
+        let (left, up) = area.get_base_pixel();
+        for (line, y) in label.lines().zip((y - up + 8..).step_by(LINE as usize)) {
+            area.draw(&Text::new(line, (x - left, y), below.clone()))
+                .map_err(text)?;
+        }
+    }
+    Ok(())
 }
 
 /// The range of a bar's runs.
