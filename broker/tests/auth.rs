@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 
 use penstock_auth::{Channel, Initiator, Key, PacketKeys, read_key};
 use penstock_log::{Reader, Start};
+use penstock_wire::auth_handshake::{
+    AUTH_RESPONSE_LEN, AuthResponse, SEAL_LEN, SEALED_WELCOME_LEN, SealedHello, SealedWelcome,
+};
 use penstock_wire::batch::{Header, payload_checksum};
 use penstock_wire::handshake::{Answer, Hello, Offer, Refusal, Request, WELCOME_LEN, Welcome};
-use penstock_wire::knock::{
-    KNOCK_ANSWER_LEN, KnockAnswer, Question, Reply, SEAL_LEN, SEALED_REPLY_LEN,
-};
 use penstock_wire::message::{Messages, append};
 use penstock_wire::packet::TAG_LEN;
 use penstock_wire::reply::{self, Fault, Parsed, REPLY_LEN};
@@ -138,12 +138,12 @@ impl Broker {
         socket
     }
 
-    /// Knocks; returns the channel, or the refusal.
-    fn knock(&self, key: &Key) -> Result<(TcpStream, Channel), Refused> {
+    /// Authenticates; returns the channel, or the refusal.
+    fn authenticate(&self, key: &Key) -> Result<(TcpStream, Channel), Refused> {
         let mut socket = self.connect();
-        let (publisher, knock) = Initiator::knock(key).unwrap();
-        socket.write_all(knock.as_bytes()).unwrap();
-        let answer = read::<KNOCK_ANSWER_LEN>(&mut socket);
+        let (publisher, init) = Initiator::start(key).unwrap();
+        socket.write_all(init.as_bytes()).unwrap();
+        let answer = read::<AUTH_RESPONSE_LEN>(&mut socket);
         match Welcome::read_from_bytes(&answer).unwrap().parse() {
             Ok(Answer::Refused { code, text_len }) => {
                 let mut text = vec![0; text_len];
@@ -152,7 +152,7 @@ impl Broker {
             }
             Ok(Answer::Accepted(_)) => panic!("accepted without a question"),
             Err(_) => {
-                let answer = KnockAnswer::read_from_bytes(&answer).unwrap();
+                let answer = AuthResponse::read_from_bytes(&answer).unwrap();
                 Ok((socket, publisher.finish(&answer).unwrap()))
             }
         }
@@ -176,15 +176,15 @@ impl Broker {
         request: &Request,
         packet_auth: bool,
     ) -> Result<(TcpStream, Offer, [u8; 32]), Refused> {
-        let (mut socket, mut channel) = self.knock(key)?;
-        let question = Question::new(request, topic, packet_auth).unwrap();
+        let (mut socket, mut channel) = self.authenticate(key)?;
+        let question = SealedHello::new(request, topic, packet_auth).unwrap();
         socket
             .write_all(&channel.seal(question.as_bytes()))
             .unwrap();
         let reply = channel
-            .open(&read::<SEALED_REPLY_LEN>(&mut socket))
+            .open(&read::<SEALED_WELCOME_LEN>(&mut socket))
             .unwrap();
-        let reply = Reply::read_from_bytes(&reply).unwrap();
+        let reply = SealedWelcome::read_from_bytes(&reply).unwrap();
         match Welcome::read_from_bytes(&reply.welcome)
             .unwrap()
             .parse()
@@ -227,7 +227,7 @@ fn only_holders_of_a_key_get_in_and_only_where_they_may() {
         said.contains("key eu may not publish to topic \"audit\""),
         "{said}"
     );
-    let (code, stranger) = broker.knock(&Key::new(&[9; 32])).unwrap_err();
+    let (code, stranger) = broker.authenticate(&Key::new(&[9; 32])).unwrap_err();
     assert_eq!(code, Refusal::Authentication as u16);
     assert!(stranger.contains("does not accept the key"), "{stranger}");
 
@@ -262,26 +262,26 @@ fn a_topic_that_a_key_may_not_publish_to_is_not_even_made() {
 fn a_recorded_opening_takes_nothing_over() {
     let broker = Broker::start();
     let key = broker.key("eu");
-    let (publisher, knock) = Initiator::knock(&key).unwrap();
+    let (publisher, init) = Initiator::start(&key).unwrap();
     let mut socket = broker.connect();
-    socket.write_all(knock.as_bytes()).unwrap();
-    let answer = read::<KNOCK_ANSWER_LEN>(&mut socket);
+    socket.write_all(init.as_bytes()).unwrap();
+    let answer = read::<AUTH_RESPONSE_LEN>(&mut socket);
     let mut channel = publisher
-        .finish(&KnockAnswer::read_from_bytes(&answer).unwrap())
+        .finish(&AuthResponse::read_from_bytes(&answer).unwrap())
         .unwrap();
     let question = channel.seal(
-        Question::new(&request(), "trades.a", false)
+        SealedHello::new(&request(), "trades.a", false)
             .unwrap()
             .as_bytes(),
     );
     socket.write_all(&question).unwrap();
     channel
-        .open(&read::<SEALED_REPLY_LEN>(&mut socket))
+        .open(&read::<SEALED_WELCOME_LEN>(&mut socket))
         .unwrap();
 
     let mut again = broker.connect();
-    again.write_all(knock.as_bytes()).unwrap();
-    read::<KNOCK_ANSWER_LEN>(&mut again);
+    again.write_all(init.as_bytes()).unwrap();
+    read::<AUTH_RESPONSE_LEN>(&mut again);
     again.write_all(&question).unwrap();
     let welcome = read::<WELCOME_LEN>(&mut again);
     let answer = Welcome::read_from_bytes(&welcome).unwrap().parse().unwrap();
@@ -332,7 +332,7 @@ fn keys_are_read_again_on_sighup() {
     write_keys(&broker.dir, &[line(&broker.dir, "us", "audit")]);
     broker.signal(libc::SIGHUP);
     let start = Instant::now();
-    while broker.knock(&eu).is_ok() {
+    while broker.authenticate(&eu).is_ok() {
         assert!(start.elapsed() < PATIENCE, "the key is taken for ever");
         std::thread::sleep(Duration::from_millis(10));
     }

@@ -22,7 +22,7 @@ use penstock_transport::{Outgoing, Sender, SenderConfig, Transmit};
 use penstock_wire::batch::Header;
 use penstock_wire::crc32c::Joiner;
 use penstock_wire::handshake::Path;
-use penstock_wire::packet::{DATA_LEN, Data, Feedback, Head, StreamKey, TAG_LEN, Tag};
+use penstock_wire::packet::{DATA_LEN, Data, DataPrefix, Feedback, StreamKey, TAG_LEN, Tag};
 use penstock_wire::reply::Fault;
 use zerocopy::IntoBytes;
 
@@ -80,7 +80,7 @@ pub(crate) struct DatagramStream {
     /// What another connection left; sent first.
     leftover: VecDeque<Filled>,
     /// Headers of the packets of one call, and what they carry.
-    headers: Vec<Head>,
+    headers: Vec<DataPrefix>,
     group: Vec<Transmit>,
     /// The kernel had no room for them: they go first.
     is_blocked: bool,
@@ -803,7 +803,7 @@ fn summed(
     payload: &[u8],
     payload_sum: Option<u32>,
     full: &Joiner,
-) -> Head {
+) -> DataPrefix {
     let (packet, pause) = (transmit.packet, transmit.pause);
     let data = match (&transmit.what, payload_sum) {
         (Outgoing::Payload { chunk, .. }, Some(sum)) => {
@@ -815,11 +815,11 @@ fn summed(
         (Outgoing::Ping { .. }, _) => Data::ping(key, packet, payload),
     };
     let tag = Tag::default();
-    Head { data, tag }
+    DataPrefix { data, tag }
 }
 
 /// Header of a packet with a tag behind it.
-fn sealed(key: StreamKey, keys: &PacketKeys, transmit: &Transmit, payload: &[u8]) -> Head {
+fn sealed(key: StreamKey, keys: &PacketKeys, transmit: &Transmit, payload: &[u8]) -> DataPrefix {
     let (chunk, pause) = match &transmit.what {
         Outgoing::Payload { chunk, .. } => (Some(chunk), transmit.pause),
         Outgoing::Ping { .. } => (None, None),
@@ -827,7 +827,7 @@ fn sealed(key: StreamKey, keys: &PacketKeys, transmit: &Transmit, payload: &[u8]
     let len = payload.len() as u16;
     let data = Data::to_be_sealed(key, transmit.packet, chunk, pause, len);
     let tag = keys.seal_data(transmit.packet, &[data.as_bytes(), payload]);
-    Head { data, tag }
+    DataPrefix { data, tag }
 }
 
 fn size_of_packet(transmit: &Transmit) -> usize {

@@ -8,8 +8,10 @@ use penstock_auth::{Channel, Initiator, Key, PacketKeys};
 use penstock_process::text::foreign_bytes;
 use penstock_runtime::deadline;
 use penstock_wire::MAGIC;
+use penstock_wire::auth_handshake::{
+    AUTH_MAGIC, AuthResponse, SEAL_LEN, SEALED_WELCOME_LEN, SealedHello, SealedWelcome,
+};
 use penstock_wire::handshake::{Answer, Hello, Offer, Request, WELCOME_LEN, Welcome};
-use penstock_wire::knock::{KNOCK_MAGIC, KnockAnswer, Question, Reply, SEAL_LEN, SEALED_REPLY_LEN};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::{Config, Error};
@@ -57,11 +59,11 @@ impl Opening<'_> {
         config: &Config,
         request: &Request,
     ) -> Result<(Offer, Option<PacketKeys>), Error> {
-        let mut channel = self.knock(key)?;
-        let question = Question::new(request, &config.topic, config.packet_auth)?;
+        let mut channel = self.authenticate(key)?;
+        let question = SealedHello::new(request, &config.topic, config.packet_auth)?;
         self.write(&channel.seal(question.as_bytes()))?;
-        let reply = self.open(&mut channel, SEALED_REPLY_LEN)?;
-        let reply = Reply::read_from_bytes(&reply).expect("it has this length");
+        let reply = self.open(&mut channel, SEALED_WELCOME_LEN)?;
+        let reply = SealedWelcome::read_from_bytes(&reply).expect("it has this length");
         let welcome = Welcome::read_from_bytes(&reply.welcome).expect("plain bytes");
         match welcome.parse().map_err(|e| self.stranger(e))? {
             Answer::Accepted(offer) => {
@@ -81,16 +83,16 @@ impl Opening<'_> {
     }
 
     /// Proves to the broker that this end holds the key, and verifies that the broker holds it too.
-    fn knock(&self, key: &Key) -> Result<Channel, Error> {
+    fn authenticate(&self, key: &Key) -> Result<Channel, Error> {
         let unproven = |source| Error::Unproven {
             broker: self.broker.to_owned(),
             source,
         };
-        let (publisher, knock) = Initiator::knock(key).map_err(unproven)?;
-        self.write(knock.as_bytes())?;
+        let (publisher, init) = Initiator::start(key).map_err(unproven)?;
+        self.write(init.as_bytes())?;
         let answer = self.read_answer()?;
-        if answer[..MAGIC.len()] == KNOCK_MAGIC {
-            let answer = KnockAnswer::read_from_bytes(&answer).expect("they are as long");
+        if answer[..MAGIC.len()] == AUTH_MAGIC {
+            let answer = AuthResponse::read_from_bytes(&answer).expect("they are as long");
             return publisher.finish(&answer).map_err(unproven);
         }
         let welcome = Welcome::read_from_bytes(&answer).expect("a welcome is plain bytes");
@@ -106,7 +108,7 @@ impl Opening<'_> {
         }
     }
 
-    /// Reads an answer: a Welcome, or one to a knock, which is as long. Its first bytes tell a
+    /// Reads an answer: a Welcome, or an [`AuthResponse`], which is as long. Its first bytes tell a
     /// stranger, who may not say as much as a broker does.
     fn read_answer(&self) -> Result<[u8; WELCOME_LEN], Error> {
         let mut bytes = [0; WELCOME_LEN];
@@ -116,7 +118,7 @@ impl Opening<'_> {
             read.map_err(|e| self.failed(explain_silence(e)))
         };
         read(first)?;
-        if *first != KNOCK_MAGIC {
+        if *first != AUTH_MAGIC {
             Welcome::check_magic(first).map_err(|e| self.stranger(e))?;
         }
         read(rest)?;

@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use penstock_auth::{Channel, Key, PacketKeys, respond};
 use penstock_publisher::{Config, Error, Publisher};
+use penstock_wire::auth_handshake::{
+    AUTH_INIT_LEN, AuthInit, SEALED_HELLO_LEN, SealedHello, SealedWelcome,
+};
 use penstock_wire::batch::{Frame, HEADER_LEN, Header};
 use penstock_wire::handshake::{Offer, Refusal, Welcome};
-use penstock_wire::knock::{KNOCK_LEN, Knock, Question, Reply, SEALED_QUESTION_LEN};
 use penstock_wire::packet::TAG_LEN;
 use penstock_wire::reply;
 use zerocopy::{FromBytes, IntoBytes};
@@ -45,26 +47,26 @@ fn config(address: String) -> Config {
     }
 }
 
-fn knock(socket: &mut TcpStream) -> Knock {
-    let mut bytes = [0; KNOCK_LEN];
+fn read_init(socket: &mut TcpStream) -> AuthInit {
+    let mut bytes = [0; AUTH_INIT_LEN];
     socket.read_exact(&mut bytes).unwrap();
-    Knock::read_from_bytes(&bytes).unwrap()
+    AuthInit::read_from_bytes(&bytes).unwrap()
 }
 
-/// Answers a knock as a holder of the key does; returns the topic that is asked for.
+/// Answers an [`AuthInit`] as a holder of the key does; returns the topic that is asked for.
 fn shake_hands(socket: &mut TcpStream) -> (Channel, String) {
-    let (mut channel, answer) = respond(&key(1), &knock(socket)).unwrap();
+    let (mut channel, answer) = respond(&key(1), &read_init(socket)).unwrap();
     socket.write_all(answer.as_bytes()).unwrap();
-    let mut question = [0; SEALED_QUESTION_LEN];
+    let mut question = [0; SEALED_HELLO_LEN];
     socket.read_exact(&mut question).unwrap();
     let question = channel.open(&question).unwrap();
-    let question = Question::read_from_bytes(&question).unwrap();
+    let question = SealedHello::read_from_bytes(&question).unwrap();
     let topic = question.parse().unwrap().1.to_owned();
     (channel, topic)
 }
 
 fn seal(channel: &mut Channel, welcome: &[u8]) -> Vec<u8> {
-    channel.seal(Reply::new(welcome.try_into().unwrap()).as_bytes())
+    channel.seal(SealedWelcome::new(welcome.try_into().unwrap()).as_bytes())
 }
 
 #[test]
@@ -92,7 +94,7 @@ fn a_stream_is_opened_with_a_broker_that_holds_the_key() {
 /// Accepts a stream whose frames carry tags, and takes its first batch.
 fn take_sealed_batch(socket: &mut TcpStream) -> PacketKeys {
     let (mut channel, _) = shake_hands(socket);
-    let mut answer = Reply::new(Welcome::accept(OFFER).as_bytes().try_into().unwrap());
+    let mut answer = SealedWelcome::new(Welcome::accept(OFFER).as_bytes().try_into().unwrap());
     answer.packets = [7; 32];
     let sealed = channel.seal(answer.as_bytes());
     socket.write_all(&sealed).unwrap();
@@ -192,7 +194,7 @@ fn a_sealed_refusal_is_told() {
 #[test]
 fn a_refusal_before_the_handshake_is_told() {
     let (address, _) = broker(|mut socket| {
-        knock(&mut socket);
+        read_init(&mut socket);
         let refusal = Welcome::refuse(Refusal::Authentication, "no such key");
         socket.write_all(&refusal).unwrap();
     });
@@ -203,7 +205,7 @@ fn a_refusal_before_the_handshake_is_told() {
 #[test]
 fn an_acceptance_without_the_key_is_refused_and_nothing_is_told_to_it() {
     let (address, played) = broker(|mut socket| {
-        knock(&mut socket);
+        read_init(&mut socket);
         socket.write_all(Welcome::accept(OFFER).as_bytes()).unwrap();
         let mut rest = Vec::new();
         socket.read_to_end(&mut rest).unwrap();
@@ -218,8 +220,8 @@ fn an_acceptance_without_the_key_is_refused_and_nothing_is_told_to_it() {
 fn a_broker_with_another_key_is_told_nothing() {
     let (address, played) = broker(|mut socket| {
         // It answers whatever it is told, with the key that it has.
-        knock(&mut socket);
-        let (_, own) = penstock_auth::Initiator::knock(&key(2)).unwrap();
+        read_init(&mut socket);
+        let (_, own) = penstock_auth::Initiator::start(&key(2)).unwrap();
         let (_, answer) = respond(&key(2), &own).unwrap();
         socket.write_all(answer.as_bytes()).unwrap();
         let mut rest = Vec::new();

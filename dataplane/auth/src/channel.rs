@@ -1,6 +1,8 @@
 //! The handshake, and the channel that comes out of it. No I/O; its randomness is the system's.
 
-use penstock_wire::knock::{Knock, KnockAnswer, KnockError, NOISE_LEN, Preamble, SEAL_LEN};
+use penstock_wire::auth_handshake::{
+    AuthHandshakeError, AuthInit, AuthResponse, NOISE_LEN, Preamble, SEAL_LEN,
+};
 use snow::{Builder, HandshakeState, TransportState};
 use thiserror::Error;
 use zerocopy::IntoBytes;
@@ -18,7 +20,7 @@ pub enum Unproven {
     Wrong,
     /// It speaks another version.
     #[error(transparent)]
-    Other(#[from] KnockError),
+    Other(#[from] AuthHandshakeError),
     /// Without random numbers there is no handshake.
     #[error("this host gives no random numbers")]
     Random,
@@ -33,7 +35,7 @@ impl From<snow::Error> for Unproven {
     }
 }
 
-/// A publisher that has knocked.
+/// A publisher that has started the handshake.
 #[derive(Debug)]
 pub struct Initiator(HandshakeState);
 
@@ -42,19 +44,19 @@ impl Initiator {
     ///
     /// # Errors
     /// If the host gives no random numbers.
-    pub fn knock(key: &Key) -> Result<(Self, Knock), Unproven> {
+    pub fn start(key: &Key) -> Result<(Self, AuthInit), Unproven> {
         let preamble = Preamble::new(*key.id());
         let mut noise = builder(key, &preamble).build_initiator()?;
         let mut message = [0; NOISE_LEN];
         noise.write_message(&[], &mut message)?;
-        Ok((Self(noise), Knock::new(preamble, message)))
+        Ok((Self(noise), AuthInit::new(preamble, message)))
     }
 
     /// Ends it with the broker's answer.
     ///
     /// # Errors
     /// [`Unproven`] when the answer does not come from a holder of the key.
-    pub fn finish(mut self, answer: &KnockAnswer) -> Result<Channel, Unproven> {
+    pub fn finish(mut self, answer: &AuthResponse) -> Result<Channel, Unproven> {
         self.0.read_message(answer.parse()?, &mut [])?;
         Ok(Channel(self.0.into_transport_mode()?))
     }
@@ -63,20 +65,20 @@ impl Initiator {
 /// The broker's part: one message in, one out. Costs only a few hashes if the other end does not
 /// hold the key.
 ///
-/// That the answer is sent does not mean that the other end is there: a recorded knock gets one as
+/// That the answer is sent does not mean that the other end is there: a recorded [`AuthInit`] gets one as
 /// well. What is opened with the [`Channel`] comes from a holder of the key, and is new.
 ///
 /// # Errors
-/// [`Unproven`] when the knock does not come from a holder of the key.
-pub fn respond(key: &Key, knock: &Knock) -> Result<(Channel, KnockAnswer), Unproven> {
-    let (preamble, _, message) = knock.parse()?;
+/// [`Unproven`] when it does not come from a holder of the key.
+pub fn respond(key: &Key, init: &AuthInit) -> Result<(Channel, AuthResponse), Unproven> {
+    let (preamble, _, message) = init.parse()?;
     let mut noise = builder(key, preamble).build_responder()?;
     noise.read_message(message, &mut [])?;
     let mut answer = [0; NOISE_LEN];
     noise.write_message(&[], &mut answer)?;
     Ok((
         Channel(noise.into_transport_mode()?),
-        KnockAnswer::new(answer),
+        AuthResponse::new(answer),
     ))
 }
 
@@ -128,8 +130,8 @@ mod tests {
     }
 
     fn pair() -> (Channel, Channel) {
-        let (publisher, knock) = Initiator::knock(&key(1)).unwrap();
-        let (broker, answer) = respond(&key(1), &knock).unwrap();
+        let (publisher, init) = Initiator::start(&key(1)).unwrap();
+        let (broker, answer) = respond(&key(1), &init).unwrap();
         (publisher.finish(&answer).unwrap(), broker)
     }
 
@@ -146,21 +148,21 @@ mod tests {
 
     #[test]
     fn another_key_is_noticed_by_the_first_who_can() {
-        let (_, knock) = Initiator::knock(&key(2)).unwrap();
-        assert_eq!(respond(&key(1), &knock).unwrap_err(), Unproven::Wrong);
+        let (_, init) = Initiator::start(&key(2)).unwrap();
+        assert_eq!(respond(&key(1), &init).unwrap_err(), Unproven::Wrong);
         // A broker that takes any key cannot answer for it either.
-        let (publisher, _) = Initiator::knock(&key(2)).unwrap();
-        let (_, knock) = Initiator::knock(&key(1)).unwrap();
-        let (_, answer) = respond(&key(1), &knock).unwrap();
+        let (publisher, _) = Initiator::start(&key(2)).unwrap();
+        let (_, init) = Initiator::start(&key(1)).unwrap();
+        let (_, answer) = respond(&key(1), &init).unwrap();
         assert_eq!(publisher.finish(&answer).unwrap_err(), Unproven::Wrong);
     }
 
     #[test]
     fn a_recorded_publisher_gets_no_further_than_the_first_answer() {
-        let (publisher, knock) = Initiator::knock(&key(1)).unwrap();
-        let (mut broker, answer) = respond(&key(1), &knock).unwrap();
+        let (publisher, init) = Initiator::start(&key(1)).unwrap();
+        let (mut broker, answer) = respond(&key(1), &init).unwrap();
         let question = publisher.finish(&answer).unwrap().seal(b"question");
-        let (mut again, _) = respond(&key(1), &knock).unwrap();
+        let (mut again, _) = respond(&key(1), &init).unwrap();
         assert_eq!(again.open(&question), Err(Unproven::Wrong));
         assert_eq!(broker.open(&question).unwrap(), b"question");
         assert_eq!(broker.open(&question), Err(Unproven::Wrong), "twice");
@@ -168,32 +170,32 @@ mod tests {
 
     #[test]
     fn a_recorded_broker_gets_no_question() {
-        let (first, knock) = Initiator::knock(&key(1)).unwrap();
-        let (_, answer) = respond(&key(1), &knock).unwrap();
+        let (first, init) = Initiator::start(&key(1)).unwrap();
+        let (_, answer) = respond(&key(1), &init).unwrap();
         first.finish(&answer).unwrap();
-        let (second, _) = Initiator::knock(&key(1)).unwrap();
+        let (second, _) = Initiator::start(&key(1)).unwrap();
         assert_eq!(second.finish(&answer).unwrap_err(), Unproven::Wrong);
     }
 
     #[test]
     fn every_flipped_bit_is_noticed() {
-        let (_, knock) = Initiator::knock(&key(1)).unwrap();
+        let (_, init) = Initiator::start(&key(1)).unwrap();
         // The magic is looked at before this.
-        for bit in 32..knock.as_bytes().len() * 8 {
-            let mut bytes = knock.as_bytes().to_vec();
+        for bit in 32..init.as_bytes().len() * 8 {
+            let mut bytes = init.as_bytes().to_vec();
             bytes[bit / 8] ^= 1 << (bit % 8);
-            let flipped = Knock::read_from_bytes(&bytes).unwrap();
+            let flipped = AuthInit::read_from_bytes(&bytes).unwrap();
             assert!(
                 respond(&key(1), &flipped).is_err(),
-                "bit {bit} of the knock"
+                "bit {bit} of the init message"
             );
         }
-        for bit in 32..size_of::<KnockAnswer>() * 8 {
-            let (publisher, knock) = Initiator::knock(&key(1)).unwrap();
-            let (_, answer) = respond(&key(1), &knock).unwrap();
+        for bit in 32..size_of::<AuthResponse>() * 8 {
+            let (publisher, init) = Initiator::start(&key(1)).unwrap();
+            let (_, answer) = respond(&key(1), &init).unwrap();
             let mut bytes = answer.as_bytes().to_vec();
             bytes[bit / 8] ^= 1 << (bit % 8);
-            let flipped = KnockAnswer::read_from_bytes(&bytes).unwrap();
+            let flipped = AuthResponse::read_from_bytes(&bytes).unwrap();
             assert!(
                 publisher.finish(&flipped).is_err(),
                 "bit {bit} of the answer"
@@ -220,8 +222,8 @@ mod tests {
         }
 
         #[test]
-        fn arbitrary_bytes_prove_nothing(knock: [u8; size_of::<Knock>()], sealed in prop::collection::vec(any::<u8>(), 0..300)) {
-            prop_assert!(respond(&key(1), &Knock::read_from_bytes(&knock).unwrap()).is_err());
+        fn arbitrary_bytes_prove_nothing(init: [u8; size_of::<AuthInit>()], sealed in prop::collection::vec(any::<u8>(), 0..300)) {
+            prop_assert!(respond(&key(1), &AuthInit::read_from_bytes(&init).unwrap()).is_err());
             prop_assert_eq!(pair().1.open(&sealed), Err(Unproven::Wrong));
         }
     }

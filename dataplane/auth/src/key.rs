@@ -4,7 +4,7 @@ use std::fmt;
 
 use blake2::Blake2sMac256;
 use blake2::digest::{FixedOutput, KeyInit, Update};
-use penstock_wire::knock::KEY_ID_LEN;
+use penstock_wire::auth_handshake::KEY_ID_LEN;
 use zeroize::Zeroizing;
 
 /// Bytes of a secret.

@@ -93,7 +93,7 @@ impl Grant {
 #[derive(Debug)]
 pub struct Grants {
     by_id: HashMap<KeyId, Arc<Grant>>,
-    /// Stands in for a key that is not known, so that a knock costs the same with any number.
+    /// Stands in for a key that is not known, so that a handshake costs the same with any number.
     decoy: Key,
 }
 

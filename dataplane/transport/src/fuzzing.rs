@@ -6,7 +6,7 @@ use penstock_wire::packet::{
     BatchInfo, Chunk, Feedback, MAX_ACK_LEN, MAX_GAPS, MAX_PACKET, StreamKey,
 };
 
-use crate::{Limits, MAX_OPEN_BATCHES, Outgoing, Receiver, Refusal, Sender, SenderConfig};
+use crate::{DropReason, Limits, MAX_OPEN_BATCHES, Outgoing, Receiver, Sender, SenderConfig};
 
 const STREAM: StreamKey = StreamKey { key: 7, stream: 3 };
 
@@ -95,7 +95,7 @@ pub fn receiver(data: &[u8]) {
                     Err(refusal) => {
                         assert!(!is_next, "{refusal}");
                         let is_known = open.get(&seq).is_some_and(|(known, _)| *known == batch);
-                        assert!(refusal != Refusal::Contradiction || !is_known);
+                        assert!(refusal != DropReason::Contradiction || !is_known);
                         continue;
                     }
                 }

@@ -24,7 +24,7 @@ mod sent_packets;
 mod simulation;
 
 pub use in_flight::InFlightLimit;
-pub use receiver::{ArrivalOrder, FREE_MEMORY, Limits, OpenBatch, Receiver, Refusal};
+pub use receiver::{ArrivalOrder, DropReason, FREE_MEMORY, Limits, OpenBatch, Receiver};
 pub use sender::{AckFault, Outgoing, Sender, SenderConfig, SenderStats, Transmit};
 
 /// Most batches of a stream that may be uncommitted; both ends keep to it.

@@ -35,7 +35,7 @@ pub struct Limits {
 
 /// Why a packet is not placed.
 #[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
-pub enum Refusal {
+pub enum DropReason {
     /// All of it came before; the sender is told again.
     #[error("it came before")]
     Duplicate,
@@ -145,25 +145,25 @@ impl<R> Receiver<R> {
     /// changed but what [`Self::feedback`] tells.
     ///
     /// # Errors
-    /// [`Refusal`] when the packet is to be dropped.
+    /// [`DropReason`] when the packet is to be dropped.
     pub fn offer(
         &mut self,
         packet: u64,
         chunk: &Chunk,
         len: u32,
-    ) -> Result<Option<&mut R>, Refusal> {
+    ) -> Result<Option<&mut R>, DropReason> {
         self.owes_ack = true;
         let BatchInfo { seq, .. } = chunk.batch;
         if seq < self.committed || self.packets.contains(packet) {
             self.packets.insert(packet, packet);
-            return Err(Refusal::Duplicate);
+            return Err(DropReason::Duplicate);
         }
         let index = seq - self.committed;
         if index >= MAX_OPEN_BATCHES as u64 {
-            return Err(Refusal::TooFar);
+            return Err(DropReason::TooFar);
         }
         if chunk.batch.len > self.limits.max_payload {
-            return Err(Refusal::TooLarge);
+            return Err(DropReason::TooLarge);
         }
         let (low, high) = span(chunk, len);
         let (used, credit) = (self.position + self.placed, self.credit);
@@ -173,32 +173,32 @@ impl<R> Receiver<R> {
             let opened = self.opened + u64::from(chunk.batch.len);
             let most = self.limits.window + 2 * u64::from(self.limits.max_payload);
             if used + u64::from(len) > credit || opened > most {
-                return Err(Refusal::OverCredit);
+                return Err(DropReason::OverCredit);
             }
             if memory_with_it > may_have {
-                return Err(Refusal::NoMemory);
+                return Err(DropReason::NoMemory);
             }
             return Ok(None);
         };
         if batch.info != chunk.batch {
-            return Err(Refusal::Contradiction);
+            return Err(DropReason::Contradiction);
         }
         let missing = batch.parts.missing(low, high);
         if missing == 0 {
             self.packets.insert(packet, packet);
-            return Err(Refusal::Duplicate);
+            return Err(DropReason::Duplicate);
         }
         if batch.parts.is_full() && batch.parts.adds_range(low, high) {
-            return Err(Refusal::Scattered);
+            return Err(DropReason::Scattered);
         }
         if used + missing > credit {
-            return Err(Refusal::OverCredit);
+            return Err(DropReason::OverCredit);
         }
         if batch.parts.is_out_of_memory() && batch.parts.adds_range(low, high) {
             // A vector doubles its capacity.
             let more = batch.parts.memory().max(FIRST_PARTS);
             if memory + more > may_have {
-                return Err(Refusal::NoMemory);
+                return Err(DropReason::NoMemory);
             }
         }
         Ok(Some(&mut batch.room))
@@ -489,7 +489,7 @@ mod tests {
         packet: u64,
         chunk: Chunk,
         len: u32,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), DropReason> {
         if receiver.offer(packet, &chunk, len)?.is_none() {
             receiver.give_room(&chunk.batch, ());
         }
@@ -540,15 +540,15 @@ mod tests {
         take(&mut r, 0, chunk(10, 100, 0), 50).unwrap();
         assert_eq!(
             take(&mut r, 0, chunk(10, 100, 0), 50),
-            Err(Refusal::Duplicate)
+            Err(DropReason::Duplicate)
         );
         assert_eq!(
             take(&mut r, 1, chunk(10, 100, 10), 40),
-            Err(Refusal::Duplicate)
+            Err(DropReason::Duplicate)
         );
         assert_eq!(
             take(&mut r, 2, chunk(9, 100, 10), 40),
-            Err(Refusal::Duplicate)
+            Err(DropReason::Duplicate)
         );
         let mut told = Feedback::new(STREAM);
         r.feedback(9000, false, &mut told);
@@ -559,24 +559,27 @@ mod tests {
     fn a_publisher_that_ignores_the_limits_is_not_served() {
         let mut r = receiver();
         let far = 10 + MAX_OPEN_BATCHES as u64;
-        assert_eq!(take(&mut r, 0, chunk(far, 10, 0), 10), Err(Refusal::TooFar));
+        assert_eq!(
+            take(&mut r, 0, chunk(far, 10, 0), 10),
+            Err(DropReason::TooFar)
+        );
         assert_eq!(
             take(&mut r, 1, chunk(10, 1001, 0), 10),
-            Err(Refusal::TooLarge)
+            Err(DropReason::TooLarge)
         );
         take(&mut r, 2, chunk(10, 1000, 0), 900).unwrap();
         assert_eq!(
             take(&mut r, 3, chunk(10, 999, 900), 90),
-            Err(Refusal::Contradiction)
+            Err(DropReason::Contradiction)
         );
         assert_eq!(
             take(&mut r, 4, chunk(11, 1000, 0), 601),
-            Err(Refusal::OverCredit)
+            Err(DropReason::OverCredit)
         );
         take(&mut r, 5, chunk(11, 1000, 0), 600).unwrap();
         assert_eq!(
             take(&mut r, 6, chunk(11, 1000, 600), 1),
-            Err(Refusal::OverCredit)
+            Err(DropReason::OverCredit)
         );
         // Room for batches is limited, too, whatever of them arrives.
         let mut r = receiver();
@@ -585,7 +588,7 @@ mod tests {
         }
         assert_eq!(
             take(&mut r, 13, chunk(13, 1000, 0), 1),
-            Err(Refusal::OverCredit)
+            Err(DropReason::OverCredit)
         );
         assert_eq!(r.into_rooms().count(), 3);
     }
@@ -597,7 +600,7 @@ mod tests {
             take(&mut r, part.into(), chunk(10, 1000, 2 * part), 1).unwrap();
         }
         let more = chunk(10, 1000, 999);
-        assert_eq!(take(&mut r, 500, more, 1), Err(Refusal::Scattered));
+        assert_eq!(take(&mut r, 500, more, 1), Err(DropReason::Scattered));
         assert!(!r.packets.contains(500), "it is not acked");
     }
 
@@ -626,9 +629,9 @@ mod tests {
                     match r.offer(packet, &chunk, 1) {
                         Ok(None) => r.give_room(&chunk.batch, [0; 12]),
                         Ok(Some(_)) => {}
-                        Err(Refusal::Duplicate) => continue,
+                        Err(DropReason::Duplicate) => continue,
                         Err(refusal) => {
-                            assert_eq!(refusal, Refusal::NoMemory);
+                            assert_eq!(refusal, DropReason::NoMemory);
                             refused += 1;
                             continue;
                         }

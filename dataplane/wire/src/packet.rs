@@ -138,8 +138,8 @@ pub enum Invalid {
         sent: u32,
     },
     /// Fields that contradict each other.
-    #[error("claims {0}")]
-    Claim(&'static str),
+    #[error("invalid field: {0}")]
+    InvalidField(&'static str),
     /// Its tag is wrong, or missing, or there where none is to be.
     #[error("not authentic")]
     Seal,
@@ -249,28 +249,28 @@ impl Data {
         if self.is_sealed() {
             return Err(Invalid::Seal);
         }
-        self.claims(rest_len)
+        self.parse_fields(rest_len)
     }
 
     /// Likewise for a packet whose tag says that it is as it was sealed, `rest_len` bytes behind it.
     ///
     /// # Errors
-    /// [`Invalid`] when it claims what cannot be.
+    /// [`Invalid`] when a field is invalid.
     pub fn parse_sealed(&self, rest_len: usize) -> Result<Received, Invalid> {
         if self.magic != DATA_MAGIC {
             return Err(Invalid::Magic);
         }
         if self.sealed != 1 || self.checksum.get() != 0 {
-            return Err(Invalid::Claim("reserved bits"));
+            return Err(Invalid::InvalidField("reserved bits"));
         }
-        self.claims(rest_len)
+        self.parse_fields(rest_len)
     }
 
     /// What the packet says, checked against itself only: its checksum must still be compared with
     /// [`Self::sum_before_payload`], continued over the `rest_len` bytes behind it.
     ///
     /// # Errors
-    /// [`Invalid`] when it claims what cannot be.
+    /// [`Invalid`] when a field is invalid.
     #[inline]
     pub fn parse_unverified(&self, rest_len: usize) -> Result<Received, Invalid> {
         if self.magic != DATA_MAGIC {
@@ -279,7 +279,7 @@ impl Data {
         if self.is_sealed() {
             return Err(Invalid::Seal);
         }
-        self.claims(rest_len)
+        self.parse_fields(rest_len)
     }
 
     /// CRC32C of what the checksum covers before the payload.
@@ -295,38 +295,38 @@ impl Data {
     }
 
     #[inline]
-    fn claims(&self, rest_len: usize) -> Result<Received, Invalid> {
-        let claim = |what| Err(Invalid::Claim(what));
+    fn parse_fields(&self, rest_len: usize) -> Result<Received, Invalid> {
+        let invalid = |what| Err(Invalid::InvalidField(what));
         if rest_len != self.rest_len() {
-            return claim("another length than it has");
+            return invalid("length differs from the datagram's");
         }
         if self.reserved != [0; 2] {
-            return claim("reserved bits");
+            return invalid("reserved bits");
         }
         let pause = match self.pause {
             0 => None,
             1 => Some(Pause::Idle),
             2 => Some(Pause::Credit),
             3 => Some(Pause::Congestion),
-            _ => return claim("a pause of its own"),
+            _ => return invalid("unknown pause"),
         };
         if self.packet.get() >= MAX_PACKET {
-            return claim("too large a number");
+            return invalid("packet number too large");
         }
         let chunk = self.chunk();
         let BatchInfo { len, messages, .. } = chunk.batch;
         let content = if messages == 0 {
             if chunk != Chunk::default() {
-                return claim("a batch without messages");
+                return invalid("batch without messages");
             }
             Content::Ping
         } else {
             let end = u64::from(chunk.offset) + rest_len as u64;
             if rest_len == 0 || end > u64::from(len) {
-                return claim("bytes outside of its batch");
+                return invalid("offset beyond the batch");
             }
             if messages as usize > len as usize / message::OVERHEAD {
-                return claim("more messages than fit");
+                return invalid("more messages than fit in the batch");
             }
             Content::Payload(chunk)
         };
@@ -405,14 +405,14 @@ impl Data {
 /// A header and room for the tag behind it.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
-pub struct Head {
+pub struct DataPrefix {
     /// The header.
     pub data: Data,
     /// The tag, if the header says that there is one.
     pub tag: Tag,
 }
 
-impl Head {
+impl DataPrefix {
     /// What goes before the payload on the wire.
     #[must_use]
     pub fn on_wire(&self) -> &[u8] {
@@ -545,31 +545,31 @@ impl Feedback {
         if computed != sent {
             return Err(Invalid::Checksum { computed, sent });
         }
-        let claim = Invalid::Claim;
-        let gaps = <[Gap]>::ref_from_bytes(rest).map_err(|_| claim("half a gap"))?;
+        let invalid = Invalid::InvalidField;
+        let gaps = <[Gap]>::ref_from_bytes(rest).map_err(|_| invalid("truncated gap"))?;
         if gaps.len() != usize::from(ack.gaps) || gaps.len() > MAX_GAPS {
-            return Err(claim("another number of gaps than it has"));
+            return Err(invalid("gap count differs from the gaps"));
         }
         self.received.clear();
         let mut high = ack.largest.get();
         let first = u64::from(ack.first.get());
         if first > 0 {
             if high >= MAX_PACKET {
-                return Err(claim("too large a number"));
+                return Err(invalid("packet number too large"));
             }
             let low = (high + 1).checked_sub(first);
-            let low = low.ok_or(claim("packets below 0"))?;
+            let low = low.ok_or(invalid("packet number below 0"))?;
             self.received.push((low, high));
             high = low;
         } else if !gaps.is_empty() {
-            return Err(claim("gaps below nothing"));
+            return Err(invalid("gaps without a received packet"));
         }
         for gap in gaps {
             let (missing, received) = (gap.missing.get().into(), u64::from(gap.received.get()));
             let below = high.checked_sub(missing).filter(|_| received > 0);
             let low = below.and_then(|end| end.checked_sub(received));
             let (Some(below), Some(low)) = (below, low) else {
-                return Err(claim("packets below 0"));
+                return Err(invalid("packet number below 0"));
             };
             self.received.push((low, below - 1));
             high = low;
@@ -662,7 +662,7 @@ mod tests {
         }
         .with_checksum(&[1; 10]);
         let bytes = [unknown.as_bytes(), &[1; 10]].concat();
-        assert!(matches!(parsed(&bytes), Err(Invalid::Claim { .. })));
+        assert!(matches!(parsed(&bytes), Err(Invalid::InvalidField { .. })));
     }
 
     #[test]
@@ -690,7 +690,10 @@ mod tests {
     #[test]
     fn claims_that_cannot_be_are_refused() {
         let refused = |chunk: &Chunk, payload: &[u8]| {
-            matches!(parsed(&datagram(chunk, payload)), Err(Invalid::Claim(_)))
+            matches!(
+                parsed(&datagram(chunk, payload)),
+                Err(Invalid::InvalidField(_))
+            )
         };
         assert!(refused(&chunk(100, 91), &[1; 10]));
         assert!(refused(&chunk(100, u32::MAX), &[1; 10]));
@@ -702,7 +705,10 @@ mod tests {
         out[20..28].fill(0xff);
         let checksum = crc(&out[COVERED..len], &[]);
         out[4..8].copy_from_slice(&checksum.to_le_bytes());
-        assert!(matches!(feedback.read(&out[..len]), Err(Invalid::Claim(_))));
+        assert!(matches!(
+            feedback.read(&out[..len]),
+            Err(Invalid::InvalidField(_))
+        ));
         for messages in [0, 26] {
             let mut chunk = chunk(100, 0);
             chunk.batch.messages = messages;

@@ -1,24 +1,25 @@
 //! The handshake of one connection, as a state machine: takes exactly the bytes that belong to it, so
 //! that the first frame is still in the socket when a worker gets it.
 //!
-//! Without keys the hello comes in plain. With keys the publisher knocks first, and is asked for
+//! Without keys the hello comes in plain. With keys the publisher starts with an AuthInit, and is asked for
 //! nothing before it has proved that it holds one; see [`crate::auth`].
 
 use std::sync::Arc;
 
 use penstock_auth::{Channel, Grant, Grants, Unproven, respond};
 use penstock_wire::MAGIC;
+use penstock_wire::auth_handshake::{
+    AUTH_INIT_LEN, AUTH_MAGIC, AuthHandshakeError, AuthInit, SEALED_HELLO_LEN, SealedHello,
+    SealedWelcome,
+};
 use penstock_wire::handshake::{
     BadTopic, HELLO_LEN, Hello, HelloError, Refusal, Request, WELCOME_LEN, check_topic,
-};
-use penstock_wire::knock::{
-    KNOCK_LEN, KNOCK_MAGIC, Knock, KnockError, Question, Reply, SEALED_QUESTION_LEN,
 };
 use thiserror::Error;
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Bytes of the longest part of a handshake.
-const LONGEST: usize = SEALED_QUESTION_LEN;
+const LONGEST: usize = SEALED_HELLO_LEN;
 
 /// The bytes of a handshake as they come in.
 #[derive(Debug)]
@@ -37,13 +38,13 @@ enum Stage {
     Magic,
     Hello,
     Topic(Request),
-    Knock,
-    Question(Box<Proven>),
+    AuthInit,
+    SealedHello(Box<Proven>),
     /// Nothing: all is there.
     Complete(Option<Box<Proven>>),
 }
 
-/// A channel to a publisher that knocked with a key.
+/// A channel to a publisher that started the handshake with a key.
 #[derive(Debug)]
 struct Proven {
     channel: Channel,
@@ -70,7 +71,7 @@ pub(crate) enum GreetingError {
     #[error(transparent)]
     Topic(#[from] BadTopic),
     #[error(transparent)]
-    Knock(KnockError),
+    Auth(AuthHandshakeError),
     #[error("it has no key")]
     KeyNeeded,
     #[error("it has a key; this broker was started without --auth-keys")]
@@ -87,10 +88,10 @@ impl GreetingError {
     /// What to answer; nothing to a peer that would not understand it.
     pub(crate) fn refusal(&self) -> Option<Refusal> {
         match self {
-            Self::Hello(error) | Self::Knock(KnockError::Hello(error)) => error.refusal(),
-            Self::Topic(_) | Self::Knock(KnockError::Topic(_)) => Some(Refusal::Topic),
-            Self::Knock(KnockError::Version { .. }) => Some(Refusal::Version),
-            Self::Knock(KnockError::Reserved) => Some(Refusal::Unsupported),
+            Self::Hello(error) | Self::Auth(AuthHandshakeError::Hello(error)) => error.refusal(),
+            Self::Topic(_) | Self::Auth(AuthHandshakeError::Topic(_)) => Some(Refusal::Topic),
+            Self::Auth(AuthHandshakeError::Version { .. }) => Some(Refusal::Version),
+            Self::Auth(AuthHandshakeError::Reserved) => Some(Refusal::Unsupported),
             Self::KeyNeeded
             | Self::NoKeys
             | Self::UnknownKey
@@ -147,8 +148,8 @@ impl Greeting {
         }
         match std::mem::replace(&mut self.stage, Stage::Complete(None)) {
             Stage::Magic => {
-                if self.buffer[..MAGIC.len()] == KNOCK_MAGIC {
-                    (self.stage, self.end) = (Stage::Knock, KNOCK_LEN);
+                if self.buffer[..MAGIC.len()] == AUTH_MAGIC {
+                    (self.stage, self.end) = (Stage::AuthInit, AUTH_INIT_LEN);
                 } else {
                     (self.stage, self.end) = (Stage::Hello, HELLO_LEN);
                 }
@@ -167,15 +168,15 @@ impl Greeting {
                 let topic = check_topic(&self.buffer[HELLO_LEN..self.end])?;
                 Ok(Step::Ask(request, topic.to_owned()))
             }
-            Stage::Knock => self.answer_knock(grants),
-            Stage::Question(proven) => self.open_question(proven),
+            Stage::AuthInit => self.answer_init(grants),
+            Stage::SealedHello(proven) => self.open_hello(proven),
             Stage::Complete(_) => unreachable!("nothing is wanted any more"),
         }
     }
 
     fn look_at_magic(&self) -> Result<(), GreetingError> {
         let so_far = &self.buffer[..self.filled];
-        if Hello::may_start_with(so_far) || Knock::may_start_with(so_far) {
+        if Hello::may_start_with(so_far) || AuthInit::may_start_with(so_far) {
             return Ok(());
         }
         let mut first = [0; MAGIC.len()];
@@ -183,34 +184,34 @@ impl Greeting {
         Err(HelloError::Magic(first).into())
     }
 
-    fn answer_knock(&mut self, grants: Option<&Grants>) -> Result<Step, GreetingError> {
-        let knock = Knock::ref_from_bytes(&self.buffer[..KNOCK_LEN]).expect("plain bytes");
-        let (_, id, _) = knock.parse().map_err(GreetingError::Knock)?;
+    fn answer_init(&mut self, grants: Option<&Grants>) -> Result<Step, GreetingError> {
+        let init = AuthInit::ref_from_bytes(&self.buffer[..AUTH_INIT_LEN]).expect("plain bytes");
+        let (_, id, _) = init.parse().map_err(GreetingError::Auth)?;
         let grants = grants.ok_or(GreetingError::NoKeys)?;
         let (grant, key) = grants.find(id);
-        let responded = respond(key, knock);
+        let responded = respond(key, init);
         let grant = grant.ok_or(GreetingError::UnknownKey)?;
         let (channel, answer) =
             responded.map_err(|_: Unproven| GreetingError::NotHeld(grant.name.clone()))?;
-        self.stage = Stage::Question(Box::new(Proven {
+        self.stage = Stage::SealedHello(Box::new(Proven {
             channel,
             grant: Arc::clone(grant),
             packet_auth: false,
         }));
-        (self.filled, self.end) = (0, SEALED_QUESTION_LEN);
+        (self.filled, self.end) = (0, SEALED_HELLO_LEN);
         Ok(Step::Say(answer.as_bytes().to_vec()))
     }
 
-    fn open_question(&mut self, mut proven: Box<Proven>) -> Result<Step, GreetingError> {
-        let Ok(opened) = proven.channel.open(&self.buffer[..SEALED_QUESTION_LEN]) else {
+    fn open_hello(&mut self, mut proven: Box<Proven>) -> Result<Step, GreetingError> {
+        let Ok(opened) = proven.channel.open(&self.buffer[..SEALED_HELLO_LEN]) else {
             return Err(GreetingError::Repeated(proven.grant.name.clone()));
         };
-        let question = Question::ref_from_bytes(&opened).expect("it has this length");
+        let question = SealedHello::ref_from_bytes(&opened).expect("it has this length");
         let parsed = question.parse();
         proven.packet_auth = matches!(parsed, Ok((_, _, true)));
         // From here on refusals are sealed as well.
         self.stage = Stage::Complete(Some(proven));
-        let (request, topic, _) = parsed.map_err(GreetingError::Knock)?;
+        let (request, topic, _) = parsed.map_err(GreetingError::Auth)?;
         Ok(Step::Ask(request, topic.to_owned()))
     }
 
@@ -234,9 +235,9 @@ impl Greeting {
             return answer;
         };
         let (welcome, text) = answer.split_at(WELCOME_LEN);
-        let welcome = Reply {
+        let welcome = SealedWelcome {
             packets,
-            ..Reply::new(welcome.try_into().expect("split at its length"))
+            ..SealedWelcome::new(welcome.try_into().expect("split at its length"))
         };
         let mut sealed = proven.channel.seal(welcome.as_bytes());
         if !text.is_empty() {
@@ -250,8 +251,10 @@ impl Greeting {
 mod tests {
     use super::*;
     use penstock_auth::{Initiator, Key};
+    use penstock_wire::auth_handshake::{
+        AUTH_RESPONSE_LEN, AuthResponse, SEAL_LEN, SEALED_WELCOME_LEN,
+    };
     use penstock_wire::handshake::{AckLevel, Answer, OrderLevel, Path, Welcome};
-    use penstock_wire::knock::{KNOCK_ANSWER_LEN, KnockAnswer, SEAL_LEN, SEALED_REPLY_LEN};
     use proptest::prelude::*;
 
     /// For the only stream of a new session, over tcp.
@@ -310,7 +313,7 @@ mod tests {
         feed(&mut Greeting::new(), bytes, grants, || usize::MAX).1
     }
 
-    /// Knocks with a key and asks for a topic; returns the broker's end and the publisher's.
+    /// Starts a handshake with a key and asks for a topic; returns the broker's end and the publisher's.
     fn asked(
         grants: &Grants,
         key: &Key,
@@ -318,16 +321,16 @@ mod tests {
         mut piece: impl FnMut() -> usize,
     ) -> (Greeting, Channel) {
         let mut greeting = Greeting::new();
-        let (publisher, knock) = Initiator::knock(key).unwrap();
-        let (taken, said) = feed(&mut greeting, knock.as_bytes(), Some(grants), &mut piece);
+        let (publisher, init) = Initiator::start(key).unwrap();
+        let (taken, said) = feed(&mut greeting, init.as_bytes(), Some(grants), &mut piece);
         let Ok(Step::Say(answer)) = said else {
             panic!("{said:?}")
         };
-        assert_eq!((taken, answer.len()), (KNOCK_LEN, KNOCK_ANSWER_LEN));
+        assert_eq!((taken, answer.len()), (AUTH_INIT_LEN, AUTH_RESPONSE_LEN));
         assert!(greeting.grant().is_none(), "not before it has proved it");
-        let answer = KnockAnswer::read_from_bytes(&answer).unwrap();
+        let answer = AuthResponse::read_from_bytes(&answer).unwrap();
         let mut channel = publisher.finish(&answer).unwrap();
-        let question = Question::new(&request(), topic, false).unwrap();
+        let question = SealedHello::new(&request(), topic, false).unwrap();
         let mut bytes = channel.seal(question.as_bytes());
         let len = bytes.len();
         bytes.extend_from_slice(b"first frame");
@@ -359,7 +362,7 @@ mod tests {
         #[test]
         fn arbitrary_bytes_open_nothing(mut bytes in prop::collection::vec(any::<u8>(), 0..300), magic in 0..3) {
             if magic > 0 && bytes.len() > 8 {
-                bytes[..4].copy_from_slice(if magic == 1 { &MAGIC } else { &KNOCK_MAGIC });
+                bytes[..4].copy_from_slice(if magic == 1 { &MAGIC } else { &AUTH_MAGIC });
                 bytes[4..8].copy_from_slice(&[1, 0, 0, 0]);
             }
             let step = whole(&bytes, Some(&grants()));
@@ -379,20 +382,20 @@ mod tests {
     #[test]
     fn a_handshake_cut_short_at_any_length_opens_nothing() {
         let grants = grants();
-        let (_, knock) = Initiator::knock(&key(1)).unwrap();
-        for len in 0..KNOCK_LEN {
-            let step = whole(&knock.as_bytes()[..len], Some(&grants));
+        let (_, init) = Initiator::start(&key(1)).unwrap();
+        for len in 0..AUTH_INIT_LEN {
+            let step = whole(&init.as_bytes()[..len], Some(&grants));
             assert_eq!(step.unwrap(), Step::More, "{len}");
         }
         let mut greeting = Greeting::new();
-        let (publisher, knock) = Initiator::knock(&key(1)).unwrap();
-        let Ok(Step::Say(answer)) = feed(&mut greeting, knock.as_bytes(), Some(&grants), || 99).1
+        let (publisher, init) = Initiator::start(&key(1)).unwrap();
+        let Ok(Step::Say(answer)) = feed(&mut greeting, init.as_bytes(), Some(&grants), || 99).1
         else {
             panic!("no answer")
         };
-        let answer = KnockAnswer::read_from_bytes(&answer).unwrap();
+        let answer = AuthResponse::read_from_bytes(&answer).unwrap();
         let mut channel = publisher.finish(&answer).unwrap();
-        let question = channel.seal(Question::new(&request(), "t", false).unwrap().as_bytes());
+        let question = channel.seal(SealedHello::new(&request(), "t", false).unwrap().as_bytes());
         let mut steps = question.iter().map(|byte| {
             greeting.wanted()[0] = *byte;
             greeting.received(1, Some(&grants)).unwrap()
@@ -405,24 +408,24 @@ mod tests {
     #[test]
     fn whoever_does_not_hold_a_key_is_told_the_same() {
         let grants = grants();
-        let (_, unknown) = Initiator::knock(&key(9)).unwrap();
+        let (_, unknown) = Initiator::start(&key(9)).unwrap();
         let unknown = whole(unknown.as_bytes(), Some(&grants)).unwrap_err();
         assert!(matches!(unknown, GreetingError::UnknownKey), "{unknown:?}");
         // It saw the number of a key on the wire.
-        let (_, other) = Initiator::knock(&key(9)).unwrap();
+        let (_, other) = Initiator::start(&key(9)).unwrap();
         let mut bytes = other.as_bytes().to_vec();
         bytes[8..24].copy_from_slice(key(1).id());
         let not_held = whole(&bytes, Some(&grants)).unwrap_err();
         assert!(matches!(&not_held, GreetingError::NotHeld(name) if name == "one"));
         // It recorded a whole handshake.
-        let (publisher, knock) = Initiator::knock(&key(1)).unwrap();
+        let (publisher, init) = Initiator::start(&key(1)).unwrap();
         let (mut channel, _) = {
-            let (_, answer) = respond(&key(1), &knock).unwrap();
+            let (_, answer) = respond(&key(1), &init).unwrap();
             (publisher.finish(&answer).unwrap(), ())
         };
-        let question = channel.seal(Question::new(&request(), "t", false).unwrap().as_bytes());
+        let question = channel.seal(SealedHello::new(&request(), "t", false).unwrap().as_bytes());
         let mut greeting = Greeting::new();
-        let said = feed(&mut greeting, knock.as_bytes(), Some(&grants), || 99).1;
+        let said = feed(&mut greeting, init.as_bytes(), Some(&grants), || 99).1;
         assert!(matches!(said, Ok(Step::Say(_))), "{said:?}");
         let repeated = feed(&mut greeting, &question, Some(&grants), || 999)
             .1
@@ -444,8 +447,8 @@ mod tests {
         assert_eq!(error.refusal(), Some(Refusal::Authentication));
         assert!(error.told().contains("--auth-key"), "{}", error.told());
         // Nor does a broker without keys make as if it had some.
-        let (_, knock) = Initiator::knock(&key(1)).unwrap();
-        let error = whole(knock.as_bytes(), None).unwrap_err();
+        let (_, init) = Initiator::start(&key(1)).unwrap();
+        let error = whole(init.as_bytes(), None).unwrap_err();
         assert_eq!(error.refusal(), Some(Refusal::Authentication));
         assert!(error.told().contains("without keys"), "{}", error.told());
     }
@@ -457,7 +460,7 @@ mod tests {
         let (mut greeting, mut channel) = asked(&grants(), &key(2), "t", || 999);
         assert!(!greeting.grant().unwrap().permits("t"));
         let sealed = greeting.seal(refusal, [0; 32]);
-        let (reply, text) = sealed.split_at(SEALED_REPLY_LEN);
+        let (reply, text) = sealed.split_at(SEALED_WELCOME_LEN);
         let reply = channel.open(reply).unwrap();
         let welcome = Welcome::read_from_prefix(&reply).unwrap().0;
         let text_len = b"no more topics".len();

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use penstock_auth::PacketKeys;
 use penstock_log::{Commit, Reservation, Writer};
-use penstock_transport::{ArrivalOrder, Limits, OpenBatch, Receiver, Refusal};
+use penstock_transport::{ArrivalOrder, DropReason, Limits, OpenBatch, Receiver};
 use penstock_wire::batch::{self, Frame, HEADER_LEN, Header};
 use penstock_wire::message;
 use penstock_wire::packet::{
@@ -373,13 +373,13 @@ impl Stream {
                 self.receiver.give_room(&chunk.batch, room);
                 cx.stats.stages.lap(PathStage::ReserveLogSpace, start);
             }
-            Err(Refusal::Duplicate) => {
+            Err(DropReason::Duplicate) => {
                 cx.xdp.duplicates += 1;
                 // Perhaps the ack was lost.
                 self.ack_later(cx.now);
                 return;
             }
-            Err(Refusal::NoMemory) => return self.refuse(cx),
+            Err(DropReason::NoMemory) => return self.refuse(cx),
             Err(_) => {
                 cx.xdp.refused += 1;
                 return;
@@ -422,15 +422,15 @@ impl Stream {
     }
 
     /// Whether to place a packet in a batch that has room, or in one that needs it.
-    fn offer(&mut self, packet: u64, chunk: &Chunk, len: u32) -> Result<bool, Refusal> {
+    fn offer(&mut self, packet: u64, chunk: &Chunk, len: u32) -> Result<bool, DropReason> {
         loop {
             match self.receiver.offer(packet, chunk, len) {
                 Ok(room) => return Ok(room.is_some()),
-                Err(Refusal::NoMemory) if !self.starved => {
+                Err(DropReason::NoMemory) if !self.starved => {
                     let step = self.charged.len().max(1) * MEMORY_STEP;
                     let Some(more) = self.claimant.charge(step as u64) else {
                         self.starved = true;
-                        return Err(Refusal::NoMemory);
+                        return Err(DropReason::NoMemory);
                     };
                     self.charged.push(more);
                     self.allow_memory();

@@ -10,24 +10,24 @@ use super::handshake::{
     BadTopic, Hello, HelloError, MAX_TOPIC_LEN, Request, WELCOME_LEN, check_topic,
 };
 
-/// First four bytes of a [`Knock`], and of the [`KnockAnswer`].
-pub const KNOCK_MAGIC: [u8; 4] = *b"PNSN";
-/// Bytes of a [`Knock`].
-pub const KNOCK_LEN: usize = size_of::<Knock>();
-/// Bytes of a [`KnockAnswer`]: as many as those of a Welcome, so that either can be read.
-pub const KNOCK_ANSWER_LEN: usize = size_of::<KnockAnswer>();
+/// First four bytes of a [`AuthInit`], and of the [`AuthResponse`].
+pub const AUTH_MAGIC: [u8; 4] = *b"PNSN";
+/// Bytes of a [`AuthInit`].
+pub const AUTH_INIT_LEN: usize = size_of::<AuthInit>();
+/// Bytes of a [`AuthResponse`]: as many as those of a Welcome, so that either can be read.
+pub const AUTH_RESPONSE_LEN: usize = size_of::<AuthResponse>();
 /// Bytes of a key's number.
 pub const KEY_ID_LEN: usize = 16;
 /// Bytes that sealing adds: the tag of ChaCha20-Poly1305.
 pub const SEAL_LEN: usize = 16;
 /// Bytes of a handshake message of Noise NN: an X25519 key and a tag.
 pub const NOISE_LEN: usize = 32 + SEAL_LEN;
-/// Bytes of a sealed [`Question`].
-pub const SEALED_QUESTION_LEN: usize = size_of::<Question>() + SEAL_LEN;
-/// Bytes of a sealed [`Reply`].
-pub const SEALED_REPLY_LEN: usize = size_of::<Reply>() + SEAL_LEN;
+/// Bytes of a sealed [`SealedHello`].
+pub const SEALED_HELLO_LEN: usize = size_of::<SealedHello>() + SEAL_LEN;
+/// Bytes of a sealed [`SealedWelcome`].
+pub const SEALED_WELCOME_LEN: usize = size_of::<SealedWelcome>() + SEAL_LEN;
 
-const _: () = assert!(KNOCK_ANSWER_LEN == WELCOME_LEN);
+const _: () = assert!(AUTH_RESPONSE_LEN == WELCOME_LEN);
 
 /// What comes before the Noise message; both ends take it into the handshake as its prologue, so
 /// that nobody changes it on the way.
@@ -43,15 +43,15 @@ pub struct Preamble {
 /// First bytes of a connection whose publisher has a key.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
-pub struct Knock {
+pub struct AuthInit {
     preamble: Preamble,
     noise: [u8; NOISE_LEN],
 }
 
-/// The broker's answer to a [`Knock`] with a key that it takes.
+/// The broker's answer to a [`AuthInit`] with a key that it takes.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
-pub struct KnockAnswer {
+pub struct AuthResponse {
     magic: [u8; 4],
     version: U16,
     reserved: [u8; 2],
@@ -61,7 +61,7 @@ pub struct KnockAnswer {
 /// The hello with its topic, in one length whatever the topic; sealed on the wire.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
-pub struct Question {
+pub struct SealedHello {
     hello: Hello,
     packet_auth: u8,
     reserved: [u8; 7],
@@ -71,7 +71,7 @@ pub struct Question {
 /// The Welcome; sealed on the wire. The text of a refusal follows, sealed by itself.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
-pub struct Reply {
+pub struct SealedWelcome {
     /// A Welcome.
     pub welcome: [u8; WELCOME_LEN],
     /// Secret of the stream's packets; zeros if they are not authenticated.
@@ -80,7 +80,7 @@ pub struct Reply {
 
 /// What came is not as this version has it.
 #[derive(Debug, Error, PartialEq, Eq, Clone)]
-pub enum KnockError {
+pub enum AuthHandshakeError {
     /// The peer speaks another version.
     #[error(
         "protocol version {theirs}; this end speaks {VERSION}: use a publisher and a broker of the same release"
@@ -105,7 +105,7 @@ impl Preamble {
     #[must_use]
     pub fn new(key: [u8; KEY_ID_LEN]) -> Self {
         Self {
-            magic: KNOCK_MAGIC,
+            magic: AUTH_MAGIC,
             version: VERSION.into(),
             reserved: [0; 2],
             key,
@@ -113,36 +113,38 @@ impl Preamble {
     }
 }
 
-impl Knock {
-    /// A knock with the first message of the handshake.
+impl AuthInit {
+    /// The first message of a connection, with that of the handshake.
     #[must_use]
     pub fn new(preamble: Preamble, noise: [u8; NOISE_LEN]) -> Self {
         Self { preamble, noise }
     }
 
-    /// Whether these first bytes of a connection can still become a knock.
+    /// Whether these first bytes of a connection can still become one.
     #[must_use]
     pub fn may_start_with(bytes: &[u8]) -> bool {
-        bytes.iter().zip(KNOCK_MAGIC).all(|(a, b)| *a == b)
+        bytes.iter().zip(AUTH_MAGIC).all(|(a, b)| *a == b)
     }
 
     /// The preamble, the number of the key, and the message of the handshake.
     ///
     /// # Errors
-    /// [`KnockError`] when it is of another version.
-    pub fn parse(&self) -> Result<(&Preamble, &[u8; KEY_ID_LEN], &[u8; NOISE_LEN]), KnockError> {
+    /// [`AuthHandshakeError`] when it is of another version.
+    pub fn parse(
+        &self,
+    ) -> Result<(&Preamble, &[u8; KEY_ID_LEN], &[u8; NOISE_LEN]), AuthHandshakeError> {
         let preamble = &self.preamble;
         check(preamble.version, preamble.reserved)?;
         Ok((preamble, &preamble.key, &self.noise))
     }
 }
 
-impl KnockAnswer {
+impl AuthResponse {
     /// An answer with the second message of the handshake.
     #[must_use]
     pub fn new(noise: [u8; NOISE_LEN]) -> Self {
         Self {
-            magic: KNOCK_MAGIC,
+            magic: AUTH_MAGIC,
             version: VERSION.into(),
             reserved: [0; 2],
             noise,
@@ -152,26 +154,26 @@ impl KnockAnswer {
     /// The message of the handshake.
     ///
     /// # Errors
-    /// [`KnockError`] when it is of another version.
-    pub fn parse(&self) -> Result<&[u8; NOISE_LEN], KnockError> {
+    /// [`AuthHandshakeError`] when it is of another version.
+    pub fn parse(&self) -> Result<&[u8; NOISE_LEN], AuthHandshakeError> {
         check(self.version, self.reserved)?;
         Ok(&self.noise)
     }
 }
 
-fn check(version: U16, reserved: [u8; 2]) -> Result<(), KnockError> {
+fn check(version: U16, reserved: [u8; 2]) -> Result<(), AuthHandshakeError> {
     if version.get() != VERSION {
-        return Err(KnockError::Version {
+        return Err(AuthHandshakeError::Version {
             theirs: version.get(),
         });
     }
     if reserved != [0; 2] {
-        return Err(KnockError::Reserved);
+        return Err(AuthHandshakeError::Reserved);
     }
     Ok(())
 }
 
-impl Question {
+impl SealedHello {
     /// Asks for `request` on a topic whose name [`check_topic`] allows.
     ///
     /// # Errors
@@ -191,19 +193,19 @@ impl Question {
     /// What is asked for, on which topic, and whether packets are to be authenticated.
     ///
     /// # Errors
-    /// [`KnockError`] says what cannot be served.
-    pub fn parse(&self) -> Result<(Request, &str, bool), KnockError> {
+    /// [`AuthHandshakeError`] says what cannot be served.
+    pub fn parse(&self) -> Result<(Request, &str, bool), AuthHandshakeError> {
         let (topic_len, request) = self.hello.parse()?;
         let (topic, padding) = self.topic.split_at(topic_len);
         if self.packet_auth > 1 || self.reserved != [0; 7] || padding.iter().any(|byte| *byte != 0)
         {
-            return Err(KnockError::Reserved);
+            return Err(AuthHandshakeError::Reserved);
         }
         Ok((request, check_topic(topic)?, self.packet_auth == 1))
     }
 }
 
-impl Reply {
+impl SealedWelcome {
     /// Answers with a Welcome.
     #[must_use]
     pub fn new(welcome: [u8; WELCOME_LEN]) -> Self {
@@ -223,47 +225,47 @@ mod tests {
     #[test]
     fn questions_are_of_one_length_and_round_trip() {
         for topic in ["t", &"x".repeat(MAX_TOPIC_LEN)] {
-            let question = Question::new(&request(), topic, true).unwrap();
-            assert_eq!(question.as_bytes().len() + SEAL_LEN, SEALED_QUESTION_LEN);
+            let question = SealedHello::new(&request(), topic, true).unwrap();
+            assert_eq!(question.as_bytes().len() + SEAL_LEN, SEALED_HELLO_LEN);
             assert_eq!(question.parse(), Ok((request(), topic, true)));
         }
-        assert!(Question::new(&request(), "../etc", false).is_err());
-        assert_eq!((SEALED_QUESTION_LEN, SEALED_REPLY_LEN), (200, 104));
-        assert_eq!((KNOCK_LEN, KNOCK_ANSWER_LEN), (72, 56));
+        assert!(SealedHello::new(&request(), "../etc", false).is_err());
+        assert_eq!((SEALED_HELLO_LEN, SEALED_WELCOME_LEN), (200, 104));
+        assert_eq!((AUTH_INIT_LEN, AUTH_RESPONSE_LEN), (72, 56));
     }
 
     #[test]
     fn another_version_and_bytes_without_meaning_are_refused() {
-        let knock = Knock::new(Preamble::new([1; KEY_ID_LEN]), [2; NOISE_LEN]);
-        let (_, key, noise) = knock.parse().unwrap();
+        let init = AuthInit::new(Preamble::new([1; KEY_ID_LEN]), [2; NOISE_LEN]);
+        let (_, key, noise) = init.parse().unwrap();
         assert_eq!((key, noise), (&[1; KEY_ID_LEN], &[2; NOISE_LEN]));
         let with = |offset: usize| {
-            let mut bytes: [u8; KNOCK_LEN] = knock.as_bytes().try_into().unwrap();
+            let mut bytes: [u8; AUTH_INIT_LEN] = init.as_bytes().try_into().unwrap();
             bytes[offset] = 9;
-            Knock::read_from_bytes(&bytes).unwrap()
+            AuthInit::read_from_bytes(&bytes).unwrap()
         };
-        let version = KnockError::Version { theirs: 9 };
+        let version = AuthHandshakeError::Version { theirs: 9 };
         assert_eq!(with(4).parse().unwrap_err(), version);
-        assert_eq!(with(6).parse().unwrap_err(), KnockError::Reserved);
-        let question = Question::new(&request(), "ab", false).unwrap();
+        assert_eq!(with(6).parse().unwrap_err(), AuthHandshakeError::Reserved);
+        let question = SealedHello::new(&request(), "ab", false).unwrap();
         for offset in [50, 58] {
             let mut bytes: [u8; 184] = question.as_bytes().try_into().unwrap();
             bytes[offset] ^= 1;
-            let parsed = Question::read_from_bytes(&bytes).unwrap();
+            let parsed = SealedHello::read_from_bytes(&bytes).unwrap();
             assert!(parsed.parse().is_err(), "byte {offset}");
         }
     }
 
     proptest! {
         #[test]
-        fn arbitrary_bytes_never_panic(knock: [u8; KNOCK_LEN], answer: [u8; KNOCK_ANSWER_LEN], question in prop::collection::vec(any::<u8>(), 184), good_hello: bool) {
-            let _ = Knock::read_from_bytes(&knock).unwrap().parse();
-            let _ = KnockAnswer::read_from_bytes(&answer).unwrap().parse();
+        fn arbitrary_bytes_never_panic(init: [u8; AUTH_INIT_LEN], answer: [u8; AUTH_RESPONSE_LEN], question in prop::collection::vec(any::<u8>(), 184), good_hello: bool) {
+            let _ = AuthInit::read_from_bytes(&init).unwrap().parse();
+            let _ = AuthResponse::read_from_bytes(&answer).unwrap().parse();
             let mut question = question;
             if good_hello {
-                question[..56].copy_from_slice(&Question::new(&request(), "t", false).unwrap().as_bytes()[..56]);
+                question[..56].copy_from_slice(&SealedHello::new(&request(), "t", false).unwrap().as_bytes()[..56]);
             }
-            let _ = Question::read_from_bytes(&question).unwrap().parse();
+            let _ = SealedHello::read_from_bytes(&question).unwrap().parse();
         }
     }
 }
