@@ -18,7 +18,7 @@ use penstock_ingest::shares;
 use penstock_ingest::tcp::buffers::{RcvbufOn, Wanted};
 use penstock_ingest::tcp::{Limits, WorkerConfig};
 use penstock_ingest::xdp::Polling;
-use penstock_log::{Access, Full, Geometry, LogOptions};
+use penstock_log::{Access, Geometry, LogOptions, RingFullPolicy};
 use penstock_runtime::address;
 use penstock_wire::handshake::check_topic;
 
@@ -413,9 +413,9 @@ impl Cli {
         }
         let access = self.access()?;
         let full = match self.full {
-            FullPolicy::Block if evict => Full::Evict,
-            FullPolicy::Block => Full::Block,
-            FullPolicy::Overwrite => Full::Overwrite,
+            FullPolicy::Block if evict => RingFullPolicy::Evict,
+            FullPolicy::Block => RingFullPolicy::Block,
+            FullPolicy::Overwrite => RingFullPolicy::Overwrite,
         };
         Ok(Config {
             listen: self.listen,

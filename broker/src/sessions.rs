@@ -404,7 +404,7 @@ mod tests {
     use crossbeam_channel::Receiver;
     use penstock_auth::Key;
     use penstock_ingest::peer::Host;
-    use penstock_log::{Access, Full, Geometry, LogOptions};
+    use penstock_log::{Access, Geometry, LogOptions, RingFullPolicy};
     use penstock_wire::handshake::{AckLevel, OrderLevel, Path};
     use tempfile::TempDir;
 
@@ -428,7 +428,7 @@ mod tests {
         fn with(dir: &TempDir, max: usize, creators: Creators, patterns: &[&str]) -> Self {
             let options = LogOptions {
                 geometry: Geometry::new(1 << 16, 1 << 12, 16).unwrap(),
-                full: Full::Block,
+                full: RingFullPolicy::Block,
                 access: Access::default(),
                 writers: 1,
             };

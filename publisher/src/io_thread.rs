@@ -120,7 +120,7 @@ impl IoThread {
 
     fn run(&mut self) -> Result<(), Error> {
         let failed = |error: io::Error| Error::Thread(error.to_string());
-        sleep::be_punctual().map_err(failed)?;
+        sleep::minimize_timer_slack().map_err(failed)?;
         let mut was_told = (false, false);
         while self.slots.iter().any(|slot| slot.driver.is_some()) {
             // Every stream is to see that the publisher is closed or dropped.

@@ -110,7 +110,7 @@ fn publish(
     stop: &AtomicBool,
 ) -> Result<(), Halt> {
     if plan.rate.is_some() {
-        let punctual = sleep::be_punctual().context("cannot set the timer slack");
+        let punctual = sleep::minimize_timer_slack().context("cannot set the timer slack");
         punctual.map_err(Halt::Input)?;
     }
     let mut pace = plan.rate.map(Pace::new);

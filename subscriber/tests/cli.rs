@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 
-use penstock_log::{Access, Commit, Full, Geometry, Log, LogOptions, Writer};
+use penstock_log::{Access, Commit, Geometry, Log, LogOptions, RingFullPolicy, Writer};
 use penstock_wire::batch::checksum;
 use penstock_wire::message::append;
 use tempfile::TempDir;
@@ -22,11 +22,11 @@ struct Fixture {
 }
 
 impl Fixture {
-    fn new(full: Full) -> Self {
+    fn new(full: RingFullPolicy) -> Self {
         Self::in_dir(TempDir::new().unwrap(), "t.log", full)
     }
 
-    fn in_dir(dir: TempDir, name: &str, full: Full) -> Self {
+    fn in_dir(dir: TempDir, name: &str, full: RingFullPolicy) -> Self {
         let options = LogOptions {
             geometry: Geometry::new(4 * SEGMENT, SEGMENT, 64).unwrap(),
             full,
@@ -115,7 +115,7 @@ fn line(from: &mut impl BufRead) -> String {
 
 #[test]
 fn messages_are_printed_in_every_form() {
-    let mut f = Fixture::new(Full::Block);
+    let mut f = Fixture::new(RingFullPolicy::Block);
     f.write(0, &[b"one", b"", b"three\xff"]);
     let printed = |flags: &[&str]| {
         let output = run(&f.path(), flags);
@@ -135,7 +135,7 @@ fn messages_are_printed_in_every_form() {
 
 #[test]
 fn sessions_and_streams_are_selected() {
-    let mut f = Fixture::new(Full::Block);
+    let mut f = Fixture::new(RingFullPolicy::Block);
     f.write(0, &[b"zero"]);
     f.write(1, &[b"one"]);
     f.write(0, &[b"again"]);
@@ -147,7 +147,7 @@ fn sessions_and_streams_are_selected() {
 
 #[test]
 fn sums_are_those_of_the_messages() {
-    let mut f = Fixture::new(Full::Block);
+    let mut f = Fixture::new(RingFullPolicy::Block);
     f.write(2, &[b"a", b"", b"bc"]);
     f.write(2, &[b"d"]);
     let output = run(&f.path(), &["--stat", "--verify", "--format", "json"]);
@@ -177,7 +177,7 @@ fn sums_are_those_of_the_messages() {
 
 #[test]
 fn a_batch_with_a_flipped_byte_is_told_and_never_shown() {
-    let mut f = Fixture::new(Full::Block);
+    let mut f = Fixture::new(RingFullPolicy::Block);
     f.write(0, &[b"before"]);
     f.write(0, &[b"a needle in a haystack"]);
     f.write(0, &[b"after"]);
@@ -197,7 +197,7 @@ fn a_batch_with_a_flipped_byte_is_told_and_never_shown() {
 
 #[test]
 fn a_lapped_reader_is_told_what_it_lost() {
-    let mut f = Fixture::new(Full::Overwrite);
+    let mut f = Fixture::new(RingFullPolicy::Overwrite);
     let big = [b'x'; 2000];
     f.write(0, &[b"first", b"second"]);
     let mut child = command(&f.path(), &["--follow", "--until-idle", "20", "--stat"])
@@ -256,7 +256,7 @@ fn a_lapped_reader_is_told_what_it_lost() {
 
 #[test]
 fn following_shows_what_is_written_meanwhile_and_ends_with_the_broker() {
-    let mut f = Fixture::new(Full::Block);
+    let mut f = Fixture::new(RingFullPolicy::Block);
     f.write(0, &[b"before"]);
     let (mut child, mut lines) = follow(&f.path(), &[]);
     assert_eq!(line(&mut lines), "before\n");
@@ -271,7 +271,7 @@ fn following_shows_what_is_written_meanwhile_and_ends_with_the_broker() {
 
 #[test]
 fn a_registered_reader_in_another_process_loses_nothing() {
-    let mut f = Fixture::new(Full::Block);
+    let mut f = Fixture::new(RingFullPolicy::Block);
     f.write(0, &[b"0"]);
     let (mut child, mut lines) = follow(&f.path(), &["--register", "--verify"]);
     assert_eq!(line(&mut lines), "0\n");
@@ -293,7 +293,7 @@ fn a_registered_reader_in_another_process_loses_nothing() {
 
 #[test]
 fn an_interrupt_prints_the_sums() {
-    let mut f = Fixture::new(Full::Block);
+    let mut f = Fixture::new(RingFullPolicy::Block);
     f.write(0, &[b"one"]);
     let (mut child, mut lines) = follow(&f.path(), &["--stat", "--output", "lines"]);
     assert_eq!(line(&mut lines), "one\n");
@@ -327,7 +327,7 @@ fn a_log_that_does_not_exist_yet_is_waited_for() {
         "{told}"
     );
     fs::create_dir(path.parent().unwrap()).unwrap();
-    let mut f = Fixture::in_dir(dir, "sub/t.log", Full::Block);
+    let mut f = Fixture::in_dir(dir, "sub/t.log", RingFullPolicy::Block);
     f.write(0, &[b"first"]);
     assert_eq!(stdout(&child.wait_with_output().unwrap()), "first\n");
 }
@@ -361,7 +361,7 @@ fn waiting_for_a_log_ends() {
 
 #[test]
 fn whoever_has_read_enough_is_no_error() {
-    let mut f = Fixture::new(Full::Block);
+    let mut f = Fixture::new(RingFullPolicy::Block);
     (0..4).for_each(|_| f.write(0, &[&[b'z'; 2000]]));
     let mut child = command(&f.path(), &["--follow", "--until-idle", "20"])
         .stdout(Stdio::piped())
@@ -410,7 +410,7 @@ fn wrong_files_and_flags_are_explained() {
 /// As `> t.log` or logrotate's `copytruncate` do.
 #[test]
 fn a_log_that_is_shortened_under_a_reader_is_told_with_its_name() {
-    let mut fixture = Fixture::new(Full::Block);
+    let mut fixture = Fixture::new(RingFullPolicy::Block);
     assert!(fixture.try_write(0, &[b"first"]));
     let path = fixture.path();
     let mut child = Command::new(env!("CARGO_BIN_EXE_penstock-subscriber"))

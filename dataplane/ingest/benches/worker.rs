@@ -15,7 +15,7 @@ use std::time::Duration;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use penstock_auth::PacketKeys;
 use penstock_ingest::xdp::bench_support::{BURST, SocketlessWorker, frame};
-use penstock_log::{Access, Full, Geometry, Log, LogOptions, Reader, Start};
+use penstock_log::{Access, Geometry, Log, LogOptions, Reader, RingFullPolicy, Start};
 use penstock_wire::crc32c::{self, Joiner};
 use penstock_wire::packet::{BatchInfo, Chunk, DATA_LEN, Data, StreamKey};
 use penstock_xsk::Endpoint;
@@ -80,7 +80,7 @@ impl Bed {
         let path = dir.path().join("topic.log");
         let options = LogOptions {
             geometry: Geometry::new(ring, ring / 8, 1 << 14).expect("valid sizes"),
-            full: Full::Overwrite,
+            full: RingFullPolicy::Overwrite,
             access: Access::default(),
             writers: 1,
         };

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use penstock_ingest::xdp::bench_support::{SocketlessWorker, frame};
-use penstock_log::{Access, Full, Geometry, Log, LogOptions};
+use penstock_log::{Access, Geometry, Log, LogOptions, RingFullPolicy};
 use penstock_wire::batch;
 use penstock_wire::packet::{BatchInfo, Chunk, Data, StreamKey};
 use penstock_xsk::Endpoint;
@@ -45,7 +45,7 @@ fn allocated() -> usize {
 fn log(dir: &TempDir, name: usize) -> Arc<Log> {
     let options = LogOptions {
         geometry: Geometry::new(1 << 20, 1 << 16, 1 << 10).unwrap(),
-        full: Full::Overwrite,
+        full: RingFullPolicy::Overwrite,
         access: Access::default(),
         writers: 1,
     };

@@ -5,7 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use penstock_log::{Access, Commit, Full, Geometry, Log, LogOptions, Reader, Start, Writer};
+use penstock_log::{
+    Access, Commit, Geometry, Log, LogOptions, Reader, RingFullPolicy, Start, Writer,
+};
 use penstock_wire::crc32c;
 use tempfile::TempDir;
 
@@ -40,7 +42,7 @@ fn log() -> (TempDir, Arc<Log>, Writer) {
     let dir = dir.expect("a directory");
     let options = LogOptions {
         geometry: Geometry::new(1 << 20, 1 << 17, 1 << 14).expect("valid sizes"),
-        full: Full::Overwrite,
+        full: RingFullPolicy::Overwrite,
         access: Access::default(),
         writers: 1,
     };

@@ -74,12 +74,12 @@ pub enum OpenError {
     #[error("{path}: no such file, because the broker of this log does not wait for readers; start it with --full block, or read without registering", path = .0.display())]
     NoRegistry(PathBuf),
     /// All reader slots are taken.
-    #[error("{path}: all {places} reader slots are taken; end a reader, or read without registering", path = .path.display())]
+    #[error("{path}: all {slots} reader slots are taken; end a reader, or read without registering", path = .path.display())]
     TooManyReaders {
         /// The registry file.
         path: PathBuf,
         /// Number of slots.
-        places: usize,
+        slots: usize,
     },
     /// Any other failure of the operating system.
     #[error("{path}: cannot {action}: {source}", path = .path.display())]

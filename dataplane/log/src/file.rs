@@ -21,7 +21,7 @@ use super::layout::{
     self, CONTROL_OFFSET, EPOCH_OFFSET, Geometry, HeaderError, INDEX_OFFSET, MAX_POSITION,
 };
 use super::registry::Registry;
-use super::ring::{Control, Mark, NOTHING_OPEN, Ring};
+use super::ring::{Control, NOTHING_OPEN, Ring, WriterWatermark};
 use super::sigbus::Watched;
 use super::slot::{Found, Slot};
 use super::sync::crash_point;
@@ -30,7 +30,7 @@ use super::writer_lock::{self, WriterLock, beside};
 
 /// What a broker does when it would have to overwrite batches that a registered reader has not read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Full {
+pub enum RingFullPolicy {
     /// Wait for the reader: nothing is lost, and publishers are blocked.
     Block,
     /// Wait, but let readers copy what they read, so that a reader that stops reading can be evicted.
@@ -71,7 +71,7 @@ pub struct LogOptions {
     /// Sizes; must match those of an existing file.
     pub geometry: Geometry,
     /// What to do when registered readers lag.
-    pub full: Full,
+    pub full: RingFullPolicy,
     /// Who may read the log and register.
     pub access: Access,
     /// Writers that may exist at once (one per worker).
@@ -142,7 +142,7 @@ pub struct Log {
     /// borrow.
     borrowed: Vec<(usize, u64)>,
     lost: OnceLock<Lost>,
-    marks: Vec<CachePadded<Mark>>,
+    watermarks: Vec<CachePadded<WriterWatermark>>,
     taken: Vec<AtomicBool>,
     /// Dropped last. `None` for a file without a directory, as in tests.
     pub(super) lock: Mutex<Option<WriterLock>>,
@@ -231,7 +231,7 @@ impl Mapping {
             control: self.control(),
             slots: self.slots(),
             readers: None,
-            marks: &[],
+            watermarks: &[],
         }
     }
 
@@ -335,7 +335,7 @@ impl Log {
             path: path.to_owned(),
             reason: HeaderError::Control(what),
         })?;
-        if options.full != Full::Block {
+        if options.full != RingFullPolicy::Block {
             // Every position counts as granted, so that no registered reader borrows payload from a
             // writer that does not wait for it.
             let granted = &mapping.control().granted;
@@ -344,13 +344,13 @@ impl Log {
         options.access.apply_to_log(path, &mapping.file)?;
         mapping.populate()?;
         let registry = match (options.full, &*lock) {
-            (Full::Block | Full::Evict, Some(lock)) => {
+            (RingFullPolicy::Block | RingFullPolicy::Evict, Some(lock)) => {
                 Some(Registry::make(&lock.dir, path, options.access)?)
             }
             _ => None,
         };
         let borrowed = match &registry {
-            Some(registry) if options.full == Full::Evict && was_borrowed => {
+            Some(registry) if options.full == RingFullPolicy::Evict && was_borrowed => {
                 let readers = registry.readers();
                 let readers = readers.map_err(OpenError::io("read the registry of", path))?;
                 readers.into_iter().map(|r| (r.slot, r.cursor)).collect()
@@ -360,13 +360,13 @@ impl Log {
         if let Some(lock) = lock {
             lock.show(options.access)?;
         }
-        let marks = std::iter::repeat_with(CachePadded::<Mark>::default);
+        let watermarks = std::iter::repeat_with(CachePadded::<WriterWatermark>::default);
         Ok(Self {
             mapping,
             registry,
             borrowed,
             lost: OnceLock::new(),
-            marks: marks.take(options.writers).collect(),
+            watermarks: watermarks.take(options.writers).collect(),
             taken: std::iter::repeat_with(AtomicBool::default)
                 .take(options.writers)
                 .collect(),
@@ -391,7 +391,7 @@ impl Log {
     }
 
     pub(super) fn release_writer(&self, number: usize) {
-        self.marks[number]
+        self.watermarks[number]
             .open
             .store(NOTHING_OPEN, Ordering::Release);
         self.taken[number].store(false, Ordering::Release);
@@ -565,14 +565,14 @@ impl Log {
         self.lost.get()
     }
 
-    pub(super) fn mark(&self, writer: usize) -> &Mark {
-        &self.marks[writer]
+    pub(super) fn watermark(&self, writer: usize) -> &WriterWatermark {
+        &self.watermarks[writer]
     }
 
     pub(super) fn ring(&self) -> Ring<'_> {
         Ring {
             readers: self.registry.as_ref().map(|registry| registry as _),
-            marks: &self.marks,
+            watermarks: &self.watermarks,
             ..self.mapping.ring()
         }
     }

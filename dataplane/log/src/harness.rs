@@ -26,7 +26,7 @@ pub(crate) type Written = (u32, u64, Vec<u8>);
 pub(crate) fn small() -> LogOptions {
     LogOptions {
         geometry: Geometry::new(2 * SEGMENT, SEGMENT, SLOTS).expect("a good geometry"),
-        full: Full::Overwrite,
+        full: RingFullPolicy::Overwrite,
         access: Access::default(),
         writers: 4,
     }

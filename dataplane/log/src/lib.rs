@@ -57,7 +57,7 @@ pub use writers::Writers;
 pub use {
     access::Access,
     error::{OpenError, ReadError},
-    file::{FileState, Full, Log, LogInfo, LogOptions, Lost, ReaderInfo},
+    file::{FileState, Log, LogInfo, LogOptions, Lost, ReaderInfo, RingFullPolicy},
     reader::{Batch, ChecksumMismatch, Overwritten, Reader, Start},
     sigbus::{notify_shortened_logs, report_shortened_logs},
     writer::{Commit, Region, Reservation, Writer},

@@ -10,7 +10,7 @@ use loom::sync::atomic::{AtomicU64, Ordering};
 use loom::thread;
 
 use super::layout::Geometry;
-use super::ring::{Control, FREE, MAX_READERS, Mark, NOTHING_OPEN, ReaderCursors, Ring};
+use super::ring::{Control, FREE, MAX_READERS, NOTHING_OPEN, ReaderCursors, Ring, WriterWatermark};
 use super::slot::{Descriptor, Found, Slot};
 
 const SEGMENT: u64 = 4096;
@@ -33,7 +33,7 @@ struct Model {
     control: Control,
     slots: Vec<Slot>,
     readers: Readers,
-    marks: Vec<CachePadded<Mark>>,
+    watermarks: Vec<CachePadded<WriterWatermark>>,
     /// Payload that only its owner may touch: loom reports a race.
     exclusive: Vec<UnsafeCell<u64>>,
     /// Payload that a reader may copy while a writer overwrites it.
@@ -50,7 +50,7 @@ impl Model {
             control: Control::default(),
             slots: (0..slots).map(|_| Slot::default()).collect(),
             readers: Readers((0..readers).map(|_| AtomicU64::new(FREE)).collect()),
-            marks: (0..writers).map(|_| CachePadded::default()).collect(),
+            watermarks: (0..writers).map(|_| CachePadded::default()).collect(),
             exclusive: (0..2).map(|_| UnsafeCell::new(0)).collect(),
             shared: (0..2).map(|_| AtomicU64::new(0)).collect(),
         })
@@ -62,7 +62,7 @@ impl Model {
             control: &self.control,
             slots: &self.slots,
             readers: (!self.readers.0.is_empty()).then_some(&self.readers),
-            marks: &self.marks,
+            watermarks: &self.watermarks,
         }
     }
 
@@ -81,14 +81,14 @@ impl Model {
     }
 
     fn open(&self, writer: usize) -> u64 {
-        let mark = &self.marks[writer];
-        let position = self.ring().open(mark, SEGMENT as u32);
-        mark.open.store(position, Ordering::Release);
+        let watermark = &self.watermarks[writer];
+        let position = self.ring().open(watermark, SEGMENT as u32);
+        watermark.open.store(position, Ordering::Release);
         position
     }
 
     fn commit(&self, writer: usize, position: u64, value: u64) {
-        let mark = &self.marks[writer];
+        let watermark = &self.watermarks[writer];
         let descriptor = Descriptor {
             position,
             payload_len: SEGMENT as u32,
@@ -96,8 +96,8 @@ impl Model {
             batch_seq: value,
             ..Descriptor::default()
         };
-        self.ring().commit(mark, descriptor);
-        mark.open.store(NOTHING_OPEN, Ordering::Release);
+        self.ring().commit(watermark, descriptor);
+        watermark.open.store(NOTHING_OPEN, Ordering::Release);
     }
 }
 
@@ -175,7 +175,7 @@ fn loom_nothing_is_written_under_a_registered_reader() {
             // Not waiting for the reader: a blocked writer would only spin in the model.
             let ring = writer.ring();
             writer.open(0);
-            let second = ring.open(&writer.marks[0], SEGMENT as u32);
+            let second = ring.open(&writer.watermarks[0], SEGMENT as u32);
             if second + SEGMENT <= ring.limits().position {
                 // SAFETY: that nobody else touches the cell now is what the model checks.
                 writer.exclusive[0].with_mut(|payload| unsafe { *payload = 102 });
@@ -184,7 +184,7 @@ fn loom_nothing_is_written_under_a_registered_reader() {
         let ring = model.ring();
         model.readers.0[0].store(0, Ordering::SeqCst);
         if let Found::Published(d, _) = ring.slot(0).read(0)
-            && ring.may_lend(d.position)
+            && ring.can_borrow(d.position)
         {
             // SAFETY: that nobody writes the cell now is what the model checks.
             model.exclusive[0].with(|payload| assert_eq!(unsafe { *payload }, 100));

@@ -222,7 +222,7 @@ impl Reader {
                 return Err(ReadError::Damaged { index });
             }
         };
-        let lent = is_waited_for && self.mapping.ring().may_lend(descriptor.position);
+        let lent = is_waited_for && self.mapping.ring().can_borrow(descriptor.position);
         if !lent && !self.copy_payload(&descriptor) {
             return Err(self.skip_lost());
         }
@@ -308,7 +308,7 @@ impl Reader {
     fn batch(&self, index: u64, d: &Descriptor, lent: bool) -> Batch<'_> {
         let payload = match lent {
             // SAFETY: the batch lies inside one segment of the mapping, which lives as long as
-            // self. `may_lend` said that no writer has been granted this memory, and none will be
+            // self. `can_borrow` said that no writer has been granted this memory, and none will be
             // before the cursor moves, which takes `&mut self` and so ends this borrow.
             true => unsafe {
                 std::slice::from_raw_parts(self.payload_at(d.position), d.payload_len as usize)

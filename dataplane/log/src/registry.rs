@@ -187,7 +187,7 @@ impl Registry {
         }
         Err(OpenError::TooManyReaders {
             path: self.path.clone(),
-            places: MAX_READERS,
+            slots: MAX_READERS,
         })
     }
 
@@ -424,7 +424,7 @@ mod tests {
             .collect();
         assert_eq!(slots.len(), MAX_READERS);
         let full = open(&dir).unwrap().register(0, EPOCH).unwrap_err();
-        assert!(matches!(full, OpenError::TooManyReaders { places, .. } if places == MAX_READERS));
+        assert!(matches!(full, OpenError::TooManyReaders { slots, .. } if slots == MAX_READERS));
     }
 
     #[test]

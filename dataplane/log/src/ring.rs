@@ -12,7 +12,7 @@
 //! - a committer publishes its descriptor, then looks whether the frontier can move, with a full
 //!   fence between, so of two committers at least one sees both ([`Ring::commit`]);
 //! - a registered reader announces its cursor, then looks at the granted limit; a writer announces
-//!   a limit, then looks at the cursors again ([`Ring::may_lend`] / [`Ring::limits`]).
+//!   a limit, then looks at the cursors again ([`Ring::can_borrow`] / [`Ring::limits`]).
 
 use std::fmt;
 
@@ -26,12 +26,12 @@ use super::sync::{AtomicU64, Ordering, crash_point, fence, yield_now};
 pub const MAX_READERS: usize = 64;
 /// Cursor of a free reader slot.
 pub const FREE: u64 = u64::MAX;
-/// Mark of a writer that has nothing open.
+/// Watermark of a writer that has nothing open.
 pub const NOTHING_OPEN: u64 = u64::MAX;
 
 /// Positions that one writer of this process keeps others away from.
 #[derive(Debug)]
-pub struct Mark {
+pub struct WriterWatermark {
     /// Lower bound of its open reservations.
     pub(super) open: AtomicU64,
     /// While it commits: lower bound of what other writers commit behind it. A batch that is
@@ -39,7 +39,7 @@ pub struct Mark {
     committing: AtomicU64,
 }
 
-impl Default for Mark {
+impl Default for WriterWatermark {
     fn default() -> Self {
         Self {
             open: AtomicU64::new(NOTHING_OPEN),
@@ -100,7 +100,7 @@ pub struct Ring<'a> {
     /// Readers that writers wait for; `None` if the policy is to overwrite.
     pub(super) readers: Option<&'a dyn ReaderCursors>,
     /// One per writer of this process; empty in a reader.
-    pub(super) marks: &'a [CachePadded<Mark>],
+    pub(super) watermarks: &'a [CachePadded<WriterWatermark>],
 }
 
 impl Ring<'_> {
@@ -108,17 +108,17 @@ impl Ring<'_> {
         &self.slots[(index & (self.geometry.index_slots() - 1)) as usize]
     }
 
-    /// Takes room for `len` bytes. The writer's mark must already be a lower bound of its open
+    /// Takes room for `len` bytes. The writer's watermark must already be a lower bound of its open
     /// reservations, or is set here when it has none.
-    pub(super) fn open(&self, mark: &Mark, len: u32) -> u64 {
+    pub(super) fn open(&self, watermark: &WriterWatermark, len: u32) -> u64 {
         let len = u64::from(len).next_multiple_of(ALIGNMENT);
-        if mark.open.load(Ordering::Relaxed) == NOTHING_OPEN {
+        if watermark.open.load(Ordering::Relaxed) == NOTHING_OPEN {
             let tail = self.control.tail.load(Ordering::Relaxed);
-            mark.open.store(tail, Ordering::Relaxed);
+            watermark.open.store(tail, Ordering::Relaxed);
         }
         let segment = self.geometry.segment_bytes();
         loop {
-            // Release: whoever sees this addition sees the mark stored before it.
+            // Release: whoever sees this addition sees the watermark stored before it.
             let position = self.control.tail.fetch_add(len, Ordering::AcqRel);
             // A batch never straddles segments: the end of a segment that is too short is skipped.
             if position / segment == (position + len - 1) / segment {
@@ -167,18 +167,18 @@ impl Ring<'_> {
     /// Lower bound of all open reservations and all later ones.
     fn lowest_open(&self) -> u64 {
         let tail = self.control.tail.load(Ordering::Acquire);
-        self.marks
+        self.watermarks
             .iter()
-            .map(|mark| mark.open.load(Ordering::Acquire))
+            .map(|watermark| watermark.open.load(Ordering::Acquire))
             .fold(tail, u64::min)
     }
 
     /// Lower bound of batches that are published above the frontier because a writer is between
     /// taking a place in the index and publishing it.
     fn lowest_committing(&self) -> u64 {
-        self.marks
+        self.watermarks
             .iter()
-            .map(|mark| mark.committing.load(Ordering::Acquire))
+            .map(|watermark| watermark.committing.load(Ordering::Acquire))
             .fold(NOTHING_OPEN, u64::min)
     }
 
@@ -245,13 +245,15 @@ impl Ring<'_> {
             .map_or([FREE; MAX_READERS], ReaderCursors::load)
     }
 
-    /// Publishes a batch and returns its index. The writer's mark must still cover it as open.
-    pub(super) fn commit(&self, mark: &Mark, mut descriptor: Descriptor) -> u64 {
+    /// Publishes a batch and returns its index. The writer's watermark must still cover it as open.
+    pub(super) fn commit(&self, watermark: &WriterWatermark, mut descriptor: Descriptor) -> u64 {
         // Looked up before the index is taken: whatever is committed behind this batch is either
         // still open now, and so marked, or not yet reserved, and so beyond the tail.
         descriptor.floor = self.lowest_open();
-        mark.committing.store(descriptor.floor, Ordering::Relaxed);
-        // Whoever takes a later place, or learns that it was taken, sees the mark.
+        watermark
+            .committing
+            .store(descriptor.floor, Ordering::Relaxed);
+        // Whoever takes a later place, or learns that it was taken, sees the watermark.
         let index = self.control.index_tail.fetch_add(1, Ordering::AcqRel);
         crash_point();
         // One slot less than a round: the totals of the batch just below the frontier are the base
@@ -262,7 +264,7 @@ impl Ring<'_> {
             yield_now();
         }
         self.slot(index).publish(index, &descriptor);
-        mark.committing.store(NOTHING_OPEN, Ordering::Release);
+        watermark.committing.store(NOTHING_OPEN, Ordering::Release);
         // Of two committers that publish side by side, at least one sees both slots.
         fence(Ordering::SeqCst);
         self.advance();
@@ -310,7 +312,7 @@ impl Ring<'_> {
 
     /// Whether a reader whose cursor is announced in its slot may read `position` in place for as
     /// long as the cursor stays: no writer has been granted what lies one ring above it.
-    pub(super) fn may_lend(&self, position: u64) -> bool {
+    pub(super) fn can_borrow(&self, position: u64) -> bool {
         fence(Ordering::SeqCst);
         self.control.granted.load(Ordering::Acquire) <= position + self.geometry.ring_bytes()
     }

@@ -17,7 +17,7 @@ use super::*;
 
 const SEGMENT: u64 = 4096;
 
-fn options(segments: u64, slots: u64, full: Full) -> LogOptions {
+fn options(segments: u64, slots: u64, full: RingFullPolicy) -> LogOptions {
     let geometry = Geometry::new(segments * SEGMENT, SEGMENT, slots).unwrap();
     LogOptions {
         geometry,
@@ -36,7 +36,7 @@ fn log_in(dir: &TempDir, options: &LogOptions) -> (PathBuf, Arc<Log>) {
 #[test]
 fn readers_get_no_more_than_they_need_also_of_an_earlier_brokers_files() {
     let dir = TempDir::new().unwrap();
-    let mut options = options(2, 8, Full::Block);
+    let mut options = options(2, 8, RingFullPolicy::Block);
     for (mode, registry) in [
         (0o640, 0o660),
         (0o644, 0o660),
@@ -58,7 +58,7 @@ fn readers_get_no_more_than_they_need_also_of_an_earlier_brokers_files() {
 #[test]
 fn what_is_committed_is_read_back_and_what_is_aborted_is_not() {
     let dir = TempDir::new().unwrap();
-    let (path, log) = log_in(&dir, &options(4, 16, Full::Block));
+    let (path, log) = log_in(&dir, &options(4, 16, RingFullPolicy::Block));
     let mut writer = log.writer();
     let mut reader = Reader::open(&path, Start::Oldest).unwrap();
     assert_eq!(reader.next(), Ok(None));
@@ -95,7 +95,7 @@ impl PartialEq for Batch<'_> {
 #[test]
 fn a_lapped_reader_is_told_exactly_what_it_lost() {
     let dir = TempDir::new().unwrap();
-    let (path, log) = log_in(&dir, &options(2, 16, Full::Overwrite));
+    let (path, log) = log_in(&dir, &options(2, 16, RingFullPolicy::Overwrite));
     let mut writer = log.writer();
     let mut reader = Reader::open(&path, Start::Oldest).unwrap();
     let total = 20;
@@ -118,7 +118,7 @@ fn a_lapped_reader_is_told_exactly_what_it_lost() {
 #[test]
 fn a_registered_reader_blocks_the_writer_until_it_reads_or_dies() {
     let dir = TempDir::new().unwrap();
-    let (path, log) = log_in(&dir, &options(2, 16, Full::Block));
+    let (path, log) = log_in(&dir, &options(2, 16, RingFullPolicy::Block));
     let mut writer = log.writer();
     let mut reader = Reader::open(&path, Start::Oldest).unwrap();
     assert_eq!(log.backlog(), (0, 0));
@@ -150,7 +150,7 @@ fn a_registered_reader_blocks_the_writer_until_it_reads_or_dies() {
 #[test]
 fn a_reader_that_stops_is_evicted_is_told_and_sees_no_torn_byte() {
     let dir = TempDir::new().unwrap();
-    let (path, log) = log_in(&dir, &options(2, 16, Full::Evict));
+    let (path, log) = log_in(&dir, &options(2, 16, RingFullPolicy::Evict));
     let mut writer = log.writer();
     let mut reader = Reader::open(&path, Start::Oldest).unwrap();
     reader.register().unwrap();
@@ -190,7 +190,7 @@ fn a_reader_that_stops_is_evicted_is_told_and_sees_no_torn_byte() {
 #[test]
 fn a_reader_that_borrows_from_an_earlier_broker_is_evicted_only_once_it_reads_on() {
     let dir = TempDir::new().unwrap();
-    let (path, log) = log_in(&dir, &options(2, 16, Full::Block));
+    let (path, log) = log_in(&dir, &options(2, 16, RingFullPolicy::Block));
     let mut reader = Reader::open(&path, Start::Oldest).unwrap();
     reader.register().unwrap();
     let mut writer = log.writer();
@@ -199,7 +199,7 @@ fn a_reader_that_borrows_from_an_earlier_broker_is_evicted_only_once_it_reads_on
     }
     let borrowed = reader.next().unwrap().unwrap();
     drop((writer, log));
-    let (_, log) = log_in(&dir, &options(2, 16, Full::Evict));
+    let (_, log) = log_in(&dir, &options(2, 16, RingFullPolicy::Evict));
     let seen = || log.readers().unwrap()[0];
     assert!(seen().holds_up);
     assert!(!log.evict_reader(&seen()).unwrap());
@@ -212,8 +212,8 @@ fn a_reader_that_borrows_from_an_earlier_broker_is_evicted_only_once_it_reads_on
 #[test]
 fn a_registered_reader_borrows_nothing_from_a_writer_that_does_not_wait() {
     let dir = TempDir::new().unwrap();
-    drop(log_in(&dir, &options(2, 16, Full::Block)));
-    let (path, log) = log_in(&dir, &options(2, 16, Full::Overwrite));
+    drop(log_in(&dir, &options(2, 16, RingFullPolicy::Block)));
+    let (path, log) = log_in(&dir, &options(2, 16, RingFullPolicy::Overwrite));
     let mut reader = Reader::open(&path, Start::Oldest).unwrap();
     reader.register().unwrap();
     let mut writer = log.writer();
@@ -228,7 +228,7 @@ fn a_registered_reader_borrows_nothing_from_a_writer_that_does_not_wait() {
 #[test]
 fn a_log_without_a_registry_cannot_be_registered_with() {
     let dir = TempDir::new().unwrap();
-    let (path, _log) = log_in(&dir, &options(2, 16, Full::Overwrite));
+    let (path, _log) = log_in(&dir, &options(2, 16, RingFullPolicy::Overwrite));
     let mut reader = Reader::open(&path, Start::Oldest).unwrap();
     let refused = reader.register().unwrap_err();
     assert!(matches!(refused, OpenError::NoRegistry(_)), "{refused}");
@@ -241,7 +241,7 @@ fn a_log_without_a_registry_cannot_be_registered_with() {
 #[test]
 fn a_registry_that_is_cut_short_ends_neither_writer_nor_reader() {
     let dir = TempDir::new().unwrap();
-    let (path, log) = log_in(&dir, &options(2, 16, Full::Block));
+    let (path, log) = log_in(&dir, &options(2, 16, RingFullPolicy::Block));
     let mut reader = Reader::open(&path, Start::Oldest).unwrap();
     reader.register().unwrap();
     let mut writer = log.writer();
@@ -258,7 +258,7 @@ fn a_registry_that_is_cut_short_ends_neither_writer_nor_reader() {
 #[test]
 fn a_file_that_is_deleted_replaced_or_resized_is_noticed() {
     let dir = TempDir::new().unwrap();
-    let (path, log) = log_in(&dir, &options(2, 16, Full::Block));
+    let (path, log) = log_in(&dir, &options(2, 16, RingFullPolicy::Block));
     assert_eq!(log.check_file().unwrap(), FileState::Whole);
     let aside = dir.path().join("aside");
     fs::rename(&path, &aside).unwrap();
@@ -280,7 +280,7 @@ fn a_log_that_is_made_in_vain_does_not_stay_behind() {
     let path = dir.path().join("topic.log");
     // As when there is no room for it.
     fs::create_dir(path.with_extension("readers")).unwrap();
-    let options = options(2, 8, Full::Block);
+    let options = options(2, 8, RingFullPolicy::Block);
     Log::open(&path, &options).unwrap_err();
     assert!(!path.exists());
     // One that was there before stays.
@@ -295,7 +295,7 @@ fn a_log_that_is_made_in_vain_does_not_stay_behind() {
 #[test]
 fn a_registry_that_is_deleted_or_replaced_is_noticed() {
     let dir = TempDir::new().unwrap();
-    let (path, log) = log_in(&dir, &options(2, 8, Full::Block));
+    let (path, log) = log_in(&dir, &options(2, 8, RingFullPolicy::Block));
     assert_eq!(log.check_registry().unwrap(), FileState::Whole);
     let registry = path.with_extension("readers");
     fs::remove_file(&registry).unwrap();
@@ -307,7 +307,7 @@ fn a_registry_that_is_deleted_or_replaced_is_noticed() {
 
 #[test]
 fn another_log_may_have_the_name_of_one_that_was_truncated() {
-    let options = options(2, 8, Full::Overwrite);
+    let options = options(2, 8, RingFullPolicy::Overwrite);
     let lost = || Lost {
         reason: "truncated".to_owned(),
         is_replaced: true,
@@ -340,7 +340,7 @@ fn another_log_may_have_the_name_of_one_that_was_truncated() {
 #[test]
 fn a_full_index_blocks_as_a_full_ring_does() {
     let dir = TempDir::new().unwrap();
-    let (path, log) = log_in(&dir, &options(16, 4, Full::Block));
+    let (path, log) = log_in(&dir, &options(16, 4, RingFullPolicy::Block));
     let mut writer = log.writer();
     let mut reader = Reader::open(&path, Start::Oldest).unwrap();
     reader.register().unwrap();
@@ -370,7 +370,7 @@ fn a_full_index_blocks_as_a_full_ring_does() {
 #[test]
 fn an_open_reservation_is_never_overwritten() {
     let dir = TempDir::new().unwrap();
-    let (path, log) = log_in(&dir, &options(2, 64, Full::Overwrite));
+    let (path, log) = log_in(&dir, &options(2, 64, RingFullPolicy::Overwrite));
     let (mut slow, mut fast) = (log.writer(), log.writer());
     let held = slow.reserve(2048);
     assert!(slow.is_granted(&held));
@@ -407,7 +407,7 @@ fn an_open_reservation_is_never_overwritten() {
 fn many_writers_and_readers() {
     const EACH: u64 = 3000;
     let dir = TempDir::new().unwrap();
-    let (path, log) = log_in(&dir, &options(8, 64, Full::Block));
+    let (path, log) = log_in(&dir, &options(8, 64, RingFullPolicy::Block));
     let done = Arc::new(AtomicBool::new(false));
     let mut registered = Reader::open(&path, Start::Oldest).unwrap();
     registered.register().unwrap();
@@ -472,7 +472,7 @@ fn many_writers_and_readers() {
 #[test]
 fn a_log_outlives_its_writer_and_open_batches_are_dropped() {
     let dir = TempDir::new().unwrap();
-    let wanted = options(4, 16, Full::Block);
+    let wanted = options(4, 16, RingFullPolicy::Block);
     let (path, log) = log_in(&dir, &wanted);
     let mut writer = log.writer();
     write(&mut writer, 0, 0, b"kept by the log");
@@ -496,7 +496,7 @@ fn a_log_outlives_its_writer_and_open_batches_are_dropped() {
 #[test]
 fn a_slot_published_behind_a_gap_is_dropped_on_recovery() {
     let dir = TempDir::new().unwrap();
-    let wanted = options(4, 16, Full::Overwrite);
+    let wanted = options(4, 16, RingFullPolicy::Overwrite);
     let (path, log) = log_in(&dir, &wanted);
     write(&mut log.writer(), 0, 0, b"below the frontier");
     // A writer that died between taking place 1 and publishing it, while another published 2.
@@ -518,7 +518,7 @@ fn a_slot_published_behind_a_gap_is_dropped_on_recovery() {
 #[test]
 fn only_one_process_writes() {
     let dir = TempDir::new().unwrap();
-    let wanted = options(4, 16, Full::Block);
+    let wanted = options(4, 16, RingFullPolicy::Block);
     let (path, log) = log_in(&dir, &wanted);
     let reader = Reader::open(&path, Start::End).unwrap();
     assert!(reader.writer_is_alive());
@@ -533,7 +533,7 @@ fn only_one_process_writes() {
 #[test]
 fn a_child_that_has_the_open_file_too_does_not_keep_the_log() {
     let dir = TempDir::new().unwrap();
-    let wanted = options(4, 16, Full::Block);
+    let wanted = options(4, 16, RingFullPolicy::Block);
     let (path, log) = log_in(&dir, &wanted);
     // As between fork and exec, before close-on-exec takes effect.
     let _child = log.lock.lock().unwrap().as_ref().unwrap().share();
@@ -545,7 +545,7 @@ fn a_child_that_has_the_open_file_too_does_not_keep_the_log() {
 #[test]
 fn a_readers_lock_neither_keeps_a_broker_out_nor_hides_one() {
     let dir = TempDir::new().unwrap();
-    let wanted = options(4, 16, Full::Block);
+    let wanted = options(4, 16, RingFullPolicy::Block);
     let (path, log) = log_in(&dir, &wanted);
     drop(log);
     let lock_all = |file: &fs::File| {
@@ -581,7 +581,7 @@ fn a_readers_lock_neither_keeps_a_broker_out_nor_hides_one() {
 #[test]
 fn links_that_others_may_have_made_are_not_followed() {
     let dir = TempDir::new().unwrap();
-    let wanted = options(4, 16, Full::Block);
+    let wanted = options(4, 16, RingFullPolicy::Block);
     let victim = dir.path().join("victim");
     let logs = dir.path().join("logs");
     fs::create_dir(&logs).unwrap();
@@ -622,7 +622,7 @@ fn links_that_others_may_have_made_are_not_followed() {
 #[test]
 fn a_log_with_holes_is_allocated_when_it_is_opened() {
     let dir = TempDir::new().unwrap();
-    let wanted = options(4, 16, Full::Block);
+    let wanted = options(4, 16, RingFullPolicy::Block);
     let (path, log) = log_in(&dir, &wanted);
     write(&mut log.writer(), 0, 0, b"kept");
     drop(log);
@@ -638,7 +638,7 @@ fn a_log_with_holes_is_allocated_when_it_is_opened() {
 #[test]
 fn other_files_are_refused_with_the_reason() {
     let dir = TempDir::new().unwrap();
-    let wanted = options(4, 16, Full::Block);
+    let wanted = options(4, 16, RingFullPolicy::Block);
     let refused = |path: &Path| Log::open(path, &wanted).unwrap_err().to_string();
     let path = dir.path().join("text.log");
     fs::write(
@@ -651,7 +651,7 @@ fn other_files_are_refused_with_the_reason() {
     assert!(reading.contains("not a Penstock log"));
     let missing = Reader::open(&dir.path().join("none.log"), Start::Oldest).unwrap_err();
     assert!(missing.to_string().contains("no such log"));
-    let (path, log) = log_in(&dir, &options(8, 16, Full::Block));
+    let (path, log) = log_in(&dir, &options(8, 16, RingFullPolicy::Block));
     drop(log);
     assert!(
         refused(&path).contains("ring of 32768 bytes"),
@@ -668,7 +668,7 @@ fn other_files_are_refused_with_the_reason() {
 #[test]
 fn damage_in_the_file_is_reported_never_served() {
     let dir = TempDir::new().unwrap();
-    let (path, log) = log_in(&dir, &options(4, 16, Full::Overwrite));
+    let (path, log) = log_in(&dir, &options(4, 16, RingFullPolicy::Overwrite));
     for seq in 0..3 {
         write(&mut log.writer(), 0, seq, &payload(0, seq, 100));
     }
@@ -718,7 +718,7 @@ proptest! {
     #[test]
     fn behaves_as_a_list(steps in steps(), block: bool) {
         let dir = TempDir::new().unwrap();
-        let full = if block { Full::Block } else { Full::Overwrite };
+        let full = if block { RingFullPolicy::Block } else { RingFullPolicy::Overwrite };
         let (path, log) = log_in(&dir, &options(4, 8, full));
         let mut writer = log.writer();
         let mut reader = Reader::open(&path, Start::Oldest).unwrap();

@@ -13,7 +13,7 @@ use super::sync::crash_point;
 
 /// Writes batches into a log. Each thread has its own; any number may write side by side.
 ///
-/// The mark that keeps others away from open reservations is this writer's alone, so a writer must
+/// The watermark that keeps others away from open reservations is this writer's alone, so a writer must
 /// not be shared, and a reservation goes back to the writer it came from.
 #[derive(Debug)]
 pub struct Writer {
@@ -109,10 +109,10 @@ impl Writer {
             len <= self.log.geometry().max_payload(),
             "batch of {len} bytes"
         );
-        let mark = self.log.mark(self.number);
-        let position = self.log.ring().open(mark, len);
+        let watermark = self.log.watermark(self.number);
+        let position = self.log.ring().open(watermark, len);
         if self.open.is_empty() {
-            mark.open.store(position, Ordering::Release);
+            watermark.open.store(position, Ordering::Release);
         }
         self.open.push_back(Some(position));
         Reservation {
@@ -267,8 +267,8 @@ impl Writer {
             arrival_unix_ns: commit.arrival_unix_ns,
             floor: 0,
         };
-        let mark = self.log.mark(self.number);
-        let index = self.log.ring().commit(mark, descriptor);
+        let watermark = self.log.watermark(self.number);
+        let index = self.log.ring().commit(watermark, descriptor);
         self.close(reservation);
         index
     }
@@ -303,7 +303,7 @@ impl Writer {
             None => NOTHING_OPEN,
         };
         self.log
-            .mark(self.number)
+            .watermark(self.number)
             .open
             .store(low, Ordering::Release);
     }

@@ -13,7 +13,7 @@ use nix::sys::time::TimeSpec;
 ///
 /// # Errors
 /// The kernel's answer.
-pub fn be_punctual() -> io::Result<()> {
+pub fn minimize_timer_slack() -> io::Result<()> {
     Ok(prctl::set_timerslack(1)?)
 }
 
@@ -48,7 +48,7 @@ mod tests {
 
     #[test]
     fn sleep_ends_when_there_is_something() {
-        be_punctual().unwrap();
+        minimize_timer_slack().unwrap();
         let (mut ours, theirs) = UnixStream::pair().unwrap();
         let mut watched = [PollFd::new(theirs.as_fd(), PollFlags::POLLIN)];
         until_ready(&mut watched, Duration::from_millis(1)).unwrap();

@@ -1,6 +1,6 @@
 use std::net::SocketAddr;
 
-use penstock_log::{Access, Full, Geometry, LogOptions};
+use penstock_log::{Access, Geometry, LogOptions, RingFullPolicy};
 use tempfile::TempDir;
 
 use super::*;
@@ -10,7 +10,7 @@ const MIB: u32 = 1 << 20;
 fn log(dir: &TempDir, name: &str) -> Arc<Log> {
     let options = LogOptions {
         geometry: Geometry::new(64 << 20, 16 << 20, 64).unwrap(),
-        full: Full::Overwrite,
+        full: RingFullPolicy::Overwrite,
         access: Access::default(),
         writers: 1,
     };

@@ -17,7 +17,7 @@ pub use acceptor::{Acceptor, DatagramPath, Limits, listen};
 pub use buffers::Effective;
 pub(crate) use connection::Opened;
 pub(crate) use outbox::Outbox;
-pub use stats::{ConnectionReport, Counters, PathStage, Shared, WorkerNow, WorkerStats};
+pub use stats::{ConnectionReport, Counters, PathStage, Shared, WorkerSnapshot, WorkerStats};
 pub use worker::{Worker, WorkerConfig, WorkerHandle};
 
 use std::time::Duration;

@@ -195,7 +195,7 @@ pub struct WorkerStats {
 
 /// What a worker is doing.
 #[derive(Debug, Clone, Default)]
-pub struct WorkerNow {
+pub struct WorkerSnapshot {
     /// What it has done so far.
     pub stats: WorkerStats,
     /// Connections that it serves.

@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender};
 use penstock_log::{Writer, Writers};
 use penstock_runtime::poller::{Events, Interest, Poller};
-use penstock_runtime::profile::{Live, Rounds, SHOW_EVERY, Tick};
+use penstock_runtime::profile::{Rounds, SNAPSHOT_INTERVAL, SnapshotCell, Tick};
 use tracing::{debug, info, warn};
 
 use super::connection::{Connection, Context, Ending, Need, Opened, SCRATCH};
-use super::stats::{Shared, WorkerNow, WorkerStats};
+use super::stats::{Shared, WorkerSnapshot, WorkerStats};
 
 /// How often time is looked after, and figures are shown.
-const TICK: Duration = SHOW_EVERY;
+const TICK: Duration = SNAPSHOT_INTERVAL;
 /// How long a worker sleeps when a connection waits for room in the ring.
 const SPACE_POLL: Duration = Duration::from_millis(1);
 /// Interval in which a worker checks for batches that block others, while there may be any.
@@ -51,7 +51,7 @@ pub struct WorkerHandle {
     inbox: Sender<Opened>,
     poller: Arc<Poller>,
     load: Arc<AtomicUsize>,
-    live: Arc<Live<WorkerNow>>,
+    snapshot: Arc<SnapshotCell<WorkerSnapshot>>,
     rounds: Rounds,
 }
 
@@ -80,7 +80,7 @@ pub struct Worker {
     stats: WorkerStats,
     first_frame: Option<Tick>,
     last_commit: Option<Tick>,
-    live: Arc<Live<WorkerNow>>,
+    snapshot: Arc<SnapshotCell<WorkerSnapshot>>,
     /// Shows other threads that the loop makes progress.
     rounds: Rounds,
 }
@@ -110,10 +110,10 @@ impl WorkerHandle {
         self.poller.notify()
     }
 
-    /// What the worker is doing, at most [`SHOW_EVERY`] ago.
+    /// What the worker is doing, at most [`SNAPSHOT_INTERVAL`] ago.
     #[must_use]
-    pub fn now(&self) -> WorkerNow {
-        self.live.look()
+    pub fn now(&self) -> WorkerSnapshot {
+        self.snapshot.load()
     }
 
     /// Round counter, which grows while the worker makes progress, with or without work.
@@ -145,13 +145,13 @@ impl Worker {
         let poller = Arc::new(Poller::new()?);
         shared.claims.wake_for_others(&poller);
         let load = Arc::new(AtomicUsize::new(0));
-        let live = Arc::new(Live::default());
+        let snapshot = Arc::new(SnapshotCell::default());
         let rounds = Rounds::default();
         let handle = WorkerHandle {
             inbox: sender,
             poller: Arc::clone(&poller),
             load: Arc::clone(&load),
-            live: Arc::clone(&live),
+            snapshot: Arc::clone(&snapshot),
             rounds: rounds.clone(),
         };
         let worker = Self {
@@ -172,7 +172,7 @@ impl Worker {
             stats: WorkerStats::default(),
             first_frame: None,
             last_commit: None,
-            live,
+            snapshot,
             rounds,
         };
         Ok((worker, handle))
@@ -220,7 +220,7 @@ impl Worker {
     fn show(&self) {
         let entries = || self.connections.iter().flatten();
         let blocked = |entry: &&Entry| entry.connection.is_blocked();
-        self.live.show(WorkerNow {
+        self.snapshot.publish(WorkerSnapshot {
             stats: self.sum_up(),
             connections: entries().count(),
             blocked: entries().filter(blocked).count(),

@@ -14,7 +14,7 @@ mod worker;
 
 pub use gate::Gate;
 pub use registry::Registry;
-pub use stats::{WorkerNow, XdpStats};
+pub use stats::{WorkerSnapshot, XdpStats};
 pub use worker::{Polling, Worker, WorkerConfig, WorkerHandle, bench_support};
 
 /// Bytes of batches that a stream may send before the first ACK.

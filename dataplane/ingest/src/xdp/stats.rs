@@ -60,7 +60,7 @@ pub struct XdpStats {
 
 /// What a worker is doing.
 #[derive(Debug, Clone, Default)]
-pub struct WorkerNow {
+pub struct WorkerSnapshot {
     /// What it has done so far.
     pub stats: WorkerStats,
     /// What it has done with packets.

@@ -15,7 +15,7 @@ use nix::poll::{PollFd, PollFlags};
 use penstock_auth::PacketKeys;
 use penstock_log::Writers;
 use penstock_runtime::poller::{Events, Interest, Poller};
-use penstock_runtime::profile::{Live, Rounds, SHOW_EVERY, Tick};
+use penstock_runtime::profile::{Rounds, SNAPSHOT_INTERVAL, SnapshotCell, Tick};
 use penstock_runtime::sleep;
 use penstock_wire::packet::{
     ACK_SEAL_LEN, Content, DATA_LEN, Data, Feedback, Invalid, MAX_ACK_LEN, Received, StreamKey, Tag,
@@ -31,7 +31,7 @@ use super::FIRST_CREDIT;
 use super::gate::Pass;
 use super::key_hasher::KeyHash;
 use super::registry::Registry;
-use super::stats::{WorkerNow, XdpStats};
+use super::stats::{WorkerSnapshot, XdpStats};
 use super::stream::{Context, Ending, Stream};
 use crate::tcp::{Counters, Opened, PathStage, Shared, WorkerStats};
 
@@ -84,15 +84,15 @@ pub struct WorkerConfig {
 #[derive(Debug, Clone)]
 pub struct WorkerHandle {
     poller: Arc<Poller>,
-    live: Arc<Live<WorkerNow>>,
+    snapshot: Arc<SnapshotCell<WorkerSnapshot>>,
     rounds: Rounds,
 }
 
 impl WorkerHandle {
-    /// What the worker is doing, at most [`SHOW_EVERY`] ago.
+    /// What the worker is doing, at most [`SNAPSHOT_INTERVAL`] ago.
     #[must_use]
-    pub fn now(&self) -> WorkerNow {
-        self.live.look()
+    pub fn now(&self) -> WorkerSnapshot {
+        self.snapshot.load()
     }
 
     /// Round counter, which grows while the worker makes progress, with or without work.
@@ -117,7 +117,7 @@ pub struct Worker {
     state: State,
     stop: Arc<AtomicBool>,
     events: Events,
-    live: Arc<Live<WorkerNow>>,
+    snapshot: Arc<SnapshotCell<WorkerSnapshot>>,
     /// Shows other threads that the loop makes progress.
     rounds: Rounds,
     /// When figures are shown next.
@@ -172,11 +172,11 @@ impl Worker {
     ) -> io::Result<(Self, WorkerHandle)> {
         let poller = Arc::new(Poller::new()?);
         shared.claims.wake_for_others(&poller);
-        let live = Arc::new(Live::default());
+        let snapshot = Arc::new(SnapshotCell::default());
         let rounds = Rounds::default();
         let handle = WorkerHandle {
             poller: Arc::clone(&poller),
-            live: Arc::clone(&live),
+            snapshot: Arc::clone(&snapshot),
             rounds: rounds.clone(),
         };
         let clock = Clock::new();
@@ -206,7 +206,7 @@ impl Worker {
             state,
             stop,
             events: Events::default(),
-            live,
+            snapshot,
             rounds,
             show_at: 0,
         };
@@ -219,7 +219,7 @@ impl Worker {
     /// # Errors
     /// If the kernel does not answer for a port.
     pub fn run(mut self) -> io::Result<(WorkerStats, XdpStats)> {
-        sleep::be_punctual()?;
+        sleep::minimize_timer_slack()?;
         let mut next_tick = 0;
         let (mut since_pause, mut pauses) = (0, 0_u32);
         while !self.stop.load(Ordering::Relaxed) {
@@ -284,7 +284,7 @@ impl Worker {
         self.state.relieve(now);
         self.state.registry.expire();
         if now >= self.show_at {
-            self.show_at = now + SHOW_EVERY.as_nanos() as u64;
+            self.show_at = now + SNAPSHOT_INTERVAL.as_nanos() as u64;
             self.show()?;
         }
         Ok(())
@@ -306,7 +306,7 @@ impl Worker {
         let (stats, xdp) = self.sum_up()?;
         let state = &self.state;
         let streams = || state.streams.iter().flatten();
-        self.live.show(WorkerNow {
+        self.snapshot.publish(WorkerSnapshot {
             stats,
             xdp,
             streams: streams().count(),
@@ -786,7 +786,7 @@ mod tests {
     use crate::peer::{Host, Tenant};
     use crate::tcp::buffers::{RcvbufOn, Wanted};
     use crate::xdp::gate::tests::Odd;
-    use penstock_log::{Access, Full, Geometry, Log, LogOptions, Reader, Start};
+    use penstock_log::{Access, Geometry, Log, LogOptions, Reader, RingFullPolicy, Start};
     use penstock_wire::batch::{self, Header};
     use penstock_wire::handshake::{AckLevel, Path};
     use penstock_wire::packet::{BatchInfo, Chunk};
@@ -821,12 +821,12 @@ mod tests {
         fn with_keys(keys: Option<PacketKeys>) -> Self {
             Self::with_log(
                 Geometry::new(1 << 20, 1 << 16, 64).unwrap(),
-                Full::Overwrite,
+                RingFullPolicy::Overwrite,
                 keys,
             )
         }
 
-        fn with_log(geometry: Geometry, full: Full, keys: Option<PacketKeys>) -> Self {
+        fn with_log(geometry: Geometry, full: RingFullPolicy, keys: Option<PacketKeys>) -> Self {
             let dir = TempDir::new().unwrap();
             let options = LogOptions {
                 geometry,

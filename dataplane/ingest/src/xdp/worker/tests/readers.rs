@@ -57,7 +57,7 @@ fn fill(log: &Arc<Log>) {
 
 impl Stopped {
     fn new(geometry: Geometry) -> Self {
-        let bench = Bench::with_log(geometry, Full::Block, None);
+        let bench = Bench::with_log(geometry, RingFullPolicy::Block, None);
         let mut reader = Reader::open(&bench.dir.path().join("topic.log"), Start::Oldest).unwrap();
         reader.register().unwrap();
         fill(&bench.log);
@@ -282,7 +282,7 @@ fn waiting_for_a_reader_puts_off_no_claim_elsewhere_nor_afterwards() {
     let other = TempDir::new().unwrap();
     let options = LogOptions {
         geometry: Geometry::new(1 << 20, 1 << 16, 64).unwrap(),
-        full: Full::Block,
+        full: RingFullPolicy::Block,
         access: Access::default(),
         writers: 1,
     };
