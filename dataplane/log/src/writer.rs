@@ -95,6 +95,7 @@ impl Writer {
     }
 
     /// The log that this writes.
+    #[inline]
     #[must_use]
     pub fn log(&self) -> &Arc<Log> {
         &self.log
@@ -104,6 +105,7 @@ impl Writer {
     ///
     /// # Panics
     /// If `len` exceeds [`super::Geometry::max_payload`]: callers check what peers claim.
+    #[inline]
     pub fn reserve(&mut self, len: u32) -> Reservation {
         assert!(
             len <= self.log.geometry().max_payload(),
@@ -124,6 +126,7 @@ impl Writer {
 
     /// Whether nobody needs the bytes any more that the reservation will overwrite. While it is
     /// not so, the caller leaves its peer waiting and asks again.
+    #[inline]
     pub fn is_granted(&mut self, reservation: &Reservation) -> bool {
         let ring = self.log.ring();
         if !ring.grants(self.limits, reservation.end()) {
@@ -173,6 +176,7 @@ impl Writer {
     ///
     /// # Panics
     /// If the reservation is not granted, or `offset` lies beyond it.
+    #[inline]
     #[must_use]
     pub fn region(&self, reservation: &Reservation, offset: u32) -> Region {
         assert!(
@@ -196,6 +200,7 @@ impl Writer {
     ///
     /// # Panics
     /// If the reservation is not granted, or `bytes` reaches beyond it.
+    #[inline]
     pub fn place(&mut self, reservation: &Reservation, offset: u32, bytes: &[u8]) {
         let region = self.region(reservation, offset);
         assert!(
@@ -244,6 +249,7 @@ impl Writer {
     ///
     /// # Panics
     /// As [`Self::region`].
+    #[inline]
     #[must_use]
     pub fn placed(&self, reservation: &Reservation, len: u32) -> &[u8] {
         let region = self.region(reservation, 0);

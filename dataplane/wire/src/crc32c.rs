@@ -20,6 +20,7 @@ pub fn checksum(bytes: &[u8]) -> u32 {
 }
 
 /// CRC32C of bytes whose checksum is `crc`, followed by `bytes`; 0 is the checksum of none.
+#[inline]
 #[must_use]
 pub fn append(crc: u32, bytes: &[u8]) -> u32 {
     #[cfg(target_arch = "x86_64")]

@@ -205,12 +205,14 @@ impl Data {
     }
 
     /// Whether a tag follows the header, as it says, before anything is checked.
+    #[inline]
     #[must_use]
     pub fn is_sealed(&self) -> bool {
         self.sealed != 0
     }
 
     /// The number of the packet, before anything is checked.
+    #[inline]
     #[must_use]
     pub fn packet(&self) -> u64 {
         self.packet.get()
@@ -218,12 +220,14 @@ impl Data {
 
     /// Bytes that follow the header, as it says, before anything is checked: behind them another
     /// packet may begin, when a kernel that was to cut a long buffer into datagrams left it whole.
+    #[inline]
     #[must_use]
     pub fn rest_len(&self) -> usize {
         self.len.get().into()
     }
 
     /// The stream that the packet says it belongs to, before anything is checked.
+    #[inline]
     #[must_use]
     pub fn stream(&self) -> StreamKey {
         StreamKey {
@@ -256,6 +260,7 @@ impl Data {
     ///
     /// # Errors
     /// [`Invalid`] when a field is invalid.
+    #[inline]
     pub fn parse_sealed(&self, rest_len: usize) -> Result<Received, Invalid> {
         if self.magic != DATA_MAGIC {
             return Err(Invalid::Magic);
@@ -283,6 +288,7 @@ impl Data {
     }
 
     /// CRC32C of what the checksum covers before the payload.
+    #[inline]
     #[must_use]
     pub fn sum_before_payload(&self) -> u32 {
         self.checksum_with(&[])
@@ -425,6 +431,7 @@ impl DataPrefix {
 ///
 /// # Errors
 /// [`Invalid::Short`] when it is no whole header.
+#[inline]
 pub fn split(datagram: &[u8]) -> Result<(&Data, &[u8]), Invalid> {
     Data::ref_from_prefix(datagram).map_err(|_| Invalid::Short(datagram.len()))
 }
