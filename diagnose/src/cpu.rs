@@ -10,8 +10,8 @@ use serde::Serialize;
 
 /// A process's threads at one moment.
 #[derive(Debug, Clone, Default)]
-pub struct ProcessAt {
-    threads: BTreeMap<u32, ThreadAt>,
+pub struct ProcessSnapshot {
+    threads: BTreeMap<u32, ThreadSnapshot>,
     quota: Option<QuotaAt>,
     is_stopped: bool,
 }
@@ -27,7 +27,7 @@ struct QuotaAt {
 }
 
 #[derive(Debug, Clone, Default)]
-struct ThreadAt {
+struct ThreadSnapshot {
     name: String,
     is_stopped: bool,
     run_ns: u64,
@@ -80,14 +80,14 @@ pub struct Thread {
 
 /// The host's cores at one moment: ticks by kind, and packets.
 #[derive(Debug, Clone, Default)]
-pub struct CoresAt {
+pub struct CoresSnapshot {
     ticks: Vec<[u64; 8]>,
-    packets: BTreeMap<usize, PacketsAt>,
+    packets: BTreeMap<usize, PacketsSnapshot>,
 }
 
 /// What came through a core's receive queue, all interfaces and namespaces together.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-struct PacketsAt {
+struct PacketsSnapshot {
     received: u64,
     dropped: u64,
 }
@@ -116,7 +116,7 @@ pub struct Core {
     pub backlog_dropped: u64,
 }
 
-impl ProcessAt {
+impl ProcessSnapshot {
     /// Reads `/proc/PID/task` (proc(5)); everybody may.
     pub fn now(pid: u32) -> Option<Self> {
         let tasks = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
@@ -124,9 +124,9 @@ impl ProcessAt {
         let threads = tasks.filter_map(|entry| {
             let entry = entry.ok()?;
             let tid = entry.file_name().to_str()?.parse().ok()?;
-            Some((tid, ThreadAt::read(&entry.path())?))
+            Some((tid, ThreadSnapshot::read(&entry.path())?))
         });
-        let threads: BTreeMap<u32, ThreadAt> = threads.collect();
+        let threads: BTreeMap<u32, ThreadSnapshot> = threads.collect();
         Some(Self {
             is_stopped: threads.values().any(|thread| thread.is_stopped),
             threads,
@@ -154,7 +154,7 @@ impl ProcessAt {
     }
 }
 
-impl ThreadAt {
+impl ThreadSnapshot {
     fn read(folder: &Path) -> Option<Self> {
         let read = |file| fs::read_to_string(folder.join(file)).ok();
         let stat = read("stat")?;
@@ -261,7 +261,7 @@ fn quota_in(stat: &str) -> Option<QuotaAt> {
     })
 }
 
-impl CoresAt {
+impl CoresSnapshot {
     /// Reads `/proc/stat` and `/proc/net/softnet_stat`.
     pub fn now() -> Result<Self> {
         let text = fs::read_to_string("/proc/stat").context("cannot read /proc/stat")?;
@@ -313,14 +313,14 @@ fn cores_in(text: &str) -> Vec<[u64; 8]> {
 
 /// A line for each core that is on: packets and those dropped first, the core's number 13th (since Linux
 /// 5.10, before that lines are in order), all in hexadecimal (net/core/net-procfs.c).
-fn packets_in(text: &str) -> BTreeMap<usize, PacketsAt> {
+fn packets_in(text: &str) -> BTreeMap<usize, PacketsSnapshot> {
     let lines = text.lines().enumerate().filter_map(|(line, text)| {
         let words = text
             .split_whitespace()
             .map(|word| u64::from_str_radix(word, 16).ok());
         let words = words.collect::<Option<Vec<u64>>>()?;
         let core = words.get(12).map_or(line, |core| *core as usize);
-        let packets = PacketsAt {
+        let packets = PacketsSnapshot {
             received: *words.first()?,
             dropped: *words.get(1)?,
         };
@@ -336,12 +336,12 @@ mod tests {
     #[test]
     fn this_process_is_read() {
         let pid = std::process::id();
-        let start = ProcessAt::now(pid).unwrap();
-        let end = ProcessAt::now(pid).unwrap();
+        let start = ProcessSnapshot::now(pid).unwrap();
+        let end = ProcessSnapshot::now(pid).unwrap();
         let did = end.since(&start, pid, "me".to_owned(), 1.0);
         assert!(!did.threads.is_empty());
         assert!(did.threads.iter().all(|thread| !thread.name.is_empty()));
-        assert!(ProcessAt::now(u32::MAX).is_none());
+        assert!(ProcessSnapshot::now(u32::MAX).is_none());
     }
 
     #[test]
@@ -386,7 +386,7 @@ mod tests {
 
     #[test]
     fn packets_of_a_core_are_found_by_its_number() {
-        let packets = |received, dropped| PacketsAt { received, dropped };
+        let packets = |received, dropped| PacketsSnapshot { received, dropped };
         let new = "000000ff 00000003 0 0 0 0 0 0 0 0 0 0 00000002 0 0\n";
         assert_eq!(packets_in(new), [(2, packets(255, 3))].into());
         let old = "00000001 00000000 0 0 0 0 0 0 0 0 0\n00000002 00000001 0 0 0 0 0 0 0 0 0\n";

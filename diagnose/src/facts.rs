@@ -1,9 +1,9 @@
-//! The few numbers of a sample that rules speak of. One that could not be seen is absent, never 0.
+//! Condenses a sample to the few numbers that rules use. A number that could not be observed is absent, never 0.
 
 use std::collections::BTreeMap;
 
+use super::broker_stats::Broker;
 use super::cpu::Process;
-use super::penstock::Broker;
 use super::sample::{Connection, End, Sample};
 use super::syscalls::Receives;
 
@@ -432,7 +432,7 @@ fn weighted_mean(ends: &Weighted<'_, End>, of: &dyn Fn(&End) -> f64) -> Option<f
 mod tests {
     use super::*;
     use crate::cpu::{Core, Thread};
-    use crate::others::Others;
+    use crate::other_processes::Others;
 
     fn connection(bytes: u64, sender: Option<End>) -> Connection {
         Connection {

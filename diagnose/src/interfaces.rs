@@ -16,7 +16,7 @@ use super::namespaces;
 
 /// Counters of a namespace's interfaces and of its TCP at one moment.
 #[derive(Debug, Clone, Default)]
-pub struct InterfacesAt {
+pub struct InterfacesSnapshot {
     devices: BTreeMap<String, [u64; 16]>,
     /// Packets by receive queue, and offloads that are on, of interfaces that could be asked.
     drivers: BTreeMap<String, (BTreeMap<u32, u64>, Vec<String>)>,
@@ -53,7 +53,7 @@ const TCP_EVENTS: [&str; 7] = [
     "TCPTimeouts",
 ];
 
-impl InterfacesAt {
+impl InterfacesSnapshot {
     /// Reads `/proc/PID/net`; everybody may, for any process. Without one, this program's.
     pub fn now(pid: Option<u32>) -> Self {
         let process = pid.map_or("self".to_owned(), |pid| pid.to_string());
@@ -170,8 +170,8 @@ mod tests {
 
     #[test]
     fn counters_are_read_by_column() {
-        let start = InterfacesAt::default();
-        let end = InterfacesAt {
+        let start = InterfacesSnapshot::default();
+        let end = InterfacesSnapshot {
             devices: devices_in(DEV),
             tcp: tcp_in("TcpExt: A RcvPruned\nTcpExt: 5 6\nIpExt: B\nIpExt: 1\n"),
             drivers: [(
@@ -181,7 +181,7 @@ mod tests {
             .into(),
         };
         assert!(end.since(&start).is_empty(), "an interface that is new");
-        let zero = InterfacesAt {
+        let zero = InterfacesSnapshot {
             devices: [("lo".to_owned(), [0; 16])].into(),
             drivers: [("lo".to_owned(), ([(0, 2)].into(), Vec::new()))].into(),
             ..start
@@ -197,7 +197,7 @@ mod tests {
 
     #[test]
     fn this_namespace_is_read() {
-        let now = InterfacesAt::now(None)
+        let now = InterfacesSnapshot::now(None)
             .with_drivers(Path::new(namespaces::OWN))
             .unwrap();
         assert!(now.devices.contains_key("lo") && now.drivers.contains_key("lo"));

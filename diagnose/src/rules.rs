@@ -1,7 +1,6 @@
-//! The decision table: every cause, what speaks for and against it, and what to do next.
+//! The decision table: every cause, the evidence for and against it, and what to do next.
 //!
-//! This is all that there is to a verdict: change a threshold here and nowhere else. Each clue says
-//! why its threshold is where it is. Weights add up to a confidence from 0 to 1: what a cause
+//! Thresholds are here and nowhere else. Each clue gives the reason for its threshold. Weights add up to a confidence from 0 to 1: what a cause
 //! `requires` makes it possible, what `supports` it makes it likely, and what `contradicts` it is
 //! usually the mark of another cause of which this one would be a symptom.
 

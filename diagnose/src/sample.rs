@@ -7,10 +7,10 @@ use std::net::SocketAddr;
 
 use serde::Serialize;
 
+use super::broker_stats::Broker;
 use super::cpu::{Core, Process};
 use super::interfaces::Interface;
-use super::others::Others;
-use super::penstock::Broker;
+use super::other_processes::Others;
 use super::settings::{Pressure, Settings};
 use super::syscalls::Syscall;
 

@@ -165,7 +165,7 @@ impl Diag {
                     NetlinkPayload::Done(_) => return Ok(()),
                     NetlinkPayload::Error(error) => return Err(error.to_io()),
                     NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => {
-                        take(socket_of(*response));
+                        take(socket_path(*response));
                         if is_last {
                             return Ok(());
                         }
@@ -205,7 +205,7 @@ impl Followed {
     }
 
     /// All sockets if `list`, else those followed that still exist.
-    pub fn look(&mut self, diag: &Diag, list: bool) -> Result<Vec<Socket>> {
+    pub fn sample(&mut self, diag: &Diag, list: bool) -> Result<Vec<Socket>> {
         if list {
             self.listed = Some(Instant::now());
             return diag.sockets();
@@ -260,7 +260,7 @@ fn request(flags: u16, states: StateFlags, socket_id: SocketId) -> Vec<u8> {
     bytes
 }
 
-fn socket_of(response: InetResponse) -> Socket {
+fn socket_path(response: InetResponse) -> Socket {
     let InetResponse { header, nlas } = response;
     let id = header.socket_id;
     let mut socket = Socket {
@@ -423,11 +423,11 @@ mod tests {
         let mut followed = Followed::default();
         assert!(followed.is_list_due() && followed.is_empty());
         let wanted = [inode_of(&listener), inode_of(&server)];
-        let all = followed.look(&diag, true).unwrap();
+        let all = followed.sample(&diag, true).unwrap();
         followed.keep(all.iter().filter(|s| wanted.contains(&s.inode)));
         assert!(!followed.is_list_due() && !followed.is_empty());
         client.write_all(&[1; 1000]).unwrap();
-        let known = followed.look(&diag, false).unwrap();
+        let known = followed.sample(&diag, false).unwrap();
         let inodes: Vec<u32> = known.iter().map(|socket| socket.inode).collect();
         assert_eq!(inodes, [wanted[1], wanted[0]]);
         assert_eq!(known[0].info.unwrap().bytes_received, 1000);
@@ -444,7 +444,7 @@ mod tests {
         // The end that is closed first waits for what may still come, without a socket.
         drop(server);
         drop(client);
-        let known = followed.look(&diag, false).unwrap();
+        let known = followed.sample(&diag, false).unwrap();
         assert!(known.iter().all(Socket::is_listening) && known.len() == 1);
         assert!(followed.is_list_due());
     }
@@ -457,9 +457,9 @@ mod tests {
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let diag = Diag::open().unwrap();
         let mut followed = Followed::default();
-        let all = followed.look(&diag, true).unwrap();
+        let all = followed.sample(&diag, true).unwrap();
         followed.keep(all.iter().filter(|s| s.inode == inode_of(&client)));
-        assert_eq!(followed.look(&diag, false).unwrap().len(), 1);
+        assert_eq!(followed.sample(&diag, false).unwrap().len(), 1);
     }
 
     #[test]

@@ -2,10 +2,10 @@
 
 use serde::Serialize;
 
+use super::broker_stats::Broker;
 use super::clue::{Cause, Clue, Is};
 use super::facts::{Facts, Serving, Unit};
 use super::interfaces::Interface;
-use super::penstock::Broker;
 use super::rules::{CAUSES, WHOLE_CORE};
 use super::sample::{Connection, End, Sample, Unavailable};
 use super::settings::Settings;

@@ -9,7 +9,7 @@ use crate::commands::report::Shown;
 use crate::measure::iperf;
 use crate::report::model;
 use crate::report::text;
-use penstock_diagnose::penstock::Figures;
+use penstock_diagnose::broker_stats::BrokerSnapshot;
 use penstock_testbed::program_reports;
 
 /// Text as flags, one a line, and as what other programs and earlier runs wrote.
@@ -33,7 +33,7 @@ fn of_programs(text: &str) {
         model::Broker::from_output(0, String::new(), "penstock", broker);
     }
     read::<program_reports::Subscriber>(text);
-    read::<Figures>(text);
+    read::<BrokerSnapshot>(text);
     let _ = iperf::received_mb_per_s(text);
 }
 

@@ -1,5 +1,5 @@
-//! Signals that ask a program to stop, as a flag that every wait looks at: so that what was made is
-//! always taken down by the ordinary way out.
+//! Signals that ask a program to stop set a flag that every wait checks, so that the program always
+//! removes what it made on its ordinary way out.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,15 +10,15 @@ use anyhow::{Context, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use thiserror::Error;
 
-/// How long a wait loop sleeps between two looks; far below what a person notices.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// Interval at which a wait loop checks the flag; far below what a person notices.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A signal asked the program to stop.
 #[derive(Debug, Error)]
 #[error("interrupted by a signal")]
 pub struct Interrupted;
 
-/// Set once SIGINT, SIGTERM or SIGHUP has come.
+/// Set once SIGINT, SIGTERM or SIGHUP has arrived.
 #[derive(Debug, Clone, Default)]
 pub struct Interrupt(Arc<AtomicBool>);
 
@@ -33,7 +33,7 @@ impl Interrupt {
         Ok(interrupt)
     }
 
-    /// Fails once a signal has come.
+    /// Fails once a signal has arrived.
     pub fn check(&self) -> Result<(), Interrupted> {
         if self.0.load(Ordering::Relaxed) {
             return Err(Interrupted);
@@ -41,10 +41,10 @@ impl Interrupt {
         Ok(())
     }
 
-    /// One turn of a wait loop: looks for a signal, then sleeps for a moment.
+    /// One iteration of a wait loop: checks for a signal, then sleeps.
     pub fn pause(&self) -> Result<(), Interrupted> {
         self.check()?;
-        thread::sleep(LOOK_EVERY);
+        thread::sleep(POLL_INTERVAL);
         Ok(())
     }
 }

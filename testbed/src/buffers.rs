@@ -63,8 +63,8 @@ impl BufferDir {
             .with_context(|| format!("cannot empty {}", self.path.display()))
     }
 
-    /// Gives broker `index`, which must not have one yet, a directory that holds so many bytes only.
-    pub fn bound(&self, index: usize, bytes: u64) -> Result<()> {
+    /// Gives broker `index`, which must not have one yet, a file system that holds at most `bytes`.
+    pub fn mount_limited(&self, index: usize, bytes: u64) -> Result<()> {
         let path = self.dir.path().join(format!("b{index}"));
         let what = || {
             format!(
@@ -168,7 +168,7 @@ fn is_mounted(path: &Path, device: u64) -> io::Result<bool> {
     Ok(metadata.is_dir() && metadata.dev() != device)
 }
 
-/// Whether this is the name of a broker's directory, on which [`BufferDir::bound`] mounts.
+/// Whether this is the name of a broker's directory, on which [`BufferDir::mount_limited`] mounts.
 fn is_of_broker(name: &OsStr) -> bool {
     let number = name.to_str().and_then(|name| name.strip_prefix('b'));
     number.is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))

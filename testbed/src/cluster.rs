@@ -19,11 +19,11 @@ pub const PORT: u16 = 1214;
 /// What a broker prints once it accepts connections.
 const READY: &str = "penstock-broker ready on";
 /// Time to map and touch a large ring on a busy machine.
-const READY_LIMIT: Duration = Duration::from_secs(30);
+const READY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time to finish open connections and write the report.
-const STOP_LIMIT: Duration = Duration::from_secs(30);
+const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The brokers that a run wants.
+/// How to start the brokers of a run.
 #[derive(Debug)]
 pub struct Brokers<'a> {
     /// Number of brokers.
@@ -60,11 +60,11 @@ struct Member {
 impl Brokers<'_> {
     /// Starts them and waits until all are ready.
     pub fn start(&self, interrupt: &Interrupt) -> Result<Cluster> {
-        self.start_by(&[], interrupt)
+        self.start_through(&[], interrupt)
     }
 
-    /// As [`Self::start`], by way of a program, given with its arguments, that becomes the broker.
-    pub fn start_by(&self, starter: &[String], interrupt: &Interrupt) -> Result<Cluster> {
+    /// As [`Self::start`], through a program with arguments that executes the broker.
+    pub fn start_through(&self, starter: &[String], interrupt: &Interrupt) -> Result<Cluster> {
         let mut cluster = Cluster {
             members: Vec::with_capacity(self.count),
         };
@@ -74,7 +74,7 @@ impl Brokers<'_> {
         for member in &mut cluster.members {
             member
                 .process
-                .wait_for_line(READY, READY_LIMIT, interrupt)?;
+                .wait_for_line(READY, READY_TIMEOUT, interrupt)?;
         }
         Ok(cluster)
     }
@@ -157,7 +157,7 @@ impl Cluster {
     pub fn stop(mut self) -> Result<Vec<program_reports::Broker>> {
         let mut reports = Vec::with_capacity(self.members.len());
         for (index, member) in self.members.iter_mut().enumerate() {
-            member.process.stop(STOP_LIMIT)?;
+            member.process.stop(STOP_TIMEOUT)?;
             let name = format!("broker {index}");
             reports.push(
                 program_reports::parse_file(&name, &member.report).context("a broker's report")?,

@@ -1,4 +1,4 @@
-//! `--delay`: delays packets to the brokers, as a long line does.
+//! `--delay`: delays packets to the brokers, like a long line.
 //!
 //! In the emulation namespace a packet socket receives the packets of each link. Its ring holds them until
 //! they are due. With segmentation offload a packet has up to 64 KiB here, and is segmented afterwards if the
@@ -21,19 +21,19 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// Maximum delay: the packets of a longer one would not fit in the queue.
-const LONGEST: Duration = Duration::from_millis(200);
+const MAX_DELAY: Duration = Duration::from_millis(200);
 /// Size of the queue, bytes, including the kernel's overhead per packet.
 const QUEUE_BYTES: usize = 128 << 20;
 /// Maximum packet: virtio-net header, Ethernet header and 64 KiB of IP.
 const PACKET_BYTES: usize = 68 << 10;
-/// How often an idle thread checks whether it should stop.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// Interval at which an idle thread checks whether it should stop.
+const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Delay of the packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Delay {
     /// Minimum delay.
-    least: Duration,
+    minimum: Duration,
     /// Maximum random addition; packets stay in order.
     jitter: Duration,
 }
@@ -41,38 +41,40 @@ pub struct Delay {
 impl Delay {
     /// Minimum delay of each packet, µs.
     pub fn micros(self) -> u64 {
-        self.least.as_micros() as u64
+        self.minimum.as_micros() as u64
     }
 
     fn draw(self, rng: &mut Rng) -> Duration {
-        self.least + self.jitter.mul_f64(rng.f64())
+        self.minimum + self.jitter.mul_f64(rng.f64())
     }
 }
 
 /// Why a delay is invalid.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("not a delay from 100us to {} ms, such as 10ms, 500us or, with jitter, 10ms+5ms", LONGEST.as_millis())]
-pub struct NoDelay;
+#[error("not a delay from 100us to {} ms, such as 10ms, 500us or, with jitter, 10ms+5ms", MAX_DELAY.as_millis())]
+pub struct InvalidDelay;
 
 impl FromStr for Delay {
-    type Err = NoDelay;
+    type Err = InvalidDelay;
 
-    fn from_str(text: &str) -> Result<Self, NoDelay> {
-        let (least, jitter) = match text.split_once('+') {
-            Some((least, jitter)) => (time(least)?, time(jitter)?),
+    fn from_str(text: &str) -> Result<Self, InvalidDelay> {
+        let (minimum, jitter) = match text.split_once('+') {
+            Some((minimum, jitter)) => (time(minimum)?, time(jitter)?),
             None => (time(text)?, Duration::ZERO),
         };
-        let possible = least >= Duration::from_micros(100) && least + jitter <= LONGEST;
-        possible.then_some(Self { least, jitter }).ok_or(NoDelay)
+        let possible = minimum >= Duration::from_micros(100) && minimum + jitter <= MAX_DELAY;
+        possible
+            .then_some(Self { minimum, jitter })
+            .ok_or(InvalidDelay)
     }
 }
 
-fn time(text: &str) -> Result<Duration, NoDelay> {
+fn time(text: &str) -> Result<Duration, InvalidDelay> {
     let (number, unit) = match text.strip_suffix("ms") {
         Some(number) => (number, 1000),
-        None => (text.strip_suffix("us").ok_or(NoDelay)?, 1),
+        None => (text.strip_suffix("us").ok_or(InvalidDelay)?, 1),
     };
-    let number: u32 = number.parse().map_err(|_| NoDelay)?;
+    let number: u32 = number.parse().map_err(|_| InvalidDelay)?;
     Ok(Duration::from_micros(u64::from(number) * unit))
 }
 
@@ -107,14 +109,14 @@ pub struct DelayLine {
 
 impl DelayLine {
     /// Opens the delay line to a broker, between two interfaces of this thread's namespace.
-    pub fn to(broker: usize, input: &str, output: &str, delay: Delay) -> Result<Self> {
+    pub fn open(broker: usize, input: &str, output: &str, delay: Delay) -> Result<Self> {
         let receiver = packet_socket(input, libc::ETH_P_ALL as u16)?;
         let what = "cannot set up a packet socket";
         option(&receiver, libc::PACKET_IGNORE_OUTGOING, 1).context(what)?;
         setsockopt(&receiver, sockopt::RcvBufForce, &QUEUE_BYTES).context(what)?;
         setsockopt(&receiver, sockopt::ReceiveTimestampns, &true).context(what)?;
-        let patience = TimeVal::microseconds(LOOK_EVERY.as_micros() as i64);
-        setsockopt(&receiver, sockopt::ReceiveTimeout, &patience).context(what)?;
+        let timeout = TimeVal::microseconds(STOP_CHECK_INTERVAL.as_micros() as i64);
+        setsockopt(&receiver, sockopt::ReceiveTimeout, &timeout).context(what)?;
         Ok(Self {
             broker,
             input: receiver,
@@ -134,11 +136,11 @@ impl DelayLine {
             ..DelayLineCount::default()
         };
         while !stop.load(Ordering::Relaxed) {
-            let Some((len, came)) = self.receive(&mut packet, &mut control)? else {
+            let Some((len, arrived)) = self.receive(&mut packet, &mut control)? else {
                 continue;
             };
             let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
-            if let Some(rest) = (came + self.delay.draw(&mut rng)).checked_sub(now) {
+            if let Some(rest) = (arrived + self.delay.draw(&mut rng)).checked_sub(now) {
                 thread::sleep(rest);
             }
             match send(self.output.as_raw_fd(), &packet[..len], MsgFlags::empty()) {
@@ -159,12 +161,12 @@ impl DelayLine {
             Err(Errno::EAGAIN | Errno::EINTR) => return Ok(None),
             Err(error) => return Err(error).context("cannot receive packets to delay"),
         };
-        let came = received.cmsgs()?.find_map(|message| match message {
+        let arrived = received.cmsgs()?.find_map(|message| match message {
             ControlMessageOwned::ScmTimestampns(time) => Some(Duration::from(time)),
             _ => None,
         });
-        let came = came.context("the kernel does not say when a packet came")?;
-        Ok(Some((received.bytes, came)))
+        let arrived = arrived.context("the kernel does not say when a packet arrived")?;
+        Ok(Some((received.bytes, arrived)))
     }
 
     /// Packets dropped because the queue was full.
@@ -246,7 +248,10 @@ mod tests {
 
     #[test]
     fn delays_have_a_unit_and_bounds() {
-        let parsed = |text: &str| text.parse().map(|delay: Delay| [delay.least, delay.jitter]);
+        let parsed = |text: &str| {
+            text.parse()
+                .map(|delay: Delay| [delay.minimum, delay.jitter])
+        };
         let micros = |times: [u64; 2]| Ok(times.map(Duration::from_micros));
         assert_eq!(parsed("10ms"), micros([10_000, 0]));
         assert_eq!(parsed("500us"), micros([500, 0]));
@@ -265,7 +270,7 @@ mod tests {
             "1ms+1",
             "190ms+11ms",
         ] {
-            assert_eq!(parsed(wrong), Err(NoDelay), "{wrong}");
+            assert_eq!(parsed(wrong), Err(InvalidDelay), "{wrong}");
         }
     }
 

@@ -6,7 +6,6 @@
 //! [`publish::Publish`] a publisher, [`verify::Reading`] a subscriber that checks what a log holds.
 
 pub mod buffers;
-pub mod chance;
 pub mod cluster;
 pub mod command;
 pub mod delay;
@@ -18,6 +17,7 @@ pub mod processes;
 pub mod program_reports;
 pub mod programs;
 pub mod publish;
+pub mod random;
 pub mod running;
 pub mod settings;
 pub mod verify;

@@ -142,7 +142,7 @@ fn open_all(brokers: usize, plan: &Plan) -> Result<(Vec<ImpairedLink>, Vec<Delay
         let mut output = &broker_side;
         if let Some(delay) = plan.delay {
             output = &detour_in;
-            let line = DelayLine::to(broker, &detour_out, &broker_side, delay);
+            let line = DelayLine::open(broker, &detour_out, &broker_side, delay);
             lines.push(line.context("--delay")?);
         }
         for (direction, interfaces) in [

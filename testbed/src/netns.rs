@@ -1,6 +1,6 @@
 //! Network namespaces and veth pairs: one namespace for the publisher, one per broker, each broker
-//! joined to the publisher by a pair of its own, or by two with a namespace between them for what
-//! makes a bad network. Nothing outside these namespaces is touched.
+//! joined to the publisher by a pair of its own, or by two with an emulation namespace between them.
+//! Nothing outside these namespaces is touched.
 
 use std::fs::{self, File};
 use std::net::Ipv4Addr;
@@ -17,8 +17,8 @@ use crate::settings::Profile;
 
 /// Name of every broker's end of its veth pair.
 pub const BROKER_END: &str = "eth0";
-/// Longest wait for a link to come up.
-const CARRIER_LIMIT: Duration = Duration::from_secs(5);
+/// Time limit for a link to come up.
+const CARRIER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Where `ip netns` keeps its handles.
 const HANDLES: &str = "/run/netns";
 
@@ -27,25 +27,25 @@ const HANDLES: &str = "/run/netns";
 pub struct Net {
     publisher: String,
     brokers: Vec<String>,
-    middle: Option<String>,
+    emulation: Option<String>,
     created: Vec<String>,
 }
 
-/// How links that lead through a namespace in the middle are set up. In it each link has an interface
-/// towards the publisher and one towards the broker; packets pass only if somebody carries them.
+/// How links that lead through the emulation namespace are set up. There, each link has an interface
+/// towards the publisher and one towards the broker; packets pass only while something forwards them.
 #[derive(Debug, Clone, Copy)]
 pub struct LinkEmulation {
     /// Offloads of the pair on the publisher's side.
     pub publisher_side: Profile,
     /// Offloads of the pair on the broker's side.
     pub broker_side: Profile,
-    /// Publisher and broker work checksums out before a packet leaves them, as hardware would.
+    /// Publisher and broker compute checksums before a packet leaves them, as hardware would.
     pub checksums: bool,
-    /// A further pair in the middle, to send packets through on their way to the broker.
+    /// A further pair in the emulation namespace, through which packets pass to the broker.
     pub detour: bool,
 }
 
-/// Where a link that leads through the middle can be changed: at its ends, and at those of the middle.
+/// The four interfaces of a link that leads through the emulation namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
     /// The publisher's end.
@@ -72,7 +72,7 @@ impl Place {
 struct End<'a> {
     namespace: &'a str,
     device: &'a str,
-    /// None in the middle.
+    /// None in the emulation namespace.
     address: Option<Ipv4Addr>,
 }
 
@@ -90,16 +90,20 @@ impl Net {
         Ok(net)
     }
 
-    /// As [`Self::create`], with a namespace in the middle of all links.
-    pub fn create_with_emulation(brokers: usize, mtu: u32, middle: &LinkEmulation) -> Result<Self> {
+    /// As [`Self::create`], with an emulation namespace between the ends of all links.
+    pub fn create_with_emulation(
+        brokers: usize,
+        mtu: u32,
+        emulation: &LinkEmulation,
+    ) -> Result<Self> {
         let mut net = Self::named(brokers)?;
         let name = format!("penstock-{}-mid", std::process::id());
         net.add_namespaces()?;
         net.add_namespace(name.clone())?;
         for index in 0..brokers {
-            net.join_through(&name, index, mtu, middle)?;
+            net.join_through(&name, index, mtu, emulation)?;
         }
-        net.middle = Some(name);
+        net.emulation = Some(name);
         net.wait_for_carriers()?;
         Ok(net)
     }
@@ -112,7 +116,7 @@ impl Net {
             brokers: (0..brokers)
                 .map(|i| format!("penstock-{pid}-b{i}"))
                 .collect(),
-            middle: None,
+            emulation: None,
             created: Vec::new(),
         })
     }
@@ -153,27 +157,31 @@ impl Net {
         name: &str,
         index: usize,
         mtu: u32,
-        middle: &LinkEmulation,
+        emulation: &LinkEmulation,
     ) -> Result<()> {
         let device = publisher_device(index);
         let publisher = self.publisher_end(index, &device);
         let broker = self.broker_end(index);
         for (outer, device, profile) in [
-            (publisher, towards_publisher(index), middle.publisher_side),
-            (broker, towards_broker(index), middle.broker_side),
+            (
+                publisher,
+                towards_publisher(index),
+                emulation.publisher_side,
+            ),
+            (broker, towards_broker(index), emulation.broker_side),
         ] {
             let ends = [outer, inner_end(name, &device)];
             pair(&ends, profile, mtu)?;
-            if middle.checksums {
+            if emulation.checksums {
                 let (namespace, device) = (ends[0].namespace, ends[0].device);
                 #[rustfmt::skip]
                 run(&["ip", "netns", "exec", namespace, "ethtool", "-K", device, "tx", "off"])?;
             }
         }
-        if middle.detour {
+        if emulation.detour {
             let [start, end] = detour(index);
             let ends = [inner_end(name, &start), inner_end(name, &end)];
-            pair(&ends, middle.publisher_side, mtu)?;
+            pair(&ends, emulation.publisher_side, mtu)?;
         }
         Ok(())
     }
@@ -194,7 +202,7 @@ impl Net {
         }
     }
 
-    /// Starts a thread inside the namespace in the middle.
+    /// Starts a thread in the emulation namespace.
     ///
     /// # Panics
     /// If there is none.
@@ -202,7 +210,10 @@ impl Net {
         &self,
         action: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> JoinHandle<Result<T>> {
-        let name = self.middle.clone().expect("the net has a middle");
+        let name = self
+            .emulation
+            .clone()
+            .expect("links have an emulation namespace");
         thread::spawn(move || {
             enter(&name)?;
             action()
@@ -212,13 +223,16 @@ impl Net {
     /// Changes the interface of a link at a place, with words of ip-link(8) such as `down` or `mtu 1280`.
     ///
     /// # Panics
-    /// If there is no middle.
+    /// If there is no emulation namespace.
     pub fn change(&self, index: usize, place: Place, change: &[&str]) -> Result<()> {
-        let middle = self.middle.as_ref().expect("the net has a middle");
+        let emulation = self
+            .emulation
+            .as_ref()
+            .expect("links have an emulation namespace");
         let (namespace, device) = match place {
             Place::Publisher => (&self.publisher, publisher_device(index)),
-            Place::TowardsPublisher => (middle, towards_publisher(index)),
-            Place::TowardsBroker => (middle, towards_broker(index)),
+            Place::TowardsPublisher => (emulation, towards_publisher(index)),
+            Place::TowardsBroker => (emulation, towards_broker(index)),
             Place::Broker => (&self.brokers[index], BROKER_END.to_owned()),
         };
         let command = ["ip", "-n", namespace, "link", "set", "dev", &device];
@@ -246,7 +260,7 @@ impl Drop for Net {
     }
 }
 
-/// An end in the middle, where nobody has an address.
+/// An end in the emulation namespace, without an address.
 fn inner_end<'a>(namespace: &'a str, device: &'a str) -> End<'a> {
     End {
         namespace,
@@ -288,16 +302,16 @@ fn bring_up(end: &End<'_>, profile: Profile, mtu: u32) -> Result<()> {
     Ok(())
 }
 
-/// Takes the calling thread into a namespace.
+/// Moves the calling thread into a namespace.
 pub fn enter(namespace: &str) -> Result<()> {
-    let path = handle(namespace);
+    let path = handle_path(namespace);
     let handle = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
     setns(handle, CloneFlags::CLONE_NEWNET)
         .with_context(|| format!("cannot enter the namespace {namespace}"))
 }
 
 /// Changes a setting of a namespace of this lab, such as `ipv4/tcp_wmem`; it goes with the namespace.
-pub fn set(namespace: &str, setting: &str, value: &str) -> Result<()> {
+pub fn set_sysctl(namespace: &str, setting: &str, value: &str) -> Result<()> {
     let write = || {
         enter(namespace)?;
         let path = format!("/proc/sys/net/{setting}");
@@ -310,19 +324,19 @@ pub fn set(namespace: &str, setting: &str, value: &str) -> Result<()> {
 }
 
 /// Where a namespace of this lab can be entered.
-pub fn handle(namespace: &str) -> PathBuf {
+pub fn handle_path(namespace: &str) -> PathBuf {
     Path::new(HANDLES).join(namespace)
 }
 
 /// Waits until the link works: the kernel brings a queue into service up to a second after its
 /// device, and drops what is sent before, which would cost the first SYN.
 fn wait_for_carrier(namespace: &str, device: &str) -> Result<()> {
-    let deadline = Instant::now() + CARRIER_LIMIT;
+    let deadline = Instant::now() + CARRIER_TIMEOUT;
     while !run(&["ip", "-n", namespace, "-o", "link", "show", "dev", device])?.contains("state UP")
     {
         ensure!(
             Instant::now() < deadline,
-            "{device} in {namespace} has no carrier after {CARRIER_LIMIT:?}"
+            "{device} in {namespace} has no carrier after {CARRIER_TIMEOUT:?}"
         );
         thread::sleep(Duration::from_millis(20));
     }
@@ -334,17 +348,17 @@ fn publisher_device(index: usize) -> String {
     format!("b{index}")
 }
 
-/// In the middle, the interface of link `index` towards the publisher.
+/// In the emulation namespace, the interface of link `index` towards the publisher.
 pub fn towards_publisher(index: usize) -> String {
     format!("p{index}")
 }
 
-/// In the middle, the interface of link `index` towards its broker.
+/// In the emulation namespace, the interface of link `index` towards its broker.
 pub fn towards_broker(index: usize) -> String {
     format!("b{index}")
 }
 
-/// In the middle, where packets of link `index` go into the detour, and where they come out.
+/// In the emulation namespace, where packets of link `index` enter and leave the detour.
 pub fn detour(index: usize) -> [String; 2] {
     [format!("d{index}"), format!("e{index}")]
 }

@@ -16,8 +16,8 @@ use penstock_process::interrupt::Interrupt;
 
 /// Time limits: for a publisher to send its lines at the lowest rate under the worst faults, and for a
 /// reader to exit after SIGTERM.
-const PUBLISHER_LIMIT: Duration = Duration::from_secs(120);
-const READER_LIMIT: Duration = Duration::from_secs(20);
+const PUBLISHER_TIMEOUT: Duration = Duration::from_secs(120);
+const READER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A fault of a process.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -58,7 +58,7 @@ pub struct Reader {
     /// be overwritten before they register.
     pub from_start: bool,
     /// When it ends, from its start.
-    pub stays: Duration,
+    pub lifetime: Duration,
     /// What the run does to it.
     pub fault: ProcessFault,
 }
@@ -80,21 +80,21 @@ pub struct RunContext<'a> {
 #[derive(Debug)]
 struct ScriptedProcess {
     reporting: Reporting,
-    joined: Instant,
+    started: Instant,
     fault: ProcessFault,
     /// Whether the run has stopped or killed it.
     fault_applied: bool,
-    resumes: Option<Instant>,
+    resumes_at: Option<Instant>,
 }
 
 impl ScriptedProcess {
     fn new(reporting: Reporting, fault: ProcessFault) -> Self {
         Self {
             reporting,
-            joined: Instant::now(),
+            started: Instant::now(),
             fault,
             fault_applied: false,
-            resumes: None,
+            resumes_at: None,
         }
     }
 
@@ -106,10 +106,10 @@ impl ScriptedProcess {
 
     /// Applies its fault once it is due, and returns a fault that was just applied.
     fn apply_due_fault(&mut self) -> Option<ProcessFault> {
-        if self.resumes.is_some_and(|at| Instant::now() >= at) {
+        if self.resumes_at.is_some_and(|at| Instant::now() >= at) {
             self.resume();
         }
-        let age = self.joined.elapsed();
+        let age = self.started.elapsed();
         match self.fault {
             _ if self.fault_applied => return None,
             ProcessFault::Killed(after) if age >= after => {
@@ -117,7 +117,7 @@ impl ScriptedProcess {
             }
             ProcessFault::Stopped(after, length) if age >= after => {
                 self.reporting.running().signal(libc::SIGSTOP);
-                self.resumes = Some(Instant::now() + length);
+                self.resumes_at = Some(Instant::now() + length);
             }
             _ => return None,
         }
@@ -126,7 +126,7 @@ impl ScriptedProcess {
     }
 
     fn resume(&mut self) {
-        if self.resumes.take().is_some() {
+        if self.resumes_at.take().is_some() {
             self.reporting.running().signal(libc::SIGCONT);
         }
     }
@@ -208,8 +208,8 @@ impl Publishing {
     }
 
     /// Whether it has exited or exceeded its time limit.
-    pub fn is_over(&mut self) -> Result<bool> {
-        let over = self.process.joined.elapsed() > PUBLISHER_LIMIT;
+    pub fn is_finished(&mut self) -> Result<bool> {
+        let over = self.process.started.elapsed() > PUBLISHER_TIMEOUT;
         Ok(over || self.process.reporting.running().ended()?.is_some())
     }
 
@@ -240,7 +240,7 @@ impl Publishing {
 #[derive(Debug)]
 pub struct ReaderRun {
     process: ScriptedProcess,
-    leaves: Instant,
+    ends_at: Instant,
 }
 
 impl ReaderRun {
@@ -266,7 +266,7 @@ impl ReaderRun {
                 Reporting::start(&name, &mut command, &log)?,
                 script.fault,
             ),
-            leaves: Instant::now() + script.stays,
+            ends_at: Instant::now() + script.lifetime,
         })
     }
 
@@ -281,9 +281,9 @@ impl ReaderRun {
     }
 
     /// Whether it has exited or reached its planned end.
-    pub fn is_over(&mut self) -> Result<bool> {
+    pub fn is_finished(&mut self) -> Result<bool> {
         let ended = self.process.reporting.running().ended()?.is_some();
-        Ok(ended || (Instant::now() >= self.leaves && self.process.resumes.is_none()))
+        Ok(ended || (Instant::now() >= self.ends_at && self.process.resumes_at.is_none()))
     }
 
     /// Sends SIGTERM and waits until it exits.
@@ -293,7 +293,7 @@ impl ReaderRun {
         if self.process.fault_applied && matches!(self.process.fault, ProcessFault::Killed(_)) {
             return Ok(Outcome::Killed);
         }
-        if let Err(error) = running.stop(READER_LIMIT) {
+        if let Err(error) = running.stop(READER_TIMEOUT) {
             return Ok(Outcome::Failed(format!("{error:#}")));
         }
         let output = self.process.reporting.output(interrupt);

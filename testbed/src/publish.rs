@@ -1,4 +1,4 @@
-//! One publisher run against brokers that run.
+//! One publisher against running brokers.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! Child processes in namespaces: logs to files, death with the lab, bounded stops.
+//! Child processes in namespaces: they log to files, die with their parent, and have a time limit to stop.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};

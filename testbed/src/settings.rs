@@ -165,9 +165,9 @@ impl Default for Workload {
     }
 }
 
-/// How brokers are started whose links have faults: all defaults, except path, topic and ring, and
-/// native mode, which faults need also at an MTU for which `auto` would choose generic mode.
-pub fn of_brokers(mode: Mode, topic: &str, ring: ByteSize) -> (Route, Workload) {
+/// Settings of brokers behind links with faults: defaults, except for path, topic and ring. Native mode,
+/// because faults need it also at an MTU for which `auto` would choose generic mode.
+pub fn for_faulty_links(mode: Mode, topic: &str, ring: ByteSize) -> (Route, Workload) {
     /// The flags that subcommands pass on.
     #[derive(Parser)]
     struct Defaults {

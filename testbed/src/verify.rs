@@ -1,5 +1,4 @@
-//! Reads the brokers' logs, behind the publisher or along with it, and compares every stream with
-//! what it sent.
+//! Reads the brokers' logs, during a run or after it, and compares every stream with what was sent.
 
 use std::path::Path;
 use std::time::Duration;
@@ -14,7 +13,7 @@ use penstock_process::interrupt::Interrupt;
 /// What a subscriber logs once brokers wait for it.
 const REGISTERED: &str = "registered with the log";
 /// Time for a subscriber to open a log and register on a busy machine.
-const READY_LIMIT: Duration = Duration::from_secs(30);
+const READY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The comparison of one stream.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -35,7 +34,7 @@ pub struct StreamCheck {
 
 /// What a verifying subscriber prints.
 #[derive(Debug, Clone, Copy)]
-pub enum Prints {
+pub enum ReaderOutput {
     /// Counts and SHA-256 of each stream.
     Sums,
     /// Every message, of the streams of this number.
@@ -48,30 +47,30 @@ pub struct Reading(Reporting);
 
 impl Reading {
     /// Reads what is in the log at `path`, inside the broker's namespace.
-    pub fn of(
+    pub fn start_after(
         program: &Path,
         namespace: &str,
         path: &Path,
         log: &Path,
-        prints: Prints,
+        prints: ReaderOutput,
     ) -> Result<Self> {
         Self::start(program, namespace, path, log, prints, &[])
     }
 
     /// Follows the log while it is written, until its broker ends; the broker waits for it. Returns
     /// once that is so.
-    pub fn along(
+    pub fn follow(
         program: &Path,
         namespace: &str,
         path: &Path,
         log: &Path,
-        prints: Prints,
+        prints: ReaderOutput,
         interrupt: &Interrupt,
     ) -> Result<Self> {
         let options = ["--follow", "--register"];
         let mut reading = Self::start(program, namespace, path, log, prints, &options)?;
         let running = reading.0.running();
-        running.wait_for_line(REGISTERED, READY_LIMIT, interrupt)?;
+        running.wait_for_line(REGISTERED, READY_TIMEOUT, interrupt)?;
         Ok(reading)
     }
 
@@ -80,15 +79,15 @@ impl Reading {
         namespace: &str,
         path: &Path,
         log: &Path,
-        prints: Prints,
+        prints: ReaderOutput,
         options: &[&str],
     ) -> Result<Self> {
         let mut command = inside(namespace, program);
         command.env("RUST_LOG", "info").arg("--path").arg(path);
         command.arg("--verify").args(options);
         match prints {
-            Prints::Sums => command.args(["--stat", "--output", "none", "--format", "json"]),
-            Prints::Lines(stream) => {
+            ReaderOutput::Sums => command.args(["--stat", "--output", "none", "--format", "json"]),
+            ReaderOutput::Lines(stream) => {
                 command.args(["--output", "lines", "--stream", &stream.to_string()])
             }
         };

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::*;
 use crate::cpu::{Core, Process, Thread};
 use crate::facts::Figure;
-use crate::others::{Other, Others};
+use crate::other_processes::{Other, Others};
 use crate::sample::{Connection, Listener};
 
 fn first(figures: &[(Figure, f64)]) -> &'static str {

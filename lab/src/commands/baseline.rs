@@ -68,7 +68,7 @@ pub fn run(options: &flags::Baseline, interrupt: &Interrupt) -> Result<bool> {
         })?;
         Ok(true)
     });
-    result_folder::told(&folder, printed)
+    result_folder::print_path(&folder, printed)
 }
 
 fn spreads(row: &BaselineRow) -> Vec<(String, &Spread)> {

@@ -29,7 +29,7 @@ use plan::{Case, Contender, Kind, Work};
 use tally::{Figures, Tally, described};
 use tracing::{info, warn};
 
-use crate::commands::compare::host_time::{self, OfHosts};
+use crate::commands::compare::host_time::{self, HostCpuTimes};
 use crate::commands::compare::trial::{Bench as Runner, Cores, Load, Site, Trial};
 use crate::commands::compare::{self, FULL_BATCH, HIGH};
 use crate::measure::environment::Environment;
@@ -80,7 +80,7 @@ pub fn run(options: &flags::Bench, interrupt: &Interrupt) -> Result<bool> {
         })?;
         Ok(true)
     });
-    result_folder::told(&folder, printed)
+    result_folder::print_path(&folder, printed)
 }
 
 /// Programs of others that are compared with.
@@ -528,7 +528,7 @@ fn figures_of(trial: &Trial) -> Figures {
     figures
 }
 
-fn figures_of_hosts(of: &OfHosts) -> Figures {
+fn figures_of_hosts(of: &HostCpuTimes) -> Figures {
     Figures::from([
         (bench_figures::SENDING_HOST, of.sending),
         (bench_figures::RECEIVING_HOST, of.receiving),

@@ -51,7 +51,7 @@ pub fn run(options: &flags::Faults, interrupt: &Interrupt) -> Result<bool> {
         result_folder::print(options.output.format, &report, || report.summary())?;
         Ok(report.problems == 0)
     });
-    result_folder::told(&folder, printed)
+    result_folder::print_path(&folder, printed)
 }
 
 fn fault_runs(

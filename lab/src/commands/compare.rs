@@ -106,7 +106,7 @@ pub fn run(options: &flags::Compare, interrupt: &Interrupt) -> Result<bool> {
         })?;
         Ok(true)
     });
-    result_folder::told(&folder, printed)
+    result_folder::print_path(&folder, printed)
 }
 
 /// What clap cannot check.
@@ -130,7 +130,7 @@ fn check(options: &flags::Compare) -> Result<()> {
         let known = address::resolve(address, NAME_TIMEOUT);
         known.with_context(|| format!("--remote {address} is not a HOST:PORT that resolves"))?;
     }
-    let of_brokers = [
+    let for_faulty_links = [
         ("--workers", workload.workers.is_some()),
         ("--busy-poll", workload.busy_poll.is_some()),
         ("--ring-size", workload.ring_size.is_some()),
@@ -140,7 +140,7 @@ fn check(options: &flags::Compare) -> Result<()> {
         ("--rcvbuf-on", workload.rcvbuf_on.is_some()),
         ("--rcvbuf-force", workload.rcvbuf_force),
     ];
-    if let Some((option, _)) = of_brokers.iter().find(|(_, given)| *given) {
+    if let Some((option, _)) = for_faulty_links.iter().find(|(_, given)| *given) {
         return Err(wrong_usage(format!(
             "{option} configures the broker: with --remote, give it to penstock-broker where it runs"
         )));

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use jiff::Timestamp;
 
-use penstock_diagnose::{Diagnosis, Target, watch};
+use penstock_diagnose::{Diagnosis, Target, observe};
 use penstock_process::{output, wrong_usage};
 
 use crate::report::result_folder;
@@ -79,7 +79,7 @@ pub fn run(options: &Diagnose, interrupt: &Interrupt) -> Result<bool> {
     };
     let duration = Duration::from_secs_f64(options.duration);
     let trace = Duration::from_secs_f64(options.trace);
-    let sample = watch(&target, duration, trace, interrupt, &mut unavailable)?;
+    let sample = observe(&target, duration, trace, interrupt, &mut unavailable)?;
     let diagnosis = Diagnosis::of(sample, unavailable);
     let text = text::diagnosis(&diagnosis, options.format, Screen::stdout())?;
     output::print(text)?;
@@ -113,7 +113,7 @@ pub fn of_process(
 ) -> Result<(serde_json::Value, String)> {
     let mut unavailable = Vec::new();
     let target = Target::of_process(pid, None, &mut unavailable)?;
-    let sample = watch(&target, duration, trace, interrupt, &mut unavailable)?;
+    let sample = observe(&target, duration, trace, interrupt, &mut unavailable)?;
     let diagnosis = Diagnosis::of(sample, unavailable);
     let text = text::diagnosis(&diagnosis, Format::Text, Screen::PLAIN)?;
     Ok((serde_json::to_value(&diagnosis)?, text))

@@ -1,5 +1,4 @@
-//! `penstock-lab doctor`: looks whether this machine is ready for the xdp path, before anybody relies
-//! on it. [`gather`] reads facts; [`host`] and [`interface`] judge them, without any I/O.
+//! `penstock-lab doctor`: checks whether this machine is ready for the xdp path. [`gather`] reads facts; [`host`] and [`interface`] judge them, without any I/O.
 
 mod check;
 mod facts;

@@ -1,5 +1,5 @@
 //! `penstock-lab limits`: what this host can do at best, with the same links as every other run, so
-//! that a figure can be told as a part of it.
+//! that figures can be given as a percentage of it.
 
 pub mod flags;
 
@@ -58,7 +58,7 @@ pub fn run(options: &flags::Limits, interrupt: &Interrupt) -> Result<bool> {
         })?;
         Ok(true)
     });
-    result_folder::told(&folder, printed)
+    result_folder::print_path(&folder, printed)
 }
 
 fn measure_all(

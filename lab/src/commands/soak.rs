@@ -23,15 +23,15 @@ use fault_rotation::FaultRotation;
 use ledger::Ledger;
 use penstock_process::interrupt::Interrupt;
 use penstock_testbed::buffers::BufferDir;
-use penstock_testbed::chance::seconds;
 use penstock_testbed::cluster::{Brokers, Cluster};
 use penstock_testbed::lines::Lines;
 use penstock_testbed::netns::Net;
 use penstock_testbed::processes::{Outcome, ProcessFault, Publishing, ReaderRun, RunContext};
 use penstock_testbed::program_reports::Subscriber;
 use penstock_testbed::programs::Binaries;
+use penstock_testbed::random::seconds_between;
 use penstock_testbed::settings::{self, Mode};
-use penstock_testbed::verify::{Prints, Reading};
+use penstock_testbed::verify::{ReaderOutput, Reading};
 use report::Counts;
 pub use report::{Report, SOAK};
 
@@ -63,7 +63,7 @@ pub fn run(options: &flags::Soak, interrupt: &Interrupt) -> Result<bool> {
         result_folder::print(options.output.format, &report, || report.summary())?;
         Ok(report.problems.is_empty())
     });
-    result_folder::told(&folder, printed)
+    result_folder::print_path(&folder, printed)
 }
 
 fn soak(
@@ -79,7 +79,7 @@ fn soak(
     let mut fault_rotation = FaultRotation::new();
     fault_rotation.change(&net, BROKERS, &mut rng)?;
     let buffers = BufferDir::create()?;
-    let (route, workload) = settings::of_brokers(Mode::Xdp, TOPIC, ByteSize(RING));
+    let (route, workload) = settings::for_faulty_links(Mode::Xdp, TOPIC, ByteSize(RING));
     let brokers = Brokers {
         count: BROKERS,
         net: &net,
@@ -140,7 +140,14 @@ impl<'a> Soak<'a> {
         let readings = logs.iter().enumerate().map(|(broker, path)| {
             let log = context.folder.join(format!("verifier-{broker}.log"));
             let namespace = context.net.broker(broker);
-            Reading::along(program, namespace, path, &log, Prints::Sums, interrupt)
+            Reading::follow(
+                program,
+                namespace,
+                path,
+                &log,
+                ReaderOutput::Sums,
+                interrupt,
+            )
         });
         let readings = readings.collect::<Result<Vec<_>>>()?;
         let idle = descriptors(&cluster)?;
@@ -168,17 +175,17 @@ impl<'a> Soak<'a> {
         let start = Instant::now();
         let mut next_start = start;
         let mut next_sample = start;
-        let mut next_rotation = start + seconds(&mut self.rng, 5.0, 15.0);
+        let mut next_rotation = start + seconds_between(&mut self.rng, 5.0, 15.0);
         while start.elapsed() < length {
             let now = Instant::now();
             if now >= next_start {
                 self.start_processes()?;
-                next_start = now + seconds(&mut self.rng, 0.1, 1.0);
+                next_start = now + seconds_between(&mut self.rng, 0.1, 1.0);
             }
             if now >= next_rotation {
                 self.fault_rotation
                     .change(self.context.net, BROKERS, &mut self.rng)?;
-                next_rotation = now + seconds(&mut self.rng, 5.0, 15.0);
+                next_rotation = now + seconds_between(&mut self.rng, 5.0, 15.0);
             }
             if now >= next_sample {
                 self.sample_usage()?;
@@ -229,14 +236,14 @@ impl<'a> Soak<'a> {
         }
         let mut at = 0;
         while at < self.publishers.len() {
-            match self.publishers[at].is_over()? {
+            match self.publishers[at].is_finished()? {
                 true => self.publisher_ended(at)?,
                 false => at += 1,
             }
         }
         let mut at = 0;
         while at < self.readers.len() {
-            match self.readers[at].is_over()? {
+            match self.readers[at].is_finished()? {
                 true => self.reader_ended(at)?,
                 false => at += 1,
             }

@@ -37,7 +37,7 @@ use penstock_testbed::programs::Binaries;
 use penstock_testbed::publish::{Publish, Source};
 use penstock_testbed::running::Running;
 use penstock_testbed::settings::{Mode, Profile, Route, Workload};
-use penstock_testbed::verify::{self, Prints, Reading, StreamCheck};
+use penstock_testbed::verify::{self, ReaderOutput, Reading, StreamCheck};
 use progress::Progress;
 use timeline::Sampler;
 
@@ -130,7 +130,7 @@ pub fn run(options: &flags::Throughput, interrupt: &Interrupt) -> Result<bool> {
         })?;
         Ok(report.problems.is_empty())
     });
-    result_folder::told(&folder, printed)
+    result_folder::print_path(&folder, printed)
 }
 
 /// Everything that people and programs read of a run.
@@ -291,8 +291,8 @@ impl Run<'_> {
                 Net::create(count, self.options.profile, self.options.mtu)?,
                 None,
             ),
-            Some(middle) => {
-                let net = Net::create_with_emulation(count, self.options.mtu, &middle)?;
+            Some(emulation) => {
+                let net = Net::create_with_emulation(count, self.options.mtu, &emulation)?;
                 let forwarders = Forwarders::start(&net, count, plan)?;
                 (net, Some(forwarders))
             }
@@ -391,9 +391,9 @@ impl Run<'_> {
             .then(|| Observation::of(cluster.pids()[0], wanted, expected, self.interrupt));
         let watch = |publisher: &Running| {
             progress.update();
-            sampler.look(publisher, cluster)?;
+            sampler.sample(publisher, cluster)?;
             if let Some(observation) = &mut observation {
-                observation.look(sampler.committed());
+                observation.update(sampler.committed());
             }
             cluster.check()
         };
@@ -427,10 +427,15 @@ impl Run<'_> {
             let log = self.folder.join(format!("subscriber-{index}.log"));
             let (program, namespace) = (&self.binaries.subscriber, net.broker(index));
             match self.verification {
-                Verification::Along => {
-                    Reading::along(program, namespace, path, &log, Prints::Sums, self.interrupt)
-                }
-                _ => Reading::of(program, namespace, path, &log, Prints::Sums),
+                Verification::Along => Reading::follow(
+                    program,
+                    namespace,
+                    path,
+                    &log,
+                    ReaderOutput::Sums,
+                    self.interrupt,
+                ),
+                _ => Reading::start_after(program, namespace, path, &log, ReaderOutput::Sums),
             }
         };
         logs.iter().enumerate().map(reading).collect()

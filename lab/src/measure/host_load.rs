@@ -11,17 +11,17 @@ use nix::sys::time::TimeVal;
 use serde::{Deserialize, Serialize};
 
 use crate::measure::stats::Spread;
-use penstock_diagnose::cpu::CoresAt;
+use penstock_diagnose::cpu::CoresSnapshot;
 
 /// Publisher, broker, the kernel's packet processing, and the lab itself.
-pub const ENOUGH_CPUS: usize = 4;
+pub const MIN_CPUS: usize = 4;
 /// Share of the host's CPU above which other programs affect the figures.
-pub const OTHERS_MATTER: f64 = 0.1;
-pub const STEAL_MATTERS: f64 = 0.02;
+pub const MAX_OTHERS: f64 = 0.1;
+pub const MAX_STEAL: f64 = 0.02;
 /// Runs that differ by this share of their median say little about smaller differences.
-const SPREAD_MATTERS: f64 = 0.3;
+const MAX_SPREAD: f64 = 0.3;
 /// Maximum number of figures to name.
-const MOST: usize = 3;
+const MAX_NAMED: usize = 3;
 
 /// What the host did besides the measured work.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -39,7 +39,7 @@ pub struct HostLoad {
 #[derive(Debug)]
 pub struct HostWatch {
     began: Instant,
-    cores: CoresAt,
+    cores: CoresSnapshot,
     own: f64,
 }
 
@@ -48,13 +48,13 @@ impl HostWatch {
     pub fn start() -> Result<Self> {
         Ok(Self {
             began: Instant::now(),
-            cores: CoresAt::now()?,
+            cores: CoresSnapshot::now()?,
             own: own_cpu_seconds()?,
         })
     }
 
     /// Observes for this long.
-    pub fn for_a(time: Duration) -> Result<HostLoad> {
+    pub fn measure_for(time: Duration) -> Result<HostLoad> {
         let watch = Self::start()?;
         thread::sleep(time);
         watch.finish()
@@ -63,7 +63,7 @@ impl HostWatch {
     /// Ends now; children that still run count as other programs.
     pub fn finish(self) -> Result<HostLoad> {
         let seconds = self.began.elapsed().as_secs_f64();
-        let cores = CoresAt::now()?.since(&self.cores, seconds)?;
+        let cores = CoresSnapshot::now()?.since(&self.cores, seconds)?;
         let busy: f64 = cores.iter().map(|core| core.user + core.system).sum();
         let own = (own_cpu_seconds()? - self.own) / seconds;
         let steal: f64 = cores.iter().map(|core| core.steal).sum();
@@ -104,19 +104,19 @@ impl HostLoad {
     /// Reasons why figures of this host mean little; empty if there are none.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
-        if self.others() >= OTHERS_MATTER {
+        if self.others() >= MAX_OTHERS {
             warnings.push(format!(
                 "Other programs kept {:.1} of {} cores busy during the run: repeat it without them (top -o %CPU shows which).",
                 self.others_cores, self.cpus
             ));
         }
-        if self.steal >= STEAL_MATTERS {
+        if self.steal >= MAX_STEAL {
             warnings.push(format!(
                 "The hypervisor took {:.0} % of this machine's CPU (steal): other machines share its cores, and figures vary with their load.",
                 100.0 * self.steal
             ));
         }
-        if self.cpus < ENOUGH_CPUS {
+        if self.cpus < MIN_CPUS {
             warnings.push(format!(
                 "{} cores are too few to run publisher, broker and the kernel side by side: they compete for the cores, and only ratios within one run are meaningful.",
                 self.cpus
@@ -133,17 +133,17 @@ pub fn spread_warning<'a>(
     let mut wide: Vec<(String, f64)> = figures
         .into_iter()
         .map(|(name, spread)| (name, spread.width()))
-        .filter(|(_, width)| *width >= SPREAD_MATTERS)
+        .filter(|(_, width)| *width >= MAX_SPREAD)
         .collect();
     wide.sort_by(|a, b| b.1.total_cmp(&a.1));
     if wide.is_empty() {
         return None;
     }
-    let named = wide.iter().take(MOST);
+    let named = wide.iter().take(MAX_NAMED);
     let named: Vec<_> = named
         .map(|(name, width)| format!("{name} by {:.0} %", 100.0 * width))
         .collect();
-    let more = match wide.len().saturating_sub(MOST) {
+    let more = match wide.len().saturating_sub(MAX_NAMED) {
         0 => String::new(),
         more => format!(" and {more} more"),
     };

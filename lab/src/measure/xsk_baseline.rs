@@ -33,7 +33,7 @@ const HEADERS: usize = 42;
 const IP_UDP: usize = 28;
 /// What the kernel keeps of each frame of packet memory (`XDP_PACKET_HEADROOM`).
 const HEADROOM: usize = 256;
-/// Packets on their way count as lost when none arrives for so long.
+/// Packets in flight count as lost when none arrives for this long.
 const LOST: Duration = Duration::from_millis(5);
 /// Nothing comes any more when nothing came for so long after the end.
 const QUIET: Duration = Duration::from_millis(50);
@@ -305,7 +305,7 @@ fn send(
     Ok(sent)
 }
 
-/// Packets that may be on their way: half of what the rings hold.
+/// Maximum number of packets in flight: half of what the rings hold.
 fn window(datagram: usize) -> u64 {
     let buffers = (datagram + HEADERS).div_ceil(frame_size(datagram) as usize - HEADROOM);
     u64::from(RING) / buffers as u64 / 2
@@ -323,7 +323,7 @@ fn passes(error: &io::Error) -> bool {
 mod tests {
     use super::*;
 
-    /// A frame in buffers of so many bytes.
+    /// A frame in buffers of this size.
     fn copied(memory: &mut Memory, packet: &[u8], buffer: usize) {
         let frame = [&[0; HEADERS], packet].concat();
         memory.copy(&frame.chunks(buffer).collect::<Vec<_>>());

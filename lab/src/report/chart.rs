@@ -27,7 +27,7 @@ const ALONE: u32 = 560;
 const COLUMNS: usize = 2;
 /// Height of a line of a label.
 const LINE: i32 = 15;
-/// One colour for each series; told apart by whoever sees no red or green, too.
+/// One colour for each series; distinguishable without seeing red or green.
 const COLOURS: [RGBColor; 2] = [RGBColor(0, 90, 156), RGBColor(221, 132, 36)];
 /// Background of a standalone picture, distinct from pure white.
 const PAPER: RGBColor = RGBColor(254, 254, 254);

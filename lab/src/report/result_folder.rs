@@ -73,10 +73,10 @@ pub fn print(
 }
 
 /// Prints where the results of a run are, even if it failed.
-pub fn told(folder: &Path, outcome: Result<bool>) -> Result<bool> {
-    let told = output::print_line(folder.display());
+pub fn print_path(folder: &Path, outcome: Result<bool>) -> Result<bool> {
+    let printed = output::print_line(folder.display());
     let good = outcome?;
-    told.map(|()| good)
+    printed.map(|()| good)
 }
 
 /// Writes a file in one step, and never to a file that another user put in its place.

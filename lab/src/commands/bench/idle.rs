@@ -1,4 +1,4 @@
-//! Memory that idle streams take at a broker: streams are opened and nothing is sent.
+//! Memory of idle streams in a broker: streams that are open and send nothing.
 
 use std::fs;
 use std::os::fd::OwnedFd;
@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 
-use penstock_diagnose::penstock::{self, Figures};
+use penstock_diagnose::broker_stats::{self, BrokerSnapshot};
 use penstock_process::interrupt::Interrupt;
 use penstock_testbed::buffers::BufferDir;
 use penstock_testbed::cluster::Brokers;
@@ -48,7 +48,7 @@ pub fn measure(
     };
     let cluster = brokers.start(interrupt)?;
     let pid = cluster.pids()[0];
-    let socket = penstock::socket_of(pid).context("the broker has no socket for figures")?;
+    let socket = broker_stats::socket_path(pid).context("the broker has no socket for figures")?;
     let open = |number: u32, streams: u32| -> Result<Idle> {
         let log = folder.join(format!("publisher-{number}.log"));
         let address = cluster.addresses();
@@ -106,7 +106,7 @@ fn until_open(
 ) -> Result<()> {
     let deadline = Instant::now() + OPEN_LIMIT;
     loop {
-        let open = Figures::ask(socket)?.open_streams();
+        let open = BrokerSnapshot::query(socket)?.open_streams();
         if open >= streams as usize {
             return Ok(());
         }

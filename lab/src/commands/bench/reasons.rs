@@ -1,4 +1,4 @@
-//! Why a row is lost: what was measured, and what limited it as far as the figures tell.
+//! Why a row misses its target: what was measured, and what limited it according to the figures.
 
 use crate::report::model::bench_figures::{
     BROKER_CORES, BROKER_CPU, HOST_BUSY, HOST_CPU, IDLE_STREAM, MESSAGES, OTHER_CORES, P50, P99,
@@ -10,7 +10,7 @@ use crate::report::model::{BenchCase, BenchContender, Target};
 /// A host that is busier has no core to spare.
 const FULL_HOST: f64 = 0.93;
 /// Cores that others may use before they, and not Penstock, are named.
-const OTHERS_MATTER: f64 = 0.5;
+const MAX_OTHERS: f64 = 0.5;
 /// A process that uses more of a core has a thread that does nothing but work, or nearly.
 const FULL_CORE: f64 = 0.93;
 
@@ -130,7 +130,7 @@ fn limit(of: &BenchContender) -> Option<String> {
         "{name} kept the host {:.0} % busy (publisher {publisher:.2} cores, brokers {broker:.2})",
         100.0 * host
     );
-    let why = if host >= FULL_HOST && others >= OTHERS_MATTER {
+    let why = if host >= FULL_HOST && others >= MAX_OTHERS {
         return Some(format!(
             "{who}, but neither was behind {others:.2} cores of that: other programs, or threads of the kernel, so repeat it on a quiet host."
         ));

@@ -1,4 +1,4 @@
-//! What must hold: rows with their targets, from the figures of the cases.
+//! The targets, and whether the figures of the cases meet them.
 
 use super::reasons;
 use crate::measure::stats::Spread;

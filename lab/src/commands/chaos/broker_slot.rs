@@ -54,7 +54,7 @@ impl<'a> BrokerSlot<'a> {
             Mode::Xdp
         };
         let (route, mut workload) =
-            settings::of_brokers(mode, context.topic, ByteSize(capacity.ring()));
+            settings::for_faulty_links(mode, context.topic, ByteSize(capacity.ring()));
         let segment = (16 << 20).min(capacity.ring() / 8);
         workload.broker_option = vec![
             format!("--segment-size={segment}"),
@@ -62,7 +62,7 @@ impl<'a> BrokerSlot<'a> {
         ];
         buffers.clear()?;
         if capacity == LogCapacity::Bounded {
-            buffers.bound(0, LOGS * (capacity.ring() + INDEX_SLOTS * 128 + (64 << 10)))?;
+            buffers.mount_limited(0, LOGS * (capacity.ring() + INDEX_SLOTS * 128 + (64 << 10)))?;
         }
         let mut broker_slot = Self {
             net: context.net,
@@ -103,7 +103,7 @@ impl<'a> BrokerSlot<'a> {
             format!("--boottime={ahead}"),
         ];
         let starter: &[String] = if ahead == 0 { &[] } else { &clock };
-        self.cluster = Some(brokers.start_by(starter, interrupt)?);
+        self.cluster = Some(brokers.start_through(starter, interrupt)?);
         Ok(())
     }
 

@@ -31,7 +31,7 @@ pub fn link_emulation() -> LinkEmulation {
     let delayed = plan(Some("1ms"), 0);
     delayed
         .link_emulation(Profile::Wire)
-        .expect("there is a middle")
+        .expect("links have an emulation namespace")
 }
 
 fn plan(delay: Option<&str>, seed: u64) -> Plan {

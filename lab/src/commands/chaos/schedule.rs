@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::fault_catalog::{FAULT_CATALOG, Kind, LogCapacity};
 use super::path::FaultPath;
-use penstock_testbed::chance::seconds;
+use penstock_testbed::random::seconds_between;
 use penstock_testbed::settings::Mode;
 
 /// Maximum number of faults beside the one that the run tests.
@@ -119,10 +119,10 @@ impl Schedule {
         let silence = (path == FaultPath::Fallback).then(|| {
             let begin = match rng.u32(..3) {
                 0 => Duration::ZERO,
-                _ => seconds(&mut rng, 0.1, 1.2),
+                _ => seconds_between(&mut rng, 0.1, 1.2),
             };
             // Longer than a stream waits before it gives up a silent path.
-            [begin, begin + seconds(&mut rng, 2.0, 6.0)]
+            [begin, begin + seconds_between(&mut rng, 2.0, 6.0)]
         });
         let may_die = faults.iter().any(|fault| fault.kind.kills_publishers);
         let publishers = publishers(&mut rng, kind.capacity, may_die, work);
@@ -150,8 +150,8 @@ impl ScheduledFault {
     fn draw(rng: &mut Rng, kind: &'static Kind, [from, to]: [f64; 2]) -> Self {
         Self {
             kind,
-            at: seconds(rng, 0.1 + from, 0.1 + to),
-            lasts: seconds(rng, kind.lasts[0], kind.lasts[1]),
+            at: seconds_between(rng, 0.1 + from, 0.1 + to),
+            lasts: seconds_between(rng, kind.lasts[0], kind.lasts[1]),
         }
     }
 }
@@ -193,7 +193,7 @@ fn publishers(
             },
             rate,
             batch: 1 << rng.u32(11..=16),
-            bytes: (rate as f64 * seconds(rng, work[0], work[1]).as_secs_f64()) as u64,
+            bytes: (rate as f64 * seconds_between(rng, work[0], work[1]).as_secs_f64()) as u64,
         })
         .collect()
 }

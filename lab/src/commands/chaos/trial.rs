@@ -23,7 +23,7 @@ use penstock_testbed::lines::Lines;
 use penstock_testbed::processes::{self, Outcome, ProcessFault, Publishing, ReaderRun, RunContext};
 use penstock_testbed::program_reports;
 use penstock_testbed::settings::Mode;
-use penstock_testbed::verify::{Prints, Reading};
+use penstock_testbed::verify::{ReaderOutput, Reading};
 
 /// Maximum number of streams of a session.
 const MAX_STREAMS: u32 = 3;
@@ -125,8 +125,14 @@ impl<'a> Trial<'a> {
                 context.folder.join("along.log"),
             );
             let namespace = context.net.broker(0);
-            let along =
-                Reading::along(program, namespace, &log, &said, Prints::Lines(0), interrupt);
+            let along = Reading::follow(
+                program,
+                namespace,
+                &log,
+                &said,
+                ReaderOutput::Lines(0),
+                interrupt,
+            );
             trial.along = Some(along?);
             trial.printed.push(said.with_extension("json"));
             for registered in [true, false] {
@@ -195,7 +201,7 @@ impl<'a> Trial<'a> {
         let mut at = 0;
         while at < self.publishers.len() {
             self.publishers[at].publishing.apply_due_fault();
-            match self.publishers[at].publishing.is_over()? {
+            match self.publishers[at].publishing.is_finished()? {
                 true => self.finish_publisher(at)?,
                 false => at += 1,
             }
@@ -319,7 +325,7 @@ impl<'a> Trial<'a> {
             broker: 0,
             registered,
             from_start: false,
-            stays: READER_LIFETIME,
+            lifetime: READER_LIFETIME,
             fault: ProcessFault::None,
         };
         let log = self.broker.log(self.context.topic);
@@ -376,9 +382,9 @@ impl<'a> Trial<'a> {
                         .join(format!("read-{topic}-{number}.log"));
                     let program = &self.context.binaries.subscriber;
                     let namespace = self.context.net.broker(0);
-                    let prints = Prints::Lines(number);
+                    let prints = ReaderOutput::Lines(number);
                     self.printed.push(said.with_extension("json"));
-                    let reading = Reading::of(program, namespace, &log, &said, prints)?;
+                    let reading = Reading::start_after(program, namespace, &log, &said, prints)?;
                     self.read(&mut checker, number, reading)?;
                 }
             }

@@ -35,7 +35,7 @@ const SETTLE: Duration = Duration::from_millis(300);
 
 /// What a run told: CPU seconds per 10^9 bytes of payload, and its rates.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct OfHosts {
+pub struct HostCpuTimes {
     pub sending: f64,
     pub receiving: f64,
     /// Without making XDP buffers out of socket buffers, which no NIC does.
@@ -63,7 +63,7 @@ pub fn measure(
     window: Duration,
     folder: &Path,
     interrupt: &Interrupt,
-) -> Result<OfHosts> {
+) -> Result<HostCpuTimes> {
     let workload = Workload::default();
     let buffers = BufferDir::create()?;
     let route = contender.route("adaptive");
@@ -114,7 +114,7 @@ pub fn measure(
 
 /// Inode of a namespace of the testbed.
 fn inode(namespace: &str) -> Result<u32> {
-    let path = netns::handle(namespace);
+    let path = netns::handle_path(namespace);
     let found = fs::metadata(&path).with_context(|| format!("cannot see {}", path.display()))?;
     Ok(u32::try_from(found.ino())?)
 }
@@ -197,7 +197,7 @@ impl Window {
 }
 
 /// Moves what the kernel did for one host from the process that it interrupted to that host.
-fn of_hosts(without: &Window, with: &Window) -> OfHosts {
+fn of_hosts(without: &Window, with: &Window) -> HostCpuTimes {
     let HostTime {
         processes: [publisher, broker],
         at_sender,
@@ -207,7 +207,7 @@ fn of_hosts(without: &Window, with: &Window) -> OfHosts {
     let sending = publisher - to_receiver.sender + to_sender.receiver + to_sender.other;
     let receiving = broker - to_sender.receiver + to_receiver.sender + to_receiver.other;
     let cost = |ns: f64| per_gb(ns * 1e-9, with.payload);
-    OfHosts {
+    HostCpuTimes {
         sending: cost(sending),
         receiving: cost(receiving),
         receiving_without_conversion: cost(receiving - at_receiver.conversion),

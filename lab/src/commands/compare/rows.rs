@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::contender::Contender;
-use super::host_time::OfHosts;
+use super::host_time::HostCpuTimes;
 use super::trial::Trial;
 use crate::measure::stats::Spread;
 use crate::report::model::{Limit, PercentOfLimit, Row, limit_of, ratio, ratio_of_pairs};
@@ -33,7 +33,7 @@ const THROUGHPUT: [(&str, Figure); 6] = [
     ("retransmits", |trial| Some(trial.retransmits as f64)),
 ];
 
-type HostFigure = fn(&OfHosts) -> f64;
+type HostFigure = fn(&HostCpuTimes) -> f64;
 
 /// What a run tells whose kernel work is attributed to hosts.
 const HOSTS: [(&str, HostFigure); 3] = [
@@ -150,14 +150,14 @@ impl Case<'_> {
     pub fn rows_of_hosts(
         &self,
         mode: Option<XdpMode>,
-        xdp: &[OfHosts],
-        tcp: &[OfHosts],
+        xdp: &[HostCpuTimes],
+        tcp: &[HostCpuTimes],
     ) -> Vec<Row> {
         if xdp.is_empty() || tcp.is_empty() {
             return Vec::new();
         }
         let rows = HOSTS.iter().map(|(metric, figure)| {
-            let spread = |runs: &[OfHosts]| Spread::of(runs.iter().map(figure).collect());
+            let spread = |runs: &[HostCpuTimes]| Spread::of(runs.iter().map(figure).collect());
             let (xdp, tcp) = (spread(xdp), spread(tcp));
             Row {
                 profile: self.profile.to_owned(),
@@ -347,7 +347,7 @@ mod tests {
 
     #[test]
     fn cpu_time_of_hosts_is_compared_run_by_run() {
-        let run = |receiving: f64| OfHosts {
+        let run = |receiving: f64| HostCpuTimes {
             sending: 1.0,
             receiving,
             receiving_without_conversion: receiving / 2.0,

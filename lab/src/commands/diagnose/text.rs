@@ -8,9 +8,9 @@ use serde::Serialize;
 
 use crate::report::terminal::{self, Screen};
 use crate::settings::Format;
+use penstock_diagnose::broker_stats::Worker;
 use penstock_diagnose::interfaces::Interface;
-use penstock_diagnose::others::Other;
-use penstock_diagnose::penstock::Worker;
+use penstock_diagnose::other_processes::Other;
 use penstock_diagnose::sample::{Connection, End, Listener, Sample};
 use penstock_diagnose::verdict::{Diagnosis, Verdict, bytes, counted, percent};
 

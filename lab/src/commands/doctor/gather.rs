@@ -22,7 +22,7 @@ use penstock_testbed::netns;
 use penstock_testbed::programs::Binaries;
 
 /// How long to observe the host's load.
-const LOOK: Duration = Duration::from_millis(300);
+const LOAD_INTERVAL: Duration = Duration::from_millis(300);
 const NODES: &str = "/sys/devices/system/node";
 /// Where programs of the administrator are.
 const SEARCH: [&str; 6] = [
@@ -99,7 +99,7 @@ fn host(bin_dir: Option<&Path>, unseen: &mut Vec<String>) -> Host {
             .iter()
             .any(|dir| Path::new(dir).join("ethtool").is_file()),
         cpus: own_cpus(),
-        load: HostWatch::for_a(LOOK).ok(),
+        load: HostWatch::measure_for(LOAD_INTERVAL).ok(),
         nodes: nodes(),
     }
 }

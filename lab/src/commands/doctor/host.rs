@@ -8,7 +8,7 @@ use penstock_xsk::{frame_size, packet_memory};
 
 use super::check::{Check, Topic};
 use super::facts::{BrokerFile, Capabilities, Host, Interface};
-use crate::measure::host_load::{ENOUGH_CPUS, OTHERS_MATTER, STEAL_MATTERS};
+use crate::measure::host_load::{MAX_OTHERS, MAX_STEAL, MIN_CPUS};
 
 /// Linux that the broker's xdp path takes: programs for packets in several buffers (`xdp.frags`).
 const XDP_SINCE: (u32, u32) = (5, 18);
@@ -356,13 +356,13 @@ fn cpu(host: &Host) -> Option<Check> {
         100.0 * load.steal
     );
     let mut fixes = Vec::new();
-    if load.others() >= OTHERS_MATTER {
+    if load.others() >= MAX_OTHERS {
         fixes.push("measure while nothing else runs (top -o %CPU shows what does)");
     }
-    if load.steal >= STEAL_MATTERS {
+    if load.steal >= MAX_STEAL {
         fixes.push("use a machine that shares its cores with no others");
     }
-    if load.cpus < ENOUGH_CPUS {
+    if load.cpus < MIN_CPUS {
         fixes.push("use four cores or more; with fewer, only ratios within one run are meaningful");
     }
     Some(match fixes.is_empty() {

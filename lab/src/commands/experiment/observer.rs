@@ -1,4 +1,4 @@
-//! `penstock-lab experiment diagnose`: what being diagnosed costs a broker.
+//! `penstock-lab experiment diagnose`: what a diagnosis costs a broker.
 //!
 //! One publisher sends all the time, and intervals with and without a diagnosis alternate within that one
 //! run: two runs of a busy machine differ by more than the cost in question.
@@ -18,7 +18,7 @@ use crate::measure::environment::Environment;
 use crate::report::model::{ObserverExperiment, ObserverPair};
 use crate::report::result_folder;
 use crate::report::text;
-use penstock_diagnose::penstock::{self, Figures};
+use penstock_diagnose::broker_stats::{self, BrokerSnapshot};
 use penstock_process::interrupt::Interrupt;
 use penstock_testbed::buffers::BufferDir;
 use penstock_testbed::cluster::{Brokers, Cluster};
@@ -116,7 +116,8 @@ impl<'a> Bench<'a> {
         interrupt: &'a Interrupt,
     ) -> Result<Self> {
         let pid = cluster.pids()[0];
-        let figures = penstock::socket_of(pid).context("the broker has no socket for figures")?;
+        let figures =
+            broker_stats::socket_path(pid).context("the broker has no socket for figures")?;
         let mut bench = Self {
             options,
             cluster,
@@ -141,7 +142,7 @@ impl<'a> Bench<'a> {
 
     /// Payload bytes committed so far.
     fn payload(&self) -> Result<u64> {
-        Ok(Figures::ask(&self.figures)?.payload_bytes())
+        Ok(BrokerSnapshot::query(&self.figures)?.payload_bytes())
     }
 
     fn wait(&mut self, time: Duration) -> Result<()> {

@@ -1,4 +1,4 @@
-//! What becomes of an experiment's figures.
+//! Writes and prints the figures of an experiment.
 
 use std::path::Path;
 
@@ -24,7 +24,7 @@ pub fn finish<R: Serialize>(
         Ok(true)
     });
     match output.format {
-        Format::Text => result_folder::told(folder, printed),
+        Format::Text => result_folder::print_path(folder, printed),
         // Stdout is JSON and nothing else.
         Format::Json => {
             info!("results are in {}", folder.display());

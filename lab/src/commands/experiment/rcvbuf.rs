@@ -1,4 +1,4 @@
-//! `penstock-lab experiment rcvbuf`: where `SO_RCVBUF` is set, and what comes of it.
+//! `penstock-lab experiment rcvbuf`: where `SO_RCVBUF` is set, and its effect.
 
 use std::path::Path;
 use std::time::Duration;
@@ -109,9 +109,9 @@ fn link(options: &Rcvbuf) -> Result<(Net, Forwarders)> {
         .link_emulation(options.profile)
         .expect("a delay needs emulation");
     let net = Net::create_with_emulation(1, options.mtu, &emulation)?;
-    netns::set(net.publisher(), "ipv4/tcp_wmem", TCP_WMEM)?;
+    netns::set_sysctl(net.publisher(), "ipv4/tcp_wmem", TCP_WMEM)?;
     let rmem = format!("4096 131072 {}", options.tcp_rmem_max.as_u64().max(131_072));
-    netns::set(net.broker(0), "ipv4/tcp_rmem", &rmem)?;
+    netns::set_sysctl(net.broker(0), "ipv4/tcp_rmem", &rmem)?;
     let carriers = Forwarders::start(&net, 1, plan)?;
     Ok((net, carriers))
 }

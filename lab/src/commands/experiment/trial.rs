@@ -1,5 +1,5 @@
 //! One run: a broker whose buffer is sized in one way, a publisher that sends as fast as it can, and
-//! both ends of their connection as the kernel tells them.
+//! both ends of their connection as the kernel reports them.
 
 use std::fs;
 use std::path::Path;
@@ -184,8 +184,8 @@ struct Ends {
 impl Ends {
     fn open(net: &Net) -> Result<Self> {
         Ok(Self {
-            broker: Namespace::open(&netns::handle(net.broker(0)))?,
-            publisher: Namespace::open(&netns::handle(net.publisher()))?,
+            broker: Namespace::open(&netns::handle_path(net.broker(0)))?,
+            publisher: Namespace::open(&netns::handle_path(net.publisher()))?,
         })
     }
 

@@ -23,7 +23,7 @@ pub struct FaultRotation {
 pub fn link_emulation() -> LinkEmulation {
     let any = plan(&script::fault_rotation(&mut Rng::with_seed(0)), 0);
     any.link_emulation(Profile::Wire)
-        .expect("faults are in the middle")
+        .expect("faults need link emulation")
 }
 
 fn plan(faults: &str, seed: u64) -> Plan {

@@ -3,8 +3,8 @@
 
 use fastrand::Rng;
 
-use penstock_testbed::chance::seconds;
 use penstock_testbed::processes::{ProcessFault, Publisher, Reader};
+use penstock_testbed::random::seconds_between;
 use penstock_testbed::settings::Mode;
 
 /// Longest stop of a process: well below the silence after which a broker ends a stream.
@@ -13,8 +13,11 @@ const LONGEST_STOP: f64 = 2.0;
 /// Draws a publisher.
 pub fn publisher(rng: &mut Rng, brokers: usize) -> Publisher {
     let fault = match rng.u32(..10) {
-        0..2 => ProcessFault::Killed(seconds(rng, 0.2, 3.0)),
-        2..4 => ProcessFault::Stopped(seconds(rng, 0.2, 2.0), seconds(rng, 0.1, LONGEST_STOP)),
+        0..2 => ProcessFault::Killed(seconds_between(rng, 0.2, 3.0)),
+        2..4 => ProcessFault::Stopped(
+            seconds_between(rng, 0.2, 2.0),
+            seconds_between(rng, 0.1, LONGEST_STOP),
+        ),
         _ => ProcessFault::None,
     };
     Publisher {
@@ -36,8 +39,11 @@ pub fn publisher(rng: &mut Rng, brokers: usize) -> Publisher {
 /// Draws a reader.
 pub fn reader(rng: &mut Rng, brokers: usize) -> Reader {
     let fault = match rng.u32(..10) {
-        0..2 => ProcessFault::Killed(seconds(rng, 0.2, 3.0)),
-        2..4 => ProcessFault::Stopped(seconds(rng, 0.2, 2.0), seconds(rng, 0.1, LONGEST_STOP)),
+        0..2 => ProcessFault::Killed(seconds_between(rng, 0.2, 3.0)),
+        2..4 => ProcessFault::Stopped(
+            seconds_between(rng, 0.2, 2.0),
+            seconds_between(rng, 0.1, LONGEST_STOP),
+        ),
         _ => ProcessFault::None,
     };
     let registered = rng.bool();
@@ -45,7 +51,7 @@ pub fn reader(rng: &mut Rng, brokers: usize) -> Reader {
         broker: rng.usize(..brokers),
         registered,
         from_start: !registered && rng.bool(),
-        stays: seconds(rng, 1.0, 6.0),
+        lifetime: seconds_between(rng, 1.0, 6.0),
         fault,
     }
 }

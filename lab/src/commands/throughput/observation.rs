@@ -1,4 +1,4 @@
-//! `throughput --diagnose`: a broker is diagnosed while the run lasts, and before it ends.
+//! `throughput --diagnose`: diagnoses a broker during a run.
 
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -13,11 +13,11 @@ use penstock_process::interrupt::Interrupt;
 
 /// From the first payload to the diagnosis: connections open their windows, rings are touched.
 const SETTLE: Duration = Duration::from_millis(500);
-/// Shorter ones say too little.
-const SHORTEST: Duration = Duration::from_millis(500);
-/// Of the time that seems to remain, so much is used: an end within it would look like idleness.
-const SHARE: f64 = 0.8;
-/// System calls are traced for so long at most.
+/// A shorter diagnosis says too little.
+const MIN_DURATION: Duration = Duration::from_millis(500);
+/// Part of the estimated remaining time to use: a run that ends during the diagnosis looks idle.
+const USED_SHARE: f64 = 0.8;
+/// Maximum time for which system calls are traced.
 const TRACE: Duration = Duration::from_secs(1);
 
 /// The broker that is diagnosed; all do the same work.
@@ -62,7 +62,7 @@ impl Observation {
     }
 
     /// Begins when it is time; `committed` is what brokers have so far, bytes.
-    pub fn look(&mut self, committed: u64) {
+    pub fn update(&mut self, committed: u64) {
         if committed == 0 || self.watching.is_some() {
             return;
         }
@@ -72,7 +72,7 @@ impl Observation {
             return;
         }
         let duration = duration(self.wanted, flowing, committed, self.total);
-        if duration >= SHORTEST {
+        if duration >= MIN_DURATION {
             self.begin(duration);
         }
     }
@@ -116,7 +116,7 @@ impl Observation {
 fn duration(wanted: Duration, flowing: Duration, committed: u64, total: Option<u64>) -> Duration {
     let Some(total) = total else { return wanted };
     let left = total.saturating_sub(committed) as f64 / committed as f64;
-    wanted.min(flowing.mul_f64((left * SHARE).min(1e6)))
+    wanted.min(flowing.mul_f64((left * USED_SHARE).min(1e6)))
 }
 
 #[cfg(test)]
@@ -130,7 +130,7 @@ mod tests {
         assert_eq!(duration(wanted, second, 100, Some(10_000)), wanted);
         assert_eq!(
             duration(wanted, second, 100, Some(200)),
-            second.mul_f64(SHARE)
+            second.mul_f64(USED_SHARE)
         );
         assert_eq!(duration(wanted, second, 100, Some(100)), Duration::ZERO);
     }

@@ -1,4 +1,4 @@
-//! A run over time, for the report: a look every 200 ms, seldomer in a long run.
+//! A run over time, for the report: a sample every 200 ms, less often in a long run.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -8,7 +8,7 @@ use anyhow::Result;
 use penstock_log::{Reader, Start};
 
 use crate::report::model::{ConnectionPoint, HostCores, Point, Timeline};
-use penstock_diagnose::cpu::CoresAt;
+use penstock_diagnose::cpu::CoresSnapshot;
 use penstock_diagnose::namespaces::Namespace;
 use penstock_diagnose::sockets::{Followed, Socket};
 use penstock_testbed::cluster::{Cluster, PORT};
@@ -16,12 +16,12 @@ use penstock_testbed::netns::{self, Net};
 use penstock_testbed::running::Running;
 
 const INTERVAL: Duration = Duration::from_millis(200);
-/// So many looks make a plot smooth; beyond that two become one.
-const MOST_POINTS: usize = 300;
-/// Brokers whose connections are looked at.
-const BROKERS_SEEN: usize = 8;
+/// Enough for a smooth plot; beyond that, two points become one.
+const MAX_POINTS: usize = 300;
+/// Maximum number of brokers whose connections are sampled.
+const MAX_BROKERS: usize = 8;
 
-/// Takes the looks.
+/// Takes the samples.
 pub struct Sampler {
     began: Instant,
     interval: Duration,
@@ -41,18 +41,18 @@ struct Totals {
     payload: Vec<u64>,
     publisher_cpu: f64,
     brokers_cpu: f64,
-    cores: CoresAt,
+    cores: CoresSnapshot,
 }
 
 impl Sampler {
     /// Begins now, before the publisher does.
     pub fn start(net: &Net, cluster: &Cluster, logs: &[&Path]) -> Result<Self> {
-        let seen = 0..logs.len().min(BROKERS_SEEN);
+        let seen = 0..logs.len().min(MAX_BROKERS);
         // A log that cannot be read yet only means a plot that shows less; the run decides.
         let logs = logs
             .iter()
             .filter_map(|path| Reader::open(path, Start::End).ok());
-        let open = |name: &str| Namespace::open(&netns::handle(name));
+        let open = |name: &str| Namespace::open(&netns::handle_path(name));
         let logs: Vec<Reader> = logs.collect();
         Ok(Self {
             began: Instant::now(),
@@ -66,7 +66,7 @@ impl Sampler {
                 payload: payload(&logs),
                 publisher_cpu: 0.0,
                 brokers_cpu: cluster.cpu_seconds()?,
-                cores: CoresAt::now()?,
+                cores: CoresSnapshot::now()?,
             },
             logs,
             points: Vec::new(),
@@ -79,7 +79,7 @@ impl Sampler {
     }
 
     /// Looks, if it is time; cheap to call often.
-    pub fn look(&mut self, publisher: &Running, cluster: &Cluster) -> Result<()> {
+    pub fn sample(&mut self, publisher: &Running, cluster: &Cluster) -> Result<()> {
         let elapsed = self.began.elapsed();
         if elapsed < self.next {
             return Ok(());
@@ -89,12 +89,12 @@ impl Sampler {
             payload: payload(&self.logs),
             publisher_cpu: publisher.cpu_seconds()?,
             brokers_cpu: cluster.cpu_seconds()?,
-            cores: CoresAt::now()?,
+            cores: CoresSnapshot::now()?,
         };
         let connections = self.connections()?;
         self.points.push(now.since(&self.before, connections)?);
         self.before = now;
-        if self.points.len() >= MOST_POINTS {
+        if self.points.len() >= MAX_POINTS {
             self.interval *= 2;
             self.points = halved(&self.points);
         }
@@ -112,7 +112,7 @@ impl Sampler {
 
     fn connections(&mut self) -> Result<Vec<ConnectionPoint>> {
         let list = self.payload.is_list_due() || self.payload.is_empty();
-        let mut ours = self.payload.look(&self.publisher.diag, list)?;
+        let mut ours = self.payload.sample(&self.publisher.diag, list)?;
         ours.retain(|socket| socket.remote.port() == PORT && !socket.is_listening());
         self.payload.keep(ours.iter());
         let mut points = Vec::new();
@@ -224,7 +224,7 @@ mod tests {
             payload: vec![bytes],
             publisher_cpu: cpu,
             brokers_cpu: 2.0 * cpu,
-            cores: CoresAt::now().unwrap(),
+            cores: CoresSnapshot::now().unwrap(),
         };
         let (then, now) = (totals(1.0, 5_000_000, 0.5), totals(1.5, 105_000_000, 0.75));
         let point = now.since(&then, Vec::new()).unwrap();

@@ -1,4 +1,4 @@
-//! The parts of `report.json` that tell what limited a run, and what came of removing that.
+//! The parts of `report.json` about what limited a run, and about a run without that limit.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

@@ -1,4 +1,4 @@
-//! The part of `report.json` that tells a run over time.
+//! The part of `report.json` about a run over time.
 
 use serde::{Deserialize, Serialize};
 

@@ -16,10 +16,10 @@ const WORTH_NAMING: f64 = 0.02;
 
 /// CPU time of all processes at one moment.
 #[derive(Debug, Clone, Default)]
-pub struct OthersAt(HashMap<u32, ProcessAt>);
+pub struct OthersSnapshot(HashMap<u32, ProcessSnapshot>);
 
 #[derive(Debug, Clone)]
-struct ProcessAt {
+struct ProcessSnapshot {
     name: String,
     ticks: u64,
     /// Distinguishes a process from a later one with the same number.
@@ -48,7 +48,7 @@ pub struct Other {
     pub cores: f64,
 }
 
-impl OthersAt {
+impl OthersSnapshot {
     /// Reads `/proc/PID/stat` of all processes.
     pub fn now() -> Self {
         let all = processes::all().into_iter();
@@ -65,7 +65,7 @@ impl OthersAt {
         seconds: f64,
     ) -> Others {
         let per_second = sysconf(SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100) as f64;
-        let used = |(pid, end): (&u32, &ProcessAt)| {
+        let used = |(pid, end): (&u32, &ProcessSnapshot)| {
             let before = start.0.get(pid).filter(|at| at.started == end.started);
             let ticks = end.ticks.saturating_sub(before.map_or(0, |at| at.ticks));
             Other {
@@ -110,11 +110,11 @@ fn by_name(processes: &[Other]) -> Vec<Other> {
     names
 }
 
-fn read(pid: u32) -> Option<ProcessAt> {
+fn read(pid: u32) -> Option<ProcessSnapshot> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (name, fields) = stat_fields(&stat)?;
     let field = |number: usize| fields.get(number)?.parse::<u64>().ok();
-    Some(ProcessAt {
+    Some(ProcessSnapshot {
         name,
         ticks: field(11)? + field(12)?,
         started: field(19)?,
@@ -125,20 +125,20 @@ fn read(pid: u32) -> Option<ProcessAt> {
 mod tests {
     use super::*;
 
-    fn at(processes: &[(u32, u64, u64)]) -> OthersAt {
+    fn at(processes: &[(u32, u64, u64)]) -> OthersSnapshot {
         let processes = processes.iter().map(|(pid, ticks, started)| {
             let name = format!("p{pid}");
             let (ticks, started) = (*ticks, *started);
             (
                 *pid,
-                ProcessAt {
+                ProcessSnapshot {
                     name,
                     ticks,
                     started,
                 },
             )
         });
-        OthersAt(processes.collect())
+        OthersSnapshot(processes.collect())
     }
 
     #[test]
@@ -160,7 +160,7 @@ mod tests {
             system: 0.3,
             ..Core::default()
         };
-        let none = OthersAt::default();
+        let none = OthersSnapshot::default();
         let others = none.since(&none, &BTreeSet::new(), 0.25, &[core], 1.0);
         assert_eq!((others.cores, others.busiest.len()), (0.75, 0));
     }
@@ -186,6 +186,6 @@ mod tests {
 
     #[test]
     fn this_host_s_processes_are_read() {
-        assert!(OthersAt::now().0.contains_key(&std::process::id()));
+        assert!(OthersSnapshot::now().0.contains_key(&std::process::id()));
     }
 }

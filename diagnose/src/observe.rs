@@ -1,4 +1,4 @@
-//! Looks at a process and its connections again and again for some seconds, and sums up.
+//! Samples a process and its connections for some seconds, and summarizes the samples.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap};
@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::cpu::{CoresAt, Process, ProcessAt};
-use super::interfaces::InterfacesAt;
+use super::broker_stats::{self, Broker, BrokerSnapshot};
+use super::cpu::{CoresSnapshot, Process, ProcessSnapshot};
+use super::interfaces::InterfacesSnapshot;
 use super::namespaces::{self, Namespace};
-use super::others::OthersAt;
-use super::penstock::{self, Broker, Figures};
+use super::other_processes::OthersSnapshot;
 use super::processes::{self, Owners};
 use super::routes;
 use super::sample::{Connection, End, Listener, Sample, Unavailable};
@@ -24,19 +24,19 @@ use super::tcp_info::TcpInfo;
 use super::verdict::counted;
 use penstock_process::interrupt::Interrupt;
 
-/// Looks in an interval; more of them tell gauges such as Recv-Q better, and cost more.
-const LOOKS: u32 = 25;
-/// Looks are at least so far apart: a look costs the observed host about a millisecond.
-const APART: Duration = Duration::from_millis(50);
-/// Connections whose receive buffer is asked after.
-const ASKED: usize = 64;
+/// Samples in an interval. More of them show gauges such as Recv-Q more precisely, and cost more.
+const SAMPLES: u32 = 25;
+/// Minimum interval between samples: each costs the observed host about a millisecond.
+const MIN_INTERVAL: Duration = Duration::from_millis(50);
+/// Maximum number of connections whose receive buffer is queried.
+const MAX_BUFFERS_QUERIED: usize = 64;
 /// Maximum number of connections whose routes are queried: each query enters a namespace.
 const ROUTES_ASKED: usize = 8;
 
 /// What tracing shows.
 const SYSTEM_CALLS: &str = "system calls by name, rate and time";
 
-/// One connection, look by look.
+/// The samples of one connection.
 #[derive(Debug, Default)]
 struct Track {
     ours: Vec<Socket>,
@@ -54,7 +54,7 @@ struct Elsewhere {
 }
 
 /// What is being watched.
-struct Watch<'a> {
+struct Observer<'a> {
     target: &'a Target,
     /// The target's connections and listeners, and other ends in its namespace.
     ours: Followed,
@@ -63,30 +63,30 @@ struct Watch<'a> {
     owners: Owners,
     tracks: BTreeMap<Key, Track>,
     /// Processes as they were when first seen, and in which order.
-    processes: HashMap<u32, ProcessAt>,
+    processes: HashMap<u32, ProcessSnapshot>,
     order: Vec<u32>,
     broker: Option<PathBuf>,
-    figures: Vec<Figures>,
+    figures: Vec<BrokerSnapshot>,
     /// Listening sockets, one entry per sample.
     listeners: BTreeMap<(SocketAddr, u32), Vec<Socket>>,
 }
 
 /// Observes for `duration`; system calls for `trace` of it.
-pub fn watch(
+pub fn observe(
     target: &Target,
     duration: Duration,
     trace: Duration,
     interrupt: &Interrupt,
     unavailable: &mut Vec<Unavailable>,
 ) -> Result<Sample> {
-    let mut watch = Watch::new(target, unavailable);
-    let cores = CoresAt::now()?;
-    let others = OthersAt::now();
+    let mut observer = Observer::new(target, unavailable);
+    let cores = CoresSnapshot::now()?;
+    let others = OthersSnapshot::now();
     let interfaces = interfaces(target, &mut Vec::new());
     let began = Instant::now();
-    let apart = (duration / LOOKS).max(APART);
-    watch.look()?;
-    let traced_pid = watch.serving().or(target.pid);
+    let interval = (duration / SAMPLES).max(MIN_INTERVAL);
+    observer.take_sample()?;
+    let traced_pid = observer.serving().or(target.pid);
     let mut tracer = start_tracer(traced_pid, trace, unavailable);
     let mut syscalls = None;
     let mut looks = 1_u32;
@@ -100,35 +100,35 @@ pub fn watch(
         if now >= duration {
             break;
         }
-        let next = (apart * looks).min(duration);
+        let next = (interval * looks).min(duration);
         while began.elapsed() < next {
             interrupt.pause()?;
         }
-        watch.look()?;
+        observer.take_sample()?;
         looks += 1;
     }
     let seconds = began.elapsed().as_secs_f64();
-    let broker = Broker::between(&watch.figures, seconds);
-    let broker_silent = broker.is_none() && watch.broker.is_some();
+    let broker = Broker::between(&observer.figures, seconds);
+    let broker_silent = broker.is_none() && observer.broker.is_some();
     if broker_silent {
-        unavailable.push(Unavailable::silent_broker(watch.figures.len(), looks));
+        unavailable.push(Unavailable::silent_broker(observer.figures.len(), looks));
     }
-    let cores_end = CoresAt::now()?;
+    let cores_end = CoresSnapshot::now()?;
     let interfaces_end = self::interfaces(target, unavailable);
     let pressure = Pressure::read();
     if pressure.is_none() {
         unavailable.push(Unavailable::no_pressure());
     }
-    let processes = watch.processes_since(seconds);
+    let processes = observer.processes_since(seconds);
     let cores = cores_end.since(&cores, seconds)?;
     let observed = processes.iter().map(|process| process.pid).collect();
     let observed_run = processes.iter().map(|process| process.run).sum();
-    let others = OthersAt::now().since(&others, &observed, observed_run, &cores, seconds);
+    let others = OthersSnapshot::now().since(&others, &observed, observed_run, &cores, seconds);
     Ok(Sample {
         seconds,
         looks,
         others,
-        listeners: watch.listeners(),
+        listeners: observer.listeners(),
         pid: target.pid,
         name: target.name.clone(),
         ports: target.ports.iter().copied().collect(),
@@ -142,13 +142,13 @@ pub fn watch(
         pressure,
         broker,
         broker_silent,
-        connections: watch.connections(seconds, unavailable),
+        connections: observer.connections(seconds, unavailable),
     })
 }
 
 /// Counters of the target's interfaces; those of drivers as well, if its namespace can be entered.
-fn interfaces(target: &Target, unavailable: &mut Vec<Unavailable>) -> InterfacesAt {
-    let counted = InterfacesAt::now(target.pid);
+fn interfaces(target: &Target, unavailable: &mut Vec<Unavailable>) -> InterfacesSnapshot {
+    let counted = InterfacesSnapshot::now(target.pid);
     let asked = counted.clone().with_drivers(&target.namespace.handle);
     asked.unwrap_or_else(|error| {
         unavailable.push(Unavailable {
@@ -206,9 +206,9 @@ fn no_syscalls(error: &anyhow::Error) -> Unavailable {
     }
 }
 
-impl<'a> Watch<'a> {
+impl<'a> Observer<'a> {
     fn new(target: &'a Target, unavailable: &mut Vec<Unavailable>) -> Self {
-        let mut watch = Self {
+        let mut observer = Self {
             target,
             ours: Followed::default(),
             others: other_namespaces(target.namespace.id, unavailable),
@@ -216,29 +216,29 @@ impl<'a> Watch<'a> {
             tracks: BTreeMap::new(),
             processes: HashMap::new(),
             order: Vec::new(),
-            broker: target.pid.and_then(penstock::socket_of),
+            broker: target.pid.and_then(broker_stats::socket_path),
             figures: Vec::new(),
             listeners: BTreeMap::new(),
         };
-        if let Some(socket) = &watch.broker
-            && let Err(error) = Figures::ask(socket)
+        if let Some(socket) = &observer.broker
+            && let Err(error) = BrokerSnapshot::query(socket)
         {
-            watch.broker = None;
+            observer.broker = None;
             unavailable.push(Unavailable {
                 what: "what the broker says of itself".to_owned(),
                 why: format!("{error:#}"),
                 how: "run as the broker's user, or with sudo".to_owned(),
             });
         }
-        watch.follow(target.pid);
-        watch
+        observer.follow(target.pid);
+        observer
     }
 
     /// One look at everything that is a gauge.
-    fn look(&mut self) -> Result<()> {
+    fn take_sample(&mut self) -> Result<()> {
         // New connections are looked for at both ends at the same time.
         let list = self.ours.is_list_due();
-        let ours = self.ours.look(&self.target.namespace.diag, list)?;
+        let ours = self.ours.sample(&self.target.namespace.diag, list)?;
         let inodes = match (self.target.pid, self.target.ports.is_empty()) {
             (Some(pid), true) => processes::sockets_of(pid).unwrap_or_default(),
             _ => Default::default(),
@@ -254,7 +254,7 @@ impl<'a> Watch<'a> {
             let key = (socket.local, socket.inode);
             self.listeners.entry(key).or_default().push(socket.clone());
         }
-        let elsewhere = self.look_elsewhere(list, &ours, &connected)?;
+        let elsewhere = self.sample_elsewhere(list, &ours, &connected)?;
         let mut present = Vec::new();
         for socket in connected {
             let peer = other_end(socket, &ours, &elsewhere);
@@ -276,7 +276,7 @@ impl<'a> Watch<'a> {
             self.follow(self.owners.of(inode));
         }
         if let Some(socket) = &self.broker
-            && let Ok(figures) = Figures::ask(socket)
+            && let Ok(figures) = BrokerSnapshot::query(socket)
         {
             self.figures.push(figures);
         }
@@ -285,7 +285,7 @@ impl<'a> Watch<'a> {
 
     /// Sockets of other namespaces, with the other ends of `connected` among them; new ones are looked
     /// for if `list`.
-    fn look_elsewhere(
+    fn sample_elsewhere(
         &mut self,
         list: bool,
         ours: &[Socket],
@@ -295,7 +295,7 @@ impl<'a> Watch<'a> {
             let diag = &other.namespace.diag;
             other.sockets = match list {
                 true => diag.other_ends(connected)?,
-                false => other.ends.look(diag, false)?,
+                false => other.ends.sample(diag, false)?,
             };
         }
         let all = |others: &[Elsewhere]| -> Vec<Socket> {
@@ -333,7 +333,7 @@ impl<'a> Watch<'a> {
         let Some(pid) = pid.filter(|pid| !self.processes.contains_key(pid)) else {
             return;
         };
-        if let Some(now) = ProcessAt::now(pid) {
+        if let Some(now) = ProcessSnapshot::now(pid) {
             self.processes.insert(pid, now);
             self.order.push(pid);
         }
@@ -341,7 +341,7 @@ impl<'a> Watch<'a> {
 
     fn processes_since(&self, seconds: f64) -> Vec<Process> {
         let did = self.order.iter().filter_map(|pid| {
-            let end = ProcessAt::now(*pid)?;
+            let end = ProcessSnapshot::now(*pid)?;
             let name = processes::name_of(*pid);
             Some(end.since(&self.processes[pid], *pid, name, seconds))
         });
@@ -420,7 +420,7 @@ impl<'a> Watch<'a> {
     }
 
     fn end(&self, looks: &[Socket], seconds: f64) -> End {
-        let mut end = End::summed_up(looks, seconds);
+        let mut end = End::summarize(looks, seconds);
         let inode = looks.last().map_or(0, |socket| socket.inode);
         end.pid = self.owners.of(inode);
         end.process = end.pid.map(processes::name_of);
@@ -456,7 +456,7 @@ fn other_namespaces(own: u64, unavailable: &mut Vec<Unavailable>) -> Vec<Elsewhe
 /// Asks receivers whether their buffer was sized by the application.
 fn ask_buffers(tracked: &mut [(Connection, &Track)], unavailable: &mut Vec<Unavailable>) {
     let mut refused = None;
-    for (connection, track) in tracked.iter_mut().take(ASKED) {
+    for (connection, track) in tracked.iter_mut().take(MAX_BUFFERS_QUERIED) {
         let (receiver, looks) = match connection.receives {
             true => (Some(&mut connection.end), &track.ours),
             false => (connection.peer.as_mut(), &track.theirs),
@@ -527,8 +527,8 @@ fn other_end<'s>(
 }
 
 impl End {
-    /// Gauges are means over the looks, counters the difference of the last and the first.
-    fn summed_up(looks: &[Socket], seconds: f64) -> Self {
+    /// Gauges are means over the samples, counters the difference of the last and the first.
+    fn summarize(looks: &[Socket], seconds: f64) -> Self {
         let (Some(first), Some(last)) = (looks.first(), looks.last()) else {
             return Self::default();
         };

@@ -1,4 +1,4 @@
-//! What a Penstock broker says of itself while it runs (`<buffer-dir>/broker-<port>.sock`).
+//! What a running Penstock broker reports about itself (`<buffer-dir>/broker-<port>.sock`).
 
 #![allow(missing_docs, reason = "fields are the keys of the JSON")]
 
@@ -21,7 +21,7 @@ use super::processes;
 use penstock_process::foreign_json;
 
 /// A broker answers at once, or not at all.
-const PATIENCE: Duration = Duration::from_secs(2);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Pause between two attempts to connect.
 const CONNECT_RETRY: Duration = Duration::from_millis(20);
 /// Maximum size of an answer: it has some hundred bytes for each worker and each topic.
@@ -29,14 +29,14 @@ const MAX_ANSWER: usize = 16 << 20;
 
 /// A broker's answer; what is not used here is left out.
 #[derive(Debug, Clone, Deserialize)]
-pub struct Figures {
-    workers: Vec<WorkerAt>,
-    topics: Vec<TopicAt>,
+pub struct BrokerSnapshot {
+    workers: Vec<WorkerSnapshot>,
+    topics: Vec<TopicSnapshot>,
     counters: BTreeMap<String, u64>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
-struct WorkerAt {
+struct WorkerSnapshot {
     thread: String,
     #[serde(default)]
     connections: usize,
@@ -44,7 +44,7 @@ struct WorkerAt {
     batches: u64,
     recv_bytes: u64,
     stages: Vec<StageAt>,
-    xdp: Option<XdpAt>,
+    xdp: Option<XdpSnapshot>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -54,7 +54,7 @@ struct StageAt {
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
-struct XdpAt {
+struct XdpSnapshot {
     window: u64,
     placed: u64,
     malformed: u64,
@@ -81,7 +81,7 @@ struct XdpAt {
 }
 
 #[derive(Debug, Clone, Deserialize)]
-struct TopicAt {
+struct TopicSnapshot {
     topic: String,
     ring_bytes: u64,
     readers: usize,
@@ -152,7 +152,7 @@ pub struct Topic {
 }
 
 /// The socket of a broker; none if the process is none.
-pub fn socket_of(pid: u32) -> Option<PathBuf> {
+pub fn socket_path(pid: u32) -> Option<PathBuf> {
     let inodes = processes::sockets_of(pid).ok()?;
     let table = fs::read_to_string(format!("/proc/{pid}/net/unix")).ok()?;
     let path = socket_in(&table, |inode| inodes.contains(&inode))?;
@@ -193,10 +193,10 @@ fn connect(path: &Path, until: Instant) -> io::Result<UnixStream> {
     Ok(stream)
 }
 
-impl Figures {
-    /// Asks a broker.
-    pub fn ask(socket: &Path) -> Result<Self> {
-        let until = Instant::now() + PATIENCE;
+impl BrokerSnapshot {
+    /// Queries a broker.
+    pub fn query(socket: &Path) -> Result<Self> {
+        let until = Instant::now() + ANSWER_TIMEOUT;
         let answer = connect(socket, until)
             .and_then(|stream| deadline::read_to_end(&stream, MAX_ANSWER, until))
             .with_context(|| format!("the broker does not answer at {}", socket.display()))?;
@@ -223,7 +223,7 @@ impl Figures {
 impl Broker {
     /// What happened between the first and the last of `looks`, `seconds` apart; none for fewer
     /// than two. Counters that went back, for another broker took its place, count as nothing.
-    pub fn between(looks: &[Figures], seconds: f64) -> Option<Self> {
+    pub fn between(looks: &[BrokerSnapshot], seconds: f64) -> Option<Self> {
         let [start, .., end] = looks else {
             return None;
         };
@@ -231,7 +231,7 @@ impl Broker {
         let blocked = looks.iter().filter(|look| look.is_blocked()).count() as f64 / count;
         let workers = end.workers.iter().zip(&start.workers);
         let topics = end.topics.iter().map(|topic| {
-            let of = |look: &Figures| {
+            let of = |look: &BrokerSnapshot| {
                 let mut topics = look.topics.iter();
                 topics.find(|other| other.topic == topic.topic).cloned()
             };
@@ -303,7 +303,7 @@ fn add(sum: &mut BTreeMap<&'static str, u64>, other: &BTreeMap<&'static str, u64
 }
 
 impl Worker {
-    fn between(start: &WorkerAt, end: &WorkerAt, seconds: f64) -> Self {
+    fn between(start: &WorkerSnapshot, end: &WorkerSnapshot, seconds: f64) -> Self {
         let stages = end.stages.iter().zip(&start.stages);
         let mut stages: BTreeMap<String, f64> = stages
             .filter(|(end, _)| end.name != "WaitForData")
@@ -326,7 +326,7 @@ impl Worker {
 }
 
 impl Xdp {
-    fn between(start: &XdpAt, end: &XdpAt) -> Self {
+    fn between(start: &XdpSnapshot, end: &XdpSnapshot) -> Self {
         let ratio = |a: u64, b: u64| a as f64 / b.max(1) as f64;
         let hits = end.polls.saturating_sub(start.polls);
         let misses = end.empty_polls.saturating_sub(start.empty_polls);
@@ -382,7 +382,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn look(blocked: usize, unread: u64, packets: u64) -> Figures {
+    fn look(blocked: usize, unread: u64, packets: u64) -> BrokerSnapshot {
         serde_json::from_value(json!({
             "kind": "broker-live",
             "workers": [{
