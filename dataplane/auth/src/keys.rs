@@ -287,7 +287,7 @@ fn read_secret_file(path: &Path, owners: &[u32]) -> Result<Zeroizing<String>, Ke
     Ok(text)
 }
 
-/// What is wrong is told without quoting the line: there may be a secret anywhere in it.
+/// Errors never quote the line: any part of it may be a secret.
 fn parse_line(line: &str) -> Result<Grant, String> {
     let mut words = line.split_whitespace();
     let name = words.next().filter(|name| is_name(name));

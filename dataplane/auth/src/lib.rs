@@ -3,7 +3,7 @@
 //! The handshake is Noise NNpsk0 ([`SUITE`]): two messages, of which the first already proves that
 //! the publisher holds the key, before the broker does anything that costs. What is asked for and
 //! answered follows sealed, so no key of a session or of packets crosses the network in clear, and
-//! the broker does nothing for a recorded message that is sent again: whoever sends it cannot go on.
+//! a replayed message gains nothing: its sender cannot continue the handshake.
 //! Nothing is negotiated, so nothing can be negotiated away: a publisher with a key takes no answer
 //! without, and a broker with keys takes no publisher without.
 

@@ -294,7 +294,7 @@ impl Log {
             file.map_err(|source| no_space(path, options.geometry, "open for writing", source))?;
         let mut lock = Some(lock);
         Self::of_locked_file(path, file, &mut lock, options).inspect_err(|_| {
-            // Nothing is in a log that was only just made: it must not take the room that there is.
+            // A log that was only just created is empty: remove it, so that it does not hold space.
             if let Some(lock) = lock.take_if(|_| is_new) {
                 let _ = lock.remove_files();
             }

@@ -234,7 +234,7 @@ impl Reader {
     /// Whether a broker has the log open for writing.
     #[must_use]
     pub fn writer_is_alive(&self) -> bool {
-        // If the file cannot be queried, assume that there is a writer.
+        // If the file cannot be queried, assume that a writer exists.
         self.mapping.is_written().unwrap_or(true)
     }
 

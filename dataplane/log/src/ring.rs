@@ -8,7 +8,7 @@
 //!
 //! Three rules keep memory safe between threads and processes, each paired with its counterpart:
 //! - a writer announces a lower bound of its open reservations *before* it adds to `tail`, so
-//!   whoever sees the addition sees the bound ([`Ring::open`] / [`Ring::limits`]);
+//!   a thread that sees the addition sees the bound ([`Ring::open`] / [`Ring::limits`]);
 //! - a committer publishes its descriptor, then looks whether the frontier can move, with a full
 //!   fence between, so of two committers at least one sees both ([`Ring::commit`]);
 //! - a registered reader announces its cursor, then looks at the granted limit; a writer announces
@@ -118,7 +118,7 @@ impl Ring<'_> {
         }
         let segment = self.geometry.segment_bytes();
         loop {
-            // Release: whoever sees this addition sees the watermark stored before it.
+            // Release: a thread that sees this addition sees the watermark stored before it.
             let position = self.control.tail.fetch_add(len, Ordering::AcqRel);
             // A batch never straddles segments: the end of a segment that is too short is skipped.
             if position / segment == (position + len - 1) / segment {
@@ -253,7 +253,7 @@ impl Ring<'_> {
         watermark
             .committing
             .store(descriptor.floor, Ordering::Relaxed);
-        // Whoever takes a later place, or learns that it was taken, sees the watermark.
+        // A thread that takes a later slot, or learns that one was taken, sees the watermark.
         let index = self.control.index_tail.fetch_add(1, Ordering::AcqRel);
         crash_point();
         // One slot less than a round: the totals of the batch just below the frontier are the base
@@ -280,7 +280,7 @@ impl Ring<'_> {
                 return;
             }
             slot.complete(frontier, self.totals_below(frontier));
-            // Whoever loses has been overtaken by somebody who did the same.
+            // A failed exchange means that another thread has moved the frontier.
             let _ = self.control.frontier.compare_exchange(
                 frontier,
                 frontier + 1,

@@ -110,7 +110,7 @@ impl Slot {
     pub(super) fn publish(&self, index: u64, descriptor: &Descriptor) {
         self.stamp.store(BUSY, Ordering::Relaxed);
         crash_point();
-        // Whoever sees one of the words below also sees BUSY, or what came after it.
+        // A reader that sees one of the words below also sees BUSY, or what came after it.
         fence(Ordering::Release);
         let words = descriptor.to_words();
         for (word, value) in self.words.iter().zip(words) {

@@ -36,7 +36,7 @@ pub struct Limits {
 /// Why a packet is not placed.
 #[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
 pub enum DropReason {
-    /// All of it came before; the sender is told again.
+    /// All of it arrived before; the next ACK says so again.
     #[error("it came before")]
     Duplicate,
     /// It belongs to a batch further ahead than is allowed.

@@ -160,7 +160,7 @@ impl Header {
 }
 
 /// CRC32C (RFC 3720 appendix B.4) of a batch: of its header up to the checksum, followed by the
-/// CRC32C of its payload, so that whoever fills a batch need not know its place in a stream.
+/// CRC32C of its payload, so a batch can be filled before its place in a stream is known.
 ///
 /// Publishers send it, the log keeps it, and a reader that verifies computes it again: the same
 /// figure guards the payload and what is said about it from end to end.

@@ -129,7 +129,7 @@ pub enum Invalid {
     /// Other first bytes.
     #[error("not a packet of this protocol")]
     Magic,
-    /// Damaged on the way, or by whoever made it.
+    /// Damaged on the way, or by its sender.
     #[error("checksum {computed:#010x} is not the packet's {sent:#010x}")]
     Checksum {
         /// Of the bytes that arrived.
@@ -240,7 +240,7 @@ impl Data {
     /// in as many parts as it lies in.
     ///
     /// # Errors
-    /// [`Invalid`] when it is damaged or claims what cannot be.
+    /// [`Invalid`] when it is damaged or a field is invalid.
     pub fn parse(&self, rest: &[&[u8]]) -> Result<Received, Invalid> {
         if self.magic != DATA_MAGIC {
             return Err(Invalid::Magic);
@@ -414,7 +414,7 @@ impl Data {
 pub struct DataPrefix {
     /// The header.
     pub data: Data,
-    /// The tag, if the header says that there is one.
+    /// The tag, if the header announces one.
     pub tag: Tag,
 }
 
@@ -503,7 +503,7 @@ impl Feedback {
             None => (0, 0),
         };
         let mut gaps = 0;
-        // A range too long for its field is told in part; what lies below it must wait, then.
+        // A range too long for its field is reported in part; lower ranges wait for the next ACK.
         let mut below = largest.wrapping_add(1).wrapping_sub(u64::from(first));
         for &(low, high) in self.received.iter().skip(1).take(MAX_GAPS) {
             let Ok(missing) = u32::try_from(below - high - 1) else {
@@ -541,7 +541,7 @@ impl Feedback {
     /// Reads a packet into this, which keeps its memory.
     ///
     /// # Errors
-    /// [`Invalid`] when it is damaged or claims what cannot be; this is undefined then.
+    /// [`Invalid`] when it is damaged or a field is invalid; this is undefined then.
     pub fn read(&mut self, datagram: &[u8]) -> Result<(), Invalid> {
         let (ack, rest) =
             Ack::ref_from_prefix(datagram).map_err(|_| Invalid::Short(datagram.len()))?;

@@ -28,7 +28,7 @@ use super::socket::{Memory, Rings};
 pub const BURST: usize = 64;
 /// Frames for answers, of each port.
 const ANSWERS: u32 = 256;
-/// Most buffers of one datagram: the longest that there is, in frames of 4 KiB.
+/// Maximum number of buffers of one datagram: 64 KiB in frames of 4 KiB.
 pub const MAX_BUFFERS: usize = 18;
 /// Longest IP packet. In generic mode a program may get one that is longer than the MTU: several
 /// datagrams that the interface was to cut apart.

@@ -1,5 +1,5 @@
 //! One transmit queue of an interface, which nobody else uses: packets are written, headers and all,
-//! into packet memory, and the kernel is told once for many.
+//! into packet memory, and one system call covers many of them.
 //!
 //! The socket copies (`XDP_COPY`): the kernel makes packets of its own of what lies in the frames and
 //! gives these to the driver, past its network stack. So no XDP program is needed, which drivers ask
