@@ -14,9 +14,9 @@ use penstock_flags::{
     BareUnit, MAX_SOCKET_BUFFER, MIN_SOCKET_BUFFER, duration, nearest_multiple,
     nearest_power_of_two, size, size_text,
 };
-use penstock_ingest::shares;
-use penstock_ingest::tcp::buffers::{RcvbufOn, Wanted};
-use penstock_ingest::tcp::{Limits, WorkerConfig};
+use penstock_ingest::session::buffers::{RcvbufOn, RequestedBuffers};
+use penstock_ingest::session::{Limits, shares};
+use penstock_ingest::tcp::WorkerConfig;
 use penstock_ingest::xdp::Polling;
 use penstock_log::{Access, Geometry, LogOptions, RingFullPolicy};
 use penstock_runtime::address;
@@ -348,7 +348,7 @@ pub struct Config {
     pub log: LogOptions,
     pub topics: Vec<String>,
     pub topic: TopicConfig,
-    pub buffers: Wanted,
+    pub buffers: RequestedBuffers,
     pub limits: Limits,
     pub worker: WorkerConfig,
     pub tcp_workers: usize,
@@ -432,7 +432,7 @@ impl Cli {
                 share_percent: self.max_share,
                 policy,
             },
-            buffers: Wanted {
+            buffers: RequestedBuffers {
                 rcvbuf: self.rcvbuf.as_u64() as u32,
                 sndbuf: self.sndbuf.as_u64() as u32,
                 rcvbuf_on: self.rcvbuf_on,

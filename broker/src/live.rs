@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use penstock_ingest::tcp::{self, Counters, Shared, WorkerStats};
+use penstock_ingest::session::{Counters, Shared, WorkerStats};
+use penstock_ingest::tcp;
 use penstock_ingest::xdp::{self, XdpStats};
 use penstock_log::Access;
 use penstock_process::supervisor::Supervisor;

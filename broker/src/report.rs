@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use penstock_ingest::tcp::{ConnectionReport, Counters, Shared, WorkerStats};
+use penstock_ingest::session::{ConnectionReport, Counters, Shared, WorkerStats};
 use penstock_log::{FileState, Log};
 use penstock_process::logging;
 use penstock_runtime::profile::{ProcessUsage, StageReport};

@@ -12,9 +12,9 @@ use anyhow::{Context, Result, anyhow, bail};
 use crossbeam_channel::Receiver;
 use penstock_auth::Keys;
 use penstock_flags::explain;
-use penstock_ingest::tcp::{
-    Acceptor, Shared, Worker, WorkerHandle, WorkerStats, buffers::RcvbufOn, listen,
-};
+use penstock_ingest::session::buffers::RcvbufOn;
+use penstock_ingest::session::{Acceptor, Shared, WorkerStats, listen};
+use penstock_ingest::tcp::{Worker, WorkerHandle};
 use penstock_ingest::xdp::{self, XdpStats};
 use penstock_log::report_shortened_logs;
 use penstock_nic::Link;
@@ -98,7 +98,7 @@ pub fn run(config: &Config) -> Result<()> {
         config.buffers,
         config.limits.clone(),
         Sessions::new(Arc::clone(&topics), config.limits.share_percent, jobs),
-        handles.clone(),
+        handles.iter().map(WorkerHandle::queue).collect(),
         xdp.as_ref().map(Xdp::offer),
         Arc::clone(&shared),
     )

@@ -5,11 +5,11 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
-use penstock_ingest::admission::{
+use penstock_ingest::session::admission::{
     Admission, Admit, Asked, Lease, Outcome, Refused, SessionState, StreamState,
 };
-use penstock_ingest::peer::Tenant;
-use penstock_ingest::shares::{Exceeded, Shares, Use};
+use penstock_ingest::session::peer::Tenant;
+use penstock_ingest::session::shares::{Exceeded, Shares, Use};
 use penstock_log::Log;
 use penstock_wire::handshake::{Refusal, Request};
 
@@ -403,7 +403,7 @@ mod tests {
 
     use crossbeam_channel::Receiver;
     use penstock_auth::Key;
-    use penstock_ingest::peer::Host;
+    use penstock_ingest::session::peer::Host;
     use penstock_log::{Access, Geometry, LogOptions, RingFullPolicy};
     use penstock_wire::handshake::{AckLevel, OrderLevel, Path};
     use tempfile::TempDir;

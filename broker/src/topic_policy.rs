@@ -2,7 +2,7 @@
 
 use clap::ValueEnum;
 use penstock_auth::TopicPattern;
-use penstock_ingest::admission::{Asked, Refused};
+use penstock_ingest::session::admission::{Asked, Refused};
 use penstock_wire::handshake::Refusal;
 
 /// Who may create a topic by publishing to it first.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
-use penstock_ingest::tcp::{Counters, Shared};
+use penstock_ingest::session::{Counters, Shared};
 use penstock_log::{FileState, Log, Lost, ReaderInfo};
 use tracing::{error, info, warn};
 

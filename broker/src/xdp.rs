@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use penstock_ebpf::{Attached, Mode, Outcomes, Steering, Streams};
-use penstock_ingest::tcp::{DatagramPath, Shared, WorkerStats};
-use penstock_ingest::xdp::{Gate, Polling, Registry, Worker, WorkerConfig, WorkerHandle, XdpStats};
+use penstock_ingest::session::{DatagramPath, PendingStreams, Shared, StreamFilter, WorkerStats};
+use penstock_ingest::xdp::{Polling, Worker, WorkerConfig, WorkerHandle, XdpStats};
 use penstock_nic::{Facts, quote};
 use penstock_wire::packet::DATA_MAGIC;
 use penstock_xsk::{
@@ -53,7 +53,7 @@ pub struct Xdp {
     queues_seen: AtomicU32,
     zero_copy: bool,
     max_datagram: u32,
-    registry: Arc<Registry>,
+    pending_streams: Arc<PendingStreams>,
     follower: Option<Follower>,
     /// Dropped last: the settings are reverted after the program is removed.
     interface: Ready,
@@ -144,8 +144,8 @@ impl Xdp {
                 next += 1;
             }
         }
-        let gate = Arc::new(Program(steering.streams()?));
-        let registry = Arc::new(Registry::new(gate));
+        let filter = Arc::new(Program(steering.streams()?));
+        let pending_streams = Arc::new(PendingStreams::new(filter));
         let per_queue =
             u64::from(config.ring) * u64::from((mtu - IP_UDP).min(frame_size - HEADROOM));
         let workers = ports.into_iter().map(|ports| {
@@ -156,8 +156,8 @@ impl Xdp {
                 // A quarter stays free for retransmissions.
                 capacity: per_queue * ports.len() as u64 * 3 / 4 / u64::from(sharing),
             };
-            let (registry, shared) = (Arc::clone(&registry), Arc::clone(shared));
-            Worker::new(worker, ports, registry, shared, Arc::clone(stop))
+            let (pending_streams, shared) = (Arc::clone(&pending_streams), Arc::clone(shared));
+            Worker::new(worker, ports, pending_streams, shared, Arc::clone(stop))
                 .context("cannot start a worker")
         });
         let workers = workers.collect::<Result<Vec<_>>>()?;
@@ -189,7 +189,7 @@ impl Xdp {
             queues,
             zero_copy,
             max_datagram,
-            registry,
+            pending_streams,
             follower: Some(follower),
             interface: ready,
         };
@@ -233,13 +233,13 @@ impl Xdp {
 
     /// Stops offering the path, because its interface is gone.
     pub fn close(&self) {
-        self.registry.close();
+        self.pending_streams.close();
     }
 
     /// What the accept loop needs in order to offer the path.
     pub fn offer(&self) -> DatagramPath {
         DatagramPath {
-            registry: Arc::clone(&self.registry),
+            pending_streams: Arc::clone(&self.pending_streams),
             max_datagram: self.max_datagram,
         }
     }
@@ -264,12 +264,12 @@ impl Xdp {
 #[derive(Debug)]
 struct Program(Streams);
 
-impl Gate for Program {
-    fn admit(&self, key: u64) -> bool {
+impl StreamFilter for Program {
+    fn insert(&self, key: u64) -> bool {
         self.0.admit(key)
     }
 
-    fn dismiss(&self, key: u64) {
+    fn remove(&self, key: u64) {
         self.0.dismiss(key);
     }
 }

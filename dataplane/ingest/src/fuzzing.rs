@@ -9,20 +9,20 @@ use penstock_wire::message::{Messages, encoded_len};
 use penstock_wire::reply::{REPLY_LEN, Reply};
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::tcp::greeting::{Greeting, Step};
+use crate::session::handshake::{ServerHandshake, Step};
 
 /// What comes over connections: hello, welcome, batch header, reply, and messages inside a batch.
 pub fn framing(data: &[u8]) {
-    let mut greeting = Greeting::new();
+    let mut handshake = ServerHandshake::new();
     let mut rest = data;
     while !rest.is_empty() {
-        let wanted = greeting.wanted();
+        let wanted = handshake.wanted();
         assert!(!wanted.is_empty());
         // In pieces, as a network delivers them.
         let len = wanted.len().min(rest.len()).min(13);
         wanted[..len].copy_from_slice(&rest[..len]);
         rest = &rest[len..];
-        match greeting.received(len, None) {
+        match handshake.received(len, None) {
             Ok(Step::More) => {}
             Ok(Step::Say(_)) => unreachable!("there are no keys"),
             Ok(Step::Ask(_, topic)) => {
@@ -72,21 +72,21 @@ pub fn opening(data: &[u8]) {
     let covered = said.iter_mut().skip(usize::from(*at)).zip(bytes);
     covered.for_each(|(byte, other)| *byte = *other);
 
-    let mut greeting = Greeting::new();
+    let mut handshake = ServerHandshake::new();
     let mut rest = &said[..];
     while !rest.is_empty() {
-        let wanted = greeting.wanted();
+        let wanted = handshake.wanted();
         let len = wanted.len().min(rest.len());
         wanted[..len].copy_from_slice(&rest[..len]);
         rest = &rest[len..];
-        match greeting.received(len, Some(&grants)) {
+        match handshake.received(len, Some(&grants)) {
             Ok(Step::More) => {}
             // The first message alone may be a recorded one; what follows is not of this handshake.
             Ok(Step::Say(_)) => assert_eq!(said[..AUTH_INIT_LEN], *init.as_bytes()),
             Ok(Step::Ask(..)) => panic!("opened without a key"),
             Err(_) => return,
         }
-        assert!(greeting.grant().is_none());
+        assert!(handshake.grant().is_none());
     }
 }
 

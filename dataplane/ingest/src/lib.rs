@@ -1,15 +1,10 @@
 //! The broker's side of both paths: what publishers may take, and workers that place their payload in the log.
 //!
-//! Data flows one way: [`tcp`] and [`xdp`] receive what [`penstock_wire`] describes straight into the
-//! shared buffer of [`penstock_log`].
+//! Data flows one way: [`session`] admits a stream, and [`tcp`] or [`xdp`] receives what [`penstock_wire`]
+//! describes straight into the shared buffer of [`penstock_log`]. The two paths know nothing of each other.
 
-pub mod admission;
-pub mod claims;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
-mod log_quota;
-pub mod peer;
-pub mod permits;
-pub mod shares;
+pub mod session;
 pub mod tcp;
 pub mod xdp;

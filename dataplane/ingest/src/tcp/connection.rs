@@ -18,12 +18,13 @@ use penstock_wire::packet::TAG_LEN;
 use penstock_wire::reply::Fault;
 use zerocopy::FromBytes;
 
-use super::buffers::Effective;
-use super::outbox::Outbox;
-use super::stats::{ConnectionReport, Counters, PathStage, Shared, WorkerStats};
-use super::{LINGER, worker::WorkerConfig};
-use crate::admission::{Admission, REVOKED};
-use crate::claims::{self, Claimant, RingClaim, Spill, Turn, Waiting};
+use super::worker::WorkerConfig;
+use crate::session::accepted_stream::AcceptedStream;
+use crate::session::admission::{Admission, REVOKED};
+use crate::session::buffers::EffectiveBuffers;
+use crate::session::claims::{self, Claimant, RingClaim, Spill, Turn, Waiting};
+use crate::session::reply_queue::ReplyQueue;
+use crate::session::stats::{ConnectionReport, Counters, PathStage, Shared, WorkerStats};
 
 /// Bytes that one connection may receive before others get their turn.
 const TURN_BYTES: usize = 4 << 20;
@@ -35,6 +36,8 @@ const ACK_EVERY: u64 = 512 << 10;
 /// Maximum and minimum number of bytes that one receive call takes for a batch outside the ring.
 pub(super) const SCRATCH: usize = 64 << 10;
 const LEAST_SCRATCH: u32 = 4 << 10;
+/// How long a peer that was told an error may take to read it before the socket goes.
+const LINGER: Duration = Duration::from_secs(1);
 /// Time limit for a batch that must leave the ring to get memory outside it.
 const EVICTION_WAIT: Duration = Duration::from_millis(200);
 
@@ -51,17 +54,6 @@ pub(super) struct Context<'a> {
     /// Of the worker's loop.
     pub(super) round: u64,
     pub(super) now: Instant,
-}
-
-/// A handshaken connection on its way to a worker.
-#[derive(Debug)]
-pub(crate) struct Opened {
-    pub(crate) socket: TcpStream,
-    pub(crate) peer: SocketAddr,
-    pub(crate) buffers: Effective,
-    pub(crate) admission: Admission,
-    /// Of its packets, over xdp, if they are authenticated.
-    pub(crate) keys: Option<Arc<PacketKeys>>,
 }
 
 /// A batch that is being received.
@@ -130,7 +122,7 @@ impl Incoming {
 
 /// Why a connection ends.
 #[derive(Debug)]
-pub(super) enum Ending {
+pub(super) enum CloseReason {
     Completed,
     Closed,
     /// The publisher opened another connection for the stream.
@@ -143,7 +135,7 @@ pub(super) enum Ending {
     Io(io::Error),
 }
 
-impl fmt::Display for Ending {
+impl fmt::Display for CloseReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Completed => f.write_str("completed"),
@@ -181,7 +173,7 @@ pub(super) enum Need {
 pub(super) struct Connection {
     pub(super) socket: TcpStream,
     peer: SocketAddr,
-    buffers: Effective,
+    buffers: EffectiveBuffers,
     pub(super) admission: Admission,
     claimant: Claimant,
     /// Since when its batch must leave the ring but gets no memory.
@@ -204,7 +196,7 @@ pub(super) struct Connection {
     acked: u64,
     /// Payload bytes committed since.
     unacked_bytes: u64,
-    outbox: Outbox,
+    replies: ReplyQueue,
     outbox_empty: bool,
     last_progress: Instant,
     /// When the publisher was last told that the broker waits for room.
@@ -216,8 +208,8 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(opened: Opened, shared: &Shared, now: Instant) -> Self {
-        let Opened {
+    pub(super) fn new(opened: AcceptedStream, shared: &Shared, now: Instant) -> Self {
+        let AcceptedStream {
             socket,
             peer,
             buffers,
@@ -242,7 +234,7 @@ impl Connection {
             unseen: None,
             acked: first_batch,
             unacked_bytes: 0,
-            outbox: Outbox::new(keys.clone()),
+            replies: ReplyQueue::new(keys.clone()),
             keys,
             outbox_empty: true,
             last_progress: now,
@@ -254,9 +246,9 @@ impl Connection {
     }
 
     /// Receives, commits and acknowledges as far as it goes without waiting.
-    pub(super) fn drive(&mut self, cx: &mut Context<'_>) -> Result<Need, Ending> {
+    pub(super) fn drive(&mut self, cx: &mut Context<'_>) -> Result<Need, CloseReason> {
         let need = match self.receive(cx) {
-            Err(Ending::Fault(fault, text)) => {
+            Err(CloseReason::Fault(fault, text)) => {
                 self.fail(cx, fault, text);
                 Ok(Need::Readable)
             }
@@ -290,11 +282,11 @@ impl Connection {
     }
 
     /// Acks what has become visible; says what is needed besides more bytes.
-    pub(super) fn acknowledge(&mut self, cx: &mut Context<'_>) -> Result<Need, Ending> {
+    pub(super) fn acknowledge(&mut self, cx: &mut Context<'_>) -> Result<Need, CloseReason> {
         self.reply(cx)?;
         match self.state {
             State::Ended if self.outbox_empty && self.acked == self.next_seq => {
-                Err(Ending::Completed)
+                Err(CloseReason::Completed)
             }
             State::Ended if self.unseen.is_none() => Ok(Need::Nothing),
             State::Waiting { .. } | State::Starved { .. } => Ok(Need::Space),
@@ -303,7 +295,7 @@ impl Connection {
         }
     }
 
-    fn receive(&mut self, cx: &mut Context<'_>) -> Result<Need, Ending> {
+    fn receive(&mut self, cx: &mut Context<'_>) -> Result<Need, CloseReason> {
         let (mut bytes, mut calls) = (0, 0);
         while bytes < TURN_BYTES && calls < TURN_CALLS {
             let asked = match &self.state {
@@ -330,7 +322,7 @@ impl Connection {
                     return Ok(Need::Readable);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(Ending::Io(error)),
+                Err(error) => return Err(CloseReason::Io(error)),
             };
             cx.stats.recv_calls += 1;
             cx.stats.recv_bytes += got as u64;
@@ -426,7 +418,7 @@ impl Connection {
     }
 
     /// Processes `got` more bytes and everything that they complete.
-    fn advance(&mut self, cx: &mut Context<'_>, got: usize) -> Result<(), Ending> {
+    fn advance(&mut self, cx: &mut Context<'_>, got: usize) -> Result<(), CloseReason> {
         match &mut self.state {
             State::Payload { batch, .. } => {
                 let missing = batch.missing() as usize;
@@ -454,12 +446,12 @@ impl Connection {
         Ok(())
     }
 
-    fn begin_frame(&mut self, cx: &mut Context<'_>) -> Result<(), Ending> {
+    fn begin_frame(&mut self, cx: &mut Context<'_>) -> Result<(), CloseReason> {
         let start = cx.stats.stages.now();
         let header = Header::read_from_prefix(&self.header)
             .expect("the length matches")
             .0;
-        let protocol = |text: String| Ending::Fault(Fault::Protocol, text);
+        let protocol = |text: String| CloseReason::Fault(Fault::Protocol, text);
         let frame = header
             .parse(self.admission.max_payload)
             .map_err(|e| protocol(e.to_string()))?;
@@ -513,7 +505,7 @@ impl Connection {
     }
 
     /// Continues if there is room now.
-    fn retry_space(&mut self, cx: &mut Context<'_>) -> Result<bool, Ending> {
+    fn retry_space(&mut self, cx: &mut Context<'_>) -> Result<bool, CloseReason> {
         match std::mem::replace(&mut self.state, State::Header) {
             State::Waiting {
                 batch,
@@ -589,7 +581,7 @@ impl Connection {
 
     /// Checks the tag of the frame that has begun, if it must carry one: nobody on the path changed,
     /// inserted, removed or repeated a frame.
-    fn verify(&mut self, payload: &[u8]) -> Result<(), Ending> {
+    fn verify(&mut self, payload: &[u8]) -> Result<(), CloseReason> {
         let Some(keys) = &self.keys else {
             return Ok(());
         };
@@ -601,10 +593,10 @@ impl Connection {
         }
         let seq = self.next_seq;
         let text = format!("batch {seq} has an invalid tag: it was changed on the path");
-        Err(Ending::Fault(Fault::Authentication, text))
+        Err(CloseReason::Fault(Fault::Authentication, text))
     }
 
-    fn commit(&mut self, cx: &mut Context<'_>) -> Result<(), Ending> {
+    fn commit(&mut self, cx: &mut Context<'_>) -> Result<(), CloseReason> {
         let State::Payload {
             batch: Incoming {
                 batch, received, ..
@@ -631,7 +623,7 @@ impl Connection {
             if batch::checksum(batch.batch_seq, batch.messages, placed) != batch.checksum {
                 cx.writer.abort(reservation);
                 let text = format!("batch {}: its checksum does not match", batch.batch_seq);
-                return Err(Ending::Fault(Fault::Checksum, text));
+                return Err(CloseReason::Fault(Fault::Checksum, text));
             }
         }
         let arrival = SystemTime::now()
@@ -661,7 +653,7 @@ impl Connection {
     }
 
     /// Acks what has become visible, and sends what waits.
-    fn reply(&mut self, cx: &mut Context<'_>) -> Result<(), Ending> {
+    fn reply(&mut self, cx: &mut Context<'_>) -> Result<(), CloseReason> {
         if self
             .unseen
             .is_some_and(|index| cx.writer.frontier() > index)
@@ -676,7 +668,7 @@ impl Connection {
             let start = cx.stats.stages.now();
             self.acked = self.next_seq;
             self.unacked_bytes = 0;
-            self.outbox.ack(self.acked, false);
+            self.replies.ack(self.acked, false);
             self.flush()?;
             cx.stats.stages.lap(PathStage::SendAck, start);
             return Ok(());
@@ -688,10 +680,12 @@ impl Connection {
         }
     }
 
-    fn flush(&mut self) -> Result<(), Ending> {
-        self.outbox_empty = self.outbox.flush(&self.socket).map_err(Ending::Io)?;
+    fn flush(&mut self) -> Result<(), CloseReason> {
+        self.outbox_empty = self.replies.flush(&self.socket).map_err(CloseReason::Io)?;
         if self.outbox_empty && matches!(self.state, State::Failed { .. }) {
-            self.socket.shutdown(Shutdown::Write).map_err(Ending::Io)?;
+            self.socket
+                .shutdown(Shutdown::Write)
+                .map_err(CloseReason::Io)?;
         }
         Ok(())
     }
@@ -702,9 +696,9 @@ impl Connection {
     }
 
     /// Handles time: heartbeats, stalls, pressure on the ring. Called a few times a second.
-    pub(super) fn tick(&mut self, cx: &mut Context<'_>) -> Result<(), Ending> {
+    pub(super) fn tick(&mut self, cx: &mut Context<'_>) -> Result<(), CloseReason> {
         if self.admission.lease.is_wanted() {
-            return Err(Ending::Superseded);
+            return Err(CloseReason::Superseded);
         }
         let is_over = matches!(self.state, State::Failed { .. } | State::Ended);
         if self.admission.lease.is_revoked() && !is_over {
@@ -741,7 +735,7 @@ impl Connection {
                     .is_none_or(|at| cx.now - at >= cx.config.heartbeat) =>
             {
                 self.last_heartbeat = Some(cx.now);
-                self.outbox.ack(self.acked, true);
+                self.replies.ack(self.acked, true);
                 return self.flush();
             }
             State::Payload { .. } | State::Aside { .. } if silent_for > may_stall => {
@@ -758,7 +752,7 @@ impl Connection {
                     return self.reply(cx);
                 }
             }
-            State::Failed { until } if cx.now >= *until => return Err(Ending::Closed),
+            State::Failed { until } if cx.now >= *until => return Err(CloseReason::Closed),
             _ => {}
         }
         Ok(())
@@ -817,7 +811,7 @@ impl Connection {
     /// Releases what its batch holds. A batch in the ring continues outside it if its memory share has
     /// room for the bytes received so far. Otherwise the stream ends, unless only its share of the ring
     /// is needed and the batch still makes progress.
-    pub(super) fn give_way(&mut self, cx: &mut Context<'_>) -> Result<(), Ending> {
+    pub(super) fn give_way(&mut self, cx: &mut Context<'_>) -> Result<(), CloseReason> {
         match std::mem::replace(&mut self.state, State::Header) {
             State::Payload {
                 batch,
@@ -889,7 +883,7 @@ impl Connection {
         });
         self.release(cx);
         // A level 0 stream has no acks, but what it had committed stays committed.
-        self.outbox.error(fault, self.next_seq, &text);
+        self.replies.error(fault, self.next_seq, &text);
         self.outbox_empty = false;
         self.failure = Some(text);
         self.state = State::Failed {
@@ -910,23 +904,23 @@ impl Connection {
         }
     }
 
-    fn discard(&mut self) -> Result<Need, Ending> {
+    fn discard(&mut self) -> Result<Need, CloseReason> {
         let mut scratch = [0; 16 << 10];
         match (&self.socket).read(&mut scratch) {
-            Ok(0) => Err(Ending::Closed),
+            Ok(0) => Err(CloseReason::Closed),
             Ok(_) => Ok(Need::Turn),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Need::Readable),
-            Err(error) => Err(Ending::Io(error)),
+            Err(error) => Err(CloseReason::Io(error)),
         }
     }
 
-    fn closed(&self) -> Ending {
+    fn closed(&self) -> CloseReason {
         match &self.state {
-            State::Payload { batch, .. } | State::Aside { batch } => Ending::CutInBatch {
+            State::Payload { batch, .. } | State::Aside { batch } => CloseReason::CutInBatch {
                 received: batch.received as usize,
                 len: batch.batch.payload_len,
             },
-            _ => Ending::Closed,
+            _ => CloseReason::Closed,
         }
     }
 
@@ -952,7 +946,7 @@ impl Connection {
     }
 
     /// Gives back what the connection holds, and sums it up.
-    pub(super) fn finish(mut self, cx: &mut Context<'_>, ending: &Ending) -> ConnectionReport {
+    pub(super) fn finish(mut self, cx: &mut Context<'_>, ending: &CloseReason) -> ConnectionReport {
         self.release(cx);
         // The stream's next connection tells the publisher that these are committed, so they must be
         // visible, as for an ack.
@@ -960,7 +954,7 @@ impl Connection {
             cx.writer.wait_until_visible(index);
         }
         let counters = &cx.shared.counters;
-        if matches!(ending, Ending::Completed) {
+        if matches!(ending, CloseReason::Completed) {
             Counters::count(&counters.streams_completed);
         } else if self.failure.is_none() {
             Counters::count(&counters.streams_cut);

@@ -2,17 +2,18 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::Receiver;
 use penstock_log::{Writer, Writers};
 use penstock_runtime::poller::{Events, Interest, Poller};
 use penstock_runtime::profile::{Rounds, SNAPSHOT_INTERVAL, SnapshotCell, Tick};
 use tracing::{debug, info, warn};
 
-use super::connection::{Connection, Context, Ending, Need, Opened, SCRATCH};
-use super::stats::{Shared, WorkerSnapshot, WorkerStats};
+use super::connection::{CloseReason, Connection, Context, Need, SCRATCH};
+use crate::session::accepted_stream::{AcceptedStream, Load, StreamQueue};
+use crate::session::stats::{Shared, WorkerStats};
 
 /// How often time is looked after, and figures are shown.
 const TICK: Duration = SNAPSHOT_INTERVAL;
@@ -29,7 +30,7 @@ pub struct WorkerConfig {
     /// Compare each batch with its checksum before it is committed.
     pub verify_on_receive: bool,
     /// Time limit for the next byte of a batch. It is also the time that a batch may take beyond what
-    /// its bytes need at [`crate::claims::MIN_RATE`].
+    /// its bytes need at [`crate::session::claims::MIN_RATE`].
     pub stall_timeout: Duration,
     /// Interval in which a publisher that waits for room is told that the broker is alive.
     pub heartbeat: Duration,
@@ -45,12 +46,22 @@ impl Default for WorkerConfig {
     }
 }
 
+/// What a worker is doing.
+#[derive(Debug, Clone, Default)]
+pub struct WorkerSnapshot {
+    /// What it has done so far.
+    pub stats: WorkerStats,
+    /// Connections that it serves.
+    pub connections: usize,
+    /// Those of them that wait for room in the shared buffer.
+    pub blocked: usize,
+}
+
 /// The way to a running worker.
 #[derive(Debug, Clone)]
 pub struct WorkerHandle {
-    inbox: Sender<Opened>,
+    queue: StreamQueue,
     poller: Arc<Poller>,
-    load: Arc<AtomicUsize>,
     snapshot: Arc<SnapshotCell<WorkerSnapshot>>,
     rounds: Rounds,
 }
@@ -61,9 +72,9 @@ pub struct Worker {
     config: WorkerConfig,
     shared: Arc<Shared>,
     stop: Arc<AtomicBool>,
-    inbox: Receiver<Opened>,
+    inbox: Receiver<AcceptedStream>,
     poller: Arc<Poller>,
-    load: Arc<AtomicUsize>,
+    load: Load,
     writers: Writers,
     connections: Vec<Option<Entry>>,
     free: Vec<usize>,
@@ -97,17 +108,10 @@ struct Entry {
 }
 
 impl WorkerHandle {
-    /// Connections that the worker has or is about to get.
-    pub(super) fn load(&self) -> usize {
-        self.load.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn send(&self, opened: Opened) -> io::Result<()> {
-        self.load.fetch_add(1, Ordering::Relaxed);
-        if self.inbox.send(opened).is_err() {
-            return Err(io::Error::other("the worker has ended"));
-        }
-        self.poller.notify()
+    /// The queue in which the accept loop leaves streams for this worker.
+    #[must_use]
+    pub fn queue(&self) -> StreamQueue {
+        self.queue.clone()
     }
 
     /// What the worker is doing, at most [`SNAPSHOT_INTERVAL`] ago.
@@ -141,16 +145,14 @@ impl Worker {
         shared: Arc<Shared>,
         stop: Arc<AtomicBool>,
     ) -> io::Result<(Self, WorkerHandle)> {
-        let (sender, inbox) = crossbeam_channel::unbounded();
         let poller = Arc::new(Poller::new()?);
         shared.claims.wake_for_others(&poller);
-        let load = Arc::new(AtomicUsize::new(0));
+        let (queue, inbox, load) = StreamQueue::new(Arc::clone(&poller));
         let snapshot = Arc::new(SnapshotCell::default());
         let rounds = Rounds::default();
         let handle = WorkerHandle {
-            inbox: sender,
+            queue,
             poller: Arc::clone(&poller),
-            load: Arc::clone(&load),
             snapshot: Arc::clone(&snapshot),
             rounds: rounds.clone(),
         };
@@ -288,7 +290,7 @@ impl Worker {
         }
     }
 
-    fn adopt(&mut self, opened: Opened, now: Instant) {
+    fn adopt(&mut self, opened: AcceptedStream, now: Instant) {
         let connection = Connection::new(opened, &self.shared, now);
         let writer = self.writers.join(connection.log());
         let key = self.free.pop().unwrap_or_else(|| {
@@ -301,7 +303,7 @@ impl Worker {
             warn!(%error, "cannot watch a connection; it is dropped");
             self.free.push(key);
             self.writers.leave(writer);
-            self.load.fetch_sub(1, Ordering::Relaxed);
+            self.load.decrease();
             return;
         }
         let need = Need::Readable;
@@ -342,7 +344,7 @@ impl Worker {
         self.go_on(key, now, need);
     }
 
-    fn go_on(&mut self, key: usize, now: Instant, need: Option<Result<Need, Ending>>) {
+    fn go_on(&mut self, key: usize, now: Instant, need: Option<Result<Need, CloseReason>>) {
         match need {
             None => {}
             Some(Ok(need)) => self.rearm(key, need),
@@ -391,7 +393,7 @@ impl Worker {
             let socket = &entry.connection.socket;
             if let Err(error) = self.poller.modify(socket, key, wanted) {
                 warn!(%error, "cannot watch a connection; it is dropped");
-                return self.remove(key, Instant::now(), &Ending::Io(error));
+                return self.remove(key, Instant::now(), &CloseReason::Io(error));
             }
         }
         if matches!(need, Need::Turn | Need::Space | Need::Ack) && !entry.queued {
@@ -400,7 +402,7 @@ impl Worker {
         }
     }
 
-    fn remove(&mut self, key: usize, now: Instant, ending: &Ending) {
+    fn remove(&mut self, key: usize, now: Instant, ending: &CloseReason) {
         let Some(entry) = self.connections[key].take() else {
             return;
         };
@@ -419,7 +421,9 @@ impl Worker {
         };
         let report = entry.connection.finish(&mut context, ending);
         match ending {
-            Ending::Completed => debug!(peer = %report.peer, stream = report.stream, "completed"),
+            CloseReason::Completed => {
+                debug!(peer = %report.peer, stream = report.stream, "completed")
+            }
             _ if !self.shared.lines.allows() => {}
             _ => info!(
                 peer = %report.peer,
@@ -431,7 +435,7 @@ impl Worker {
         }
         self.writers.leave(entry.writer);
         self.shared.remember(report);
-        self.load.fetch_sub(1, Ordering::Relaxed);
+        self.load.decrease();
         self.free.push(key);
     }
 
@@ -452,7 +456,7 @@ impl Worker {
         let now = Instant::now();
         for key in 0..self.connections.len() {
             self.with(key, now, Connection::shut_down);
-            self.remove(key, now, &Ending::Closed);
+            self.remove(key, now, &CloseReason::Closed);
         }
     }
 }

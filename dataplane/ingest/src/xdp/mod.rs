@@ -5,17 +5,10 @@
 //! stream, and what goes wrong. Its payload comes to a [`Port`](penstock_xsk::Port), one for each receive
 //! queue; a [`Worker`] drives ports and, for each stream, the receiving end of [`penstock_transport`].
 
-mod gate;
 mod key_hasher;
-mod registry;
 mod stats;
 mod stream;
 mod worker;
 
-pub use gate::Gate;
-pub use registry::Registry;
 pub use stats::{WorkerSnapshot, XdpStats};
 pub use worker::{Polling, Worker, WorkerConfig, WorkerHandle, bench_support};
-
-/// Bytes of batches that a stream may send before the first ACK.
-pub const FIRST_CREDIT: u64 = 64 << 10;

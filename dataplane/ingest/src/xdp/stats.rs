@@ -5,7 +5,7 @@ use penstock_wire::packet::Pause;
 use penstock_xsk::PortStats;
 use serde::Serialize;
 
-use crate::tcp::WorkerStats;
+use crate::session::stats::WorkerStats;
 
 /// Figures of one worker, or of all together.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]

@@ -19,13 +19,16 @@ use penstock_wire::reply::Fault;
 use penstock_xsk::frame::{Datagram, Headers};
 use zerocopy::FromBytes;
 
-use super::gate::Pass;
 use super::stats::XdpStats;
-use crate::admission::{Admission, REVOKED};
-use crate::claims::{
+use crate::session::accepted_stream::AcceptedStream;
+use crate::session::admission::{Admission, REVOKED};
+use crate::session::buffers::EffectiveBuffers;
+use crate::session::claims::{
     self, Claimant, Claims, MemoryCharge, RingClaim, Spill, Turn as Claim, Waiting,
 };
-use crate::tcp::{ConnectionReport, Effective, Opened, Outbox, PathStage, WorkerStats};
+use crate::session::reply_queue::ReplyQueue;
+use crate::session::stats::{ConnectionReport, PathStage, WorkerStats};
+use crate::session::stream_filter::FilterEntry;
 
 /// An ack is sent after so many packets, if nothing else asks for one earlier.
 const ACK_EVERY: u32 = 32;
@@ -69,7 +72,7 @@ impl Room {
 
 /// Why a stream ends.
 #[derive(Debug)]
-pub(super) enum Ending {
+pub(super) enum CloseReason {
     Completed,
     Closed,
     Superseded,
@@ -109,10 +112,10 @@ pub(super) struct Reclaimable {
 /// An open stream.
 #[derive(Debug)]
 pub(super) struct Stream {
-    pass: Pass,
+    filter_entry: FilterEntry,
     pub(super) control: TcpStream,
     peer: SocketAddr,
-    buffers: Effective,
+    buffers: EffectiveBuffers,
     pub(super) admission: Admission,
     claimant: Claimant,
     receiver: Receiver<Room>,
@@ -165,7 +168,7 @@ pub(super) struct Stream {
     header_filled: usize,
     /// Batches that the publisher says the stream has.
     end: Option<u64>,
-    outbox: Outbox,
+    replies: ReplyQueue,
     batches: u64,
     /// How many there were at the last check for overdue batches.
     batches_before: u64,
@@ -174,14 +177,14 @@ pub(super) struct Stream {
 
 impl Stream {
     pub(super) fn new(
-        opened: Opened,
-        pass: Pass,
+        opened: AcceptedStream,
+        filter_entry: FilterEntry,
         claims: &Claims,
         port: usize,
         window: u64,
         now: u64,
     ) -> Self {
-        let Opened {
+        let AcceptedStream {
             socket,
             peer,
             buffers,
@@ -193,10 +196,10 @@ impl Stream {
             max_payload: admission.max_payload,
             window,
         };
-        let key = pass.stream();
-        let outbox = Outbox::new(keys.clone());
+        let key = filter_entry.stream();
+        let replies = ReplyQueue::new(keys.clone());
         Self {
-            pass,
+            filter_entry,
             control: socket,
             peer,
             buffers,
@@ -230,7 +233,7 @@ impl Stream {
             header: [0; HEADER_LEN + TAG_LEN],
             header_filled: 0,
             end: None,
-            outbox,
+            replies,
             batches: 0,
             batches_before: 0,
             payload_bytes: 0,
@@ -239,7 +242,7 @@ impl Stream {
     }
 
     pub(super) fn key(&self) -> StreamKey {
-        self.pass.stream()
+        self.filter_entry.stream()
     }
 
     pub(super) fn set_window(&mut self, window: u64) {
@@ -544,7 +547,7 @@ impl Stream {
     }
 
     /// Commits what is complete and has room.
-    pub(super) fn commit(&mut self, cx: &mut Context<'_>) -> Result<(), Ending> {
+    pub(super) fn commit(&mut self, cx: &mut Context<'_>) -> Result<(), CloseReason> {
         while self.complete.len() < MAX_COMPLETE
             && let Some((info, mut room)) = self.receiver.next_complete()
         {
@@ -581,13 +584,13 @@ impl Stream {
         cx: &mut Context<'_>,
         info: &BatchInfo,
         reservation: Reservation,
-    ) -> Result<(), Ending> {
+    ) -> Result<(), CloseReason> {
         if cx.verify {
             let placed = cx.writer.placed(&reservation, info.len);
             if batch::checksum(info.seq, info.messages, placed) != info.checksum {
                 cx.writer.abort(reservation);
                 let text = format!("batch {}: its checksum does not match", info.seq);
-                return Err(Ending::Fault(Fault::Checksum, text));
+                return Err(CloseReason::Fault(Fault::Checksum, text));
             }
         }
         let arrival = SystemTime::now()
@@ -663,23 +666,23 @@ impl Stream {
     }
 
     /// Looks after rooms, time and the control connection; called about once a millisecond.
-    pub(super) fn tick(&mut self, cx: &mut Context<'_>) -> Result<(), Ending> {
+    pub(super) fn tick(&mut self, cx: &mut Context<'_>) -> Result<(), CloseReason> {
         if self.admission.lease.is_wanted() {
-            return Err(Ending::Superseded);
+            return Err(CloseReason::Superseded);
         }
         if self.admission.lease.is_revoked() {
-            return Err(Ending::Fault(Fault::Stalled, REVOKED.to_owned()));
+            return Err(CloseReason::Fault(Fault::Stalled, REVOKED.to_owned()));
         }
         if let Some(lost) = cx.writer.log().lost() {
             // A committed batch that was not acknowledged counts as never received.
             self.visible = self.told;
             self.admission.lease.set_committed(self.told);
-            return Err(Ending::Fault(lost.fault(), lost.reason.clone()));
+            return Err(CloseReason::Fault(lost.fault(), lost.reason.clone()));
         }
         // A publisher that lives sends something every second; one whose host went away closes nothing.
         if cx.now - self.heard_at > cx.idle_timeout {
             let text = format!("no packet came for {} s", cx.idle_timeout / 1_000_000_000);
-            return Err(Ending::Fault(Fault::Stalled, text));
+            return Err(CloseReason::Fault(Fault::Stalled, text));
         }
         self.look_at_readers(cx);
         (self.starved, self.starved_later) = (false, false);
@@ -719,7 +722,7 @@ impl Stream {
 
     /// Ends the stream if a batch is overdue: neither pings nor packets of other batches extend its
     /// time. While the stream waits for room, its publisher may be unable to send more.
-    fn find_overdue(&mut self, cx: &Context<'_>) -> Result<(), Ending> {
+    fn find_overdue(&mut self, cx: &Context<'_>) -> Result<(), CloseReason> {
         if self.is_blocked() {
             return Ok(());
         }
@@ -730,7 +733,7 @@ impl Stream {
             if claims::is_overdue(elapsed, batch.received, may_stall) {
                 let BatchInfo { seq, len, .. } = *batch.info;
                 let text = claims::overdue_text(seq, batch.received, len, elapsed);
-                return Err(Ending::Fault(Fault::Stalled, text));
+                return Err(CloseReason::Fault(Fault::Stalled, text));
             }
         }
         Ok(())
@@ -740,7 +743,7 @@ impl Stream {
     /// others, or all of them, because others wait for a share. Only the bytes received so far take
     /// memory, and none if the batch lies outside the ring already. If no memory is available for a
     /// while, the stream ends in the first case, and in the second if the batch hardly makes progress.
-    fn leave_ring(&mut self, cx: &mut Context<'_>, leaves: Leaves) -> Result<(), Ending> {
+    fn leave_ring(&mut self, cx: &mut Context<'_>, leaves: Leaves) -> Result<(), CloseReason> {
         let clock = self.clock(cx.now);
         let half = cx.writer.log().geometry().ring_bytes() / 2;
         let mut denied = false;
@@ -779,7 +782,7 @@ impl Stream {
             return Ok(());
         }
         let text = "batches arrive so slowly that they block others, and the memory for such batches is used up; send smaller batches (--batch-size)";
-        Err(Ending::Fault(Fault::Stalled, text.to_owned()))
+        Err(CloseReason::Fault(Fault::Stalled, text.to_owned()))
     }
 
     /// What this stream holds that others wait for, in batches that arrive below a fair rate: no memory
@@ -819,18 +822,18 @@ impl Stream {
     }
 
     /// Releases room in the ring: slow batches continue outside it.
-    pub(super) fn give_way(&mut self, cx: &mut Context<'_>) -> Result<(), Ending> {
+    pub(super) fn give_way(&mut self, cx: &mut Context<'_>) -> Result<(), CloseReason> {
         self.leave_ring(cx, Leaves::Slow)
     }
 
     /// Releases memory by ending the stream.
-    pub(super) fn give_up(&mut self, _: &mut Context<'_>) -> Result<(), Ending> {
+    pub(super) fn give_up(&mut self, _: &mut Context<'_>) -> Result<(), CloseReason> {
         let text = "a batch hardly makes progress, and others need its memory; send smaller batches (--batch-size)";
-        Err(Ending::Fault(Fault::Stalled, text.to_owned()))
+        Err(CloseReason::Fault(Fault::Stalled, text.to_owned()))
     }
 
     /// Takes what the publisher says over the control connection.
-    fn control(&mut self, cx: &mut Context<'_>) -> Result<(), Ending> {
+    fn control(&mut self, cx: &mut Context<'_>) -> Result<(), CloseReason> {
         let len = match self.keys {
             Some(_) => HEADER_LEN + TAG_LEN,
             None => HEADER_LEN,
@@ -838,14 +841,14 @@ impl Stream {
         loop {
             cx.xdp.control_reads += 1;
             match (&self.control).read(&mut self.header[self.header_filled..len]) {
-                Ok(0) => return Err(Ending::Closed),
+                Ok(0) => return Err(CloseReason::Closed),
                 Ok(got) => self.header_filled += got,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.control_ready = false;
                     return Ok(());
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(Ending::Io(error)),
+                Err(error) => return Err(CloseReason::Io(error)),
             }
             if self.header_filled < len {
                 continue;
@@ -858,7 +861,7 @@ impl Stream {
                 if !keys.verify_frame(0, tag, &[header]) {
                     let text =
                         "the end frame has an invalid tag: it was changed on the path".to_owned();
-                    return Err(Ending::Fault(Fault::Authentication, text));
+                    return Err(CloseReason::Fault(Fault::Authentication, text));
                 }
             }
             let header = Header::read_from_prefix(&self.header)
@@ -869,30 +872,30 @@ impl Stream {
                 _ => {
                     let text =
                         "only the end of the stream is said over the control connection".to_owned();
-                    return Err(Ending::Fault(Fault::Protocol, text));
+                    return Err(CloseReason::Fault(Fault::Protocol, text));
                 }
             }
         }
     }
 
     /// Answers the end of the stream once all of it is visible.
-    fn end(&mut self) -> Result<(), Ending> {
+    fn end(&mut self) -> Result<(), CloseReason> {
         if self.end == Some(self.visible) {
-            self.outbox.ack(self.visible, false);
+            self.replies.ack(self.visible, false);
             self.end = None;
             // The few bytes fit in the socket's buffer, or the peer is gone.
-            self.outbox.flush(&self.control).map_err(Ending::Io)?;
-            return Err(Ending::Completed);
+            self.replies.flush(&self.control).map_err(CloseReason::Io)?;
+            return Err(CloseReason::Completed);
         }
         Ok(())
     }
 
     /// Gives back what the stream holds, tells the publisher what it does not know, and sums up.
-    pub(super) fn finish(mut self, writer: &mut Writer, ending: &Ending) -> ConnectionReport {
-        if let Ending::Fault(fault, text) = ending {
-            self.outbox.error(*fault, self.visible, text);
+    pub(super) fn finish(mut self, writer: &mut Writer, ending: &CloseReason) -> ConnectionReport {
+        if let CloseReason::Fault(fault, text) = ending {
+            self.replies.error(*fault, self.visible, text);
             // Best effort: the peer sees the connection close in any case.
-            let _ = self.outbox.flush(&self.control);
+            let _ = self.replies.flush(&self.control);
         }
         for OpenBatch { received, room, .. } in self.receiver.open_batches() {
             if let Some(claim) = room.claim.take() {
@@ -923,7 +926,7 @@ impl Stream {
     }
 }
 
-impl std::fmt::Display for Ending {
+impl std::fmt::Display for CloseReason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Completed => f.write_str("completed"),

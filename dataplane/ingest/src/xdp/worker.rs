@@ -27,13 +27,14 @@ use quanta::Clock;
 use tracing::{debug, info, warn};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::FIRST_CREDIT;
-use super::gate::Pass;
 use super::key_hasher::KeyHash;
-use super::registry::Registry;
 use super::stats::{WorkerSnapshot, XdpStats};
-use super::stream::{Context, Ending, Stream};
-use crate::tcp::{Counters, Opened, PathStage, Shared, WorkerStats};
+use super::stream::{CloseReason, Context, Stream};
+use crate::session::FIRST_CREDIT;
+use crate::session::accepted_stream::AcceptedStream;
+use crate::session::pending_streams::PendingStreams;
+use crate::session::stats::{Counters, PathStage, Shared, WorkerStats};
+use crate::session::stream_filter::FilterEntry;
 
 /// How often time is looked after, nanoseconds.
 const TICK: u64 = 1_000_000;
@@ -128,7 +129,7 @@ pub struct Worker {
 #[derive(Debug)]
 struct State {
     config: WorkerConfig,
-    registry: Arc<Registry>,
+    pending_streams: Arc<PendingStreams>,
     shared: Arc<Shared>,
     poller: Arc<Poller>,
     clock: Clock,
@@ -159,14 +160,14 @@ struct Entry {
 }
 
 impl Worker {
-    /// A worker that runs until `stop` is set, with streams of `registry`.
+    /// A worker that runs until `stop` is set, with streams of `pending_streams`.
     ///
     /// # Errors
     /// If the kernel gives no epoll instance.
     pub fn new(
         config: WorkerConfig,
         ports: Vec<Port>,
-        registry: Arc<Registry>,
+        pending_streams: Arc<PendingStreams>,
         shared: Arc<Shared>,
         stop: Arc<AtomicBool>,
     ) -> io::Result<(Self, WorkerHandle)> {
@@ -182,7 +183,7 @@ impl Worker {
         let clock = Clock::new();
         let state = State {
             config,
-            registry,
+            pending_streams,
             shared,
             poller,
             start: clock.raw(),
@@ -282,7 +283,7 @@ impl Worker {
             self.state.with(number, now, Stream::tick);
         }
         self.state.relieve(now);
-        self.state.registry.expire();
+        self.state.pending_streams.expire();
         if now >= self.show_at {
             self.show_at = now + SNAPSHOT_INTERVAL.as_nanos() as u64;
             self.show()?;
@@ -350,12 +351,14 @@ impl Worker {
     }
 
     fn shut_down(mut self) -> io::Result<(WorkerStats, XdpStats)> {
-        let gone = self.state.registry.is_closed();
+        let gone = self.state.pending_streams.is_closed();
         for number in 0..self.state.streams.len() {
             let ending = match gone {
                 // The publisher goes on over another path when its connection just closes.
-                true => Ending::Io(io::Error::from_raw_os_error(libc::ENETDOWN)),
-                false => Ending::Fault(Fault::Shutdown, "the broker is shutting down".to_owned()),
+                true => CloseReason::Io(io::Error::from_raw_os_error(libc::ENETDOWN)),
+                false => {
+                    CloseReason::Fault(Fault::Shutdown, "the broker is shutting down".to_owned())
+                }
             };
             self.state.remove(number, &ending);
         }
@@ -475,7 +478,7 @@ impl State {
         let keys = match known.and_then(|number| self.streams[number].as_ref()) {
             Some(entry) => entry.stream.keys.as_deref(),
             None => {
-                waiting = self.registry.keys_of(header.stream());
+                waiting = self.pending_streams.keys_of(header.stream());
                 waiting.as_deref()
             }
         };
@@ -491,8 +494,8 @@ impl State {
         let len = header.rest_len() as u32;
         let number = match known {
             Some(number) => number,
-            None => match self.registry.take(received.stream) {
-                Some((opened, pass)) => match self.adopt(opened, pass, port, now) {
+            None => match self.pending_streams.claim(received.stream) {
+                Some((opened, filter_entry)) => match self.adopt(opened, filter_entry, port, now) {
                     Some(number) => number,
                     None => return true,
                 },
@@ -617,7 +620,13 @@ impl State {
         self.xdp.acks > acks
     }
 
-    fn adopt(&mut self, opened: Opened, pass: Pass, port: usize, now: u64) -> Option<usize> {
+    fn adopt(
+        &mut self,
+        opened: AcceptedStream,
+        filter_entry: FilterEntry,
+        port: usize,
+        now: u64,
+    ) -> Option<usize> {
         let writer = self.writers.join(&opened.admission.log);
         let number = self.free.pop().unwrap_or_else(|| {
             self.streams.push(None);
@@ -625,14 +634,14 @@ impl State {
         });
         debug!(peer = %opened.peer, "first packet of a stream");
         let claims = &self.shared.claims;
-        let stream = Stream::new(opened, pass, claims, port, MIN_WINDOW, now);
+        let stream = Stream::new(opened, filter_entry, claims, port, MIN_WINDOW, now);
         // It is deleted in `remove`, before its number is free.
         let edges = Interest::READABLE.edges();
         if let Err(error) = self.poller.add(&stream.control, number, edges) {
             warn!(%error, "cannot watch a control connection; the stream is dropped");
             self.free.push(number);
             self.writers.leave(writer);
-            self.registry.ended();
+            self.pending_streams.ended();
             return None;
         }
         self.by_key.insert(stream.key(), number);
@@ -693,7 +702,7 @@ impl State {
         &mut self,
         number: usize,
         now: u64,
-        action: impl FnOnce(&mut Stream, &mut Context<'_>) -> Result<(), Ending>,
+        action: impl FnOnce(&mut Stream, &mut Context<'_>) -> Result<(), CloseReason>,
     ) {
         let Some(entry) = self.streams[number].as_mut() else {
             return;
@@ -714,7 +723,7 @@ impl State {
         }
     }
 
-    fn remove(&mut self, number: usize, ending: &Ending) {
+    fn remove(&mut self, number: usize, ending: &CloseReason) {
         let Some(entry) = self.streams[number].take() else {
             return;
         };
@@ -724,17 +733,19 @@ impl State {
         self.latest = None;
         let counters = &self.shared.counters;
         Counters::count(match ending {
-            Ending::Completed => &counters.streams_completed,
-            Ending::Fault(Fault::Checksum, _) => &counters.checksum_errors,
-            Ending::Fault(Fault::Protocol, _) => &counters.protocol_errors,
-            Ending::Fault(Fault::Stalled, _) => &counters.stalled,
-            Ending::Fault(Fault::Authentication, _) => &counters.forged,
+            CloseReason::Completed => &counters.streams_completed,
+            CloseReason::Fault(Fault::Checksum, _) => &counters.checksum_errors,
+            CloseReason::Fault(Fault::Protocol, _) => &counters.protocol_errors,
+            CloseReason::Fault(Fault::Stalled, _) => &counters.stalled,
+            CloseReason::Fault(Fault::Authentication, _) => &counters.forged,
             _ => &counters.streams_cut,
         });
         let report = entry.stream.finish(&mut self.writers[entry.writer], ending);
         self.writers.leave(entry.writer);
         match ending {
-            Ending::Completed => debug!(peer = %report.peer, stream = report.stream, "completed"),
+            CloseReason::Completed => {
+                debug!(peer = %report.peer, stream = report.stream, "completed")
+            }
             _ if !self.shared.lines.allows() => {}
             _ => info!(
                 peer = %report.peer,
@@ -745,7 +756,7 @@ impl State {
             ),
         }
         self.shared.remember(report);
-        self.registry.ended();
+        self.pending_streams.ended();
         self.free.push(number);
         self.share_out();
     }
@@ -782,10 +793,10 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::admission::{Admission, StreamState};
-    use crate::peer::{Host, Tenant};
-    use crate::tcp::buffers::{RcvbufOn, Wanted};
-    use crate::xdp::gate::tests::Odd;
+    use crate::session::admission::{Admission, StreamState};
+    use crate::session::buffers::{RcvbufOn, RequestedBuffers};
+    use crate::session::peer::{Host, Tenant};
+    use crate::session::stream_filter::tests::OddKeys;
     use penstock_log::{Access, Geometry, Log, LogOptions, Reader, RingFullPolicy, Start};
     use penstock_wire::batch::{self, Header};
     use penstock_wire::handshake::{AckLevel, Path};
@@ -807,7 +818,7 @@ mod tests {
     struct Bench {
         worker: Worker,
         log: Arc<Log>,
-        gate: Arc<Odd>,
+        filter: Arc<OddKeys>,
         /// The publisher's end of the control connection.
         control: TcpStream,
         dir: TempDir,
@@ -835,21 +846,27 @@ mod tests {
                 writers: 2,
             };
             let log = Arc::new(Log::open(&dir.path().join("topic.log"), &options).unwrap());
-            let gate = Arc::new(Odd::default());
-            let registry = Arc::new(Registry::new(Arc::clone(&gate) as _));
+            let filter = Arc::new(OddKeys::default());
+            let pending_streams = Arc::new(PendingStreams::new(Arc::clone(&filter) as _));
             let config = WorkerConfig {
                 verify_on_receive: false,
                 polling: Polling::Busy,
                 idle_timeout: Duration::from_secs(30),
                 capacity: 1 << 20,
             };
-            let made = Worker::new(config, Vec::new(), registry, Arc::default(), Arc::default());
+            let made = Worker::new(
+                config,
+                Vec::new(),
+                pending_streams,
+                Arc::default(),
+                Arc::default(),
+            );
             let (worker, _) = made.unwrap();
-            let control = leave(&worker, &gate, &log, KEY, PUBLISHER, keys);
+            let control = leave(&worker, &filter, &log, KEY, PUBLISHER, keys);
             Self {
                 worker,
                 log,
-                gate,
+                filter,
                 control,
                 dir,
             }
@@ -858,7 +875,7 @@ mod tests {
         /// Another stream, of a publisher on this host; returns the publisher's end of the control
         /// connection.
         fn open(&mut self, key: StreamKey, host: u8) -> TcpStream {
-            leave(&self.worker, &self.gate, &self.log, key, host, None)
+            leave(&self.worker, &self.filter, &self.log, key, host, None)
         }
 
         fn take(&mut self, frame: &[u8]) {
@@ -878,7 +895,7 @@ mod tests {
     /// A stream that waits for its first packet; returns the publisher's end of the control connection.
     fn leave(
         worker: &Worker,
-        gate: &Arc<Odd>,
+        filter: &Arc<OddKeys>,
         log: &Arc<Log>,
         key: StreamKey,
         host: u8,
@@ -889,13 +906,13 @@ mod tests {
         let (socket, _) = listener.accept().unwrap();
         socket.set_nonblocking(true).unwrap();
         let peer = address(host);
-        let wanted = Wanted {
+        let wanted = RequestedBuffers {
             rcvbuf: 1 << 16,
             sndbuf: 1 << 16,
             rcvbuf_on: RcvbufOn::None,
             force: false,
         };
-        let opened = Opened {
+        let opened = AcceptedStream {
             buffers: wanted.apply_to_accepted(&socket).unwrap(),
             socket,
             peer,
@@ -916,8 +933,8 @@ mod tests {
             },
             keys: keys.map(Arc::new),
         };
-        let pass = Pass::of(&(Arc::clone(gate) as _), key).unwrap();
-        worker.state.registry.leave(pass, opened);
+        let filter_entry = FilterEntry::of(&(Arc::clone(filter) as _), key).unwrap();
+        worker.state.pending_streams.insert(filter_entry, opened);
         control
     }
 
@@ -1231,7 +1248,7 @@ mod tests {
     #[test]
     fn the_gate_is_open_as_long_as_the_stream() {
         let mut bench = Bench::new();
-        let admitted = |bench: &Bench| bench.gate.0.lock().unwrap().contains(&KEY.key);
+        let admitted = |bench: &Bench| bench.filter.0.lock().unwrap().contains(&KEY.key);
         assert!(admitted(&bench), "before its first packet");
         bench.take(&whole(2, KEY, 0, 0));
         assert!(admitted(&bench));

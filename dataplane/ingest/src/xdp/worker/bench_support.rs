@@ -14,33 +14,33 @@ use penstock_xsk::{Endpoint, Headers, prefetch};
 use zerocopy::IntoBytes;
 
 use super::{Polling, State, Worker, WorkerConfig};
-use crate::admission::{Admission, StreamState};
-use crate::peer::{Host, Tenant};
-use crate::tcp::Opened;
-use crate::tcp::buffers::{RcvbufOn, Wanted};
-use crate::xdp::Registry;
-use crate::xdp::gate::{Gate, Pass};
+use crate::session::accepted_stream::AcceptedStream;
+use crate::session::admission::{Admission, StreamState};
+use crate::session::buffers::{RcvbufOn, RequestedBuffers};
+use crate::session::peer::{Host, Tenant};
+use crate::session::pending_streams::PendingStreams;
+use crate::session::stream_filter::{FilterEntry, StreamFilter};
 
 /// Packets of a burst: as many as a worker takes from a socket at a time.
 pub const BURST: usize = penstock_xsk::BURST;
 
 /// Lets every packet through.
 #[derive(Debug)]
-struct OpenGate;
+struct OpenFilter;
 
-impl Gate for OpenGate {
-    fn admit(&self, _: u64) -> bool {
+impl StreamFilter for OpenFilter {
+    fn insert(&self, _: u64) -> bool {
         true
     }
 
-    fn dismiss(&self, _: u64) {}
+    fn remove(&self, _: u64) {}
 }
 
 /// A worker to which frames are handed instead of received.
 #[derive(Debug)]
 pub struct SocketlessWorker {
     worker: Worker,
-    gate: Arc<dyn Gate>,
+    filter: Arc<dyn StreamFilter>,
     /// The publishers' ends of the control connections.
     controls: Vec<TcpStream>,
 }
@@ -51,19 +51,24 @@ impl SocketlessWorker {
     /// # Errors
     /// If the kernel gives no epoll instance.
     pub fn new() -> io::Result<Self> {
-        let gate: Arc<dyn Gate> = Arc::new(OpenGate);
-        let registry = Arc::new(Registry::new(Arc::clone(&gate)));
+        let filter: Arc<dyn StreamFilter> = Arc::new(OpenFilter);
+        let pending_streams = Arc::new(PendingStreams::new(Arc::clone(&filter)));
         let config = WorkerConfig {
             verify_on_receive: false,
             polling: Polling::Busy,
             idle_timeout: Duration::from_secs(3600),
             capacity: 4 << 20,
         };
-        let (worker, _) =
-            Worker::new(config, Vec::new(), registry, Arc::default(), Arc::default())?;
+        let (worker, _) = Worker::new(
+            config,
+            Vec::new(),
+            pending_streams,
+            Arc::default(),
+            Arc::default(),
+        )?;
         Ok(Self {
             worker,
-            gate,
+            filter,
             controls: Vec::new(),
         })
     }
@@ -84,14 +89,14 @@ impl SocketlessWorker {
         let control = TcpStream::connect(listener.local_addr()?)?;
         let (socket, _) = listener.accept()?;
         socket.set_nonblocking(true)?;
-        let buffers = Wanted {
+        let buffers = RequestedBuffers {
             rcvbuf: 0,
             sndbuf: 1 << 16,
             rcvbuf_on: RcvbufOn::None,
             force: false,
         };
         let lease = Arc::new(StreamState::new(0)).lease();
-        let opened = Opened {
+        let opened = AcceptedStream {
             buffers: buffers.apply_to_accepted(&socket)?,
             socket,
             peer,
@@ -112,8 +117,11 @@ impl SocketlessWorker {
             },
             keys: keys.map(Arc::new),
         };
-        let pass = Pass::of(&self.gate, key).expect("the gate is open");
-        self.worker.state.registry.leave(pass, opened);
+        let filter_entry = FilterEntry::of(&self.filter, key).expect("the filter is open");
+        self.worker
+            .state
+            .pending_streams
+            .insert(filter_entry, opened);
         self.controls.push(control);
         Ok(())
     }

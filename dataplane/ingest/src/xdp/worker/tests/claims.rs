@@ -3,7 +3,7 @@
 use std::net::TcpStream;
 
 use super::*;
-use crate::claims::MEMORY;
+use crate::session::claims::MEMORY;
 
 /// The largest batch that the bench's log accepts.
 const LARGEST: u32 = 32 << 10;

@@ -290,7 +290,7 @@ fn waiting_for_a_reader_puts_off_no_claim_elsewhere_nor_afterwards() {
     let (here, there) = (key(10), key(11));
     let _controls = [
         bench.open(here, PUBLISHER),
-        leave(&bench.worker, &bench.gate, &other, there, PUBLISHER, None),
+        leave(&bench.worker, &bench.filter, &other, there, PUBLISHER, None),
     ];
     let mut now = SECOND;
     // Here a batch is complete, and another lacks all but a byte.

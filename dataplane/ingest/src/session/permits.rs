@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use penstock_wire::handshake::Refusal;
 
-use crate::admission::Refused;
-use crate::peer::Tenant;
-use crate::shares::{Exceeded, Shares, Use};
+use crate::session::admission::Refused;
+use crate::session::peer::Tenant;
+use crate::session::shares::{Exceeded, Shares, Use};
 
 /// A stream that has committed nothing for this long may lose its permit to another.
 const IDLE: Duration = Duration::from_secs(10);
@@ -215,7 +215,7 @@ impl Drop for StreamPermit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::peer::Host;
+    use crate::session::peer::Host;
 
     fn host(number: u8) -> Tenant {
         Tenant {
@@ -297,14 +297,14 @@ mod tests {
         let most: Vec<_> = (0..6).map(|_| bench.open(1).unwrap()).collect();
         most[0].note_commit();
         let few: Vec<_> = (0..2).map(|_| bench.open(2).unwrap()).collect();
-        let newcomer = bench.open(3).unwrap();
+        let pending = bench.open(3).unwrap();
         assert!(few.iter().all(|permit| !permit.is_revoked()));
         let revoked: Vec<_> = most.iter().map(StreamPermit::is_revoked).collect();
         assert_eq!(revoked, [false, true, false, false, false, false]);
         // Its stream has not ended yet, and the total stays the same.
         assert_eq!(bench.permits.lock().shares.total(), 8);
         drop(most);
-        drop(newcomer);
+        drop(pending);
         assert_eq!(bench.permits.lock().shares.total(), 2);
     }
 

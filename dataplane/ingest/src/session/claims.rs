@@ -26,7 +26,7 @@ use penstock_log::Log;
 use penstock_runtime::poison::lock;
 use penstock_runtime::poller::Poller;
 
-use crate::peer::{Group, Host, Tenant};
+use crate::session::peer::{Group, Host, Tenant};
 
 /// Memory for batches outside the rings, and for what a stream uses beyond the free allowance of every
 /// stream: all publishers together, bytes.

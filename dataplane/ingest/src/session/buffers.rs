@@ -47,7 +47,7 @@ impl FromStr for RcvbufOn {
 
 /// Buffers to ask for.
 #[derive(Debug, Clone, Copy)]
-pub struct Wanted {
+pub struct RequestedBuffers {
     /// `SO_RCVBUF`, bytes, before the kernel doubles it.
     pub rcvbuf: u32,
     /// `SO_SNDBUF`, bytes, before the kernel doubles it.
@@ -60,7 +60,7 @@ pub struct Wanted {
 
 /// What one socket got.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Effective {
+pub struct EffectiveBuffers {
     /// Asked for, bytes; none when the kernel tunes it.
     pub rcvbuf_requested: Option<u32>,
     /// Read back, bytes; twice what was granted, for the kernel's bookkeeping.
@@ -79,7 +79,7 @@ pub struct Effective {
     pub rcv_space_first: u32,
 }
 
-impl Wanted {
+impl RequestedBuffers {
     /// Sizes a listener, before it listens: the SYN exchange takes the window scale from it.
     ///
     /// # Errors
@@ -95,7 +95,7 @@ impl Wanted {
     ///
     /// # Errors
     /// The kernel's answer.
-    pub fn apply_to_accepted(&self, socket: impl AsFd) -> io::Result<Effective> {
+    pub fn apply_to_accepted(&self, socket: impl AsFd) -> io::Result<EffectiveBuffers> {
         let fd = socket.as_fd();
         if matches!(self.rcvbuf_on, RcvbufOn::Accepted | RcvbufOn::Both) {
             self.set_rcvbuf(fd)?;
@@ -105,7 +105,7 @@ impl Wanted {
         let rcvbuf_requested = (self.rcvbuf_on != RcvbufOn::None).then_some(self.rcvbuf);
         let rcvbuf_effective = to_u32(socket.recv_buffer_size()?);
         let info = tcp_info(fd)?;
-        Ok(Effective {
+        Ok(EffectiveBuffers {
             rcvbuf_requested,
             rcvbuf_effective,
             rcvbuf_capped: rcvbuf_requested.is_some_and(|asked| rcvbuf_effective / 2 < asked),

@@ -11,7 +11,7 @@
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
-use crate::peer::{Group, Tenant};
+use crate::session::peer::{Group, Tenant};
 
 /// Default maximum, in percent of what others leave free, that one host may hold.
 pub const DEFAULT_PERCENT: u8 = 50;
@@ -378,7 +378,7 @@ impl<T> Shares<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::peer::Host;
+    use crate::session::peer::Host;
     use proptest::prelude::*;
 
     fn host(number: u8) -> Tenant {
@@ -522,8 +522,8 @@ mod tests {
                 shares.list(&tenant, item, |_| false);
             }
         }
-        let newcomer = host(3);
-        let exceeded = shares.check(&newcomer).unwrap_err();
+        let pending = host(3);
+        let exceeded = shares.check(&pending).unwrap_err();
         assert_eq!(exceeded, Exceeded::Total);
         // 0 and 1 are in use, 2 is gone already.
         let look = |item: &i32| match item {
@@ -531,13 +531,13 @@ mod tests {
             2 => Use::Gone,
             _ => Use::Unused,
         };
-        let evicted = shares.evict(&newcomer, exceeded, look);
+        let evicted = shares.evict(&pending, exceeded, look);
         assert_eq!(evicted, Some((host(1), 3)));
         // If the tenant with most has nothing unused, the next one gives way.
         let look = |item: &i32| if *item < 10 { Use::InUse } else { Use::Unused };
-        let evicted = shares.evict(&newcomer, exceeded, look);
+        let evicted = shares.evict(&pending, exceeded, look);
         assert_eq!(evicted, Some((host(2), 10)));
-        assert_eq!(shares.evict(&newcomer, exceeded, |_| Use::InUse), None);
+        assert_eq!(shares.evict(&pending, exceeded, |_| Use::InUse), None);
         // A tenant takes nothing from one that holds less.
         assert_eq!(
             shares.evict(&host(1), Exceeded::Total, look),
@@ -586,9 +586,9 @@ mod tests {
                 shares.list(&tenant, (), |()| false);
                 prop_assert!(shares.total() <= limit);
             }
-            let newcomer = host(99);
-            if let Err(exceeded) = shares.check(&newcomer) {
-                prop_assert!(shares.evict(&newcomer, exceeded, |()| Use::Unused).is_some());
+            let pending = host(99);
+            if let Err(exceeded) = shares.check(&pending) {
+                prop_assert!(shares.evict(&pending, exceeded, |()| Use::Unused).is_some());
             }
         }
     }

@@ -18,16 +18,16 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tracing::{debug, info, warn};
 use zerocopy::IntoBytes;
 
-use super::buffers::{Effective, Wanted, rmem_max};
-use super::connection::Opened;
-use super::greeting::{Greeting, Step};
+use super::FIRST_CREDIT;
+use super::accepted_stream::{AcceptedStream, StreamQueue};
+use super::admission::{Admission, Admit, Asked, Outcome, REVOKED, Refused};
+use super::buffers::{EffectiveBuffers, RequestedBuffers, rmem_max};
+use super::handshake::{ServerHandshake, Step};
+use super::peer::{Host, Tenant};
+use super::pending_streams::PendingStreams;
+use super::permits::{StreamPermit, StreamPermits};
+use super::shares::{self, Exceeded, Shares, Use};
 use super::stats::{Counters, Shared};
-use super::worker::WorkerHandle;
-use crate::admission::{Admission, Admit, Asked, Outcome, REVOKED, Refused};
-use crate::peer::{Host, Tenant};
-use crate::permits::{StreamPermit, StreamPermits};
-use crate::shares::{self, Exceeded, Shares, Use};
-use crate::xdp::{FIRST_CREDIT, Registry};
 
 /// Key of the listener in the poller.
 const LISTENER: usize = usize::MAX - 1;
@@ -68,7 +68,7 @@ impl Default for Limits {
 #[derive(Debug, Clone)]
 pub struct DatagramPath {
     /// Where opened streams wait for their first packet.
-    pub registry: Arc<Registry>,
+    pub pending_streams: Arc<PendingStreams>,
     /// Largest UDP payload that the interface takes, bytes.
     pub max_datagram: u32,
 }
@@ -77,7 +77,7 @@ pub struct DatagramPath {
 ///
 /// # Errors
 /// The kernel's answer: the address is in use, or not one of this host's.
-pub fn listen(address: SocketAddr, wanted: &Wanted) -> io::Result<TcpListener> {
+pub fn listen(address: SocketAddr, wanted: &RequestedBuffers) -> io::Result<TcpListener> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM,
@@ -97,11 +97,11 @@ pub fn listen(address: SocketAddr, wanted: &Wanted) -> io::Result<TcpListener> {
 
 /// A connection that has not finished its handshake.
 #[derive(Debug)]
-struct Newcomer {
+struct PendingHandshake {
     socket: TcpStream,
     peer: SocketAddr,
-    buffers: Effective,
-    greeting: Greeting,
+    buffers: EffectiveBuffers,
+    handshake: ServerHandshake,
     deadline: Instant,
     /// Distinguishes it from a later one with the same key.
     number: u64,
@@ -119,9 +119,9 @@ struct Waiting {
     permit: StreamPermit,
 }
 
-impl Newcomer {
+impl PendingHandshake {
     fn asks<'a>(&'a self, topic: &'a str, request: &'a Request) -> Asked<'a> {
-        let key = self.greeting.grant().map(|grant| &grant.key);
+        let key = self.handshake.grant().map(|grant| &grant.key);
         let own = self.socket.local_addr().map(|own| own.ip().to_canonical());
         let from = self.peer.ip().to_canonical();
         Asked {
@@ -142,10 +142,10 @@ impl Newcomer {
 /// The accept loop.
 pub struct Acceptor<A> {
     listener: TcpListener,
-    wanted: Wanted,
+    wanted: RequestedBuffers,
     limits: Limits,
     admit: A,
-    workers: Vec<WorkerHandle>,
+    workers: Vec<StreamQueue>,
     datagrams: Option<DatagramPath>,
     keys: Option<Arc<Keys>>,
     /// Require authenticated packets and frames, even if publishers do not ask for it.
@@ -154,7 +154,7 @@ pub struct Acceptor<A> {
     poller: Arc<Poller>,
     /// Shows other threads that the loop makes progress.
     rounds: Rounds,
-    newcomers: Vec<Option<Newcomer>>,
+    handshakes: Vec<Option<PendingHandshake>>,
     free: Vec<usize>,
     /// Newcomers by age: key and number.
     by_age: VecDeque<(usize, u64)>,
@@ -176,10 +176,10 @@ impl<A: Admit> Acceptor<A> {
     /// If the kernel gives no epoll instance.
     pub fn new(
         listener: TcpListener,
-        wanted: Wanted,
+        wanted: RequestedBuffers,
         limits: Limits,
         admit: A,
-        workers: Vec<WorkerHandle>,
+        workers: Vec<StreamQueue>,
         datagrams: Option<DatagramPath>,
         shared: Arc<Shared>,
     ) -> io::Result<Self> {
@@ -199,7 +199,7 @@ impl<A: Admit> Acceptor<A> {
             shared,
             poller,
             rounds: Rounds::default(),
-            newcomers: Vec::new(),
+            handshakes: Vec::new(),
             free: Vec::new(),
             by_age: VecDeque::new(),
             pending,
@@ -243,22 +243,22 @@ impl<A: Admit> Acceptor<A> {
             for event in events.iter() {
                 match event.key {
                     LISTENER => self.accept_all()?,
-                    key => self.hear(key),
+                    key => self.on_readable(key),
                 }
             }
             self.ask_again();
             self.expire(Instant::now())?;
         }
         self.poller.delete(&self.listener)?;
-        (0..self.newcomers.len()).for_each(|key| self.dismiss(key));
+        (0..self.handshakes.len()).for_each(|key| self.close(key));
         Ok(())
     }
 
     fn patience(&self) -> Duration {
         let now = Instant::now();
         let oldest = self.by_age.iter().find_map(|(key, number)| {
-            let newcomer = self.newcomers[*key].as_ref()?;
-            (newcomer.number == *number).then_some(newcomer.deadline)
+            let pending = self.handshakes[*key].as_ref()?;
+            (pending.number == *number).then_some(pending.deadline)
         });
         let until = [oldest, self.paused_until, Some(self.next_tick)];
         let until = until.into_iter().flatten().min();
@@ -305,8 +305,8 @@ impl<A: Admit> Acceptor<A> {
             self.make_room(&tenant_of(peer));
         }
         let key = self.free.pop().unwrap_or_else(|| {
-            self.newcomers.push(None);
-            self.newcomers.len() - 1
+            self.handshakes.push(None);
+            self.handshakes.len() - 1
         });
         // It is deleted in `take`, before its key is free and before a worker watches it.
         if let Err(error) = self.poller.add(&socket, key, Interest::READABLE) {
@@ -316,12 +316,12 @@ impl<A: Admit> Acceptor<A> {
         let number = self.next_number;
         self.next_number += 1;
         let deadline = Instant::now() + self.limits.handshake_timeout;
-        let greeting = Greeting::new();
-        self.newcomers[key] = Some(Newcomer {
+        let handshake = ServerHandshake::new();
+        self.handshakes[key] = Some(PendingHandshake {
             socket,
             peer,
             buffers,
-            greeting,
+            handshake,
             deadline,
             number,
             waiting: None,
@@ -330,28 +330,28 @@ impl<A: Admit> Acceptor<A> {
         self.by_age.push_back((key, number));
         let tenant = tenant_of(peer);
         self.pending.charge(&tenant, 1);
-        let newcomers = &self.newcomers;
-        let is_gone = |&(key, number): &(usize, u64)| !is_pending(newcomers, key, number);
+        let handshakes = &self.handshakes;
+        let is_gone = |&(key, number): &(usize, u64)| !is_pending(handshakes, key, number);
         self.pending.list(&tenant, (key, number), is_gone);
         Ok(())
     }
 
-    fn hear(&mut self, key: usize) {
-        let Some(newcomer) = self.newcomers[key].as_mut() else {
+    fn on_readable(&mut self, key: usize) {
+        let Some(pending) = self.handshakes[key].as_mut() else {
             return;
         };
-        let peer = newcomer.peer;
-        if newcomer.waiting.is_some() {
+        let peer = pending.peer;
+        if pending.waiting.is_some() {
             // Only the end of the connection is reported meanwhile.
             Counters::count(&self.shared.counters.handshake_closed);
-            return self.dismiss(key);
+            return self.close(key);
         }
         loop {
-            let got = match (&newcomer.socket).read(newcomer.greeting.wanted()) {
+            let got = match (&pending.socket).read(pending.handshake.wanted()) {
                 Ok(0) => {
                     Counters::count(&self.shared.counters.handshake_closed);
                     debug!(%peer, "closed before its hello was complete");
-                    return self.dismiss(key);
+                    return self.close(key);
                 }
                 Ok(got) => got,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
@@ -359,20 +359,20 @@ impl<A: Admit> Acceptor<A> {
                 Err(error) => {
                     Counters::count(&self.shared.counters.handshake_closed);
                     debug!(%peer, %error, "lost before its hello was complete");
-                    return self.dismiss(key);
+                    return self.close(key);
                 }
             };
             let grants = self.keys.as_ref().map(|keys| keys.grants());
-            match newcomer.greeting.received(got, grants.as_deref()) {
+            match pending.handshake.received(got, grants.as_deref()) {
                 Ok(Step::More) => {}
                 Ok(Step::Say(bytes)) => {
                     // A new socket has room for these few bytes; without them nothing more comes.
-                    let _ = (&newcomer.socket).write(&bytes);
+                    let _ = (&pending.socket).write(&bytes);
                 }
                 Ok(Step::Ask(request, topic)) => return self.admit(key, topic, request),
                 Err(error) => {
                     let (refusal, told) = (error.refusal(), error.told());
-                    return self.turn_away(key, refusal, &told, &error.to_string());
+                    return self.reject(key, refusal, &told, &error.to_string());
                 }
             }
         }
@@ -383,7 +383,7 @@ impl<A: Admit> Acceptor<A> {
         let permit = match self.permit(key, &topic, &request) {
             Ok(permit) => permit,
             Err(Refused { refusal, text }) => {
-                return self.turn_away(key, Some(refusal), &text, &text);
+                return self.reject(key, Some(refusal), &text, &text);
             }
         };
         let waiting = Waiting {
@@ -402,10 +402,10 @@ impl<A: Admit> Acceptor<A> {
         topic: &str,
         request: &Request,
     ) -> Result<StreamPermit, Refused> {
-        let newcomer = self.newcomers[key]
+        let pending = self.handshakes[key]
             .as_ref()
             .expect("the connection has just sent its request");
-        if let Some(grant) = newcomer.greeting.grant()
+        if let Some(grant) = pending.handshake.grant()
             && !grant.permits(topic)
         {
             let text = format!(
@@ -418,7 +418,7 @@ impl<A: Admit> Acceptor<A> {
             });
         }
         self.check_path(request.path)?;
-        let asked = newcomer.asks(topic, request);
+        let asked = pending.asks(topic, request);
         self.admit.check(&asked)?;
         let (permit, evicts) = self.permits.acquire(asked.tenant, Instant::now())?;
         if evicts {
@@ -442,10 +442,10 @@ impl<A: Admit> Acceptor<A> {
 
     /// Opens a stream that has a permit, unless its topic has to be opened first.
     fn ask(&mut self, key: usize, waiting: Waiting) {
-        let Some(newcomer) = &self.newcomers[key] else {
+        let Some(pending) = &self.handshakes[key] else {
             return;
         };
-        let asked = newcomer.asks(&waiting.topic, &waiting.request);
+        let asked = pending.asks(&waiting.topic, &waiting.request);
         match self.admit.admit(&asked) {
             Ok(Outcome::Admitted(mut admission)) => {
                 admission.lease = admission.lease.with_permit(waiting.permit);
@@ -453,7 +453,7 @@ impl<A: Admit> Acceptor<A> {
             }
             Ok(Outcome::TopicOpening) => self.wait_for_topic(key, waiting),
             Err(Refused { refusal, text }) => {
-                self.turn_away(key, Some(refusal), &text, &text);
+                self.reject(key, Some(refusal), &text, &text);
             }
         }
     }
@@ -461,22 +461,22 @@ impl<A: Admit> Acceptor<A> {
     /// Lets a connection wait for its topic; nothing is read from it meanwhile. It has a permit, so
     /// there are no more of these than streams.
     fn wait_for_topic(&mut self, key: usize, waiting: Waiting) {
-        let Some(newcomer) = &mut self.newcomers[key] else {
+        let Some(pending) = &mut self.handshakes[key] else {
             return;
         };
-        if !std::mem::replace(&mut newcomer.has_waited, true) {
+        if !std::mem::replace(&mut pending.has_waited, true) {
             // Its age no longer counts.
-            newcomer.number = self.next_number;
+            pending.number = self.next_number;
             self.next_number += 1;
-            newcomer.deadline = Instant::now() + TOPIC_PATIENCE;
-            self.waiting.push((key, newcomer.number));
-            self.pending.release(&tenant_of(newcomer.peer), 1);
-            let (socket, nothing) = (&newcomer.socket, Interest::NOTHING);
+            pending.deadline = Instant::now() + TOPIC_PATIENCE;
+            self.waiting.push((key, pending.number));
+            self.pending.release(&tenant_of(pending.peer), 1);
+            let (socket, nothing) = (&pending.socket, Interest::NOTHING);
             if self.poller.modify(socket, key, nothing).is_err() {
-                return self.dismiss(key);
+                return self.close(key);
             }
         }
-        newcomer.waiting = Some(waiting);
+        pending.waiting = Some(waiting);
     }
 
     /// Tries again for connections whose topics were being opened.
@@ -485,9 +485,9 @@ impl<A: Admit> Acceptor<A> {
             return;
         }
         for (key, number) in self.waiting.clone() {
-            let newcomer = self.newcomers[key].as_mut();
-            let newcomer = newcomer.filter(|newcomer| newcomer.number == number);
-            if let Some(waiting) = newcomer.and_then(|newcomer| newcomer.waiting.take()) {
+            let pending = self.handshakes[key].as_mut();
+            let pending = pending.filter(|pending| pending.number == number);
+            if let Some(waiting) = pending.and_then(|pending| pending.waiting.take()) {
                 self.ask(key, waiting);
             }
         }
@@ -497,43 +497,43 @@ impl<A: Admit> Acceptor<A> {
     /// Ends connections that waited too long or whose permit was revoked.
     fn expire_waiting(&mut self, now: Instant) {
         for (key, number) in self.waiting.clone() {
-            let newcomer = self.newcomers[key].as_ref();
-            let newcomer = newcomer.filter(|newcomer| newcomer.number == number);
-            let Some(newcomer) = newcomer else {
+            let pending = self.handshakes[key].as_ref();
+            let pending = pending.filter(|pending| pending.number == number);
+            let Some(pending) = pending else {
                 continue;
             };
-            let waiting = newcomer.waiting.as_ref();
-            let text = if now >= newcomer.deadline {
+            let waiting = pending.waiting.as_ref();
+            let text = if now >= pending.deadline {
                 "the broker could not open the topic in time; try again later"
             } else if waiting.is_some_and(|waiting| waiting.permit.is_revoked()) {
                 REVOKED
             } else {
                 continue;
             };
-            self.turn_away(key, Some(Refusal::Resources), text, text);
+            self.reject(key, Some(Refusal::Resources), text, text);
         }
         self.forget_waiting();
     }
 
     fn forget_waiting(&mut self) {
-        let newcomers = &self.newcomers;
+        let handshakes = &self.handshakes;
         self.waiting.retain(|&(key, number)| {
-            let newcomer = newcomers[key].as_ref();
-            newcomer.is_some_and(|newcomer| newcomer.number == number)
+            let pending = handshakes[key].as_ref();
+            pending.is_some_and(|pending| pending.number == number)
         });
     }
 
     fn offers_datagrams(&self) -> bool {
         let path = self.datagrams.as_ref();
-        path.is_some_and(|path| !path.registry.is_closed())
+        path.is_some_and(|path| !path.pending_streams.is_closed())
     }
 
     fn hand_over(&mut self, key: usize, admission: Admission) {
-        let Some(Newcomer {
+        let Some(PendingHandshake {
             socket,
             peer,
             buffers,
-            mut greeting,
+            mut handshake,
             ..
         }) = self.take(key)
         else {
@@ -541,29 +541,29 @@ impl<A: Admit> Acceptor<A> {
         };
         let path = self.datagrams.as_ref();
         let path = path.filter(|_| admission.path == Path::Xdp);
-        let authentic = self.packet_auth || greeting.wants_packet_auth();
-        let pass = path.map(|path| path.registry.pass(admission.stream as u16));
+        let authentic = self.packet_auth || handshake.wants_packet_auth();
+        let filter_entry = path.map(|path| path.pending_streams.allow(admission.stream as u16));
         let secret = authentic.then(generate).transpose();
-        let (pass, secret) = match (pass.transpose(), secret) {
-            (Ok(pass), Ok(secret)) => (pass, secret),
+        let (filter_entry, secret) = match (filter_entry.transpose(), secret) {
+            (Ok(filter_entry), Ok(secret)) => (filter_entry, secret),
             (Err(error), _) | (_, Err(error)) => {
                 warn!(%peer, %error, "no random numbers; a connection is dropped");
                 return;
             }
         };
-        let path = path.zip(pass);
+        let path = path.zip(filter_entry);
         let offer = Offer {
             session: admission.session,
             max_payload: admission.max_payload,
             committed: admission.lease.committed(),
-            datagrams: path.as_ref().map(|(path, pass)| DatagramOffer {
-                key: pass.stream().key,
+            datagrams: path.as_ref().map(|(path, filter_entry)| DatagramOffer {
+                key: filter_entry.stream().key,
                 credit: FIRST_CREDIT,
                 max_datagram: admission.max_datagram.min(path.max_datagram),
             }),
         };
         let packets = secret.as_deref().copied().unwrap_or_default();
-        let welcome = greeting.seal(Welcome::accept(offer).as_bytes().to_vec(), packets);
+        let welcome = handshake.seal(Welcome::accept(offer).as_bytes().to_vec(), packets);
         // A new socket has room for these few bytes; one that has not is not worth keeping.
         if !matches!((&socket).write(&welcome), Ok(n) if n == welcome.len()) {
             Counters::count(&self.shared.counters.handshake_closed);
@@ -571,35 +571,35 @@ impl<A: Admit> Acceptor<A> {
         }
         Counters::count(&self.shared.counters.streams_opened);
         if self.shared.lines.allows() {
-            let key = greeting.grant().map(|grant| grant.name.as_str());
+            let key = handshake.grant().map(|grant| grant.name.as_str());
             log_socket(peer, &admission, key, &buffers);
         }
-        let opened = Opened {
+        let opened = AcceptedStream {
             socket,
             peer,
             buffers,
             admission,
             keys: secret.map(|secret| Arc::new(PacketKeys::new(&secret))),
         };
-        if let Some((path, pass)) = path {
-            return path.registry.leave(pass, opened);
+        if let Some((path, filter_entry)) = path {
+            return path.pending_streams.insert(filter_entry, opened);
         }
         let least = self.workers.iter().min_by_key(|worker| worker.load());
         let worker = least.expect("a broker has at least one worker");
-        if let Err(error) = worker.send(opened) {
+        if let Err(error) = worker.push(opened) {
             warn!(%peer, %error, "cannot queue a connection");
         }
     }
 
     /// Ends a handshake; the peer is told one text, the log may get another.
-    fn turn_away(&mut self, key: usize, refusal: Option<Refusal>, told: &str, logged: &str) {
-        let Some(mut newcomer) = self.take(key) else {
+    fn reject(&mut self, key: usize, refusal: Option<Refusal>, told: &str, logged: &str) {
+        let Some(mut pending) = self.take(key) else {
             return;
         };
         let counters = &self.shared.counters;
         let Some(refusal) = refusal else {
             Counters::count(&counters.garbage);
-            debug!(peer = %newcomer.peer, "dropped: {logged}");
+            debug!(peer = %pending.peer, "dropped: {logged}");
             return;
         };
         Counters::count(&counters.streams_refused);
@@ -609,25 +609,25 @@ impl<A: Admit> Acceptor<A> {
             _ => {}
         }
         if self.shared.lines.allows() {
-            info!(peer = %newcomer.peer, "stream refused: {logged}");
+            info!(peer = %pending.peer, "stream refused: {logged}");
         }
-        let answer = newcomer
-            .greeting
+        let answer = pending
+            .handshake
             .seal(Welcome::refuse(refusal, told), [0; 32]);
         // Best effort: a peer that does not read its refusal sees the connection close.
-        let _ = (&newcomer.socket).write(&answer);
+        let _ = (&pending.socket).write(&answer);
     }
 
     fn expire(&mut self, now: Instant) -> io::Result<()> {
         while let Some((key, number)) = self.by_age.front().copied() {
-            match &self.newcomers[key] {
-                Some(newcomer) if newcomer.number == number => {
-                    if now < newcomer.deadline {
+            match &self.handshakes[key] {
+                Some(pending) if pending.number == number => {
+                    if now < pending.deadline {
                         break;
                     }
                     Counters::count(&self.shared.counters.handshake_timeouts);
-                    debug!(peer = %newcomer.peer, "said no hello in time");
-                    self.dismiss(key);
+                    debug!(peer = %pending.peer, "said no hello in time");
+                    self.close(key);
                 }
                 _ => {}
             }
@@ -649,31 +649,31 @@ impl<A: Admit> Acceptor<A> {
 
     /// Drops the oldest pending connection of the site and host that have most, so that no site alone can
     /// displace others.
-    fn make_room(&mut self, newcomer: &Tenant) {
-        let newcomers = &self.newcomers;
-        let look = |&(key, number): &(usize, u64)| match is_pending(newcomers, key, number) {
+    fn make_room(&mut self, pending: &Tenant) {
+        let handshakes = &self.handshakes;
+        let look = |&(key, number): &(usize, u64)| match is_pending(handshakes, key, number) {
             true => Use::Unused,
             false => Use::Gone,
         };
-        if let Some((_, (key, _))) = self.pending.evict(newcomer, Exceeded::Total, look) {
+        if let Some((_, (key, _))) = self.pending.evict(pending, Exceeded::Total, look) {
             Counters::count(&self.shared.counters.handshake_evictions);
-            self.dismiss(key);
+            self.close(key);
         }
     }
 
-    fn dismiss(&mut self, key: usize) {
+    fn close(&mut self, key: usize) {
         drop(self.take(key));
     }
 
-    fn take(&mut self, key: usize) -> Option<Newcomer> {
-        let newcomer = self.newcomers[key].take()?;
+    fn take(&mut self, key: usize) -> Option<PendingHandshake> {
+        let pending = self.handshakes[key].take()?;
         // Deleting a descriptor that is not watched is no failure.
-        let _ = self.poller.delete(&newcomer.socket);
-        if !newcomer.has_waited {
-            self.pending.release(&tenant_of(newcomer.peer), 1);
+        let _ = self.poller.delete(&pending.socket);
+        if !pending.has_waited {
+            self.pending.release(&tenant_of(pending.peer), 1);
         }
         self.free.push(key);
-        Some(newcomer)
+        Some(pending)
     }
 }
 
@@ -686,13 +686,18 @@ fn tenant_of(peer: SocketAddr) -> Tenant {
 }
 
 /// Whether a connection has not said yet what it wants.
-fn is_pending(newcomers: &[Option<Newcomer>], key: usize, number: u64) -> bool {
-    let newcomer = newcomers[key].as_ref();
-    newcomer.is_some_and(|newcomer| newcomer.number == number && !newcomer.has_waited)
+fn is_pending(handshakes: &[Option<PendingHandshake>], key: usize, number: u64) -> bool {
+    let pending = handshakes[key].as_ref();
+    pending.is_some_and(|pending| pending.number == number && !pending.has_waited)
 }
 
 /// Logs one line per payload socket with its effective buffer sizes.
-fn log_socket(peer: SocketAddr, admission: &Admission, key: Option<&str>, buffers: &Effective) {
+fn log_socket(
+    peer: SocketAddr,
+    admission: &Admission,
+    key: Option<&str>,
+    buffers: &EffectiveBuffers,
+) {
     info!(
         %peer,
         topic = admission.topic,
@@ -727,7 +732,7 @@ mod tests {
     use std::thread;
 
     use super::*;
-    use crate::tcp::buffers::RcvbufOn;
+    use crate::session::buffers::RcvbufOn;
     use penstock_wire::handshake::{AckLevel, Hello, OrderLevel};
 
     /// Longer than anything here takes.
@@ -749,7 +754,7 @@ mod tests {
 
     #[test]
     fn those_that_wait_for_their_topic_take_no_place_from_those_that_say_hello() {
-        let wanted = Wanted {
+        let wanted = RequestedBuffers {
             rcvbuf: 1 << 16,
             sndbuf: 1 << 16,
             rcvbuf_on: RcvbufOn::None,

@@ -12,8 +12,8 @@ use penstock_log::Log;
 use penstock_wire::handshake::{AckLevel, Path, Refusal, Request};
 use thiserror::Error;
 
-use crate::peer::Tenant;
-use crate::permits::StreamPermit;
+use crate::session::peer::Tenant;
+use crate::session::permits::StreamPermit;
 
 /// Decides who may publish what; implemented by the broker.
 ///

@@ -12,8 +12,8 @@ use penstock_auth::PacketKeys;
 use penstock_runtime::poison::lock;
 use penstock_wire::packet::StreamKey;
 
-use super::gate::{Gate, Pass};
-use crate::tcp::Opened;
+use super::accepted_stream::AcceptedStream;
+use super::stream_filter::{FilterEntry, StreamFilter};
 
 /// A publisher sends its first packet at once; one that has not by then has fallen back to tcp.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -23,15 +23,15 @@ const EXPIRY_INTERVAL_MS: u64 = 100;
 /// A stream without a worker.
 #[derive(Debug)]
 struct Waiting {
-    opened: Opened,
-    pass: Pass,
+    opened: AcceptedStream,
+    filter_entry: FilterEntry,
     since: Instant,
 }
 
 /// Streams without a worker.
 #[derive(Debug)]
-pub struct Registry {
-    gate: Arc<dyn Gate>,
+pub struct PendingStreams {
+    filter: Arc<dyn StreamFilter>,
     waiting: Mutex<HashMap<StreamKey, Waiting>>,
     count: AtomicUsize,
     /// Streams that workers have.
@@ -43,12 +43,12 @@ pub struct Registry {
     next_expiry_ms: AtomicU64,
 }
 
-impl Registry {
-    /// For streams whose packets come through this gate.
+impl PendingStreams {
+    /// For streams whose packets come through this filter.
     #[must_use]
-    pub fn new(gate: Arc<dyn Gate>) -> Self {
+    pub fn new(filter: Arc<dyn StreamFilter>) -> Self {
         Self {
-            gate,
+            filter,
             waiting: Mutex::default(),
             count: AtomicUsize::new(0),
             adopted: AtomicUsize::new(0),
@@ -62,12 +62,12 @@ impl Registry {
     ///
     /// # Errors
     /// If the system gives no random numbers.
-    pub(crate) fn pass(&self, stream: u16) -> Result<Pass, getrandom::Error> {
-        Pass::draw(&self.gate, stream)
+    pub(crate) fn allow(&self, stream: u16) -> Result<FilterEntry, getrandom::Error> {
+        FilterEntry::draw(&self.filter, stream)
     }
 
     /// Leaves a stream to whoever gets its first packet.
-    pub(crate) fn leave(&self, pass: Pass, opened: Opened) {
+    pub(crate) fn insert(&self, filter_entry: FilterEntry, opened: AcceptedStream) {
         let mut waiting = lock(&self.waiting);
         if self.is_closed() {
             // The publisher sees its connection close, and asks again.
@@ -75,15 +75,15 @@ impl Registry {
         }
         let entry = Waiting {
             opened,
-            pass,
+            filter_entry,
             since: Instant::now(),
         };
-        waiting.insert(entry.pass.stream(), entry);
+        waiting.insert(entry.filter_entry.stream(), entry);
         self.count.store(waiting.len(), Ordering::Release);
     }
 
     /// Keys of a stream that waits, if its packets are authenticated: it is taken by no other packet.
-    pub(super) fn keys_of(&self, key: StreamKey) -> Option<Arc<PacketKeys>> {
+    pub(crate) fn keys_of(&self, key: StreamKey) -> Option<Arc<PacketKeys>> {
         if self.count.load(Ordering::Acquire) == 0 {
             return None;
         }
@@ -93,24 +93,28 @@ impl Registry {
 
     /// Takes a stream whose first packet came. Costs next to nothing while none waits, so that
     /// packets of unknown streams are no burden.
-    pub(super) fn take(&self, key: StreamKey) -> Option<(Opened, Pass)> {
+    pub(crate) fn claim(&self, key: StreamKey) -> Option<(AcceptedStream, FilterEntry)> {
         if self.count.load(Ordering::Acquire) == 0 {
             return None;
         }
         let mut waiting = lock(&self.waiting);
-        let Waiting { opened, pass, .. } = waiting.remove(&key)?;
+        let Waiting {
+            opened,
+            filter_entry,
+            ..
+        } = waiting.remove(&key)?;
         self.count.store(waiting.len(), Ordering::Release);
         self.adopted.fetch_add(1, Ordering::Relaxed);
-        Some((opened, pass))
+        Some((opened, filter_entry))
     }
 
-    pub(super) fn ended(&self) {
+    pub(crate) fn ended(&self) {
         self.adopted.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Drops streams that never sent a packet. Each worker calls this every millisecond and most calls
     /// do nothing, because peers may let thousands of streams wait.
-    pub(super) fn expire(&self) {
+    pub(crate) fn expire(&self) {
         if self.count.load(Ordering::Relaxed) == 0 {
             return;
         }

@@ -10,7 +10,7 @@ use zerocopy::IntoBytes;
 
 /// Replies of one connection. Bounded: one frame in flight, one ack or error behind it.
 #[derive(Debug, Default)]
-pub(crate) struct Outbox {
+pub(crate) struct ReplyQueue {
     /// The frame that is being sent, from `at` on.
     frame: Vec<u8>,
     at: usize,
@@ -21,7 +21,7 @@ pub(crate) struct Outbox {
     sealed: u64,
 }
 
-impl Outbox {
+impl ReplyQueue {
     /// Replies that carry tags if there are keys.
     pub(crate) fn new(keys: Option<Arc<PacketKeys>>) -> Self {
         Self {
@@ -113,15 +113,15 @@ mod tests {
     #[test]
     fn replies_carry_tags_in_order_where_there_are_keys() {
         let keys = Arc::new(PacketKeys::new(&[1; 32]));
-        let mut outbox = Outbox::new(Some(Arc::clone(&keys)));
+        let mut replies = ReplyQueue::new(Some(Arc::clone(&keys)));
         let mut peer = Narrow {
             taken: Vec::new(),
             room: 1000,
         };
-        outbox.ack(1, false);
-        assert!(outbox.flush(&mut peer).unwrap());
-        outbox.error(Fault::Shutdown, 3, "bye");
-        assert!(outbox.flush(&mut peer).unwrap());
+        replies.ack(1, false);
+        assert!(replies.flush(&mut peer).unwrap());
+        replies.error(Fault::Shutdown, 3, "bye");
+        assert!(replies.flush(&mut peer).unwrap());
         let (first, second) = peer.taken.split_at(REPLY_LEN + TAG_LEN);
         assert_eq!(second.len(), REPLY_LEN + TAG_LEN + 3);
         for (number, reply) in [(0, first), (1, second)] {
@@ -133,18 +133,18 @@ mod tests {
 
     #[test]
     fn acks_behind_a_half_sent_one_become_one() {
-        let mut outbox = Outbox::default();
+        let mut replies = ReplyQueue::default();
         let mut peer = Narrow {
             taken: Vec::new(),
             room: 5,
         };
-        outbox.ack(1, false);
-        assert!(!outbox.flush(&mut peer).unwrap());
-        outbox.ack(2, true);
-        outbox.ack(3, false);
-        outbox.error(Fault::Shutdown, 3, "bye");
+        replies.ack(1, false);
+        assert!(!replies.flush(&mut peer).unwrap());
+        replies.ack(2, true);
+        replies.ack(3, false);
+        replies.error(Fault::Shutdown, 3, "bye");
         peer.room = 1000;
-        assert!(outbox.flush(&mut peer).unwrap());
+        assert!(replies.flush(&mut peer).unwrap());
         let (first, rest) = peer.taken.split_at(REPLY_LEN);
         let parse = |bytes: &[u8]| Reply::read_from_prefix(bytes).unwrap().0.parse().unwrap();
         assert_eq!(

@@ -1,4 +1,4 @@
-//! What the tcp path counts: per process, per worker, per connection.
+//! What both paths count: per process, per worker, per stream.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 
-use super::buffers::Effective;
-use crate::claims::Claims;
-use crate::log_quota::LogQuota;
+use super::buffers::EffectiveBuffers;
+use crate::session::claims::Claims;
+use crate::session::log_quota::LogQuota;
 use penstock_runtime::poison::lock;
 use penstock_runtime::profile::{Stage, StageTimer};
 
@@ -136,7 +136,7 @@ pub struct ConnectionReport {
     pub stream: u32,
     /// Socket buffers.
     #[serde(flatten)]
-    pub buffers: Effective,
+    pub buffers: EffectiveBuffers,
     /// Batches committed.
     pub batches: u64,
     /// Message bytes committed, without framing.
@@ -145,7 +145,7 @@ pub struct ConnectionReport {
     pub ended: String,
 }
 
-/// What all threads of the path share.
+/// What all threads of both paths share.
 #[derive(Debug, Default)]
 pub struct Shared {
     /// Counters.
@@ -191,17 +191,6 @@ pub struct WorkerStats {
     pub eagain: u64,
     /// Times that the worker waited for sockets.
     pub polls: u64,
-}
-
-/// What a worker is doing.
-#[derive(Debug, Clone, Default)]
-pub struct WorkerSnapshot {
-    /// What it has done so far.
-    pub stats: WorkerStats,
-    /// Connections that it serves.
-    pub connections: usize,
-    /// Those of them that wait for room in the shared buffer.
-    pub blocked: usize,
 }
 
 impl WorkerStats {

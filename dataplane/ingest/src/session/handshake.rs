@@ -23,7 +23,7 @@ const LONGEST: usize = SEALED_HELLO_LEN;
 
 /// The bytes of a handshake as they come in.
 #[derive(Debug)]
-pub(crate) struct Greeting {
+pub(crate) struct ServerHandshake {
     buffer: [u8; LONGEST],
     filled: usize,
     /// Bytes up to the end of what is being received.
@@ -65,7 +65,7 @@ pub(crate) enum Step {
 
 /// The peer said something else than a good hello.
 #[derive(Debug, Error)]
-pub(crate) enum GreetingError {
+pub(crate) enum HandshakeError {
     #[error(transparent)]
     Hello(#[from] HelloError),
     #[error(transparent)]
@@ -84,7 +84,7 @@ pub(crate) enum GreetingError {
     Repeated(String),
 }
 
-impl GreetingError {
+impl HandshakeError {
     /// What to answer; nothing to a peer that would not understand it.
     pub(crate) fn refusal(&self) -> Option<Refusal> {
         match self {
@@ -117,7 +117,7 @@ impl GreetingError {
     }
 }
 
-impl Greeting {
+impl ServerHandshake {
     pub(crate) fn new() -> Self {
         Self {
             buffer: [0; LONGEST],
@@ -138,7 +138,7 @@ impl Greeting {
         &mut self,
         len: usize,
         grants: Option<&Grants>,
-    ) -> Result<Step, GreetingError> {
+    ) -> Result<Step, HandshakeError> {
         self.filled += len;
         if matches!(self.stage, Stage::Magic) {
             self.look_at_magic()?;
@@ -159,7 +159,7 @@ impl Greeting {
                 let hello = Hello::ref_from_bytes(&self.buffer[..HELLO_LEN]);
                 let (topic_len, request) = hello.expect("a hello is plain bytes").parse()?;
                 if grants.is_some() {
-                    return Err(GreetingError::KeyNeeded);
+                    return Err(HandshakeError::KeyNeeded);
                 }
                 (self.stage, self.end) = (Stage::Topic(request), HELLO_LEN + topic_len);
                 Ok(Step::More)
@@ -174,7 +174,7 @@ impl Greeting {
         }
     }
 
-    fn look_at_magic(&self) -> Result<(), GreetingError> {
+    fn look_at_magic(&self) -> Result<(), HandshakeError> {
         let so_far = &self.buffer[..self.filled];
         if Hello::may_start_with(so_far) || AuthInit::may_start_with(so_far) {
             return Ok(());
@@ -184,15 +184,15 @@ impl Greeting {
         Err(HelloError::Magic(first).into())
     }
 
-    fn answer_init(&mut self, grants: Option<&Grants>) -> Result<Step, GreetingError> {
+    fn answer_init(&mut self, grants: Option<&Grants>) -> Result<Step, HandshakeError> {
         let init = AuthInit::ref_from_bytes(&self.buffer[..AUTH_INIT_LEN]).expect("plain bytes");
-        let (_, id, _) = init.parse().map_err(GreetingError::Auth)?;
-        let grants = grants.ok_or(GreetingError::NoKeys)?;
+        let (_, id, _) = init.parse().map_err(HandshakeError::Auth)?;
+        let grants = grants.ok_or(HandshakeError::NoKeys)?;
         let (grant, key) = grants.find(id);
         let responded = respond(key, init);
-        let grant = grant.ok_or(GreetingError::UnknownKey)?;
+        let grant = grant.ok_or(HandshakeError::UnknownKey)?;
         let (channel, answer) =
-            responded.map_err(|_: Unproven| GreetingError::NotHeld(grant.name.clone()))?;
+            responded.map_err(|_: Unproven| HandshakeError::NotHeld(grant.name.clone()))?;
         self.stage = Stage::SealedHello(Box::new(Proven {
             channel,
             grant: Arc::clone(grant),
@@ -202,16 +202,16 @@ impl Greeting {
         Ok(Step::Say(answer.as_bytes().to_vec()))
     }
 
-    fn open_hello(&mut self, mut proven: Box<Proven>) -> Result<Step, GreetingError> {
+    fn open_hello(&mut self, mut proven: Box<Proven>) -> Result<Step, HandshakeError> {
         let Ok(opened) = proven.channel.open(&self.buffer[..SEALED_HELLO_LEN]) else {
-            return Err(GreetingError::Repeated(proven.grant.name.clone()));
+            return Err(HandshakeError::Repeated(proven.grant.name.clone()));
         };
         let question = SealedHello::ref_from_bytes(&opened).expect("it has this length");
         let parsed = question.parse();
         proven.packet_auth = matches!(parsed, Ok((_, _, true)));
         // From here on refusals are sealed as well.
         self.stage = Stage::Complete(Some(proven));
-        let (request, topic, _) = parsed.map_err(GreetingError::Auth)?;
+        let (request, topic, _) = parsed.map_err(HandshakeError::Auth)?;
         Ok(Step::Ask(request, topic.to_owned()))
     }
 
@@ -290,18 +290,18 @@ mod tests {
 
     /// Feeds bytes in pieces until something comes of them; returns how many were taken, and what.
     fn feed(
-        greeting: &mut Greeting,
+        handshake: &mut ServerHandshake,
         bytes: &[u8],
         grants: Option<&Grants>,
         mut piece: impl FnMut() -> usize,
-    ) -> (usize, Result<Step, GreetingError>) {
+    ) -> (usize, Result<Step, HandshakeError>) {
         let mut at = 0;
         while at < bytes.len() {
-            let wanted = greeting.wanted();
+            let wanted = handshake.wanted();
             let len = wanted.len().min(piece()).min(bytes.len() - at);
             wanted[..len].copy_from_slice(&bytes[at..at + len]);
             at += len;
-            match greeting.received(len, grants) {
+            match handshake.received(len, grants) {
                 Ok(Step::More) => {}
                 other => return (at, other),
             }
@@ -309,8 +309,8 @@ mod tests {
         (at, Ok(Step::More))
     }
 
-    fn whole(bytes: &[u8], grants: Option<&Grants>) -> Result<Step, GreetingError> {
-        feed(&mut Greeting::new(), bytes, grants, || usize::MAX).1
+    fn whole(bytes: &[u8], grants: Option<&Grants>) -> Result<Step, HandshakeError> {
+        feed(&mut ServerHandshake::new(), bytes, grants, || usize::MAX).1
     }
 
     /// Starts a handshake with a key and asks for a topic; returns the broker's end and the publisher's.
@@ -319,25 +319,25 @@ mod tests {
         key: &Key,
         topic: &str,
         mut piece: impl FnMut() -> usize,
-    ) -> (Greeting, Channel) {
-        let mut greeting = Greeting::new();
+    ) -> (ServerHandshake, Channel) {
+        let mut handshake = ServerHandshake::new();
         let (publisher, init) = Initiator::start(key).unwrap();
-        let (taken, said) = feed(&mut greeting, init.as_bytes(), Some(grants), &mut piece);
+        let (taken, said) = feed(&mut handshake, init.as_bytes(), Some(grants), &mut piece);
         let Ok(Step::Say(answer)) = said else {
             panic!("{said:?}")
         };
         assert_eq!((taken, answer.len()), (AUTH_INIT_LEN, AUTH_RESPONSE_LEN));
-        assert!(greeting.grant().is_none(), "not before it has proved it");
+        assert!(handshake.grant().is_none(), "not before it has proved it");
         let answer = AuthResponse::read_from_bytes(&answer).unwrap();
         let mut channel = publisher.finish(&answer).unwrap();
         let question = SealedHello::new(&request(), topic, false).unwrap();
         let mut bytes = channel.seal(question.as_bytes());
         let len = bytes.len();
         bytes.extend_from_slice(b"first frame");
-        let (taken, step) = feed(&mut greeting, &bytes, Some(grants), piece);
+        let (taken, step) = feed(&mut handshake, &bytes, Some(grants), piece);
         assert_eq!(taken, len);
         assert_eq!(step.unwrap(), Step::Ask(request(), topic.to_owned()));
-        (greeting, channel)
+        (handshake, channel)
     }
 
     proptest! {
@@ -347,7 +347,7 @@ mod tests {
             let len = bytes.len();
             bytes.extend_from_slice(b"first frame");
             let mut pieces = pieces.into_iter().cycle();
-            let (taken, step) = feed(&mut Greeting::new(), &bytes, None, || pieces.next().unwrap());
+            let (taken, step) = feed(&mut ServerHandshake::new(), &bytes, None, || pieces.next().unwrap());
             prop_assert_eq!(taken, len);
             prop_assert_eq!(step.unwrap(), Step::Ask(request(), topic));
         }
@@ -355,8 +355,8 @@ mod tests {
         #[test]
         fn so_it_does_with_a_key(topic in "[a-z]{1,128}", pieces in prop::collection::vec(1usize..60, 1..200)) {
             let mut pieces = pieces.into_iter().cycle();
-            let (greeting, _) = asked(&grants(), &key(1), &topic, || pieces.next().unwrap());
-            prop_assert_eq!(&greeting.grant().unwrap().name, "one");
+            let (handshake, _) = asked(&grants(), &key(1), &topic, || pieces.next().unwrap());
+            prop_assert_eq!(&handshake.grant().unwrap().name, "one");
         }
 
         #[test]
@@ -372,7 +372,12 @@ mod tests {
 
     #[test]
     fn garbage_is_told_by_its_first_byte() {
-        let (taken, step) = feed(&mut Greeting::new(), b"GET / HTTP/1.1\r\n", None, || 1);
+        let (taken, step) = feed(
+            &mut ServerHandshake::new(),
+            b"GET / HTTP/1.1\r\n",
+            None,
+            || 1,
+        );
         assert_eq!(taken, 1);
         let error = step.unwrap_err();
         assert!(error.refusal().is_none());
@@ -387,9 +392,9 @@ mod tests {
             let step = whole(&init.as_bytes()[..len], Some(&grants));
             assert_eq!(step.unwrap(), Step::More, "{len}");
         }
-        let mut greeting = Greeting::new();
+        let mut handshake = ServerHandshake::new();
         let (publisher, init) = Initiator::start(&key(1)).unwrap();
-        let Ok(Step::Say(answer)) = feed(&mut greeting, init.as_bytes(), Some(&grants), || 99).1
+        let Ok(Step::Say(answer)) = feed(&mut handshake, init.as_bytes(), Some(&grants), || 99).1
         else {
             panic!("no answer")
         };
@@ -397,8 +402,8 @@ mod tests {
         let mut channel = publisher.finish(&answer).unwrap();
         let question = channel.seal(SealedHello::new(&request(), "t", false).unwrap().as_bytes());
         let mut steps = question.iter().map(|byte| {
-            greeting.wanted()[0] = *byte;
-            greeting.received(1, Some(&grants)).unwrap()
+            handshake.wanted()[0] = *byte;
+            handshake.received(1, Some(&grants)).unwrap()
         });
         let before = steps.by_ref().take(question.len() - 1);
         assert!(before.into_iter().all(|step| step == Step::More));
@@ -410,13 +415,13 @@ mod tests {
         let grants = grants();
         let (_, unknown) = Initiator::start(&key(9)).unwrap();
         let unknown = whole(unknown.as_bytes(), Some(&grants)).unwrap_err();
-        assert!(matches!(unknown, GreetingError::UnknownKey), "{unknown:?}");
+        assert!(matches!(unknown, HandshakeError::UnknownKey), "{unknown:?}");
         // It saw the number of a key on the wire.
         let (_, other) = Initiator::start(&key(9)).unwrap();
         let mut bytes = other.as_bytes().to_vec();
         bytes[8..24].copy_from_slice(key(1).id());
         let not_held = whole(&bytes, Some(&grants)).unwrap_err();
-        assert!(matches!(&not_held, GreetingError::NotHeld(name) if name == "one"));
+        assert!(matches!(&not_held, HandshakeError::NotHeld(name) if name == "one"));
         // It recorded a whole handshake.
         let (publisher, init) = Initiator::start(&key(1)).unwrap();
         let (mut channel, _) = {
@@ -424,14 +429,14 @@ mod tests {
             (publisher.finish(&answer).unwrap(), ())
         };
         let question = channel.seal(SealedHello::new(&request(), "t", false).unwrap().as_bytes());
-        let mut greeting = Greeting::new();
-        let said = feed(&mut greeting, init.as_bytes(), Some(&grants), || 99).1;
+        let mut handshake = ServerHandshake::new();
+        let said = feed(&mut handshake, init.as_bytes(), Some(&grants), || 99).1;
         assert!(matches!(said, Ok(Step::Say(_))), "{said:?}");
-        let repeated = feed(&mut greeting, &question, Some(&grants), || 999)
+        let repeated = feed(&mut handshake, &question, Some(&grants), || 999)
             .1
             .unwrap_err();
         assert!(
-            matches!(repeated, GreetingError::Repeated(_)),
+            matches!(repeated, HandshakeError::Repeated(_)),
             "{repeated:?}"
         );
         for error in [&unknown, &not_held, &repeated] {
@@ -456,10 +461,13 @@ mod tests {
     #[test]
     fn answers_are_sealed_once_the_key_is_proved_and_not_before() {
         let refusal = Welcome::refuse(Refusal::Topic, "no more topics");
-        assert_eq!(Greeting::new().seal(refusal.clone(), [0; 32]), refusal);
-        let (mut greeting, mut channel) = asked(&grants(), &key(2), "t", || 999);
-        assert!(!greeting.grant().unwrap().permits("t"));
-        let sealed = greeting.seal(refusal, [0; 32]);
+        assert_eq!(
+            ServerHandshake::new().seal(refusal.clone(), [0; 32]),
+            refusal
+        );
+        let (mut handshake, mut channel) = asked(&grants(), &key(2), "t", || 999);
+        assert!(!handshake.grant().unwrap().permits("t"));
+        let sealed = handshake.seal(refusal, [0; 32]);
         let (reply, text) = sealed.split_at(SEALED_WELCOME_LEN);
         let reply = channel.open(reply).unwrap();
         let welcome = Welcome::read_from_prefix(&reply).unwrap().0;

@@ -1,0 +1,70 @@
+//! A stream after its handshake, and the queue in which a worker finds it.
+
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crossbeam_channel::{Receiver, Sender};
+use penstock_auth::PacketKeys;
+use penstock_runtime::poller::Poller;
+
+use super::admission::Admission;
+use super::buffers::EffectiveBuffers;
+
+/// A stream that the accept loop has opened.
+#[derive(Debug)]
+pub(crate) struct AcceptedStream {
+    pub(crate) socket: TcpStream,
+    pub(crate) peer: SocketAddr,
+    pub(crate) buffers: EffectiveBuffers,
+    pub(crate) admission: Admission,
+    /// Of its packets, over xdp, if they are authenticated.
+    pub(crate) keys: Option<Arc<PacketKeys>>,
+}
+
+/// The queue of streams for one worker.
+#[derive(Debug, Clone)]
+pub struct StreamQueue {
+    sender: Sender<AcceptedStream>,
+    poller: Arc<Poller>,
+    load: Load,
+}
+
+/// Number of streams that a worker has or is about to get.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Load(Arc<AtomicUsize>);
+
+impl Load {
+    /// The worker has one stream less.
+    pub(crate) fn decrease(&self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl StreamQueue {
+    /// A queue whose worker waits with `poller`.
+    pub(crate) fn new(poller: Arc<Poller>) -> (Self, Receiver<AcceptedStream>, Load) {
+        let (sender, receiver) = crossbeam_channel::unbounded();
+        let load = Load::default();
+        let queue = Self {
+            sender,
+            poller,
+            load: load.clone(),
+        };
+        (queue, receiver, load)
+    }
+
+    pub(crate) fn load(&self) -> usize {
+        self.load.0.load(Ordering::Relaxed)
+    }
+
+    /// Queues a stream and wakes the worker.
+    pub(crate) fn push(&self, stream: AcceptedStream) -> io::Result<()> {
+        self.load.0.fetch_add(1, Ordering::Relaxed);
+        if self.sender.send(stream).is_err() {
+            return Err(io::Error::other("the worker has ended"));
+        }
+        self.poller.notify()
+    }
+}

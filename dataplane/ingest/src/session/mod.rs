@@ -1,0 +1,30 @@
+//! What both paths share: a publisher's connection from accept to an admitted stream, what it may take of the
+//! broker, and what is counted.
+//!
+//! [`listen`] opens the listening socket; the [`Acceptor`] applies [`buffers`] to every accepted socket and
+//! speaks the handshake. Payload over tcp goes on in the queue of a worker, payload over xdp waits as a
+//! pending stream for its first packet.
+
+pub(crate) mod accepted_stream;
+mod acceptor;
+pub mod admission;
+pub mod buffers;
+pub mod claims;
+pub(crate) mod handshake;
+mod log_quota;
+pub mod peer;
+pub(crate) mod pending_streams;
+pub mod permits;
+pub(crate) mod reply_queue;
+pub mod shares;
+pub(crate) mod stats;
+pub(crate) mod stream_filter;
+
+pub use accepted_stream::StreamQueue;
+pub use acceptor::{Acceptor, DatagramPath, Limits, listen};
+pub use pending_streams::PendingStreams;
+pub use stats::{ConnectionReport, Counters, PathStage, Shared, WorkerStats};
+pub use stream_filter::StreamFilter;
+
+/// Bytes of batches that a stream over xdp may send before the first ACK.
+pub const FIRST_CREDIT: u64 = 64 << 10;
