@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use penstock_ebpf::Mode;
 use penstock_nic::{
-    Change, Choice, DIRECTORY, Facts, Fitness, Kind, Link, RequestedBuffers, Reverse, Step, Sysfs,
-    Taken, Undo, Unfit, Watch, choose, fitness, quote,
+    Change, Choice, DIRECTORY, Facts, Fitness, Kind, Link, Reverse, Step, Sysfs, Taken, Undo,
+    Unfit, Wanted, Watch, choose, fitness, quote,
 };
 use penstock_process::child;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -314,14 +314,14 @@ fn be_patient() -> Result<()> {
     Ok(())
 }
 
-fn wanted(config: &xdp::Config, mode: Mode, facts: &Facts, listen: SocketAddr) -> RequestedBuffers {
+fn wanted(config: &xdp::Config, mode: Mode, facts: &Facts, listen: SocketAddr) -> Wanted {
     // Opening the path reports a missing interface; the interface may also be down.
     let seen = Watch::new(facts.index).and_then(|mut watch| watch.look());
     let addresses = served(listen.ip(), &seen.unwrap_or_default());
     // Every interface has a link-local address; publishers use another.
     let is_v6 = |address: &IpAddr| matches!(address, IpAddr::V6(v6) if !v6.is_unicast_link_local());
     let queues = config.queues.as_ref();
-    RequestedBuffers {
+    Wanted {
         queues: queues.map(|queues| queues.iter().map(|queue| *queue as u32).collect()),
         workers: config.workers as u32,
         port: listen.port(),

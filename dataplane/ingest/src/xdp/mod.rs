@@ -5,6 +5,9 @@
 //! stream, and what goes wrong. Its payload comes to a [`Port`](penstock_xsk::Port), one for each receive
 //! queue; a [`Worker`] drives ports and, for each stream, the receiving end of [`penstock_transport`].
 
+mod ack_route;
+mod close_reason;
+mod control_connection;
 mod key_hasher;
 mod stats;
 mod stream;

@@ -2,23 +2,22 @@
 //! acks and the end of the stream are told. Owns no loop and never blocks.
 
 use std::collections::VecDeque;
-use std::io::{self, Read};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use penstock_auth::PacketKeys;
 use penstock_log::{Commit, Reservation, Writer};
 use penstock_transport::{ArrivalOrder, DropReason, Limits, OpenBatch, Receiver};
-use penstock_wire::batch::{self, Frame, HEADER_LEN, Header};
+use penstock_wire::batch;
 use penstock_wire::message;
-use penstock_wire::packet::{
-    BatchInfo, Chunk, Content, Data, Feedback, MAX_ACK_LEN, StreamKey, TAG_LEN,
-};
+use penstock_wire::packet::{BatchInfo, Chunk, Content, Data, Feedback, MAX_ACK_LEN, StreamKey};
 use penstock_wire::reply::Fault;
-use penstock_xsk::frame::{Datagram, Headers};
-use zerocopy::FromBytes;
+use penstock_xsk::frame::Datagram;
 
+use super::ack_route::AckRoute;
+use super::close_reason::CloseReason;
+use super::control_connection::ControlConnection;
 use super::stats::XdpStats;
 use crate::session::accepted_stream::AcceptedStream;
 use crate::session::admission::{Admission, REVOKED};
@@ -26,7 +25,6 @@ use crate::session::buffers::EffectiveBuffers;
 use crate::session::claims::{
     self, Claimant, Claims, MemoryCharge, RingClaim, Spill, Turn as Claim, Waiting,
 };
-use crate::session::reply_queue::ReplyQueue;
 use crate::session::stats::{ConnectionReport, PathStage, WorkerStats};
 use crate::session::stream_filter::FilterEntry;
 
@@ -70,16 +68,6 @@ impl Room {
     }
 }
 
-/// Why a stream ends.
-#[derive(Debug)]
-pub(super) enum CloseReason {
-    Completed,
-    Closed,
-    Superseded,
-    Fault(Fault, String),
-    Io(io::Error),
-}
-
 /// What a worker lends to the stream that it drives.
 pub(super) struct Context<'a> {
     pub(super) writer: &'a mut Writer,
@@ -113,7 +101,7 @@ pub(super) struct Reclaimable {
 #[derive(Debug)]
 pub(super) struct Stream {
     filter_entry: FilterEntry,
-    pub(super) control: TcpStream,
+    pub(super) control: ControlConnection,
     peer: SocketAddr,
     buffers: EffectiveBuffers,
     pub(super) admission: Admission,
@@ -137,7 +125,7 @@ pub(super) struct Stream {
     overdue_at: u64,
     /// Since when a batch must leave the ring but gets no memory.
     evicted: Option<u64>,
-    /// If its packets are authenticated; and how many ACKs were.
+    /// Keys of its packets, if they are authenticated; and how many ACKs were.
     pub(super) keys: Option<Arc<PacketKeys>>,
     acks: u64,
     /// Complete batches that wait for room in the ring.
@@ -147,28 +135,16 @@ pub(super) struct Stream {
     /// Batches that readers see; with index in the log and number of those that they do not yet.
     visible: u64,
     unseen: Option<(u64, u64)>,
-    /// Where ACKs go, known once a packet arrived from the publisher's host, and the port that it
-    /// arrived on.
-    pub(super) back: Option<Headers>,
-    pub(super) port: usize,
-    /// The host that ACKs go to: the peer of the control connection, whose address is validated.
-    host: IpAddr,
-    /// Where the newest packet came from, if that was somewhere else.
-    elsewhere: Option<Headers>,
+    /// Where ACKs go.
+    pub(super) route: AckRoute,
     /// When its last packet came.
     heard_at: u64,
     unacked: u32,
     /// When an ack is due at the latest.
     ack_due: Option<u64>,
     told: u64,
-    /// Whether the control connection may be readable.
-    control_ready: bool,
-    /// The end frame and its tag.
-    header: [u8; HEADER_LEN + TAG_LEN],
-    header_filled: usize,
     /// Batches that the publisher says the stream has.
     end: Option<u64>,
-    replies: ReplyQueue,
     batches: u64,
     /// How many there were at the last check for overdue batches.
     batches_before: u64,
@@ -197,10 +173,9 @@ impl Stream {
             window,
         };
         let key = filter_entry.stream();
-        let replies = ReplyQueue::new(keys.clone());
         Self {
             filter_entry,
-            control: socket,
+            control: ControlConnection::new(socket, keys.clone()),
             peer,
             buffers,
             keys,
@@ -221,19 +196,12 @@ impl Stream {
             committed: first,
             visible: first,
             unseen: None,
-            back: None,
-            port,
-            host: peer.ip().to_canonical(),
-            elsewhere: None,
+            route: AckRoute::new(peer.ip(), port),
             heard_at: now,
             unacked: 0,
             ack_due: None,
             told: first,
-            control_ready: true,
-            header: [0; HEADER_LEN + TAG_LEN],
-            header_filled: 0,
             end: None,
-            replies,
             batches: 0,
             batches_before: 0,
             payload_bytes: 0,
@@ -254,18 +222,8 @@ impl Stream {
         self.receiver.is_newest(packet)
     }
 
-    /// Records the source of the newest packet. Returns false if it came from a host other than the
-    /// publisher's: the packet is placed, but not acknowledged.
-    ///
-    /// Anyone can open a stream and send its packets with a spoofed source address; ACKs are larger
-    /// than such packets (RFC 9000 section 8). So ACKs go only to the peer of the control connection;
-    /// only its port is learned from packets.
-    ///
-    /// The port may change when a NAT drops its mapping. ACKs follow after the second packet in a row
-    /// from the new port: the checksum does not cover addresses, so one damaged packet must not
-    /// redirect them. Packets repeated from elsewhere do not redirect them either, because they are not
-    /// the newest (RFC 9000 section 9.3).
-    pub(super) fn heard(
+    /// Records the source of the newest packet; see [`AckRoute::update_source`].
+    pub(super) fn update_source(
         &mut self,
         now: u64,
         port: usize,
@@ -273,26 +231,7 @@ impl Stream {
         datagram: &Datagram,
     ) -> bool {
         self.heard_at = now;
-        let known = self.back.as_ref();
-        if known.is_some_and(|back| back.leads_back(frame, datagram)) {
-            self.port = port;
-            self.elsewhere = None;
-            return true;
-        }
-        let back = Headers::back(frame, datagram);
-        if back.peer().ip() != self.host {
-            return false;
-        }
-        self.port = port;
-        let is_second = self.elsewhere.as_ref() == Some(&back);
-        match &self.back {
-            Some(_) if !is_second => self.elsewhere = Some(back),
-            _ => {
-                self.elsewhere = None;
-                self.back = Some(back);
-            }
-        }
-        true
+        self.route.update_source(port, frame, datagram)
     }
 
     /// A packet that only asks for an ack.
@@ -339,7 +278,7 @@ impl Stream {
         let (Some(reservation), None) = (&room.reservation, &room.spill) else {
             return None;
         };
-        if !self.back.as_ref()?.leads_back(frame, datagram) {
+        if !self.route.matches_sender(frame, datagram) {
             return None;
         }
         let (mut sum, mut at) = (header.sum_before_payload(), chunk.offset);
@@ -351,7 +290,8 @@ impl Stream {
             return Some(false);
         }
         self.receiver.placed_next(cx.now, packet, len);
-        (self.heard_at, self.port, self.elsewhere) = (cx.now, port, None);
+        self.heard_at = cx.now;
+        self.route.confirm(port);
         if let Some(pause) = received.pause {
             cx.xdp.note_pause(pause);
         }
@@ -640,18 +580,18 @@ impl Stream {
         }
         self.ack_due = None;
         self.unacked = 0;
-        let back = self.back.as_ref()?;
+        let template = self.route.template()?;
         self.receiver.feedback(now, self.is_blocked(), feedback);
         feedback.committed = self.visible;
         self.told = self.visible;
-        let headers = back.len();
+        let headers = template.len();
         let (head, rest) = frame.split_at_mut(headers);
         let mut len = feedback.write(&mut rest[..MAX_ACK_LEN]);
         if let Some(keys) = &self.keys {
             self.acks += 1;
             len = keys.seal_ack(self.acks, rest, len);
         }
-        back.write(head, &[&rest[..len]]);
+        template.write(head, &[&rest[..len]]);
         Some(headers + len)
     }
 
@@ -700,15 +640,8 @@ impl Stream {
             self.leave_ring(cx, Leaves::Old)?;
         }
         self.commit(cx)?;
-        if self.control_ready {
-            self.control(cx)?;
-        }
-        self.end()
-    }
-
-    /// The control connection has something, or has ended.
-    pub(super) fn control_ready(&mut self) {
-        self.control_ready = true;
+        self.read_control(cx)?;
+        self.answer_end()
     }
 
     /// Frees the memory that a burst needed once no batch has come for a while.
@@ -833,69 +766,32 @@ impl Stream {
     }
 
     /// Takes what the publisher says over the control connection.
-    fn control(&mut self, cx: &mut Context<'_>) -> Result<(), CloseReason> {
-        let len = match self.keys {
-            Some(_) => HEADER_LEN + TAG_LEN,
-            None => HEADER_LEN,
-        };
-        loop {
-            cx.xdp.control_reads += 1;
-            match (&self.control).read(&mut self.header[self.header_filled..len]) {
-                Ok(0) => return Err(CloseReason::Closed),
-                Ok(got) => self.header_filled += got,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.control_ready = false;
-                    return Ok(());
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(CloseReason::Io(error)),
-            }
-            if self.header_filled < len {
-                continue;
-            }
-            self.header_filled = 0;
-            if let Some(keys) = &self.keys {
-                let (header, tag) = self.header.split_at(HEADER_LEN);
-                let tag = tag.try_into().expect("the length matches");
-                // There is only one frame.
-                if !keys.verify_frame(0, tag, &[header]) {
-                    let text =
-                        "the end frame has an invalid tag: it was changed on the path".to_owned();
-                    return Err(CloseReason::Fault(Fault::Authentication, text));
-                }
-            }
-            let header = Header::read_from_prefix(&self.header)
-                .expect("the length matches")
-                .0;
-            match header.parse(self.admission.max_payload) {
-                Ok(Frame::End { batches }) if batches >= self.committed => self.end = Some(batches),
-                _ => {
-                    let text =
-                        "only the end of the stream is said over the control connection".to_owned();
-                    return Err(CloseReason::Fault(Fault::Protocol, text));
-                }
+    fn read_control(&mut self, cx: &mut Context<'_>) -> Result<(), CloseReason> {
+        while self.control.is_ready() {
+            match self.control.read_end(&mut cx.xdp.control_reads)? {
+                Some(batches) if batches < self.committed => return Err(CloseReason::not_the_end()),
+                Some(batches) => self.end = Some(batches),
+                None => {}
             }
         }
+        Ok(())
     }
 
     /// Answers the end of the stream once all of it is visible.
-    fn end(&mut self) -> Result<(), CloseReason> {
-        if self.end == Some(self.visible) {
-            self.replies.ack(self.visible, false);
-            self.end = None;
-            // The few bytes fit in the socket's buffer, or the peer is gone.
-            self.replies.flush(&self.control).map_err(CloseReason::Io)?;
-            return Err(CloseReason::Completed);
+    fn answer_end(&mut self) -> Result<(), CloseReason> {
+        if self.end != Some(self.visible) {
+            return Ok(());
         }
-        Ok(())
+        self.end = None;
+        let answered = self.control.complete(self.visible);
+        answered.map_err(CloseReason::Io)?;
+        Err(CloseReason::Completed)
     }
 
     /// Gives back what the stream holds, tells the publisher what it does not know, and sums up.
     pub(super) fn finish(mut self, writer: &mut Writer, ending: &CloseReason) -> ConnectionReport {
         if let CloseReason::Fault(fault, text) = ending {
-            self.replies.error(*fault, self.visible, text);
-            // Best effort: the peer sees the connection close in any case.
-            let _ = self.replies.flush(&self.control);
+            self.control.fail(*fault, self.visible, text);
         }
         for OpenBatch { received, room, .. } in self.receiver.open_batches() {
             if let Some(claim) = room.claim.take() {
@@ -922,18 +818,6 @@ impl Stream {
             batches: self.batches,
             payload_bytes: self.payload_bytes,
             ended: ending.to_string(),
-        }
-    }
-}
-
-impl std::fmt::Display for CloseReason {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Completed => f.write_str("completed"),
-            Self::Closed => f.write_str("closed by the publisher without an end frame"),
-            Self::Superseded => f.write_str("the publisher continues over another connection"),
-            Self::Fault(_, text) => f.write_str(text),
-            Self::Io(error) => error.fmt(f),
         }
     }
 }

@@ -13,7 +13,7 @@ use penstock_wire::packet::{Data, StreamKey};
 use penstock_xsk::{Endpoint, Headers, prefetch};
 use zerocopy::IntoBytes;
 
-use super::{Polling, State, Worker, WorkerConfig};
+use super::{Polling, Worker, WorkerConfig};
 use crate::session::accepted_stream::AcceptedStream;
 use crate::session::admission::{Admission, StreamState};
 use crate::session::buffers::{RcvbufOn, RequestedBuffers};
@@ -119,7 +119,7 @@ impl SocketlessWorker {
         };
         let filter_entry = FilterEntry::of(&self.filter, key).expect("the filter is open");
         self.worker
-            .state
+            .table
             .pending_streams
             .insert(filter_entry, opened);
         self.controls.push(control);
@@ -130,21 +130,21 @@ impl SocketlessWorker {
     /// many ACKs that made.
     #[inline(never)]
     pub fn receive(&mut self, frames: &[&[u8]]) -> u64 {
-        let state: &mut State = &mut self.worker.state;
-        let acks = state.xdp.acks;
-        let now = state.now();
+        let table = &mut self.worker.table;
+        let acks = table.xdp.acks;
+        let now = table.now();
         for (index, frame) in frames.iter().enumerate() {
             if let Some(later) = frames.get(index + prefetch::AHEAD) {
                 prefetch::frame(later);
             }
-            state.datagram(0, &[frame], now);
+            table.datagram(0, &[frame], now);
         }
-        let now = state.now();
-        state.commit_touched(now);
-        state.write_acks(now, |_, frame| {
+        let now = table.now();
+        table.commit_dirty(now);
+        table.write_acks(now, |_, frame| {
             std::hint::black_box(frame);
         });
-        state.xdp.acks - acks
+        table.xdp.acks - acks
     }
 
     /// What a worker does now and then, as if this much time had passed. Its clock stays, so packets may not
@@ -153,14 +153,14 @@ impl SocketlessWorker {
     /// # Errors
     /// If the kernel does not answer for the control connections.
     pub fn tick(&mut self, after: Duration) -> io::Result<()> {
-        let now = self.worker.state.now() + after.as_nanos() as u64;
+        let now = self.worker.table.now() + after.as_nanos() as u64;
         self.worker.tick(now)
     }
 
     /// Packets whose payload was placed.
     #[must_use]
     pub fn placed(&self) -> u64 {
-        self.worker.state.xdp.placed
+        self.worker.table.xdp.placed
     }
 }
 

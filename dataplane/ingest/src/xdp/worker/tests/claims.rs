@@ -33,8 +33,8 @@ fn part(from: u8, key: StreamKey, packet: u64, seq: u64, offset: u32, bytes: &[u
 impl Bench {
     /// Processes a frame at a given time of the worker's clock, and then ticks.
     fn take_at(&mut self, now: u64, frame: &[u8]) {
-        self.worker.state.datagram(0, &[frame], now);
-        self.worker.state.commit_touched(now);
+        self.worker.table.datagram(0, &[frame], now);
+        self.worker.table.commit_dirty(now);
     }
 
     fn tick_at(&mut self, now: u64) {
@@ -42,7 +42,7 @@ impl Bench {
     }
 
     fn open_streams(&self) -> usize {
-        self.worker.state.by_key.len()
+        self.worker.table.by_key.len()
     }
 
     /// Publishes whole batches from another host, some time apart; panics if one is not committed.
@@ -61,11 +61,11 @@ impl Bench {
                     break;
                 }
             }
-            let xdp = &self.worker.state.xdp;
+            let xdp = &self.worker.table.xdp;
             assert_eq!(self.log.info().batches, before + 1, "batch {seq}: {xdp:?}");
             // Give credit for more.
-            let number = self.worker.state.by_key[&control.key];
-            let stream = &mut self.worker.state.streams[number].as_mut().unwrap().stream;
+            let number = self.worker.table.by_key[&control.key];
+            let stream = &mut self.worker.table.streams[number].as_mut().unwrap().stream;
             let mut feedback = Feedback::new(control.key);
             assert!(stream.ack(*now, &mut feedback, &mut [0; 2048]).is_some());
         }
@@ -104,7 +104,7 @@ fn claims_take_what_arrived_and_hold_up_nobody() {
             bench.take_at(now, &part(66, key(number), seq, seq, seq as u32, b"x"));
         }
     }
-    let claims = bench.worker.state.shared.claims.clone();
+    let claims = bench.worker.table.shared.claims.clone();
     let held = claims.memory_held();
     assert!(held <= 300 * 4096, "{held} bytes for 300 that arrived");
     assert!(
@@ -152,7 +152,7 @@ fn neither_pings_nor_single_bytes_put_the_end_of_a_batch_off() {
     bench.take_at(now, &part(PUBLISHER, KEY, 100, 0, 31, b"x"));
     bench.tick_at(now);
     assert_eq!(bench.open_streams(), 0);
-    let counters = &bench.worker.state.shared.counters;
+    let counters = &bench.worker.table.shared.counters;
     assert_eq!(counters.stalled.load(Ordering::Relaxed), 1);
 }
 
@@ -195,7 +195,7 @@ fn memory_that_slow_batches_have_goes_to_those_that_have_less() {
     // Streams of three hosts fill all of the memory with batches that lack one byte.
     let mut controls = Vec::new();
     let mut number = 10;
-    let claims = bench.worker.state.shared.claims.clone();
+    let claims = bench.worker.table.shared.claims.clone();
     for host in [66, 67, 68] {
         for _ in 0..160 {
             number += 1;
@@ -226,7 +226,7 @@ fn memory_that_slow_batches_have_goes_to_those_that_have_less() {
 #[test]
 fn accounts_of_open_batches_are_charged() {
     let mut bench = Bench::new();
-    let claims = bench.worker.state.shared.claims.clone();
+    let claims = bench.worker.table.shared.claims.clone();
     // Two-byte batches of which one byte arrives, as many as may be open.
     for seq in 0..1024u64 {
         let batch = BatchInfo {

@@ -77,8 +77,8 @@ impl Stopped {
 
 impl Bench {
     fn deliver(&mut self, now: u64, frame: &[u8]) {
-        self.worker.state.datagram(0, &[frame], now);
-        self.worker.state.commit_touched(now);
+        self.worker.table.datagram(0, &[frame], now);
+        self.worker.table.commit_dirty(now);
     }
 
     fn look(&mut self, now: u64) {
@@ -86,13 +86,13 @@ impl Bench {
     }
 
     fn is_open(&self, key: StreamKey) -> bool {
-        self.worker.state.by_key.contains_key(&key)
+        self.worker.table.by_key.contains_key(&key)
     }
 
     /// What the publisher of a stream is told now, if anything is due.
     fn answer(&mut self, key: StreamKey, now: u64) -> Option<Feedback> {
-        let number = self.worker.state.by_key[&key];
-        let stream = &mut self.worker.state.streams[number].as_mut().unwrap().stream;
+        let number = self.worker.table.by_key[&key];
+        let stream = &mut self.worker.table.streams[number].as_mut().unwrap().stream;
         let mut feedback = Feedback::new(key);
         let len = stream.ack(now, &mut feedback, &mut [0; 2048]);
         len.map(|_| feedback)
@@ -134,9 +134,9 @@ impl Large {
             &bytes,
         );
         self.packet += 1;
-        let before = bench.worker.state.xdp.placed;
+        let before = bench.worker.table.xdp.placed;
         bench.deliver(now, &frame(PUBLISHER, &header, &bytes));
-        let is_placed = bench.worker.state.xdp.placed > before;
+        let is_placed = bench.worker.table.xdp.placed > before;
         if is_placed {
             self.missing.remove(0);
         }
@@ -170,7 +170,7 @@ fn large_batches_wait_for_a_reader_beyond_the_memory_there_is() {
     while send_all(&mut publishers, bench, now) {
         now += MILLISECOND;
     }
-    assert!(bench.worker.state.xdp.no_memory > 0);
+    assert!(bench.worker.table.xdp.no_memory > 0);
     assert!(publishers.iter().all(|p| !p.missing.is_empty()));
     // Far longer than any batch may take, while they send again what was dropped.
     for _ in 0..1000 {
@@ -186,9 +186,9 @@ fn large_batches_wait_for_a_reader_beyond_the_memory_there_is() {
     // They are told to wait, also in answer to what is dropped.
     for publisher in &mut publishers {
         publisher.send(bench, now);
-        let told = bench.worker.state.by_key[&publisher.key];
+        let told = bench.worker.table.by_key[&publisher.key];
         assert!(
-            bench.worker.state.streams[told]
+            bench.worker.table.streams[told]
                 .as_ref()
                 .unwrap()
                 .stream
@@ -342,7 +342,7 @@ fn a_batch_that_holds_up_the_ring_leaves_it_though_its_stream_waits() {
         frame(PUBLISHER, &header, bytes)
     };
     bench.deliver(now, &first(1, 0, &payload[..4]));
-    assert_eq!(bench.worker.state.xdp.aside, 1);
+    assert_eq!(bench.worker.table.xdp.aside, 1);
     // At this very moment the ring goes round until it is held up.
     let mut packet = 0;
     let mut seq = 0;

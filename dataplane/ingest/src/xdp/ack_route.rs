@@ -1,0 +1,83 @@
+//! Where a stream's ACKs go: to the publisher's host only, whatever packets claim.
+
+use std::net::IpAddr;
+
+use penstock_xsk::frame::{Datagram, Headers};
+
+/// Destination of a stream's ACKs, learned from its packets.
+///
+/// Anyone can open a stream and send its packets with a spoofed source address; ACKs are larger than such
+/// packets (RFC 9000 section 8). So ACKs go only to the peer of the control connection; only its port is
+/// learned from packets.
+#[derive(Debug)]
+pub(super) struct AckRoute {
+    /// Headers of an ACK, known once a packet arrived from the publisher's host.
+    template: Option<Headers>,
+    /// Port on which that packet arrived.
+    port: usize,
+    /// Peer of the control connection, whose address is validated.
+    host: IpAddr,
+    /// Source of the newest packet, if it differs from the one before.
+    candidate: Option<Headers>,
+}
+
+impl AckRoute {
+    pub(super) fn new(host: IpAddr, port: usize) -> Self {
+        Self {
+            template: None,
+            port,
+            host: host.to_canonical(),
+            candidate: None,
+        }
+    }
+
+    /// The port that ACKs leave by.
+    pub(super) fn port(&self) -> usize {
+        self.port
+    }
+
+    /// Headers of an ACK; none before a packet arrived from the publisher's host.
+    pub(super) fn template(&self) -> Option<&Headers> {
+        self.template.as_ref()
+    }
+
+    /// Whether a packet came from where ACKs go.
+    pub(super) fn matches_sender(&self, frame: &[u8], datagram: &Datagram) -> bool {
+        let template = self.template.as_ref();
+        template.is_some_and(|template| template.leads_back(frame, datagram))
+    }
+
+    /// The newest packet came from where ACKs go, on this port.
+    pub(super) fn confirm(&mut self, port: usize) {
+        self.port = port;
+        self.candidate = None;
+    }
+
+    /// Records the source of the newest packet. Returns false if it came from a host other than the
+    /// publisher's: the packet is placed, but not acknowledged.
+    ///
+    /// The port may change when a NAT drops its mapping. ACKs follow after the second packet in a row
+    /// from the new port: the checksum does not cover addresses, so one damaged packet must not
+    /// redirect them. Packets repeated from elsewhere do not redirect them either, because they are not
+    /// the newest (RFC 9000 section 9.3).
+    pub(super) fn update_source(&mut self, port: usize, frame: &[u8], datagram: &Datagram) -> bool {
+        if self.matches_sender(frame, datagram) {
+            self.confirm(port);
+            return true;
+        }
+        let source = Headers::back(frame, datagram);
+        if source.peer().ip() != self.host {
+            return false;
+        }
+        self.port = port;
+        let is_second = self.candidate.as_ref() == Some(&source);
+        match &self.template {
+            Some(_) if !is_second => self.candidate = Some(source),
+            _ => {
+                self.candidate = None;
+                self.template = Some(source);
+            }
+        }
+        true
+    }
+}
