@@ -12,10 +12,11 @@ pub const MAX_TOTAL: u64 = 1 << 60;
 /// What the links of a testbed offload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[allow(missing_docs, reason = "clap would show it as help")]
 pub enum Profile {
-    /// None: every packet costs what it would on a wire.
+    // None: every packet costs what it would on a wire.
     Wire,
-    /// Segmentation, by the kernel or a network card.
+    // Segmentation, by the kernel or a network card.
     Offload,
 }
 
@@ -36,12 +37,13 @@ impl Profile {
 
 /// Path that payload takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs, reason = "clap would show it as help")]
 pub enum Mode {
-    /// TCP.
+    // TCP.
     Tcp,
-    /// AF_XDP.
+    // AF_XDP.
     Xdp,
-    /// AF_XDP, or TCP where that is impossible.
+    // AF_XDP, or TCP where that is impossible.
     Auto,
 }
 
@@ -59,10 +61,11 @@ impl Mode {
 /// How an interface runs the XDP program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[allow(missing_docs, reason = "clap would show it as help")]
 pub enum XdpMode {
-    /// In the driver.
+    // In the driver.
     Native,
-    /// After the driver, on the kernel's packet buffers.
+    // After the driver, on the kernel's packet buffers.
     Generic,
 }
 
