@@ -9,13 +9,13 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use penstock_wire::crc32c::Joiner;
 
 #[allow(dead_code, unused_imports)]
-#[path = "../src/open_batch.rs"]
+#[path = "../src/batch/open_batch.rs"]
 mod open_batch;
 #[allow(dead_code, unused_imports)]
-#[path = "../src/payload.rs"]
+#[path = "../src/batch/payload.rs"]
 mod payload;
 #[allow(dead_code, unused_imports)]
-#[path = "../src/udp.rs"]
+#[path = "../src/net/udp.rs"]
 mod udp;
 
 use open_batch::{Appender, Extent};

@@ -9,8 +9,16 @@ use penstock_wire::handshake::{BadTopic, Refusal, WelcomeError};
 use penstock_wire::reply::InvalidReply;
 use thiserror::Error;
 
-use crate::af_xdp::TransmitError;
-use crate::window::AckError;
+use crate::net::af_xdp::TransmitError;
+
+/// An ack that cannot be: it goes back, or beyond what was sent.
+#[derive(Debug, Error, PartialEq, Eq, Clone, Copy)]
+#[error("acknowledges {committed} batches, but {acked} were acknowledged and {sent} sent")]
+pub struct AckError {
+    pub(crate) committed: u64,
+    pub(crate) acked: u64,
+    pub(crate) sent: u64,
+}
 
 /// An error of a publisher. Messages that were acknowledged before it are in the brokers' logs.
 #[derive(Debug, Error)]

@@ -28,18 +28,18 @@ pub struct AckLatency {
     pub count: u64,
 }
 
-/// Waits of batches, of one stream or of several.
+/// AckLatencyHistogram of batches, of one stream or of several.
 #[derive(Debug, Clone)]
-pub(crate) struct Waits(Histogram<u32>);
+pub(crate) struct AckLatencyHistogram(Histogram<u32>);
 
-impl Default for Waits {
+impl Default for AckLatencyHistogram {
     fn default() -> Self {
         let histogram = Histogram::new_with_bounds(FINEST, LONGEST, DIGITS);
         Self(histogram.expect("bounds and digits are in the crate's ranges"))
     }
 }
 
-impl Waits {
+impl AckLatencyHistogram {
     pub(crate) fn record(&mut self, nanoseconds: u64) {
         self.0.saturating_record(nanoseconds);
     }
@@ -67,7 +67,7 @@ impl Waits {
 pub(crate) struct Stopwatch {
     /// When each was sealed, oldest first.
     sealed: VecDeque<Tick>,
-    pub(crate) waits: Waits,
+    pub(crate) waits: AckLatencyHistogram,
 }
 
 impl Stopwatch {
@@ -75,7 +75,7 @@ impl Stopwatch {
     pub(crate) fn new(in_flight: usize) -> Self {
         Self {
             sealed: VecDeque::with_capacity(in_flight),
-            waits: Waits::default(),
+            waits: AckLatencyHistogram::default(),
         }
     }
 
@@ -104,7 +104,7 @@ mod tests {
 
     #[test]
     fn quantiles_are_those_of_what_was_recorded() {
-        let mut waits = Waits::default();
+        let mut waits = AckLatencyHistogram::default();
         assert_eq!(waits.sum_up(), None);
         for microseconds in 1..=1000 {
             waits.record(microseconds * 1000);
@@ -123,7 +123,10 @@ mod tests {
 
     #[test]
     fn extremes_are_kept_and_streams_are_added() {
-        let (mut one, mut other) = (Waits::default(), Waits::default());
+        let (mut one, mut other) = (
+            AckLatencyHistogram::default(),
+            AckLatencyHistogram::default(),
+        );
         one.record(0);
         other.record(u64::MAX);
         one.merge(&other);

@@ -14,43 +14,23 @@
 //! # }
 //! ```
 //!
-//! The caller's thread fills batches ([`Publisher::publish`], `open_batch`); an I/O thread (`io_thread`), or a few of them,
-//! drive all streams, each with a connection of its own (`stream`, `datagram`), and `window` keeps account
-//! of what is acked.
+//! The caller's thread fills batches ([`Publisher::publish`], `batch`); an I/O thread, or a few of them, drive all
+//! streams, each with a connection of its own (`stream`), over the sockets of `net`.
 
-mod account;
-mod af_xdp;
+mod batch;
 mod config;
-mod connect;
-mod datagram;
-mod driver;
 mod error;
 mod failure;
-mod frame_writer;
-mod happy_eyeballs;
-mod io_thread;
 mod latency;
-mod link;
-mod open_batch;
-mod opening;
-mod payload;
-mod pool;
-mod progress;
+mod net;
 mod publisher;
-mod reconnect;
-mod replies;
-mod route;
-mod sending;
+mod shared;
 mod stream;
 mod summary;
-mod tx_queues;
-mod udp;
-mod waker;
-mod window;
 
-pub use af_xdp::TransmitError;
 pub use config::{Config, Mode, Transmit};
 pub use error::Error;
 pub use latency::AckLatency;
+pub use net::af_xdp::TransmitError;
 pub use publisher::{Canceller, Progress, Publisher};
 pub use summary::{BrokerSummary, StreamSummary, Summary, TransportSummary};

@@ -13,17 +13,18 @@ use penstock_wire::crc32c::Joiner;
 use penstock_wire::message::{self, OVERHEAD};
 use tracing::warn;
 
-use crate::connect::Location;
+use crate::batch::open_batch::{Appender, Extent, Watermark};
+use crate::batch::payload::Payload;
+use crate::batch::pool::{BufferPlan, Pool};
+use crate::batch::sealed_batch::{Job, SealedBatch};
 use crate::failure::Failure;
-use crate::io_thread::{IoThread, StreamResult};
-use crate::latency::Waits;
-use crate::link::{Link, StreamContext, Target};
-use crate::open_batch::{Appender, Extent, Watermark};
-use crate::payload::Payload;
-use crate::pool::{BufferPlan, Pool};
-use crate::stream::{Filled, Job, Shared};
+use crate::latency::AckLatencyHistogram;
+use crate::shared::Shared;
+use crate::stream::connect::Location;
+use crate::stream::connection::{StreamConnection, StreamContext, StreamId};
+use crate::stream::io_thread::{IoThread, StreamResult};
+use crate::stream::waker::Waker;
 use crate::summary::{BrokerSummary, PublishStage, StreamSummary, Summary};
-use crate::waker::Waker;
 use crate::{Config, Error};
 
 /// Of the messages that take more than a copy, one in so many is timed; a power of two.
@@ -41,7 +42,7 @@ const RETRY: Duration = Duration::from_millis(50);
 pub struct Publisher {
     /// To the memory of the open batch, which `open` owns.
     appender: Appender,
-    open: Arc<Mutex<Front>>,
+    open: Arc<Mutex<BatchBuilder>>,
     shared: Arc<Shared>,
     failure: Arc<Failure>,
     /// One for each stream.
@@ -91,8 +92,8 @@ impl Canceller {
 /// The batch that is being filled, and the way out.
 ///
 /// The publisher's thread appends to the batch without this lock ([`Appender`]), so `payload` and
-/// `messages` are complete only from [`Front::check_in`] to [`Front::check_out`].
-struct Front {
+/// `messages` are complete only from [`BatchBuilder::check_in`] to [`BatchBuilder::check_out`].
+struct BatchBuilder {
     payload: Payload,
     watermark: Arc<Watermark>,
     /// What the linger thread has sent of the open batch.
@@ -154,7 +155,7 @@ impl Publisher {
         for _ in 0..io_thread_count(&config, streams) {
             io_threads.push(IoThread::new(&shared, &failure)?);
         }
-        let mut opening = Opening {
+        let mut opening = ClientHandshake {
             config: &config,
             shared: &shared,
             first: FirstAttempts::new(config.connect_timeout.min(config.timeout)),
@@ -168,7 +169,7 @@ impl Publisher {
             let session = opening.open_session(broker, &mut io_threads)?;
             brokers.push((broker.clone(), session));
         }
-        let Opening {
+        let ClientHandshake {
             max_payload,
             streams,
             results,
@@ -177,7 +178,7 @@ impl Publisher {
         let max_payload = max_payload as usize;
         let watermark = Arc::<Watermark>::default();
         let appender = Appender::new(Arc::clone(&watermark));
-        let front = Front {
+        let front = BatchBuilder {
             payload: Payload::with_capacity(config.batch_size),
             watermark,
             sent: Extent::default(),
@@ -224,7 +225,7 @@ impl Publisher {
         lock(&self.open).max_message
     }
 
-    /// Adds a message to the open batch; sends the batch when it is full. Waits while every stream
+    /// Adds a message to the open batch; sends the batch when it is full. AckLatencyHistogram while every stream
     /// has all that it may take: that is the brokers' back-pressure.
     ///
     /// # Errors
@@ -295,7 +296,7 @@ impl Publisher {
         let mut stages = front.stages.clone();
         drop(front);
         self.wake_all();
-        let mut waits = Waits::default();
+        let mut waits = AckLatencyHistogram::default();
         let mut results = Vec::with_capacity(self.results.len());
         for result in std::mem::take(&mut self.results) {
             let result = match result.recv() {
@@ -408,7 +409,7 @@ impl Drop for Publisher {
     }
 }
 
-impl Front {
+impl BatchBuilder {
     /// Takes over what the publisher's thread has appended, and drops what the linger thread has sent.
     fn check_in(&mut self, appender: &mut Appender) {
         // After a panic nothing was attached: what was at hand then still is.
@@ -505,7 +506,7 @@ impl Front {
         let payload = std::mem::replace(&mut self.payload, next);
         let messages = std::mem::take(&mut self.messages);
         self.follow_packet_size();
-        self.hand_over_batch(Filled {
+        self.hand_over_batch(SealedBatch {
             payload,
             messages,
             checksum,
@@ -528,7 +529,7 @@ impl Front {
         self.stages.lap(PublishStage::BufferWrite, start);
         let messages = filled.messages - self.sent.messages;
         self.sent = filled;
-        self.hand_over_batch(Filled {
+        self.hand_over_batch(SealedBatch {
             payload,
             messages,
             checksum,
@@ -536,7 +537,7 @@ impl Front {
         })
     }
 
-    fn hand_over_batch(&mut self, batch: Filled) -> Result<(), Error> {
+    fn hand_over_batch(&mut self, batch: SealedBatch) -> Result<(), Error> {
         self.generation += 1;
         self.total_messages += u64::from(batch.messages);
         self.hand_over(Job::Batch(batch))
@@ -634,7 +635,7 @@ fn io_thread_count(config: &Config, streams: usize) -> usize {
 }
 
 /// Opens every stream.
-struct Opening<'a> {
+struct ClientHandshake<'a> {
     config: &'a Arc<Config>,
     shared: &'a Arc<Shared>,
     first: FirstAttempts,
@@ -645,10 +646,10 @@ struct Opening<'a> {
     results: Vec<Receiver<StreamResult>>,
 }
 
-impl Opening<'_> {
+impl ClientHandshake<'_> {
     /// Opens the streams to a broker; returns the key of their session.
     fn open_session(&mut self, broker: &str, threads: &mut [IoThread]) -> Result<u64, Error> {
-        let mut target = Target {
+        let mut target = StreamId {
             broker: broker.to_owned(),
             session: 0,
             number: 0,
@@ -694,11 +695,11 @@ impl FirstAttempts {
     fn open(
         &mut self,
         config: &Config,
-        target: &Target,
+        target: &StreamId,
         shared: &Arc<Shared>,
-    ) -> Result<(Link, u64, u32), Error> {
+    ) -> Result<(StreamConnection, u64, u32), Error> {
         loop {
-            let error = match Link::open(config, target, shared) {
+            let error = match StreamConnection::open(config, target, shared) {
                 Err(error) if error.nobody_listens() => error,
                 done => return done,
             };
@@ -726,7 +727,7 @@ impl Timing {
 
 impl Linger {
     /// Looks twice in the time that a batch may linger, and sends one that it has seen before.
-    fn start(linger: Duration, front: Arc<Mutex<Front>>) -> Result<Self, Error> {
+    fn start(linger: Duration, front: Arc<Mutex<BatchBuilder>>) -> Result<Self, Error> {
         let (stop, stopped) = crossbeam_channel::bounded::<()>(0);
         let interval = (linger / 2).max(Duration::from_micros(50));
         let body = move || {

@@ -26,17 +26,18 @@ use penstock_wire::packet::{DATA_LEN, Data, DataPrefix, Feedback, StreamKey, TAG
 use penstock_wire::reply::Fault;
 use zerocopy::IntoBytes;
 
-use crate::account::Account;
-use crate::af_xdp::TransmitError;
-use crate::connect::Opened;
-use crate::link::{Holdings, Leftover, Ready, Step, StreamContext, Target};
-use crate::pool::BufferPlan;
-use crate::progress::ProgressClock;
-use crate::replies::{FromBroker, NoReply, Replies};
-use crate::sending::Sending;
-use crate::stream::{Filled, Job, Shared};
+use crate::batch::pool::BufferPlan;
+use crate::batch::sealed_batch::{Job, SealedBatch};
+use crate::net::af_xdp::TransmitError;
+use crate::net::udp::{Datagrams, MAX_BYTES, MAX_SEGMENTS};
+use crate::shared::Shared;
+use crate::stream::connect::Opened;
+use crate::stream::connection::{Holdings, Ready, ResumeState, Step, StreamContext, StreamId};
+use crate::stream::datagram_tx::DatagramTx;
+use crate::stream::metrics::StreamMetrics;
+use crate::stream::progress::ProgressClock;
+use crate::stream::replies::{FromBroker, NoReply, Replies};
 use crate::summary::PublishStage;
-use crate::udp::{Datagrams, MAX_BYTES, MAX_SEGMENTS};
 use crate::{Config, Error};
 
 /// How often a stream looks around that waits for its end to be confirmed, or for a new path's answer.
@@ -65,7 +66,7 @@ pub(crate) struct DatagramStream {
     broker: String,
     control: TcpStream,
     datagrams: Datagrams,
-    sending: Sending,
+    sending: DatagramTx,
     key: StreamKey,
     sender: Sender,
     start: Instant,
@@ -76,9 +77,9 @@ pub(crate) struct DatagramStream {
     delivered: u64,
     shared: Arc<Shared>,
     /// Payload of unacknowledged batches, oldest first.
-    kept: VecDeque<Filled>,
+    kept: VecDeque<SealedBatch>,
     /// What another connection left; sent first.
-    leftover: VecDeque<Filled>,
+    leftover: VecDeque<SealedBatch>,
     /// Headers of the packets of one call, and what they carry.
     headers: Vec<DataPrefix>,
     group: Vec<Transmit>,
@@ -93,7 +94,7 @@ pub(crate) struct DatagramStream {
     keys: Option<Arc<PacketKeys>>,
     newest_ack: u64,
     replies: Replies,
-    account: Account,
+    account: StreamMetrics,
     /// Since when only acks are waited for.
     waits_for_acks: Option<Tick>,
     ending: Option<Ending>,
@@ -106,7 +107,7 @@ impl DatagramStream {
     /// Tries the path: if the first packets are not answered soon, it does not work.
     pub(crate) fn open(
         config: &Config,
-        target: &Target,
+        target: &StreamId,
         opened: Opened,
         shared: &Arc<Shared>,
     ) -> Result<Self, Error> {
@@ -158,7 +159,7 @@ impl DatagramStream {
             replies: Replies::new(&target.broker, keys.clone()),
             keys,
             newest_ack: 0,
-            account: Account::new(config, target.number),
+            account: StreamMetrics::new(config, target.number),
             waits_for_acks: None,
             ending: None,
             refused: false,
@@ -167,7 +168,7 @@ impl DatagramStream {
         };
         stream.try_path()?;
         if let Err(error) = stream.try_bypass()? {
-            stream.sending = Sending::or_udp(config.mode, target, error)?;
+            stream.sending = DatagramTx::or_udp(config.mode, target, error)?;
         }
         stream.name_path();
         Ok(stream)
@@ -208,7 +209,7 @@ impl DatagramStream {
         // The first packet that went so.
         let mut first = None;
         loop {
-            let Sending::AfXdp(socket) = &mut self.sending else {
+            let DatagramTx::AfXdp(socket) = &mut self.sending else {
                 return Ok(Ok(()));
             };
             let largest = self.feedback.received.first();
@@ -242,7 +243,7 @@ impl DatagramStream {
 
     /// Ensures that packets that bypass the kernel take the same route as its own would.
     fn look_again(&mut self, now: u64) -> Result<(), Error> {
-        let Sending::AfXdp(socket) = &mut self.sending else {
+        let DatagramTx::AfXdp(socket) = &mut self.sending else {
             return Ok(());
         };
         let quiet = !self.kept.is_empty() && now - self.sender.last_feedback_at() > QUIET;
@@ -252,7 +253,7 @@ impl DatagramStream {
         }
     }
 
-    /// Waits, while the stream is opened, until a datagram comes or the control connection has something.
+    /// AckLatencyHistogram, while the stream is opened, until a datagram comes or the control connection has something.
     fn wait_for_answer(&mut self) -> Result<(), Error> {
         let mut watched = [
             PollFd::new(self.datagrams.socket().as_fd(), PollFlags::POLLIN),
@@ -294,13 +295,15 @@ impl DatagramStream {
             Ok(Some(at)) => Ok(Step::Wait(at)),
             // A cancelled stream reports how far it got.
             Ok(None) | Err(Error::Failed) => Ok(Step::Ended(Box::new(self.take_account()))),
-            Err(Error::PathDead { reason, .. }) => Ok(Step::Moves(Box::new(self.leave(reason)))),
+            Err(Error::PathDead { reason, .. }) => {
+                Ok(Step::Reconnects(Box::new(self.leave(reason))))
+            }
             Err(error) => Err(error),
         }
     }
 
     /// Continues with what another connection left.
-    pub(crate) fn take_over(&mut self, left: &mut Leftover) {
+    pub(crate) fn take_over(&mut self, left: &mut ResumeState) {
         self.account = std::mem::take(&mut left.account);
         self.name_path();
         self.leftover = std::mem::take(&mut left.unacked);
@@ -381,12 +384,12 @@ impl DatagramStream {
         self.sender.committed() + self.kept.len() as u64
     }
 
-    fn push(&mut self, batch: Filled) {
+    fn push(&mut self, batch: SealedBatch) {
         self.account.sent(&batch);
         self.enqueue(batch);
     }
 
-    fn enqueue(&mut self, batch: Filled) {
+    fn enqueue(&mut self, batch: SealedBatch) {
         if self.kept.is_empty() {
             self.progress.restart(Instant::now());
         }
@@ -490,14 +493,14 @@ impl DatagramStream {
         let first = sender.committed();
         let payload = |transmit: &Transmit| match transmit.what {
             Outgoing::Payload { chunk, len } => {
-                let batch: &Filled = &kept[(chunk.batch.seq - first) as usize];
+                let batch: &SealedBatch = &kept[(chunk.batch.seq - first) as usize];
                 &batch.payload[chunk.offset as usize..][..len as usize]
             }
             Outgoing::Ping { padding } => &PADDING[..padding as usize],
         };
         let part_checksum = |transmit: &Transmit| match transmit.what {
             Outgoing::Payload { chunk, len } if len as usize == full.len() => {
-                let batch: &Filled = &kept[(chunk.batch.seq - first) as usize];
+                let batch: &SealedBatch = &kept[(chunk.batch.seq - first) as usize];
                 let offset = chunk.offset as usize;
                 batch.payload.part_checksum(offset, len as usize)
             }
@@ -539,7 +542,7 @@ impl DatagramStream {
                 let reason = "the kernel takes no datagrams of the least size now (ip link: mtu)";
                 Err(self.path_dead(reason.to_owned()))
             }
-            Some(libc::EAGAIN) if matches!(self.sending, Sending::Udp) => {
+            Some(libc::EAGAIN) if matches!(self.sending, DatagramTx::Udp) => {
                 self.is_blocked = true;
                 Ok(())
             }
@@ -755,16 +758,16 @@ impl DatagramStream {
         Ok(Some(Instant::now() + LOOK))
     }
 
-    fn take_account(&mut self) -> Account {
+    fn take_account(&mut self) -> StreamMetrics {
         let calls = self.sending.calls(&self.datagrams);
         self.account.add_transport(&self.sender, calls);
         std::mem::take(&mut self.account)
     }
 
-    fn leave(&mut self, reason: String) -> Leftover {
+    fn leave(&mut self, reason: String) -> ResumeState {
         let mut unacked = std::mem::take(&mut self.kept);
         unacked.append(&mut self.leftover);
-        Leftover {
+        ResumeState {
             reason,
             connection_lost: self.connection_lost,
             was_idle: self.was_idle,

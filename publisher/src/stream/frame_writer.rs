@@ -8,7 +8,7 @@ use penstock_wire::batch::{HEADER_LEN, Header};
 use penstock_wire::packet::{TAG_LEN, Tag};
 use zerocopy::IntoBytes;
 
-use crate::stream::Filled;
+use crate::batch::sealed_batch::SealedBatch;
 
 /// Frames that one call writes at most.
 const MAX_FRAMES: usize = 4;
@@ -19,7 +19,7 @@ struct Frame {
     head: [u8; HEADER_LEN + TAG_LEN],
     head_len: usize,
     /// None for the end of the stream.
-    batch: Option<Filled>,
+    batch: Option<SealedBatch>,
 }
 
 impl Frame {
@@ -36,7 +36,7 @@ impl Frame {
 /// What a frame carried that is written.
 #[derive(Debug)]
 pub(crate) enum Written {
-    Batch(Filled),
+    Batch(SealedBatch),
     End,
 }
 
@@ -63,7 +63,7 @@ impl FrameWriter {
     }
 
     /// Adds a frame with a batch, or the end of the stream.
-    pub(crate) fn push(&mut self, header: &Header, tag: Option<Tag>, batch: Option<Filled>) {
+    pub(crate) fn push(&mut self, header: &Header, tag: Option<Tag>, batch: Option<SealedBatch>) {
         let mut head = [0; HEADER_LEN + TAG_LEN];
         head[..HEADER_LEN].copy_from_slice(header.as_bytes());
         let mut head_len = HEADER_LEN;
@@ -108,12 +108,12 @@ impl FrameWriter {
     }
 
     /// Batches that are not written whole.
-    pub(crate) fn batches(&self) -> impl Iterator<Item = &Filled> {
+    pub(crate) fn batches(&self) -> impl Iterator<Item = &SealedBatch> {
         self.frames.iter().filter_map(|frame| frame.batch.as_ref())
     }
 
     /// Gives the batches up to another connection, which writes them from their start.
-    pub(crate) fn take_batches(&mut self) -> impl Iterator<Item = Filled> {
+    pub(crate) fn take_batches(&mut self) -> impl Iterator<Item = SealedBatch> {
         self.written = 0;
         std::mem::take(&mut self.frames)
             .into_iter()
@@ -128,13 +128,13 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::payload::Payload;
+    use crate::batch::payload::Payload;
     use crate::summary::PublishStage;
 
-    fn batch(len: usize) -> Filled {
+    fn batch(len: usize) -> SealedBatch {
         let mut payload = Payload::default();
         payload.append(&vec![len as u8; len]);
-        Filled {
+        SealedBatch {
             checksum: payload.seal(),
             payload,
             messages: 1,

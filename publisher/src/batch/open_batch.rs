@@ -1,7 +1,7 @@
 //! The batch that the publisher's thread appends to without a lock, while the linger thread may read
 //! what is in it.
 //!
-//! The memory belongs to the publisher's `Front`, behind a lock. Whoever holds the lock may replace the
+//! The memory belongs to the publisher's `BatchBuilder`, behind a lock. Whoever holds the lock may replace the
 //! memory, but only the publisher's thread does, and detaches its [`Appender`] first. Everything below
 //! the watermark is initialised and never written again; everything beyond is the appender's alone.
 
@@ -240,13 +240,13 @@ mod loom_tests {
     const CELLS: usize = 3;
     const MESSAGES: usize = 4;
 
-    struct Front {
+    struct BatchBuilder {
         cells: Arc<[UnsafeCell<usize>; CELLS]>,
         sent: Extent,
         out: Vec<usize>,
     }
 
-    impl Front {
+    impl BatchBuilder {
         fn send(&mut self, filled: Extent) {
             for cell in &self.cells[self.sent.len..filled.len] {
                 // SAFETY: what this test is about; loom fails if another thread writes it.
@@ -264,7 +264,7 @@ mod loom_tests {
     fn loom_what_is_appended_is_sent_once_and_in_order() {
         loom::model(|| {
             let cells = Arc::new(std::array::from_fn(|_| UnsafeCell::new(0)));
-            let front = Arc::new(Mutex::new(Front {
+            let front = Arc::new(Mutex::new(BatchBuilder {
                 cells: Arc::clone(&cells),
                 sent: Extent::default(),
                 out: Vec::new(),

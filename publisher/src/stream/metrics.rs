@@ -9,13 +9,14 @@ use penstock_wire::message::{Messages, OVERHEAD};
 use sha2::{Digest, Sha256};
 
 use crate::Config;
-use crate::latency::{Stopwatch, Waits};
-use crate::stream::{Filled, Shared};
+use crate::batch::sealed_batch::SealedBatch;
+use crate::latency::{AckLatencyHistogram, Stopwatch};
+use crate::shared::Shared;
 use crate::summary::{PublishStage, StreamSummary, TransportSummary};
 
 /// Figures of a stream, and who waits for them.
 #[derive(Default)]
-pub(crate) struct Account {
+pub(crate) struct StreamMetrics {
     pub(crate) summary: StreamSummary,
     pub(crate) stages: StageTimer<PublishStage>,
     digest: Option<Sha256>,
@@ -30,10 +31,10 @@ pub(crate) struct Account {
 pub(crate) struct Closed {
     pub(crate) summary: StreamSummary,
     pub(crate) stages: StageTimer<PublishStage>,
-    pub(crate) waits: Option<Waits>,
+    pub(crate) waits: Option<AckLatencyHistogram>,
 }
 
-impl Account {
+impl StreamMetrics {
     pub(crate) fn new(config: &Config, stream: u32) -> Self {
         Self {
             summary: StreamSummary {
@@ -48,7 +49,7 @@ impl Account {
     }
 
     /// A batch is on its way for the first time.
-    pub(crate) fn sent(&mut self, batch: &Filled) {
+    pub(crate) fn sent(&mut self, batch: &SealedBatch) {
         if let Some(digest) = &mut self.digest {
             for message in Messages::new(&batch.payload).filter_map(Result::ok) {
                 digest.update(message);

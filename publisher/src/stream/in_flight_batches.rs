@@ -4,25 +4,16 @@ use std::collections::VecDeque;
 use std::collections::vec_deque::Drain;
 
 use penstock_transport::InFlightLimit;
-use thiserror::Error;
 
-use crate::stream::Filled;
+use crate::batch::sealed_batch::SealedBatch;
+use crate::error::AckError;
 
 /// Batches for which there is room at first: many streams keep one at a time.
 const FIRST_ROOM: usize = 4;
 
-/// An ack that cannot be: it goes back, or beyond what was sent.
-#[derive(Debug, Error, PartialEq, Eq, Clone, Copy)]
-#[error("acknowledges {committed} batches, but {acked} were acknowledged and {sent} sent")]
-pub struct AckError {
-    committed: u64,
-    acked: u64,
-    sent: u64,
-}
-
 /// Batches on their way. All times are nanoseconds, and the same for all streams of a publisher.
 #[derive(Debug)]
-pub(crate) struct Window {
+pub(crate) struct InFlightBatches {
     /// Batches that may be kept; 0 where none is.
     limit: usize,
     /// What the path needs of that.
@@ -37,7 +28,7 @@ pub(crate) struct Window {
     acked_bytes: u64,
     /// Unacked batches, oldest first, with the time at which each was written; not kept when there is no
     /// limit.
-    batches: VecDeque<(u64, Filled)>,
+    batches: VecDeque<(u64, SealedBatch)>,
 }
 
 /// What an ack covers for the first time.
@@ -45,10 +36,10 @@ pub(crate) struct Window {
 pub(crate) struct Acked<'a> {
     pub(crate) messages: u64,
     /// Batches that need not be kept any more.
-    pub(crate) batches: Drain<'a, (u64, Filled)>,
+    pub(crate) batches: Drain<'a, (u64, SealedBatch)>,
 }
 
-impl Window {
+impl InFlightBatches {
     /// At most `limit` batches on their way; `None` where nothing but the end is acked, and then
     /// only an ack of everything counts. The path gets `floor` batches of `batch_size` bytes, and more if
     /// it needs more. Batches before `first` are acked already.
@@ -119,7 +110,7 @@ impl Window {
     }
 
     /// Takes a batch that was sent; gives it back where it is not kept until it is acked.
-    pub(crate) fn push(&mut self, now: u64, batch: Filled) -> Option<Filled> {
+    pub(crate) fn push(&mut self, now: u64, batch: SealedBatch) -> Option<SealedBatch> {
         self.sent += 1;
         self.unacked_messages += u64::from(batch.messages);
         if self.limit == 0 {
@@ -169,7 +160,7 @@ impl Window {
     }
 
     /// What is not acked, for another connection to send.
-    pub(crate) fn take_unacked(&mut self) -> VecDeque<Filled> {
+    pub(crate) fn take_unacked(&mut self) -> VecDeque<SealedBatch> {
         self.unacked_bytes = 0;
         let unacked = std::mem::take(&mut self.batches);
         unacked.into_iter().map(|(_, batch)| batch).collect()
@@ -183,13 +174,13 @@ mod tests {
     use penstock_wire::message::OVERHEAD;
 
     use super::*;
-    use crate::payload::Payload;
+    use crate::batch::payload::Payload;
     use crate::summary::PublishStage;
 
-    fn batch(messages: u32) -> Filled {
+    fn batch(messages: u32) -> SealedBatch {
         let mut payload = Payload::default();
         payload.append(&[messages as u8]);
-        Filled {
+        SealedBatch {
             payload,
             messages,
             checksum: 0,
@@ -198,14 +189,14 @@ mod tests {
     }
 
     /// Messages and batches that an ack covers.
-    fn ack(window: &mut Window, committed: u64) -> Result<(u64, usize), AckError> {
+    fn ack(window: &mut InFlightBatches, committed: u64) -> Result<(u64, usize), AckError> {
         let acked = window.ack(0, committed)?;
         Ok((acked.messages, acked.batches.count()))
     }
 
     #[test]
     fn acks_are_cumulative_and_checked() {
-        let mut window = Window::new(Some(3), 3, 100, 0, 0);
+        let mut window = InFlightBatches::new(Some(3), 3, 100, 0, 0);
         for n in 0..3 {
             assert!(window.has_room(0, 2 - n as usize, 0));
             assert_eq!(window.next_seq(), u64::from(n));
@@ -237,7 +228,7 @@ mod tests {
 
     #[test]
     fn without_acks_only_the_whole_counts() {
-        let mut window = Window::new(None, 3, 100, 0, 0);
+        let mut window = InFlightBatches::new(None, 3, 100, 0, 0);
         for _ in 0..3 {
             assert!(window.push(0, batch(10)).is_some());
             assert!(window.has_room(0, 100, u64::MAX) && !window.is_owed());
@@ -252,7 +243,7 @@ mod tests {
         const MS: u64 = 1_000_000;
         let len = batch(1).payload.len();
         let kept = |round_trip: u64| {
-            let mut window = Window::new(Some(100), 2, len, 0, 0);
+            let mut window = InFlightBatches::new(Some(100), 2, len, 0, 0);
             // The broker takes a batch each millisecond; acks come a round trip later.
             for ms in 1..5000 {
                 let now = ms * MS;
@@ -260,7 +251,7 @@ mod tests {
                     window.push(now, batch(1));
                 }
                 window.on_limited(now);
-                let due = |(sent, _): &(u64, Filled)| sent + round_trip <= now;
+                let due = |(sent, _): &(u64, SealedBatch)| sent + round_trip <= now;
                 if window.batches.front().is_some_and(due) {
                     window.ack(now, window.acked() + 1).unwrap();
                 }

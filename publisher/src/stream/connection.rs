@@ -10,23 +10,25 @@ use nix::poll::PollFd;
 use penstock_wire::handshake::{Path, Refusal};
 use tracing::warn;
 
-use crate::account::Account;
+use crate::batch::sealed_batch::{Job, SealedBatch};
 use crate::config::Mode;
-use crate::connect::{self, Location};
-use crate::datagram::DatagramStream;
-use crate::reconnect::patiently;
-use crate::stream::{Filled, Job, Shared, Stream};
+use crate::shared::Shared;
+use crate::stream::connect::{self, Location};
+use crate::stream::datagram::DatagramStream;
+use crate::stream::metrics::StreamMetrics;
+use crate::stream::resume::patiently;
+use crate::stream::tcp::Stream;
 use crate::{Config, Error};
 
 /// A stream's connection, over tcp or xdp.
-pub(crate) enum Link {
+pub(crate) enum StreamConnection {
     Tcp(Box<Stream>),
     Xdp(Box<DatagramStream>),
 }
 
 /// Which stream of which broker.
 #[derive(Debug, Clone)]
-pub(crate) struct Target {
+pub(crate) struct StreamId {
     pub(crate) broker: String,
     /// 0 opens a session.
     pub(crate) session: u64,
@@ -38,7 +40,7 @@ pub(crate) struct Target {
 /// What a stream has of the publisher, whichever connection it uses.
 pub(crate) struct StreamContext {
     pub(crate) config: Arc<Config>,
-    pub(crate) target: Target,
+    pub(crate) target: StreamId,
     pub(crate) jobs: Receiver<Job>,
     pub(crate) shared: Arc<Shared>,
 }
@@ -77,25 +79,25 @@ pub(crate) enum Step {
     /// It goes on at this time, or earlier if a socket has something or a job comes.
     Wait(Instant),
     /// Everything is acknowledged, or the publisher was cancelled.
-    Ended(Box<Account>),
+    Ended(Box<StreamMetrics>),
     /// The path is dead or the broker is gone: the stream continues over another connection.
-    Moves(Box<Leftover>),
+    Reconnects(Box<ResumeState>),
 }
 
 /// What another connection needs to continue.
-pub(crate) struct Leftover {
+pub(crate) struct ResumeState {
     pub(crate) reason: String,
     /// The control connection ended as well, so the broker may have been restarted.
     pub(crate) connection_lost: bool,
     /// The broker ended the stream because it was idle.
     pub(crate) was_idle: bool,
-    pub(crate) account: Account,
+    pub(crate) account: StreamMetrics,
     /// Unacknowledged batches, oldest first; the first has the number `first`.
-    pub(crate) unacked: VecDeque<Filled>,
+    pub(crate) unacked: VecDeque<SealedBatch>,
     pub(crate) first: u64,
 }
 
-impl Leftover {
+impl ResumeState {
     pub(crate) fn unacked_messages(&self) -> u64 {
         let messages = self.unacked.iter().map(|batch| u64::from(batch.messages));
         messages.sum()
@@ -114,12 +116,12 @@ impl Leftover {
     }
 }
 
-impl Link {
+impl StreamConnection {
     /// Opens a stream over the path in the settings; returns its session's key and the largest batch
     /// that the broker accepts as well.
     pub(crate) fn open(
         config: &Config,
-        target: &Target,
+        target: &StreamId,
         shared: &Arc<Shared>,
     ) -> Result<(Self, u64, u32), Error> {
         let queues = &shared.tx_queues;
@@ -165,7 +167,7 @@ impl Link {
     /// Opens a stream again over one path; returns how many of its batches are committed as well.
     pub(crate) fn reopen(
         config: &Config,
-        target: &Target,
+        target: &StreamId,
         shared: &Arc<Shared>,
         acked: u64,
         path: Path,
@@ -217,7 +219,7 @@ impl Link {
     }
 
     /// Continues with what another connection left.
-    pub(crate) fn take_over(&mut self, left: &mut Leftover) {
+    pub(crate) fn take_over(&mut self, left: &mut ResumeState) {
         match self {
             Self::Tcp(stream) => stream.take_over(left),
             Self::Xdp(stream) => stream.take_over(left),
@@ -225,7 +227,7 @@ impl Link {
     }
 }
 
-impl AsFd for Link {
+impl AsFd for StreamConnection {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Self::Tcp(stream) => stream.socket().as_fd(),

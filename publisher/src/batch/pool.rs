@@ -6,8 +6,8 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::Config;
+use crate::batch::payload::Payload;
 use crate::config::Mode;
-use crate::payload::Payload;
 
 /// Batches that wait in front of all streams together.
 const QUEUE: usize = 8;

@@ -1,4 +1,4 @@
-//! Opening one stream: the connection and the handshake.
+//! ClientHandshake one stream: the connection and the handshake.
 
 use std::io;
 use std::net::{SocketAddr, TcpStream};
@@ -11,12 +11,13 @@ use penstock_runtime::poison::lock;
 use penstock_wire::handshake::{Offer, Path, Request, check_topic};
 use socket2::{SockRef, TcpKeepalive};
 
-use crate::link::Target;
-use crate::opening::Opening;
-use crate::sending::Sending;
-use crate::tx_queues::TxQueues;
-use crate::udp::Datagrams;
-use crate::{Config, Error, happy_eyeballs};
+use crate::net::happy_eyeballs;
+use crate::net::tx_queues::TxQueues;
+use crate::net::udp::Datagrams;
+use crate::stream::connection::StreamId;
+use crate::stream::datagram_tx::DatagramTx;
+use crate::stream::handshake::ClientHandshake;
+use crate::{Config, Error};
 
 /// `TCP_NOTSENT_LOWAT`, bytes: what waits in the kernel beyond what the window lets go. Autotuning
 /// would let megabytes queue there, which the receiver then finds fallen out of the CPU's cache;
@@ -50,7 +51,7 @@ impl Location {
 
 /// The addresses to try: all addresses of the broker's name, with the last one used first. For another
 /// stream of an existing session only that one.
-fn addresses(target: &Target, resumes: bool, wait: Duration) -> Result<Vec<SocketAddr>, Error> {
+fn addresses(target: &StreamId, resumes: bool, wait: Duration) -> Result<Vec<SocketAddr>, Error> {
     let last = target.location.get();
     let found = match last {
         Some(last) if !resumes && target.session != 0 => return Ok(vec![last]),
@@ -79,14 +80,14 @@ pub(crate) struct Opened {
     /// Keys of packets and frames, if they are authenticated.
     pub(crate) keys: Option<Arc<PacketKeys>>,
     /// For the payload, over xdp.
-    pub(crate) datagrams: Option<(Datagrams, Sending)>,
+    pub(crate) datagrams: Option<(Datagrams, DatagramTx)>,
 }
 
 /// Connects and opens a stream, or goes on with one of which so many batches were acked; waits so
 /// long for the connection, and for each answer over it.
 pub(crate) fn open_stream(
     config: &Config,
-    target: &Target,
+    target: &StreamId,
     tx_queues: &Arc<TxQueues>,
     resume_from: Option<u64>,
     path: Path,
@@ -110,7 +111,7 @@ pub(crate) fn open_stream(
                 .and_then(|own| Ok((own, socket.peer_addr()?)));
             let (own, address) = ends.map_err(connect)?;
             let datagrams = Datagrams::connect(own, address).map_err(connect)?;
-            let sending = Sending::open(config, target, &datagrams, tx_queues)?;
+            let sending = DatagramTx::open(config, target, &datagrams, tx_queues)?;
             Some((datagrams, sending))
         }
     };
@@ -129,7 +130,7 @@ pub(crate) fn open_stream(
         resume_from,
         max_datagram,
     };
-    let opening = Opening {
+    let opening = ClientHandshake {
         broker,
         socket: &socket,
         deadline,
@@ -173,13 +174,13 @@ mod tests {
 
     #[test]
     fn streams_of_a_session_go_where_it_was_opened() {
-        let target = |broker: &str, session| Target {
+        let target = |broker: &str, session| StreamId {
             broker: broker.to_owned(),
             session,
             number: 1,
             location: Location::default(),
         };
-        let of = |target: &Target, resumes| addresses(target, resumes, Duration::from_secs(60));
+        let of = |target: &StreamId, resumes| addresses(target, resumes, Duration::from_secs(60));
         let first = target("127.0.0.1:7", 0);
         let [own, other] = ["127.0.0.1:7", "127.0.0.9:7"].map(|text| text.parse().unwrap());
         assert_eq!(of(&first, false).unwrap(), [own]);

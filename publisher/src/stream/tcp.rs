@@ -3,122 +3,35 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::TcpStream;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError};
+use crossbeam_channel::{Receiver, TryRecvError};
 use penstock_auth::PacketKeys;
 use penstock_process::text::foreign_bytes;
-use penstock_runtime::poison::lock;
 use penstock_runtime::profile::Tick;
 use penstock_wire::batch::Header;
-use penstock_wire::crc32c::Joiner;
 use penstock_wire::handshake::{AckLevel, Path};
 use penstock_wire::reply::Fault;
 use zerocopy::IntoBytes;
 
-use crate::account::Account;
-use crate::connect::Opened;
-use crate::frame_writer::{FrameWriter, Written};
-use crate::link::{Holdings, Leftover, Ready, Step, StreamContext, Target};
-use crate::payload::Payload;
-use crate::pool::{BufferPlan, Pool};
-use crate::progress::ProgressClock;
-use crate::replies::{FromBroker, NoReply, Replies};
+use crate::batch::pool::BufferPlan;
+use crate::batch::sealed_batch::{Job, SealedBatch};
+use crate::shared::Shared;
+use crate::stream::connect::Opened;
+use crate::stream::connection::{Holdings, Ready, ResumeState, Step, StreamContext, StreamId};
+use crate::stream::frame_writer::{FrameWriter, Written};
+use crate::stream::in_flight_batches::InFlightBatches;
+use crate::stream::metrics::StreamMetrics;
+use crate::stream::progress::ProgressClock;
+use crate::stream::replies::{FromBroker, NoReply, Replies};
 use crate::summary::PublishStage;
-use crate::tx_queues::TxQueues;
-use crate::window::Window;
 use crate::{Config, Error};
 
 /// How often a stream that waits for its broker checks how long it has done so.
 const PROGRESS_CHECK: Duration = Duration::from_millis(100);
 /// Batches that are written before other streams of the thread get their turn.
 const BATCHES_PER_STEP: usize = 8;
-
-/// A batch that is ready to go.
-#[derive(Debug)]
-pub(crate) struct Filled {
-    pub(crate) payload: Payload,
-    pub(crate) messages: u32,
-    /// CRC32C of the payload.
-    pub(crate) checksum: u32,
-    /// When it became complete.
-    pub(crate) sealed: Tick,
-}
-
-impl Filled {
-    /// Header of the batch at its place in a stream.
-    pub(crate) fn header(&self, seq: u64) -> Header {
-        Header::for_batch(seq, self.messages, self.payload.len() as u32, self.checksum)
-    }
-}
-
-/// What a stream is asked to do.
-#[derive(Debug)]
-pub(crate) enum Job {
-    Batch(Filled),
-    /// Answer once everything before is acked (at ack level 0: sent).
-    Flush(Sender<()>),
-}
-
-/// What a stream shares with the publisher.
-#[derive(Debug)]
-pub(crate) struct Shared {
-    /// Where buffers go once they are acked.
-    pub(crate) pool: Pool,
-    pub(crate) tx_queues: Arc<TxQueues>,
-    pub(crate) start: Instant,
-    pub(crate) acked_messages: AtomicU64,
-    /// Bytes of payload that a full packet carries, over xdp; 0 while that is not known.
-    pub(crate) packet_payload: AtomicU32,
-    /// One for each length of payload in use, so that all streams find the same table in the CPU's cache.
-    joiners: Mutex<Vec<Arc<Joiner>>>,
-    /// The publisher is closed: no stream gets more jobs.
-    pub(crate) closed: AtomicBool,
-    /// The publisher is dropped: stop at once.
-    pub(crate) abandoned: AtomicBool,
-}
-
-impl Shared {
-    pub(crate) fn new(pool: Pool) -> Self {
-        Self {
-            pool,
-            tx_queues: Arc::default(),
-            start: Instant::now(),
-            acked_messages: AtomicU64::new(0),
-            packet_payload: AtomicU32::new(0),
-            joiners: Mutex::default(),
-            closed: AtomicBool::new(false),
-            abandoned: AtomicBool::new(false),
-        }
-    }
-
-    pub(crate) fn is_abandoned(&self) -> bool {
-        self.abandoned.load(Ordering::Acquire)
-    }
-
-    pub(crate) fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::Acquire)
-    }
-
-    /// Joins checksums of parts, the second of `len` bytes.
-    pub(crate) fn joiner(&self, len: usize) -> Arc<Joiner> {
-        let mut joiners = lock(&self.joiners);
-        if let Some(joiner) = joiners.iter().find(|joiner| joiner.len() == len) {
-            return Arc::clone(joiner);
-        }
-        joiners.retain(|joiner| Arc::strong_count(joiner) > 1);
-        let joiner = Arc::new(Joiner::new(len));
-        joiners.push(Arc::clone(&joiner));
-        joiner
-    }
-
-    /// Time since the publisher began, nanoseconds: the same for all its streams.
-    pub(crate) fn nanos(&self, now: Instant) -> u64 {
-        now.saturating_duration_since(self.start).as_nanos() as u64
-    }
-}
 
 /// One connection of a stream.
 pub(crate) struct Stream {
@@ -128,9 +41,9 @@ pub(crate) struct Stream {
     ack: AckLevel,
     batch_size: usize,
     progress: ProgressClock,
-    window: Window,
+    window: InFlightBatches,
     /// What another connection left; sent first.
-    leftover: VecDeque<Filled>,
+    leftover: VecDeque<SealedBatch>,
     frames: FrameWriter,
     /// When writing them began, or the last one before them was written.
     writing_since: Option<Tick>,
@@ -147,13 +60,13 @@ pub(crate) struct Stream {
     ended: bool,
     /// The broker ended the stream because it was idle.
     was_idle: bool,
-    account: Account,
+    account: StreamMetrics,
 }
 
 impl Stream {
     pub(crate) fn new(
         config: &Config,
-        target: &Target,
+        target: &StreamId,
         opened: Opened,
         shared: &Arc<Shared>,
     ) -> Self {
@@ -164,7 +77,7 @@ impl Stream {
             ..
         } = opened;
         let limit = (config.ack == AckLevel::Committed).then_some(config.in_flight);
-        let mut account = Account::new(config, target.number);
+        let mut account = StreamMetrics::new(config, target.number);
         account.summary.path = Path::Tcp.name();
         Self {
             broker: target.broker.clone(),
@@ -173,7 +86,7 @@ impl Stream {
             ack: config.ack,
             batch_size: config.batch_size,
             progress: ProgressClock::new(config.timeout),
-            window: Window::new(
+            window: InFlightBatches::new(
                 limit,
                 BufferPlan::new(config).min_in_flight,
                 config.batch_size,
@@ -196,7 +109,7 @@ impl Stream {
     }
 
     /// Continues with what another connection left.
-    pub(crate) fn take_over(&mut self, left: &mut Leftover) {
+    pub(crate) fn take_over(&mut self, left: &mut ResumeState) {
         self.account = std::mem::take(&mut left.account);
         self.account.summary.path = Path::Tcp.name();
         self.account.summary.tx = None;
@@ -238,7 +151,7 @@ impl Stream {
                 Ok(Step::Ended(Box::new(std::mem::take(&mut self.account))))
             }
             Err(Error::Lost { source, .. }) if self.ack == AckLevel::Committed => {
-                Ok(Step::Moves(Box::new(self.leave(source.to_string()))))
+                Ok(Step::Reconnects(Box::new(self.leave(source.to_string()))))
             }
             Err(error) => Err(error),
         }
@@ -279,12 +192,12 @@ impl Stream {
         Ok(Some(first.map_or(check, |first| first.min(check))))
     }
 
-    fn leave(&mut self, reason: String) -> Leftover {
+    fn leave(&mut self, reason: String) -> ResumeState {
         let mut unacked = self.window.take_unacked();
         // The next connection sends it again from its start.
         unacked.extend(self.frames.take_batches());
         unacked.append(&mut self.leftover);
-        Leftover {
+        ResumeState {
             reason,
             connection_lost: true,
             was_idle: self.was_idle,
@@ -367,7 +280,7 @@ impl Stream {
         self.window.next_seq() + self.frames.len() as u64
     }
 
-    fn begin_frame(&mut self, now: Instant, header: Header, batch: Option<Filled>) {
+    fn begin_frame(&mut self, now: Instant, header: Header, batch: Option<SealedBatch>) {
         if self.frames.is_empty() && !self.window.is_owed() {
             self.progress.restart(now);
         }

@@ -1,4 +1,4 @@
-//! Sending past the kernel's network stack, through an AF_XDP socket with a transmit queue to itself.
+//! DatagramTx past the kernel's network stack, through an AF_XDP socket with a transmit queue to itself.
 //!
 //! Packets bear the addresses of the stream's UDP socket, so ACKs come to that one, as ever. The kernel
 //! is asked for route and hardware addresses, and gets some packets to send itself, so that it goes on
@@ -12,9 +12,9 @@ use penstock_xsk::{Endpoint, Headers, TxPort, TxPortConfig};
 use thiserror::Error;
 use tracing::{debug, info};
 
-use crate::route::{Kernel, Mac, Route};
-use crate::tx_queues::{Lease, TxQueues};
-use crate::udp::Datagrams;
+use crate::net::route::{Kernel, Mac, Route};
+use crate::net::tx_queues::{Lease, TxQueues};
+use crate::net::udp::Datagrams;
 
 /// How often route and hardware addresses are looked up, and how often while no answers
 /// come, nanoseconds.

@@ -5,24 +5,24 @@ use std::sync::Arc;
 
 use tracing::warn;
 
-use crate::af_xdp::{AfXdp, TransmitError};
 use crate::config::{Mode, Transmit};
-use crate::link::Target;
-use crate::tx_queues::TxQueues;
-use crate::udp::Datagrams;
+use crate::net::af_xdp::{AfXdp, TransmitError};
+use crate::net::tx_queues::TxQueues;
+use crate::net::udp::Datagrams;
+use crate::stream::connection::StreamId;
 use crate::{Config, Error};
 
 /// How a stream's datagrams leave.
-pub(crate) enum Sending {
+pub(crate) enum DatagramTx {
     Udp,
     AfXdp(Box<AfXdp>),
 }
 
-impl Sending {
+impl DatagramTx {
     /// As the settings ask for; with `--mode auto` through the UDP socket, if need be.
     pub(crate) fn open(
         config: &Config,
-        target: &Target,
+        target: &StreamId,
         datagrams: &Datagrams,
         taken: &Arc<TxQueues>,
     ) -> Result<Self, Error> {
@@ -36,7 +36,11 @@ impl Sending {
     }
 
     /// What is left when AF_XDP is not to be had: with `--mode auto`, the UDP socket.
-    pub(crate) fn or_udp(mode: Mode, target: &Target, error: TransmitError) -> Result<Self, Error> {
+    pub(crate) fn or_udp(
+        mode: Mode,
+        target: &StreamId,
+        error: TransmitError,
+    ) -> Result<Self, Error> {
         if mode == Mode::Auto {
             warn!(
                 broker = target.broker,

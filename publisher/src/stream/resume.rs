@@ -10,11 +10,11 @@ use crossbeam_channel::{Receiver, TryRecvError, bounded};
 use penstock_wire::handshake::Path;
 use tracing::warn;
 
-use crate::account::Account;
 use crate::config::Mode;
-use crate::link::{Leftover, Link, Target, is_about_the_path};
-use crate::stream::Shared;
-use crate::waker::Waker;
+use crate::shared::Shared;
+use crate::stream::connection::{ResumeState, StreamConnection, StreamId, is_about_the_path};
+use crate::stream::metrics::StreamMetrics;
+use crate::stream::waker::Waker;
 use crate::{Config, Error};
 
 /// Pause between attempts to reopen a stream.
@@ -31,9 +31,9 @@ type Outcome = Result<(Next, ReconnectDeadline), Error>;
 /// A stream that is to be continued.
 pub(crate) struct Reconnect {
     pub(crate) config: Arc<Config>,
-    pub(crate) target: Target,
+    pub(crate) target: StreamId,
     pub(crate) shared: Arc<Shared>,
-    pub(crate) left: Leftover,
+    pub(crate) left: ResumeState,
     pub(crate) deadline: ReconnectDeadline,
 }
 
@@ -109,7 +109,7 @@ impl Reconnect {
             };
             let mut last = Error::Failed;
             for &path in paths {
-                match Link::reopen(&config, &target, &shared, acked, path, wait) {
+                match StreamConnection::reopen(&config, &target, &shared, acked, path, wait) {
                     // The broker itself is gone, so it may come back with its path.
                     Err(error @ Error::Connect { .. }) => {
                         tries_xdp = true;
@@ -134,7 +134,7 @@ impl Reconnect {
                 left.drop_committed(committed, &shared);
                 deadline.is_owed = !left.unacked.is_empty();
                 link.take_over(&mut left);
-                Ok((Next::Link(link), deadline))
+                Ok((Next::StreamConnection(link), deadline))
             }
             Err(Error::Failed) => Ok((Next::Cancelled(Box::new(left.account)), deadline)),
             Err(error) => Err(Error::NotResumed {
@@ -166,9 +166,9 @@ impl Reconnecting {
 
 /// What follows a lost connection.
 pub(crate) enum Next {
-    Link(Link),
+    StreamConnection(StreamConnection),
     /// The publisher was cancelled: the stream's figures so far.
-    Cancelled(Box<Account>),
+    Cancelled(Box<StreamMetrics>),
 }
 
 /// Since when a stream's connections have brought nothing. A broker that accepts connections but never

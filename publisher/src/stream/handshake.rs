@@ -17,14 +17,14 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::{Config, Error};
 
 /// A connection over which a stream is being opened.
-pub(crate) struct Opening<'a> {
+pub(crate) struct ClientHandshake<'a> {
     pub(crate) broker: &'a str,
     pub(crate) socket: &'a TcpStream,
     /// Deadline for the whole handshake, no matter how slowly the broker sends.
     pub(crate) deadline: Instant,
 }
 
-impl Opening<'_> {
+impl ClientHandshake<'_> {
     /// Requests a stream; returns what the broker offers, and the keys of its packets if they are
     /// authenticated.
     pub(crate) fn ask(

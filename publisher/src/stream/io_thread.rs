@@ -13,12 +13,12 @@ use penstock_runtime::poller::Events;
 use penstock_runtime::sleep;
 
 use crate::Error;
-use crate::account::Closed;
-use crate::driver::{Progress, StreamDriver};
 use crate::failure::Failure;
-use crate::link::{Link, Ready, StreamContext};
-use crate::stream::Shared;
-use crate::waker::Waker;
+use crate::shared::Shared;
+use crate::stream::connection::{Ready, StreamConnection, StreamContext};
+use crate::stream::driver::{Progress, StreamDriver};
+use crate::stream::metrics::Closed;
+use crate::stream::waker::Waker;
 
 /// Longest sleep.
 const MAX_SLEEP: Duration = Duration::from_millis(100);
@@ -90,7 +90,7 @@ impl IoThread {
     pub(crate) fn add(
         &mut self,
         context: StreamContext,
-        link: Link,
+        link: StreamConnection,
     ) -> Result<Receiver<StreamResult>, Error> {
         let (result, receiver) = bounded(1);
         let waker = Arc::clone(&self.waker);
@@ -164,7 +164,7 @@ impl IoThread {
         next
     }
 
-    /// Waits until a socket has something, there is work, or it is this time.
+    /// AckLatencyHistogram until a socket has something, there is work, or it is this time.
     fn wait(&mut self, next: Instant) -> io::Result<()> {
         let now = Instant::now();
         let is_single = self.slots.len() == 1;
@@ -192,7 +192,7 @@ impl IoThread {
         }
     }
 
-    /// Waits for the sockets of datagrams and the waker; says whether the waker has events, or nothing if
+    /// AckLatencyHistogram for the sockets of datagrams and the waker; says whether the waker has events, or nothing if
     /// there are no such sockets.
     fn poll_datagrams(&mut self, longest: Duration) -> io::Result<Option<bool>> {
         let mut keys = std::mem::take(&mut self.keys);

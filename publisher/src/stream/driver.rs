@@ -9,12 +9,14 @@ use crossbeam_channel::Select;
 use nix::poll::PollFd;
 
 use crate::Error;
-use crate::account::Closed;
-use crate::link::{Holdings, Leftover, Link, Ready, Step, StreamContext};
-use crate::pool::{BufferPlan, Share};
-use crate::reconnect::{Next, Reconnect, ReconnectDeadline, Reconnecting};
-use crate::stream::Shared;
-use crate::waker::Waker;
+use crate::batch::pool::{BufferPlan, Share};
+use crate::shared::Shared;
+use crate::stream::connection::{
+    Holdings, Ready, ResumeState, Step, StreamConnection, StreamContext,
+};
+use crate::stream::metrics::Closed;
+use crate::stream::resume::{Next, Reconnect, ReconnectDeadline, Reconnecting};
+use crate::stream::waker::Waker;
 
 /// How often a stream without a connection checks whether that has changed: it is told, so this is for the
 /// worst case.
@@ -92,10 +94,10 @@ impl Drop for PoolShare {
 }
 
 enum State {
-    Connected(Link),
+    Connected(StreamConnection),
     Reconnecting(Reconnecting),
     /// The broker ended the stream while it was idle; the next job opens another connection.
-    Idle(Box<Leftover>),
+    Idle(Box<ResumeState>),
     /// The stream is over, or failed.
     Over,
 }
@@ -116,7 +118,7 @@ impl StreamDriver {
     /// it by `key`.
     pub(crate) fn new(
         context: StreamContext,
-        link: Link,
+        link: StreamConnection,
         waker: Arc<Waker>,
         key: usize,
     ) -> Result<Self, Error> {
@@ -163,7 +165,7 @@ impl StreamDriver {
                     ))
                 }
                 Step::Ended(account) => Ok(Progress::Over(Box::new(account.close()))),
-                Step::Moves(leftover) => {
+                Step::Reconnects(leftover) => {
                     // The old connection is closed before a new one is opened.
                     drop(link);
                     self.leave(now, leftover)
@@ -191,7 +193,7 @@ impl StreamDriver {
         }
     }
 
-    fn leave(&mut self, now: Instant, leftover: Box<Leftover>) -> Result<Progress, Error> {
+    fn leave(&mut self, now: Instant, leftover: Box<ResumeState>) -> Result<Progress, Error> {
         // The broker ended an idle stream because another needs its place. A stream that reconnects
         // without work would only make the broker end the next idle one.
         if leftover.was_idle && leftover.unacked.is_empty() {
@@ -201,7 +203,7 @@ impl StreamDriver {
         self.reconnect(now, leftover)
     }
 
-    fn reconnect(&mut self, now: Instant, left: Box<Leftover>) -> Result<Progress, Error> {
+    fn reconnect(&mut self, now: Instant, left: Box<ResumeState>) -> Result<Progress, Error> {
         self.share.stall(left.unacked.len());
         let reconnect = Reconnect {
             config: Arc::clone(&self.context.config),
@@ -221,7 +223,7 @@ impl StreamDriver {
     ) -> Result<Progress, Error> {
         self.deadline = deadline;
         match next {
-            Next::Link(link) => {
+            Next::StreamConnection(link) => {
                 watch(&self.waker, &link, self.key)?;
                 self.state = State::Connected(link);
                 // What waits is begun before the broker is heard: it is owed from now on, even if the broker
@@ -240,7 +242,7 @@ impl StreamDriver {
     }
 }
 
-fn watch(waker: &Waker, link: &Link, key: usize) -> Result<(), Error> {
+fn watch(waker: &Waker, link: &StreamConnection, key: usize) -> Result<(), Error> {
     let watched = waker.watch(link, key);
     watched.map_err(|error: io::Error| Error::Thread(error.to_string()))
 }
@@ -249,7 +251,7 @@ fn watch(waker: &Waker, link: &Link, key: usize) -> Result<(), Error> {
 mod tests {
     use super::*;
     use crate::Config;
-    use crate::pool::Pool;
+    use crate::batch::pool::Pool;
 
     #[test]
     fn a_stream_that_stalls_leaves_the_others_their_buffers_until_it_goes_on() {
