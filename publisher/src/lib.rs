@@ -18,12 +18,15 @@
 //! streams, each with a connection of its own (`stream`), over the sockets of `net`.
 
 mod batch;
+mod batch_builder;
 mod config;
 mod error;
 mod failure;
 mod latency;
+mod linger;
 mod net;
 mod publisher;
+mod session_opener;
 mod shared;
 mod stream;
 mod summary;
