@@ -140,6 +140,9 @@ step "licences, sources and versions of dependencies" scripts/check_dependencies
 step "licences, sources and versions: the check itself" env PYTHONDONTWRITEBYTECODE=1 \
   python3 -m doctest scripts/check_dependencies.py
 step "dependencies of the fuzz targets" fuzz_dependencies
+step "imports without cycles, files of a readable length" scripts/check_structure.py
+step "imports and lengths: the check itself" env PYTHONDONTWRITEBYTECODE=1 \
+  python3 -m doctest scripts/check_structure.py
 # What is marked as ignored loads programs into the kernel.
 ignored=()
 [ "$(id -u)" -ne 0 ] || ignored=(-- --include-ignored)

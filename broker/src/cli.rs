@@ -26,7 +26,7 @@ use crate::machine::parse_cpus;
 use crate::topic_policy::{Creators, TopicPolicy};
 use crate::topics::{DEFAULT_DIRECTORY, TopicConfig};
 use crate::upkeep::UpkeepConfig;
-use crate::xdp;
+use crate::xdp_settings::{XdpMode, XdpSettings};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -292,18 +292,6 @@ enum Mode {
     Auto,
 }
 
-/// How an interface runs the XDP program.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum XdpMode {
-    /// The faster one for driver and MTU, with the reason in the log: native where the driver supports
-    /// it, generic on veth if packets do not fit into one buffer.
-    Auto,
-    /// In the driver.
-    Native,
-    /// In the network stack.
-    Generic,
-}
-
 /// What workers do while no packet comes.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Poll {
@@ -352,7 +340,7 @@ pub struct Config {
     pub limits: Limits,
     pub worker: WorkerConfig,
     pub tcp_workers: usize,
-    pub xdp: Option<xdp::Config>,
+    pub xdp: Option<XdpSettings>,
     /// Serve over tcp only if the xdp path is not available.
     pub xdp_may_fail: bool,
     pub cpus: Vec<usize>,
@@ -469,7 +457,7 @@ impl Cli {
 
 impl Cli {
     /// The configuration of the xdp path, if it was requested.
-    fn xdp(&self) -> Result<Option<xdp::Config>> {
+    fn xdp(&self) -> Result<Option<XdpSettings>> {
         if !self.xdp_ring.is_power_of_two() || !(64..=1 << 16).contains(&self.xdp_ring) {
             bail!(
                 "--xdp-ring {} is not a power of two from 64 to 65536",
@@ -492,7 +480,7 @@ impl Cli {
             parse_cpus(list)
                 .map_err(|_| anyhow!("--queues: {list:?} is not a list of queues such as 0,2-3"))
         });
-        Ok(Some(xdp::Config {
+        Ok(Some(XdpSettings {
             interface,
             queues: queues.transpose()?,
             workers: self.workers.into(),

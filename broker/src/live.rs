@@ -27,7 +27,7 @@ use tracing::warn;
 
 use crate::liveness::{IDLE_ROUND_MS, Pulse};
 use crate::report::{self, TopicReport, stages_and_wait};
-use crate::server::rehearse_fault;
+use crate::threads::rehearse_fault;
 use crate::topics::Topics;
 
 /// Time limit for a client to read the whole answer.

@@ -18,10 +18,12 @@ mod report;
 mod server;
 mod sessions;
 mod signals;
+mod threads;
 mod topic_policy;
 mod topics;
 mod upkeep;
 mod xdp;
+mod xdp_settings;
 
 use std::process::ExitCode;
 

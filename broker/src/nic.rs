@@ -27,7 +27,7 @@ use tracing::{info, warn};
 
 use crate::following::served;
 use crate::privileges;
-use crate::xdp;
+use crate::xdp_settings::XdpSettings;
 
 /// How long the broker waits at its end for the helper process, which may hang in a driver.
 const REVERT_PATIENCE: Duration = Duration::from_secs(60);
@@ -43,7 +43,7 @@ pub struct Ready {
 }
 
 /// Compares the interface with what the xdp path needs; prints the necessary commands, or runs them.
-pub fn prepare(config: &xdp::Config, listen: SocketAddr) -> Result<Ready> {
+pub fn prepare(config: &XdpSettings, listen: SocketAddr) -> Result<Ready> {
     let facts = Facts::read(&config.interface)?;
     let interface = &facts.interface.clone();
     if *interface != config.interface {
@@ -314,7 +314,7 @@ fn be_patient() -> Result<()> {
     Ok(())
 }
 
-fn wanted(config: &xdp::Config, mode: Mode, facts: &Facts, listen: SocketAddr) -> Wanted {
+fn wanted(config: &XdpSettings, mode: Mode, facts: &Facts, listen: SocketAddr) -> Wanted {
     // Opening the path reports a missing interface; the interface may also be down.
     let seen = Watch::new(facts.index).and_then(|mut watch| watch.look());
     let addresses = served(listen.ip(), &seen.unwrap_or_default());

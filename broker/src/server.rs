@@ -1,14 +1,12 @@
 //! Assembles the broker (logs, listener, workers) and runs it until a signal arrives.
 
 use std::fmt::{self, Display};
-use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use crossbeam_channel::Receiver;
 use penstock_auth::Keys;
 use penstock_flags::explain;
@@ -29,6 +27,7 @@ use crate::liveness::{CHECK_EVERY, Liveness, Pulse};
 use crate::report::{Report, Target};
 use crate::sessions::Sessions;
 use crate::signals::{SHORTENED_LOG, SignalPipes};
+use crate::threads::{spawn, spawn_pinned};
 use crate::topics::{self, Topics};
 use crate::upkeep::Upkeep;
 use crate::xdp::Xdp;
@@ -574,64 +573,4 @@ fn start_xdp_workers(
 fn wake_xdp_workers(workers: &[(XdpThread, xdp::WorkerHandle)]) -> Result<()> {
     let mut handles = workers.iter().map(|(_, handle)| handle);
     handles.try_for_each(|handle| handle.wake().context("cannot wake a worker"))
-}
-
-/// Starts a worker's thread, on the next core of the list if cores are given.
-fn spawn_pinned<T: Send + 'static>(
-    config: &Config,
-    supervisor: &Supervisor,
-    (name, number): (&str, usize),
-    stop: &Arc<AtomicBool>,
-    body: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> Result<Supervised<T>> {
-    let cpu = config.cpus.get(number % config.cpus.len().max(1)).copied();
-    let (pinned, pinning) = crossbeam_channel::bounded(1);
-    let label = name.to_owned();
-    let thread = supervisor.spawn(name, stop, move || {
-        let result = cpu.map_or(Ok(()), machine::pin_to);
-        // The parent waits for this before it continues.
-        let _ = pinned.send(result);
-        rehearse_fault(&label)?;
-        Ok(body()?)
-    })?;
-    let result = pinning.recv().context("a worker ended at once")?;
-    result.with_context(|| {
-        format!(
-            "cannot pin a worker to core {}; see --cpus and nproc",
-            cpu.unwrap_or_default()
-        )
-    })?;
-    Ok(thread)
-}
-
-/// Starts a supervised thread.
-fn spawn<T: Send + 'static>(
-    supervisor: &Supervisor,
-    name: &str,
-    stop: &Arc<AtomicBool>,
-    body: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> Result<Supervised<T>> {
-    let label = name.to_owned();
-    supervisor.spawn(name, stop, move || {
-        rehearse_fault(&label)?;
-        Ok(body()?)
-    })
-}
-
-/// Tests set `PENSTOCK_TEST_THREAD=accept=panic`, or `hang` or `fail`; release builds ignore it.
-pub fn rehearse_fault(thread: &str) -> Result<()> {
-    if !cfg!(debug_assertions) {
-        return Ok(());
-    }
-    let wanted = std::env::var("PENSTOCK_TEST_THREAD").unwrap_or_default();
-    match wanted.split_once('=') {
-        Some((name, fault)) if name == thread => match fault {
-            "hang" => loop {
-                thread::park();
-            },
-            "fail" => bail!("as the test wants it"),
-            _ => panic!("as the test wants it"),
-        },
-        _ => Ok(()),
-    }
 }

@@ -3,12 +3,11 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use penstock_ebpf::{Attached, Mode, Outcomes, Steering, Streams};
 use penstock_ingest::session::{DatagramPath, PendingStreams, Shared, StreamFilter, WorkerStats};
-use penstock_ingest::xdp::{Polling, Worker, WorkerConfig, WorkerHandle, XdpStats};
+use penstock_ingest::xdp::{Worker, WorkerConfig, WorkerHandle, XdpStats};
 use penstock_nic::{Facts, quote};
 use penstock_wire::packet::DATA_MAGIC;
 use penstock_xsk::{
@@ -19,28 +18,10 @@ use tracing::{info, warn};
 
 use crate::following::Follower;
 use crate::nic::Ready;
+use crate::xdp_settings::XdpSettings;
 
 /// Headers of IPv4 and UDP.
 const IP_UDP: u32 = 28;
-
-/// The requested configuration.
-#[derive(Debug, Clone)]
-pub struct Config {
-    pub interface: String,
-    /// Receive queues; `None` means all.
-    pub queues: Option<Vec<usize>>,
-    pub workers: usize,
-    pub mode: Mode,
-    pub force: bool,
-    pub copy: bool,
-    pub ring: u32,
-    pub polling: Polling,
-    pub busy_poll: Option<u16>,
-    pub verify_on_receive: bool,
-    pub idle_timeout: Duration,
-    /// Change the interface's settings where necessary.
-    pub configure: bool,
-}
 
 /// The opened path. Dropping it removes the program from the interface.
 pub struct Xdp {
@@ -78,7 +59,7 @@ impl Xdp {
     /// Opens the sockets, attaches the program and creates the workers. The interface must be free: a
     /// socket would only report that the queue is busy.
     pub fn open(
-        config: &Config,
+        config: &XdpSettings,
         ready: Ready,
         listen: SocketAddr,
         max_streams: usize,

@@ -8,21 +8,8 @@ use penstock_ebpf::Features;
 use crate::Error;
 use crate::change::Attribute;
 use crate::ethtool::{Ethtool, Rule, UDP_V4_FLOW, UDP_V6_FLOW};
-use crate::netlink::{Interface, Netlink};
+use crate::netlink::{Interface, Link, Netlink};
 use crate::sysfs::Sysfs;
-
-/// State of an interface's link.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Link {
-    /// Packets can come.
-    Up,
-    /// Switched on, but nothing is at the other end.
-    NoCarrier,
-    /// Switched off (`ip link set dev ... down`).
-    Down,
-    /// The interface has been deleted, or moved to another namespace.
-    Gone,
-}
 
 /// Numbers of channels; receive queues are those for receiving alone and the combined ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

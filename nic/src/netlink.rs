@@ -18,8 +18,6 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 
-use crate::facts::Link;
-
 /// An alternative name of an interface (linux/if_link.h); the kernel also finds an ordinary name under
 /// this attribute.
 const IFLA_ALT_IFNAME: u16 = 53;
@@ -30,6 +28,19 @@ const ATTEMPTS: usize = 10;
 /// `ARPHRD_ETHER` and `ARPHRD_LOOPBACK` (linux/if_arp.h): packets begin with an Ethernet header.
 pub(crate) const ETHERNET: u16 = 1;
 pub(crate) const LOOPBACK: u16 = 772;
+
+/// State of an interface's link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Link {
+    /// Packets can come.
+    Up,
+    /// Switched on, but nothing is at the other end.
+    NoCarrier,
+    /// Switched off (`ip link set dev ... down`).
+    Down,
+    /// The interface has been deleted, or moved to another namespace.
+    Gone,
+}
 
 /// An interface, as the kernel describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use crate::change::{Attribute, Change};
 use crate::error::Unfit;
-use crate::facts::{Channels, Facts, Link};
+use crate::facts::{Channels, Facts};
+use crate::netlink::Link;
 use crate::quote;
 
 /// Bits of a flow's hash: IP addresses, and ports (`RXH_`, linux/ethtool.h).

@@ -1,32 +1,27 @@
 //! The log as a file: creating, mapping, locking and recovering it.
 
 use std::collections::HashMap;
-use std::ffi::OsStr;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use crossbeam_utils::CachePadded;
-use memmap2::{Advice, MmapOptions, MmapRaw};
-use penstock_files::{Dir, Open};
+use penstock_files::Open;
 use penstock_wire::reply::Fault;
 
 use super::OpenError;
 use super::access::Access;
-use super::layout::{
-    self, CONTROL_OFFSET, EPOCH_OFFSET, Geometry, HeaderError, INDEX_OFFSET, MAX_POSITION,
-};
+use super::allocation::{allocate, make, no_space};
+use super::layout::{Geometry, HeaderError};
+use super::mapping::{LogInfo, Mapping};
+use super::recovery::recover;
 use super::registry::Registry;
-use super::ring::{Control, NOTHING_OPEN, Ring, WriterWatermark};
-use super::sigbus::Watched;
-use super::slot::{Found, Slot};
-use super::sync::crash_point;
-use super::writer::Writer;
-use super::writer_lock::{self, WriterLock, beside};
+use super::ring::{NOTHING_OPEN, Ring, WriterWatermark};
+use super::slot::Found;
+use super::writer_lock::WriterLock;
 
 /// What a broker does when it would have to overwrite batches that a registered reader has not read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,25 +73,6 @@ pub struct LogOptions {
     pub writers: usize,
 }
 
-/// Figures of a log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LogInfo {
-    /// Bytes of payload that the ring holds.
-    pub ring_bytes: u64,
-    /// Bytes of a segment.
-    pub segment_bytes: u64,
-    /// Batches that the index holds.
-    pub index_slots: u64,
-    /// Times that a writer has opened the log.
-    pub epoch: u64,
-    /// Batches committed since the log was created; the frontier.
-    pub batches: u64,
-    /// Messages committed since the log was created.
-    pub messages: u64,
-    /// Message bytes committed since the log was created, without framing.
-    pub payload_bytes: u64,
-}
-
 /// State of an open log's file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileState {
@@ -122,17 +98,6 @@ impl Lost {
     }
 }
 
-/// A mapped log file; the base of [`Log`] and of a reader.
-#[derive(Debug)]
-pub(super) struct Mapping {
-    pub(super) path: PathBuf,
-    pub(super) geometry: Geometry,
-    /// Declared before the file and the mapping, because fields are dropped in this order.
-    _watched: Watched,
-    pub(super) file: File,
-    map: MmapRaw,
-}
-
 /// A log that this process writes.
 #[derive(Debug)]
 pub struct Log {
@@ -143,125 +108,9 @@ pub struct Log {
     borrowed: Vec<(usize, u64)>,
     lost: OnceLock<Lost>,
     watermarks: Vec<CachePadded<WriterWatermark>>,
-    taken: Vec<AtomicBool>,
+    pub(super) taken: Vec<AtomicBool>,
     /// Dropped last. `None` for a file without a directory, as in tests.
     pub(super) lock: Mutex<Option<WriterLock>>,
-}
-
-impl Mapping {
-    /// Maps an existing log for reading.
-    pub(super) fn open_read_only(path: &Path) -> Result<Self, OpenError> {
-        let mut options = OpenOptions::new();
-        options
-            .read(true)
-            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
-        let file = options.open(path).map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => OpenError::Missing(path.to_owned()),
-            io::ErrorKind::PermissionDenied => OpenError::Denied {
-                path: path.to_owned(),
-                action: "read",
-            },
-            _ => OpenError::io("open", path)(source),
-        })?;
-        // The files beside the log are beside the link's target, not beside a link to it.
-        let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-        Self::map(&path, file, false)
-    }
-
-    fn map(path: &Path, file: File, writable: bool) -> Result<Self, OpenError> {
-        let geometry = read_geometry(path, &file)?;
-        let options = {
-            let mut options = MmapOptions::new();
-            options.len(geometry.file_bytes() as usize);
-            options
-        };
-        let map = match writable {
-            true => options.map_raw(&file),
-            false => options.map_raw_read_only(&file),
-        }
-        .map_err(OpenError::io("map", path))?;
-        Ok(Self {
-            path: path.to_owned(),
-            geometry,
-            _watched: Watched::new(map.as_ptr(), map.len(), file.as_raw_fd()),
-            file,
-            map,
-        })
-    }
-
-    /// Touches every page, so that the hot path has no page faults.
-    fn populate(&self) -> Result<(), OpenError> {
-        match self.map.advise(Advice::PopulateWrite) {
-            // Kernels before 5.14 do not support it: pages are then touched on first use.
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
-            Err(source) => Err(no_space(&self.path, self.geometry, "touch", source)),
-            Ok(()) => Ok(()),
-        }
-    }
-
-    pub(super) fn base(&self) -> *mut u8 {
-        self.map.as_mut_ptr()
-    }
-
-    fn control(&self) -> &Control {
-        // SAFETY: the mapping is page-aligned and longer than the control page; a Control consists
-        // of atomic words, valid for any bit pattern and only accessed atomically. A reader's
-        // mapping is read-only, and readers only load.
-        unsafe { &*self.base().add(CONTROL_OFFSET).cast::<Control>() }
-    }
-
-    fn slots(&self) -> &[Slot] {
-        // SAFETY: the index lies inside the mapping (the file's length was checked against the
-        // geometry), aligned to its slots; otherwise as in `control`.
-        unsafe {
-            let first = self.base().add(INDEX_OFFSET).cast::<Slot>();
-            std::slice::from_raw_parts(first, self.geometry.index_slots() as usize)
-        }
-    }
-
-    pub(super) fn epoch(&self) -> &AtomicU64 {
-        // SAFETY: an aligned word inside the header page; otherwise as in `control`.
-        unsafe { &*self.base().add(EPOCH_OFFSET).cast::<AtomicU64>() }
-    }
-
-    /// View of the algorithm without readers and watermarks, as a reader has it.
-    pub(super) fn ring(&self) -> Ring<'_> {
-        Ring {
-            geometry: self.geometry,
-            control: self.control(),
-            slots: self.slots(),
-            readers: None,
-            watermarks: &[],
-        }
-    }
-
-    pub(super) fn is_written(&self) -> io::Result<bool> {
-        writer_lock::is_written(&self.path)
-    }
-
-    pub(super) fn info(&self) -> LogInfo {
-        let ring = self.ring();
-        // The totals of a slot that is overtaken while they are read belong to a later batch.
-        // A batch is not overtaken as long as it is the newest; one that is not there nevertheless
-        // is damaged, and so may be the totals.
-        loop {
-            let batches = ring.frontier();
-            let totals = ring.totals_below(batches);
-            let newest = batches.checked_sub(1);
-            let is_there = newest.is_none_or(|newest| ring.slot(newest).holds(newest));
-            if is_there || ring.frontier() == batches {
-                return LogInfo {
-                    ring_bytes: self.geometry.ring_bytes(),
-                    segment_bytes: self.geometry.segment_bytes(),
-                    index_slots: self.geometry.index_slots(),
-                    epoch: self.epoch().load(Ordering::Relaxed),
-                    batches,
-                    messages: totals.messages,
-                    payload_bytes: totals.payload_bytes,
-                };
-            }
-        }
-    }
 }
 
 impl Log {
@@ -372,22 +221,6 @@ impl Log {
                 .collect(),
             lock: Mutex::new(lock.take()),
         })
-    }
-
-    /// A writer for one thread.
-    ///
-    /// # Panics
-    /// If more writers are alive than [`LogOptions::writers`] said.
-    #[must_use]
-    pub fn writer(self: &Arc<Self>) -> Writer {
-        let free = self
-            .taken
-            .iter()
-            .position(|taken| !taken.swap(true, Ordering::AcqRel));
-        Writer::new(
-            Arc::clone(self),
-            free.expect("one writer per worker, as configured"),
-        )
     }
 
     pub(super) fn release_writer(&self, number: usize) {
@@ -585,126 +418,4 @@ impl Log {
                 .add(self.mapping.geometry.offset_of(position))
         }
     }
-}
-
-fn read_geometry(path: &Path, file: &File) -> Result<Geometry, OpenError> {
-    use std::os::unix::fs::FileExt;
-    let io = OpenError::io("read", path);
-    let about = file.metadata().map_err(&io)?;
-    if !about.is_file() {
-        return Err(io(io::Error::other("it is not a regular file")));
-    }
-    let len = about.len();
-    let mut header = vec![0; layout::HEADER_LEN.min(len as usize)];
-    file.read_exact_at(&mut header, 0).map_err(&io)?;
-    Geometry::decode(&header, len).map_err(|reason| OpenError::Header {
-        path: path.to_owned(),
-        reason,
-    })
-}
-
-/// Creates the file under a temporary name and renames it into place, so that no crash leaves half a
-/// log. The temporary name is always the same, so that a file left by a crash is reused.
-fn make(dir: &Dir, path: &Path, name: &OsStr, geometry: Geometry) -> io::Result<File> {
-    let temporary = beside(path, "new");
-    make_as(dir, &temporary, name, geometry).inspect_err(|_| {
-        // Best effort: a file that could not be created may be missing here.
-        let _ = dir.remove(&temporary);
-    })
-}
-
-fn make_as(dir: &Dir, temporary: &OsStr, name: &OsStr, geometry: Geometry) -> io::Result<File> {
-    use std::os::unix::fs::FileExt;
-    let file = dir.file(temporary, Open::Make(0o600))?;
-    crash_point();
-    file.set_len(0)?;
-    crash_point();
-    allocate(&file, geometry.file_bytes())?;
-    crash_point();
-    file.write_all_at(&geometry.encode(), 0)?;
-    crash_point();
-    dir.rename(temporary, name)?;
-    crash_point();
-    Ok(file)
-}
-
-/// Reports what there is not enough space for; EFAULT means a page that the kernel cannot create
-/// (madvise(2)).
-fn no_space(path: &Path, geometry: Geometry, action: &'static str, source: io::Error) -> OpenError {
-    match source.raw_os_error() {
-        Some(libc::ENOSPC | libc::EDQUOT | libc::ENOMEM | libc::EFAULT) => OpenError::NoSpace {
-            path: path.to_owned(),
-            bytes: geometry.file_bytes(),
-        },
-        _ => OpenError::io(action, path)(source),
-    }
-}
-
-/// Allocates the whole file on its file system; keeps its contents.
-pub(super) fn allocate(file: &File, bytes: u64) -> io::Result<()> {
-    loop {
-        // SAFETY: the descriptor is open; posix_fallocate touches no memory of ours.
-        match unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, bytes as i64) } {
-            0 => return Ok(()),
-            libc::EINTR => {}
-            error => return Err(io::Error::from_raw_os_error(error)),
-        }
-    }
-}
-
-/// Takes over a log, whatever its last writer was doing when it ended.
-///
-/// Batches below the frontier stay, and so do those that are published right behind it. What was
-/// reserved or half received is dropped; it was never acked. Nothing is changed if the control page
-/// says what cannot be.
-fn recover(mapping: &Mapping) -> Result<(), &'static str> {
-    let ring = mapping.ring();
-    check_control(&ring)?;
-    ring.advance();
-    crash_point();
-    let frontier = ring.frontier();
-    for slot in ring.slots {
-        slot.discard_from(frontier);
-        crash_point();
-    }
-    ring.control.index_tail.store(frontier, Ordering::Release);
-    crash_point();
-    let kept = frontier.saturating_sub(ring.geometry.index_slots())..frontier;
-    let end = kept.filter_map(|index| match ring.slot(index).read(index) {
-        Found::Published(d, _) if ring.geometry.may_hold(&d) => {
-            Some(d.position + u64::from(d.payload_len))
-        }
-        _ => None,
-    });
-    // The tail is at or beyond every batch, unless the file was damaged.
-    let end = end.max().unwrap_or(0).next_multiple_of(layout::ALIGNMENT);
-    ring.control.tail.fetch_max(end, Ordering::AcqRel);
-    crash_point();
-    ring.control.granted.store(0, Ordering::Release);
-    crash_point();
-    mapping.epoch().fetch_add(1, Ordering::AcqRel);
-    Ok(())
-}
-
-/// Whether the control page fits the index: what a batch index says is covered by check words, the
-/// control page can only be compared with it.
-fn check_control(ring: &Ring<'_>) -> Result<(), &'static str> {
-    let tail = ring.control.tail.load(Ordering::Acquire);
-    if tail > MAX_POSITION || !tail.is_multiple_of(layout::ALIGNMENT) {
-        return Err("the next position");
-    }
-    let frontier = ring.frontier();
-    if frontier > MAX_POSITION {
-        return Err("the frontier");
-    }
-    // The newest batch is not overwritten before there is another.
-    if frontier > 0 && !ring.slot(frontier - 1).holds(frontier - 1) {
-        return Err("the newest batch below its frontier is not in the index");
-    }
-    // Nor is any batch published a whole round of the index behind the frontier.
-    let newest = ring.slots.iter().filter_map(Slot::held).max();
-    if newest.is_some_and(|newest| newest >= frontier + ring.geometry.index_slots()) {
-        return Err("the index is ahead of its frontier");
-    }
-    Ok(())
 }

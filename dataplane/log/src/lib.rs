@@ -24,6 +24,8 @@ mod loom_models;
 // Under loom only the algorithm is built: its atomics cannot lie in a mapped file.
 #[cfg(not(loom))]
 mod access;
+#[cfg(not(loom))]
+mod allocation;
 #[cfg(all(test, not(loom)))]
 mod crash_tests;
 #[cfg(not(loom))]
@@ -37,7 +39,11 @@ mod harness;
 #[cfg(not(loom))]
 mod lock;
 #[cfg(not(loom))]
+mod mapping;
+#[cfg(not(loom))]
 mod reader;
+#[cfg(not(loom))]
+mod recovery;
 #[cfg(not(loom))]
 mod registry;
 #[cfg(not(loom))]
@@ -57,7 +63,8 @@ pub use writers::Writers;
 pub use {
     access::Access,
     error::{OpenError, ReadError},
-    file::{FileState, Log, LogInfo, LogOptions, Lost, ReaderInfo, RingFullPolicy},
+    file::{FileState, Log, LogOptions, Lost, ReaderInfo, RingFullPolicy},
+    mapping::LogInfo,
     reader::{Batch, ChecksumMismatch, Overwritten, Reader, Start},
     sigbus::{notify_shortened_logs, report_shortened_logs},
     writer::{Commit, Region, Reservation, Writer},

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use penstock_wire::batch;
 use thiserror::Error;
 
-use super::file::{LogInfo, Mapping};
+use super::mapping::{LogInfo, Mapping};
 use super::registry::Registry;
 use super::ring::FREE;
 use super::slot::{Descriptor, Found, Totals};

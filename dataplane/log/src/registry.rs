@@ -309,7 +309,7 @@ fn allocate(file: &File, bytes: u64) -> io::Result<()> {
     if file.metadata()?.len() > bytes {
         file.set_len(bytes)?;
     }
-    super::file::allocate(file, bytes)
+    super::allocation::allocate(file, bytes)
 }
 
 #[cfg(test)]

@@ -82,6 +82,24 @@ impl Reservation {
     }
 }
 
+impl Log {
+    /// A writer for one thread.
+    ///
+    /// # Panics
+    /// If more writers are alive than [`LogOptions::writers`] said.
+    #[must_use]
+    pub fn writer(self: &Arc<Self>) -> Writer {
+        let free = self
+            .taken
+            .iter()
+            .position(|taken| !taken.swap(true, Ordering::AcqRel));
+        Writer::new(
+            Arc::clone(self),
+            free.expect("one writer per worker, as configured"),
+        )
+    }
+}
+
 impl Writer {
     pub(super) fn new(log: Arc<Log>, number: usize) -> Self {
         Self {

@@ -7,6 +7,7 @@ use thiserror::Error;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::text::{MAX_TEXT_LEN, clip};
 use super::{MAGIC, VERSION};
 
 /// Bytes of a [`Hello`], before the topic's name.
@@ -19,8 +20,6 @@ pub const MAX_TOPIC_LEN: usize = 128;
 pub const MAX_STREAMS: u32 = 1024;
 /// A stream has fewer batches; nobody lives to see more.
 const MAX_BATCHES: u64 = 1 << 62;
-/// Longest text of a refusal, bytes.
-pub const MAX_TEXT_LEN: usize = 1024;
 
 /// First bytes of a connection, from publisher to broker; the topic's name follows.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -456,7 +455,7 @@ impl Welcome {
     /// Refuses a stream; `text` says what to do. Returns all bytes of the answer.
     #[must_use]
     pub fn refuse(refusal: Refusal, text: &str) -> Vec<u8> {
-        let text = super::reply::clip(text, MAX_TEXT_LEN);
+        let text = clip(text, MAX_TEXT_LEN);
         let welcome = Self {
             magic: MAGIC,
             version: VERSION.into(),

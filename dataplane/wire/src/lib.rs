@@ -13,6 +13,7 @@ pub mod handshake;
 pub mod message;
 pub mod packet;
 pub mod reply;
+pub mod text;
 
 /// First four bytes of a [`handshake::Hello`] and a [`handshake::Welcome`]: "PNSK".
 pub const MAGIC: [u8; 4] = *b"PNSK";

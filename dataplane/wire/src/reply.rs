@@ -4,7 +4,7 @@ use thiserror::Error;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::handshake::MAX_TEXT_LEN;
+use super::text::{MAX_TEXT_LEN, clip};
 
 /// Bytes of a [`Reply`], before the text of an error.
 pub const REPLY_LEN: usize = size_of::<Reply>();
@@ -117,11 +117,6 @@ impl Reply {
             (kind, _) => Err(InvalidReply { kind }),
         }
     }
-}
-
-/// The longest prefix of `text` that has at most `max` bytes and cuts no character.
-pub(super) fn clip(text: &str, max: usize) -> &str {
-    &text[..text.floor_char_boundary(max)]
 }
 
 #[cfg(test)]

@@ -4,8 +4,6 @@ use std::io;
 
 use thiserror::Error;
 
-use super::socket::Rings;
-
 /// An AF_XDP socket could not be set up or used.
 #[derive(Debug, Error)]
 pub enum Error {
@@ -65,19 +63,10 @@ impl Error {
             source,
         }
     }
-
-    pub(super) fn socket(rings: &Rings<'_>, source: io::Error) -> Self {
-        Self::Socket {
-            interface: rings.interface.to_owned(),
-            queue: rings.queue,
-            hint: hint(&source, rings.purpose),
-            source,
-        }
-    }
 }
 
 /// What most often stands behind an error of bind(2) or socket(2).
-fn hint(source: &io::Error, purpose: Purpose) -> &'static str {
+pub(super) fn hint(source: &io::Error, purpose: Purpose) -> &'static str {
     match (source.raw_os_error(), purpose) {
         (Some(libc::EBUSY), _) => {
             "; another AF_XDP socket has the queue: stop what holds it (ss --xdp shows it)"

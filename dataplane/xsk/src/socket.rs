@@ -11,7 +11,7 @@ use xsk_rs::config::{
 use xsk_rs::umem::frame::FrameDesc;
 use xsk_rs::{CompQueue, FillQueue, RxQueue, Socket, TxQueue, Umem};
 
-use super::error::{Error, Purpose};
+use super::error::{Error, Purpose, hint};
 
 /// An earlier socket of the same queue may still be on its way out.
 const BUSY_PATIENCE: Duration = Duration::from_secs(3);
@@ -57,6 +57,15 @@ pub(super) struct Rings<'a> {
 pub(super) type Bound = (TxQueue, RxQueue, Option<(FillQueue, CompQueue)>);
 
 impl Rings<'_> {
+    fn refused(&self, source: io::Error) -> Error {
+        Error::Socket {
+            interface: self.interface.to_owned(),
+            queue: self.queue,
+            hint: hint(&source, self.purpose),
+            source,
+        }
+    }
+
     pub(super) fn bind(&self, umem: &Umem) -> Result<Bound, Error> {
         let interface: Interface = self.interface.parse().map_err(|_| Error::Interface {
             interface: self.interface.to_owned(),
@@ -77,7 +86,7 @@ impl Rings<'_> {
             };
             let busy = error.raw_os_error() == Some(libc::EBUSY);
             if !busy || start.elapsed() > BUSY_PATIENCE {
-                return Err(Error::socket(self, error));
+                return Err(self.refused(error));
             }
             thread::sleep(Duration::from_millis(50));
         }
