@@ -94,7 +94,7 @@ impl Run {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// AckLatencyHistogram until the program has finished; returns whether it did in time.
+    /// Waits until the program has finished; returns whether it did in time.
     fn wait(&self, longest: Duration) -> bool {
         let waited = self
             .changed

@@ -28,7 +28,7 @@ pub struct AckLatency {
     pub count: u64,
 }
 
-/// AckLatencyHistogram of batches, of one stream or of several.
+/// Ack latencies of batches, of one stream or of several.
 #[derive(Debug, Clone)]
 pub(crate) struct AckLatencyHistogram(Histogram<u32>);
 

@@ -133,7 +133,7 @@ impl Publisher {
         lock(&self.open).max_message
     }
 
-    /// Adds a message to the open batch; sends the batch when it is full. AckLatencyHistogram while every stream
+    /// Adds a message to the open batch; sends the batch when it is full. Waits while every stream
     /// has all that it may take: that is the brokers' back-pressure.
     ///
     /// # Errors

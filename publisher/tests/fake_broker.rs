@@ -893,7 +893,7 @@ fn a_batch_that_is_not_full_goes_after_the_linger_time() {
     play.join().unwrap();
 }
 
-/// AckLatencyHistogram until so many messages are acked, without asking for it.
+/// Waits until so many messages are acked, without asking for it.
 fn wait_until_acked(publisher: &Publisher, messages: u64) {
     let deadline = Instant::now() + PATIENCE;
     while publisher.progress().messages_acked() < messages {

@@ -1,4 +1,4 @@
-//! DatagramTx past the kernel's network stack, through an AF_XDP socket with a transmit queue to itself.
+//! Sending past the kernel's network stack, through an AF_XDP socket with a transmit queue to itself.
 //!
 //! Packets bear the addresses of the stream's UDP socket, so ACKs come to that one, as ever. The kernel
 //! is asked for route and hardware addresses, and gets some packets to send itself, so that it goes on

@@ -1,4 +1,4 @@
-//! ClientHandshake one stream: the connection and the handshake.
+//! Opens one stream: the connection and the handshake.
 
 use std::io;
 use std::net::{SocketAddr, TcpStream};

@@ -253,7 +253,7 @@ impl DatagramStream {
         }
     }
 
-    /// AckLatencyHistogram, while the stream is opened, until a datagram comes or the control connection has something.
+    /// Waits, while the stream is opened, until a datagram comes or the control connection has something.
     fn wait_for_answer(&mut self) -> Result<(), Error> {
         let mut watched = [
             PollFd::new(self.datagrams.socket().as_fd(), PollFlags::POLLIN),

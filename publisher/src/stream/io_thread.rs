@@ -164,7 +164,7 @@ impl IoThread {
         next
     }
 
-    /// AckLatencyHistogram until a socket has something, there is work, or it is this time.
+    /// Waits until a socket has something, there is work, or it is this time.
     fn wait(&mut self, next: Instant) -> io::Result<()> {
         let now = Instant::now();
         let is_single = self.slots.len() == 1;
@@ -192,7 +192,7 @@ impl IoThread {
         }
     }
 
-    /// AckLatencyHistogram for the sockets of datagrams and the waker; says whether the waker has events, or nothing if
+    /// Waits for the sockets of datagrams and the waker; says whether the waker has events, or nothing if
     /// there are no such sockets.
     fn poll_datagrams(&mut self, longest: Duration) -> io::Result<Option<bool>> {
         let mut keys = std::mem::take(&mut self.keys);

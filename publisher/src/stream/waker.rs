@@ -29,7 +29,7 @@ impl Waker {
         self.poller.add(socket, key, both.edges())
     }
 
-    /// AckLatencyHistogram for events.
+    /// Waits for events.
     pub(crate) fn wait(&self, events: &mut Events, longest: Duration) -> io::Result<()> {
         self.poller.wait(events, longest)
     }
