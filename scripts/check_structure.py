@@ -14,9 +14,9 @@ MAX_LINES = 600
 # Files that are longer today, with the length that they must not exceed. Shorten them; add none.
 LONGER = {
     "dataplane/ingest/src/session/acceptor.rs": 728,
-    "dataplane/ingest/src/tcp/connection.rs": 992,
-    "dataplane/ingest/src/xdp/stream.rs": 858,
-    "publisher/src/stream/datagram.rs": 842,
+    "dataplane/ingest/src/tcp/connection.rs": 973,
+    "dataplane/ingest/src/xdp/stream.rs": 825,
+    "publisher/src/stream/datagram.rs": 840,
 }
 
 TESTS = re.compile(r"^#\[cfg\((?:test|all\(test.*)\)\]\n(?:pub(?:\(.*?\))? )?mod \w+ \{", re.MULTILINE)

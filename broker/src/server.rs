@@ -97,7 +97,7 @@ pub fn run(config: &Config) -> Result<()> {
         config.buffers,
         config.limits.clone(),
         Sessions::new(Arc::clone(&topics), config.limits.share_percent, jobs),
-        handles.iter().map(WorkerHandle::queue).collect(),
+        workers.iter().map(Worker::queue).collect(),
         xdp.as_ref().map(Xdp::offer),
         Arc::clone(&shared),
     )

@@ -4,10 +4,12 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use crossbeam_channel::{Receiver, TryRecvError};
 use penstock_runtime::poison::lock;
 use penstock_wire::crc32c::Joiner;
 
 use crate::batch::pool::Pool;
+use crate::batch::sealed_batch::Job;
 use crate::net::tx_queues::TxQueues;
 
 /// What a stream shares with the publisher.
@@ -44,6 +46,15 @@ impl Shared {
 
     pub(crate) fn is_abandoned(&self) -> bool {
         self.abandoned.load(Ordering::Acquire)
+    }
+
+    /// The next job of a stream. The queue of a publisher that was dropped, not closed, has no end: its
+    /// streams must not look whole.
+    pub(crate) fn next_job(&self, jobs: &Receiver<Job>) -> Result<Job, TryRecvError> {
+        match jobs.try_recv() {
+            Err(TryRecvError::Disconnected) if self.is_abandoned() => Err(TryRecvError::Empty),
+            next => next,
+        }
     }
 
     pub(crate) fn is_closed(&self) -> bool {

@@ -24,7 +24,7 @@ impl Pacer {
         self.next_send_time
     }
 
-    /// A packet of so many bytes went out.
+    /// Charges for a sent packet of this many bytes.
     pub(super) fn on_sent(&mut self, now: u64, size: u32, congestion: &Congestion, rtt: &Rtt) {
         let burst = congestion.pace(MAX_BURST, rtt);
         let time = congestion.pace(u64::from(size), rtt);

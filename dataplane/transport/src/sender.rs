@@ -54,7 +54,7 @@ pub enum Outgoing {
         /// Bytes.
         len: u32,
     },
-    /// A ping with so many bytes of padding.
+    /// A ping with this many bytes of padding.
     Ping {
         /// Bytes.
         padding: u32,
@@ -176,7 +176,7 @@ impl Sender {
         self.wants_batch_at = self.in_flight_limit.probe_end(now);
     }
 
-    /// Adds a batch of `len` bytes with so many messages and this checksum; returns its number.
+    /// Adds a batch of `len` bytes with this number of messages and this checksum; returns its number.
     ///
     /// # Panics
     /// If there is no room for it, or it is empty.

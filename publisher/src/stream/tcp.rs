@@ -241,7 +241,7 @@ impl Stream {
         loop {
             let batch = match self.leftover.pop_front() {
                 Some(batch) => batch,
-                None => match jobs.try_recv() {
+                None => match self.shared.next_job(jobs) {
                     Ok(Job::Batch(batch)) => {
                         self.account.sent(&batch);
                         batch
@@ -251,8 +251,6 @@ impl Stream {
                         continue;
                     }
                     Err(TryRecvError::Empty) => return false,
-                    // Dropped since this step began: a stream that was not closed must not look whole.
-                    Err(TryRecvError::Disconnected) if self.shared.is_abandoned() => return false,
                     Err(TryRecvError::Disconnected) => {
                         self.is_ending = true;
                         self.begin_frame(now, Header::for_end(self.next_seq()), None);

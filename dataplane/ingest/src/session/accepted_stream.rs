@@ -28,43 +28,37 @@ pub(crate) struct AcceptedStream {
 pub struct StreamQueue {
     sender: Sender<AcceptedStream>,
     poller: Arc<Poller>,
-    load: Load,
-}
-
-/// Number of streams that a worker has or is about to get.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Load(Arc<AtomicUsize>);
-
-impl Load {
-    /// The worker has one stream less.
-    pub(crate) fn decrease(&self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
+    /// Streams that the worker has or is about to get.
+    load: Arc<AtomicUsize>,
 }
 
 impl StreamQueue {
     /// A queue whose worker waits with `poller`.
-    pub(crate) fn new(poller: Arc<Poller>) -> (Self, Receiver<AcceptedStream>, Load) {
+    pub(crate) fn new(poller: Arc<Poller>) -> (Self, Receiver<AcceptedStream>) {
         let (sender, receiver) = crossbeam_channel::unbounded();
-        let load = Load::default();
         let queue = Self {
             sender,
             poller,
-            load: load.clone(),
+            load: Arc::default(),
         };
-        (queue, receiver, load)
+        (queue, receiver)
     }
 
     pub(crate) fn load(&self) -> usize {
-        self.load.0.load(Ordering::Relaxed)
+        self.load.load(Ordering::Relaxed)
     }
 
     /// Queues a stream and wakes the worker.
     pub(crate) fn push(&self, stream: AcceptedStream) -> io::Result<()> {
-        self.load.0.fetch_add(1, Ordering::Relaxed);
+        self.load.fetch_add(1, Ordering::Relaxed);
         if self.sender.send(stream).is_err() {
             return Err(io::Error::other("the worker has ended"));
         }
         self.poller.notify()
+    }
+
+    /// The worker has one stream less.
+    pub(crate) fn stream_ended(&self) {
+        self.load.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -10,6 +10,7 @@ mod acceptor;
 pub mod admission;
 pub mod buffers;
 pub mod claims;
+pub(crate) mod commit;
 pub(crate) mod handshake;
 mod log_quota;
 pub mod peer;
@@ -19,12 +20,14 @@ pub(crate) mod reply_queue;
 pub mod shares;
 pub(crate) mod stats;
 pub(crate) mod stream_filter;
+mod worker_handle;
 
 pub use accepted_stream::StreamQueue;
 pub use acceptor::{Acceptor, DatagramPath, Limits, listen};
 pub use pending_streams::PendingStreams;
 pub use stats::{ConnectionReport, Counters, PathStage, Shared, WorkerStats};
 pub use stream_filter::StreamFilter;
+pub use worker_handle::WorkerHandle;
 
 /// Bytes of batches that a stream over xdp may send before the first ACK.
 pub const FIRST_CREDIT: u64 = 64 << 10;

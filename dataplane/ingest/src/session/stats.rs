@@ -5,10 +5,14 @@ use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use penstock_wire::handshake::Path;
 use serde::Serialize;
+use tracing::{debug, info};
 
 use super::buffers::EffectiveBuffers;
+use crate::session::admission::Admission;
 use crate::session::claims::Claims;
+use crate::session::commit::Committed;
 use crate::session::log_quota::LogQuota;
 use penstock_runtime::poison::lock;
 use penstock_runtime::profile::{Stage, StageTimer};
@@ -145,6 +149,30 @@ pub struct ConnectionReport {
     pub ended: String,
 }
 
+impl ConnectionReport {
+    /// What became of a stream.
+    pub(crate) fn new(
+        peer: SocketAddr,
+        path: Path,
+        admission: &Admission,
+        buffers: EffectiveBuffers,
+        committed: &Committed,
+        ended: String,
+    ) -> Self {
+        Self {
+            peer,
+            path: path.name(),
+            topic: admission.topic.clone(),
+            session: format!("{:016x}", admission.session),
+            stream: admission.stream,
+            buffers,
+            batches: committed.batches,
+            payload_bytes: committed.payload_bytes,
+            ended,
+        }
+    }
+}
+
 /// What all threads of both paths share.
 #[derive(Debug, Default)]
 pub struct Shared {
@@ -158,8 +186,24 @@ pub struct Shared {
 }
 
 impl Shared {
+    /// Logs the end of a stream and remembers it for the report.
+    pub(crate) fn stream_ended(&self, report: ConnectionReport, is_complete: bool) {
+        if is_complete {
+            debug!(peer = %report.peer, stream = report.stream, "completed");
+        } else if self.lines.allows() {
+            info!(
+                peer = %report.peer,
+                stream = report.stream,
+                batches = report.batches,
+                "stream ended: {}",
+                report.ended
+            );
+        }
+        self.remember(report);
+    }
+
     /// Remembers an ended connection; the oldest is forgotten when there are too many.
-    pub(crate) fn remember(&self, connection: ConnectionReport) {
+    fn remember(&self, connection: ConnectionReport) {
         let mut list = lock(&self.connections);
         if list.len() == REMEMBERED {
             list.pop_front();

@@ -6,15 +6,14 @@ use std::io::{self, Read};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use penstock_auth::PacketKeys;
-use penstock_log::{Commit, Reservation, Writer};
+use penstock_log::{Reservation, Writer};
 use penstock_runtime::profile::Tick;
-use penstock_wire::batch::{self, Batch, Frame, HEADER_LEN, Header};
+use penstock_wire::batch::{Batch, Frame, HEADER_LEN, Header};
 use penstock_wire::handshake::{AckLevel, Path};
-use penstock_wire::message;
-use penstock_wire::packet::TAG_LEN;
+use penstock_wire::packet::{BatchInfo, TAG_LEN};
 use penstock_wire::reply::Fault;
 use zerocopy::FromBytes;
 
@@ -23,6 +22,7 @@ use crate::session::accepted_stream::AcceptedStream;
 use crate::session::admission::{Admission, REVOKED};
 use crate::session::buffers::EffectiveBuffers;
 use crate::session::claims::{self, Claimant, RingClaim, Spill, Turn, Waiting};
+use crate::session::commit::Committed;
 use crate::session::reply_queue::ReplyQueue;
 use crate::session::stats::{ConnectionReport, Counters, PathStage, Shared, WorkerStats};
 
@@ -201,9 +201,7 @@ pub(super) struct Connection {
     last_progress: Instant,
     /// When the publisher was last told that the broker waits for room.
     last_heartbeat: Option<Instant>,
-    /// Batches committed over this connection, and their message bytes.
-    batches: u64,
-    payload_bytes: u64,
+    committed: Committed,
     failure: Option<String>,
 }
 
@@ -239,8 +237,7 @@ impl Connection {
             outbox_empty: true,
             last_progress: now,
             last_heartbeat: None,
-            batches: 0,
-            payload_bytes: 0,
+            committed: Committed::default(),
             failure: None,
         }
     }
@@ -618,35 +615,20 @@ impl Connection {
             cx.writer.abort(reservation);
             return Err(ending);
         }
-        if cx.config.verify_on_receive {
-            let placed = cx.writer.placed(&reservation, received);
-            if batch::checksum(batch.batch_seq, batch.messages, placed) != batch.checksum {
-                cx.writer.abort(reservation);
-                let text = format!("batch {}: its checksum does not match", batch.batch_seq);
-                return Err(CloseReason::Fault(Fault::Checksum, text));
-            }
-        }
-        let arrival = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        let index = cx.writer.commit(
-            reservation,
-            &Commit {
-                session: self.admission.session,
-                stream: self.admission.stream,
-                batch_seq: batch.batch_seq,
-                messages: batch.messages,
-                checksum: batch.checksum,
-                arrival_unix_ns: arrival.as_nanos() as u64,
-            },
-        );
+        let info = BatchInfo {
+            seq: batch.batch_seq,
+            len: batch.payload_len,
+            messages: batch.messages,
+            checksum: batch.checksum,
+        };
+        let (admission, verify) = (&self.admission, cx.config.verify_on_receive);
+        let committed = &mut self.committed;
+        let index = committed
+            .commit(cx.writer, reservation, admission, &info, verify)
+            .map_err(|text| CloseReason::Fault(Fault::Checksum, text))?;
         self.next_seq += 1;
-        self.admission.lease.set_committed(self.next_seq);
         self.unacked_bytes += u64::from(received);
         self.unseen = Some(index);
-        self.payload_bytes +=
-            u64::from(batch.payload_len) - u64::from(batch.messages) * message::OVERHEAD as u64;
-        self.batches += 1;
         cx.stats.batches += 1;
         *cx.last_commit = Some(cx.stats.stages.lap(PathStage::Commit, start));
         Ok(())
@@ -959,17 +941,16 @@ impl Connection {
         } else if self.failure.is_none() {
             Counters::count(&counters.streams_cut);
         }
-        ConnectionReport {
-            peer: self.peer,
-            path: Path::Tcp.name(),
-            topic: self.admission.topic.clone(),
-            session: format!("{:016x}", self.admission.session),
-            stream: self.admission.stream,
-            buffers: self.buffers,
-            batches: self.batches,
-            payload_bytes: self.payload_bytes,
-            ended: self.failure.take().unwrap_or_else(|| ending.to_string()),
-        }
+        let ended = self.failure.take().unwrap_or_else(|| ending.to_string());
+        let (admission, buffers) = (&self.admission, self.buffers);
+        ConnectionReport::new(
+            self.peer,
+            Path::Tcp,
+            admission,
+            buffers,
+            &self.committed,
+            ended,
+        )
     }
 
     pub(super) fn log(&self) -> &Arc<penstock_log::Log> {

@@ -9,10 +9,11 @@ use crossbeam_channel::Receiver;
 use penstock_log::{Writer, Writers};
 use penstock_runtime::poller::{Events, Interest, Poller};
 use penstock_runtime::profile::{Rounds, SNAPSHOT_INTERVAL, SnapshotCell, Tick};
-use tracing::{debug, info, warn};
+use tracing::warn;
 
 use super::connection::{CloseReason, Connection, Context, Need, SCRATCH};
-use crate::session::accepted_stream::{AcceptedStream, Load, StreamQueue};
+use crate::session;
+use crate::session::accepted_stream::{AcceptedStream, StreamQueue};
 use crate::session::stats::{Shared, WorkerStats};
 
 /// How often time is looked after, and figures are shown.
@@ -58,13 +59,7 @@ pub struct WorkerSnapshot {
 }
 
 /// The way to a running worker.
-#[derive(Debug, Clone)]
-pub struct WorkerHandle {
-    queue: StreamQueue,
-    poller: Arc<Poller>,
-    snapshot: Arc<SnapshotCell<WorkerSnapshot>>,
-    rounds: Rounds,
-}
+pub type WorkerHandle = session::WorkerHandle<WorkerSnapshot>;
 
 /// A worker, before it runs.
 #[derive(Debug)]
@@ -74,7 +69,7 @@ pub struct Worker {
     stop: Arc<AtomicBool>,
     inbox: Receiver<AcceptedStream>,
     poller: Arc<Poller>,
-    load: Load,
+    queue: StreamQueue,
     writers: Writers,
     connections: Vec<Option<Entry>>,
     free: Vec<usize>,
@@ -107,34 +102,6 @@ struct Entry {
     round: u64,
 }
 
-impl WorkerHandle {
-    /// The queue in which the accept loop leaves streams for this worker.
-    #[must_use]
-    pub fn queue(&self) -> StreamQueue {
-        self.queue.clone()
-    }
-
-    /// What the worker is doing, at most [`SNAPSHOT_INTERVAL`] ago.
-    #[must_use]
-    pub fn now(&self) -> WorkerSnapshot {
-        self.snapshot.load()
-    }
-
-    /// Round counter, which grows while the worker makes progress, with or without work.
-    #[must_use]
-    pub fn rounds(&self) -> Rounds {
-        self.rounds.clone()
-    }
-
-    /// Makes the worker check its stop flag.
-    ///
-    /// # Errors
-    /// If the poller cannot be notified.
-    pub fn wake(&self) -> io::Result<()> {
-        self.poller.notify()
-    }
-}
-
 impl Worker {
     /// A worker that runs until `stop` is set.
     ///
@@ -147,22 +114,15 @@ impl Worker {
     ) -> io::Result<(Self, WorkerHandle)> {
         let poller = Arc::new(Poller::new()?);
         shared.claims.wake_for_others(&poller);
-        let (queue, inbox, load) = StreamQueue::new(Arc::clone(&poller));
-        let snapshot = Arc::new(SnapshotCell::default());
-        let rounds = Rounds::default();
-        let handle = WorkerHandle {
-            queue,
-            poller: Arc::clone(&poller),
-            snapshot: Arc::clone(&snapshot),
-            rounds: rounds.clone(),
-        };
+        let (queue, inbox) = StreamQueue::new(Arc::clone(&poller));
+        let handle = WorkerHandle::new(&poller);
         let worker = Self {
             config,
             shared,
             stop,
             inbox,
             poller,
-            load,
+            queue,
             writers: Writers::default(),
             connections: Vec::new(),
             free: Vec::new(),
@@ -174,10 +134,16 @@ impl Worker {
             stats: WorkerStats::default(),
             first_frame: None,
             last_commit: None,
-            snapshot,
-            rounds,
+            snapshot: handle.snapshot(),
+            rounds: handle.rounds(),
         };
         Ok((worker, handle))
+    }
+
+    /// The queue in which the accept loop leaves streams for this worker.
+    #[must_use]
+    pub fn queue(&self) -> StreamQueue {
+        self.queue.clone()
     }
 
     /// Serves connections until told to stop; returns what it did.
@@ -303,7 +269,7 @@ impl Worker {
             warn!(%error, "cannot watch a connection; it is dropped");
             self.free.push(key);
             self.writers.leave(writer);
-            self.load.decrease();
+            self.queue.stream_ended();
             return;
         }
         let need = Need::Readable;
@@ -420,22 +386,10 @@ impl Worker {
             now,
         };
         let report = entry.connection.finish(&mut context, ending);
-        match ending {
-            CloseReason::Completed => {
-                debug!(peer = %report.peer, stream = report.stream, "completed")
-            }
-            _ if !self.shared.lines.allows() => {}
-            _ => info!(
-                peer = %report.peer,
-                stream = report.stream,
-                batches = report.batches,
-                "stream ended: {}",
-                report.ended
-            ),
-        }
         self.writers.leave(entry.writer);
-        self.shared.remember(report);
-        self.load.decrease();
+        let is_complete = matches!(ending, CloseReason::Completed);
+        self.shared.stream_ended(report, is_complete);
+        self.queue.stream_ended();
         self.free.push(key);
     }
 

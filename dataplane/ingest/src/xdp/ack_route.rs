@@ -4,6 +4,16 @@ use std::net::IpAddr;
 
 use penstock_xsk::frame::{Datagram, Headers};
 
+/// A datagram that arrived, and where.
+#[derive(Clone, Copy)]
+pub(super) struct Arrival<'a> {
+    pub(super) port: usize,
+    /// Its first buffer, which has all headers.
+    pub(super) frame: &'a [u8],
+    pub(super) datagram: &'a Datagram,
+    pub(super) now: u64,
+}
+
 /// Destination of a stream's ACKs, learned from its packets.
 ///
 /// Anyone can open a stream and send its packets with a spoofed source address; ACKs are larger than such
@@ -60,7 +70,13 @@ impl AckRoute {
     /// from the new port: the checksum does not cover addresses, so one damaged packet must not
     /// redirect them. Packets repeated from elsewhere do not redirect them either, because they are not
     /// the newest (RFC 9000 section 9.3).
-    pub(super) fn update_source(&mut self, port: usize, frame: &[u8], datagram: &Datagram) -> bool {
+    pub(super) fn update_source(&mut self, arrival: Arrival<'_>) -> bool {
+        let Arrival {
+            port,
+            frame,
+            datagram,
+            ..
+        } = arrival;
         if self.matches_sender(frame, datagram) {
             self.confirm(port);
             return true;

@@ -4,18 +4,16 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use penstock_auth::PacketKeys;
-use penstock_log::{Commit, Reservation, Writer};
+use penstock_log::{Reservation, Writer};
 use penstock_transport::{ArrivalOrder, DropReason, Limits, OpenBatch, Receiver};
-use penstock_wire::batch;
-use penstock_wire::message;
+use penstock_wire::handshake::Path;
 use penstock_wire::packet::{BatchInfo, Chunk, Content, Data, Feedback, MAX_ACK_LEN, StreamKey};
 use penstock_wire::reply::Fault;
-use penstock_xsk::frame::Datagram;
 
-use super::ack_route::AckRoute;
+use super::ack_route::{AckRoute, Arrival};
 use super::close_reason::CloseReason;
 use super::control_connection::ControlConnection;
 use super::stats::XdpStats;
@@ -25,6 +23,7 @@ use crate::session::buffers::EffectiveBuffers;
 use crate::session::claims::{
     self, Claimant, Claims, MemoryCharge, RingClaim, Spill, Turn as Claim, Waiting,
 };
+use crate::session::commit::Committed;
 use crate::session::stats::{ConnectionReport, PathStage, WorkerStats};
 use crate::session::stream_filter::FilterEntry;
 
@@ -145,10 +144,10 @@ pub(super) struct Stream {
     told: u64,
     /// Batches that the publisher says the stream has.
     end: Option<u64>,
-    batches: u64,
-    /// How many there were at the last check for overdue batches.
+    /// Committed over this connection.
+    committed_here: Committed,
+    /// How many batches that were at the last check for overdue ones.
     batches_before: u64,
-    payload_bytes: u64,
 }
 
 impl Stream {
@@ -202,9 +201,8 @@ impl Stream {
             ack_due: None,
             told: first,
             end: None,
-            batches: 0,
+            committed_here: Committed::default(),
             batches_before: 0,
-            payload_bytes: 0,
             admission,
         }
     }
@@ -223,15 +221,9 @@ impl Stream {
     }
 
     /// Records the source of the newest packet; see [`AckRoute::update_source`].
-    pub(super) fn update_source(
-        &mut self,
-        now: u64,
-        port: usize,
-        frame: &[u8],
-        datagram: &Datagram,
-    ) -> bool {
-        self.heard_at = now;
-        self.route.update_source(port, frame, datagram)
+    pub(super) fn update_source(&mut self, arrival: Arrival<'_>) -> bool {
+        self.heard_at = arrival.now;
+        self.route.update_source(arrival)
     }
 
     /// A packet that only asks for an ack.
@@ -263,11 +255,9 @@ impl Stream {
     pub(super) fn payload_if_next(
         &mut self,
         cx: &mut Context<'_>,
-        port: usize,
+        arrival: Arrival<'_>,
         header: &Data,
         parts: &[&[u8]],
-        frame: &[u8],
-        datagram: &Datagram,
     ) -> Option<bool> {
         let received = header.parse_unverified(header.rest_len()).ok()?;
         let (Content::Payload(chunk), None) = (received.content, &self.keys) else {
@@ -278,7 +268,7 @@ impl Stream {
         let (Some(reservation), None) = (&room.reservation, &room.spill) else {
             return None;
         };
-        if !self.route.matches_sender(frame, datagram) {
+        if !self.route.matches_sender(arrival.frame, arrival.datagram) {
             return None;
         }
         let (mut sum, mut at) = (header.sum_before_payload(), chunk.offset);
@@ -291,7 +281,7 @@ impl Stream {
         }
         self.receiver.placed_next(cx.now, packet, len);
         self.heard_at = cx.now;
-        self.route.confirm(port);
+        self.route.confirm(arrival.port);
         if let Some(pause) = received.pause {
             cx.xdp.note_pause(pause);
         }
@@ -525,35 +515,13 @@ impl Stream {
         info: &BatchInfo,
         reservation: Reservation,
     ) -> Result<(), CloseReason> {
-        if cx.verify {
-            let placed = cx.writer.placed(&reservation, info.len);
-            if batch::checksum(info.seq, info.messages, placed) != info.checksum {
-                cx.writer.abort(reservation);
-                let text = format!("batch {}: its checksum does not match", info.seq);
-                return Err(CloseReason::Fault(Fault::Checksum, text));
-            }
-        }
-        let arrival = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        let index = cx.writer.commit(
-            reservation,
-            &Commit {
-                session: self.admission.session,
-                stream: self.admission.stream,
-                batch_seq: info.seq,
-                messages: info.messages,
-                checksum: info.checksum,
-                arrival_unix_ns: arrival.as_nanos() as u64,
-            },
-        );
+        let here = &mut self.committed_here;
+        let index = here
+            .commit(cx.writer, reservation, &self.admission, info, cx.verify)
+            .map_err(|text| CloseReason::Fault(Fault::Checksum, text))?;
         self.committed += 1;
         self.refused = false;
-        self.admission.lease.set_committed(self.committed);
         self.unseen = Some((index, self.committed));
-        self.batches += 1;
-        self.payload_bytes +=
-            u64::from(info.len) - u64::from(info.messages) * message::OVERHEAD as u64;
         cx.stats.batches += 1;
         Ok(())
     }
@@ -646,11 +614,11 @@ impl Stream {
 
     /// Frees the memory that a burst needed once no batch has come for a while.
     fn shrink_if_idle(&mut self) {
-        if self.batches == self.batches_before && self.complete.is_empty() {
+        if self.committed_here.batches == self.batches_before && self.complete.is_empty() {
             self.complete.shrink_to(FIRST_COMPLETE);
             self.receiver.shrink();
         }
-        self.batches_before = self.batches;
+        self.batches_before = self.committed_here.batches;
     }
 
     /// Ends the stream if a batch is overdue: neither pings nor packets of other batches extend its
@@ -808,17 +776,16 @@ impl Stream {
         if let Some((index, _)) = self.unseen {
             writer.wait_until_visible(index);
         }
-        ConnectionReport {
-            peer: self.peer,
-            path: "xdp",
-            topic: self.admission.topic.clone(),
-            session: format!("{:016x}", self.admission.session),
-            stream: self.admission.stream,
-            buffers: self.buffers,
-            batches: self.batches,
-            payload_bytes: self.payload_bytes,
-            ended: ending.to_string(),
-        }
+        let (admission, ended) = (&self.admission, ending.to_string());
+        let committed = &self.committed_here;
+        ConnectionReport::new(
+            self.peer,
+            Path::Xdp,
+            admission,
+            self.buffers,
+            committed,
+            ended,
+        )
     }
 }
 

@@ -22,6 +22,7 @@ use self::stream_table::StreamTable;
 use super::close_reason::CloseReason;
 use super::stats::{WorkerSnapshot, XdpStats};
 use super::stream::Stream;
+use crate::session;
 use crate::session::pending_streams::PendingStreams;
 use crate::session::stats::{PathStage, Shared, WorkerStats};
 
@@ -29,9 +30,9 @@ use crate::session::stats::{PathStage, Shared, WorkerStats};
 const TICK: u64 = 1_000_000;
 /// Longest sleep.
 const SLEEP: Duration = Duration::from_millis(50);
-/// A worker that got a packet since its last pause need not be woken for the next: it lets some gather,
-/// which costs the sender's core no wake-up and leaves this one to others. The rings hold what comes
-/// meanwhile many times over. A worker that got none sleeps until the kernel wakes it.
+/// Pause of a worker that received packets since its last one. More packets gather meanwhile: waking it for each
+/// would cost the sender's core, and the rings hold many times what arrives. A worker that received none
+/// sleeps until the kernel wakes it.
 const SHORT_PAUSE: Duration = Duration::from_micros(50);
 /// Pause while packets arrive steadily: half as many rounds and ACKs, and no batch waits for its first
 /// packet to be noticed.
@@ -66,34 +67,7 @@ pub struct WorkerConfig {
 }
 
 /// The way to a running worker.
-#[derive(Debug, Clone)]
-pub struct WorkerHandle {
-    poller: Arc<Poller>,
-    snapshot: Arc<SnapshotCell<WorkerSnapshot>>,
-    rounds: Rounds,
-}
-
-impl WorkerHandle {
-    /// What the worker is doing, at most [`SNAPSHOT_INTERVAL`] ago.
-    #[must_use]
-    pub fn now(&self) -> WorkerSnapshot {
-        self.snapshot.load()
-    }
-
-    /// Round counter, which grows while the worker makes progress, with or without work.
-    #[must_use]
-    pub fn rounds(&self) -> Rounds {
-        self.rounds.clone()
-    }
-
-    /// Makes the worker check its stop flag.
-    ///
-    /// # Errors
-    /// If the poller cannot be notified.
-    pub fn wake(&self) -> io::Result<()> {
-        self.poller.notify()
-    }
-}
+pub type WorkerHandle = session::WorkerHandle<WorkerSnapshot>;
 
 /// A worker, before it runs.
 #[derive(Debug)]
@@ -123,21 +97,15 @@ impl Worker {
     ) -> io::Result<(Self, WorkerHandle)> {
         let poller = Arc::new(Poller::new()?);
         shared.claims.wake_for_others(&poller);
-        let snapshot = Arc::new(SnapshotCell::default());
-        let rounds = Rounds::default();
-        let handle = WorkerHandle {
-            poller: Arc::clone(&poller),
-            snapshot: Arc::clone(&snapshot),
-            rounds: rounds.clone(),
-        };
+        let handle = WorkerHandle::new(&poller);
         let table = StreamTable::new(config, pending_streams, shared, poller);
         let worker = Self {
             ports,
             table,
             stop,
             events: Events::default(),
-            snapshot,
-            rounds,
+            snapshot: handle.snapshot(),
+            rounds: handle.rounds(),
             show_at: 0,
         };
         Ok((worker, handle))

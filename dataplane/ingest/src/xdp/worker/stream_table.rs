@@ -12,10 +12,10 @@ use penstock_wire::packet::{
     ACK_SEAL_LEN, Content, DATA_LEN, Data, Feedback, Invalid, MAX_ACK_LEN, Received, StreamKey, Tag,
 };
 use penstock_wire::reply::Fault;
-use penstock_xsk::frame::{self, Datagram};
+use penstock_xsk::frame;
 use penstock_xsk::{MAX_BUFFERS, Parts, Pieces};
 use quanta::Clock;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::WorkerConfig;
@@ -24,6 +24,7 @@ use crate::session::accepted_stream::AcceptedStream;
 use crate::session::pending_streams::PendingStreams;
 use crate::session::stats::{Counters, PathStage, Shared, WorkerStats};
 use crate::session::stream_filter::FilterEntry;
+use crate::xdp::ack_route::Arrival;
 use crate::xdp::close_reason::CloseReason;
 use crate::xdp::key_hasher::KeyHash;
 use crate::xdp::stats::XdpStats;
@@ -67,16 +68,6 @@ pub(super) struct Entry {
     pub(super) stream: Stream,
     pub(super) writer: usize,
     pub(super) dirty: bool,
-}
-
-/// A datagram that arrived, and where.
-#[derive(Clone, Copy)]
-struct Arrival<'a> {
-    port: usize,
-    /// Its first buffer, which has all headers.
-    frame: &'a [u8],
-    datagram: &'a Datagram,
-    now: u64,
 }
 
 /// One packet of a datagram.
@@ -203,17 +194,10 @@ impl StreamTable {
         number: usize,
         start: Option<Tick>,
     ) -> Option<bool> {
-        let Arrival {
-            port,
-            frame,
-            datagram,
-            now,
-        } = arrival;
         let parsed = start.map(|_| self.stats.stages.now());
-        let (entry, mut cx) = self.entry(number, now);
+        let (entry, mut cx) = self.entry(number, arrival.now);
         let stream = &mut entry.stream;
-        let is_intact =
-            stream.payload_if_next(&mut cx, port, packet.header, packet.rest, frame, datagram)?;
+        let is_intact = stream.payload_if_next(&mut cx, arrival, packet.header, packet.rest)?;
         match is_intact {
             true => self.done(number, start, parsed),
             false => self.xdp.corrupt += 1,
@@ -282,13 +266,7 @@ impl StreamTable {
         if !stream.is_newest(received.packet) {
             return;
         }
-        let Arrival {
-            port,
-            frame,
-            datagram,
-            now,
-        } = arrival;
-        if !stream.update_source(now, port, frame, datagram) {
+        if !stream.update_source(arrival) {
             self.xdp.foreign_source += 1;
         }
         if let Some(pause) = received.pause {
@@ -472,17 +450,10 @@ impl StreamTable {
         now: u64,
         action: impl FnOnce(&mut Stream, &mut Context<'_>) -> Result<(), CloseReason>,
     ) {
-        let Some(entry) = self.streams[number].as_mut() else {
+        if self.streams[number].is_none() {
             return;
-        };
-        let mut cx = Context {
-            writer: &mut self.writers[entry.writer],
-            stats: &mut self.stats,
-            xdp: &mut self.xdp,
-            verify: self.config.verify_on_receive,
-            idle_timeout: self.config.idle_timeout.as_nanos() as u64,
-            now,
-        };
+        }
+        let (entry, mut cx) = self.entry(number, now);
         if let Err(ending) = action(&mut entry.stream, &mut cx) {
             self.remove(number, &ending);
         } else if entry.stream.ack_due().is_some() && !entry.dirty {
@@ -510,20 +481,8 @@ impl StreamTable {
         });
         let report = entry.stream.finish(&mut self.writers[entry.writer], ending);
         self.writers.leave(entry.writer);
-        match ending {
-            CloseReason::Completed => {
-                debug!(peer = %report.peer, stream = report.stream, "completed")
-            }
-            _ if !self.shared.lines.allows() => {}
-            _ => info!(
-                peer = %report.peer,
-                stream = report.stream,
-                batches = report.batches,
-                "stream ended: {}",
-                report.ended
-            ),
-        }
-        self.shared.remember(report);
+        let is_complete = matches!(ending, CloseReason::Completed);
+        self.shared.stream_ended(report, is_complete);
         self.pending_streams.ended();
         self.free.push(number);
         self.rebalance_windows();

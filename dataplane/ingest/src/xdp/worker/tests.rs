@@ -297,7 +297,7 @@ fn sealed(from: u8, keys: &PacketKeys, packet: u64, seq: u64) -> Vec<u8> {
 fn only_packets_of_its_publisher_reach_a_stream_with_keys() {
     let keys = PacketKeys::new(&[1; 32]);
     let mut bench = Bench::with_keys(Some(PacketKeys::new(&[1; 32])));
-    // Whoever sees its packets can make others with a good checksum, also before the first.
+    // Anyone who sees its packets can forge others with a valid checksum, also before the first.
     let forged = whole(66, KEY, 0, 0);
     let other = sealed(66, &PacketKeys::new(&[2; 32]), 0, 0);
     bench.take(&forged);
@@ -415,7 +415,7 @@ fn repeated_packets_are_answered_now_and_then_only() {
         let stream = &mut table.streams[0].as_mut().unwrap().stream;
         [now, now + 100_000].map(|now| stream.ack(now, &mut feedback, &mut out).is_some())
     };
-    // A batch that is committed is told at once, as is a ping.
+    // A committed batch and a ping are acknowledged at once.
     assert_eq!(answers(&mut bench, &batch, 1), [true, false]);
     assert_eq!(answers(&mut bench, &ping, 2), [true, false]);
     for now in 3..100 {

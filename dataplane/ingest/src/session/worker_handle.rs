@@ -1,0 +1,50 @@
+//! What other threads have of a running worker, of either path.
+
+use std::io;
+use std::sync::Arc;
+
+use penstock_runtime::poller::Poller;
+use penstock_runtime::profile::{Rounds, SnapshotCell};
+
+/// The way to a running worker that publishes snapshots `S` of itself.
+#[derive(Debug, Clone)]
+pub struct WorkerHandle<S> {
+    poller: Arc<Poller>,
+    snapshot: Arc<SnapshotCell<S>>,
+    rounds: Rounds,
+}
+
+impl<S: Clone + Default> WorkerHandle<S> {
+    pub(crate) fn new(poller: &Arc<Poller>) -> Self {
+        Self {
+            poller: Arc::clone(poller),
+            snapshot: Arc::default(),
+            rounds: Rounds::default(),
+        }
+    }
+
+    /// Where the worker shows what it is doing.
+    pub(crate) fn snapshot(&self) -> Arc<SnapshotCell<S>> {
+        Arc::clone(&self.snapshot)
+    }
+
+    /// What the worker is doing, at most [`SNAPSHOT_INTERVAL`](penstock_runtime::profile::SNAPSHOT_INTERVAL) ago.
+    #[must_use]
+    pub fn now(&self) -> S {
+        self.snapshot.load()
+    }
+
+    /// Round counter, which grows while the worker makes progress, with or without work.
+    #[must_use]
+    pub fn rounds(&self) -> Rounds {
+        self.rounds.clone()
+    }
+
+    /// Makes the worker check its stop flag.
+    ///
+    /// # Errors
+    /// If the poller cannot be notified.
+    pub fn wake(&self) -> io::Result<()> {
+        self.poller.notify()
+    }
+}
