@@ -31,6 +31,8 @@ const DISPLACED: &str =
     "on a host with idle cores, no thread is ready without a core for a fifth of the time";
 const A_LOT_DISPLACED: &str = "more than a third of the time";
 const STOLEN: &str = "every thread without idle time feels the loss of a tenth of the CPU";
+/// Less gives a thread without idle time a tenth or two at most: what it lacks is another core.
+const A_LOT_STOLEN: &str = "with that quarter of the host's CPU a third more would be done";
 const NOT_ITS_OWN_LIMIT: &str = "it would do more on a core of its own";
 const NOT_ALLOWED_TO_RUN: &str = "an end that is out of CPU quota would do more";
 const NOT_THE_NETWORK: &str =
@@ -73,11 +75,19 @@ pub const CAUSES: &[Cause] = &[
                 at_least(Figure::SenderCore, 0.35, 0.1, BUSY_OR_READY),
             ],
             &[
-                at_least(Figure::Stolen, 0.1, 0.45, STOLEN),
+                at_least(Figure::Stolen, 0.25, 0.55, A_LOT_STOLEN),
                 at_least(Figure::ReceiverCore, WHOLE_CORE, 0.1, NO_TIME_LEFT),
             ],
             &[
-                at_least(Figure::Stolen, 0.1, 0.45, STOLEN),
+                at_least(Figure::Stolen, 0.25, 0.55, A_LOT_STOLEN),
+                at_least(Figure::SenderCore, WHOLE_CORE, 0.1, NO_TIME_LEFT),
+            ],
+            &[
+                at_least(Figure::Stolen, 0.1, 0.25, STOLEN),
+                at_least(Figure::ReceiverCore, WHOLE_CORE, 0.1, NO_TIME_LEFT),
+            ],
+            &[
+                at_least(Figure::Stolen, 0.1, 0.25, STOLEN),
                 at_least(Figure::SenderCore, WHOLE_CORE, 0.1, NO_TIME_LEFT),
             ],
         ],
@@ -85,7 +95,6 @@ pub const CAUSES: &[Cause] = &[
         supports: &[
             at_least(Figure::ReceiverDisplaced, 0.35, 0.2, A_LOT_DISPLACED),
             at_least(Figure::SenderDisplaced, 0.35, 0.15, A_LOT_DISPLACED),
-            at_least(Figure::Stolen, 0.25, 0.1, "a quarter of the host's CPU"),
         ],
         contradicts: &[
             at_least(Figure::ReceiverThrottled, 0.1, 0.2, OUT_OF_QUOTA),
@@ -197,7 +206,7 @@ pub const CAUSES: &[Cause] = &[
                 "its time goes to calls that bring next to nothing",
             ),
             at_least(Figure::ReceiverDisplaced, 0.2, 0.4, NOT_ITS_OWN_LIMIT),
-            at_least(Figure::Stolen, 0.1, 0.3, STOLEN),
+            at_least(Figure::Stolen, 0.25, 0.3, A_LOT_STOLEN),
         ],
         next: "sudo perf top -p PID  # then more workers (--workers), or a larger CPU quota",
     },
@@ -400,7 +409,7 @@ pub const CAUSES: &[Cause] = &[
                 "a sender that waits a fifth of the time for its buffer has time",
             ),
             at_least(Figure::SenderDisplaced, 0.2, 0.4, NOT_ITS_OWN_LIMIT),
-            at_least(Figure::Stolen, 0.1, 0.3, STOLEN),
+            at_least(Figure::Stolen, 0.25, 0.3, A_LOT_STOLEN),
         ],
         next: "sudo perf top -p PEER  # then more streams (--threads-per-broker), or a larger CPU quota",
     },

@@ -528,6 +528,17 @@ fn cpu_taken_by_others() {
     assert_eq!(bent(&receiver), "cpu-taken-by-others");
     let stolen = [(Figure::Stolen, 0.3), (Figure::SenderCore, 0.95)];
     assert_eq!(bent(&stolen), "cpu-taken-by-others");
+    // A tenth is mentioned, but a thread that fills what is left of its core is slow by itself.
+    let tenth = [
+        (Figure::Stolen, 0.13),
+        (Figure::ReceiverCore, 0.96),
+        (Figure::ReceiveQueue, 0.81),
+        (Figure::RwndLimited, 0.76),
+        (Figure::PathLimited, 0.2),
+    ];
+    assert_eq!(bent(&tenth), "receiver-cpu");
+    let tenth = [(Figure::Stolen, 0.13), (Figure::SenderCore, 0.95)];
+    assert_eq!(bent(&tenth), "sender-cpu");
     // Neither its own quota nor a thread that hardly wants to run counts as other processes' doing.
     let quota = [(Figure::SenderThrottled, 0.6), (Figure::SenderCore, 0.95)];
     assert_eq!(bent(&quota), "sender-cpu");
