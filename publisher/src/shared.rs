@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use crossbeam_channel::{Receiver, TryRecvError};
 use penstock_runtime::poison::lock;
+use penstock_transport::Timestamp;
 use penstock_wire::crc32c::Joiner;
 
 use crate::batch::pool::Pool;
@@ -73,8 +74,8 @@ impl Shared {
         joiner
     }
 
-    /// Time since the publisher began, nanoseconds: the same for all its streams.
-    pub(crate) fn nanos(&self, now: Instant) -> u64 {
-        now.saturating_duration_since(self.start).as_nanos() as u64
+    /// The moment, counted from the publisher's start: the same for all its streams.
+    pub(crate) fn timestamp(&self, now: Instant) -> Timestamp {
+        now.saturating_duration_since(self.start).into()
     }
 }

@@ -4,6 +4,7 @@
 //! ring did not hold, than a congested path: the window gives way only if there are many, and less.
 
 use super::rtt::Rtt;
+use super::time::{Nanos, Timestamp};
 
 /// Window growth of CUBIC, segments per second cubed.
 const C: f64 = 0.4;
@@ -23,8 +24,8 @@ const MIN_SEGMENTS: u64 = 4;
 const PACING_GAIN: f64 = 1.25;
 const PACING_GAIN_SLOW_START: f64 = 2.0;
 /// Bounds of the rise of the round-trip time that shows a queue, and ends slow start (RFC 9406).
-const MIN_RTT_THRESH: u64 = 4_000_000;
-const MAX_RTT_THRESH: u64 = 16_000_000;
+const MIN_RTT_THRESH: Nanos = Nanos::from_millis(4);
+const MAX_RTT_THRESH: Nanos = Nanos::from_millis(16);
 
 /// The congestion window of one stream.
 #[derive(Debug, Clone)]
@@ -35,8 +36,8 @@ pub struct Congestion {
     window: f64,
     /// Slow start goes up to here, bytes.
     ssthresh: f64,
-    /// Packets sent before belong to the last loss, which has been recovery_start.
-    recovery_start: Option<u64>,
+    /// When the window last shrank: packets sent before belong to that loss.
+    recovery_start: Option<Timestamp>,
     epoch: Option<Epoch>,
     /// Losses without a queue that are not made up for, in bytes that have to arrive for it.
     random_loss_debt: u64,
@@ -45,7 +46,7 @@ pub struct Congestion {
 /// Growth since the last loss.
 #[derive(Debug, Clone, Copy)]
 struct Epoch {
-    start: u64,
+    start: Timestamp,
     /// Window at which the last loss came, segments.
     w_max: f64,
     /// Seconds until the w_max is reached again.
@@ -80,20 +81,28 @@ impl Congestion {
         self.window as u64
     }
 
-    /// Nanoseconds in which `bytes` may be sent.
+    /// Time in which `bytes` may be sent.
     #[must_use]
-    pub fn pace(&self, bytes: u64, rtt: &Rtt) -> u64 {
+    pub fn pace(&self, bytes: u64, rtt: &Rtt) -> Nanos {
         let gain = if self.in_slow_start() {
             PACING_GAIN_SLOW_START
         } else {
             PACING_GAIN
         };
-        (bytes as f64 * rtt.smoothed() as f64 / (gain * self.window)) as u64
+        let smoothed = rtt.smoothed().as_nanos() as f64;
+        Nanos::from_nanos((bytes as f64 * smoothed / (gain * self.window)) as u64)
     }
 
     /// `bytes`, sent at `sent_at`, arrived. `used` says whether the window was full meanwhile;
     /// a window that nobody needs does not grow.
-    pub fn on_ack(&mut self, now: u64, sent_at: u64, bytes: u64, rtt: &Rtt, used: bool) {
+    pub fn on_ack(
+        &mut self,
+        now: Timestamp,
+        sent_at: Timestamp,
+        bytes: u64,
+        rtt: &Rtt,
+        used: bool,
+    ) {
         self.random_loss_debt = self.random_loss_debt.saturating_sub(bytes);
         if !used
             || self
@@ -118,7 +127,7 @@ impl Congestion {
             k: 0.0,
             w_est: self.window,
         });
-        let ahead = (now - epoch.start + rtt.smoothed()) as f64 * 1e-9 - epoch.k;
+        let ahead = (now - epoch.start + rtt.smoothed()).as_secs_f64() - epoch.k;
         let target = (C * ahead.powi(3) + epoch.w_max).clamp(segments, 1.5 * segments);
         epoch.w_est += ALPHA_CUBIC * segment * bytes as f64 / self.window;
         let grown = self.window + (target - segments) / segments * bytes as f64;
@@ -127,7 +136,7 @@ impl Congestion {
 
     /// A packet that was sent at `sent_at` is lost. Returns whether the window gave way: it does
     /// so once for all packets that were on their way together, and not for a few without a queue.
-    pub fn on_loss(&mut self, now: u64, sent_at: u64, rtt: &Rtt) -> bool {
+    pub fn on_loss(&mut self, now: Timestamp, sent_at: Timestamp, rtt: &Rtt) -> bool {
         if self
             .recovery_start
             .is_some_and(|recovery_start| sent_at <= recovery_start)
@@ -167,7 +176,7 @@ impl Congestion {
     }
 
     /// Nothing gets through any more: begin anew, carefully.
-    pub fn on_persistent_congestion(&mut self, now: u64) {
+    pub fn on_persistent_congestion(&mut self, now: Timestamp) {
         self.ssthresh = (self.window / 2.0).max(self.min_window());
         self.window = self.min_window();
         self.recovery_start = Some(now);
@@ -192,23 +201,25 @@ fn shows_queue(rtt: &Rtt) -> bool {
 mod tests {
     use super::*;
 
-    const MS: u64 = 1_000_000;
+    const MS: Nanos = Nanos::from_millis(1);
+    const START: Timestamp = Timestamp::ZERO;
 
     fn rtt(smoothed_ms: u64) -> Rtt {
         let mut rtt = Rtt::default();
-        rtt.sample(10 * MS, 0);
+        rtt.sample(10 * MS, Nanos::ZERO);
         for _ in 0..100 {
-            rtt.sample(smoothed_ms * MS, 0);
+            rtt.sample(smoothed_ms * MS, Nanos::ZERO);
         }
         rtt
     }
 
     /// Acks a whole window each round trip of 10 ms, from `start` on.
-    fn rounds(congestion: &mut Congestion, start: u64, count: u64) -> u64 {
+    fn rounds(congestion: &mut Congestion, start: Timestamp, count: u64) -> Timestamp {
         let rtt = rtt(10);
         for round in 0..count {
             let now = start + (round + 1) * 10 * MS;
-            congestion.on_ack(now, now - 10 * MS + 1, congestion.window(), &rtt, true);
+            let sent_at = now - 10 * MS + Nanos::ONE;
+            congestion.on_ack(now, sent_at, congestion.window(), &rtt, true);
         }
         start + count * 10 * MS
     }
@@ -216,24 +227,24 @@ mod tests {
     #[test]
     fn slow_start_doubles_until_a_loss_or_a_queue() {
         let mut congestion = Congestion::new(1000);
-        rounds(&mut congestion, 0, 3);
+        rounds(&mut congestion, START, 3);
         assert_eq!(congestion.window(), 80_000);
-        assert!(congestion.on_loss(40 * MS, 31 * MS, &rtt(20)));
+        assert!(congestion.on_loss(START + 40 * MS, START + 31 * MS, &rtt(20)));
         assert_eq!(congestion.window(), 56_000);
         assert!(
-            !congestion.on_loss(41 * MS, 39 * MS, &rtt(20)),
+            !congestion.on_loss(START + 41 * MS, START + 39 * MS, &rtt(20)),
             "the same event"
         );
         let mut queueing = Congestion::new(1000);
-        queueing.on_ack(MS, 0, 10_000, &rtt(30), true);
-        queueing.on_ack(2 * MS, 0, 10_000, &rtt(30), true);
+        queueing.on_ack(START + MS, START, 10_000, &rtt(30), true);
+        queueing.on_ack(START + 2 * MS, START, 10_000, &rtt(30), true);
         assert!(queueing.window() < 20_000);
     }
 
     #[test]
     fn losses_without_a_queue_count_once_they_are_many() {
         let mut congestion = Congestion::new(1000);
-        let now = rounds(&mut congestion, 0, 3);
+        let now = rounds(&mut congestion, START, 3);
         let rtt = rtt(10);
         (0..3).for_each(|_| assert!(!congestion.on_loss(now, now, &rtt)));
         assert_eq!(congestion.window(), 80_000);
@@ -248,11 +259,11 @@ mod tests {
     #[test]
     fn losses_without_a_queue_are_made_up_for_by_what_arrives() {
         let mut congestion = Congestion::new(1000);
-        for now in (1..100).map(|round| round * MS) {
+        for now in (1..100).map(|round| START + round * MS) {
             congestion.on_ack(now, now, 50_000, &rtt(10), false);
             assert!(!congestion.on_loss(now, now, &rtt(10)));
         }
-        for now in (100..110).map(|round| round * MS) {
+        for now in (100..110).map(|round| START + round * MS) {
             congestion.on_ack(now, now, 40_000, &rtt(10), false);
             congestion.on_loss(now, now, &rtt(10));
         }
@@ -262,7 +273,7 @@ mod tests {
     #[test]
     fn it_comes_back_to_the_plateau_and_goes_beyond() {
         let mut congestion = Congestion::new(1000);
-        let now = rounds(&mut congestion, 0, 4);
+        let now = rounds(&mut congestion, START, 4);
         congestion.on_loss(now, now, &rtt(20));
         let after_loss = congestion.window();
         let later = rounds(&mut congestion, now + MS, 100);
@@ -274,18 +285,18 @@ mod tests {
     #[test]
     fn a_window_that_nobody_fills_does_not_grow() {
         let mut congestion = Congestion::new(1000);
-        congestion.on_ack(MS, 0, 10_000, &rtt(10), false);
+        congestion.on_ack(START + MS, START, 10_000, &rtt(10), false);
         assert_eq!(congestion.window(), 10_000);
     }
 
     #[test]
     fn it_never_falls_below_a_few_packets() {
         let mut congestion = Congestion::new(1000);
-        for now in 1..100 {
-            congestion.on_loss(now * MS, now * MS, &rtt(20));
+        for now in (1..100).map(|round| START + round * MS) {
+            congestion.on_loss(now, now, &rtt(20));
         }
         assert_eq!(congestion.window(), 4000);
-        congestion.on_persistent_congestion(200 * MS);
+        congestion.on_persistent_congestion(START + 200 * MS);
         assert_eq!(congestion.window(), 4000);
         congestion.set_segment(9000);
         assert_eq!(congestion.window(), 36_000);
@@ -294,7 +305,7 @@ mod tests {
     #[test]
     fn pacing_sends_a_window_in_less_than_a_round_trip() {
         let mut congestion = Congestion::new(1000);
-        congestion.on_loss(0, 0, &rtt(20));
+        congestion.on_loss(START, START, &rtt(20));
         let whole = congestion.pace(congestion.window(), &rtt(10));
         assert!(whole < 10 * MS && whole > 7 * MS, "{whole}");
     }

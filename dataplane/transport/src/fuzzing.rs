@@ -6,7 +6,10 @@ use penstock_wire::packet::{
     BatchInfo, Chunk, Feedback, MAX_ACK_LEN, MAX_GAPS, MAX_PACKET, StreamKey,
 };
 
-use crate::{DropReason, Limits, MAX_OPEN_BATCHES, Outgoing, Receiver, Sender, SenderConfig};
+use crate::{
+    DropReason, Limits, MAX_OPEN_BATCHES, Nanos, Outgoing, Receiver, Sender, SenderConfig,
+    Timestamp,
+};
 
 const STREAM: StreamKey = StreamKey { key: 7, stream: 3 };
 
@@ -58,14 +61,14 @@ pub fn receiver(data: &[u8]) {
         max_payload,
         window,
     };
-    let mut receiver: Receiver<()> = Receiver::new(STREAM, first, limits, 0);
+    let mut receiver: Receiver<()> = Receiver::new(STREAM, first, limits, Timestamp::ZERO);
     let mut told = Feedback::new(STREAM);
     let mut credit = window;
-    let (mut now, mut taken) = (0, 0);
+    let (mut now, mut taken) = (Timestamp::ZERO, 0);
     // What came of each batch that is open.
     let mut open: HashMap<u64, (BatchInfo, Vec<bool>)> = HashMap::new();
     while !numbers.0.is_empty() {
-        now += numbers.number() % 1_000_000;
+        now += Nanos::from_nanos(numbers.number() % 1_000_000);
         match numbers.byte() % 8 {
             0..=4 => {
                 let seq = receiver
@@ -155,16 +158,16 @@ pub fn sender(data: &[u8]) {
         credit,
         max_datagram: 1200 + numbers.length(),
         min_in_flight: 1 << 20,
-        phase: 0,
+        phase: Nanos::ZERO,
     };
-    let mut sender = Sender::new(&config, 0);
+    let mut sender = Sender::new(&config, Timestamp::ZERO);
     let mut told = Feedback::new(STREAM);
-    let mut now = 0;
+    let mut now = Timestamp::ZERO;
     // Length and position of each batch.
     let mut batches: Vec<(u32, u64)> = Vec::new();
     let (mut end, mut packets) = (0, 0);
     while !numbers.0.is_empty() {
-        now += numbers.number() % (1 << 40) * 1000;
+        now += Nanos::from_micros(numbers.number() % (1 << 40));
         match numbers.byte() % 8 {
             0 | 1 if sender.has_room() => {
                 let len = numbers.length().max(1);

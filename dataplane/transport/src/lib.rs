@@ -1,8 +1,7 @@
 //! Reliable delivery of batches over datagrams: the state machines of both ends, without I/O.
 //!
-//! Neither end touches a socket, a clock or a source of randomness: packets and times (nanoseconds
-//! since any fixed moment) are arguments, so a simulation can drive hours of a lossy network in a
-//! second. [`Sender`] runs in the publisher, [`Receiver`] in the broker's worker; `docs/protocol.md`
+//! Neither end touches a socket, a clock or a source of randomness: packets and times ([`Timestamp`])
+//! are arguments, so a simulation can drive hours of a lossy network in a second. [`Sender`] runs in the publisher, [`Receiver`] in the broker's worker; `docs/protocol.md`
 //! has the packets and the timers. Loss detection follows RFC 9002: a packet number is used once,
 //! a retransmission has a new one.
 
@@ -22,10 +21,12 @@ mod sender;
 mod sent_packets;
 #[cfg(test)]
 mod simulation;
+mod time;
 
 pub use in_flight::InFlightLimit;
 pub use receiver::{ArrivalOrder, DropReason, FREE_MEMORY, Limits, OpenBatch, Receiver};
 pub use sender::{AckFault, Outgoing, Sender, SenderConfig, SenderStats, Transmit};
+pub use time::{Nanos, Timestamp};
 
 /// Most batches of a stream that may be uncommitted; both ends keep to it.
 pub const MAX_OPEN_BATCHES: usize = 1024;

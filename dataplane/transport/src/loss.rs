@@ -1,6 +1,7 @@
 //! When a packet counts as lost (RFC 9002 section 6.1), and how that adapts to a path that reorders.
 
 use super::rtt::Rtt;
+use super::time::{Nanos, Timestamp};
 
 /// A packet is lost once so many later ones arrived (RFC 9002 section 6.1.1); more where the
 /// network is seen to reorder.
@@ -16,7 +17,7 @@ pub(super) struct LossDetection {
     /// Eighths of a round trip that reordering may take beyond a whole one.
     time_threshold: u64,
     /// When the next packet counts as lost, unless it is acknowledged before.
-    loss_time: Option<u64>,
+    loss_time: Option<Timestamp>,
 }
 
 impl LossDetection {
@@ -29,7 +30,7 @@ impl LossDetection {
     }
 
     /// When the next packet counts as lost, unless it is acknowledged before.
-    pub(super) fn loss_time(&self) -> Option<u64> {
+    pub(super) fn loss_time(&self) -> Option<Timestamp> {
         self.loss_time
     }
 
@@ -40,13 +41,19 @@ impl LossDetection {
     }
 
     /// Starts a pass over all packets in flight. Returns the time after which each of them is lost.
-    pub(super) fn start_pass(&mut self, rtt: &Rtt) -> u64 {
+    pub(super) fn start_pass(&mut self, rtt: &Rtt) -> Nanos {
         self.loss_time = None;
         rtt.loss_delay() / 9 * (8 + self.time_threshold)
     }
 
     /// Whether a packet is lost that `later` packets overtook; if not, it sets the timer for it.
-    pub(super) fn is_lost(&mut self, now: u64, later: u64, sent_at: u64, delay: u64) -> bool {
+    pub(super) fn is_lost(
+        &mut self,
+        now: Timestamp,
+        later: u64,
+        sent_at: Timestamp,
+        delay: Nanos,
+    ) -> bool {
         let lost_at = sent_at + delay;
         if later >= self.packet_threshold || lost_at <= now {
             return true;

@@ -1,5 +1,7 @@
 //! How large a datagram gets through: DPLPMTUD (RFC 8899), sizes being bytes of UDP payload.
 
+use super::time::{Nanos, Timestamp};
+
 /// Gets through wherever this is used at all (RFC 9000 section 14).
 pub const BASE_PLPMTU: u32 = 1200;
 /// A probe this close to what works is not worth its while.
@@ -7,9 +9,9 @@ const MIN_STEP: u32 = 32;
 /// A probe is sent so often before its size counts as too large.
 const MAX_PROBES: u8 = 3;
 /// After this time, a path that took less may take more (RFC 8899 section 5.1.1).
-const PMTU_RAISE_TIMER: u64 = 600_000_000_000;
+const PMTU_RAISE_TIMER: Nanos = Nanos::from_secs(600);
 /// After a black hole the path is left alone for this time.
-const BLACK_HOLE_PAUSE: u64 = 1_000_000_000;
+const BLACK_HOLE_PAUSE: Nanos = Nanos::from_secs(1);
 
 /// Large packets lost in a row, none of them arriving for so many probe timeouts, that mean that the
 /// path takes only smaller ones (RFC 8899 section 4.3): a full queue can lose as many at a time.
@@ -27,11 +29,11 @@ pub struct PathMtu {
     probe_count: u8,
     /// Size of the probe that is on its way.
     probing: Option<u32>,
-    next_at: u64,
+    next_at: Timestamp,
     /// Packets larger than [`BASE_PLPMTU`] that were lost in a row.
     large_lost: u32,
     /// When the first of them was.
-    large_lost_since: u64,
+    large_lost_since: Timestamp,
 }
 
 impl PathMtu {
@@ -44,9 +46,9 @@ impl PathMtu {
             too_large: ceiling + 1,
             probe_count: 0,
             probing: None,
-            next_at: 0,
+            next_at: Timestamp::ZERO,
             large_lost: 0,
-            large_lost_since: 0,
+            large_lost_since: Timestamp::ZERO,
         }
     }
 
@@ -58,7 +60,7 @@ impl PathMtu {
 
     /// Size of the probe that is to be sent now.
     #[must_use]
-    pub fn next_probe(&self, now: u64) -> Option<u32> {
+    pub fn next_probe(&self, now: Timestamp) -> Option<u32> {
         let idle = self.probing.is_none() && now >= self.next_at;
         if !idle || self.current >= self.ceiling {
             return None;
@@ -74,7 +76,7 @@ impl PathMtu {
 
     /// When [`Self::next_probe`] may have something, if ever.
     #[must_use]
-    pub fn next_at(&self) -> Option<u64> {
+    pub fn next_at(&self) -> Option<Timestamp> {
         (self.probing.is_none() && self.current < self.ceiling).then_some(self.next_at)
     }
 
@@ -84,7 +86,7 @@ impl PathMtu {
     }
 
     /// A probe arrived.
-    pub fn on_acked(&mut self, now: u64, size: u32) {
+    pub fn on_acked(&mut self, now: Timestamp, size: u32) {
         self.probing = None;
         self.probe_count = 0;
         if size > self.current && size <= self.ceiling {
@@ -94,7 +96,7 @@ impl PathMtu {
     }
 
     /// A probe is lost, or could not be sent at all (`surely`).
-    pub fn on_lost(&mut self, now: u64, size: u32, surely: bool) {
+    pub fn on_lost(&mut self, now: Timestamp, size: u32, surely: bool) {
         self.probing = None;
         self.probe_count += 1;
         if surely || self.probe_count >= MAX_PROBES {
@@ -112,7 +114,7 @@ impl PathMtu {
     }
 
     /// A packet of this size, which is no probe, is lost.
-    pub fn on_packet_lost(&mut self, now: u64, size: u32) {
+    pub fn on_packet_lost(&mut self, now: Timestamp, size: u32) {
         if size > BASE_PLPMTU {
             if self.large_lost == 0 {
                 self.large_lost_since = now;
@@ -123,13 +125,13 @@ impl PathMtu {
 
     /// Whether large packets seem to get through no more.
     #[must_use]
-    pub fn is_black_hole(&self, now: u64, pto: u64) -> bool {
+    pub fn is_black_hole(&self, now: Timestamp, pto: Nanos) -> bool {
         let shortest = BLACK_HOLE_PTOS * pto;
         self.large_lost >= BLACK_HOLE_LOSSES && now - self.large_lost_since >= shortest
     }
 
     /// Full datagrams get through no more. Returns whether they become smaller by that.
-    pub fn on_black_hole(&mut self, now: u64) -> bool {
+    pub fn on_black_hole(&mut self, now: Timestamp) -> bool {
         self.large_lost = 0;
         let smaller = self.current > BASE_PLPMTU;
         self.current = self.current.min(BASE_PLPMTU);
@@ -141,7 +143,7 @@ impl PathMtu {
     }
 
     /// Ends the search for some time once it can gain little.
-    fn rest_if_close(&mut self, now: u64) {
+    fn rest_if_close(&mut self, now: Timestamp) {
         if self.current + MIN_STEP >= self.too_large {
             self.too_large = self.ceiling + 1;
             self.next_at = now + PMTU_RAISE_TIMER;
@@ -153,18 +155,20 @@ impl PathMtu {
 mod tests {
     use super::*;
 
+    const START: Timestamp = Timestamp::ZERO;
+
     /// Probes until the search rests; returns how many probes it took.
     fn search(mtu: &mut PathMtu, fits: u32) -> u32 {
         let mut probes = 0;
-        while let Some(size) = mtu.next_probe(0) {
+        while let Some(size) = mtu.next_probe(START) {
             probes += 1;
             assert!(probes < 100, "the search does not end");
             mtu.on_sent(size);
-            assert_eq!(mtu.next_probe(0), None, "one at a time");
+            assert_eq!(mtu.next_probe(START), None, "one at a time");
             if size <= fits {
-                mtu.on_acked(0, size);
+                mtu.on_acked(START, size);
             } else {
-                mtu.on_lost(0, size, false);
+                mtu.on_lost(START, size, false);
             }
         }
         probes
@@ -188,7 +192,7 @@ mod tests {
                 mtu.current() <= fits && mtu.current() + MIN_STEP >= fits,
                 "{fits}"
             );
-            assert_eq!(mtu.next_at(), Some(PMTU_RAISE_TIMER));
+            assert_eq!(mtu.next_at(), Some(START + PMTU_RAISE_TIMER));
         }
     }
 
@@ -196,23 +200,23 @@ mod tests {
     fn a_black_hole_leads_back_to_what_surely_works() {
         let mut mtu = PathMtu::new(8972);
         search(&mut mtu, 9000);
-        assert!(mtu.on_black_hole(5));
-        assert_eq!((mtu.current(), mtu.next_probe(5)), (BASE_PLPMTU, None));
-        assert!(!mtu.on_black_hole(5));
-        assert_eq!(mtu.next_probe(5 + BLACK_HOLE_PAUSE), Some(8972));
+        assert!(mtu.on_black_hole(START));
+        assert_eq!((mtu.current(), mtu.next_probe(START)), (BASE_PLPMTU, None));
+        assert!(!mtu.on_black_hole(START));
+        assert_eq!(mtu.next_probe(START + BLACK_HOLE_PAUSE), Some(8972));
     }
 
     #[test]
     fn a_path_that_takes_less_than_usual_is_served() {
         let mtu = PathMtu::new(1000);
-        assert_eq!((mtu.current(), mtu.next_probe(0)), (1000, None));
+        assert_eq!((mtu.current(), mtu.next_probe(START)), (1000, None));
     }
 
     #[test]
     fn what_the_interface_refuses_is_not_tried_again() {
         let mut mtu = PathMtu::new(8972);
         mtu.on_sent(8972);
-        mtu.on_lost(0, 8972, true);
-        assert!(mtu.next_probe(0).is_some_and(|size| size < 8972));
+        mtu.on_lost(START, 8972, true);
+        assert!(mtu.next_probe(START).is_some_and(|size| size < 8972));
     }
 }

@@ -1,15 +1,16 @@
 //! The probe timeout (PTO, RFC 9002 section 6.2), and signs of life of a stream that has nothing to send.
 
 use super::rtt::Rtt;
+use super::time::{Nanos, Timestamp};
 
-/// Longest time that the broker waits before it acks, nanoseconds.
-const MAX_ACK_DELAY: u64 = 1_000_000;
+/// Longest time that the broker waits before it acks.
+const MAX_ACK_DELAY: Nanos = Nanos::from_millis(1);
 /// Longest time between probes of a silent path.
-pub(super) const MAX_PTO: u64 = 1_000_000_000;
+pub(super) const MAX_PTO: Nanos = Nanos::from_secs(1);
 /// A machine that is busy elsewhere may be silent for so long.
-const MIN_PTO: u64 = 5_000_000;
+const MIN_PTO: Nanos = Nanos::from_millis(5);
 /// Time after which an idle stream sends a ping.
-pub(super) const KEEP_ALIVE_INTERVAL: u64 = 1_000_000_000;
+pub(super) const KEEP_ALIVE_INTERVAL: Nanos = Nanos::from_secs(1);
 /// Timeouts in a row that are counted.
 const MAX_COUNT: u32 = 32;
 /// Doublings of the timeout.
@@ -35,12 +36,12 @@ pub(super) struct ProbeTimer {
     idle_count: u32,
     /// Probes that go out whatever the window says.
     probes: u8,
-    last_sent: u64,
-    last_feedback_at: u64,
+    last_sent: Timestamp,
+    last_feedback_at: Timestamp,
 }
 
 impl ProbeTimer {
-    pub(super) fn new(now: u64) -> Self {
+    pub(super) fn new(now: Timestamp) -> Self {
         Self {
             pto_count: 0,
             idle_count: 0,
@@ -51,14 +52,14 @@ impl ProbeTimer {
     }
 
     /// Time without an acknowledgement after which the path is probed, before backoff.
-    pub(super) fn pto(rtt: &Rtt) -> u64 {
+    pub(super) fn pto(rtt: &Rtt) -> Nanos {
         rtt.probe_timeout(MAX_ACK_DELAY).max(MIN_PTO)
     }
 
     /// When the timer expires.
-    pub(super) fn deadline(&self, rtt: &Rtt, waits_for: WaitsFor) -> u64 {
+    pub(super) fn deadline(&self, rtt: &Rtt, waits_for: WaitsFor) -> Timestamp {
         let pto = Self::pto(rtt);
-        let backed_off = |count: u32| (pto << count.min(MAX_BACKOFF)).min(MAX_PTO);
+        let backed_off = |count: u32| (pto * (1 << count.min(MAX_BACKOFF))).min(MAX_PTO);
         let timeout = match waits_for {
             WaitsFor::Acks => backed_off(self.pto_count),
             WaitsFor::Progress => backed_off(self.idle_count),
@@ -91,11 +92,11 @@ impl ProbeTimer {
         Some(self.probes)
     }
 
-    pub(super) fn on_sent(&mut self, now: u64) {
+    pub(super) fn on_sent(&mut self, now: Timestamp) {
         self.last_sent = now;
     }
 
-    pub(super) fn on_feedback(&mut self, now: u64) {
+    pub(super) fn on_feedback(&mut self, now: Timestamp) {
         self.last_feedback_at = now;
     }
 
@@ -110,7 +111,7 @@ impl ProbeTimer {
     }
 
     /// When the broker's last feedback arrived, or the stream began.
-    pub(super) fn last_feedback_at(&self) -> u64 {
+    pub(super) fn last_feedback_at(&self) -> Timestamp {
         self.last_feedback_at
     }
 }

@@ -7,6 +7,7 @@ use thiserror::Error;
 
 use super::MAX_OPEN_BATCHES;
 use super::ranges::Ranges;
+use super::time::Timestamp;
 
 /// Maximum number of separate parts of one batch.
 const MAX_PARTS: usize = 64;
@@ -100,7 +101,7 @@ pub struct Receiver<R> {
     limits: Limits,
     /// Packet numbers that came.
     packets: Ranges,
-    largest_at: u64,
+    largest_at: Timestamp,
     /// Sequence number of the first entry of `open`: all before are committed.
     committed: u64,
     open: VecDeque<Option<Assembly<R>>>,
@@ -122,7 +123,7 @@ pub struct Receiver<R> {
 impl<R> Receiver<R> {
     /// A stream whose next batch is `first_batch`.
     #[must_use]
-    pub fn new(stream: StreamKey, first_batch: u64, limits: Limits, now: u64) -> Self {
+    pub fn new(stream: StreamKey, first_batch: u64, limits: Limits, now: Timestamp) -> Self {
         Self {
             stream,
             limits,
@@ -225,7 +226,7 @@ impl<R> Receiver<R> {
     /// # Panics
     /// If there is no such room.
     #[inline]
-    pub fn placed_next(&mut self, now: u64, packet: u64, len: u32) {
+    pub fn placed_next(&mut self, now: Timestamp, packet: u64, len: u32) {
         let batch = self.open.back_mut().and_then(Option::as_mut);
         let batch = batch.expect("the batch has room");
         batch.received += u64::from(len);
@@ -322,7 +323,7 @@ impl<R> Receiver<R> {
     ///
     /// # Panics
     /// If the batch has no room.
-    pub fn placed(&mut self, now: u64, packet: u64, chunk: &Chunk, len: u32) -> ArrivalOrder {
+    pub fn placed(&mut self, now: Timestamp, packet: u64, chunk: &Chunk, len: u32) -> ArrivalOrder {
         let index = (chunk.batch.seq - self.committed) as usize;
         let batch = self.open[index].as_mut().expect("the batch has room");
         let (low, high) = span(chunk, len);
@@ -344,7 +345,7 @@ impl<R> Receiver<R> {
     }
 
     /// A packet without payload arrived.
-    pub fn arrived(&mut self, now: u64, packet: u64) -> ArrivalOrder {
+    pub fn arrived(&mut self, now: Timestamp, packet: u64) -> ArrivalOrder {
         let largest = self.packets.ranges().last().map(|&(_, high)| high);
         let order = match largest {
             None => ArrivalOrder::InOrder,
@@ -422,7 +423,7 @@ impl<R> Receiver<R> {
     }
 
     /// What the publisher is to be told now. While the broker is `blocked` it gives no more credit.
-    pub fn feedback(&mut self, now: u64, blocked: bool, feedback: &mut Feedback) {
+    pub fn feedback(&mut self, now: Timestamp, blocked: bool, feedback: &mut Feedback) {
         if !blocked {
             let reach = self.position + self.prefix_of_open() + self.limits.window;
             self.credit = self.credit.max(reach);
@@ -430,8 +431,8 @@ impl<R> Receiver<R> {
         feedback.stream = self.stream;
         feedback.received.clear();
         feedback.received.extend(self.packets.ranges().iter().rev());
-        let waited = (now - self.largest_at) / 1000;
-        feedback.delay_us = u32::try_from(waited).unwrap_or(u32::MAX);
+        let delay = (now - self.largest_at).as_micros();
+        feedback.delay_us = u32::try_from(delay).unwrap_or(u32::MAX);
         feedback.committed = self.committed;
         feedback.credit = self.credit;
         feedback.blocked = blocked;
@@ -462,15 +463,18 @@ fn span(chunk: &Chunk, len: u32) -> (u64, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Nanos;
 
     const STREAM: StreamKey = StreamKey { key: 1, stream: 2 };
+    const START: Timestamp = Timestamp::ZERO;
+    const US: Nanos = Nanos::from_micros(1);
 
     fn receiver() -> Receiver<()> {
         let limits = Limits {
             max_payload: 1000,
             window: 1500,
         };
-        Receiver::new(STREAM, 10, limits, 0)
+        Receiver::new(STREAM, 10, limits, START)
     }
 
     fn chunk(seq: u64, len: u32, offset: u32) -> Chunk {
@@ -493,14 +497,14 @@ mod tests {
         if receiver.offer(packet, &chunk, len)?.is_none() {
             receiver.give_room(&chunk.batch, ());
         }
-        receiver.placed(5000, packet, &chunk, len);
+        receiver.placed(START + 5 * US, packet, &chunk, len);
         Ok(())
     }
 
     #[test]
     fn packets_that_others_overtook_are_told_from_those_in_turn() {
         let mut r = receiver();
-        let turns = [0, 1, 5, 3, 6, 6].map(|packet| r.arrived(0, packet));
+        let turns = [0, 1, 5, 3, 6, 6].map(|packet| r.arrived(START, packet));
         let wanted = [
             ArrivalOrder::InOrder,
             ArrivalOrder::InOrder,
@@ -525,12 +529,12 @@ mod tests {
             .collect();
         assert_eq!(complete, [10, 11]);
         let mut told = Feedback::new(STREAM);
-        r.feedback(9000, false, &mut told);
+        r.feedback(START + 9 * US, false, &mut told);
         assert_eq!(told.received, [(9, 9), (1, 3)]);
         assert_eq!((told.committed, told.credit, told.delay_us), (12, 1700, 4));
         assert!(!r.owes_ack());
         take(&mut r, 10, chunk(12, 100, 0), 100).unwrap();
-        r.feedback(9000, true, &mut told);
+        r.feedback(START + 9 * US, true, &mut told);
         assert_eq!((told.credit, told.blocked), (1700, true));
     }
 
@@ -551,7 +555,7 @@ mod tests {
             Err(DropReason::Duplicate)
         );
         let mut told = Feedback::new(STREAM);
-        r.feedback(9000, false, &mut told);
+        r.feedback(START + 9 * US, false, &mut told);
         assert_eq!(told.received, [(0, 2)]);
     }
 
@@ -613,7 +617,7 @@ mod tests {
                 max_payload: 1000,
                 window: 1 << 30,
             },
-            0,
+            START,
         );
         let most = |r: &Receiver<_>, allowed| {
             assert!(r.memory() <= FREE_MEMORY + allowed + NEXT_PARTS);
@@ -636,7 +640,7 @@ mod tests {
                             continue;
                         }
                     }
-                    r.placed(0, packet, &chunk, 1);
+                    r.placed(START, packet, &chunk, 1);
                     most(r, allowed);
                 }
             }
@@ -661,7 +665,7 @@ mod tests {
                     r.offer(packet, &chunk, len).unwrap().is_some(),
                     "a gap is filled"
                 );
-                r.placed(0, packet, &chunk, len);
+                r.placed(START, packet, &chunk, len);
             }
             assert!(r.next_complete().is_some(), "batch {seq}");
         }
@@ -680,7 +684,7 @@ mod tests {
                 max_payload: 1000,
                 window: 1 << 30,
             },
-            0,
+            START,
         );
         // Twice as many batches as a publisher has in flight by default, with gaps.
         for seq in 0..64 {
@@ -689,7 +693,7 @@ mod tests {
                 if r.offer(packet, &chunk, 100).unwrap().is_none() {
                     r.give_room(&chunk.batch, [0u64; 10]);
                 }
-                r.placed(0, packet, &chunk, 100);
+                r.placed(START, packet, &chunk, 100);
             }
         }
     }
@@ -698,14 +702,14 @@ mod tests {
     fn credit_that_was_given_stays() {
         let mut r = receiver();
         let mut told = Feedback::new(STREAM);
-        r.feedback(9000, false, &mut told);
+        r.feedback(START + 9 * US, false, &mut told);
         assert_eq!(told.credit, 1500);
         r.set_window(100);
-        r.feedback(9000, false, &mut told);
+        r.feedback(START + 9 * US, false, &mut told);
         assert_eq!(told.credit, 1500);
         take(&mut r, 0, chunk(10, 1000, 0), 1000).unwrap();
         take(&mut r, 1, chunk(11, 450, 0), 450).unwrap();
-        r.feedback(9000, false, &mut told);
+        r.feedback(START + 9 * US, false, &mut told);
         assert_eq!(told.credit, 1550);
     }
 }

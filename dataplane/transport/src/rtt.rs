@@ -1,18 +1,20 @@
-//! Round-trip time as RFC 9002 section 5 estimates it. All times are nanoseconds.
+//! Round-trip time as RFC 9002 section 5 estimates it.
+
+use super::time::Nanos;
 
 /// Assumed before the first sample.
-const INITIAL: u64 = 10_000_000;
+const INITIAL: Nanos = Nanos::from_millis(10);
 /// Finest time that a timer is set to: RFC 9002's kGranularity is 1 ms, for networks of another age.
-const GRANULARITY: u64 = 100_000;
+const GRANULARITY: Nanos = Nanos::from_micros(100);
 
 /// Smoothed round-trip time and its variation.
 #[derive(Debug, Clone, Copy)]
 pub struct Rtt {
     samples: u64,
-    latest: u64,
-    min: u64,
-    smoothed: u64,
-    rttvar: u64,
+    latest: Nanos,
+    min: Nanos,
+    smoothed: Nanos,
+    rttvar: Nanos,
 }
 
 impl Default for Rtt {
@@ -30,8 +32,8 @@ impl Default for Rtt {
 impl Rtt {
     /// Takes a sample: the time from sending to the ACK, of which the peer says that it waited
     /// `delay`.
-    pub fn sample(&mut self, elapsed: u64, delay: u64) {
-        let elapsed = elapsed.max(1);
+    pub fn sample(&mut self, elapsed: Nanos, delay: Nanos) {
+        let elapsed = elapsed.max(Nanos::ONE);
         self.min = if self.samples == 0 {
             elapsed
         } else {
@@ -63,31 +65,31 @@ impl Rtt {
 
     /// Smoothed.
     #[must_use]
-    pub fn smoothed(&self) -> u64 {
+    pub fn smoothed(&self) -> Nanos {
         self.smoothed
     }
 
     /// Of the last sample.
     #[must_use]
-    pub fn latest(&self) -> u64 {
+    pub fn latest(&self) -> Nanos {
         self.latest
     }
 
     /// Least ever.
     #[must_use]
-    pub fn min(&self) -> u64 {
+    pub fn min(&self) -> Nanos {
         self.min
     }
 
     /// After so long without an ACK something is lost: RFC 9002 section 6.2.1, before backoff.
     #[must_use]
-    pub fn probe_timeout(&self, max_delay: u64) -> u64 {
+    pub fn probe_timeout(&self, max_delay: Nanos) -> Nanos {
         self.smoothed + (4 * self.rttvar).max(GRANULARITY) + max_delay
     }
 
     /// A packet sent so long before one that was acked is lost: RFC 9002 section 6.1.2.
     #[must_use]
-    pub fn loss_delay(&self) -> u64 {
+    pub fn loss_delay(&self) -> Nanos {
         let longest = self.smoothed.max(self.latest);
         (longest + longest / 8).max(GRANULARITY)
     }
@@ -97,30 +99,29 @@ impl Rtt {
 mod tests {
     use super::*;
 
+    const MS: Nanos = Nanos::from_millis(1);
+
     #[test]
     fn it_follows_the_samples() {
         let mut rtt = Rtt::default();
         assert!(!rtt.is_known());
-        rtt.sample(1_000_000, 0);
-        assert_eq!(
-            (rtt.smoothed(), rtt.min(), rtt.latest()),
-            (1_000_000, 1_000_000, 1_000_000)
-        );
-        assert_eq!(rtt.probe_timeout(0), 3_000_000);
+        rtt.sample(MS, Nanos::ZERO);
+        assert_eq!((rtt.smoothed(), rtt.min(), rtt.latest()), (MS, MS, MS));
+        assert_eq!(rtt.probe_timeout(Nanos::ZERO), 3 * MS);
         for _ in 0..200 {
-            rtt.sample(2_000_000, 500_000);
+            rtt.sample(2 * MS, MS / 2);
         }
-        assert!(rtt.smoothed().abs_diff(1_500_000) < 10_000);
-        assert_eq!(rtt.min(), 1_000_000);
-        assert!(rtt.probe_timeout(25) < 1_700_000);
+        assert!(rtt.smoothed().abs_diff(3 * MS / 2) < MS / 100);
+        assert_eq!(rtt.min(), MS);
+        assert!(rtt.probe_timeout(Nanos::from_nanos(25)) < 17 * MS / 10);
     }
 
     #[test]
     fn a_claimed_delay_does_not_go_below_the_least() {
         let mut rtt = Rtt::default();
-        rtt.sample(1_000_000, 900_000);
-        assert_eq!(rtt.smoothed(), 1_000_000);
-        rtt.sample(1_100_000, u64::from(u32::MAX) * 1000);
-        assert_eq!(rtt.latest(), 1_100_000);
+        rtt.sample(MS, 9 * MS / 10);
+        assert_eq!(rtt.smoothed(), MS);
+        rtt.sample(11 * MS / 10, Nanos::from_micros(u32::MAX.into()));
+        assert_eq!(rtt.latest(), 11 * MS / 10);
     }
 }

@@ -12,6 +12,7 @@ use super::probe_timer::{ProbeTimer, WaitsFor};
 use super::rtt::Rtt;
 use super::send_queue::{SendQueue, Span};
 use super::sent_packets::{Ack, PacketContent, PacketState, SentPacket, SentPackets};
+use super::time::{Nanos, Timestamp};
 
 /// Probe timeouts in a row after which the window begins anew (RFC 9002 section 7.6).
 const PERSISTENT_CONGESTION_PTOS: u32 = 3;
@@ -29,8 +30,8 @@ pub struct SenderConfig {
     pub max_datagram: u32,
     /// Bytes of batches that may be unacknowledged, however little the path needs.
     pub min_in_flight: u64,
-    /// Time between a moment that is the same for all streams of a publisher and 0, nanoseconds.
-    pub phase: u64,
+    /// Time between a moment that is the same for all streams of a publisher and [`Timestamp::ZERO`].
+    pub phase: Nanos,
 }
 
 /// A packet to be sent.
@@ -116,13 +117,13 @@ pub struct Sender {
     mtu: PathMtu,
     in_flight_limit: InFlightLimit,
     /// When a batch may be wanted again that is not now, whatever arrives until then.
-    wants_batch_at: Option<u64>,
+    wants_batch_at: Option<Timestamp>,
     /// The congestion window was full since the last ACK.
     is_window_limited: bool,
     /// Why the last poll brought nothing; reported with the next payload.
     pause: Option<Pause>,
     /// When payload last arrived, or went on its way after all before had arrived.
-    undelivered_since: Option<u64>,
+    undelivered_since: Option<Timestamp>,
     is_blocked: bool,
     stats: SenderStats,
 }
@@ -130,7 +131,7 @@ pub struct Sender {
 impl Sender {
     /// A stream that has sent nothing.
     #[must_use]
-    pub fn new(config: &SenderConfig, now: u64) -> Self {
+    pub fn new(config: &SenderConfig, now: Timestamp) -> Self {
         let mtu = PathMtu::new(config.max_datagram);
         Self {
             queue: SendQueue::new(config.first_batch, config.credit),
@@ -160,7 +161,7 @@ impl Sender {
     /// Whether one more batch keeps the path busy. If not, it would only wait in a queue; the caller
     /// that has one says so with [`Self::on_in_flight_limited`].
     #[must_use]
-    pub fn wants_batch(&self, now: u64) -> bool {
+    pub fn wants_batch(&self, now: Timestamp) -> bool {
         self.queue.uncommitted_bytes() < self.in_flight_limit.bytes(now)
     }
 
@@ -171,7 +172,7 @@ impl Sender {
     }
 
     /// A batch waits until [`Self::wants_batch`].
-    pub fn on_in_flight_limited(&mut self, now: u64) {
+    pub fn on_in_flight_limited(&mut self, now: Timestamp) {
         self.in_flight_limit.on_limited(now, self.stats.delivered);
         self.wants_batch_at = self.in_flight_limit.probe_end(now);
     }
@@ -185,7 +186,7 @@ impl Sender {
     }
 
     /// The next packet, if one may go out now.
-    pub fn poll_transmit(&mut self, now: u64) -> Option<Transmit> {
+    pub fn poll_transmit(&mut self, now: Timestamp) -> Option<Transmit> {
         if let Some(left) = self.probe_timer.take_probe() {
             // The first probe carries the newest payload, the last the oldest: either end of a gap.
             let content = self.probe_content(left == 1);
@@ -222,7 +223,7 @@ impl Sender {
     ///
     /// # Errors
     /// [`AckFault`] when it claims what cannot be; nothing is changed then.
-    pub fn on_feedback(&mut self, now: u64, feedback: &Feedback) -> Result<(), AckFault> {
+    pub fn on_feedback(&mut self, now: Timestamp, feedback: &Feedback) -> Result<(), AckFault> {
         self.check(feedback)?;
         self.probe_timer.on_feedback(now);
         if (feedback.blocked || self.is_blocked)
@@ -264,7 +265,7 @@ impl Sender {
 
     /// When [`Self::on_timeout`] is to be called, at the latest.
     #[must_use]
-    pub fn next_timeout(&self) -> u64 {
+    pub fn next_timeout(&self) -> Timestamp {
         let mut next = self.probe_deadline();
         if let Some(at) = self.loss.loss_time() {
             next = next.min(at);
@@ -282,7 +283,7 @@ impl Sender {
     }
 
     /// Time has passed; [`Self::poll_transmit`] may have something afterwards.
-    pub fn on_timeout(&mut self, now: u64) {
+    pub fn on_timeout(&mut self, now: Timestamp) {
         self.wants_batch_at = self.wants_batch_at.filter(|&at| at > now);
         if self.loss.loss_time().is_some_and(|at| at <= now) {
             self.detect_lost(now);
@@ -307,7 +308,7 @@ impl Sender {
 
     /// The kernel says that a datagram of this packet's size cannot be sent. Returns whether smaller
     /// ones are left to be tried.
-    pub fn on_too_large(&mut self, now: u64, packet: u64) -> bool {
+    pub fn on_too_large(&mut self, now: Timestamp, packet: u64) -> bool {
         let Some(sent) = self.sent.get(packet).copied() else {
             return true;
         };
@@ -348,14 +349,14 @@ impl Sender {
 
     /// When the broker's last feedback arrived, or the stream began.
     #[must_use]
-    pub fn last_feedback_at(&self) -> u64 {
+    pub fn last_feedback_at(&self) -> Timestamp {
         self.probe_timer.last_feedback_at()
     }
 
     /// Since when payload is on its way without any arriving; none while there is nothing to wait
     /// for. A path may answer pings and yet take no payload.
     #[must_use]
-    pub fn undelivered_since(&self) -> Option<u64> {
+    pub fn undelivered_since(&self) -> Option<Timestamp> {
         self.undelivered_since
     }
 
@@ -398,7 +399,7 @@ impl Sender {
     }
 
     /// When a silent path is probed, or an idle stream sends a ping.
-    fn probe_deadline(&self) -> u64 {
+    fn probe_deadline(&self) -> Timestamp {
         let waits_for = if self.sent.is_any_in_flight() {
             WaitsFor::Acks
         } else if self.queue.uncommitted() > 0 {
@@ -439,7 +440,7 @@ impl Sender {
             .map_or(PacketContent::Ping, PacketContent::Payload)
     }
 
-    fn send(&mut self, now: u64, content: PacketContent) -> Transmit {
+    fn send(&mut self, now: Timestamp, content: PacketContent) -> Transmit {
         let payload = match content {
             PacketContent::Payload(span) => span.len,
             PacketContent::Ping | PacketContent::MtuProbe => 0,
@@ -447,7 +448,7 @@ impl Sender {
         self.send_sized(now, content, payload + DATA_LEN as u32)
     }
 
-    fn send_sized(&mut self, now: u64, content: PacketContent, size: u32) -> Transmit {
+    fn send_sized(&mut self, now: Timestamp, content: PacketContent, size: u32) -> Transmit {
         let packet = self.sent.push(content, now, size);
         self.stats.packets += 1;
         self.probe_timer.on_sent(now);
@@ -473,7 +474,7 @@ impl Sender {
     }
 
     /// Takes the packets that the broker received. Returns whether that was not known of any of them.
-    fn on_received(&mut self, now: u64, feedback: &Feedback) -> bool {
+    fn on_received(&mut self, now: Timestamp, feedback: &Feedback) -> bool {
         let mut newly_acked = false;
         for &(low, high) in &feedback.received {
             if high < self.sent.first() {
@@ -495,7 +496,7 @@ impl Sender {
 
     fn on_acked(
         &mut self,
-        now: u64,
+        now: Timestamp,
         packet: u64,
         sent: &SentPacket,
         is_largest: bool,
@@ -509,7 +510,8 @@ impl Sender {
         }
         // The broker reports its delay for the largest packet only.
         if is_largest && packet == feedback.received[0].1 {
-            let (elapsed, delay) = (now - sent.sent_at, u64::from(feedback.delay_us) * 1000);
+            let elapsed = now - sent.sent_at;
+            let delay = Nanos::from_micros(feedback.delay_us.into());
             self.rtt.sample(elapsed, delay);
             self.in_flight_limit.on_round_trip(now, elapsed);
         }
@@ -531,7 +533,7 @@ impl Sender {
     }
 
     /// Declares packets lost that later ones have overtaken by too much.
-    fn detect_lost(&mut self, now: u64) {
+    fn detect_lost(&mut self, now: Timestamp) {
         let delay = self.loss.start_pass(&self.rtt);
         let Some(largest) = self.sent.largest_acked() else {
             return;
@@ -554,7 +556,7 @@ impl Sender {
         }
     }
 
-    fn on_lost(&mut self, now: u64, packet: u64, sent: &SentPacket) {
+    fn on_lost(&mut self, now: Timestamp, packet: u64, sent: &SentPacket) {
         self.mark_lost(packet);
         self.stats.lost += 1;
         match sent.content {
@@ -567,7 +569,7 @@ impl Sender {
     }
 
     /// Full packets do not get through: goes back to a size that surely does.
-    fn reduce_mtu(&mut self, now: u64) {
+    fn reduce_mtu(&mut self, now: Timestamp) {
         if self.mtu.on_black_hole(now) {
             self.stats.black_holes += 1;
             self.congestion.set_segment(u64::from(self.mtu.current()));
@@ -593,7 +595,8 @@ mod tests {
     use crate::mtu::BASE_PLPMTU;
     use crate::probe_timer::{KEEP_ALIVE_INTERVAL, MAX_PTO};
 
-    const MS: u64 = 1_000_000;
+    const MS: Nanos = Nanos::from_millis(1);
+    const START: Timestamp = Timestamp::ZERO;
 
     fn sender() -> Sender {
         let config = SenderConfig {
@@ -601,9 +604,9 @@ mod tests {
             credit: 10_000,
             max_datagram: 1452,
             min_in_flight: 1 << 20,
-            phase: 0,
+            phase: Nanos::ZERO,
         };
-        Sender::new(&config, 0)
+        Sender::new(&config, START)
     }
 
     fn feedback(received: &[(u64, u64)], committed: u64) -> Feedback {
@@ -615,7 +618,7 @@ mod tests {
         }
     }
 
-    fn transmit_all(sender: &mut Sender, now: u64) -> Vec<Transmit> {
+    fn transmit_all(sender: &mut Sender, now: Timestamp) -> Vec<Transmit> {
         std::iter::from_fn(|| sender.poll_transmit(now)).collect()
     }
 
@@ -624,19 +627,25 @@ mod tests {
         let mut s = sender();
         s.push(500, 1, 0);
         assert_eq!(s.push(500, 1, 0), 6);
-        s.poll_transmit(0).unwrap();
+        s.poll_transmit(START).unwrap();
         let packet = AckFault::Packet {
             claimed: 1,
             sent: 1,
         };
-        assert_eq!(s.on_feedback(MS, &feedback(&[(0, 1)], 5)), Err(packet));
+        assert_eq!(
+            s.on_feedback(START + MS, &feedback(&[(0, 1)], 5)),
+            Err(packet)
+        );
         let batch = AckFault::Batch {
             claimed: 7,
             sent: 6,
         };
-        assert_eq!(s.on_feedback(MS, &feedback(&[(0, 0)], 7)), Err(batch));
-        assert_eq!((s.committed(), s.last_feedback_at()), (5, 0));
-        s.on_feedback(MS, &feedback(&[(0, 0)], 6)).unwrap();
+        assert_eq!(
+            s.on_feedback(START + MS, &feedback(&[(0, 0)], 7)),
+            Err(batch)
+        );
+        assert_eq!((s.committed(), s.last_feedback_at()), (5, START));
+        s.on_feedback(START + MS, &feedback(&[(0, 0)], 6)).unwrap();
         assert_eq!((s.committed(), s.uncommitted()), (6, 1));
     }
 
@@ -646,7 +655,7 @@ mod tests {
         for _ in 0..20 {
             s.push(1000, 1, 0);
         }
-        let mut now = 0;
+        let mut now = START;
         let mut sent = 0;
         for _ in 0..100 {
             now += MS;
@@ -674,28 +683,31 @@ mod tests {
             |sent: &[Transmit]| -> Vec<_> { sent.iter().filter_map(|t| t.pause).collect() };
         let mut s = sender();
         s.push(1000, 1, 0);
-        assert_eq!(pauses(&transmit_all(&mut s, 0)), []);
-        s.on_feedback(MS, &feedback(&[(0, 0)], 5)).unwrap();
+        assert_eq!(pauses(&transmit_all(&mut s, START)), []);
+        s.on_feedback(START + MS, &feedback(&[(0, 0)], 5)).unwrap();
         s.push(1000, 1, 0);
-        assert_eq!(pauses(&transmit_all(&mut s, 10 * MS)), [Pause::Idle]);
+        assert_eq!(
+            pauses(&transmit_all(&mut s, START + 10 * MS)),
+            [Pause::Idle]
+        );
         // The congestion window at first is smaller than this credit.
         let config = SenderConfig {
             first_batch: 0,
             credit: 1 << 20,
             max_datagram: 1452,
             min_in_flight: 1 << 20,
-            phase: 0,
+            phase: Nanos::ZERO,
         };
-        let mut s = Sender::new(&config, 0);
+        let mut s = Sender::new(&config, START);
         for _ in 0..100 {
             s.push(1000, 1, 0);
         }
-        let sent = transmit_all(&mut s, 5000 * MS);
+        let sent = transmit_all(&mut s, START + 5000 * MS);
         let last = sent.last().unwrap().packet;
         assert!(last < 99);
         let acked = feedback(&[(0, last)], 0);
-        s.on_feedback(5001 * MS, &acked).unwrap();
-        let more = transmit_all(&mut s, 5002 * MS);
+        s.on_feedback(START + 5001 * MS, &acked).unwrap();
+        let more = transmit_all(&mut s, START + 5002 * MS);
         assert_eq!(pauses(&more), [Pause::Congestion]);
     }
 
@@ -705,14 +717,16 @@ mod tests {
         for _ in 0..6 {
             s.push(1000, 1, 0);
         }
-        let sent = transmit_all(&mut s, 100 * MS);
+        let sent = transmit_all(&mut s, START + 100 * MS);
         assert!(sent.len() >= 5);
-        s.on_feedback(101 * MS, &feedback(&[(1, 4)], 5)).unwrap();
-        let again = transmit_all(&mut s, 101 * MS);
+        s.on_feedback(START + 101 * MS, &feedback(&[(1, 4)], 5))
+            .unwrap();
+        let again = transmit_all(&mut s, START + 101 * MS);
         assert!(again.iter().any(|t| t.what == sent[0].what && t.packet > 4));
         assert_eq!((s.stats().lost, s.stats().retransmits), (1, 1));
         // It comes late: the next one is waited for longer.
-        s.on_feedback(102 * MS, &feedback(&[(0, 4)], 5)).unwrap();
+        s.on_feedback(START + 102 * MS, &feedback(&[(0, 4)], 5))
+            .unwrap();
         assert_eq!(s.stats().spurious, 1);
         assert!(s.loss.packet_threshold > PACKET_THRESHOLD);
     }
@@ -721,7 +735,7 @@ mod tests {
     fn a_silent_broker_is_probed_less_and_less_often() {
         let mut s = sender();
         s.push(1000, 1, 0);
-        let mut now = 0;
+        let mut now = START;
         transmit_all(&mut s, now);
         let mut waits = Vec::new();
         for _ in 0..12 {
@@ -738,26 +752,29 @@ mod tests {
 
     #[test]
     fn a_path_is_not_blamed_for_what_a_blocked_broker_does_not_take() {
-        const SECOND: u64 = 1000 * MS;
+        const SECOND: Nanos = Nanos::from_secs(1);
         let mut s = sender();
         s.push(1000, 1, 0);
-        transmit_all(&mut s, 0);
+        transmit_all(&mut s, START);
         let mut blocked = feedback(&[], 0);
         blocked.blocked = true;
-        s.on_feedback(10 * SECOND, &blocked).unwrap();
+        s.on_feedback(START + 10 * SECOND, &blocked).unwrap();
         // It has room again: the time counts from now.
-        s.on_feedback(20 * SECOND, &feedback(&[], 0)).unwrap();
-        assert_eq!(s.undelivered_since(), Some(20 * SECOND));
-        s.on_feedback(24 * SECOND, &feedback(&[], 0)).unwrap();
-        assert_eq!(s.undelivered_since(), Some(20 * SECOND));
+        s.on_feedback(START + 20 * SECOND, &feedback(&[], 0))
+            .unwrap();
+        assert_eq!(s.undelivered_since(), Some(START + 20 * SECOND));
+        s.on_feedback(START + 24 * SECOND, &feedback(&[], 0))
+            .unwrap();
+        assert_eq!(s.undelivered_since(), Some(START + 20 * SECOND));
     }
 
     #[test]
     fn an_idle_stream_shows_that_it_lives() {
         let mut s = sender();
-        assert_eq!(s.next_timeout(), KEEP_ALIVE_INTERVAL);
-        s.on_timeout(KEEP_ALIVE_INTERVAL);
-        let sent = transmit_all(&mut s, KEEP_ALIVE_INTERVAL);
+        let due = START + KEEP_ALIVE_INTERVAL;
+        assert_eq!(s.next_timeout(), due);
+        s.on_timeout(due);
+        let sent = transmit_all(&mut s, due);
         assert_eq!(sent.len(), 1);
         assert_eq!(sent[0].what, Outgoing::Ping { padding: 0 });
     }
@@ -769,22 +786,22 @@ mod tests {
             credit: 100_000,
             max_datagram: 8972,
             min_in_flight: 1 << 20,
-            phase: 0,
+            phase: Nanos::ZERO,
         };
-        let mut s = Sender::new(&config, 0);
+        let mut s = Sender::new(&config, START);
         s.push(50_000, 1, 0);
-        s.poll_transmit(0).unwrap();
-        s.on_feedback(MS, &feedback(&[(0, 0)], 0)).unwrap();
-        let probe = s.poll_transmit(MS).unwrap();
+        s.poll_transmit(START).unwrap();
+        s.on_feedback(START + MS, &feedback(&[(0, 0)], 0)).unwrap();
+        let probe = s.poll_transmit(START + MS).unwrap();
         assert_eq!(
             probe.what,
             Outgoing::Ping {
                 padding: 8972 - DATA_LEN as u32
             }
         );
-        assert!(s.on_too_large(MS, probe.packet));
-        assert!(s.mtu.next_probe(MS).is_some_and(|size| size < 8972));
-        let largest = transmit_all(&mut s, 2 * MS)
+        assert!(s.on_too_large(START + MS, probe.packet));
+        assert!(s.mtu.next_probe(START + MS).is_some_and(|size| size < 8972));
+        let largest = transmit_all(&mut s, START + 2 * MS)
             .iter()
             .filter_map(|t| match t.what {
                 Outgoing::Payload { len, .. } => Some(len),
@@ -793,6 +810,6 @@ mod tests {
             .max();
         assert_eq!(largest, Some(BASE_PLPMTU - DATA_LEN as u32));
         let last = s.next_packet() - 1;
-        assert!(!s.on_too_large(2 * MS, last), "none is smaller");
+        assert!(!s.on_too_large(START + 2 * MS, last), "none is smaller");
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use super::send_queue::Span;
+use super::time::{Nanos, Timestamp};
 
 /// Lost packets that are kept, in case they arrive late.
 const MAX_LOST_KEPT: u64 = 1024;
@@ -28,7 +29,7 @@ pub(super) enum PacketState {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct SentPacket {
     pub(super) content: PacketContent,
-    pub(super) sent_at: u64,
+    pub(super) sent_at: Timestamp,
     pub(super) size: u32,
     pub(super) state: PacketState,
 }
@@ -73,7 +74,7 @@ impl SentPackets {
     }
 
     /// Adds a packet and returns its number.
-    pub(super) fn push(&mut self, content: PacketContent, sent_at: u64, size: u32) -> u64 {
+    pub(super) fn push(&mut self, content: PacketContent, sent_at: Timestamp, size: u32) -> u64 {
         let packet = self.next_number();
         self.packets.push_back(SentPacket {
             content,
@@ -176,7 +177,7 @@ impl SentPackets {
 
     /// Forgets packets at the front whose delivery is known: lost ones after `keep_lost`, in case they
     /// arrive late.
-    pub(super) fn prune(&mut self, now: u64, keep_lost: u64) {
+    pub(super) fn prune(&mut self, now: Timestamp, keep_lost: Nanos) {
         while let Some(front) = self.packets.front() {
             let is_done = match front.state {
                 PacketState::InFlight => false,

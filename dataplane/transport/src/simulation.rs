@@ -17,12 +17,14 @@ use zerocopy::IntoBytes;
 
 use super::receiver::{Limits, Receiver};
 use super::sender::{Outgoing, Sender, SenderConfig};
+use super::time::{Nanos, Timestamp};
 
-const US: u64 = 1_000;
-const MS: u64 = 1_000_000;
-const SECOND: u64 = 1_000_000_000;
+const US: Nanos = Nanos::from_micros(1);
+const MS: Nanos = Nanos::from_millis(1);
+const SECOND: Nanos = Nanos::from_secs(1);
+const START: Timestamp = Timestamp::ZERO;
 /// A broker acks what has come in this time with one packet.
-const ACK_AFTER: u64 = 20 * US;
+const ACK_AFTER: Nanos = Nanos::from_micros(20);
 /// Seeds of each scenario, unless told otherwise.
 const SEEDS: u64 = 400;
 
@@ -31,51 +33,52 @@ const SEEDS: u64 = 400;
 struct Faults {
     loss: f64,
     /// Chance that a burst of losses begins with a packet, and its longest duration.
-    burst: (f64, u64),
+    burst: (f64, Nanos),
     reorder: f64,
     /// Most that a packet is held back when it is reordered.
-    hold: u64,
+    hold: Nanos,
     duplicate: f64,
     corrupt: f64,
-    jitter: u64,
+    jitter: Nanos,
     /// Datagrams larger than this vanish, from a moment on.
-    largest: Option<(u64, usize)>,
+    largest: Option<(Timestamp, usize)>,
     /// Nothing gets through from here on.
-    dies_at: Option<u64>,
+    dies_at: Option<Timestamp>,
 }
 
 /// One direction of a path. Packets of several streams share its rate and its queue.
 #[derive(Debug)]
 struct Link {
-    delay: u64,
+    delay: Nanos,
     /// Nanoseconds per byte.
     pace: f64,
     /// Bytes that may wait; more are dropped.
     queue: u64,
     faults: Faults,
-    free_at: u64,
-    burst_until: u64,
+    free_at: Timestamp,
+    burst_until: Timestamp,
 }
 
 impl Link {
-    fn new(delay: u64, bytes_per_second: u64, queue: u64, faults: Faults) -> Self {
+    fn new(delay: Nanos, bytes_per_second: u64, queue: u64, faults: Faults) -> Self {
         Self {
             delay,
-            pace: SECOND as f64 / bytes_per_second as f64,
+            pace: 1e9 / bytes_per_second as f64,
             queue,
             faults,
-            free_at: 0,
-            burst_until: 0,
+            free_at: START,
+            burst_until: START,
         }
     }
 
     /// When copies of the packet come out at the other end, and what they look like.
-    fn carry(&mut self, now: u64, packet: &[u8], rng: &mut Rng) -> Vec<(u64, Vec<u8>)> {
-        let waiting = self.free_at.saturating_sub(now) as f64 / self.pace;
+    fn carry(&mut self, now: Timestamp, packet: &[u8], rng: &mut Rng) -> Vec<(Timestamp, Vec<u8>)> {
+        let waiting = (self.free_at - now).as_nanos() as f64 / self.pace;
         if waiting + packet.len() as f64 > self.queue as f64 {
             return Vec::new();
         }
-        self.free_at = self.free_at.max(now) + (packet.len() as f64 * self.pace) as u64;
+        let sending = Nanos::from_nanos((packet.len() as f64 * self.pace) as u64);
+        self.free_at = self.free_at.max(now) + sending;
         let faults = &self.faults;
         let too_large = faults
             .largest
@@ -84,7 +87,7 @@ impl Link {
             return Vec::new();
         }
         if rng.f64() < faults.burst.0 {
-            self.burst_until = now + rng.u64(0..=faults.burst.1);
+            self.burst_until = now + up_to(rng, faults.burst.1);
         }
         if now < self.burst_until {
             return Vec::new();
@@ -95,9 +98,9 @@ impl Link {
             if rng.f64() < faults.loss {
                 continue;
             }
-            let mut at = self.free_at + self.delay + rng.u64(0..=faults.jitter);
+            let mut at = self.free_at + self.delay + up_to(rng, faults.jitter);
             if rng.f64() < faults.reorder {
-                at += rng.u64(0..=faults.hold);
+                at += up_to(rng, faults.hold);
             }
             let mut bytes = packet.to_vec();
             if rng.f64() < faults.corrupt {
@@ -130,10 +133,10 @@ enum Event {
 #[derive(Debug, Default)]
 struct End {
     /// It does nothing until then; packets wait.
-    asleep_until: u64,
+    asleep_until: Timestamp,
     waiting: usize,
     /// What its clock is ahead of the world's.
-    ahead: u64,
+    ahead: Nanos,
 }
 
 /// Packets that wait for an end that is asleep; more are dropped.
@@ -157,10 +160,10 @@ struct Flow {
     granted: u64,
     delivered: u64,
     ack_scheduled: bool,
-    finished_at: Option<u64>,
+    finished_at: Option<Timestamp>,
     /// Longest time without a packet before the end.
-    quiet: u64,
-    spoke_at: u64,
+    quiet: Nanos,
+    spoke_at: Timestamp,
 }
 
 impl Flow {
@@ -176,8 +179,8 @@ impl Flow {
                 key: 0,
                 stream: number as u16,
             },
-            sender: Sender::new(&sender_config(0, window, datagram), 0),
-            receiver: Receiver::new(StreamKey { key: 0, stream: 0 }, 0, limits(window), 0),
+            sender: Sender::new(&sender_config(0, window, datagram), START),
+            receiver: Receiver::new(StreamKey { key: 0, stream: 0 }, 0, limits(window), START),
             batches,
             positions: Vec::new(),
             pushed: 0,
@@ -187,16 +190,16 @@ impl Flow {
             delivered: 0,
             ack_scheduled: false,
             finished_at: None,
-            quiet: 0,
-            spoke_at: 0,
+            quiet: Nanos::ZERO,
+            spoke_at: START,
         };
-        flow.open([0; 2], number as u64 + 1, window, datagram);
+        flow.open([START; 2], number as u64 + 1, window, datagram);
         flow
     }
 
     /// A connection of the stream, after the first or another; times are those of publisher and
     /// broker.
-    fn open(&mut self, [now, brokers]: [u64; 2], key: u64, window: u64, datagram: u32) {
+    fn open(&mut self, [now, brokers]: [Timestamp; 2], key: u64, window: u64, datagram: u32) {
         self.key.key = key;
         self.first = self.receiver.committed() as usize;
         let first = self.first as u64;
@@ -229,7 +232,7 @@ impl Flow {
     }
 
     /// Everything that the sender has to say now, as datagrams.
-    fn transmit(&mut self, now: u64) -> Vec<Vec<u8>> {
+    fn transmit(&mut self, now: Timestamp) -> Vec<Vec<u8>> {
         let mut datagrams = Vec::new();
         while let Some(transmit) = self.sender.poll_transmit(now) {
             let datagram = match transmit.what {
@@ -266,7 +269,7 @@ impl Flow {
     }
 
     /// A datagram reaches the broker.
-    fn receive(&mut self, now: u64, datagram: &[u8]) {
+    fn receive(&mut self, now: Timestamp, datagram: &[u8]) {
         let Ok((header, rest)) = split(datagram) else {
             return;
         };
@@ -306,13 +309,28 @@ impl Flow {
     }
 }
 
+/// A span of up to `most`.
+fn up_to(rng: &mut Rng, most: Nanos) -> Nanos {
+    Nanos::from_nanos(rng.u64(0..=most.as_nanos()))
+}
+
+/// A span shorter than `end`.
+fn below(rng: &mut Rng, end: Nanos) -> Nanos {
+    between(rng, Nanos::ZERO, end)
+}
+
+/// A span from `start`, shorter than `end`.
+fn between(rng: &mut Rng, start: Nanos, end: Nanos) -> Nanos {
+    Nanos::from_nanos(rng.u64(start.as_nanos()..end.as_nanos()))
+}
+
 fn sender_config(first_batch: u64, credit: u64, max_datagram: u32) -> SenderConfig {
     SenderConfig {
         first_batch,
         credit,
         max_datagram,
         min_in_flight: 1 << 20,
-        phase: 0,
+        phase: Nanos::ZERO,
     }
 }
 
@@ -325,37 +343,37 @@ fn limits(window: u64) -> Limits {
 
 /// Streams between publishers and one broker, over one path.
 struct World {
-    now: u64,
+    now: Timestamp,
     rng: Rng,
     forth: Link,
     back: Link,
     flows: Vec<Flow>,
-    events: BinaryHeap<Reverse<(u64, u64, Event)>>,
+    events: BinaryHeap<Reverse<(Timestamp, u64, Event)>>,
     count: u64,
-    wakes: Vec<u64>,
+    wakes: Vec<Timestamp>,
     publisher: End,
     broker: End,
     schedule: Vec<schedules::Strike>,
     /// There is no broker until then.
-    gone_until: u64,
+    gone_until: Timestamp,
     connections: u64,
 }
 
 impl World {
     fn new(rng: Rng, forth: Link, back: Link, flows: Vec<Flow>) -> Self {
         let mut world = Self {
-            now: 0,
+            now: START,
             rng,
             forth,
             back,
-            wakes: vec![u64::MAX; flows.len()],
+            wakes: vec![Timestamp::MAX; flows.len()],
             flows,
             events: BinaryHeap::new(),
             count: 0,
             publisher: End::default(),
             broker: End::default(),
             schedule: Vec::new(),
-            gone_until: 0,
+            gone_until: START,
             connections: 0,
         };
         for number in 0..world.flows.len() {
@@ -364,7 +382,7 @@ impl World {
         world
     }
 
-    fn at(&mut self, time: u64, event: Event) {
+    fn at(&mut self, time: Timestamp, event: Event) {
         self.count += 1;
         self.events.push(Reverse((time, self.count, event)));
     }
@@ -385,7 +403,7 @@ impl World {
             flow.finished_at.get_or_insert(now);
             return;
         }
-        let wake = flow.sender.next_timeout().saturating_sub(ahead);
+        let wake = flow.sender.next_timeout() - ahead;
         let wake = wake.max(now + US);
         if wake < self.wakes[number] || self.wakes[number] <= now {
             self.wakes[number] = wake;
@@ -446,7 +464,7 @@ impl World {
             }
             Event::Wake(number) => {
                 if self.wakes[number] <= now {
-                    self.wakes[number] = u64::MAX;
+                    self.wakes[number] = Timestamp::MAX;
                     self.flows[number].sender.on_timeout(publishers);
                     self.drive(number);
                 }
@@ -456,19 +474,19 @@ impl World {
     }
 
     /// Until every stream is done; panics after so much simulated time.
-    fn finish(&mut self, limit: u64) {
+    fn finish(&mut self, limit: Timestamp) {
         while !self.flows.iter().all(Flow::is_done) {
             assert!(self.step(), "nothing happens any more");
             assert!(
                 self.now < limit,
-                "not done after {} ms: {}",
-                limit / MS,
+                "not done after {}: {}",
+                limit,
                 self.describe()
             );
         }
     }
 
-    fn run_until(&mut self, time: u64) {
+    fn run_until(&mut self, time: Timestamp) {
         while self.now < time && self.step() {}
         self.now = self.now.max(time);
     }
@@ -518,7 +536,7 @@ fn seeds(count: u64, scenario: impl Fn(Rng)) {
 }
 
 /// One stream over a path with these faults both ways; the time limit is for the worst seed.
-fn deliver(mut rng: Rng, faults: &Faults, limit: u64) -> World {
+fn deliver(mut rng: Rng, faults: &Faults, limit: Nanos) -> World {
     let delay = [10 * US, 100 * US, 5 * MS, 50 * MS][rng.usize(0..4)];
     let rate = [10_000_000, 100_000_000, 1_000_000_000][rng.usize(0..3)];
     let queue = rng.u64(30_000..1_000_000);
@@ -532,14 +550,10 @@ fn deliver(mut rng: Rng, faults: &Faults, limit: u64) -> World {
     let in_flight = rng.usize(1..64);
     let flow = Flow::new(1, batches, window, datagram, in_flight);
     let mut world = World::new(rng, forth, back, vec![flow]);
-    world.finish(limit);
+    world.finish(START + limit);
     let longest = world.flows[0].quiet;
     // The longest timer, and the time for an answer.
-    assert!(
-        longest < 2 * SECOND + 4 * delay,
-        "silent for {} ms",
-        longest / MS
-    );
+    assert!(longest < 2 * SECOND + 4 * delay, "silent for {longest}");
     world
 }
 
@@ -567,7 +581,7 @@ fn simulation_of_loss_up_to_30_percent() {
 fn simulation_of_bursts_of_loss() {
     seeds(SEEDS, |mut rng| {
         let faults = Faults {
-            burst: (rng.f64() * 0.02, rng.u64(0..30 * MS)),
+            burst: (rng.f64() * 0.02, below(&mut rng, 30 * MS)),
             ..Faults::default()
         };
         deliver(rng, &faults, 600 * SECOND);
@@ -579,9 +593,9 @@ fn simulation_of_reordering_duplication_and_jitter() {
     seeds(SEEDS, |mut rng| {
         let faults = Faults {
             reorder: rng.f64() * 0.5,
-            hold: rng.u64(1..20 * MS),
+            hold: between(&mut rng, Nanos::ONE, 20 * MS),
             duplicate: rng.f64() * 0.3,
-            jitter: rng.u64(0..5 * MS),
+            jitter: below(&mut rng, 5 * MS),
             ..Faults::default()
         };
         deliver(rng, &faults, 600 * SECOND);
@@ -595,10 +609,10 @@ fn simulation_of_everything_at_once_with_corruption() {
             loss: rng.f64() * 0.1,
             burst: (rng.f64() * 0.005, 5 * MS),
             reorder: rng.f64() * 0.2,
-            hold: rng.u64(1..5 * MS),
+            hold: between(&mut rng, Nanos::ONE, 5 * MS),
             duplicate: rng.f64() * 0.1,
             corrupt: rng.f64() * 0.1,
-            jitter: rng.u64(0..MS),
+            jitter: below(&mut rng, MS),
             ..Faults::default()
         };
         deliver(rng, &faults, 600 * SECOND);
@@ -608,7 +622,11 @@ fn simulation_of_everything_at_once_with_corruption() {
 #[test]
 fn simulation_of_paths_that_take_less_than_was_said() {
     seeds(SEEDS, |mut rng| {
-        let from = if rng.bool() { 0 } else { rng.u64(0..200 * MS) };
+        let from = if rng.bool() {
+            START
+        } else {
+            START + below(&mut rng, 200 * MS)
+        };
         let faults = Faults {
             largest: Some((from, rng.usize(1200..9000))),
             loss: if rng.bool() { 0.0 } else { 0.02 },
@@ -621,7 +639,7 @@ fn simulation_of_paths_that_take_less_than_was_said() {
 #[test]
 fn simulation_of_a_path_that_dies_and_a_stream_that_goes_on_elsewhere() {
     seeds(SEEDS, |mut rng| {
-        let dies_at = Some(rng.u64(0..20 * MS));
+        let dies_at = Some(START + below(&mut rng, 20 * MS));
         let (forth, back) = match rng.u8(0..3) {
             0 => (dies_at, None),
             1 => (None, dies_at),
@@ -639,14 +657,14 @@ fn simulation_of_a_path_that_dies_and_a_stream_that_goes_on_elsewhere() {
         let batches = batches(&mut rng, 200, 65_536);
         let flow = Flow::new(1, batches, 200_000, 1472, 16);
         let mut world = World::new(rng, link(forth), link(back), vec![flow]);
-        world.run_until(2 * SECOND);
+        world.run_until(START + 2 * SECOND);
         let flow = &mut world.flows[0];
         assert!(!flow.is_done());
         // What the publisher believes is true, and it has noticed that nothing comes.
         assert!(flow.sender.committed() <= flow.receiver.committed());
         assert!(world.now - flow.sender.last_feedback_at() > SECOND);
         let before = flow.sender.stats().packets;
-        world.run_until(12 * SECOND);
+        world.run_until(START + 12 * SECOND);
         let sent = world.flows[0].sender.stats().packets - before;
         assert!(
             (5..60).contains(&sent),
@@ -657,7 +675,7 @@ fn simulation_of_a_path_that_dies_and_a_stream_that_goes_on_elsewhere() {
         world.forth = Link::new(100 * US, 100_000_000, 300_000, Faults::default());
         world.back = Link::new(100 * US, 100_000_000, 300_000, Faults::default());
         world.flows[0].open([now; 2], 77, 200_000, 1472);
-        world.wakes[0] = u64::MAX;
+        world.wakes[0] = Timestamp::MAX;
         world.drive(0);
         world.finish(now + 60 * SECOND);
         let total: usize = world.flows[0].batches.iter().map(Vec::len).sum();
@@ -685,9 +703,9 @@ fn simulation_of_publishers_that_share_a_path() {
             .collect();
         let link = || Link::new(delay, rate, queue, Faults::default());
         let mut world = World::new(rng, link(), link(), flows);
-        world.run_until(SECOND);
+        world.run_until(START + SECOND);
         let before: Vec<_> = world.flows.iter().map(|flow| flow.delivered).collect();
-        world.run_until(4 * SECOND);
+        world.run_until(START + 4 * SECOND);
         let shares: Vec<f64> = world
             .flows
             .iter()
@@ -714,7 +732,7 @@ fn simulation_of_a_stream_without_end_stays_small() {
     let link = || Link::new(100 * US, 200_000_000, 300_000, faults.clone());
     let flow = Flow::new(1, batches, 400_000, 1472, 32);
     let mut world = World::new(rng, link(), link(), vec![flow]);
-    world.finish(600 * SECOND);
+    world.finish(START + 600 * SECOND);
     let flow = &world.flows[0];
     assert!(flow.sender.memory() < 5000, "{}", flow.sender.memory());
     assert!(flow.sender.segment() as usize + DATA_LEN == 1472);

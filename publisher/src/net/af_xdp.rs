@@ -8,6 +8,7 @@ use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use penstock_transport::{Nanos, Timestamp};
 use penstock_xsk::{Endpoint, Headers, TxPort, TxPortConfig};
 use thiserror::Error;
 use tracing::{debug, info};
@@ -17,9 +18,9 @@ use crate::net::tx_queues::{Lease, TxQueues};
 use crate::net::udp::Datagrams;
 
 /// How often route and hardware addresses are looked up, and how often while no answers
-/// come, nanoseconds.
-const LOOK: u64 = 5_000_000_000;
-const LOOK_WHEN_QUIET: u64 = 200_000_000;
+/// come.
+const ROUTE_CHECK_INTERVAL: Nanos = Nanos::from_secs(5);
+const ROUTE_CHECK_INTERVAL_WHEN_QUIET: Nanos = Nanos::from_millis(200);
 
 /// Why packets cannot be sent with AF_XDP.
 #[derive(Debug, Error)]
@@ -106,7 +107,7 @@ pub(crate) struct AfXdp {
     /// The next hop's hardware address, once it is known.
     next_hop: Option<Mac>,
     /// When it was looked up last, on the stream's clock.
-    looked: u64,
+    looked: Timestamp,
     /// What is sent next goes through the kernel.
     through_kernel: bool,
 }
@@ -152,7 +153,7 @@ impl AfXdp {
             to,
             headers,
             next_hop: None,
-            looked: 0,
+            looked: Timestamp::ZERO,
             through_kernel: false,
         })
     }
@@ -199,10 +200,13 @@ impl AfXdp {
         Ok(())
     }
 
-    /// Looks again if it is time for it, which is earlier while no answers come; `now` is the time
-    /// since the stream began, nanoseconds.
-    pub(crate) fn look_again(&mut self, now: u64, quiet: bool) -> Result<(), TransmitError> {
-        let every = if quiet { LOOK_WHEN_QUIET } else { LOOK };
+    /// Looks again if it is time for it, which is earlier while no answers come; `now` counts
+    /// from the stream's start.
+    pub(crate) fn look_again(&mut self, now: Timestamp, quiet: bool) -> Result<(), TransmitError> {
+        let every = match quiet {
+            true => ROUTE_CHECK_INTERVAL_WHEN_QUIET,
+            false => ROUTE_CHECK_INTERVAL,
+        };
         if now - self.looked < every {
             return Ok(());
         }

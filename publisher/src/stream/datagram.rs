@@ -18,7 +18,7 @@ use penstock_auth::PacketKeys;
 use penstock_process::text::foreign_bytes;
 use penstock_runtime::profile::Tick;
 use penstock_runtime::sleep;
-use penstock_transport::{Outgoing, Sender, SenderConfig, Transmit};
+use penstock_transport::{Nanos, Outgoing, Sender, SenderConfig, Timestamp, Transmit};
 use penstock_wire::batch::Header;
 use penstock_wire::crc32c::Joiner;
 use penstock_wire::handshake::Path;
@@ -45,11 +45,10 @@ const LOOK: Duration = Duration::from_millis(100);
 const PATH_LOOK: Duration = Duration::from_millis(50);
 /// How long the first packets of a stream may stay unanswered before it falls back to tcp.
 const TRIAL: Duration = Duration::from_millis(800);
-/// Silence, nanoseconds, after which a stream with packets in flight checks whether its route has
-/// changed.
-const QUIET: u64 = 50_000_000;
+/// Silence after which a stream with packets in flight checks whether its route has changed.
+const QUIET: Nanos = Nanos::from_millis(50);
 /// Silence after which a stream with packets in flight falls back to tcp.
-const DEAD: u64 = 3_000_000_000;
+const DEAD: Nanos = Nanos::from_secs(3);
 /// Minimum time without progress before a stream is given up, so that its path can show that it is
 /// dead.
 const LEAST_TIMEOUT: Duration = Duration::from_secs(4);
@@ -133,7 +132,7 @@ impl DatagramStream {
             credit: offered.credit,
             max_datagram: offered.max_datagram.saturating_sub(tag_len as u32),
             min_in_flight: (BufferPlan::new(config).min_in_flight * config.batch_size) as u64,
-            phase: shared.start.elapsed().as_nanos() as u64,
+            phase: shared.start.elapsed().into(),
         };
         let mut stream = Self {
             broker: target.broker.clone(),
@@ -141,7 +140,7 @@ impl DatagramStream {
             datagrams,
             sending,
             key,
-            sender: Sender::new(&settings, 0),
+            sender: Sender::new(&settings, Timestamp::ZERO),
             start: Instant::now(),
             in_flight: config.in_flight,
             batch_size: config.batch_size.min(offer.max_payload as usize),
@@ -242,7 +241,7 @@ impl DatagramStream {
     }
 
     /// Ensures that packets that bypass the kernel take the same route as its own would.
-    fn look_again(&mut self, now: u64) -> Result<(), Error> {
+    fn look_again(&mut self, now: Timestamp) -> Result<(), Error> {
         let DatagramTx::AfXdp(socket) = &mut self.sending else {
             return Ok(());
         };
@@ -644,7 +643,7 @@ impl DatagramStream {
             return Err(self.path_dead("no packet arrived for 3 s".to_owned()));
         }
         if outstanding {
-            let now = self.start + Duration::from_nanos(now);
+            let now = self.start + Duration::from(now);
             self.progress
                 .check(now, &self.broker, || self.unacked_messages())?;
         }
@@ -661,8 +660,8 @@ impl DatagramStream {
         let text = self.replies.deadline();
         let next = match self.is_blocked {
             // Timers bring more packets, for which there is no room.
-            true => Duration::from_nanos(now) + LOOK,
-            false => Duration::from_nanos(self.sender.next_timeout()),
+            true => Duration::from(now) + LOOK,
+            false => Duration::from(self.sender.next_timeout()),
         };
         let next = self.start + next;
         Ok(text.map_or(next, |text| text.min(next)))
@@ -749,7 +748,7 @@ impl DatagramStream {
         if confirmed == Some(ending.batches) {
             return Ok(None);
         }
-        if ending.since.elapsed() > Duration::from_nanos(DEAD) {
+        if ending.since.elapsed() > Duration::from(DEAD) {
             let reason = "the broker did not confirm the end of the stream";
             return Err(self.path_dead(reason.to_owned()));
         }
@@ -792,8 +791,8 @@ impl DatagramStream {
         self.path_dead(reason.to_owned())
     }
 
-    fn now(&self) -> u64 {
-        self.start.elapsed().as_nanos() as u64
+    fn now(&self) -> Timestamp {
+        self.start.elapsed().into()
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::collections::vec_deque::Drain;
 
-use penstock_transport::InFlightLimit;
+use penstock_transport::{InFlightLimit, Nanos, Timestamp};
 
 use crate::batch::sealed_batch::SealedBatch;
 use crate::error::AckError;
@@ -11,7 +11,7 @@ use crate::error::AckError;
 /// Batches for which there is room at first: many streams keep one at a time.
 const FIRST_ROOM: usize = 4;
 
-/// Batches on their way. All times are nanoseconds, and the same for all streams of a publisher.
+/// Batches on their way. All streams of a publisher count time from the same moment.
 #[derive(Debug)]
 pub(crate) struct InFlightBatches {
     /// Batches that may be kept; 0 where none is.
@@ -28,7 +28,7 @@ pub(crate) struct InFlightBatches {
     acked_bytes: u64,
     /// Unacked batches, oldest first, with the time at which each was written; not kept when there is no
     /// limit.
-    batches: VecDeque<(u64, SealedBatch)>,
+    batches: VecDeque<(Timestamp, SealedBatch)>,
 }
 
 /// What an ack covers for the first time.
@@ -36,7 +36,7 @@ pub(crate) struct InFlightBatches {
 pub(crate) struct Acked<'a> {
     pub(crate) messages: u64,
     /// Batches that need not be kept any more.
-    pub(crate) batches: Drain<'a, (u64, SealedBatch)>,
+    pub(crate) batches: Drain<'a, (Timestamp, SealedBatch)>,
 }
 
 impl InFlightBatches {
@@ -48,12 +48,12 @@ impl InFlightBatches {
         floor: usize,
         batch_size: usize,
         first: u64,
-        now: u64,
+        now: Timestamp,
     ) -> Self {
         let limit = limit.unwrap_or(0);
         Self {
             limit,
-            path: InFlightLimit::new((floor * batch_size) as u64, 0, now),
+            path: InFlightLimit::new((floor * batch_size) as u64, Nanos::ZERO, now),
             batch_size: batch_size as u64,
             sent: first,
             acked: first,
@@ -83,7 +83,7 @@ impl InFlightBatches {
     }
 
     /// Whether one more batch may be begun behind `begun` others that are not sent yet, of so many bytes.
-    pub(crate) fn has_room(&self, now: u64, begun: usize, bytes: u64) -> bool {
+    pub(crate) fn has_room(&self, now: Timestamp, begun: usize, bytes: u64) -> bool {
         if self.limit == 0 {
             return true;
         }
@@ -95,12 +95,12 @@ impl InFlightBatches {
     }
 
     /// A batch waits until [`Self::has_room`].
-    pub(crate) fn on_limited(&mut self, now: u64) {
+    pub(crate) fn on_limited(&mut self, now: Timestamp) {
         self.path.on_limited(now, self.acked_bytes);
     }
 
     /// When there may be room whatever is acked until then.
-    pub(crate) fn probe_end(&self, now: u64) -> Option<u64> {
+    pub(crate) fn probe_end(&self, now: Timestamp) -> Option<Timestamp> {
         self.path.probe_end(now)
     }
 
@@ -110,7 +110,7 @@ impl InFlightBatches {
     }
 
     /// Takes a batch that was sent; gives it back where it is not kept until it is acked.
-    pub(crate) fn push(&mut self, now: u64, batch: SealedBatch) -> Option<SealedBatch> {
+    pub(crate) fn push(&mut self, now: Timestamp, batch: SealedBatch) -> Option<SealedBatch> {
         self.sent += 1;
         self.unacked_messages += u64::from(batch.messages);
         if self.limit == 0 {
@@ -122,7 +122,7 @@ impl InFlightBatches {
     }
 
     /// Takes a cumulative ack.
-    pub(crate) fn ack(&mut self, now: u64, committed: u64) -> Result<Acked<'_>, AckError> {
+    pub(crate) fn ack(&mut self, now: Timestamp, committed: u64) -> Result<Acked<'_>, AckError> {
         if committed < self.acked || committed > self.sent {
             return Err(AckError {
                 committed,
@@ -150,7 +150,7 @@ impl InFlightBatches {
         self.unacked_bytes -= bytes;
         self.acked_bytes += bytes;
         if let Some(&(sent, _)) = count.checked_sub(1).and_then(|last| self.batches.get(last)) {
-            self.path.on_round_trip(now, now.saturating_sub(sent));
+            self.path.on_round_trip(now, now - sent);
             self.path.on_delivered(now, self.acked_bytes);
         }
         Ok(Acked {
@@ -177,6 +177,8 @@ mod tests {
     use crate::batch::payload::Payload;
     use crate::summary::PublishStage;
 
+    const START: Timestamp = Timestamp::ZERO;
+
     fn batch(messages: u32) -> SealedBatch {
         let mut payload = Payload::default();
         payload.append(&[messages as u8]);
@@ -190,24 +192,24 @@ mod tests {
 
     /// Messages and batches that an ack covers.
     fn ack(window: &mut InFlightBatches, committed: u64) -> Result<(u64, usize), AckError> {
-        let acked = window.ack(0, committed)?;
+        let acked = window.ack(START, committed)?;
         Ok((acked.messages, acked.batches.count()))
     }
 
     #[test]
     fn acks_are_cumulative_and_checked() {
-        let mut window = InFlightBatches::new(Some(3), 3, 100, 0, 0);
+        let mut window = InFlightBatches::new(Some(3), 3, 100, 0, START);
         for n in 0..3 {
-            assert!(window.has_room(0, 2 - n as usize, 0));
+            assert!(window.has_room(START, 2 - n as usize, 0));
             assert_eq!(window.next_seq(), u64::from(n));
-            assert!(window.push(0, batch(10 + n)).is_none());
+            assert!(window.push(START, batch(10 + n)).is_none());
         }
-        assert!(!window.has_room(0, 0, 0));
+        assert!(!window.has_room(START, 0, 0));
         assert_eq!(ack(&mut window, 0), Ok((0, 0)));
         assert_eq!(ack(&mut window, 2), Ok((21, 2)));
         assert_eq!((window.acked(), window.unacked_messages()), (2, 12));
         for lie in [1, 4, u64::MAX] {
-            let error = window.ack(0, lie).unwrap_err();
+            let error = window.ack(START, lie).unwrap_err();
             assert_eq!(
                 error,
                 AckError {
@@ -218,40 +220,40 @@ mod tests {
             );
         }
         assert!(window.is_owed() && window.len() == 1);
-        assert!(window.has_room(0, 1, 0) && !window.has_room(0, 2, 0));
+        assert!(window.has_room(START, 1, 0) && !window.has_room(START, 2, 0));
         assert_eq!(ack(&mut window, 3), Ok((12, 1)));
         assert!(!window.is_owed());
-        window.push(0, batch(7));
+        window.push(START, batch(7));
         let kept = window.take_unacked();
         assert_eq!(kept[0].payload[OVERHEAD..], [7]);
     }
 
     #[test]
     fn without_acks_only_the_whole_counts() {
-        let mut window = InFlightBatches::new(None, 3, 100, 0, 0);
+        let mut window = InFlightBatches::new(None, 3, 100, 0, START);
         for _ in 0..3 {
-            assert!(window.push(0, batch(10)).is_some());
-            assert!(window.has_room(0, 100, u64::MAX) && !window.is_owed());
+            assert!(window.push(START, batch(10)).is_some());
+            assert!(window.has_room(START, 100, u64::MAX) && !window.is_owed());
         }
         assert_eq!(ack(&mut window, 2), Ok((0, 0)));
         assert_eq!(ack(&mut window, 3), Ok((30, 0)));
-        assert!(window.ack(0, 4).is_err());
+        assert!(window.ack(START, 4).is_err());
     }
 
     #[test]
     fn a_long_path_gets_more_than_the_floor_and_a_short_one_does_not() {
-        const MS: u64 = 1_000_000;
+        const MS: Nanos = Nanos::from_millis(1);
         let len = batch(1).payload.len();
-        let kept = |round_trip: u64| {
-            let mut window = InFlightBatches::new(Some(100), 2, len, 0, 0);
+        let kept = |round_trip: Nanos| {
+            let mut window = InFlightBatches::new(Some(100), 2, len, 0, START);
             // The broker takes a batch each millisecond; acks come a round trip later.
             for ms in 1..5000 {
-                let now = ms * MS;
+                let now = START + ms * MS;
                 while window.has_room(now, 0, 0) {
                     window.push(now, batch(1));
                 }
                 window.on_limited(now);
-                let due = |(sent, _): &(u64, SealedBatch)| sent + round_trip <= now;
+                let due = |(sent, _): &(Timestamp, SealedBatch)| *sent + round_trip <= now;
                 if window.batches.front().is_some_and(due) {
                     window.ack(now, window.acked() + 1).unwrap();
                 }

@@ -110,7 +110,7 @@ impl StreamMetrics {
         sum.probe_timeouts += stats.probe_timeouts;
         sum.credit_stalls += stats.credit_stalls;
         sum.black_holes += stats.black_holes;
-        sum.rtt_us = sender.rtt().smoothed() as f64 / 1e3;
+        sum.rtt_us = sender.rtt().smoothed().as_nanos() as f64 / 1e3;
         sum.datagram = u64::from(sender.segment());
     }
 

@@ -91,7 +91,7 @@ impl Stream {
                 BufferPlan::new(config).min_in_flight,
                 config.batch_size,
                 offer.committed,
-                shared.nanos(Instant::now()),
+                shared.timestamp(Instant::now()),
             ),
             leftover: VecDeque::new(),
             frames: FrameWriter::default(),
@@ -186,8 +186,8 @@ impl Stream {
             self.progress.check(now, &self.broker, unacked)?;
         }
         let check = now + PROGRESS_CHECK;
-        let probe = self.window.probe_end(self.shared.nanos(now));
-        let probe = probe.map(|at| self.shared.start + Duration::from_nanos(at));
+        let probe = self.window.probe_end(self.shared.timestamp(now));
+        let probe = probe.map(|at| self.shared.start + Duration::from(at));
         let first = [self.replies.deadline(), probe].into_iter().flatten().min();
         Ok(Some(first.map_or(check, |first| first.min(check))))
     }
@@ -233,7 +233,7 @@ impl Stream {
             if self.frames.is_empty() {
                 let start = self.account.stages.now();
                 self.waits_for_acks.get_or_insert(start);
-                self.window.on_limited(self.shared.nanos(now));
+                self.window.on_limited(self.shared.timestamp(now));
             }
             return false;
         }
@@ -269,7 +269,7 @@ impl Stream {
             .frames
             .batches()
             .map(|batch| batch.payload.len() as u64);
-        let (now, begun) = (self.shared.nanos(now), self.frames.len());
+        let (now, begun) = (self.shared.timestamp(now), self.frames.len());
         self.window.has_room(now, begun, bytes.sum())
     }
 
@@ -323,7 +323,7 @@ impl Stream {
                 self.waits_for_acks = Some(end);
             }
             Written::Batch(batch) => {
-                if let Some(batch) = self.window.push(self.shared.nanos(now), batch) {
+                if let Some(batch) = self.window.push(self.shared.timestamp(now), batch) {
                     self.shared.pool.give_back(batch.payload);
                 }
                 if !self.has_room(now) {
@@ -398,7 +398,7 @@ impl Stream {
         let before = self.window.acked();
         let acked = self
             .window
-            .ack(self.shared.nanos(now), committed)
+            .ack(self.shared.timestamp(now), committed)
             .map_err(|source| Error::BadAck {
                 broker: self.broker.clone(),
                 source,

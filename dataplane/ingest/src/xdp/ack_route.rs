@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use penstock_transport::Timestamp;
 use penstock_xsk::frame::{Datagram, Headers};
 
 /// A datagram that arrived, and where.
@@ -11,7 +12,7 @@ pub(super) struct Arrival<'a> {
     /// Its first buffer, which has all headers.
     pub(super) frame: &'a [u8],
     pub(super) datagram: &'a Datagram,
-    pub(super) now: u64,
+    pub(super) now: Timestamp,
 }
 
 /// Destination of a stream's ACKs, learned from its packets.

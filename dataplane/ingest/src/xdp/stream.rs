@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use penstock_auth::PacketKeys;
 use penstock_log::{Reservation, Writer};
-use penstock_transport::{ArrivalOrder, DropReason, Limits, OpenBatch, Receiver};
+use penstock_transport::{ArrivalOrder, DropReason, Limits, Nanos, OpenBatch, Receiver, Timestamp};
 use penstock_wire::handshake::Path;
 use penstock_wire::packet::{BatchInfo, Chunk, Content, Data, Feedback, MAX_ACK_LEN, StreamKey};
 use penstock_wire::reply::Fault;
@@ -29,8 +29,8 @@ use crate::session::stream_filter::FilterEntry;
 
 /// An ack is sent after so many packets, if nothing else asks for one earlier.
 const ACK_EVERY: u32 = 32;
-/// An ack waits no longer than this, nanoseconds.
-const ACK_DELAY: u64 = 100_000;
+/// An ack waits no longer than this.
+const ACK_DELAY: Nanos = Nanos::from_micros(100);
 
 /// Maximum number of complete batches that wait for room in the ring; others stay where they are.
 const MAX_COMPLETE: usize = 64;
@@ -38,12 +38,12 @@ const MAX_COMPLETE: usize = 64;
 const FIRST_COMPLETE: usize = 8;
 /// Open batches to process per millisecond while the ring has no room: the next ones in order.
 const LOOKED_AFTER: usize = 64;
-/// Interval of the check for overdue batches, nanoseconds.
-const OVERDUE_EVERY: u64 = 250_000_000;
+/// Interval of the check for overdue batches.
+const OVERDUE_EVERY: Nanos = Nanos::from_millis(250);
 /// Memory for the state of open batches is charged in steps of this size, bytes.
 const MEMORY_STEP: usize = 16 << 10;
-/// Time limit for a batch that must leave the ring to get memory outside it, nanoseconds.
-const EVICTION_WAIT: u64 = 200_000_000;
+/// Time limit for a batch that must leave the ring to get memory outside it.
+const EVICTION_WAIT: Nanos = Nanos::from_millis(200);
 
 /// Where a batch lies.
 #[derive(Debug)]
@@ -56,14 +56,14 @@ struct Room {
     /// Whether it has a share of neither ring nor memory.
     waiting: Option<Waiting>,
     /// When its first packet arrived, on the stream's own clock.
-    since: u64,
+    since: Timestamp,
 }
 
 impl Room {
     /// How long the batch has been arriving. The whole time since the last tick counts as blocked, so a
     /// batch that began within it may seem to begin later than now.
-    fn age(&self, clock: u64) -> Duration {
-        Duration::from_nanos(clock.saturating_sub(self.since))
+    fn age(&self, clock: Timestamp) -> Duration {
+        (clock - self.since).into()
     }
 }
 
@@ -73,9 +73,8 @@ pub(super) struct Context<'a> {
     pub(super) stats: &'a mut WorkerStats,
     pub(super) xdp: &'a mut XdpStats,
     pub(super) verify: bool,
-    /// Nanoseconds.
-    pub(super) idle_timeout: u64,
-    pub(super) now: u64,
+    pub(super) idle_timeout: Nanos,
+    pub(super) now: Timestamp,
 }
 
 /// Which slow batches must leave the ring.
@@ -119,11 +118,11 @@ pub(super) struct Stream {
     /// Whether the stream has something to place for which registered readers leave no room.
     waits_for_readers: bool,
     /// How long it has waited for readers, which does not count against its publisher.
-    blocked_for: u64,
-    ticked_at: u64,
-    overdue_at: u64,
+    blocked_for: Nanos,
+    ticked_at: Timestamp,
+    overdue_at: Timestamp,
     /// Since when a batch must leave the ring but gets no memory.
-    evicted: Option<u64>,
+    evicted: Option<Timestamp>,
     /// Keys of its packets, if they are authenticated; and how many ACKs were.
     pub(super) keys: Option<Arc<PacketKeys>>,
     acks: u64,
@@ -137,10 +136,10 @@ pub(super) struct Stream {
     /// Where ACKs go.
     pub(super) route: AckRoute,
     /// When its last packet came.
-    heard_at: u64,
+    heard_at: Timestamp,
     unacked: u32,
     /// When an ack is due at the latest.
-    ack_due: Option<u64>,
+    ack_due: Option<Timestamp>,
     told: u64,
     /// Batches that the publisher says the stream has.
     end: Option<u64>,
@@ -157,7 +156,7 @@ impl Stream {
         claims: &Claims,
         port: usize,
         window: u64,
-        now: u64,
+        now: Timestamp,
     ) -> Self {
         let AcceptedStream {
             socket,
@@ -187,7 +186,7 @@ impl Stream {
             refused: false,
             unsettled: false,
             waits_for_readers: false,
-            blocked_for: 0,
+            blocked_for: Nanos::ZERO,
             ticked_at: now,
             overdue_at: now,
             evicted: None,
@@ -240,7 +239,7 @@ impl Stream {
     }
 
     /// Within the delay that an ack may have: however many packets are repeated, that many answers.
-    fn ack_later(&mut self, now: u64) {
+    fn ack_later(&mut self, now: Timestamp) {
         self.ack_due.get_or_insert(now + ACK_DELAY);
     }
 
@@ -459,7 +458,7 @@ impl Stream {
     /// it gets no credit meanwhile.
     fn look_at_readers(&mut self, cx: &mut Context<'_>) {
         let has_no_room = !self.complete.is_empty() || self.refused;
-        let waits = has_no_room && cx.writer.waits_for_readers(cx.now);
+        let waits = has_no_room && cx.writer.waits_for_readers(cx.now.as_nanos());
         if waits {
             self.blocked_for += cx.now - self.ticked_at;
             self.evicted = None;
@@ -472,7 +471,7 @@ impl Stream {
     }
 
     /// The stream's own clock, which stops while it waits for readers.
-    fn clock(&self, now: u64) -> u64 {
+    fn clock(&self, now: Timestamp) -> Timestamp {
         now - self.blocked_for
     }
 
@@ -539,7 +538,7 @@ impl Stream {
     /// Writes an ACK packet to `frame`, headers and all, if one is due; returns its length.
     pub(super) fn ack(
         &mut self,
-        now: u64,
+        now: Timestamp,
         feedback: &mut Feedback,
         frame: &mut [u8],
     ) -> Option<usize> {
@@ -564,7 +563,7 @@ impl Stream {
     }
 
     /// Whether an ack is owed that is not due yet.
-    pub(super) fn ack_due(&self) -> Option<u64> {
+    pub(super) fn ack_due(&self) -> Option<Timestamp> {
         self.ack_due
     }
 
@@ -589,7 +588,7 @@ impl Stream {
         }
         // A publisher that lives sends something every second; one whose host went away closes nothing.
         if cx.now - self.heard_at > cx.idle_timeout {
-            let text = format!("no packet came for {} s", cx.idle_timeout / 1_000_000_000);
+            let text = format!("no packet came for {} s", cx.idle_timeout.as_secs());
             return Err(CloseReason::Fault(Fault::Stalled, text));
         }
         self.look_at_readers(cx);
@@ -604,7 +603,7 @@ impl Stream {
         }
         let half = cx.writer.log().geometry().ring_bytes() / 2;
         // While readers hold up the ring, batches that leave it are of no use to others.
-        if cx.writer.oldest_open_age() > half && !cx.writer.waits_for_readers(cx.now) {
+        if cx.writer.oldest_open_age() > half && !cx.writer.waits_for_readers(cx.now.as_nanos()) {
             self.leave_ring(cx, Leaves::Old)?;
         }
         self.commit(cx)?;
@@ -628,7 +627,7 @@ impl Stream {
             return Ok(());
         }
         let clock = self.clock(cx.now);
-        let may_stall = Duration::from_nanos(cx.idle_timeout);
+        let may_stall = Duration::from(cx.idle_timeout);
         for batch in self.receiver.open_batches() {
             let elapsed = batch.room.age(clock);
             if claims::is_overdue(elapsed, batch.received, may_stall) {
@@ -688,7 +687,7 @@ impl Stream {
 
     /// What this stream holds that others wait for, in batches that arrive below a fair rate: no memory
     /// while it waits for room itself, and nothing of a ring that readers hold up.
-    pub(super) fn reclaimable(&mut self, writer: &mut Writer, now: u64) -> Reclaimable {
+    pub(super) fn reclaimable(&mut self, writer: &mut Writer, now: Timestamp) -> Reclaimable {
         let mut sum = Reclaimable::default();
         let mut pressure = self.claimant.pressure();
         pressure.memory &= !self.is_blocked();
@@ -710,7 +709,7 @@ impl Stream {
         sum.memory += self.charged.iter().map(MemoryCharge::bytes).sum::<u64>();
         let has_ring = pressure.ring && sum.ring > 0;
         Reclaimable {
-            ring: match has_ring && !writer.waits_for_readers(now) {
+            ring: match has_ring && !writer.waits_for_readers(now.as_nanos()) {
                 true => sum.ring,
                 false => 0,
             },
@@ -834,9 +833,12 @@ mod tests {
             claim: None,
             spill: None,
             waiting: None,
-            since: 1_000,
+            since: Timestamp::from_nanos(1_000),
         };
-        assert_eq!(room.age(999), Duration::ZERO);
-        assert_eq!(room.age(1_500), Duration::from_nanos(500));
+        assert_eq!(room.age(Timestamp::from_nanos(999)), Duration::ZERO);
+        assert_eq!(
+            room.age(Timestamp::from_nanos(1_500)),
+            Duration::from_nanos(500)
+        );
     }
 }

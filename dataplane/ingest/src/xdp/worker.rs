@@ -15,6 +15,7 @@ use nix::poll::{PollFd, PollFlags};
 use penstock_runtime::poller::{Events, Poller};
 use penstock_runtime::profile::{Rounds, SNAPSHOT_INTERVAL, SnapshotCell};
 use penstock_runtime::sleep;
+use penstock_transport::{Nanos, Timestamp};
 use penstock_wire::reply::Fault;
 use penstock_xsk::{BURST, Port};
 
@@ -26,8 +27,8 @@ use crate::session;
 use crate::session::pending_streams::PendingStreams;
 use crate::session::stats::{PathStage, Shared, WorkerStats};
 
-/// How often time is looked after, nanoseconds.
-const TICK: u64 = 1_000_000;
+/// How often time is looked after.
+const TICK: Nanos = Nanos::from_millis(1);
 /// Longest sleep.
 const SLEEP: Duration = Duration::from_millis(50);
 /// Pause of a worker that received packets since its last one. More packets gather meanwhile: waking it for each
@@ -80,7 +81,7 @@ pub struct Worker {
     /// Shows other threads that the loop makes progress.
     rounds: Rounds,
     /// When figures are shown next.
-    show_at: u64,
+    show_at: Timestamp,
 }
 
 impl Worker {
@@ -106,7 +107,7 @@ impl Worker {
             events: Events::default(),
             snapshot: handle.snapshot(),
             rounds: handle.rounds(),
-            show_at: 0,
+            show_at: Timestamp::ZERO,
         };
         Ok((worker, handle))
     }
@@ -118,7 +119,7 @@ impl Worker {
     /// If the kernel does not answer for a port.
     pub fn run(mut self) -> io::Result<(WorkerStats, XdpStats)> {
         sleep::minimize_timer_slack()?;
-        let mut next_tick = 0;
+        let mut next_tick = Timestamp::ZERO;
         let (mut since_pause, mut pauses) = (0, 0_u32);
         while !self.stop.load(Ordering::Relaxed) {
             let mut packets = 0;
@@ -148,7 +149,7 @@ impl Worker {
                     thread::sleep(pause(pauses));
                 } else {
                     self.sleep()?;
-                    (next_tick, pauses) = (0, 0);
+                    (next_tick, pauses) = (Timestamp::ZERO, 0);
                 }
                 since_pause = 0;
             }
@@ -157,7 +158,7 @@ impl Worker {
     }
 
     /// Sends the ACKs that are due, one system call for all of a port.
-    fn send_acks(&mut self, now: u64) -> io::Result<()> {
+    fn send_acks(&mut self, now: Timestamp) -> io::Result<()> {
         let start = self.table.stats.stages.now();
         let ports = &mut self.ports;
         // An ACK for which there is no frame is like one that got lost.
@@ -173,7 +174,7 @@ impl Worker {
         Ok(())
     }
 
-    fn tick(&mut self, now: u64) -> io::Result<()> {
+    fn tick(&mut self, now: Timestamp) -> io::Result<()> {
         self.rounds.count();
         self.look_at_controls()?;
         for number in 0..self.table.streams.len() {
@@ -182,7 +183,7 @@ impl Worker {
         self.table.relieve(now);
         self.table.pending_streams.expire();
         if now >= self.show_at {
-            self.show_at = now + SNAPSHOT_INTERVAL.as_nanos() as u64;
+            self.show_at = now + Nanos::from(SNAPSHOT_INTERVAL);
             self.show()?;
         }
         Ok(())

@@ -3,16 +3,16 @@
 use super::*;
 
 /// When faults begin, and how long they last at most.
-const BEGIN: u64 = 2 * SECOND;
-const LONGEST: u64 = SECOND;
+const BEGIN: Nanos = Nanos::from_secs(2);
+const LONGEST: Nanos = SECOND;
 /// Schedules, unless told otherwise.
 const SCHEDULES: u64 = 1000;
 
 /// One fault.
 #[derive(Debug, Clone)]
 pub(super) struct Strike {
-    at: u64,
-    lasts: u64,
+    at: Timestamp,
+    lasts: Nanos,
     what: What,
 }
 
@@ -25,16 +25,16 @@ enum What {
         ways: [bool; 2],
     },
     /// The path takes so much longer.
-    Delay(u64),
+    Delay(Nanos),
     PublisherSleeps,
     BrokerSleeps,
     /// The broker is killed; another one has the log, and a clock of its own.
     Restart {
-        ahead: u64,
+        ahead: Nanos,
     },
     /// A clock jumps.
-    PublisherJumps(u64),
-    BrokerJumps(u64),
+    PublisherJumps(Nanos),
+    BrokerJumps(Nanos),
 }
 
 impl Strike {
@@ -44,18 +44,18 @@ impl Strike {
                 faults: faults(rng),
                 ways: [[true, true], [true, false], [false, true]][rng.usize(..3)],
             },
-            6 => What::Delay(rng.u64(..100 * MS)),
+            6 => What::Delay(below(rng, 100 * MS)),
             7 => What::PublisherSleeps,
             8 => What::BrokerSleeps,
             9 => What::Restart {
-                ahead: rng.u64(..1000 * SECOND),
+                ahead: below(rng, 1000 * SECOND),
             },
-            10 => What::PublisherJumps(rng.u64(..100 * SECOND)),
-            _ => What::BrokerJumps(rng.u64(..100 * SECOND)),
+            10 => What::PublisherJumps(below(rng, 100 * SECOND)),
+            _ => What::BrokerJumps(below(rng, 100 * SECOND)),
         };
         Self {
-            at: rng.u64(..BEGIN),
-            lasts: rng.u64(..LONGEST),
+            at: START + below(rng, BEGIN),
+            lasts: below(rng, LONGEST),
             what,
         }
     }
@@ -68,12 +68,14 @@ fn faults(rng: &mut Rng) -> Faults {
         match rng.u8(..8) {
             0 | 1 => faults.loss = 1.0,
             2 => faults.loss = rng.f64() * 0.5,
-            3 => faults.burst = (rng.f64() * 0.05, rng.u64(..100 * MS)),
-            4 => (faults.reorder, faults.hold) = (rng.f64() * 0.5, rng.u64(1..20 * MS)),
+            3 => faults.burst = (rng.f64() * 0.05, below(rng, 100 * MS)),
+            4 => {
+                (faults.reorder, faults.hold) = (rng.f64() * 0.5, between(rng, Nanos::ONE, 20 * MS))
+            }
             5 => faults.duplicate = rng.f64() * 0.5,
             6 => faults.corrupt = rng.f64() * 0.3,
             // Also less than a packet must be: nothing gets through then.
-            _ => faults.largest = Some((0, rng.usize(400..9000))),
+            _ => faults.largest = Some((START, rng.usize(400..9000))),
         }
     }
     faults
@@ -178,13 +180,13 @@ impl World {
             // Above all first ones.
             let key = 1000 + self.connections;
             self.flows[number].open(now, key, window, datagram);
-            self.wakes[number] = u64::MAX;
+            self.wakes[number] = Timestamp::MAX;
             self.drive(number);
         }
     }
 }
 
-fn sleep(end: &mut End, until: u64) {
+fn sleep(end: &mut End, until: Timestamp) {
     end.asleep_until = end.asleep_until.max(until);
 }
 
@@ -210,7 +212,7 @@ fn simulation_of_fault_schedules() {
         let link = || Link::new(delay, rate, queue, Faults::default());
         let mut world = World::new(rng, link(), link(), flows);
         world.follow(schedule);
-        world.finish(600 * SECOND);
+        world.finish(START + 600 * SECOND);
         for flow in &world.flows {
             let total: usize = flow.batches.iter().map(Vec::len).sum();
             assert_eq!(

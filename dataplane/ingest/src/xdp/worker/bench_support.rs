@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use penstock_auth::PacketKeys;
 use penstock_log::Log;
+use penstock_transport::Nanos;
 use penstock_wire::handshake::{AckLevel, Path};
 use penstock_wire::packet::{Data, StreamKey};
 use penstock_xsk::{Endpoint, Headers, prefetch};
@@ -153,7 +154,7 @@ impl SocketlessWorker {
     /// # Errors
     /// If the kernel does not answer for the control connections.
     pub fn tick(&mut self, after: Duration) -> io::Result<()> {
-        let now = self.worker.table.now() + after.as_nanos() as u64;
+        let now = self.worker.table.now() + Nanos::from(after);
         self.worker.tick(now)
     }
 

@@ -8,6 +8,7 @@ use penstock_auth::PacketKeys;
 use penstock_log::Writers;
 use penstock_runtime::poller::{Interest, Poller};
 use penstock_runtime::profile::Tick;
+use penstock_transport::Timestamp;
 use penstock_wire::packet::{
     ACK_SEAL_LEN, Content, DATA_LEN, Data, Feedback, Invalid, MAX_ACK_LEN, Received, StreamKey, Tag,
 };
@@ -109,14 +110,14 @@ impl StreamTable {
         }
     }
 
-    /// Nanoseconds since the worker was made.
-    pub(super) fn now(&self) -> u64 {
-        self.clock.delta_as_nanos(self.start, self.clock.raw())
+    /// The moment, counted from the worker's creation.
+    pub(super) fn now(&self) -> Timestamp {
+        Timestamp::from_nanos(self.clock.delta_as_nanos(self.start, self.clock.raw()))
     }
 
     /// A datagram came to a port. It is one packet, or a row of them: where a kernel leaves it to the
     /// interface to cut a long buffer apart (`UDP_SEGMENT`), a generic program comes before that.
-    pub(super) fn datagram(&mut self, port: usize, buffers: &[&[u8]], now: u64) {
+    pub(super) fn datagram(&mut self, port: usize, buffers: &[&[u8]], now: Timestamp) {
         let total = buffers.iter().map(|part| part.len()).sum();
         let Some(datagram) = frame::parse(buffers[0], total) else {
             self.xdp.malformed += 1;
@@ -288,14 +289,14 @@ impl StreamTable {
     }
 
     /// A stream that exists, with what it needs.
-    fn entry(&mut self, number: usize, now: u64) -> (&mut Entry, Context<'_>) {
+    fn entry(&mut self, number: usize, now: Timestamp) -> (&mut Entry, Context<'_>) {
         let entry = self.streams[number].as_mut().expect("it was just found");
         let cx = Context {
             writer: &mut self.writers[entry.writer],
             stats: &mut self.stats,
             xdp: &mut self.xdp,
             verify: self.config.verify_on_receive,
-            idle_timeout: self.config.idle_timeout.as_nanos() as u64,
+            idle_timeout: self.config.idle_timeout.into(),
             now,
         };
         (entry, cx)
@@ -331,7 +332,7 @@ impl StreamTable {
         Some(self.stats.stages.now())
     }
 
-    pub(super) fn commit_dirty(&mut self, now: u64) {
+    pub(super) fn commit_dirty(&mut self, now: Timestamp) {
         for index in 0..self.dirty.len() {
             let before = self.stats.batches;
             self.with(self.dirty[index], now, Stream::commit);
@@ -342,7 +343,11 @@ impl StreamTable {
     }
 
     /// Hands each ACK that is due to `send`, with the number of its port; returns whether there was one.
-    pub(super) fn write_acks(&mut self, now: u64, mut send: impl FnMut(usize, &[u8])) -> bool {
+    pub(super) fn write_acks(
+        &mut self,
+        now: Timestamp,
+        mut send: impl FnMut(usize, &[u8]),
+    ) -> bool {
         let acks = self.xdp.acks;
         let Self {
             dirty,
@@ -371,7 +376,7 @@ impl StreamTable {
         opened: AcceptedStream,
         filter_entry: FilterEntry,
         port: usize,
-        now: u64,
+        now: Timestamp,
     ) -> Option<usize> {
         let writer = self.writers.join(&opened.admission.log);
         let number = self.free.pop().unwrap_or_else(|| {
@@ -401,7 +406,7 @@ impl StreamTable {
     }
 
     /// Makes the largest slow batch give way if it holds what others were denied.
-    pub(super) fn relieve(&mut self, now: u64) {
+    pub(super) fn relieve(&mut self, now: Timestamp) {
         if self
             .streams
             .iter()
@@ -447,7 +452,7 @@ impl StreamTable {
     pub(super) fn with(
         &mut self,
         number: usize,
-        now: u64,
+        now: Timestamp,
         action: impl FnOnce(&mut Stream, &mut Context<'_>) -> Result<(), CloseReason>,
     ) {
         if self.streams[number].is_none() {

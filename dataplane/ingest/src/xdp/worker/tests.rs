@@ -6,6 +6,7 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use fastrand::Rng;
 use penstock_auth::PacketKeys;
 use penstock_log::{Access, Geometry, Log, LogOptions, Reader, RingFullPolicy, Start};
+use penstock_transport::{Nanos, Timestamp};
 use penstock_wire::batch::{self, Header};
 use penstock_wire::handshake::{AckLevel, Path};
 use penstock_wire::packet::{BatchInfo, Chunk, DATA_LEN, Data, Feedback, StreamKey};
@@ -25,6 +26,7 @@ use crate::session::stream_filter::tests::OddKeys;
 mod claims;
 mod readers;
 
+const START: Timestamp = Timestamp::ZERO;
 const KEY: StreamKey = StreamKey {
     key: 0x5ec2e7,
     stream: 0,
@@ -339,7 +341,7 @@ fn acks_of_a_stream_with_keys_are_sealed_each_with_a_counter_of_its_own() {
         let entry = bench.worker.table.streams[0].as_mut().unwrap();
         let len = entry
             .stream
-            .ack(u64::MAX, &mut feedback, &mut frame)
+            .ack(Timestamp::MAX, &mut feedback, &mut frame)
             .unwrap();
         let datagram = frame::parse(&frame, len).unwrap();
         let answer = &frame[datagram.start..][..datagram.len];
@@ -409,11 +411,13 @@ fn repeated_packets_are_answered_now_and_then_only() {
     let ping = frame(2, &Data::ping(KEY, 1, &[]), &[]);
     let (mut out, mut feedback) = (vec![0; 2048], Feedback::new(KEY));
     let mut answers = |bench: &mut Bench, sent: &[u8], now: u64| {
+        let now = Timestamp::from_nanos(now);
         let table = &mut bench.worker.table;
         table.datagram(0, &[sent], now);
         table.commit_dirty(now);
         let stream = &mut table.streams[0].as_mut().unwrap().stream;
-        [now, now + 100_000].map(|now| stream.ack(now, &mut feedback, &mut out).is_some())
+        [now, now + Nanos::from_micros(100)]
+            .map(|now| stream.ack(now, &mut feedback, &mut out).is_some())
     };
     // A committed batch and a ping are acknowledged at once.
     assert_eq!(answers(&mut bench, &batch, 1), [true, false]);
@@ -506,7 +510,7 @@ fn only_the_host_of_the_control_connection_is_answered() {
     let (mut out, mut feedback) = (vec![0; 2048], Feedback::new(KEY));
     let mut answers = |bench: &mut Bench| {
         let stream = &mut bench.worker.table.streams[0].as_mut().unwrap().stream;
-        let len = stream.ack(u64::MAX, &mut feedback, &mut out)?;
+        let len = stream.ack(Timestamp::MAX, &mut feedback, &mut out)?;
         let datagram = frame::parse(&out[..len], len).unwrap();
         assert_eq!(datagram.len, out[datagram.start..len].len());
         Some(len)

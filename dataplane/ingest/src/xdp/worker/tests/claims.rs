@@ -7,8 +7,8 @@ use crate::session::claims::MEMORY;
 
 /// The largest batch that the bench's log accepts.
 const LARGEST: u32 = 32 << 10;
-const SECOND: u64 = 1_000_000_000;
-const MILLISECOND: u64 = SECOND / 1000;
+const SECOND: Nanos = Nanos::from_secs(1);
+const MILLISECOND: Nanos = Nanos::from_millis(1);
 
 /// A key that the bench's filter accepts.
 fn key(number: u64) -> StreamKey {
@@ -32,12 +32,12 @@ fn part(from: u8, key: StreamKey, packet: u64, seq: u64, offset: u32, bytes: &[u
 
 impl Bench {
     /// Processes a frame at a given time of the worker's clock, and then ticks.
-    fn take_at(&mut self, now: u64, frame: &[u8]) {
+    fn take_at(&mut self, now: Timestamp, frame: &[u8]) {
         self.worker.table.datagram(0, &[frame], now);
         self.worker.table.commit_dirty(now);
     }
 
-    fn tick_at(&mut self, now: u64) {
+    fn tick_at(&mut self, now: Timestamp) {
         self.worker.tick(now).unwrap();
     }
 
@@ -46,7 +46,7 @@ impl Bench {
     }
 
     /// Publishes whole batches from another host, some time apart; panics if one is not committed.
-    fn publish(&mut self, control: &Honest, batches: u64, now: &mut u64) {
+    fn publish(&mut self, control: &Honest, batches: u64, now: &mut Timestamp) {
         for seq in control.next.get()..control.next.get() + batches {
             let before = self.log.info().batches;
             for (index, offset) in (0..LARGEST).step_by(1024).enumerate() {
@@ -93,7 +93,7 @@ struct Honest {
 fn claims_take_what_arrived_and_hold_up_nobody() {
     let mut bench = Bench::new();
     let honest = bench.honest(1, 3);
-    let mut now = SECOND;
+    let mut now = START + SECOND;
     bench.publish(&honest, 1, &mut now);
     // Three one-byte packets on each of a hundred streams.
     let controls: Vec<_> = (10..110)
@@ -135,7 +135,7 @@ fn claims_take_what_arrived_and_hold_up_nobody() {
 #[test]
 fn neither_pings_nor_single_bytes_put_the_end_of_a_batch_off() {
     let mut bench = Bench::new();
-    let start = SECOND;
+    let start = START + SECOND;
     bench.take_at(start, &part(PUBLISHER, KEY, 0, 0, 0, b"x"));
     for second in 1..30 {
         let now = start + second * SECOND;
@@ -159,7 +159,7 @@ fn neither_pings_nor_single_bytes_put_the_end_of_a_batch_off() {
 #[test]
 fn a_batch_over_a_slow_link_ends_well() {
     let mut bench = Bench::new();
-    let start = SECOND;
+    let start = START + SECOND;
     // In total far longer than the stall timeout.
     for (index, offset) in (0..LARGEST).step_by(1024).enumerate() {
         let now = start + index as u64 * 29 * SECOND;
@@ -191,7 +191,7 @@ fn a_batch_over_a_slow_link_ends_well() {
 #[test]
 fn memory_that_slow_batches_have_goes_to_those_that_have_less() {
     let mut bench = Bench::new();
-    let mut now = SECOND;
+    let mut now = START + SECOND;
     // Streams of three hosts fill all of the memory with batches that lack one byte.
     let mut controls = Vec::new();
     let mut number = 10;
@@ -237,7 +237,7 @@ fn accounts_of_open_batches_are_charged() {
         };
         let chunk = Chunk { batch, offset: 0 };
         let header = Data::payload(KEY, seq, &chunk, None, b"x");
-        bench.take_at(SECOND, &frame(PUBLISHER, &header, b"x"));
+        bench.take_at(START + SECOND, &frame(PUBLISHER, &header, b"x"));
     }
     let held = claims.memory_held();
     assert!(held >= 100 << 10, "{held} bytes are charged");
@@ -251,9 +251,9 @@ fn accounts_of_open_batches_are_charged() {
         };
         let chunk = Chunk { batch, offset: 1 };
         let header = Data::payload(KEY, 2000 + seq, &chunk, None, b"yyyy");
-        bench.take_at(SECOND, &frame(PUBLISHER, &header, b"yyyy"));
+        bench.take_at(START + SECOND, &frame(PUBLISHER, &header, b"yyyy"));
     }
-    bench.tick_at(2 * SECOND);
+    bench.tick_at(START + 2 * SECOND);
     assert_eq!(bench.log.info().batches, 1024);
     assert_eq!(claims.memory_held(), 0);
 }

@@ -6,8 +6,8 @@ use penstock_log::Commit;
 
 use super::*;
 
-const SECOND: u64 = 1_000_000_000;
-const MILLISECOND: u64 = SECOND / 1000;
+const SECOND: Nanos = Nanos::from_secs(1);
+const MILLISECOND: Nanos = Nanos::from_millis(1);
 /// Bytes of a batch that one packet carries.
 const PIECE: u32 = 32 << 10;
 
@@ -76,12 +76,12 @@ impl Stopped {
 }
 
 impl Bench {
-    fn deliver(&mut self, now: u64, frame: &[u8]) {
+    fn deliver(&mut self, now: Timestamp, frame: &[u8]) {
         self.worker.table.datagram(0, &[frame], now);
         self.worker.table.commit_dirty(now);
     }
 
-    fn look(&mut self, now: u64) {
+    fn look(&mut self, now: Timestamp) {
         self.worker.tick(now).unwrap();
     }
 
@@ -90,7 +90,7 @@ impl Bench {
     }
 
     /// What the publisher of a stream is told now, if anything is due.
-    fn answer(&mut self, key: StreamKey, now: u64) -> Option<Feedback> {
+    fn answer(&mut self, key: StreamKey, now: Timestamp) -> Option<Feedback> {
         let number = self.worker.table.by_key[&key];
         let stream = &mut self.worker.table.streams[number].as_mut().unwrap().stream;
         let mut feedback = Feedback::new(key);
@@ -98,7 +98,7 @@ impl Bench {
         len.map(|_| feedback)
     }
 
-    fn ping(&mut self, key: StreamKey, packet: u64, now: u64) {
+    fn ping(&mut self, key: StreamKey, packet: u64, now: Timestamp) {
         self.deliver(now, &frame(PUBLISHER, &Data::ping(key, packet, &[]), &[]));
     }
 }
@@ -115,7 +115,7 @@ impl Large {
     }
 
     /// Sends the next piece that is missing; whether it was placed.
-    fn send(&mut self, bench: &mut Bench, now: u64) -> bool {
+    fn send(&mut self, bench: &mut Bench, now: Timestamp) -> bool {
         let Some(&offset) = self.missing.first() else {
             return false;
         };
@@ -145,14 +145,14 @@ impl Large {
         is_placed
     }
 
-    fn ping(&mut self, bench: &mut Bench, now: u64) {
+    fn ping(&mut self, bench: &mut Bench, now: Timestamp) {
         self.packet += 1;
         bench.ping(self.key, self.packet, now);
     }
 }
 
 /// Each sends its next piece; whether any was placed.
-fn send_all(publishers: &mut [Large], bench: &mut Bench, now: u64) -> bool {
+fn send_all(publishers: &mut [Large], bench: &mut Bench, now: Timestamp) -> bool {
     let mut any = false;
     for publisher in publishers {
         any |= publisher.send(bench, now);
@@ -166,7 +166,7 @@ fn large_batches_wait_for_a_reader_beyond_the_memory_there_is() {
     let bench = &mut stopped.bench;
     // Of one host, half again as much as it may have outside of the ring.
     let mut publishers: Vec<_> = (10..13).map(|n| Large::new(bench, n, 8 << 20)).collect();
-    let mut now = SECOND;
+    let mut now = START + SECOND;
     while send_all(&mut publishers, bench, now) {
         now += MILLISECOND;
     }
@@ -181,7 +181,7 @@ fn large_batches_wait_for_a_reader_beyond_the_memory_there_is() {
         }
         bench.look(now);
         let ended = publishers.iter().filter(|p| !bench.is_open(p.key)).count();
-        assert_eq!(ended, 0, "after {} s", now / SECOND);
+        assert_eq!(ended, 0, "after {} s", (now - START) / SECOND);
     }
     // They are told to wait, also in answer to what is dropped.
     for publisher in &mut publishers {
@@ -216,7 +216,7 @@ fn what_is_dropped_for_want_of_memory_is_answered() {
     let mut stopped = Stopped::new(Geometry::new(64 << 20, 16 << 20, 64).unwrap());
     let bench = &mut stopped.bench;
     let mut publishers: Vec<_> = (10..13).map(|n| Large::new(bench, n, 8 << 20)).collect();
-    let now = SECOND;
+    let now = START + SECOND;
     while send_all(&mut publishers, bench, now) {}
     bench.look(now + MILLISECOND);
     let publisher = &mut publishers[0];
@@ -261,7 +261,7 @@ fn a_publisher_that_could_send_does_not_wait_for_a_reader() {
     let mut stopped = Stopped::new(Geometry::new(1 << 20, 1 << 16, 64).unwrap());
     let bench = &mut stopped.bench;
     let _control = bench.open(key(10), PUBLISHER);
-    let mut now = SECOND;
+    let mut now = START + SECOND;
     bench.deliver(now, &byte_of(key(10), 0, 0, 32 << 10));
     for second in 1..32 {
         assert!(bench.is_open(key(10)), "second {second}");
@@ -292,7 +292,7 @@ fn waiting_for_a_reader_puts_off_no_claim_elsewhere_nor_afterwards() {
         bench.open(here, PUBLISHER),
         leave(&bench.worker, &bench.filter, &other, there, PUBLISHER, None),
     ];
-    let mut now = SECOND;
+    let mut now = START + SECOND;
     // Here a batch is complete, and another lacks all but a byte.
     bench.deliver(now, &whole(PUBLISHER, here, 0, 0));
     bench.deliver(now, &byte_of(here, 1, 1, 32 << 10));
@@ -328,7 +328,7 @@ fn a_batch_that_holds_up_the_ring_leaves_it_though_its_stream_waits() {
     let others = [20, 21, 22, 23, 24, 25, 26].map(key);
     let _controls = others.map(|key| bench.open(key, PUBLISHER));
     let _others = [bench.open(hoarder, PUBLISHER), bench.open(honest, 3)];
-    let now = SECOND;
+    let now = START + SECOND;
     // The hoarder's second batch has room in the ring. Its first has none, for its host has its share.
     bench.deliver(now, &byte_of(hoarder, 0, 1, largest));
     for other in others {
@@ -346,7 +346,7 @@ fn a_batch_that_holds_up_the_ring_leaves_it_though_its_stream_waits() {
     // At this very moment the ring goes round until it is held up.
     let mut packet = 0;
     let mut seq = 0;
-    let mut publish = |bench: &mut Bench, now: u64| {
+    let mut publish = |bench: &mut Bench, now: Timestamp| {
         let before = bench.log.info().batches;
         for offset in (0..largest).step_by(8 << 10) {
             let batch = BatchInfo {
