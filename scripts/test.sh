@@ -69,15 +69,19 @@ skip() {
   skipped+=("$1: $2")
 }
 
-# cargo_tests NAME COMMAND...: counts each test that the command runs; none at all is a failure.
+# cargo_tests NAME COMMAND...: counts each test that the command runs; none at all is a failure. Lists tests
+# that say why they were skipped.
 cargo_tests() {
-  local name=$1 code=0 ok ignored bad
+  local name=$1 code=0 ok ignored bad left_out
   shift
   heading "$name"
   "$@" 2>&1 | tee "$out" || code=$?
   read -r ok ignored < <(awk '/^test result:/ { ok += $4; ignored += $8 }
     END { print ok + 0, ignored + 0 }' "$out")
   passed=$((passed + ok))
+  mapfile -t left_out < <(sed -En "s/^test ([^ ]+) +\.\.\. ignored \((.*)\)$/$name: \1: \2/p" "$out")
+  skipped+=("${left_out[@]}")
+  ignored=$((ignored - ${#left_out[@]}))
   [ "$ignored" -eq 0 ] || skipped+=("$name: $ignored tests need root; run sudo scripts/test.sh")
   # The names of a program's failed tests stand between its last "failures:" and its result.
   mapfile -t bad < <(awk '/^failures:$/ { names = "" } sub(/^    /, "") { names = names $0 "\n" }
@@ -86,6 +90,21 @@ cargo_tests() {
   if [ "${#bad[@]}" -eq 0 ] && { [ "$code" -ne 0 ] || [ "$ok" -eq 0 ]; }; then
     fail "$name: it did not run to its end, or ran no test"
   fi
+}
+
+# The end-to-end tests in Rust. They are built with the features of the whole workspace, as the unit tests
+# are, which shares what both depend on, and run as root.
+end_to_end_tests() {
+  local tests=() file host
+  for file in e2e/tests/*.rs; do
+    tests+=(--test "$(basename "$file" .rs)")
+  done
+  if [ "$(id -u)" -ne 0 ]; then
+    host=$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
+    export "CARGO_TARGET_${host}_RUNNER=sudo --preserve-env=PENSTOCK_QUICK,PENSTOCK_BIN"
+  fi
+  env PENSTOCK_QUICK="$quick" PENSTOCK_BIN="$BIN_DIR" \
+    cargo test --locked --workspace --no-fail-fast "${tests[@]}"
 }
 
 # end_to_end SCRIPT: counts the verdicts that it prints; a script that breaks off is a failure.
@@ -146,7 +165,7 @@ step "imports and lengths: the check itself" env PYTHONDONTWRITEBYTECODE=1 \
 # What is marked as ignored loads programs into the kernel.
 ignored=()
 [ "$(id -u)" -ne 0 ] || ignored=(-- --include-ignored)
-cargo_tests "unit tests" cargo test --locked --workspace --no-fail-fast "${ignored[@]}"
+cargo_tests "unit tests" cargo test --locked --workspace --exclude penstock-e2e --no-fail-fast "${ignored[@]}"
 [ "$quick" -ne 0 ] || cargo_tests "fault schedules over tcp" \
   env PENSTOCK_SEEDS=1000 cargo test --locked -p penstock-broker --test broker schedules
 cargo_tests "concurrency models (loom)" loom
@@ -155,6 +174,7 @@ step "release build" build_release
 if [ "$(id -u)" -ne 0 ] && ! command -v sudo >/dev/null; then
   skip "end to end" "network namespaces need root, and there is no sudo"
 else
+  cargo_tests "end to end" end_to_end_tests
   for script in scripts/e2e/[0-9]*.sh; do
     name=$(basename "$script" .sh)
     if [ "$quick" -ne 0 ] && [[ $LONG =~ [[:space:]]${name}[[:space:]] ]]; then

@@ -22,7 +22,7 @@ const CARRIER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Where `ip netns` keeps its handles.
 const HANDLES: &str = "/run/netns";
 
-/// Namespaces of one lab process; removed when dropped.
+/// Namespaces of one lab process or test; removed when dropped.
 #[derive(Debug)]
 pub struct Net {
     publisher: String,
@@ -81,7 +81,18 @@ impl Net {
     ///
     /// Namespaces that a killed lab left behind are removed first.
     pub fn create(brokers: usize, profile: Profile, mtu: u32) -> Result<Self> {
-        let mut net = Self::named(brokers)?;
+        Self::of_this_lab(brokers)?.with_links(profile, mtu)
+    }
+
+    /// As [`Self::create`], with names that begin with `prefix` instead of the lab's; whoever chose it
+    /// also removes what is left behind.
+    pub fn create_as(prefix: &str, brokers: usize, profile: Profile, mtu: u32) -> Result<Self> {
+        Self::named(prefix, brokers).with_links(profile, mtu)
+    }
+
+    fn with_links(self, profile: Profile, mtu: u32) -> Result<Self> {
+        let mut net = self;
+        let brokers = net.brokers.len();
         net.add_namespaces()?;
         for index in 0..brokers {
             net.join(index, profile, mtu)?;
@@ -96,7 +107,7 @@ impl Net {
         mtu: u32,
         emulation: &LinkEmulation,
     ) -> Result<Self> {
-        let mut net = Self::named(brokers)?;
+        let mut net = Self::of_this_lab(brokers)?;
         let name = format!("penstock-{}-mid", std::process::id());
         net.add_namespaces()?;
         net.add_namespace(name.clone())?;
@@ -108,17 +119,21 @@ impl Net {
         Ok(net)
     }
 
-    fn named(brokers: usize) -> Result<Self> {
+    fn of_this_lab(brokers: usize) -> Result<Self> {
         sweep_stale()?;
-        let pid = std::process::id();
-        Ok(Self {
-            publisher: format!("penstock-{pid}-pub"),
-            brokers: (0..brokers)
-                .map(|i| format!("penstock-{pid}-b{i}"))
-                .collect(),
+        Ok(Self::named(
+            &format!("penstock-{}", std::process::id()),
+            brokers,
+        ))
+    }
+
+    fn named(prefix: &str, brokers: usize) -> Self {
+        Self {
+            publisher: format!("{prefix}-pub"),
+            brokers: (0..brokers).map(|i| format!("{prefix}-b{i}")).collect(),
             emulation: None,
             created: Vec::new(),
-        })
+        }
     }
 
     fn add_namespaces(&mut self) -> Result<()> {
@@ -240,6 +255,11 @@ impl Net {
         Ok(())
     }
 
+    /// All namespaces.
+    pub fn namespaces(&self) -> &[String] {
+        &self.created
+    }
+
     /// Waits until all links work.
     pub fn wait_for_carriers(&self) -> Result<()> {
         for index in 0..self.brokers.len() {
@@ -330,7 +350,7 @@ pub fn handle_path(namespace: &str) -> PathBuf {
 
 /// Waits until the link works: the kernel brings a queue into service up to a second after its
 /// device, and drops what is sent before, which would cost the first SYN.
-fn wait_for_carrier(namespace: &str, device: &str) -> Result<()> {
+pub fn wait_for_carrier(namespace: &str, device: &str) -> Result<()> {
     let deadline = Instant::now() + CARRIER_TIMEOUT;
     while !run(&["ip", "-n", namespace, "-o", "link", "show", "dev", device])?.contains("state UP")
     {
@@ -344,7 +364,7 @@ fn wait_for_carrier(namespace: &str, device: &str) -> Result<()> {
 }
 
 /// The publisher's end of the link to broker `index`.
-fn publisher_device(index: usize) -> String {
+pub fn publisher_device(index: usize) -> String {
     format!("b{index}")
 }
 

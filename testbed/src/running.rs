@@ -130,6 +130,25 @@ impl Running {
         }
     }
 
+    /// Waits for its end, for at most `limit`.
+    pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
+        let deadline = Instant::now() + limit;
+        loop {
+            match self.ended()? {
+                Some(status) => return Ok(status),
+                None if Instant::now() > deadline => {
+                    return Err(self.failure(&format!("did not end within {limit:?}")));
+                }
+                None => thread::sleep(Duration::from_millis(5)),
+            }
+        }
+    }
+
+    /// The file that has its stderr.
+    pub fn log(&self) -> &Path {
+        &self.log
+    }
+
     /// Asks it to stop with SIGTERM and waits for that, for at most `limit`.
     pub fn stop(&mut self, limit: Duration) -> Result<()> {
         let deadline = Instant::now() + limit;
