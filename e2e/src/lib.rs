@@ -5,6 +5,7 @@
 //! Namespaces, processes, mounts and folders belong to the bed and go with it, also when the test panics
 //! or a signal ends the run; [`cleanup`] removes what a killed run left behind.
 
+pub mod attacker;
 pub mod bed;
 pub mod broker;
 pub mod cleanup;

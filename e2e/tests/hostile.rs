@@ -1,8 +1,6 @@
 //! Floods of foreign, damaged and repeated packets, of handshakes and of claims: an honest publisher gets
 //! everything through, each is counted, and the broker does not grow.
 
-#[path = "hostile/attacker.rs"]
-mod attacker;
 #[path = "hostile/claims.rs"]
 mod claims;
 #[path = "hostile/flood.rs"]

@@ -19,12 +19,12 @@ use penstock_wire::handshake::{Path, Request};
 use penstock_wire::packet::ACK_MAGIC;
 use zerocopy::IntoBytes;
 
-use crate::attacker::{
+use crate::flood::udp_payload;
+use crate::honest::{assert_grew_little, memory, publish, start_broker, stop_in_order};
+use penstock_e2e::attacker::{
     Attack, Attacker, Conduct, HOSTS, Part, add_addresses, hello, host, packet, ping, refusal,
     request,
 };
-use crate::flood::udp_payload;
-use crate::honest::{assert_grew_little, memory, publish, start_broker, stop_in_order};
 
 pub fn cases() -> impl IntoIterator<Item = Case> {
     cases![

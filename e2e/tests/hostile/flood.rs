@@ -14,8 +14,8 @@ use penstock_wire::packet::DATA_MAGIC;
 use serde_json::Value;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::attacker::{Attack, Attacker, Conduct, Part, add_addresses, packet};
 use crate::honest::{assert_grew_little, memory, publish, start_broker, stop_in_order};
+use penstock_e2e::attacker::{Attack, Attacker, Conduct, Part, add_addresses, packet};
 
 /// A flood lasts so long at least, and no longer than that.
 const AT_LEAST: Duration = Duration::from_secs(8);

@@ -10,8 +10,8 @@ use penstock_e2e::bed::Bed;
 use penstock_e2e::{Case, cases};
 use penstock_wire::handshake::{Path, Request};
 
-use crate::attacker::{Attack, Attacker, add_addresses, closes, hello, refusal, request};
 use crate::honest::{assert_grew_little, memory, publish, start_broker, stop_in_order};
+use penstock_e2e::attacker::{Attack, Attacker, add_addresses, closes, hello, refusal, request};
 
 pub fn cases() -> impl IntoIterator<Item = Case> {
     cases![

@@ -1,4 +1,4 @@
-//! Another host of the publisher's network that speaks the protocol, on penstock-wire: its threads run in
+//! A peer that speaks the protocol, on penstock-wire: its threads run in
 //! the publisher's namespace and have addresses of their own there.
 
 use std::io::{ErrorKind, Read, Write};
@@ -9,8 +9,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use crate::bed::Bed;
 use anyhow::{Context, Result, anyhow, bail};
-use penstock_e2e::bed::Bed;
 use penstock_testbed::netns;
 use penstock_wire::handshake::{
     AckLevel, Answer, Hello, Offer, OrderLevel, Path, Request, WELCOME_LEN, Welcome,
@@ -27,6 +27,7 @@ pub const HOSTS: std::ops::Range<u8> = 100..112;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// One of the further hosts.
+#[must_use]
 pub fn host(number: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 214, 0, number)
 }
@@ -43,12 +44,21 @@ pub fn add_addresses(bed: &Bed) -> Result<()> {
 /// Where it attacks from, and whom.
 #[derive(Debug, Clone, Copy)]
 pub struct Attacker {
+    /// Its address; unspecified for that of the publisher's end.
     pub own: Ipv4Addr,
+    /// The broker.
     pub broker: SocketAddr,
+}
+
+impl Default for Attacker {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Attacker {
     /// From its own address to a port of the broker's host.
+    #[must_use]
     pub fn to_port(port: u16) -> Self {
         Self {
             own: ADDRESS,
@@ -56,11 +66,22 @@ impl Attacker {
         }
     }
 
-    /// To the broker.
+    /// From its own address to the broker.
+    #[must_use]
     pub fn new() -> Self {
         Self::to_port(1214)
     }
 
+    /// From the publisher's address to the broker.
+    #[must_use]
+    pub fn at_the_publishers_address() -> Self {
+        Self {
+            own: Ipv4Addr::UNSPECIFIED,
+            ..Self::new()
+        }
+    }
+
+    /// A connection, with a time limit for answers.
     pub fn connect(&self) -> Result<TcpStream> {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
         socket.bind(&SocketAddr::from((self.own, 0)).into())?;
@@ -71,6 +92,7 @@ impl Attacker {
         Ok(socket.into())
     }
 
+    /// A socket for datagrams to the broker.
     pub fn datagrams(&self) -> Result<UdpSocket> {
         let socket = UdpSocket::bind((self.own, 0))?;
         socket.connect(self.broker)?;
@@ -145,14 +167,19 @@ pub fn closes(connection: &mut TcpStream) -> bool {
 /// A part of a batch that need not exist.
 #[derive(Debug, Clone, Copy)]
 pub struct Part {
+    /// Sequence number of the batch.
     pub seq: u64,
+    /// Its length.
     pub len: u32,
+    /// Where the part begins.
     pub offset: u32,
+    /// Messages in the batch.
     pub messages: u32,
 }
 
 impl Part {
     /// The beginning of a batch of one message.
+    #[must_use]
     pub fn of(seq: u64, len: u32) -> Self {
         Self {
             seq,
@@ -162,6 +189,8 @@ impl Part {
         }
     }
 
+    /// Another part of it.
+    #[must_use]
     pub fn at(self, offset: u32) -> Self {
         Self { offset, ..self }
     }
