@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Write};
 use std::net::Ipv4Addr;
+use std::os::fd::AsRawFd;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, recvfrom,
     sendto, setsockopt, socket, sockopt,
@@ -25,6 +27,9 @@ use penstock_e2e::attacker::{
     Attack, Attacker, Conduct, HOSTS, Part, add_addresses, hello, host, packet, ping, refusal,
     request,
 };
+
+/// How often a pair of packets is sent before its ACK must have come.
+const ATTEMPTS: usize = 5;
 
 pub fn cases() -> impl IntoIterator<Item = Case> {
     cases![
@@ -248,45 +253,57 @@ fn reflect(count: u64) -> Result<(u64, u64)> {
     let raw = socket(AddressFamily::Inet, SockType::Raw, none, SockProtocol::Raw)?;
     let (_connection, offer) = attacker.open(&request(Path::Xdp))?;
     let key = offer.datagrams.context("a stream over xdp")?.key;
-    let (mut own, mut victims) = (0, 0);
-    for number in 0..count {
-        for (source, number) in [(victim, 4 * number), (attacker.own, 4 * number + 2)] {
-            let packet = ip_packet(source, &attacker, &ping(key, number))?;
-            sendto(
-                as_fd(&raw),
-                &packet,
-                &SockaddrIn::new(10, 214, 0, 2, 0),
-                MsgFlags::empty(),
-            )?;
-        }
-        // The answer to the second is the sign that the first was seen.
-        loop {
-            let to = next_ack(&tap)?;
-            if to == attacker.own {
-                own += 1;
-                break;
+    let (mut own, mut victims, mut numbers) = (0, 0, (0..).step_by(2));
+    for _ in 0..count {
+        // The answer to the second is the sign that the first was seen. A packet may be lost.
+        for _ in 0..ATTEMPTS {
+            for (source, number) in [victim, attacker.own].into_iter().zip(&mut numbers) {
+                let packet = ip_packet(source, &attacker, &ping(key, number))?;
+                let to = SockaddrIn::new(10, 214, 0, 2, 0);
+                sendto(as_fd(&raw), &packet, &to, MsgFlags::empty())?;
             }
-            victims += u64::from(to == victim);
+            match acks_until_own(&tap, attacker.own, victim)? {
+                (true, others) => {
+                    (own, victims) = (own + 1, victims + others);
+                    break;
+                }
+                (false, others) => victims += others,
+            }
         }
     }
     Ok((own, victims))
 }
 
-fn as_fd(fd: &impl std::os::fd::AsRawFd) -> std::os::fd::RawFd {
+/// Whether an ACK to its own address comes, and how many come to the other until then.
+fn acks_until_own(tap: &impl AsRawFd, own: Ipv4Addr, victim: Ipv4Addr) -> Result<(bool, u64)> {
+    let mut victims = 0;
+    while let Some(to) = next_ack(tap)? {
+        if to == own {
+            return Ok((true, victims));
+        }
+        victims += u64::from(to == victim);
+    }
+    Ok((false, victims))
+}
+
+fn as_fd(fd: &impl AsRawFd) -> std::os::fd::RawFd {
     fd.as_raw_fd()
 }
 
-/// Where the next ACK that arrives is sent to.
-fn next_ack(tap: &impl std::os::fd::AsRawFd) -> Result<Ipv4Addr> {
+/// Where the next ACK that arrives is sent to; `None` if none comes for a while.
+fn next_ack(tap: &impl AsRawFd) -> Result<Option<Ipv4Addr>> {
     let mut buffer = [0; 65_536];
     for _ in 0..1_000_000 {
-        let (read, from) = recvfrom::<LinkAddr>(as_fd(tap), &mut buffer).context("no ACK")?;
+        let (read, from) = match recvfrom::<LinkAddr>(as_fd(tap), &mut buffer) {
+            Err(Errno::EAGAIN) => return Ok(None),
+            received => received.context("cannot watch for ACKs")?,
+        };
         let ip = &buffer[..read];
         let is_outgoing = from.is_some_and(|from| packet_type(&from) == libc::PACKET_OUTGOING);
         let payload = udp_payload(ip).unwrap_or_default();
         if !is_outgoing && payload.starts_with(&ACK_MAGIC) {
             let to: [u8; 4] = ip[16..20].try_into()?;
-            return Ok(to.into());
+            return Ok(Some(to.into()));
         }
     }
     bail!("too many other packets")
