@@ -1,0 +1,97 @@
+//! Tests of the accept loop, with connections over loopback.
+
+use std::io::Write;
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use penstock_wire::handshake::{AckLevel, Hello, OrderLevel, Path, Request};
+use zerocopy::IntoBytes;
+
+use super::{Acceptor, Limits, listen};
+use crate::session::admission::{Admit, Asked, Outcome, Refused};
+use crate::session::buffers::{RcvbufOn, RequestedBuffers};
+use crate::session::stats::Shared;
+
+/// Longer than anything here takes.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// Tells who asks for what; topics are never open.
+struct Asking(mpsc::Sender<String>);
+
+impl Admit for Asking {
+    fn check(&mut self, asked: &Asked<'_>) -> Result<(), Refused> {
+        self.0.send(asked.topic.to_owned()).unwrap();
+        Ok(())
+    }
+
+    fn admit(&mut self, _: &Asked<'_>) -> Result<Outcome, Refused> {
+        Ok(Outcome::TopicOpening)
+    }
+}
+
+#[test]
+fn those_that_wait_for_their_topic_take_no_place_from_those_that_say_hello() {
+    let wanted = RequestedBuffers {
+        rcvbuf: 1 << 16,
+        sndbuf: 1 << 16,
+        rcvbuf_on: RcvbufOn::None,
+        force: false,
+    };
+    let listener = listen("127.0.0.1:0".parse().unwrap(), &wanted).unwrap();
+    let address = listener.local_addr().unwrap();
+    let (asking, asked) = mpsc::channel();
+    let limits = Limits {
+        max_handshakes: 2,
+        handshake_timeout: LIMIT,
+        ..Limits::default()
+    };
+    let shared = Arc::new(Shared::default());
+    let acceptor = Acceptor::new(
+        listener,
+        wanted,
+        limits,
+        Asking(asking),
+        Vec::new(),
+        None,
+        Arc::clone(&shared),
+    )
+    .unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let (waker, flag) = (acceptor.poller(), Arc::clone(&stop));
+    let thread = thread::spawn(move || acceptor.run(&flag));
+    let request = Request {
+        session: 0,
+        stream: 0,
+        streams: 1,
+        ack: AckLevel::Committed,
+        order: OrderLevel::PerStream,
+        max_payload: 1024,
+        path: Path::Tcp,
+        resume_from: None,
+        max_datagram: 0,
+    };
+    let say_hello = |socket: &mut TcpStream, topic: &str| {
+        let hello = Hello::new(&request, topic.len());
+        let bytes = [hello.as_bytes(), topic.as_bytes()].concat();
+        socket.write_all(&bytes).unwrap();
+        assert_eq!(asked.recv_timeout(LIMIT).as_deref(), Ok(topic));
+    };
+    let connect = || TcpStream::connect(address).unwrap();
+    let mut waiting = Vec::new();
+    for topic in ["a", "b", "c", "d"] {
+        let mut socket = connect();
+        say_hello(&mut socket, topic);
+        waiting.push(socket);
+    }
+    let (mut first, mut second) = (connect(), connect());
+    say_hello(&mut second, "e");
+    say_hello(&mut first, "f");
+    let evictions = &shared.counters.handshake_evictions;
+    assert_eq!(evictions.load(Ordering::Relaxed), 0);
+    stop.store(true, Ordering::Relaxed);
+    waker.notify().unwrap();
+    thread.join().unwrap().unwrap();
+}
