@@ -11,7 +11,7 @@ use penstock_ingest::xdp::{Worker, WorkerConfig, WorkerHandle, XdpStats};
 use penstock_nic::{Facts, quote};
 use penstock_wire::packet::DATA_MAGIC;
 use penstock_xsk::{
-    ETHERNET, HEADROOM, LONGEST_PACKET, MAX_BUFFERS, Port, PortConfig, fits, frame_size,
+    ETHERNET, HEADROOM, LONGEST_PACKET, MAX_BUFFERS, XskRxConfig, XskRxSocket, fits, frame_size,
 };
 use serde::Serialize;
 use tracing::{info, warn};
@@ -94,11 +94,11 @@ impl Xdp {
         let copy = config.copy || attached.mode == Mode::Generic;
         let driver_writes = !copy && ready.facts.xdp.is_some_and(|xdp| xdp.zero_copy);
         let frame_size = frame_size(longest, driver_writes);
-        let mut ports: Vec<Vec<Port>> = (0..config.workers).map(|_| Vec::new()).collect();
+        let mut ports: Vec<Vec<XskRxSocket>> = (0..config.workers).map(|_| Vec::new()).collect();
         let mut zero_copy = true;
         let mut next = 0;
         for &queue in &queues {
-            let settings = PortConfig {
+            let settings = XskRxConfig {
                 interface: interface.clone(),
                 queue: queue as u32,
                 ring: config.ring,
@@ -107,16 +107,16 @@ impl Xdp {
                 copy,
                 busy_poll: config.busy_poll,
             };
-            let opened = Port::open(&settings, sharing).or_else(|error| {
+            let opened = XskRxSocket::open(&settings, sharing).or_else(|error| {
                 // Before Linux 6.6 a packet has one buffer; packets of the size of the MTU may fit.
                 if !settings.several_buffers || !fits(mtu, frame_size, driver_writes) {
                     return Err(error);
                 }
-                let settings = PortConfig {
+                let settings = XskRxConfig {
                     several_buffers: false,
                     ..settings.clone()
                 };
-                Port::open(&settings, sharing)
+                XskRxSocket::open(&settings, sharing)
             });
             for (number, port) in opened?.into_iter().enumerate() {
                 zero_copy &= port.is_zero_copy();

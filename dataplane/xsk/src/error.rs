@@ -1,4 +1,4 @@
-//! What can go wrong with AF_XDP sockets, and what to do about it.
+//! Errors of AF_XDP sockets, with hints at their most frequent causes.
 
 use std::io;
 
@@ -7,17 +7,17 @@ use thiserror::Error;
 /// An AF_XDP socket could not be set up or used.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// The memory of the rings' frames was not given.
+    /// The UMEM, which holds the frames, could not be registered.
     #[error("cannot make {bytes} bytes of packet memory (UMEM): {source}{hint}")]
     Umem {
-        /// Bytes asked for.
+        /// Requested bytes.
         bytes: u64,
         /// The kernel's answer.
         source: io::Error,
-        /// What to do.
+        /// How to fix it.
         hint: &'static str,
     },
-    /// The socket was not made or not bound.
+    /// The socket could not be created or bound.
     #[error("cannot open an AF_XDP socket on {interface} queue {queue}: {source}{hint}")]
     Socket {
         /// The interface.
@@ -26,19 +26,19 @@ pub enum Error {
         queue: u32,
         /// The kernel's answer.
         source: io::Error,
-        /// What to do.
+        /// How to fix it.
         hint: &'static str,
     },
-    /// The name is none that an interface can have.
+    /// The name cannot belong to an interface.
     #[error("invalid interface name {interface:?}")]
     Interface {
         /// The name.
         interface: String,
     },
-    /// A setting that the kernel does not take.
+    /// The kernel refused a socket option.
     #[error("{what}: {source}")]
     Option {
-        /// What was to be set.
+        /// The failed operation.
         what: &'static str,
         /// The kernel's answer.
         source: io::Error,
@@ -48,9 +48,9 @@ pub enum Error {
 /// What a socket is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// A broker's, to which a program steers packets.
+    /// The socket of a broker, to which an XDP program redirects packets.
     Receive,
-    /// A publisher's, without a program.
+    /// The socket of a publisher, without an XDP program.
     Transmit,
 }
 
@@ -58,14 +58,14 @@ impl Error {
     pub(super) fn umem(bytes: u64, source: io::Error) -> Self {
         Self::Umem {
             bytes,
-            // The purpose makes no difference to it.
+            // The hint does not depend on the purpose.
             hint: hint(&source, Purpose::Receive),
             source,
         }
     }
 }
 
-/// What most often stands behind an error of bind(2) or socket(2).
+/// The most frequent cause of an error of bind(2) or socket(2).
 pub(super) fn hint(source: &io::Error, purpose: Purpose) -> &'static str {
     match (source.raw_os_error(), purpose) {
         (Some(libc::EBUSY), _) => {

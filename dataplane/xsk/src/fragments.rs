@@ -1,21 +1,20 @@
-//! A datagram's payload, read from front to back, in however many buffers it lies.
+//! Sequential access to a datagram's payload, which may lie in several buffers.
 
-use super::port::MAX_BUFFERS;
+use super::rx_socket::MAX_BUFFERS;
 
-/// What is left to be read.
+/// Reads a payload from front to back.
 #[derive(Debug)]
-pub struct Pieces<'a> {
+pub struct FragmentReader<'a> {
     current: &'a [u8],
     further: &'a [&'a [u8]],
     left: usize,
 }
 
-/// Where some of it lies: the first so many are in use.
-pub type Parts<'a> = [&'a [u8]; MAX_BUFFERS];
+/// Fragments of a payload in order; unused ones at the end are empty.
+pub type Fragments<'a> = [&'a [u8]; MAX_BUFFERS];
 
-impl<'a> Pieces<'a> {
-    /// `len` bytes from `start` of the first of `buffers` on; those are at least one and at most
-    /// [`MAX_BUFFERS`].
+impl<'a> FragmentReader<'a> {
+    /// Reads `len` bytes from offset `start` of the first of `buffers`, which are 1 to [`MAX_BUFFERS`].
     #[inline]
     pub fn new(buffers: &'a [&'a [u8]], start: usize, len: usize) -> Self {
         Self {
@@ -32,20 +31,20 @@ impl<'a> Pieces<'a> {
         self.left == 0
     }
 
-    /// The next `len` bytes as parts, in order: returns how many parts, or nothing if it is not as
-    /// long.
+    /// Takes the next `len` bytes as fragments; returns the number of fragments, or `None` if fewer bytes
+    /// are left.
     #[inline]
-    pub fn take(&mut self, len: usize, parts: &mut Parts<'a>) -> Option<usize> {
+    pub fn take(&mut self, len: usize, fragments: &mut Fragments<'a>) -> Option<usize> {
         self.left = self.left.checked_sub(len)?;
         let (mut count, mut missing) = (0, len);
         loop {
-            let (part, rest) = self.current.split_at(missing.min(self.current.len()));
-            if !part.is_empty() {
-                parts[count] = part;
+            let (fragment, rest) = self.current.split_at(missing.min(self.current.len()));
+            if !fragment.is_empty() {
+                fragments[count] = fragment;
                 count += 1;
             }
             self.current = rest;
-            missing -= part.len();
+            missing -= fragment.len();
             if missing == 0 {
                 return Some(count);
             }
@@ -56,7 +55,7 @@ impl<'a> Pieces<'a> {
         }
     }
 
-    /// The next `len` bytes, if they lie in one buffer; nothing is read otherwise.
+    /// Takes the next `len` bytes if they lie in one buffer; reads nothing otherwise.
     #[inline]
     pub fn take_whole(&mut self, len: usize) -> Option<&'a [u8]> {
         let left = self.left.checked_sub(len)?;
@@ -65,23 +64,23 @@ impl<'a> Pieces<'a> {
         Some(whole)
     }
 
-    /// The next `N` bytes, copied.
+    /// Copies the next `N` bytes.
     #[inline]
     pub fn take_array<const N: usize>(&mut self) -> Option<[u8; N]> {
         if let Some((whole, rest)) = self.current.split_first_chunk()
             && let Some(left) = self.left.checked_sub(N)
         {
-            // Nearly always.
+            // The usual case.
             (self.current, self.left) = (rest, left);
             return Some(*whole);
         }
-        let mut parts: Parts<'a> = [&[]; MAX_BUFFERS];
-        let count = self.take(N, &mut parts)?;
+        let mut fragments: Fragments<'a> = [&[]; MAX_BUFFERS];
+        let count = self.take(N, &mut fragments)?;
         let mut bytes = [0; N];
         let mut at = 0;
-        for part in &parts[..count] {
-            bytes[at..at + part.len()].copy_from_slice(part);
-            at += part.len();
+        for fragment in &fragments[..count] {
+            bytes[at..at + fragment.len()].copy_from_slice(fragment);
+            at += fragment.len();
         }
         Some(bytes)
     }
@@ -96,7 +95,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_reads_the_same_however_it_lies(
+        fn the_distribution_over_buffers_does_not_matter(
             buffers in vec(vec(any::<u8>(), 0..20), 1..=MAX_BUFFERS),
             lens in vec(0usize..12, 0..40),
             start in 0usize..20,
@@ -105,15 +104,15 @@ mod tests {
             let start = start.min(buffers[0].len());
             let whole = &buffers.concat()[start..];
             let buffers: Vec<&[u8]> = buffers.iter().map(Vec::as_slice).collect();
-            // Padding may follow; a header may also claim more than there is.
+            // Padding may follow, and a header may claim more bytes than the buffers have.
             let len = whole.len().saturating_sub(1) + more;
-            let mut pieces = Pieces::new(&buffers, start, len);
+            let mut reader = FragmentReader::new(&buffers, start, len);
             let mut at = 0;
             for want in lens {
-                let mut parts: Parts<'_> = [&[]; MAX_BUFFERS];
-                let got = match pieces.take_whole(want) {
+                let mut fragments: Fragments<'_> = [&[]; MAX_BUFFERS];
+                let got = match reader.take_whole(want) {
                     Some(whole) => Some(whole.to_vec()),
-                    None => pieces.take(want, &mut parts).map(|count| parts[..count].concat()),
+                    None => reader.take(want, &mut fragments).map(|count| fragments[..count].concat()),
                 };
                 if at + want > len.min(whole.len()) {
                     prop_assert_eq!(got, None);
@@ -121,16 +120,16 @@ mod tests {
                 }
                 prop_assert_eq!(got.as_deref(), Some(&whole[at..at + want]));
                 at += want;
-                prop_assert_eq!(pieces.is_empty(), at == len);
+                prop_assert_eq!(reader.is_empty(), at == len);
             }
         }
     }
 
     #[test]
-    fn an_array_may_lie_across_buffers() {
+    fn an_array_may_span_buffers() {
         let buffers: [&[u8]; 3] = [b"..ab", b"c", b"defg"];
-        let mut pieces = Pieces::new(&buffers, 2, 6);
-        assert_eq!(pieces.take_array(), Some(*b"abcde"));
-        assert_eq!(pieces.take_array::<2>(), None);
+        let mut reader = FragmentReader::new(&buffers, 2, 6);
+        assert_eq!(reader.take_array(), Some(*b"abcde"));
+        assert_eq!(reader.take_array::<2>(), None);
     }
 }

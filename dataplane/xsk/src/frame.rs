@@ -1,4 +1,4 @@
-//! Ethernet frames around datagrams: taking one apart, and the headers of one that is sent.
+//! Ethernet frames around datagrams: the parser, and the headers of frames that are sent.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -28,8 +28,8 @@ pub struct Datagram {
     v6: bool,
 }
 
-/// Takes a frame apart. `frame` is what lies in the first buffer, at least all headers; `total` is
-/// the length of the whole. The XDP program lets only UDP through, but it is not trusted here.
+/// Parses a frame. `frame` is the content of the first buffer, with at least all headers; `total` is
+/// the length of the whole frame. The XDP program redirects only UDP, but this parser does not rely on it.
 #[inline]
 pub fn parse(frame: &[u8], total: usize) -> Option<Datagram> {
     let mut at = ETHERNET;
@@ -65,7 +65,7 @@ fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_be_bytes([bytes[0], bytes[1]]))
 }
 
-/// One end of a datagram's way.
+/// One end of a datagram's path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Endpoint {
     /// Hardware address: of the host, or of the router on the way to it.
@@ -74,23 +74,23 @@ pub struct Endpoint {
     pub address: SocketAddr,
 }
 
-/// The headers that take datagrams to one place.
+/// The headers of all datagrams to one destination.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Headers {
+pub struct FrameTemplate {
     bytes: [u8; MAX_HEADERS],
     len: usize,
     ip: usize,
     v6: bool,
-    /// A checksum over the datagram is sent.
-    summed: bool,
+    /// Whether the datagrams carry a UDP checksum.
+    has_checksum: bool,
 }
 
-impl Headers {
+impl FrameTemplate {
     /// From one end to another.
     ///
-    /// Over IPv4 the datagrams go without a UDP checksum, which RFC 768 allows: the CRC32C of each
-    /// packet covers more, and a sum over all payload in software would cost what this path is to
-    /// save. IPv6 demands one (RFC 8200 section 8.1).
+    /// Over IPv4 the datagrams have no UDP checksum, which RFC 768 allows: the CRC32C of each packet
+    /// covers more, and a second sum over all payload would cost what this path saves. IPv6 requires
+    /// one (RFC 8200 section 8.1).
     ///
     /// # Panics
     /// If one address is of IPv4 and the other of IPv6.
@@ -114,17 +114,18 @@ impl Headers {
                 out[source..source + width].copy_from_slice(&from.octets());
                 out[destination..destination + width].copy_from_slice(&to.octets());
             }
-            _ => panic!("both ends speak the same IP"),
+            _ => panic!("both ends must use the same IP version"),
         }
         let udp = headers.len - UDP;
         headers.bytes[udp..udp + 2].copy_from_slice(&from.address.port().to_be_bytes());
         headers.bytes[udp + 2..udp + 4].copy_from_slice(&to.address.port().to_be_bytes());
-        headers.summed = v6;
+        headers.has_checksum = v6;
         headers
     }
 
-    /// Back to the sender of `datagram`: addresses and ports are swapped, so no lookup is needed.
-    pub fn back(frame: &[u8], datagram: &Datagram) -> Self {
+    /// Headers of a reply to the sender of `datagram`: addresses and ports are swapped, so no lookup is
+    /// needed.
+    pub fn reply_template(frame: &[u8], datagram: &Datagram) -> Self {
         let Datagram { ip, v6, .. } = *datagram;
         let mut headers = Self::empty(ip, v6);
         let bytes = &mut headers.bytes;
@@ -142,7 +143,7 @@ impl Headers {
         headers
     }
 
-    /// Headers without addresses, the IP header being at `ip`.
+    /// Headers without addresses; the IP header is at `ip`.
     fn empty(ip: usize, v6: bool) -> Self {
         let mut bytes = [0; MAX_HEADERS];
         let out = &mut bytes[ip..];
@@ -151,7 +152,7 @@ impl Headers {
             (out[6], out[7]) = (UDP_PROTOCOL, HOP_LIMIT);
         } else {
             out[0] = 0x45;
-            // Don't fragment: the datagram is no larger than the path takes, or is to be lost.
+            // Don't fragment: a datagram that exceeds the path MTU must get lost.
             out[6] = 0x40;
             (out[8], out[9]) = (HOP_LIMIT, UDP_PROTOCOL);
         }
@@ -160,7 +161,7 @@ impl Headers {
             len: ip + if v6 { IPV6 } else { IPV4 } + UDP,
             ip,
             v6,
-            summed: true,
+            has_checksum: true,
         }
     }
 
@@ -171,7 +172,7 @@ impl Headers {
         self.len
     }
 
-    /// Where the datagrams go.
+    /// Destination of the datagrams.
     pub fn peer(&self) -> SocketAddr {
         let ip = &self.bytes[self.ip..];
         let address = if self.v6 {
@@ -185,30 +186,31 @@ impl Headers {
         SocketAddr::new(address, port)
     }
 
-    /// Whether a datagram came from where this leads. Looked at for every packet: nothing is built.
+    /// Whether a datagram came from the destination of this template. Runs for every packet, so it
+    /// builds no headers.
     #[inline]
-    pub fn leads_back(&self, frame: &[u8], datagram: &Datagram) -> bool {
+    pub fn matches_sender(&self, frame: &[u8], datagram: &Datagram) -> bool {
         let Datagram { ip, v6, start, .. } = *datagram;
         if (ip, v6) != (self.ip, self.v6) {
             return false;
         }
-        let back = &self.bytes;
-        // Lengths that are constants: each comparison is one of registers.
+        let own = &self.bytes;
+        // The lengths are constants, so that each comparison uses registers.
         let of_ip = match v6 {
-            false => is_swapped::<4>(frame, back, ip + 12, ip + 16),
-            true => is_swapped::<16>(frame, back, ip + 8, ip + 24),
+            false => is_swapped::<4>(frame, own, ip + 12, ip + 16),
+            true => is_swapped::<16>(frame, own, ip + 8, ip + 24),
         };
-        let (udp, back_udp) = (start - UDP, self.len - UDP);
+        let (udp, own_udp) = (start - UDP, self.len - UDP);
         of_ip
-            && is_same::<2>(frame, udp, back, back_udp + 2)
-            && is_same::<2>(frame, udp + 2, back, back_udp)
-            && is_swapped::<6>(frame, back, 0, 6)
-            && is_same::<2>(frame, 12, back, 12)
-            && (ip == ETHERNET || frame[ETHERNET..ip] == back[ETHERNET..ip])
+            && is_same::<2>(frame, udp, own, own_udp + 2)
+            && is_same::<2>(frame, udp + 2, own, own_udp)
+            && is_swapped::<6>(frame, own, 0, 6)
+            && is_same::<2>(frame, 12, own, 12)
+            && (ip == ETHERNET || frame[ETHERNET..ip] == own[ETHERNET..ip])
     }
 
-    /// Puts the headers of a datagram at the start of `frame`. Its payload is only looked at; of the
-    /// parts that it lies in all but the last are of even length.
+    /// Writes the headers of a datagram to the start of `frame`. The payload only determines lengths and
+    /// checksum; all its parts but the last have an even length.
     pub fn write(&self, frame: &mut [u8], payload: &[&[u8]]) {
         frame[..self.len].copy_from_slice(&self.bytes[..self.len]);
         let (ip, udp) = (self.ip, self.len - UDP);
@@ -223,13 +225,13 @@ impl Headers {
             let sum = !folded(sum(&frame[ip..ip + IPV4], 0));
             frame[ip + 10..ip + 12].copy_from_slice(&sum.to_be_bytes());
         }
-        if self.summed {
+        if self.has_checksum {
             let checksum = self.checksum(frame, len, payload);
             frame[udp + 6..udp + 8].copy_from_slice(&checksum.to_be_bytes());
         }
     }
 
-    /// The UDP checksum of a datagram of so many bytes, whose headers are in `frame`.
+    /// The UDP checksum of a datagram of `len` bytes, whose headers are in `frame`.
     fn checksum(&self, frame: &[u8], len: usize, payload: &[&[u8]]) -> u16 {
         let (source, destination, width) = addresses(self.v6);
         let addresses = &frame[self.ip..][source..destination + width];
@@ -238,7 +240,7 @@ impl Headers {
         let whole = payload
             .iter()
             .fold(header, |so_far, part| sum(part, so_far));
-        // RFC 768: a sum of zero is sent as all ones, for zero means that there is none.
+        // RFC 768: a sum of zero is sent as all ones, because zero means "no checksum".
         match !folded(whole) {
             0 => 0xffff,
             checksum => checksum,
@@ -246,7 +248,7 @@ impl Headers {
     }
 }
 
-/// Whether the two fields of `N` bytes at `first` and `second` of one are those of the other, swapped.
+/// Whether the two fields of `N` bytes at `first` and `second` in `one` are those in `other`, swapped.
 fn is_swapped<const N: usize>(one: &[u8], other: &[u8], first: usize, second: usize) -> bool {
     is_same::<N>(one, first, other, second) && is_same::<N>(one, second, other, first)
 }
@@ -320,20 +322,24 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_goes_back_to_where_the_datagram_came_from() {
+    fn a_reply_goes_to_the_sender_of_the_datagram() {
         for (tags, v6) in [(0, false), (1, false), (2, true), (0, true)] {
             let frame = frame(tags, v6, b"question");
             let datagram = parse(&frame, frame.len()).unwrap();
             assert_eq!(&frame[datagram.start..][..datagram.len], b"question");
-            let path = Headers::back(&frame, &datagram);
+            let path = FrameTemplate::reply_template(&frame, &datagram);
             assert_eq!(path.peer().port(), 40_000);
-            assert!(path.leads_back(&frame, &datagram));
-            // Whatever of the addresses is another: it leads elsewhere.
+            assert!(path.matches_sender(&frame, &datagram));
+            // A change of any address byte is noticed.
             for at in (0..datagram.start - 4).filter(|at| *at < 14 || is_address(*at, &datagram)) {
                 let mut other = frame.clone();
                 other[at] ^= 1;
-                let same = path.leads_back(&other, &datagram);
-                assert_eq!(same, path == Headers::back(&other, &datagram), "byte {at}");
+                let same = path.matches_sender(&other, &datagram);
+                assert_eq!(
+                    same,
+                    path == FrameTemplate::reply_template(&other, &datagram),
+                    "byte {at}"
+                );
                 assert!(!same, "byte {at}");
             }
             let mut answer = vec![0; path.len()];
@@ -342,19 +348,24 @@ mod tests {
             assert_eq!(answer[..6], [2; 6]);
             let parsed = parse(&answer, answer.len()).unwrap();
             assert_eq!(&answer[parsed.start..][..parsed.len], b"answer!");
-            assert!(Headers::back(&answer, &parsed).peer().port() == 1214);
+            assert!(
+                FrameTemplate::reply_template(&answer, &parsed)
+                    .peer()
+                    .port()
+                    == 1214
+            );
             check_sums(&answer, true);
         }
     }
 
     /// The sums of a header, and of a datagram with its pseudo header, are all ones.
-    fn check_sums(frame: &[u8], summed: bool) {
+    fn check_sums(frame: &[u8], has_checksum: bool) {
         let Datagram { start, len, ip, v6 } = parse(frame, frame.len()).unwrap();
         let udp = start - UDP;
         if !v6 {
             assert_eq!(folded(sum(&frame[ip..udp], 0)), 0xffff);
         }
-        if summed {
+        if has_checksum {
             let (source, destination, width) = addresses(v6);
             let addresses = &frame[ip + source..ip + destination + width];
             let pseudo = sum(addresses, 17 + (UDP + len) as u32);
@@ -378,10 +389,10 @@ mod tests {
     }
 
     #[test]
-    fn a_datagram_goes_from_one_end_to_the_other() {
+    fn a_datagram_carries_the_addresses_of_both_ends() {
         for (v6, ip) in [(false, IPV4), (true, IPV6)] {
             let (from, to) = ends(v6);
-            let headers = Headers::new(&from, &to);
+            let headers = FrameTemplate::new(&from, &to);
             assert_eq!(headers.len(), ETHERNET + ip + UDP);
             assert_eq!(headers.peer(), to.address);
             for payload in [&b""[..], b"even", b"odd"] {
@@ -393,23 +404,23 @@ mod tests {
                 let datagram = parse(&frame, frame.len()).unwrap();
                 let got = &frame[datagram.start..][..datagram.len];
                 assert_eq!(got, [b"head", payload].concat());
-                let back = Headers::back(&frame, &datagram);
-                assert_eq!(back.peer(), from.address);
-                assert_eq!(back.bytes[..12], [[1; 6], [2; 6]].concat());
-                // Only IPv4 may do without.
+                let reply = FrameTemplate::reply_template(&frame, &datagram);
+                assert_eq!(reply.peer(), from.address);
+                assert_eq!(reply.bytes[..12], [[1; 6], [2; 6]].concat());
+                // Only IPv4 allows datagrams without a checksum.
                 check_sums(&frame, v6);
             }
         }
     }
 
     #[test]
-    fn a_sum_of_zero_is_not_sent_as_none() {
+    fn a_checksum_of_zero_is_sent_as_all_ones() {
         let (from, to) = ends(true);
-        let headers = Headers::new(&from, &to);
+        let headers = FrameTemplate::new(&from, &to);
         let mut frame = vec![0; headers.len()];
         headers.write(&mut frame, &[&[0, 0]]);
         let udp = headers.len() - UDP;
-        // This payload makes the sum come out as zero.
+        // This payload makes the sum zero.
         let rest = [frame[udp + 6], frame[udp + 7]];
         headers.write(&mut frame, &[&rest]);
         assert_eq!(frame[udp + 6..udp + 8], [0xff, 0xff]);
@@ -418,21 +429,21 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "the same IP")]
-    fn ends_of_different_families_are_a_mistake() {
+    #[should_panic(expected = "the same IP version")]
+    fn endpoints_of_different_families_panic() {
         let ((from, _), (_, to)) = (ends(false), ends(true));
-        let _ = Headers::new(&from, &to);
+        let _ = FrameTemplate::new(&from, &to);
     }
 
     #[test]
-    fn padding_is_left_out_and_claims_beyond_the_frame_are_refused() {
+    fn padding_is_ignored_and_a_length_beyond_the_frame_is_refused() {
         let mut padded = frame(0, false, b"x");
         padded.resize(60, 0);
         assert_eq!(parse(&padded, 60).unwrap().len, 1);
         let mut cut = frame(0, false, &[0; 100]);
         cut.pop();
         assert_eq!(parse(&cut, cut.len()), None);
-        // The rest lies in further buffers.
+        // The rest is in further buffers.
         assert_eq!(parse(&cut, cut.len() + 1).unwrap().len, 100);
     }
 
@@ -445,7 +456,7 @@ mod tests {
                 bytes[12..14].copy_from_slice(&kind);
             }
             if let Some(datagram) = parse(&bytes, bytes.len()) {
-                let path = Headers::back(&bytes, &datagram);
+                let path = FrameTemplate::reply_template(&bytes, &datagram);
                 let mut answer = vec![0; path.len()];
                 path.write(&mut answer, &[&[0; 3]]);
             }

@@ -1,13 +1,13 @@
-//! Asks the processor for bytes that are about to be needed. A packet that the kernel, or a NIC, has just
-//! written lies in no cache of this core; a fetch takes longer than all else that is done to a packet.
+//! Prefetches received packets. A packet that the kernel or a NIC has just written is in no cache of this
+//! core, and such a cache miss costs more than all other work on the packet.
 
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
-/// Packets between the one that is fetched and the one that is processed.
+/// Distance in packets between the one that is fetched and the one that is processed.
 pub const AHEAD: usize = 2;
-/// Bytes to fetch: headers and the beginning of the payload. The processor notices by itself that the lines
-/// behind are read one after the other.
+/// Bytes to fetch: headers and the beginning of the payload. The hardware prefetcher fetches the lines
+/// behind them.
 const LEN: usize = 4 * LINE;
 
 /// Fetches the beginning of a frame.
@@ -17,7 +17,7 @@ pub fn frame(frame: &[u8]) {
         #[cfg(target_arch = "x86_64")]
         {
             use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            // SAFETY: a hint has no effect on memory, whatever the address.
+            // SAFETY: a prefetch has no effect on memory, at any address.
             unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
         }
         #[cfg(not(target_arch = "x86_64"))]

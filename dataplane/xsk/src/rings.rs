@@ -1,4 +1,4 @@
-//! What all AF_XDP sockets begin with: packet memory, rings, and a queue to be bound to.
+//! Set-up that all AF_XDP sockets share: packet memory (UMEM), rings, and bind(2) to a queue.
 
 use std::io;
 use std::num::NonZeroU32;
@@ -13,11 +13,14 @@ use xsk_rs::{CompQueue, FillQueue, RxQueue, Socket, TxQueue, Umem};
 
 use super::error::{Error, Purpose, hint};
 
-/// An earlier socket of the same queue may still be on its way out.
-const BUSY_PATIENCE: Duration = Duration::from_secs(3);
+/// Time limit for bind(2) to succeed: the kernel tears down an earlier socket of the queue asynchronously
+/// and answers EBUSY until then.
+const BIND_RETRY_TIMEOUT: Duration = Duration::from_secs(3);
+/// Interval of the attempts.
+const BIND_RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Sizes of packet memory and of the rings that belong to it, all but `frames` powers of two.
-pub(super) struct Memory {
+/// Sizes of packet memory and of its rings; all but `frames` are powers of two.
+pub(super) struct UmemSizes {
     pub(super) frames: u32,
     /// Bytes of a frame, 2048 or 4096.
     pub(super) frame_size: u32,
@@ -25,8 +28,8 @@ pub(super) struct Memory {
     pub(super) completed: u32,
 }
 
-impl Memory {
-    pub(super) fn make(&self) -> Result<(Umem, Vec<FrameDesc>), Error> {
+impl UmemSizes {
+    pub(super) fn register(&self) -> Result<(Umem, Vec<FrameDesc>), Error> {
         let umem = UmemConfig::builder()
             .frame_size(FrameSize::new(self.frame_size).expect("a frame is 2048 bytes or more"))
             .fill_queue_size(size(self.fill))
@@ -35,25 +38,25 @@ impl Memory {
             .expect("a frame has room for its headroom");
         let count = NonZeroU32::new(self.frames).expect("a ring has entries");
         let bytes = u64::from(self.frames) * u64::from(self.frame_size);
-        // Huge pages where the host has set some aside.
+        // Huge pages if the host has reserved some.
         Umem::new(umem, count, true)
             .or_else(|_| Umem::new(umem, count, false))
             .map_err(|error| Error::umem(bytes, cause(&error)))
     }
 }
 
-/// A socket's own rings, and where it is to be bound.
+/// A socket's own rings, and the queue that it binds to.
 pub(super) struct Rings<'a> {
     pub(super) interface: &'a str,
     pub(super) queue: u32,
-    /// Entries of the receive ring, and of the transmit ring, powers of two.
+    /// Entries of the receive ring and of the transmit ring, powers of two.
     pub(super) received: u32,
     pub(super) sent: u32,
     pub(super) flags: BindFlags,
     pub(super) purpose: Purpose,
 }
 
-/// A socket's rings, and, if it is the first of its queue, those that the queue has.
+/// A socket's rings and, if it is the first one of its queue, the rings of the queue.
 pub(super) type Bound = (TxQueue, RxQueue, Option<(FillQueue, CompQueue)>);
 
 impl Rings<'_> {
@@ -78,17 +81,17 @@ impl Rings<'_> {
             .build();
         let start = Instant::now();
         loop {
-            // SAFETY: no program is loaded; whoever opens several sockets of a queue shares its fill
-            // and completion ring under a lock.
+            // SAFETY: no program is loaded; sockets of one queue share its fill and completion ring
+            // under a lock.
             let error = match unsafe { Socket::new(socket, umem, &interface, self.queue) } {
                 Ok(rings) => return Ok(rings),
                 Err(error) => cause(&error),
             };
             let busy = error.raw_os_error() == Some(libc::EBUSY);
-            if !busy || start.elapsed() > BUSY_PATIENCE {
+            if !busy || start.elapsed() > BIND_RETRY_TIMEOUT {
                 return Err(self.refused(error));
             }
-            thread::sleep(Duration::from_millis(50));
+            thread::sleep(BIND_RETRY_INTERVAL);
         }
     }
 }

@@ -1,13 +1,13 @@
-//! One transmit queue of an interface, which nobody else uses: packets are written, headers and all,
-//! into packet memory, and one system call covers many of them.
+//! An AF_XDP socket that transmits on a queue of its own: it writes complete packets, including headers,
+//! into packet memory, and one system call sends many of them.
 //!
-//! The socket copies (`XDP_COPY`): the kernel makes packets of its own of what lies in the frames and
-//! gives these to the driver, past its network stack. So no XDP program is needed, which drivers ask
-//! for before they send from the frames themselves.
+//! The socket works in copy mode (`XDP_COPY`): the kernel copies the frames into skbs and gives these to the
+//! driver without the network stack. So it needs no XDP program, which drivers require before they send
+//! from the frames themselves.
 //!
-//! A frame is in the list of free ones, in the transmit ring, or on its way back in the completion
-//! ring, which has room for all of them. The last one to come back is the first to be used: what the
-//! CPU's cache still holds.
+//! Each frame is in the list of free frames, in the transmit ring, or in the completion ring, which has
+//! room for all of them. The most recently completed frame is used first, because the CPU's cache still
+//! holds it.
 
 use std::ffi::c_int;
 use std::io::{self, Write};
@@ -20,133 +20,135 @@ use xsk_rs::umem::frame::FrameDesc;
 use xsk_rs::{CompQueue, FillQueue, RxQueue, TxQueue, Umem};
 
 use super::error::{Error, Purpose};
-use super::frame::{Headers, MAX_HEADERS};
-use super::port::MAX_BUFFERS;
-use super::socket::{Bound, Memory, Rings};
+use super::frame::{FrameTemplate, MAX_HEADERS};
+use super::rings::{Bound, Rings, UmemSizes};
+use super::rx_socket::MAX_BUFFERS;
 
 /// Frames, and entries of the rings that carry them.
 const FRAMES: u32 = 1024;
-/// Entries of the rings for receiving, which must exist.
+/// Entries of the receive and fill rings, which the socket must have but does not use.
 const UNUSED: u32 = 1;
 const FRAME_SIZES: [u32; 2] = [2048, 4096];
-/// What the kernel keeps free at the start of each frame (`XDP_PACKET_HEADROOM`).
+/// Bytes that the kernel reserves at the start of each frame (`XDP_PACKET_HEADROOM`).
 const HEADROOM: u32 = 256;
 /// Frames taken from the completion ring at a time.
 const BURST: usize = 64;
-/// In a descriptor: the packet goes on in the next one.
+/// Descriptor option: the packet continues in the next descriptor.
 const XDP_PKT_CONTD: u32 = 1;
-/// How many packets the kernel may take with one call (linux/if_xdp.h, since 6.17); 32 otherwise.
+/// Socket option for the number of packets that one call may send (linux/if_xdp.h, since 6.17); otherwise
+/// 32.
 const XDP_MAX_TX_SKB_BUDGET: c_int = 9;
-/// How long an interface that takes nothing is waited for, and how often it is looked at.
-const PATIENCE: Duration = Duration::from_millis(10);
-const NAP: Duration = Duration::from_micros(50);
+/// Time without progress after which the interface counts as stopped and packets are dropped.
+const STALL_TIMEOUT: Duration = Duration::from_millis(10);
+/// Interval of the checks for progress.
+const STALL_POLL_INTERVAL: Duration = Duration::from_micros(50);
 
-/// Settings of a transmit port.
+/// Settings of a transmit socket.
 #[derive(Debug, Clone)]
-pub struct TxPortConfig {
+pub struct XskTxConfig {
     /// Interface.
     pub interface: String,
-    /// Transmit queue; no other AF_XDP socket may have it.
+    /// Transmit queue; no other AF_XDP socket may use it.
     pub queue: u32,
-    /// Largest packet to be sent, bytes with all headers.
+    /// Largest packet to send, bytes including all headers.
     pub largest: usize,
 }
 
-/// What was sent.
+/// Counters of a transmit socket.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct TxStats {
-    /// Packets given to the kernel.
+pub struct XskTxStats {
+    /// Packets handed to the kernel.
     pub packets: u64,
-    /// System calls for it.
+    /// System calls that sent them.
     pub kicks: u64,
-    /// Packets dropped because the interface took nothing.
+    /// Packets dropped because the interface made no progress.
     pub dropped: u64,
 }
 
-/// A socket that has a transmit queue to itself.
+/// A socket with a transmit queue of its own.
 #[derive(Debug)]
-pub struct TxPort {
+pub struct XskTxSocket {
     umem: Umem,
     tx: TxQueue,
     completed: CompQueue,
-    /// Nothing comes through these, but the socket lives as long as all of its rings.
+    /// Unused, but the socket lives only as long as all of its rings.
     _unused: (RxQueue, FillQueue),
     free: Vec<FrameDesc>,
     done: [FrameDesc; BURST],
     /// Bytes of a frame that a packet can use.
-    room: usize,
+    usable: usize,
     largest: usize,
-    stats: TxStats,
+    stats: XskTxStats,
 }
 
-impl TxPort {
+impl XskTxSocket {
     /// Opens the socket of a queue.
     ///
     /// # Errors
-    /// [`Error`] says what the kernel did not give.
-    pub fn open(config: &TxPortConfig) -> Result<Self, Error> {
+    /// [`Error`] says which resource the kernel refused.
+    pub fn open(config: &XskTxConfig) -> Result<Self, Error> {
         let frame_size = frame_size(config.largest);
-        let room = room(frame_size);
-        let memory = Memory {
+        let usable = usable_bytes(frame_size);
+        let sizes = UmemSizes {
             frames: FRAMES,
             frame_size,
             fill: UNUSED,
             completed: FRAMES,
         };
-        let (umem, free) = memory.make()?;
-        let ((tx, rx, shared), buffers) = bind(config, &umem, config.largest > room)?;
+        let (umem, free) = sizes.register()?;
+        let ((tx, rx, shared), buffers) = bind(config, &umem, config.largest > usable)?;
         let (fill, completed) = shared.expect("a queue's first socket has its rings");
-        let port = Self {
+        let socket = Self {
             umem,
             tx,
             completed,
             _unused: (rx, fill),
             free,
             done: [FrameDesc::default(); BURST],
-            room,
-            largest: config.largest.min(buffers * room),
-            stats: TxStats::default(),
+            usable,
+            largest: config.largest.min(buffers * usable),
+            stats: XskTxStats::default(),
         };
-        // Both make for fewer calls, but are no more than wishes.
+        // Both reduce the number of system calls; the socket works without them.
         let memory = (FRAMES * frame_size) as c_int;
-        port.wish(libc::SOL_SOCKET, libc::SO_SNDBUF, memory);
-        port.wish(libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, FRAMES as c_int);
-        Ok(port)
+        socket.try_set_option(libc::SOL_SOCKET, libc::SO_SNDBUF, memory);
+        socket.try_set_option(libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, FRAMES as c_int);
+        Ok(socket)
     }
 
-    /// Largest packet that can be sent, bytes with all headers: what was asked for, or what fits in
-    /// one frame where the kernel does not take packets in several (before Linux 6.6).
+    /// Largest packet that can be sent, bytes including all headers: the configured size, or one frame if
+    /// the kernel does not support packets in several frames (before Linux 6.6).
     #[must_use]
     pub fn largest(&self) -> usize {
         self.largest
     }
 
-    /// Puts a packet into the transmit ring, its payload in two parts, the first of which has an even
-    /// number of bytes; it leaves with [`Self::flush`]. Waits a moment while the
-    /// interface holds all frames; returns false when it goes on doing so and the packet is dropped.
+    /// Puts a packet into the transmit ring; [`Self::flush`] sends it. The payload has two parts, the first
+    /// of an even length. Waits while the interface holds all frames; returns false if it drops the packet
+    /// because the interface has stopped.
     ///
     /// # Errors
-    /// The kernel's answer, such as that the interface is gone.
+    /// The kernel's error, for example if the interface is gone.
     ///
     /// # Panics
     /// If the packet is larger than [`Self::largest`].
-    pub fn send(&mut self, headers: &Headers, payload: [&[u8]; 2]) -> io::Result<bool> {
+    pub fn send(&mut self, headers: &FrameTemplate, payload: [&[u8]; 2]) -> io::Result<bool> {
         let total = headers.len() + payload[0].len() + payload[1].len();
         assert!(total <= self.largest, "a packet of {total} bytes");
-        let buffers = total.div_ceil(self.room);
+        let buffers = total.div_ceil(self.usable);
         if self.free.len() < buffers {
             self.collect_completed();
-            if self.free.len() < buffers && !self.drive(|port| port.free.len() >= buffers)? {
+            if self.free.len() < buffers && !self.drive(|socket| socket.free.len() >= buffers)? {
                 self.stats.dropped += 1;
                 return Ok(false);
             }
         }
         let first = self.free.len() - buffers;
         self.write(first, headers, payload);
-        // SAFETY: the descriptors are of this memory, and nothing touches their frames until they
-        // come back through the completion ring.
+        // SAFETY: the descriptors belong to this memory, and nothing touches their frames until the
+        // completion ring returns them.
         if unsafe { self.tx.produce(&self.free[first..]) } == 0 {
-            // The kernel has given frames back whose entries it still holds: the link is down.
+            // The kernel has completed frames whose ring entries it still holds: the link is down.
             self.stats.dropped += 1;
             return Ok(false);
         }
@@ -155,43 +157,42 @@ impl TxPort {
         Ok(true)
     }
 
-    /// Writes a packet to the free frames from the one numbered `first`, which are as many as it
-    /// needs.
-    fn write(&mut self, first: usize, headers: &Headers, payload: [&[u8]; 2]) {
+    /// Writes a packet to the free frames from index `first` on, exactly as many as it needs.
+    fn write(&mut self, first: usize, headers: &FrameTemplate, payload: [&[u8]; 2]) {
         let mut head = [0; MAX_HEADERS];
         headers.write(&mut head, &payload);
         let mut pieces = [&head[..headers.len()], payload[0], payload[1]];
         let frames = &mut self.free[first..];
         let last = frames.len() - 1;
         for (index, frame) in frames.iter_mut().enumerate() {
-            // SAFETY: a free frame is ours alone; the descriptor is of this memory.
+            // SAFETY: this socket alone owns a free frame; the descriptor belongs to this memory.
             let mut data = unsafe { self.umem.data_mut(frame) };
             let mut cursor = data.cursor();
             cursor.set_pos(0);
-            pour(&mut pieces, cursor);
+            write_pieces(&mut pieces, cursor);
             frame.set_options(if index < last { XDP_PKT_CONTD } else { 0 });
         }
     }
 
-    /// Lets the kernel send what is in the transmit ring, with one system call if it can. What it
-    /// does not take within a moment goes out with a later call.
+    /// Makes the kernel send what is in the transmit ring, with one system call if possible. A later call
+    /// sends what the kernel does not accept in time.
     ///
     /// # Errors
-    /// The kernel's answer, such as that the interface is gone.
+    /// The kernel's error, for example if the interface is gone.
     pub fn flush(&mut self) -> io::Result<()> {
         if self.tx.nb_free_exact() < FRAMES {
-            self.drive(|port| port.tx.nb_free_exact() == FRAMES)?;
+            self.drive(|socket| socket.tx.nb_free_exact() == FRAMES)?;
         }
         Ok(())
     }
 
-    /// What was sent so far.
+    /// Counters so far.
     #[must_use]
-    pub fn stats(&self) -> TxStats {
+    pub fn stats(&self) -> XskTxStats {
         self.stats
     }
 
-    /// Lets the kernel work until `is_done`, but not for ever: an interface may have stopped.
+    /// Makes the kernel send until `is_done`; returns false if the interface has stopped.
     fn drive(&mut self, is_done: impl Fn(&mut Self) -> bool) -> io::Result<bool> {
         let mut stuck_since = None;
         loop {
@@ -208,17 +209,17 @@ impl TxPort {
                 stuck_since = None;
                 continue;
             }
-            if stuck_since.get_or_insert_with(Instant::now).elapsed() > PATIENCE {
+            if stuck_since.get_or_insert_with(Instant::now).elapsed() > STALL_TIMEOUT {
                 return Ok(false);
             }
-            thread::sleep(NAP);
+            thread::sleep(STALL_POLL_INTERVAL);
         }
     }
 
-    /// Takes back the frames that the kernel has sent.
+    /// Takes sent frames from the completion ring.
     fn collect_completed(&mut self) {
         loop {
-            // SAFETY: the ring is that of this memory.
+            // SAFETY: the ring belongs to this memory.
             let count = unsafe { self.completed.consume(&mut self.done) };
             self.free.extend_from_slice(&self.done[..count]);
             if count < BURST {
@@ -227,8 +228,8 @@ impl TxPort {
         }
     }
 
-    /// Sets an option, unless this kernel does not.
-    fn wish(&self, level: c_int, name: c_int, value: c_int) {
+    /// Sets a socket option, if the kernel supports it.
+    fn try_set_option(&self, level: c_int, name: c_int, value: c_int) {
         // SAFETY: the option's value is an int, whose address and size are given.
         unsafe {
             libc::setsockopt(
@@ -242,8 +243,8 @@ impl TxPort {
     }
 }
 
-/// Binds a socket; also returns how many buffers a packet may have.
-fn bind(config: &TxPortConfig, umem: &Umem, large: bool) -> Result<(Bound, usize), Error> {
+/// Binds a socket; also returns the maximum number of buffers of a packet.
+fn bind(config: &XskTxConfig, umem: &Umem, large: bool) -> Result<(Bound, usize), Error> {
     let copy = BindFlags::XDP_USE_NEED_WAKEUP | BindFlags::XDP_COPY;
     let bind = |flags| {
         let rings = Rings {
@@ -260,7 +261,7 @@ fn bind(config: &TxPortConfig, umem: &Umem, large: bool) -> Result<(Bound, usize
         return Ok((bind(copy)?, 1));
     }
     match bind(copy | BindFlags::XDP_USE_SG) {
-        // The kernel does not know the flag, or there is no such queue, which it says again.
+        // The kernel does not know the flag, or the queue does not exist; then it fails again.
         Err(Error::Socket { source, .. }) if source.raw_os_error() == Some(libc::EINVAL) => {
             Ok((bind(copy)?, 1))
         }
@@ -268,19 +269,23 @@ fn bind(config: &TxPortConfig, umem: &Umem, large: bool) -> Result<(Bound, usize
     }
 }
 
-/// The smallest frame that a packet fits in, or the largest there is.
+/// The smallest frame that has room for a packet, or the largest one.
 fn frame_size(packet: usize) -> u32 {
     let [small, large] = FRAME_SIZES;
-    if packet <= room(small) { small } else { large }
+    if packet <= usable_bytes(small) {
+        small
+    } else {
+        large
+    }
 }
 
 /// Bytes of a frame that a packet can use.
-fn room(frame_size: u32) -> usize {
+fn usable_bytes(frame_size: u32) -> usize {
     (frame_size - HEADROOM) as usize
 }
 
-/// Writes of `pieces` what there is room for; what is left of them is to follow.
-fn pour(pieces: &mut [&[u8]], mut into: impl Write) {
+/// Writes as much of `pieces` as fits, and leaves the rest in them.
+fn write_pieces(pieces: &mut [&[u8]], mut into: impl Write) {
     for piece in pieces {
         let written = into.write(piece).expect("memory takes what fits");
         *piece = &piece[written..];
@@ -295,7 +300,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_packet_goes_into_the_smallest_frame_that_takes_it() {
+    fn a_packet_uses_the_smallest_frame_that_fits() {
         assert_eq!(frame_size(1514), 2048);
         assert_eq!(frame_size(1792), 2048);
         assert_eq!(frame_size(1793), 4096);
@@ -305,14 +310,14 @@ mod tests {
     #[test]
     fn pieces_are_spread_over_frames_in_order() {
         let bytes: Vec<u8> = (0..100).collect();
-        // Boundaries inside of a piece, at its end, and with nothing left at all.
+        // Boundaries inside a piece, at its end, and beyond the last one.
         for room in [7, 10, 30, 50, 99, 100, 101] {
             let mut pieces = [&bytes[..10], &bytes[10..30], &bytes[30..30], &bytes[30..]];
             let mut got: Vec<u8> = Vec::new();
             for _ in 0..bytes.len().div_ceil(room) {
                 let mut frame = vec![0; room];
                 let mut rest = &mut frame[..];
-                pour(&mut pieces, &mut rest);
+                write_pieces(&mut pieces, &mut rest);
                 let used = room - rest.len();
                 got.extend(&frame[..used]);
             }

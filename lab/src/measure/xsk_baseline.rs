@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::sys::socket::{setsockopt, sockopt};
 use penstock_ebpf::{Config, Mode, Steering};
-use penstock_xsk::{Port, PortConfig};
+use penstock_xsk::{XskRxConfig, XskRxSocket};
 
 use penstock_process::interrupt::Interrupt;
 use penstock_testbed::netns::{self, BROKER_END, Net, enter};
@@ -183,7 +183,7 @@ fn receive(namespace: &str, mode: Mode, packet: &[u8], shared: &Shared) -> Resul
         streams: 1,
     })?;
     ensure!(steering.streams()?.admit(KEY), "a key was refused");
-    let settings = PortConfig {
+    let settings = XskRxConfig {
         interface: BROKER_END.to_owned(),
         queue: 0,
         ring: RING,
@@ -192,7 +192,7 @@ fn receive(namespace: &str, mode: Mode, packet: &[u8], shared: &Shared) -> Resul
         copy: false,
         busy_poll: None,
     };
-    let mut port = Port::open(&settings, 1)?.remove(0);
+    let mut port = XskRxSocket::open(&settings, 1)?.remove(0);
     steering.insert(0, 0, port.fd())?;
     steering.attach(BROKER_END, mode, false)?;
     let mut memory = Memory::new(packet.len());

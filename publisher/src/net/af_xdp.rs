@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use penstock_transport::{Nanos, Timestamp};
-use penstock_xsk::{Endpoint, Headers, TxPort, TxPortConfig};
+use penstock_xsk::{Endpoint, FrameTemplate, XskTxConfig, XskTxSocket};
 use thiserror::Error;
 use tracing::{debug, info};
 
@@ -96,14 +96,14 @@ impl TransmitError {
 
 /// A stream's AF_XDP socket.
 pub(crate) struct AfXdp {
-    port: TxPort,
+    port: XskTxSocket,
     /// Let go of once the socket is closed.
     lease: Lease,
     kernel: Kernel,
     route: Route,
     from: SocketAddr,
     to: SocketAddr,
-    headers: Headers,
+    headers: FrameTemplate,
     /// The next hop's hardware address, once it is known.
     next_hop: Option<Mac>,
     /// When it was looked up last, on the stream's clock.
@@ -133,7 +133,7 @@ impl AfXdp {
             TransmitError::NoQueue { interface, queues }
         })?;
         let headers = headers(mac, from, [0; 6], to);
-        let port = TxPort::open(&TxPortConfig {
+        let port = XskTxSocket::open(&XskTxConfig {
             interface: route.interface.clone(),
             queue: lease.queue,
             largest: headers.len() + max_datagram,
@@ -274,7 +274,7 @@ fn look_up(
     }
 }
 
-fn headers(mac: Mac, from: SocketAddr, next_hop: Mac, to: SocketAddr) -> Headers {
+fn headers(mac: Mac, from: SocketAddr, next_hop: Mac, to: SocketAddr) -> FrameTemplate {
     let end = |mac, address| Endpoint { mac, address };
-    Headers::new(&end(mac, from), &end(next_hop, to))
+    FrameTemplate::new(&end(mac, from), &end(next_hop, to))
 }

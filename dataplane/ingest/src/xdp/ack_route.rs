@@ -3,12 +3,13 @@
 use std::net::IpAddr;
 
 use penstock_transport::Timestamp;
-use penstock_xsk::frame::{Datagram, Headers};
+use penstock_xsk::frame::{Datagram, FrameTemplate};
 
-/// A datagram that arrived, and where.
+/// A datagram that arrived, and on which socket.
 #[derive(Clone, Copy)]
 pub(super) struct Arrival<'a> {
-    pub(super) port: usize,
+    /// Index of the socket in the worker.
+    pub(super) socket: usize,
     /// Its first buffer, which has all headers.
     pub(super) frame: &'a [u8],
     pub(super) datagram: &'a Datagram,
@@ -23,70 +24,70 @@ pub(super) struct Arrival<'a> {
 #[derive(Debug)]
 pub(super) struct AckRoute {
     /// Headers of an ACK, known once a packet arrived from the publisher's host.
-    template: Option<Headers>,
-    /// Port on which that packet arrived.
-    port: usize,
+    template: Option<FrameTemplate>,
+    /// Index of the socket on which that packet arrived.
+    socket: usize,
     /// Peer of the control connection, whose address is validated.
     host: IpAddr,
     /// Source of the newest packet, if it differs from the one before.
-    candidate: Option<Headers>,
+    candidate: Option<FrameTemplate>,
 }
 
 impl AckRoute {
-    pub(super) fn new(host: IpAddr, port: usize) -> Self {
+    pub(super) fn new(host: IpAddr, socket: usize) -> Self {
         Self {
             template: None,
-            port,
+            socket,
             host: host.to_canonical(),
             candidate: None,
         }
     }
 
-    /// The port that ACKs leave by.
-    pub(super) fn port(&self) -> usize {
-        self.port
+    /// Index of the socket that sends the ACKs.
+    pub(super) fn socket(&self) -> usize {
+        self.socket
     }
 
     /// Headers of an ACK; none before a packet arrived from the publisher's host.
-    pub(super) fn template(&self) -> Option<&Headers> {
+    pub(super) fn template(&self) -> Option<&FrameTemplate> {
         self.template.as_ref()
     }
 
-    /// Whether a packet came from where ACKs go.
+    /// Whether a packet came from the destination of the ACKs.
     pub(super) fn matches_sender(&self, frame: &[u8], datagram: &Datagram) -> bool {
         let template = self.template.as_ref();
-        template.is_some_and(|template| template.leads_back(frame, datagram))
+        template.is_some_and(|template| template.matches_sender(frame, datagram))
     }
 
-    /// The newest packet came from where ACKs go, on this port.
-    pub(super) fn confirm(&mut self, port: usize) {
-        self.port = port;
+    /// Notes that the newest packet came from the destination of the ACKs, over this socket.
+    pub(super) fn confirm(&mut self, socket: usize) {
+        self.socket = socket;
         self.candidate = None;
     }
 
     /// Records the source of the newest packet. Returns false if it came from a host other than the
     /// publisher's: the packet is placed, but not acknowledged.
     ///
-    /// The port may change when a NAT drops its mapping. ACKs follow after the second packet in a row
+    /// The UDP port may change when a NAT drops its mapping. ACKs follow after the second packet in a row
     /// from the new port: the checksum does not cover addresses, so one damaged packet must not
     /// redirect them. Packets repeated from elsewhere do not redirect them either, because they are not
     /// the newest (RFC 9000 section 9.3).
     pub(super) fn update_source(&mut self, arrival: Arrival<'_>) -> bool {
         let Arrival {
-            port,
+            socket,
             frame,
             datagram,
             ..
         } = arrival;
         if self.matches_sender(frame, datagram) {
-            self.confirm(port);
+            self.confirm(socket);
             return true;
         }
-        let source = Headers::back(frame, datagram);
+        let source = FrameTemplate::reply_template(frame, datagram);
         if source.peer().ip() != self.host {
             return false;
         }
-        self.port = port;
+        self.socket = socket;
         let is_second = self.candidate.as_ref() == Some(&source);
         match &self.template {
             Some(_) if !is_second => self.candidate = Some(source),

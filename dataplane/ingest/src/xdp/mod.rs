@@ -2,8 +2,8 @@
 //! final offset in the log.
 //!
 //! A stream is opened over tcp like any other; its connection stays for control: the end of the
-//! stream, and what goes wrong. Its payload comes to a [`Port`](penstock_xsk::Port), one for each receive
-//! queue; a [`Worker`] drives ports and, for each stream, the receiving end of [`penstock_transport`].
+//! stream, and what goes wrong. Its payload arrives at the [`XskRxSocket`](penstock_xsk::XskRxSocket) of a
+//! receive queue; a [`Worker`] drives such sockets and, for each stream, the receiving end of [`penstock_transport`].
 
 mod ack_route;
 mod close_reason;

@@ -2,7 +2,7 @@
 
 use penstock_transport::ArrivalOrder;
 use penstock_wire::packet::Pause;
-use penstock_xsk::PortStats;
+use penstock_xsk::XskRxStats;
 use serde::Serialize;
 
 use crate::session::stats::WorkerStats;
@@ -55,7 +55,7 @@ pub struct XdpStats {
     pub control_reads: u64,
     /// What the sockets count.
     #[serde(flatten)]
-    pub port: PortStats,
+    pub socket: XskRxStats,
 }
 
 /// What a worker is doing.
@@ -97,7 +97,7 @@ impl XdpStats {
         self.empty_polls += other.empty_polls;
         self.sleeps += other.sleeps;
         self.control_reads += other.control_reads;
-        self.add_port(&other.port);
+        self.add_socket(&other.socket);
     }
 
     /// Counts how a packet follows on those before it.
@@ -118,18 +118,18 @@ impl XdpStats {
         } += 1;
     }
 
-    /// Adds a port's figures.
-    pub fn add_port(&mut self, other: &PortStats) {
-        let port = &mut self.port;
-        port.packets += other.packets;
-        port.bytes += other.bytes;
-        port.multi_buffer += other.multi_buffer;
-        port.sent += other.sent;
-        port.no_frame += other.no_frame;
-        port.kicks += other.kicks;
-        port.rx_dropped += other.rx_dropped;
-        port.rx_ring_full += other.rx_ring_full;
-        port.rx_fill_ring_empty += other.rx_fill_ring_empty;
-        port.invalid += other.invalid;
+    /// Adds a socket's figures.
+    pub fn add_socket(&mut self, other: &XskRxStats) {
+        let socket = &mut self.socket;
+        socket.packets += other.packets;
+        socket.bytes += other.bytes;
+        socket.multi_buffer += other.multi_buffer;
+        socket.sent += other.sent;
+        socket.no_frame += other.no_frame;
+        socket.kicks += other.kicks;
+        socket.rx_dropped += other.rx_dropped;
+        socket.rx_ring_full += other.rx_ring_full;
+        socket.rx_fill_ring_empty += other.rx_fill_ring_empty;
+        socket.invalid += other.invalid;
     }
 }

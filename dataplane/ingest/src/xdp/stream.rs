@@ -154,7 +154,7 @@ impl Stream {
         opened: AcceptedStream,
         filter_entry: FilterEntry,
         claims: &Claims,
-        port: usize,
+        rx_socket: usize,
         window: u64,
         now: Timestamp,
     ) -> Self {
@@ -194,7 +194,7 @@ impl Stream {
             committed: first,
             visible: first,
             unseen: None,
-            route: AckRoute::new(peer.ip(), port),
+            route: AckRoute::new(peer.ip(), rx_socket),
             heard_at: now,
             unacked: 0,
             ack_due: None,
@@ -280,7 +280,7 @@ impl Stream {
         }
         self.receiver.placed_next(cx.now, packet, len);
         self.heard_at = cx.now;
-        self.route.confirm(arrival.port);
+        self.route.confirm(arrival.socket);
         if let Some(pause) = received.pause {
             cx.xdp.note_pause(pause);
         }

@@ -1,4 +1,4 @@
-//! A worker: one thread that drives its ports, its streams and their control connections.
+//! A worker: one thread that drives its sockets, its streams and their control connections.
 
 pub mod bench_support;
 mod stream_table;
@@ -17,7 +17,7 @@ use penstock_runtime::profile::{Rounds, SNAPSHOT_INTERVAL, SnapshotCell};
 use penstock_runtime::sleep;
 use penstock_transport::{Nanos, Timestamp};
 use penstock_wire::reply::Fault;
-use penstock_xsk::{BURST, Port};
+use penstock_xsk::{BURST, XskRxSocket};
 
 use self::stream_table::StreamTable;
 use super::close_reason::CloseReason;
@@ -73,7 +73,7 @@ pub type WorkerHandle = session::WorkerHandle<WorkerSnapshot>;
 /// A worker, before it runs.
 #[derive(Debug)]
 pub struct Worker {
-    ports: Vec<Port>,
+    sockets: Vec<XskRxSocket>,
     table: StreamTable,
     stop: Arc<AtomicBool>,
     events: Events,
@@ -91,7 +91,7 @@ impl Worker {
     /// If the kernel gives no epoll instance.
     pub fn new(
         config: WorkerConfig,
-        ports: Vec<Port>,
+        sockets: Vec<XskRxSocket>,
         pending_streams: Arc<PendingStreams>,
         shared: Arc<Shared>,
         stop: Arc<AtomicBool>,
@@ -101,7 +101,7 @@ impl Worker {
         let handle = WorkerHandle::new(&poller);
         let table = StreamTable::new(config, pending_streams, shared, poller);
         let worker = Self {
-            ports,
+            sockets,
             table,
             stop,
             events: Events::default(),
@@ -116,17 +116,17 @@ impl Worker {
     /// is no failure: nothing comes from it.
     ///
     /// # Errors
-    /// If the kernel does not answer for a port.
+    /// If the kernel does not answer for a socket.
     pub fn run(mut self) -> io::Result<(WorkerStats, XdpStats)> {
         sleep::minimize_timer_slack()?;
         let mut next_tick = Timestamp::ZERO;
         let (mut since_pause, mut pauses) = (0, 0_u32);
         while !self.stop.load(Ordering::Relaxed) {
             let mut packets = 0;
-            for (number, port) in self.ports.iter_mut().enumerate() {
-                port.drive();
+            for (number, socket) in self.sockets.iter_mut().enumerate() {
+                socket.drive();
                 let now = self.table.now();
-                packets += port.receive(|parts| self.table.datagram(number, parts, now));
+                packets += socket.receive(|parts| self.table.datagram(number, parts, now));
             }
             let now = self.table.now();
             since_pause += packets as u64;
@@ -157,17 +157,17 @@ impl Worker {
         self.shut_down()
     }
 
-    /// Sends the ACKs that are due, one system call for all of a port.
+    /// Sends the ACKs that are due, one system call for all of a socket.
     fn send_acks(&mut self, now: Timestamp) -> io::Result<()> {
         let start = self.table.stats.stages.now();
-        let ports = &mut self.ports;
+        let sockets = &mut self.sockets;
         // An ACK for which there is no frame is like one that got lost.
-        let are_sent = self.table.write_acks(now, |port, frame| {
-            ports[port].send(frame);
+        let are_sent = self.table.write_acks(now, |socket, frame| {
+            sockets[socket].send(frame);
         });
         if are_sent {
-            for port in &mut self.ports {
-                port.flush()?;
+            for socket in &mut self.sockets {
+                socket.flush()?;
             }
             self.table.stats.stages.lap(PathStage::SendAck, start);
         }
@@ -221,12 +221,12 @@ impl Worker {
         if let (Some(first), Some(last)) = (table.first_packet, table.last_commit) {
             stats.active_ns = stats.stages.nanos_between(first, last);
         }
-        for port in &self.ports {
-            xdp.add_port(&port.stats()?);
+        for socket in &self.sockets {
+            xdp.add_socket(&socket.stats()?);
         }
         stats.polls = xdp.sleeps;
-        stats.recv_calls = xdp.port.kicks;
-        stats.recv_bytes = xdp.port.bytes;
+        stats.recv_calls = xdp.socket.kicks;
+        stats.recv_bytes = xdp.socket.bytes;
         Ok((stats, xdp))
     }
 
@@ -242,7 +242,11 @@ impl Worker {
         let blocked = streams.any(|entry| entry.stream.is_blocked());
         let longest = if blocked { BLOCKED } else { SLEEP };
         let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
-        let mut watched: Vec<_> = self.ports.iter().map(|port| readable(port.fd())).collect();
+        let mut watched: Vec<_> = self
+            .sockets
+            .iter()
+            .map(|socket| readable(socket.fd()))
+            .collect();
         watched.push(readable(self.table.poller.as_fd()));
         self.table.xdp.sleeps += 1;
         sleep::until_ready(&mut watched, longest)
@@ -261,7 +265,7 @@ impl Worker {
             self.table.remove(number, &ending);
         }
         let sums = self.sum_up();
-        close(self.ports);
+        close(self.sockets);
         sums
     }
 }
@@ -276,16 +280,16 @@ fn pause(pauses: u32) -> Duration {
 
 /// Closes the sockets, several at a time. Each close waits milliseconds for the kernel
 /// (`synchronize_net` in `xsk_unbind_dev`); parallel closes share that wait.
-fn close(mut ports: Vec<Port>) {
+fn close(mut sockets: Vec<XskRxSocket>) {
     const AT_A_TIME: usize = 16;
-    let each = ports.len().div_ceil(AT_A_TIME);
+    let each = sockets.len().div_ceil(AT_A_TIME);
     thread::scope(|scope| {
-        while ports.len() > each {
-            let some = ports.split_off(ports.len() - each);
+        while sockets.len() > each {
+            let some = sockets.split_off(sockets.len() - each);
             // Without a thread, close them here.
             let _ = thread::Builder::new().spawn_scoped(scope, move || drop(some));
         }
-        drop(ports);
+        drop(sockets);
     });
 }
 

@@ -11,7 +11,7 @@ use penstock_log::Log;
 use penstock_transport::Nanos;
 use penstock_wire::handshake::{AckLevel, Path};
 use penstock_wire::packet::{Data, StreamKey};
-use penstock_xsk::{Endpoint, Headers, prefetch};
+use penstock_xsk::{Endpoint, FrameTemplate, prefetch};
 use zerocopy::IntoBytes;
 
 use super::{Polling, Worker, WorkerConfig};
@@ -168,7 +168,7 @@ impl SocketlessWorker {
 /// A frame as the broker's interface gets it: headers from one end to another, a packet.
 #[must_use]
 pub fn frame(from: &Endpoint, to: &Endpoint, header: &Data, payload: &[u8]) -> Vec<u8> {
-    let headers = Headers::new(from, to);
+    let headers = FrameTemplate::new(from, to);
     let mut frame = vec![0; headers.len()];
     let parts = [header.as_bytes(), payload];
     headers.write(&mut frame, &parts);

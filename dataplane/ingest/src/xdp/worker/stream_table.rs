@@ -14,7 +14,7 @@ use penstock_wire::packet::{
 };
 use penstock_wire::reply::Fault;
 use penstock_xsk::frame;
-use penstock_xsk::{MAX_BUFFERS, Parts, Pieces};
+use penstock_xsk::{FragmentReader, Fragments, MAX_BUFFERS};
 use quanta::Clock;
 use tracing::{debug, warn};
 use zerocopy::{FromBytes, IntoBytes};
@@ -37,7 +37,7 @@ const SAMPLE: u64 = 61;
 const MIN_WINDOW: u64 = FIRST_CREDIT;
 const MAX_WINDOW: u64 = 4 << 20;
 
-/// All but the ports: what a packet changes.
+/// The state of a worker apart from its sockets.
 #[derive(Debug)]
 pub(super) struct StreamTable {
     pub(super) config: WorkerConfig,
@@ -115,36 +115,36 @@ impl StreamTable {
         Timestamp::from_nanos(self.clock.delta_as_nanos(self.start, self.clock.raw()))
     }
 
-    /// A datagram came to a port. It is one packet, or a row of them: where a kernel leaves it to the
-    /// interface to cut a long buffer apart (`UDP_SEGMENT`), a generic program comes before that.
-    pub(super) fn datagram(&mut self, port: usize, buffers: &[&[u8]], now: Timestamp) {
-        let total = buffers.iter().map(|part| part.len()).sum();
+    /// Handles a datagram that arrived on a socket. It has one packet or several: if the kernel leaves
+    /// segmentation (`UDP_SEGMENT`) to the interface, a generic XDP program runs before it.
+    pub(super) fn datagram(&mut self, socket: usize, buffers: &[&[u8]], now: Timestamp) {
+        let total = buffers.iter().map(|fragment| fragment.len()).sum();
         let Some(datagram) = frame::parse(buffers[0], total) else {
             self.xdp.malformed += 1;
             return;
         };
-        let mut pieces = Pieces::new(buffers, datagram.start, datagram.len);
+        let mut reader = FragmentReader::new(buffers, datagram.start, datagram.len);
         let arrival = Arrival {
-            port,
+            socket,
             frame: buffers[0],
             datagram: &datagram,
             now,
         };
         let mut whole = true;
-        while whole && !pieces.is_empty() {
-            whole = self.packet(arrival, &mut pieces);
+        while whole && !reader.is_empty() {
+            whole = self.packet(arrival, &mut reader);
         }
     }
 
     /// The next packet of a datagram. Returns whether the one behind it can be found.
-    fn packet(&mut self, arrival: Arrival<'_>, pieces: &mut Pieces<'_>) -> bool {
+    fn packet(&mut self, arrival: Arrival<'_>, reader: &mut FragmentReader<'_>) -> bool {
         let start = self.sample();
         // Read where it lies, if that is one buffer: nobody writes to a frame that was received.
         let copy;
-        let header = match pieces.take_whole(DATA_LEN) {
+        let header = match reader.take_whole(DATA_LEN) {
             Some(whole) => Data::ref_from_bytes(whole).expect("of its length"),
             None => {
-                let Some(bytes) = pieces.take_array::<DATA_LEN>() else {
+                let Some(bytes) = reader.take_array::<DATA_LEN>() else {
                     return self.malformed();
                 };
                 copy = Data::read_from_bytes(&bytes).expect("of its length");
@@ -152,22 +152,22 @@ impl StreamTable {
             }
         };
         let tag: Option<Tag> = match header.is_sealed() {
-            true => match pieces.take_array() {
+            true => match reader.take_array() {
                 Some(tag) => Some(tag),
                 None => return self.malformed(),
             },
             false => None,
         };
-        let (whole, mut parts): ([&[u8]; 1], Parts<'_>);
-        let rest: &[&[u8]] = if let Some(rest) = pieces.take_whole(header.rest_len()) {
+        let (whole, mut fragments): ([&[u8]; 1], Fragments<'_>);
+        let rest: &[&[u8]] = if let Some(rest) = reader.take_whole(header.rest_len()) {
             whole = [rest];
             &whole
         } else {
-            parts = [&[]; MAX_BUFFERS];
-            let Some(count) = pieces.take(header.rest_len(), &mut parts) else {
+            fragments = [&[]; MAX_BUFFERS];
+            let Some(count) = reader.take(header.rest_len(), &mut fragments) else {
                 return self.malformed();
             };
-            &parts[..count]
+            &fragments[..count]
         };
         let known = self.number_of(header.stream());
         let packet = Packet { header, tag, rest };
@@ -257,7 +257,7 @@ impl StreamTable {
             self.xdp.unknown_stream += 1;
             return None;
         };
-        self.adopt(opened, filter_entry, arrival.port, arrival.now)
+        self.adopt(opened, filter_entry, arrival.socket, arrival.now)
     }
 
     /// Records where the newest packet of a stream came from.
@@ -342,7 +342,7 @@ impl StreamTable {
         }
     }
 
-    /// Hands each ACK that is due to `send`, with the number of its port; returns whether there was one.
+    /// Passes each due ACK to `send`, with the index of its socket; returns whether there was one.
     pub(super) fn write_acks(
         &mut self,
         now: Timestamp,
@@ -362,7 +362,7 @@ impl StreamTable {
                 return false;
             };
             if let Some(len) = entry.stream.ack(now, feedback, frame) {
-                send(entry.stream.route.port(), &frame[..len]);
+                send(entry.stream.route.socket(), &frame[..len]);
                 xdp.acks += 1;
             }
             entry.dirty = entry.stream.ack_due().is_some();
@@ -375,7 +375,7 @@ impl StreamTable {
         &mut self,
         opened: AcceptedStream,
         filter_entry: FilterEntry,
-        port: usize,
+        socket: usize,
         now: Timestamp,
     ) -> Option<usize> {
         let writer = self.writers.join(&opened.admission.log);
@@ -385,7 +385,7 @@ impl StreamTable {
         });
         debug!(peer = %opened.peer, "first packet of a stream");
         let claims = &self.shared.claims;
-        let stream = Stream::new(opened, filter_entry, claims, port, MIN_WINDOW, now);
+        let stream = Stream::new(opened, filter_entry, claims, socket, MIN_WINDOW, now);
         // It is deleted in `remove`, before its number is free.
         let edges = Interest::READABLE.edges();
         if let Err(error) = self.poller.add(stream.control.socket(), number, edges) {
@@ -435,7 +435,7 @@ impl StreamTable {
         }
     }
 
-    /// Each stream gets its part of what the rings hold.
+    /// Gives each stream its share of the capacity of the rings.
     fn rebalance_windows(&mut self) {
         let window = self.window();
         for entry in self.streams.iter_mut().flatten() {
@@ -504,10 +504,10 @@ fn check(
     match (keys, tag) {
         (None, None) => header.parse(rest),
         (Some(keys), Some(tag)) => {
-            let mut parts: [&[u8]; MAX_BUFFERS + 1] = [&[]; MAX_BUFFERS + 1];
-            parts[0] = header.as_bytes();
-            parts[1..=rest.len()].copy_from_slice(rest);
-            if !keys.verify_data(header.packet(), tag, &parts[..=rest.len()]) {
+            let mut fragments: [&[u8]; MAX_BUFFERS + 1] = [&[]; MAX_BUFFERS + 1];
+            fragments[0] = header.as_bytes();
+            fragments[1..=rest.len()].copy_from_slice(rest);
+            if !keys.verify_data(header.packet(), tag, &fragments[..=rest.len()]) {
                 return Err(Invalid::Seal);
             }
             header.parse_sealed(header.rest_len())

@@ -1,4 +1,4 @@
-//! A worker without ports, given frames from memory.
+//! A worker without sockets, given frames from memory.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -11,7 +11,7 @@ use penstock_wire::batch::{self, Header};
 use penstock_wire::handshake::{AckLevel, Path};
 use penstock_wire::packet::{BatchInfo, Chunk, DATA_LEN, Data, Feedback, StreamKey};
 use penstock_xsk::frame;
-use penstock_xsk::{Endpoint, Headers};
+use penstock_xsk::{Endpoint, FrameTemplate};
 use tempfile::TempDir;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -35,7 +35,7 @@ const KEY: StreamKey = StreamKey {
 /// The publisher's host: the peer of the control connection, as far as the worker knows.
 const PUBLISHER: u8 = 2;
 
-/// A worker without ports, and a stream that waits for its first packet.
+/// A worker without sockets, and a stream that waits for its first packet.
 struct Bench {
     worker: Worker,
     log: Arc<Log>,
@@ -169,7 +169,7 @@ fn frame(from: u8, header: &Data, payload: &[u8]) -> Vec<u8> {
         mac: [host; 6],
         address: address(host),
     };
-    let headers = Headers::new(&end(from), &end(1));
+    let headers = FrameTemplate::new(&end(from), &end(1));
     let mut frame = vec![0; headers.len()];
     let parts = [header.as_bytes(), payload];
     headers.write(&mut frame, &parts);
