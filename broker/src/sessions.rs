@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 use penstock_ingest::session::admission::{
-    Admission, Admit, Asked, Lease, Outcome, Refused, SessionState, StreamState,
+    Admission, Admit, Lease, Outcome, Refused, SessionState, StreamRequest, StreamState,
 };
 use penstock_ingest::session::peer::Tenant;
 use penstock_ingest::session::shares::{Exceeded, Shares, Use};
@@ -124,7 +124,7 @@ impl Sessions {
     }
 
     /// Whether the stream may be opened, as far as that is known without its log.
-    fn check_session(&self, asked: &Asked<'_>) -> Result<(), Refused> {
+    fn check_session(&self, asked: &StreamRequest<'_>) -> Result<(), Refused> {
         let Request {
             session: key,
             stream: number,
@@ -163,7 +163,7 @@ impl Sessions {
 
     /// Ensures that one more stream of this session, or of a new one, can be remembered. If necessary
     /// it drops another session without open streams, first one that committed nothing.
-    fn make_room(&mut self, asked: &Asked<'_>) -> Result<(), Refused> {
+    fn make_room(&mut self, asked: &StreamRequest<'_>) -> Result<(), Refused> {
         let key = asked.request.session;
         let session = self.sessions.get(&key);
         if session.is_some_and(|s| s.opened_streams.contains_key(&asked.request.stream)) {
@@ -236,7 +236,7 @@ impl Sessions {
 
     /// The session's key, and the stream's place in it. The caller has checked the request and made
     /// room.
-    fn join(&mut self, topic: &Topic, asked: &Asked<'_>) -> Result<(u64, Lease), Refused> {
+    fn join(&mut self, topic: &Topic, asked: &StreamRequest<'_>) -> Result<(u64, Lease), Refused> {
         let request = asked.request;
         let key = match request.session {
             0 => self.new_key(topic, asked)?,
@@ -275,7 +275,7 @@ impl Sessions {
     }
 
     /// A key for a new session.
-    fn new_key(&self, topic: &Topic, asked: &Asked<'_>) -> Result<u64, Refused> {
+    fn new_key(&self, topic: &Topic, asked: &StreamRequest<'_>) -> Result<u64, Refused> {
         loop {
             let random = random()?;
             let key = match asked.key {
@@ -291,12 +291,12 @@ impl Sessions {
 }
 
 impl Admit for Sessions {
-    fn check(&mut self, asked: &Asked<'_>) -> Result<(), Refused> {
+    fn check(&mut self, asked: &StreamRequest<'_>) -> Result<(), Refused> {
         self.topics.check(asked)?;
         self.check_session(asked)
     }
 
-    fn admit(&mut self, asked: &Asked<'_>) -> Result<Outcome, Refused> {
+    fn admit(&mut self, asked: &StreamRequest<'_>) -> Result<Outcome, Refused> {
         // Checked again, because the publisher may have waited for its topic.
         self.check_session(asked)?;
         self.make_room(asked)?;
@@ -320,7 +320,7 @@ impl Admit for Sessions {
         })))
     }
 
-    fn has_news(&mut self) -> bool {
+    fn topics_changed(&mut self) -> bool {
         self.topics.take_news()
     }
 
@@ -461,13 +461,13 @@ mod tests {
         }
 
         /// The result for a stream, once its topic is open.
-        fn ask(&mut self, asked: &Asked<'_>) -> Result<Admission, Refused> {
+        fn ask(&mut self, asked: &StreamRequest<'_>) -> Result<Admission, Refused> {
             self.sessions.check(asked)?;
             match self.sessions.admit(asked)? {
                 Outcome::Admitted(admission) => return Ok(*admission),
                 Outcome::TopicOpening => self.work(),
             }
-            assert!(self.sessions.has_news());
+            assert!(self.sessions.topics_changed());
             match self.sessions.admit(asked)? {
                 Outcome::Admitted(admission) => Ok(*admission),
                 Outcome::TopicOpening => panic!("the topic is open"),
@@ -500,8 +500,8 @@ mod tests {
         request: &'a Request,
         host: u8,
         key: Option<&'a Key>,
-    ) -> Asked<'a> {
-        Asked {
+    ) -> StreamRequest<'a> {
+        StreamRequest {
             topic,
             request,
             tenant: Tenant {
@@ -555,7 +555,7 @@ mod tests {
         };
         let busy = bench.admit("a", &resume(3)).unwrap_err();
         assert_eq!(busy.refusal, Refusal::Busy);
-        assert!(first.lease.is_wanted());
+        assert!(first.lease.is_superseded());
         drop(first.lease);
         let lie = bench.admit("a", &resume(6)).unwrap_err();
         assert!(lie.text.contains("not 6"), "{lie}");
@@ -715,7 +715,7 @@ mod tests {
             let join = request(first.session, 1);
             let stolen = bench.ask(&asked("a", &join, 1, Some(&yours)));
             assert_eq!(stolen.unwrap_err().refusal, Refusal::Session);
-            assert!(!first.lease.is_wanted(), "its owner is not disturbed");
+            assert!(!first.lease.is_superseded(), "its owner is not disturbed");
             bench.ask(&asked("a", &join, 1, Some(&mine))).unwrap();
             first.session
         };
@@ -751,7 +751,7 @@ mod tests {
         let key = Key::new(&[1; 32]);
         let first = request(0, 0);
         let remote = asked("trades.eu", &first, 1, None);
-        let local = Asked {
+        let local = StreamRequest {
             is_local: true,
             ..remote
         };

@@ -2,7 +2,7 @@
 
 use clap::ValueEnum;
 use penstock_auth::TopicPattern;
-use penstock_ingest::session::admission::{Asked, Refused};
+use penstock_ingest::session::admission::{Refused, StreamRequest};
 use penstock_wire::handshake::Refusal;
 
 /// Who may create a topic by publishing to it first.
@@ -28,7 +28,7 @@ pub struct TopicPolicy {
 
 impl TopicPolicy {
     /// Whether a publisher may create the topic that it requests.
-    pub fn check(&self, asked: &Asked<'_>) -> Result<(), Refused> {
+    pub fn check(&self, asked: &StreamRequest<'_>) -> Result<(), Refused> {
         let topic = asked.topic;
         let refuse = |why: &str, flags: &str| {
             Err(Refused {

@@ -14,7 +14,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use nix::errno::Errno;
 use nix::unistd::{AccessFlags, Uid, User, access, geteuid};
 use penstock_files::{Dir, NewDir, displace};
-use penstock_ingest::session::admission::{Asked, Refused};
+use penstock_ingest::session::admission::{Refused, StreamRequest};
 use penstock_ingest::session::peer::{Host, Tenant};
 use penstock_ingest::session::shares::{Exceeded, Shares, Use};
 use penstock_log::{Access, Log, LogOptions, Lost};
@@ -160,7 +160,7 @@ impl Topics {
     }
 
     /// Whether a publisher may have the topic that it requests. Creates nothing.
-    pub fn check(&self, asked: &Asked<'_>) -> Result<(), Refused> {
+    pub fn check(&self, asked: &StreamRequest<'_>) -> Result<(), Refused> {
         let table = self.lock();
         match table.topics.get(asked.topic).map(|entry| &entry.state) {
             Some(State::Open(_) | State::Opening) => Ok(()),
@@ -174,7 +174,7 @@ impl Topics {
     /// [`Self::take_news`] reports when that has finished.
     pub fn find_or_open(
         &self,
-        asked: &Asked<'_>,
+        asked: &StreamRequest<'_>,
         jobs: &Sender<Job>,
     ) -> Result<Option<Topic>, Refused> {
         self.check(asked)?;
@@ -231,7 +231,7 @@ impl Topics {
     fn make_room(
         &self,
         table: &mut Table,
-        asked: &Asked<'_>,
+        asked: &StreamRequest<'_>,
         jobs: &Sender<Job>,
     ) -> Result<(), Refused> {
         let Err(exceeded) = table.shares.check(&asked.tenant) else {
@@ -461,7 +461,7 @@ fn send(jobs: &Sender<Job>, job: Job) -> Result<(), Refused> {
     })
 }
 
-fn refuse(asked: &Asked<'_>, exceeded: Exceeded, max: usize) -> Refused {
+fn refuse(asked: &StreamRequest<'_>, exceeded: Exceeded, max: usize) -> Refused {
     let topic = asked.topic;
     let text = match exceeded {
         Exceeded::Total => {

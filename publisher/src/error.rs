@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use penstock_auth::Unproven;
+use penstock_auth::AuthError;
 use penstock_transport::AckFault;
 use penstock_wire::handshake::{BadTopic, Refusal, WelcomeError};
 use penstock_wire::reply::InvalidReply;
@@ -63,7 +63,7 @@ pub enum Error {
         /// The broker.
         broker: String,
         /// What failed.
-        source: Unproven,
+        source: AuthError,
     },
     /// The stream was accepted without the key.
     #[error(

@@ -1,4 +1,4 @@
-//! The handshake, and the channel that comes out of it. No I/O; its randomness is the system's.
+//! The handshake, and the channel that results from it. No I/O; randomness comes from the system.
 
 use penstock_wire::auth_handshake::{
     AuthHandshakeError, AuthInit, AuthResponse, NOISE_LEN, Preamble, SEAL_LEN,
@@ -12,21 +12,21 @@ use super::key::Key;
 /// The Noise protocol: pattern NN with the pre-shared key mixed in before anything else.
 pub const SUITE: &str = "Noise_NNpsk0_25519_ChaChaPoly_BLAKE2s";
 
-/// The other end did not prove that it holds the key.
+/// A failed handshake or an invalid message.
 #[derive(Debug, Error, PartialEq, Eq, Clone)]
-pub enum Unproven {
-    /// It holds another key, or somebody changed what was said.
+pub enum AuthError {
+    /// The other end does not hold the key, or a message was changed.
     #[error("the other end does not hold this key, or what it said was changed on the way")]
     Wrong,
-    /// It speaks another version.
+    /// The message is invalid, for example of another version.
     #[error(transparent)]
     Other(#[from] AuthHandshakeError),
-    /// Without random numbers there is no handshake.
+    /// The host provides no random numbers.
     #[error("this host gives no random numbers")]
     Random,
 }
 
-impl From<snow::Error> for Unproven {
+impl From<snow::Error> for AuthError {
     fn from(error: snow::Error) -> Self {
         match error {
             snow::Error::Rng => Self::Random,
@@ -40,11 +40,11 @@ impl From<snow::Error> for Unproven {
 pub struct Initiator(HandshakeState);
 
 impl Initiator {
-    /// Begins a handshake with a key; the first message is to be sent.
+    /// Starts a handshake with a key; returns its first message.
     ///
     /// # Errors
-    /// If the host gives no random numbers.
-    pub fn start(key: &Key) -> Result<(Self, AuthInit), Unproven> {
+    /// If the host provides no random numbers.
+    pub fn start(key: &Key) -> Result<(Self, AuthInit), AuthError> {
         let preamble = Preamble::new(*key.id());
         let mut noise = builder(key, &preamble).build_initiator()?;
         let mut message = [0; NOISE_LEN];
@@ -52,25 +52,24 @@ impl Initiator {
         Ok((Self(noise), AuthInit::new(preamble, message)))
     }
 
-    /// Ends it with the broker's answer.
+    /// Completes the handshake with the broker's answer.
     ///
     /// # Errors
-    /// [`Unproven`] when the answer does not come from a holder of the key.
-    pub fn finish(mut self, answer: &AuthResponse) -> Result<Channel, Unproven> {
+    /// [`AuthError`] when the answer does not come from a holder of the key.
+    pub fn finish(mut self, answer: &AuthResponse) -> Result<Channel, AuthError> {
         self.0.read_message(answer.parse()?, &mut [])?;
         Ok(Channel(self.0.into_transport_mode()?))
     }
 }
 
-/// The broker's part: one message in, one out. Costs only a few hashes if the other end does not
-/// hold the key.
+/// The broker's side: one message in, one out. Costs only a few hashes if the other end does not hold the key.
 ///
-/// That the answer is sent does not mean that the other end is there: a recorded [`AuthInit`] gets one as
-/// well. What is opened with the [`Channel`] comes from a holder of the key, and is new.
+/// An answer does not prove that the other end is a live holder of the key: a recorded [`AuthInit`] gets one as
+/// well. A message that the [`Channel`] opens does prove it.
 ///
 /// # Errors
-/// [`Unproven`] when it does not come from a holder of the key.
-pub fn respond(key: &Key, init: &AuthInit) -> Result<(Channel, AuthResponse), Unproven> {
+/// [`AuthError`] when it does not come from a holder of the key.
+pub fn respond(key: &Key, init: &AuthInit) -> Result<(Channel, AuthResponse), AuthError> {
     let (preamble, _, message) = init.parse()?;
     let mut noise = builder(key, preamble).build_responder()?;
     noise.read_message(message, &mut [])?;
@@ -89,7 +88,7 @@ fn builder<'a>(key: &'a Key, preamble: &'a Preamble) -> Builder<'a> {
         .expect("each is set once")
 }
 
-/// Seals and opens messages between both ends, each direction with a key of its own. They must be
+/// Seals and opens messages between both ends, with a separate key for each direction. Messages must be
 /// opened in the order in which they were sealed.
 #[derive(Debug)]
 pub struct Channel(TransportState);
@@ -110,9 +109,9 @@ impl Channel {
     /// Opens a message of the other end.
     ///
     /// # Errors
-    /// [`Unproven`] when it is not the next that the other end sealed.
-    pub fn open(&mut self, sealed: &[u8]) -> Result<Vec<u8>, Unproven> {
-        let len = sealed.len().checked_sub(SEAL_LEN).ok_or(Unproven::Wrong)?;
+    /// [`AuthError`] when it is not the next that the other end sealed.
+    pub fn open(&mut self, sealed: &[u8]) -> Result<Vec<u8>, AuthError> {
+        let len = sealed.len().checked_sub(SEAL_LEN).ok_or(AuthError::Wrong)?;
         let mut message = vec![0; len];
         self.0.read_message(sealed, &mut message)?;
         Ok(message)
@@ -136,25 +135,25 @@ mod tests {
     }
 
     #[test]
-    fn both_ends_of_a_handshake_understand_each_other_and_nobody_else_does() {
+    fn only_both_ends_of_a_handshake_open_its_messages() {
         let (mut publisher, mut broker) = pair();
         let sealed = publisher.seal(b"hello");
         assert_eq!(broker.open(&sealed).unwrap(), b"hello");
         let sealed = broker.seal(b"welcome");
         assert_eq!(publisher.open(&sealed).unwrap(), b"welcome");
         let (_, mut another) = pair();
-        assert_eq!(another.open(&sealed), Err(Unproven::Wrong));
+        assert_eq!(another.open(&sealed), Err(AuthError::Wrong));
     }
 
     #[test]
-    fn another_key_is_noticed_by_the_first_who_can() {
+    fn a_wrong_key_is_detected_by_either_end() {
         let (_, init) = Initiator::start(&key(2)).unwrap();
-        assert_eq!(respond(&key(1), &init).unwrap_err(), Unproven::Wrong);
-        // A broker that takes any key cannot answer for it either.
+        assert_eq!(respond(&key(1), &init).unwrap_err(), AuthError::Wrong);
+        // A broker that accepts any key cannot answer for it either.
         let (publisher, _) = Initiator::start(&key(2)).unwrap();
         let (_, init) = Initiator::start(&key(1)).unwrap();
         let (_, answer) = respond(&key(1), &init).unwrap();
-        assert_eq!(publisher.finish(&answer).unwrap_err(), Unproven::Wrong);
+        assert_eq!(publisher.finish(&answer).unwrap_err(), AuthError::Wrong);
     }
 
     #[test]
@@ -163,24 +162,24 @@ mod tests {
         let (mut broker, answer) = respond(&key(1), &init).unwrap();
         let question = publisher.finish(&answer).unwrap().seal(b"question");
         let (mut again, _) = respond(&key(1), &init).unwrap();
-        assert_eq!(again.open(&question), Err(Unproven::Wrong));
+        assert_eq!(again.open(&question), Err(AuthError::Wrong));
         assert_eq!(broker.open(&question).unwrap(), b"question");
-        assert_eq!(broker.open(&question), Err(Unproven::Wrong), "twice");
+        assert_eq!(broker.open(&question), Err(AuthError::Wrong), "twice");
     }
 
     #[test]
-    fn a_recorded_broker_gets_no_question() {
+    fn a_recorded_answer_completes_no_other_handshake() {
         let (first, init) = Initiator::start(&key(1)).unwrap();
         let (_, answer) = respond(&key(1), &init).unwrap();
         first.finish(&answer).unwrap();
         let (second, _) = Initiator::start(&key(1)).unwrap();
-        assert_eq!(second.finish(&answer).unwrap_err(), Unproven::Wrong);
+        assert_eq!(second.finish(&answer).unwrap_err(), AuthError::Wrong);
     }
 
     #[test]
-    fn every_flipped_bit_is_noticed() {
+    fn every_flipped_bit_is_detected() {
         let (_, init) = Initiator::start(&key(1)).unwrap();
-        // The magic is looked at before this.
+        // The magic is checked earlier.
         for bit in 32..init.as_bytes().len() * 8 {
             let mut bytes = init.as_bytes().to_vec();
             bytes[bit / 8] ^= 1 << (bit % 8);
@@ -205,26 +204,26 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_sealed_is_opened_once_and_in_order(messages in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..300), 1..8), bit: usize) {
+        fn sealed_messages_open_once_and_in_order(messages in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..300), 1..8), bit: usize) {
             let (mut publisher, mut broker) = pair();
             let sealed: Vec<_> = messages.iter().map(|message| publisher.seal(message)).collect();
             if let Some(second) = sealed.get(1) {
-                prop_assert_eq!(broker.open(second), Err(Unproven::Wrong));
+                prop_assert_eq!(broker.open(second), Err(AuthError::Wrong));
             }
             for (sealed, message) in sealed.iter().zip(&messages) {
                 let mut flipped = sealed.clone();
                 let bit = bit % (flipped.len() * 8);
                 flipped[bit / 8] ^= 1 << (bit % 8);
-                prop_assert_eq!(broker.open(&flipped), Err(Unproven::Wrong));
-                prop_assert_eq!(broker.open(&sealed[..sealed.len() - 1]), Err(Unproven::Wrong));
+                prop_assert_eq!(broker.open(&flipped), Err(AuthError::Wrong));
+                prop_assert_eq!(broker.open(&sealed[..sealed.len() - 1]), Err(AuthError::Wrong));
                 prop_assert_eq!(&broker.open(sealed).unwrap(), message);
             }
         }
 
         #[test]
-        fn arbitrary_bytes_prove_nothing(init: [u8; size_of::<AuthInit>()], sealed in prop::collection::vec(any::<u8>(), 0..300)) {
+        fn arbitrary_bytes_authenticate_nothing(init: [u8; size_of::<AuthInit>()], sealed in prop::collection::vec(any::<u8>(), 0..300)) {
             prop_assert!(respond(&key(1), &AuthInit::read_from_bytes(&init).unwrap()).is_err());
-            prop_assert_eq!(pair().1.open(&sealed), Err(Unproven::Wrong));
+            prop_assert_eq!(pair().1.open(&sealed), Err(AuthError::Wrong));
         }
     }
 }

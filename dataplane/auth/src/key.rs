@@ -1,4 +1,4 @@
-//! A shared secret, and what is derived from it for one purpose each.
+//! A shared secret, and the values derived from it, one for each purpose.
 
 use std::fmt;
 
@@ -10,10 +10,10 @@ use zeroize::Zeroizing;
 /// Bytes of a secret.
 pub(super) const SECRET_LEN: usize = 32;
 
-/// Names a key on the wire without telling anything of it.
+/// Names a key on the wire without revealing anything about it.
 pub type KeyId = [u8; KEY_ID_LEN];
 
-/// What a shared secret is good for. The secret itself is not kept.
+/// Values derived from a shared secret. The secret itself is not kept.
 #[derive(Clone)]
 pub struct Key {
     id: KeyId,
@@ -22,7 +22,7 @@ pub struct Key {
 }
 
 impl Key {
-    /// Derives what is needed from a secret, which must be random.
+    /// Derives the values from a secret, which must be random.
     #[must_use]
     pub fn new(secret: &[u8; SECRET_LEN]) -> Self {
         let derived = |purpose: &str| Zeroizing::new(mac(secret, &[purpose.as_bytes()]));
@@ -35,7 +35,7 @@ impl Key {
         }
     }
 
-    /// The key's number, by which the broker finds it.
+    /// The key's id, by which the broker finds it.
     #[must_use]
     pub fn id(&self) -> &KeyId {
         &self.id
@@ -46,10 +46,10 @@ impl Key {
         &self.handshake
     }
 
-    /// The session of this key on a topic that a random number stands for.
+    /// A session number of this key on a topic, derived from a random number.
     ///
-    /// Half of a session's number is a keyed hash of the other half: a broker that was restarted
-    /// sees whose session it was, so that no other key takes it up, without keeping any account.
+    /// Half of a session's number is a keyed hash of the other half. So a restarted broker recognises the owner
+    /// of a session without any stored state, and refuses other keys.
     #[must_use]
     pub fn session(&self, random: u32, topic: &str) -> u64 {
         let hash = mac(&self.sessions, &[&random.to_le_bytes(), topic.as_bytes()]);
@@ -57,7 +57,7 @@ impl Key {
         (u64::from(random) << 32) | u64::from(u32::from_le_bytes([a, b, c, d]))
     }
 
-    /// Whether a session is one of this key on the topic.
+    /// Whether a session on the topic belongs to this key.
     #[must_use]
     pub fn owns(&self, session: u64, topic: &str) -> bool {
         self.session((session >> 32) as u32, topic) == session
@@ -67,7 +67,7 @@ impl Key {
 /// A new random secret.
 ///
 /// # Errors
-/// If the system gives no random numbers.
+/// If the system provides no random numbers.
 pub fn generate() -> Result<Zeroizing<[u8; SECRET_LEN]>, getrandom::Error> {
     let mut secret = Zeroizing::new([0; SECRET_LEN]);
     getrandom::fill(secret.as_mut())?;
@@ -92,7 +92,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn nothing_of_a_key_is_shown() {
+    fn debug_output_reveals_nothing_of_a_key() {
         let key = Key::new(&[0xab; SECRET_LEN]);
         assert_eq!(format!("{key:?}"), "Key { .. }");
         let ids = [1, 2].map(|byte| *Key::new(&[byte; SECRET_LEN]).id());

@@ -11,21 +11,21 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::session::handshake::{ServerHandshake, Step};
 
-/// What comes over connections: hello, welcome, batch header, reply, and messages inside a batch.
+/// Input of connections: hello, welcome, batch header, reply, and messages inside a batch.
 pub fn framing(data: &[u8]) {
     let mut handshake = ServerHandshake::new();
     let mut rest = data;
     while !rest.is_empty() {
-        let wanted = handshake.wanted();
-        assert!(!wanted.is_empty());
-        // In pieces, as a network delivers them.
-        let len = wanted.len().min(rest.len()).min(13);
-        wanted[..len].copy_from_slice(&rest[..len]);
+        let buffer = handshake.missing();
+        assert!(!buffer.is_empty());
+        // In pieces, as a network may deliver them.
+        let len = buffer.len().min(rest.len()).min(13);
+        buffer[..len].copy_from_slice(&rest[..len]);
         rest = &rest[len..];
-        match handshake.received(len, None) {
-            Ok(Step::More) => {}
-            Ok(Step::Say(_)) => unreachable!("there are no keys"),
-            Ok(Step::Ask(_, topic)) => {
+        match handshake.advance(len, None) {
+            Ok(Step::NeedMore) => {}
+            Ok(Step::Send(_)) => unreachable!("there are no keys"),
+            Ok(Step::Request(_, topic)) => {
                 assert!((1..=MAX_TOPIC_LEN).contains(&topic.len()));
                 assert!(!topic.starts_with('.') && !topic.contains('/'));
                 break;
@@ -54,8 +54,8 @@ pub fn framing(data: &[u8]) {
     assert!(total <= data.len());
 }
 
-/// What a publisher without a key can say to a broker with keys, and files of keys. The first byte
-/// is where in a good opening it begins: the bytes behind it are laid over that one.
+/// Input of a publisher without a key to a broker with keys, and key files. The first byte is an offset in a
+/// valid handshake; the other bytes overwrite the handshake from there on.
 pub fn opening(data: &[u8]) {
     let _ = Grants::parse("keys".as_ref(), &String::from_utf8_lossy(data));
     let Some((at, bytes)) = data.split_first() else {
@@ -67,23 +67,23 @@ pub fn opening(data: &[u8]) {
     let (publisher, init) = Initiator::start(&key).expect("random numbers");
     let (_, answer) = respond(&key, &init).expect("the same key");
     let mut channel = publisher.finish(&answer).expect("the same key");
-    let question = channel.seal(&[0; SEALED_HELLO_LEN - SEAL_LEN]);
-    let mut said = [init.as_bytes(), &question].concat();
-    let covered = said.iter_mut().skip(usize::from(*at)).zip(bytes);
+    let hello = channel.seal(&[0; SEALED_HELLO_LEN - SEAL_LEN]);
+    let mut sent = [init.as_bytes(), &hello].concat();
+    let covered = sent.iter_mut().skip(usize::from(*at)).zip(bytes);
     covered.for_each(|(byte, other)| *byte = *other);
 
     let mut handshake = ServerHandshake::new();
-    let mut rest = &said[..];
+    let mut rest = &sent[..];
     while !rest.is_empty() {
-        let wanted = handshake.wanted();
-        let len = wanted.len().min(rest.len());
-        wanted[..len].copy_from_slice(&rest[..len]);
+        let buffer = handshake.missing();
+        let len = buffer.len().min(rest.len());
+        buffer[..len].copy_from_slice(&rest[..len]);
         rest = &rest[len..];
-        match handshake.received(len, Some(&grants)) {
-            Ok(Step::More) => {}
-            // The first message alone may be a recorded one; what follows is not of this handshake.
-            Ok(Step::Say(_)) => assert_eq!(said[..AUTH_INIT_LEN], *init.as_bytes()),
-            Ok(Step::Ask(..)) => panic!("opened without a key"),
+        match handshake.advance(len, Some(&grants)) {
+            Ok(Step::NeedMore) => {}
+            // The first message alone may be a recorded one; what follows belongs to another handshake.
+            Ok(Step::Send(_)) => assert_eq!(sent[..AUTH_INIT_LEN], *init.as_bytes()),
+            Ok(Step::Request(..)) => panic!("opened without a key"),
             Err(_) => return,
         }
         assert!(handshake.grant().is_none());

@@ -1,4 +1,4 @@
-//! A stream after its handshake, and the queue in which a worker finds it.
+//! A stream after its handshake, and the queue from which a worker takes it.
 
 use std::io;
 use std::net::{SocketAddr, TcpStream};
@@ -19,7 +19,7 @@ pub(crate) struct AcceptedStream {
     pub(crate) peer: SocketAddr,
     pub(crate) buffers: EffectiveBuffers,
     pub(crate) admission: Admission,
-    /// Of its packets, over xdp, if they are authenticated.
+    /// Keys of its packets and frames, if they are authenticated.
     pub(crate) keys: Option<Arc<PacketKeys>>,
 }
 
@@ -28,12 +28,12 @@ pub(crate) struct AcceptedStream {
 pub struct StreamQueue {
     sender: Sender<AcceptedStream>,
     poller: Arc<Poller>,
-    /// Streams that the worker has or is about to get.
+    /// Number of streams in the queue or served by the worker.
     load: Arc<AtomicUsize>,
 }
 
 impl StreamQueue {
-    /// A queue whose worker waits with `poller`.
+    /// A queue for the worker that waits on `poller`.
     pub(crate) fn new(poller: Arc<Poller>) -> (Self, Receiver<AcceptedStream>) {
         let (sender, receiver) = crossbeam_channel::unbounded();
         let queue = Self {
@@ -57,7 +57,7 @@ impl StreamQueue {
         self.poller.notify()
     }
 
-    /// The worker has one stream less.
+    /// Notes that the worker has ended a stream.
     pub(crate) fn stream_ended(&self) {
         self.load.fetch_sub(1, Ordering::Relaxed);
     }

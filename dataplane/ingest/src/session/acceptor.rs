@@ -1,7 +1,7 @@
-//! The accept loop: sizes socket buffers, speaks the handshake, queues connections to workers.
+//! The accept loop: sets socket buffers, runs the handshake, queues connections to workers.
 //!
-//! Silent and slow peers stay here, where they cost one small entry each; a worker only ever sees
-//! a connection that has been admitted.
+//! Silent and slow peers stay here, where each costs one small entry; a worker sees only connections that
+//! have been admitted.
 
 mod admit;
 mod answer;
@@ -21,12 +21,13 @@ use std::time::{Duration, Instant};
 use penstock_auth::Keys;
 use penstock_runtime::poller::{Events, Interest, Poller};
 use penstock_runtime::profile::Rounds;
+use slab::Slab;
 use socket2::{SockRef, TcpKeepalive};
 use tracing::{debug, warn};
 
 use self::listener::is_about_the_peer;
 pub use self::listener::listen;
-use self::pending_handshake::{PendingHandshake, is_pending, tenant_of};
+use self::pending_handshake::{HandshakeId, PendingHandshake, tenant_of};
 use super::accepted_stream::StreamQueue;
 use super::admission::Admit;
 use super::buffers::RequestedBuffers;
@@ -42,14 +43,15 @@ const LISTENER: usize = usize::MAX - 1;
 /// Pause after accept failed for lack of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Interval of time-based work.
-const TICK: Duration = Duration::from_secs(1);
+const TICK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Limits on what peers may take.
+/// Limits on what peers may use.
 #[derive(Debug, Clone)]
 pub struct Limits {
     /// Open streams, all workers together.
     pub max_connections: usize,
-    /// Connections that have not finished their handshake; the oldest of the host with most goes first.
+    /// Connections that have not finished their handshake. Beyond this limit the acceptor closes the oldest
+    /// one of the host with most.
     pub max_handshakes: usize,
     /// Time limit for a handshake.
     pub handshake_timeout: Duration,
@@ -80,7 +82,7 @@ pub struct DatagramPath {
 /// The accept loop.
 pub struct Acceptor<A> {
     listener: TcpListener,
-    wanted: RequestedBuffers,
+    buffers: RequestedBuffers,
     limits: Limits,
     admit: A,
     workers: Vec<StreamQueue>,
@@ -90,17 +92,16 @@ pub struct Acceptor<A> {
     packet_auth: bool,
     shared: Arc<Shared>,
     poller: Arc<Poller>,
-    /// Shows other threads that the loop makes progress.
+    /// Counts rounds of the loop, so that other threads see progress.
     rounds: Rounds,
-    handshakes: Vec<Option<PendingHandshake>>,
-    free: Vec<usize>,
-    /// Newcomers by age: key and number.
-    by_age: VecDeque<(usize, u64)>,
+    handshakes: Slab<PendingHandshake>,
+    /// Pending handshakes by age.
+    by_age: VecDeque<HandshakeId>,
     /// The same by host, without connections that wait for their topic: each of those has a permit, so
     /// there are no more of them than streams.
-    pending: Shares<(usize, u64)>,
-    /// Connections whose topics are being opened: key and number.
-    waiting: Vec<(usize, u64)>,
+    pending: Shares<HandshakeId>,
+    /// Connections whose topics are being opened.
+    awaiting_topic: Vec<HandshakeId>,
     permits: StreamPermits,
     next_number: u64,
     next_tick: Instant,
@@ -114,7 +115,7 @@ impl<A: Admit> Acceptor<A> {
     /// If the kernel gives no epoll instance.
     pub fn new(
         listener: TcpListener,
-        wanted: RequestedBuffers,
+        buffers: RequestedBuffers,
         limits: Limits,
         admit: A,
         workers: Vec<StreamQueue>,
@@ -127,7 +128,7 @@ impl<A: Admit> Acceptor<A> {
         let pending = Shares::new(limits.max_handshakes, 100);
         Ok(Self {
             listener,
-            wanted,
+            buffers,
             limits,
             admit,
             workers,
@@ -137,14 +138,13 @@ impl<A: Admit> Acceptor<A> {
             shared,
             poller,
             rounds: Rounds::default(),
-            handshakes: Vec::new(),
-            free: Vec::new(),
+            handshakes: Slab::new(),
             by_age: VecDeque::new(),
             pending,
-            waiting: Vec::new(),
+            awaiting_topic: Vec::new(),
             permits,
             next_number: 0,
-            next_tick: Instant::now() + TICK,
+            next_tick: Instant::now() + TICK_INTERVAL,
             paused_until: None,
         })
     }
@@ -169,7 +169,7 @@ impl<A: Admit> Acceptor<A> {
         Arc::clone(&self.poller)
     }
 
-    /// Accepts until `stop` is set; then the workers are woken to stop as well.
+    /// Accepts until `stop` is set.
     ///
     /// # Errors
     /// If the poller fails, which no peer can cause.
@@ -177,30 +177,28 @@ impl<A: Admit> Acceptor<A> {
         let mut events = Events::default();
         while !stop.load(Ordering::Relaxed) {
             self.rounds.count();
-            self.poller.wait(&mut events, self.patience())?;
+            self.poller.wait(&mut events, self.poll_timeout())?;
             for event in events.iter() {
                 match event.key {
                     LISTENER => self.accept_all()?,
                     key => self.on_readable(key),
                 }
             }
-            self.ask_again();
+            self.retry_waiting();
             self.expire(Instant::now())?;
         }
         self.poller.delete(&self.listener)?;
-        (0..self.handshakes.len()).for_each(|key| self.close(key));
+        self.handshakes.clear();
         Ok(())
     }
 
-    fn patience(&self) -> Duration {
+    fn poll_timeout(&self) -> Duration {
         let now = Instant::now();
-        let oldest = self.by_age.iter().find_map(|(key, number)| {
-            let pending = self.handshakes[*key].as_ref()?;
-            (pending.number == *number).then_some(pending.deadline)
-        });
+        let mut pending = self.by_age.iter().filter_map(|id| id.get(&self.handshakes));
+        let oldest = pending.next().map(|pending| pending.deadline);
         let until = [oldest, self.paused_until, Some(self.next_tick)];
         let until = until.into_iter().flatten().min();
-        until.map_or(TICK, |until| until.saturating_duration_since(now))
+        until.map_or(TICK_INTERVAL, |until| until.saturating_duration_since(now))
     }
 
     fn accept_all(&mut self) -> io::Result<()> {
@@ -208,14 +206,14 @@ impl<A: Admit> Acceptor<A> {
             match self.listener.accept() {
                 Ok((socket, peer)) => {
                     Counters::count(&self.shared.counters.accepted);
-                    if let Err(error) = self.welcome(socket, peer)
+                    if let Err(error) = self.start_handshake(socket, peer)
                         && self.shared.lines.allows()
                     {
                         warn!(%peer, %error, "cannot prepare an accepted socket; it is dropped");
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                // The peer was gone before it was accepted (accept(2), ECONNABORTED).
+                // The peer has reset the connection before accept (accept(2), ECONNABORTED).
                 Err(error) if is_about_the_peer(&error) => {}
                 Err(error) => {
                     Counters::count(&self.shared.counters.accept_failures);
@@ -230,9 +228,9 @@ impl<A: Admit> Acceptor<A> {
         }
     }
 
-    /// Sizes the socket's buffers before anything else, then waits for its hello.
-    fn welcome(&mut self, socket: TcpStream, peer: SocketAddr) -> io::Result<()> {
-        let buffers = self.wanted.apply_to_accepted(&socket)?;
+    /// Sets the socket's buffers before anything else, then waits for the peer's hello.
+    fn start_handshake(&mut self, socket: TcpStream, peer: SocketAddr) -> io::Result<()> {
+        let buffers = self.buffers.apply_to_accepted(&socket)?;
         socket.set_nonblocking(true)?;
         socket.set_nodelay(true)?;
         let keepalive = TcpKeepalive::new()
@@ -240,52 +238,49 @@ impl<A: Admit> Acceptor<A> {
             .with_interval(Duration::from_secs(10));
         SockRef::from(&socket).set_tcp_keepalive(&keepalive)?;
         if self.pending.total() >= self.pending.limit() {
-            self.make_room(&tenant_of(peer));
+            self.evict_pending(&tenant_of(peer));
         }
-        let key = self.free.pop().unwrap_or_else(|| {
-            self.handshakes.push(None);
-            self.handshakes.len() - 1
-        });
-        // It is deleted in `take`, before its key is free and before a worker watches it.
-        if let Err(error) = self.poller.add(&socket, key, Interest::READABLE) {
-            self.free.push(key);
-            return Err(error);
-        }
-        let number = self.next_number;
+        let vacant = self.handshakes.vacant_entry();
+        // `take` deletes it, before its key is free and before a worker watches it.
+        self.poller.add(&socket, vacant.key(), Interest::READABLE)?;
+        let id = HandshakeId {
+            key: vacant.key(),
+            number: self.next_number,
+        };
         self.next_number += 1;
         let deadline = Instant::now() + self.limits.handshake_timeout;
         let handshake = ServerHandshake::new();
-        self.handshakes[key] = Some(PendingHandshake {
+        vacant.insert(PendingHandshake {
             socket,
             peer,
             buffers,
             handshake,
             deadline,
-            number,
+            number: id.number,
             waiting: None,
             has_waited: false,
         });
-        self.by_age.push_back((key, number));
+        self.by_age.push_back(id);
         let tenant = tenant_of(peer);
         self.pending.charge(&tenant, 1);
         let handshakes = &self.handshakes;
-        let is_gone = |&(key, number): &(usize, u64)| !is_pending(handshakes, key, number);
-        self.pending.list(&tenant, (key, number), is_gone);
+        let is_gone = |id: &HandshakeId| !id.is_pending(handshakes);
+        self.pending.list(&tenant, id, is_gone);
         Ok(())
     }
 
     fn on_readable(&mut self, key: usize) {
-        let Some(pending) = self.handshakes[key].as_mut() else {
+        let Some(pending) = self.handshakes.get_mut(key) else {
             return;
         };
         let peer = pending.peer;
         if pending.waiting.is_some() {
-            // Only the end of the connection is reported meanwhile.
+            // While it waits for its topic, epoll reports only that the connection has ended.
             Counters::count(&self.shared.counters.handshake_closed);
             return self.close(key);
         }
         loop {
-            let got = match (&pending.socket).read(pending.handshake.wanted()) {
+            let got = match (&pending.socket).read(pending.handshake.missing()) {
                 Ok(0) => {
                     Counters::count(&self.shared.counters.handshake_closed);
                     debug!(%peer, "closed before its hello was complete");
@@ -301,40 +296,37 @@ impl<A: Admit> Acceptor<A> {
                 }
             };
             let grants = self.keys.as_ref().map(|keys| keys.grants());
-            match pending.handshake.received(got, grants.as_deref()) {
-                Ok(Step::More) => {}
-                Ok(Step::Say(bytes)) => {
-                    // A new socket has room for these few bytes; without them nothing more comes.
+            match pending.handshake.advance(got, grants.as_deref()) {
+                Ok(Step::NeedMore) => {}
+                Ok(Step::Send(bytes)) => {
+                    // A new socket has room for these few bytes; without them the handshake times out.
                     let _ = (&pending.socket).write(&bytes);
                 }
-                Ok(Step::Ask(request, topic)) => return self.admit(key, topic, request),
+                Ok(Step::Request(request, topic)) => return self.admit(key, topic, request),
                 Err(error) => {
-                    let (refusal, told) = (error.refusal(), error.told());
-                    return self.reject(key, refusal, &told, &error.to_string());
+                    let (refusal, text) = (error.refusal(), error.peer_text());
+                    return self.reject(key, refusal, &text, &error.to_string());
                 }
             }
         }
     }
 
     fn expire(&mut self, now: Instant) -> io::Result<()> {
-        while let Some((key, number)) = self.by_age.front().copied() {
-            match &self.handshakes[key] {
-                Some(pending) if pending.number == number => {
-                    if now < pending.deadline {
-                        break;
-                    }
-                    Counters::count(&self.shared.counters.handshake_timeouts);
-                    debug!(peer = %pending.peer, "said no hello in time");
-                    self.close(key);
+        while let Some(id) = self.by_age.front().copied() {
+            if let Some(pending) = id.get(&self.handshakes) {
+                if now < pending.deadline {
+                    break;
                 }
-                _ => {}
+                Counters::count(&self.shared.counters.handshake_timeouts);
+                debug!(peer = %pending.peer, "no complete hello in time");
+                self.close(id.key);
             }
             self.by_age.pop_front();
         }
         if now >= self.next_tick {
-            self.next_tick = now + TICK;
+            self.next_tick = now + TICK_INTERVAL;
             self.expire_waiting(now);
-            self.permits.look(now);
+            self.permits.refresh(now);
             self.admit.tick(now);
         }
         if self.paused_until.is_some_and(|until| now >= until) {
@@ -347,15 +339,16 @@ impl<A: Admit> Acceptor<A> {
 
     /// Drops the oldest pending connection of the site and host that have most, so that no site alone can
     /// displace others.
-    fn make_room(&mut self, pending: &Tenant) {
+    fn evict_pending(&mut self, newcomer: &Tenant) {
         let handshakes = &self.handshakes;
-        let look = |&(key, number): &(usize, u64)| match is_pending(handshakes, key, number) {
+        let check = |id: &HandshakeId| match id.is_pending(handshakes) {
             true => Use::Unused,
             false => Use::Gone,
         };
-        if let Some((_, (key, _))) = self.pending.evict(pending, Exceeded::Total, look) {
+        let evicted = self.pending.evict(newcomer, Exceeded::Total, check);
+        if let Some((_, id)) = evicted {
             Counters::count(&self.shared.counters.handshake_evictions);
-            self.close(key);
+            self.close(id.key);
         }
     }
 
@@ -364,13 +357,12 @@ impl<A: Admit> Acceptor<A> {
     }
 
     fn take(&mut self, key: usize) -> Option<PendingHandshake> {
-        let pending = self.handshakes[key].take()?;
-        // Deleting a descriptor that is not watched is no failure.
+        let pending = self.handshakes.try_remove(key)?;
+        // Best effort: the descriptor may not be watched any more.
         let _ = self.poller.delete(&pending.socket);
         if !pending.has_waited {
             self.pending.release(&tenant_of(pending.peer), 1);
         }
-        self.free.push(key);
         Some(pending)
     }
 }

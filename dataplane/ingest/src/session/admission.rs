@@ -24,16 +24,16 @@ pub trait Admit: Send {
     ///
     /// # Errors
     /// The refusal, with a text that says what to do.
-    fn check(&mut self, asked: &Asked<'_>) -> Result<(), Refused>;
+    fn check(&mut self, request: &StreamRequest<'_>) -> Result<(), Refused>;
 
     /// Opens the stream, or starts to open its topic.
     ///
     /// # Errors
     /// As [`Self::check`].
-    fn admit(&mut self, asked: &Asked<'_>) -> Result<Outcome, Refused>;
+    fn admit(&mut self, request: &StreamRequest<'_>) -> Result<Outcome, Refused>;
 
     /// Whether topics were opened, or failed to open, since the last call.
-    fn has_news(&mut self) -> bool {
+    fn topics_changed(&mut self) -> bool {
         false
     }
 
@@ -43,7 +43,7 @@ pub trait Admit: Send {
 
 /// A stream that a publisher requests.
 #[derive(Debug, Clone, Copy)]
-pub struct Asked<'a> {
+pub struct StreamRequest<'a> {
     /// A valid topic name.
     pub topic: &'a str,
     /// The request.
@@ -61,7 +61,7 @@ pub struct Asked<'a> {
 pub enum Outcome {
     /// It is open.
     Admitted(Box<Admission>),
-    /// Its topic is being opened: try again when [`Admit::has_news`] returns true.
+    /// Its topic is being opened: try again when [`Admit::topics_changed`] returns true.
     TopicOpening,
 }
 
@@ -94,7 +94,7 @@ pub struct Admission {
     pub lease: Lease,
 }
 
-/// A stream that may not.
+/// The refusal of a stream.
 #[derive(Debug, Clone, Error)]
 #[error("{text}")]
 pub struct Refused {
@@ -104,7 +104,7 @@ pub struct Refused {
     pub text: String,
 }
 
-/// What the streams of a session tell of it.
+/// State of a session, which its streams maintain.
 #[derive(Debug, Default)]
 pub struct SessionState {
     leased: AtomicUsize,
@@ -112,19 +112,19 @@ pub struct SessionState {
 }
 
 impl SessionState {
-    /// Whether a connection has one of its streams.
+    /// Whether a connection holds one of its streams.
     #[must_use]
     pub fn is_leased(&self) -> bool {
         self.leased.load(Ordering::Acquire) > 0
     }
 
-    /// Whether something was committed over it.
+    /// Whether a batch of the session was committed.
     #[must_use]
     pub fn has_commits(&self) -> bool {
         self.has_commits.load(Ordering::Acquire)
     }
 
-    /// Something was.
+    /// Notes that a batch of the session was committed.
     pub fn set_has_commits(&self) {
         // Written once: all its streams read it for each batch.
         if !self.has_commits.load(Ordering::Relaxed) {
@@ -138,7 +138,7 @@ impl SessionState {
 pub struct StreamState {
     committed: AtomicU64,
     leased: AtomicBool,
-    wanted: AtomicBool,
+    superseded: AtomicBool,
     session: Arc<SessionState>,
 }
 
@@ -162,33 +162,32 @@ impl StreamState {
         Self {
             committed: AtomicU64::new(committed),
             leased: AtomicBool::new(false),
-            wanted: AtomicBool::new(false),
+            superseded: AtomicBool::new(false),
             session,
         }
     }
 
-    /// Batches committed, as far as its last connection has told.
+    /// Batches committed, according to its last connection.
     #[must_use]
     pub fn committed(&self) -> u64 {
         self.committed.load(Ordering::Acquire)
     }
 
-    /// Whether a connection has it.
+    /// Whether a connection holds it.
     #[must_use]
     pub fn is_leased(&self) -> bool {
         self.leased.load(Ordering::Acquire)
     }
 
-    /// Takes the stream for a connection; `None` while another connection has it, which is then told to
-    /// end.
+    /// Leases the stream to a connection; `None` while another connection holds it, which then has to end.
     #[must_use]
     pub fn lease(self: &Arc<Self>) -> Option<Lease> {
         if self.leased.swap(true, Ordering::AcqRel) {
-            self.wanted.store(true, Ordering::Release);
+            self.superseded.store(true, Ordering::Release);
             return None;
         }
         self.session.leased.fetch_add(1, Ordering::AcqRel);
-        self.wanted.store(false, Ordering::Release);
+        self.superseded.store(false, Ordering::Release);
         Some(Lease {
             stream: Arc::clone(self),
             permit: None,
@@ -197,13 +196,13 @@ impl StreamState {
 }
 
 impl Lease {
-    /// Batches that are committed: the next has this number.
+    /// Number of committed batches, which is the sequence number of the next one.
     #[must_use]
     pub fn committed(&self) -> u64 {
         self.stream.committed()
     }
 
-    /// So many batches are committed now.
+    /// Sets the number of committed batches.
     pub fn set_committed(&self, batches: u64) {
         // Only the lease's holder writes it.
         if batches > self.stream.committed.load(Ordering::Relaxed) {
@@ -215,7 +214,7 @@ impl Lease {
         }
     }
 
-    /// The lease of a stream that is open by this permit.
+    /// Ties a permit to the lease.
     #[must_use]
     pub fn with_permit(mut self, permit: StreamPermit) -> Self {
         self.permit = Some(permit);
@@ -230,8 +229,8 @@ impl Lease {
 
     /// Whether another connection has requested the stream, so that this one must end.
     #[must_use]
-    pub fn is_wanted(&self) -> bool {
-        self.stream.wanted.load(Ordering::Acquire)
+    pub fn is_superseded(&self) -> bool {
+        self.stream.superseded.load(Ordering::Acquire)
     }
 }
 
@@ -247,17 +246,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_connection_at_a_time_writes_a_stream() {
+    fn one_connection_at_a_time_holds_a_stream() {
         let stream = Arc::new(StreamState::new(7));
         let first = stream.lease().unwrap();
         assert_eq!(first.committed(), 7);
-        assert!(!first.is_wanted());
+        assert!(!first.is_superseded());
         assert!(stream.lease().is_none());
-        assert!(first.is_wanted());
+        assert!(first.is_superseded());
         first.set_committed(9);
         drop(first);
         let second = stream.lease().unwrap();
-        assert!(!second.is_wanted());
+        assert!(!second.is_superseded());
         assert_eq!(second.committed(), 9);
     }
 }

@@ -1,6 +1,6 @@
-//! Socket buffers: what was asked for, what the kernel gave, and the window that follows from it.
+//! Socket buffers: requested sizes, effective sizes, and the window that follows from them.
 //!
-//! Facts that this rests on (socket(7), tcp(7), `net/core/sock.c`, `net/ipv4/tcp_input.c`):
+//! Kernel facts (socket(7), tcp(7), `net/core/sock.c`, `net/ipv4/tcp_input.c`):
 //! `SO_RCVBUF` is silently capped at `net.core.rmem_max` and then doubled; setting it switches
 //! receive autotuning off; an accepted socket inherits its listener's value; the window scale is
 //! fixed by the SYN exchange, so only the listener's buffer can raise it. `SO_RCVBUFFORCE` is not
@@ -45,7 +45,7 @@ impl FromStr for RcvbufOn {
     }
 }
 
-/// Buffers to ask for.
+/// Buffer sizes to request.
 #[derive(Debug, Clone, Copy)]
 pub struct RequestedBuffers {
     /// `SO_RCVBUF`, bytes, before the kernel doubles it.
@@ -58,32 +58,32 @@ pub struct RequestedBuffers {
     pub force: bool,
 }
 
-/// What one socket got.
+/// Buffer sizes of one socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct EffectiveBuffers {
-    /// Asked for, bytes; none when the kernel tunes it.
+    /// Requested, bytes; none if the kernel tunes the buffer.
     pub rcvbuf_requested: Option<u32>,
     /// Read back, bytes; twice what was granted, for the kernel's bookkeeping.
     pub rcvbuf_effective: u32,
-    /// Less was granted than asked for, because of `net.core.rmem_max`.
+    /// Whether the kernel granted less than requested, because of `net.core.rmem_max`.
     pub rcvbuf_capped: bool,
-    /// Asked for, bytes.
+    /// Requested, bytes.
     pub sndbuf_requested: u32,
     /// Read back, bytes; twice what was granted.
     pub sndbuf_effective: u32,
-    /// Shift that the peer applies to the windows that we announce (RFC 7323), 0 to 14.
+    /// Shift that the peer applies to our announced windows (RFC 7323), 0 to 14.
     pub window_scale: u8,
-    /// Largest window that may be offered, bytes, right after accept: later it grows.
+    /// Largest window that may be announced right after accept, bytes; it grows later.
     pub rcv_ssthresh_first: u32,
-    /// What autotuning starts from, bytes, right after accept.
+    /// Start value of autotuning, right after accept, bytes.
     pub rcv_space_first: u32,
 }
 
 impl RequestedBuffers {
-    /// Sizes a listener, before it listens: the SYN exchange takes the window scale from it.
+    /// Sets the buffer of a listener before listen(2): the SYN exchange takes the window scale from it.
     ///
     /// # Errors
-    /// The kernel's answer; with `force`, that CAP_NET_ADMIN is missing.
+    /// The kernel's error; with `force`, that CAP_NET_ADMIN is missing.
     pub fn apply_to_listener(&self, listener: impl AsFd) -> io::Result<()> {
         match self.rcvbuf_on {
             RcvbufOn::Listener | RcvbufOn::Both => self.set_rcvbuf(listener.as_fd()),
@@ -91,10 +91,10 @@ impl RequestedBuffers {
         }
     }
 
-    /// Sizes an accepted socket and reads back what it got.
+    /// Sets the buffers of an accepted socket and reads back the effective sizes.
     ///
     /// # Errors
-    /// The kernel's answer.
+    /// The kernel's error.
     pub fn apply_to_accepted(&self, socket: impl AsFd) -> io::Result<EffectiveBuffers> {
         let fd = socket.as_fd();
         if matches!(self.rcvbuf_on, RcvbufOn::Accepted | RcvbufOn::Both) {
@@ -108,10 +108,11 @@ impl RequestedBuffers {
         Ok(EffectiveBuffers {
             rcvbuf_requested,
             rcvbuf_effective,
-            rcvbuf_capped: rcvbuf_requested.is_some_and(|asked| rcvbuf_effective / 2 < asked),
+            rcvbuf_capped: rcvbuf_requested
+                .is_some_and(|requested| rcvbuf_effective / 2 < requested),
             sndbuf_requested: self.sndbuf,
             sndbuf_effective: to_u32(socket.send_buffer_size()?),
-            // Two four-bit fields in one byte: the peer's scale below, ours above.
+            // Two four-bit fields in one byte: the peer's scale in the lower one, ours in the upper one.
             window_scale: info.tcpi_snd_rcv_wscale >> 4,
             rcv_ssthresh_first: info.tcpi_rcv_ssthresh,
             rcv_space_first: info.tcpi_rcv_space,
@@ -126,7 +127,7 @@ impl RequestedBuffers {
     }
 }
 
-/// `net.core.rmem_max`, bytes, if /proc tells it.
+/// `net.core.rmem_max`, bytes, if /proc has it.
 #[must_use]
 pub fn rmem_max() -> Option<u32> {
     fs::read_to_string("/proc/sys/net/core/rmem_max")

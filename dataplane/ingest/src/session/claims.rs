@@ -1,5 +1,5 @@
-//! Limits on what publishers take before they have sent it, over both paths: room in a ring, and memory
-//! outside the rings.
+//! Limits on what publishers may claim before they have sent it, over both paths: room in a ring, and
+//! memory outside the rings.
 //!
 //! A batch's header claims the batch's length: a few bytes of header can claim up to a gigabyte. So a
 //! claim takes room in the ring only within a share of its host, of its key or IPv6 site, and of all publishers
@@ -39,45 +39,49 @@ const RING_PART: u64 = 2;
 /// has at least two segments.
 const RING_SHARE: u64 = 2;
 /// The last quarter of what all may take is reserved for hosts that hold at most an eighth of it.
-const SMALL: u64 = 8;
-const KEPT_FOR_SMALL: u64 = 4;
+const SMALL_HOLDER_PART: u64 = 8;
+const RESERVED_FOR_SMALL_PART: u64 = 4;
 /// Batches that are not next in their stream leave a quarter of their host's share to those that are,
 /// because they cannot commit before those.
-const KEPT_FOR_NEXT: u64 = 4;
+const RESERVED_FOR_NEXT_PART: u64 = 4;
 
-/// Room that was taken and not filled is lost for one round of the ring, and taking it overwrote older
-/// batches. So it still counts in the shares, and decays: a full share takes this long. Bytes that
-/// arrived do not count: their publisher sent as much as it took.
+/// Room that was reserved but not filled is lost for one round of the ring, and reserving it overwrote older
+/// batches. So it still counts in the shares and decays: a full share takes this long. Bytes that arrived do
+/// not count.
 const FORFEIT_MS: u64 = 10_000;
 
 /// Minimum rate, bytes per second, at which a batch must arrive once the stall timeout has passed.
 pub const MIN_RATE: u64 = 16 << 10;
-/// Below this rate, and after the grace period, a batch in the ring blocks others.
-const BRISK_RATE: u64 = 16 << 20;
-const BRISK_GRACE: Duration = Duration::from_millis(50);
-/// Rate below which a batch must give up memory that others need.
-const FAIR_RATE: u64 = 256 << 10;
-const FAIR_GRACE: Duration = Duration::from_secs(1);
+/// Rate, bytes per second, below which a batch counts as slow and must leave the ring when others need the
+/// room; it applies after the grace period.
+const RING_RATE: u64 = 16 << 20;
+const RING_GRACE: Duration = Duration::from_millis(50);
+/// Rate, bytes per second, below which a batch must give up memory that others need, after its grace period.
+const MEMORY_RATE: u64 = 256 << 10;
+const MEMORY_GRACE: Duration = Duration::from_secs(1);
 
-/// How long a denied claim keeps up its pressure. The claimant asks again within this time.
+/// Duration for which a denied claim keeps up its pressure. The claimant asks again within this time.
 const PRESSURE_MS: u64 = 20;
+/// Time limit for a batch that must leave the ring to get memory outside it.
+pub(crate) const SPILL_TIMEOUT: Duration = Duration::from_millis(200);
+
 /// Interval between wake-ups of workers to release what others need.
 const WAKE_MS: u64 = 5;
 
 /// Whether a batch is overdue: it has taken longer than the stall timeout plus the time that its bytes
 /// need at [`MIN_RATE`]. Only bytes of the batch itself extend that time.
-pub(crate) fn is_overdue(elapsed: Duration, received: u64, may_stall: Duration) -> bool {
-    elapsed > may_stall + time_of(received, MIN_RATE)
+pub(crate) fn is_overdue(elapsed: Duration, received: u64, stall_timeout: Duration) -> bool {
+    elapsed > stall_timeout + transfer_time(received, MIN_RATE)
 }
 
 /// Whether a batch arrives too slowly to stay in the ring, where it blocks others.
 pub(crate) fn is_slow(elapsed: Duration, received: u64) -> bool {
-    elapsed > BRISK_GRACE + time_of(received, BRISK_RATE)
+    elapsed > RING_GRACE + transfer_time(received, RING_RATE)
 }
 
 /// Whether a batch arrives too slowly to keep memory that others need.
 pub(crate) fn is_stalling(elapsed: Duration, received: u64) -> bool {
-    elapsed > FAIR_GRACE + time_of(received, FAIR_RATE)
+    elapsed > MEMORY_GRACE + transfer_time(received, MEMORY_RATE)
 }
 
 /// Error text for the publisher of an overdue batch.
@@ -93,7 +97,7 @@ fn millis_since(start: Instant) -> u64 {
     start.elapsed().as_millis() as u64 + 1
 }
 
-fn time_of(bytes: u64, rate: u64) -> Duration {
+fn transfer_time(bytes: u64, rate: u64) -> Duration {
     Duration::from_micros(bytes.saturating_mul(1_000_000) / rate)
 }
 
@@ -155,14 +159,14 @@ struct Shares {
     group: Option<Arc<Account>>,
 }
 
-/// Which of a stream's batches makes the claim.
+/// Precedence of a claim among those of a stream and its host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Turn {
-    /// The next one to commit.
+pub(crate) enum ClaimPriority {
+    /// The batch is the next one to commit.
     Next,
-    /// A later one.
+    /// The batch comes later in its stream.
     Later,
-    /// One that has been waiting (see [`Claimant::wait`]): new claims yield to it.
+    /// The batch has been waiting (see [`Claimant::wait`]): new claims yield to it.
     Waiting,
 }
 
@@ -174,8 +178,8 @@ pub(crate) struct Claimant {
     memory: Arc<Shares>,
 }
 
-/// A batch's claim to room in the ring, until the batch is complete. Dropping it before means that what
-/// was not filled was taken for nothing.
+/// A batch's claim to room in the ring, until the batch is complete. Dropping it earlier forfeits the part
+/// that is not filled.
 #[derive(Debug)]
 #[must_use = "dropping it forfeits the room at once"]
 pub(crate) struct RingClaim {
@@ -196,7 +200,7 @@ pub(crate) struct MemoryCharge {
 /// A batch that waits for room; dropping it ends the wait.
 #[derive(Debug)]
 #[must_use = "dropping it ends the batch's precedence"]
-pub(crate) struct Waiting(Arc<Shares>);
+pub(crate) struct WaitingBatch(Arc<Shares>);
 
 /// Whether others need what this stream holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -232,7 +236,7 @@ impl Claims {
 
     /// Registers the poller of a worker, to be woken when others need what the worker's streams may
     /// hold.
-    pub(crate) fn wake_for_others(&self, poller: &Arc<Poller>) {
+    pub(crate) fn register_worker(&self, poller: &Arc<Poller>) {
         self.0.lock_workers().push(Arc::clone(poller));
     }
 
@@ -295,13 +299,13 @@ impl Ledger {
     fn wake(&self, now: u64) {
         let before = self.woken.load(Ordering::Relaxed);
         let due = now >= before + WAKE_MS;
-        let mine = |()| {
+        let is_first = |()| {
             let order = Ordering::Relaxed;
             self.woken
                 .compare_exchange(before, now, order, order)
                 .is_ok()
         };
-        if due && mine(()) {
+        if due && is_first(()) {
             for poller in self.lock_workers().iter() {
                 // A worker that cannot be woken checks at its next tick.
                 let _ = poller.notify();
@@ -382,10 +386,10 @@ impl Shares {
     ///
     /// # Errors
     /// The first account without enough left.
-    fn take(&self, bytes: u64, turn: Turn) -> Result<(), &Account> {
-        let most = |account: &Account| match turn {
-            Turn::Later => account.limit - account.limit / KEPT_FOR_NEXT,
-            Turn::Next | Turn::Waiting => account.limit,
+    fn take(&self, bytes: u64, priority: ClaimPriority) -> Result<(), &Account> {
+        let most = |account: &Account| match priority {
+            ClaimPriority::Later => account.limit - account.limit / RESERVED_FOR_NEXT_PART,
+            ClaimPriority::Next | ClaimPriority::Waiting => account.limit,
         };
         let start = self.start;
         let of_host = self.host.take(bytes, most(&self.host), start);
@@ -396,9 +400,9 @@ impl Shares {
             self.host.give(bytes);
             return Err(group);
         }
-        let kept = match of_host <= self.all.limit / SMALL {
+        let kept = match of_host <= self.all.limit / SMALL_HOLDER_PART {
             true => 0,
-            false => self.all.limit / KEPT_FOR_SMALL,
+            false => self.all.limit / RESERVED_FOR_SMALL_PART,
         };
         let most = self.all.limit - kept;
         if self.all.take(bytes, most, start).is_none() {
@@ -439,12 +443,12 @@ impl Shares {
 
 impl Claimant {
     /// Claims room in the ring for a batch of `len` bytes, if the shares allow it.
-    pub(crate) fn claim(&self, len: u32, turn: Turn) -> Option<RingClaim> {
+    pub(crate) fn claim(&self, len: u32, priority: ClaimPriority) -> Option<RingClaim> {
         let len = u64::from(len);
-        if turn != Turn::Waiting && self.ring.has_waiting() {
+        if priority != ClaimPriority::Waiting && self.ring.has_waiting() {
             return None;
         }
-        if let Err(account) = self.ring.take(len, turn) {
+        if let Err(account) = self.ring.take(len, priority) {
             self.ledger.press(account);
             return None;
         }
@@ -457,7 +461,7 @@ impl Claimant {
     }
 
     /// Registers a waiting batch: new claims of its host yield to it.
-    pub(crate) fn wait(&self) -> Waiting {
+    pub(crate) fn wait(&self) -> WaitingBatch {
         let shares = Arc::clone(&self.ring);
         for account in [Some(&shares.host), shares.group.as_ref()]
             .into_iter()
@@ -465,7 +469,7 @@ impl Claimant {
         {
             account.waiting.fetch_add(1, Ordering::Relaxed);
         }
-        Waiting(shares)
+        WaitingBatch(shares)
     }
 
     /// Memory for a batch outside the ring; empty at first.
@@ -475,7 +479,7 @@ impl Claimant {
 
     /// Memory for other purposes.
     pub(crate) fn charge(&self, bytes: u64) -> Option<MemoryCharge> {
-        if let Err(account) = self.memory.take(bytes, Turn::Next) {
+        if let Err(account) = self.memory.take(bytes, ClaimPriority::Next) {
             self.ledger.press(account);
             return None;
         }
@@ -503,18 +507,18 @@ impl MemoryCharge {
 
 impl RingClaim {
     /// Marks the batch as complete.
-    pub(crate) fn fill(mut self) {
+    pub(crate) fn complete(mut self) {
         self.filled = self.len;
     }
 
-    /// Notes that `received` bytes of the batch arrived before this claim: nobody sends them again for it.
-    pub(crate) fn after(mut self, received: u64) -> Self {
+    /// Notes that `received` bytes of the batch arrived before this claim, so they do not count as its fill.
+    pub(crate) fn with_received_before(mut self, received: u64) -> Self {
         self.before = received;
         self
     }
 
     /// Gives up the room of a batch of which `received` bytes arrived: only the rest is forfeited.
-    pub(crate) fn leave(mut self, received: u64) {
+    pub(crate) fn release(mut self, received: u64) {
         self.filled = received.saturating_sub(self.before).min(self.len);
     }
 }
@@ -540,7 +544,7 @@ impl Drop for MemoryCharge {
     }
 }
 
-impl Drop for Waiting {
+impl Drop for WaitingBatch {
     fn drop(&mut self) {
         for account in [Some(&self.0.host), self.0.group.as_ref()]
             .into_iter()

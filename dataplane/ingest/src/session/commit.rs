@@ -18,11 +18,11 @@ pub(crate) struct Committed {
 }
 
 impl Committed {
-    /// Commits the stream's next batch, all of which lies in `reservation`; returns its index in the log.
-    /// With `verify`, a batch that does not match its checksum is dropped instead.
+    /// Commits the stream's next batch, which `reservation` holds completely; returns its index in the log.
+    /// With `verify`, it drops a batch that does not match its checksum.
     ///
     /// # Errors
-    /// What to tell the publisher of a wrong checksum.
+    /// The text for the publisher about a wrong checksum.
     pub(crate) fn commit(
         &mut self,
         writer: &mut Writer,

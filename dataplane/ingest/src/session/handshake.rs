@@ -1,12 +1,12 @@
-//! The handshake of one connection, as a state machine: takes exactly the bytes that belong to it, so
-//! that the first frame is still in the socket when a worker gets it.
+//! The handshake of one connection, as a state machine without I/O. It takes exactly the bytes that belong to it,
+//! so that the first frame is still in the socket when a worker gets it.
 //!
-//! Without keys the hello comes in plain. With keys the publisher starts with an AuthInit, and is asked for
-//! nothing before it has proved that it holds one; see [`crate::auth`].
+//! Without keys the hello is plain text. With keys the publisher starts with an AuthInit, and has to prove that
+//! it holds a key before the broker does anything for it; see [`penstock_auth`].
 
 use std::sync::Arc;
 
-use penstock_auth::{Channel, Grant, Grants, Unproven, respond};
+use penstock_auth::{AuthError, Channel, Grant, Grants, respond};
 use penstock_wire::MAGIC;
 use penstock_wire::auth_handshake::{
     AUTH_INIT_LEN, AUTH_MAGIC, AuthHandshakeError, AuthInit, SEALED_HELLO_LEN, SealedHello,
@@ -18,52 +18,53 @@ use penstock_wire::handshake::{
 use thiserror::Error;
 use zerocopy::{FromBytes, IntoBytes};
 
-/// Bytes of the longest part of a handshake.
-const LONGEST: usize = SEALED_HELLO_LEN;
+/// Length of the longest message of a handshake, bytes.
+const MAX_MESSAGE_LEN: usize = SEALED_HELLO_LEN;
 
-/// The bytes of a handshake as they come in.
+/// The broker's side of a handshake.
 #[derive(Debug)]
 pub(crate) struct ServerHandshake {
-    buffer: [u8; LONGEST],
+    buffer: [u8; MAX_MESSAGE_LEN],
     filled: usize,
-    /// Bytes up to the end of what is being received.
+    /// End of the current message in the buffer.
     end: usize,
     stage: Stage,
 }
 
-/// What is being received.
+/// The message that is being received.
 #[derive(Debug)]
 enum Stage {
-    /// The first bytes, which tell what follows.
+    /// The first bytes, which determine what follows.
     Magic,
     Hello,
     Topic(Request),
     AuthInit,
-    SealedHello(Box<Proven>),
-    /// Nothing: all is there.
-    Complete(Option<Box<Proven>>),
+    SealedHello(Box<Authenticated>),
+    /// None: the handshake is complete.
+    Complete(Option<Box<Authenticated>>),
 }
 
-/// A channel to a publisher that started the handshake with a key.
+/// A publisher that started the handshake with a key. It has proved that it holds the key once its hello is
+/// opened.
 #[derive(Debug)]
-struct Proven {
+struct Authenticated {
     channel: Channel,
     grant: Arc<Grant>,
     packet_auth: bool,
 }
 
-/// What comes of the bytes that were received.
+/// The next step after received bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// More are needed.
-    More,
-    /// These are to be sent, then more are needed.
-    Say(Vec<u8>),
-    /// The publisher asks for this, on this topic.
-    Ask(Request, String),
+    /// Receive more.
+    NeedMore,
+    /// Send these bytes, then receive more.
+    Send(Vec<u8>),
+    /// The publisher requests a stream on this topic.
+    Request(Request, String),
 }
 
-/// The peer said something else than a good hello.
+/// The peer sent something other than a valid hello.
 #[derive(Debug, Error)]
 pub(crate) enum HandshakeError {
     #[error(transparent)]
@@ -85,7 +86,7 @@ pub(crate) enum HandshakeError {
 }
 
 impl HandshakeError {
-    /// What to answer; nothing to a peer that would not understand it.
+    /// The code for the peer; none for a peer that does not speak this protocol.
     pub(crate) fn refusal(&self) -> Option<Refusal> {
         match self {
             Self::Hello(error) | Self::Auth(AuthHandshakeError::Hello(error)) => error.refusal(),
@@ -100,8 +101,8 @@ impl HandshakeError {
         }
     }
 
-    /// What the peer is told: not which keys there are.
-    pub(crate) fn told(&self) -> String {
+    /// The text for the peer, which does not reveal which keys exist.
+    pub(crate) fn peer_text(&self) -> String {
         match self {
             Self::KeyNeeded => {
                 "this broker takes publishers with a key only: use --auth-key with a file that its owner gave you".to_owned()
@@ -120,31 +121,31 @@ impl HandshakeError {
 impl ServerHandshake {
     pub(crate) fn new() -> Self {
         Self {
-            buffer: [0; LONGEST],
+            buffer: [0; MAX_MESSAGE_LEN],
             filled: 0,
             end: MAGIC.len(),
             stage: Stage::Magic,
         }
     }
 
-    /// Where the next bytes go: never more than belong to the handshake.
-    pub(crate) fn wanted(&mut self) -> &mut [u8] {
+    /// Buffer for the next bytes, which never exceed the handshake.
+    pub(crate) fn missing(&mut self) -> &mut [u8] {
         &mut self.buffer[self.filled..self.end]
     }
 
-    /// Takes note of `len` bytes that were put where [`Self::wanted`] said. Without `grants`
-    /// everybody may publish.
-    pub(crate) fn received(
+    /// Processes `len` bytes that were written to the buffer from [`Self::missing`]. Without `grants` anyone
+    /// may publish.
+    pub(crate) fn advance(
         &mut self,
         len: usize,
         grants: Option<&Grants>,
     ) -> Result<Step, HandshakeError> {
         self.filled += len;
         if matches!(self.stage, Stage::Magic) {
-            self.look_at_magic()?;
+            self.check_magic()?;
         }
         if self.filled < self.end {
-            return Ok(Step::More);
+            return Ok(Step::NeedMore);
         }
         match std::mem::replace(&mut self.stage, Stage::Complete(None)) {
             Stage::Magic => {
@@ -153,7 +154,7 @@ impl ServerHandshake {
                 } else {
                     (self.stage, self.end) = (Stage::Hello, HELLO_LEN);
                 }
-                Ok(Step::More)
+                Ok(Step::NeedMore)
             }
             Stage::Hello => {
                 let hello = Hello::ref_from_bytes(&self.buffer[..HELLO_LEN]);
@@ -162,19 +163,19 @@ impl ServerHandshake {
                     return Err(HandshakeError::KeyNeeded);
                 }
                 (self.stage, self.end) = (Stage::Topic(request), HELLO_LEN + topic_len);
-                Ok(Step::More)
+                Ok(Step::NeedMore)
             }
             Stage::Topic(request) => {
                 let topic = check_topic(&self.buffer[HELLO_LEN..self.end])?;
-                Ok(Step::Ask(request, topic.to_owned()))
+                Ok(Step::Request(request, topic.to_owned()))
             }
             Stage::AuthInit => self.answer_init(grants),
-            Stage::SealedHello(proven) => self.open_hello(proven),
-            Stage::Complete(_) => unreachable!("nothing is wanted any more"),
+            Stage::SealedHello(authenticated) => self.open_hello(authenticated),
+            Stage::Complete(_) => unreachable!("the handshake is complete"),
         }
     }
 
-    fn look_at_magic(&self) -> Result<(), HandshakeError> {
+    fn check_magic(&self) -> Result<(), HandshakeError> {
         let so_far = &self.buffer[..self.filled];
         if Hello::may_start_with(so_far) || AuthInit::may_start_with(so_far) {
             return Ok(());
@@ -192,46 +193,49 @@ impl ServerHandshake {
         let responded = respond(key, init);
         let grant = grant.ok_or(HandshakeError::UnknownKey)?;
         let (channel, answer) =
-            responded.map_err(|_: Unproven| HandshakeError::NotHeld(grant.name.clone()))?;
-        self.stage = Stage::SealedHello(Box::new(Proven {
+            responded.map_err(|_: AuthError| HandshakeError::NotHeld(grant.name.clone()))?;
+        self.stage = Stage::SealedHello(Box::new(Authenticated {
             channel,
             grant: Arc::clone(grant),
             packet_auth: false,
         }));
         (self.filled, self.end) = (0, SEALED_HELLO_LEN);
-        Ok(Step::Say(answer.as_bytes().to_vec()))
+        Ok(Step::Send(answer.as_bytes().to_vec()))
     }
 
-    fn open_hello(&mut self, mut proven: Box<Proven>) -> Result<Step, HandshakeError> {
-        let Ok(opened) = proven.channel.open(&self.buffer[..SEALED_HELLO_LEN]) else {
-            return Err(HandshakeError::Repeated(proven.grant.name.clone()));
+    fn open_hello(
+        &mut self,
+        mut authenticated: Box<Authenticated>,
+    ) -> Result<Step, HandshakeError> {
+        let Ok(opened) = authenticated.channel.open(&self.buffer[..SEALED_HELLO_LEN]) else {
+            return Err(HandshakeError::Repeated(authenticated.grant.name.clone()));
         };
-        let question = SealedHello::ref_from_bytes(&opened).expect("it has this length");
-        let parsed = question.parse();
-        proven.packet_auth = matches!(parsed, Ok((_, _, true)));
-        // From here on refusals are sealed as well.
-        self.stage = Stage::Complete(Some(proven));
+        let hello = SealedHello::ref_from_bytes(&opened).expect("it has this length");
+        let parsed = hello.parse();
+        authenticated.packet_auth = matches!(parsed, Ok((_, _, true)));
+        // From now on refusals are sealed as well.
+        self.stage = Stage::Complete(Some(authenticated));
         let (request, topic, _) = parsed.map_err(HandshakeError::Auth)?;
-        Ok(Step::Ask(request, topic.to_owned()))
+        Ok(Step::Request(request, topic.to_owned()))
     }
 
-    /// Whose publisher it is, once it has asked with a key.
+    /// The key that the publisher has proved to hold, if any.
     pub(crate) fn grant(&self) -> Option<&Arc<Grant>> {
         match &self.stage {
-            Stage::Complete(Some(proven)) => Some(&proven.grant),
+            Stage::Complete(Some(authenticated)) => Some(&authenticated.grant),
             _ => None,
         }
     }
 
     /// Whether the publisher wants its packets authenticated.
     pub(crate) fn wants_packet_auth(&self) -> bool {
-        matches!(&self.stage, Stage::Complete(Some(proven)) if proven.packet_auth)
+        matches!(&self.stage, Stage::Complete(Some(authenticated)) if authenticated.packet_auth)
     }
 
-    /// The bytes of an answer: a Welcome and its text, sealed if the publisher has proved its key;
-    /// then with the secret of the stream's packets.
+    /// The bytes of an answer: a Welcome and its text. If the publisher has proved its key, the answer is
+    /// sealed and carries the secret of the stream's packets.
     pub(crate) fn seal(&mut self, answer: Vec<u8>, packets: [u8; 32]) -> Vec<u8> {
-        let Stage::Complete(Some(proven)) = &mut self.stage else {
+        let Stage::Complete(Some(authenticated)) = &mut self.stage else {
             return answer;
         };
         let (welcome, text) = answer.split_at(WELCOME_LEN);
@@ -239,9 +243,9 @@ impl ServerHandshake {
             packets,
             ..SealedWelcome::new(welcome.try_into().expect("split at its length"))
         };
-        let mut sealed = proven.channel.seal(welcome.as_bytes());
+        let mut sealed = authenticated.channel.seal(welcome.as_bytes());
         if !text.is_empty() {
-            sealed.extend(proven.channel.seal(text));
+            sealed.extend(authenticated.channel.seal(text));
         }
         sealed
     }
@@ -276,7 +280,7 @@ mod tests {
         Key::new(&[byte; 32])
     }
 
-    /// Key 1 may publish to `t` and what begins with `a`, key 2 to `other`.
+    /// Key 1 may publish to `t` and to topics that begin with `a`, key 2 to `other`.
     fn grants() -> Grants {
         let (one, two) = ("01".repeat(32), "02".repeat(32));
         let text = format!("one {one} t a*\ntwo {two} other\n");
@@ -288,7 +292,8 @@ mod tests {
         [hello.as_bytes(), topic.as_bytes()].concat()
     }
 
-    /// Feeds bytes in pieces until something comes of them; returns how many were taken, and what.
+    /// Feeds bytes in pieces until there is a step other than [`Step::NeedMore`]; returns the number of bytes
+    /// taken, and the step.
     fn feed(
         handshake: &mut ServerHandshake,
         bytes: &[u8],
@@ -297,24 +302,24 @@ mod tests {
     ) -> (usize, Result<Step, HandshakeError>) {
         let mut at = 0;
         while at < bytes.len() {
-            let wanted = handshake.wanted();
-            let len = wanted.len().min(piece()).min(bytes.len() - at);
-            wanted[..len].copy_from_slice(&bytes[at..at + len]);
+            let buffer = handshake.missing();
+            let len = buffer.len().min(piece()).min(bytes.len() - at);
+            buffer[..len].copy_from_slice(&bytes[at..at + len]);
             at += len;
-            match handshake.received(len, grants) {
-                Ok(Step::More) => {}
+            match handshake.advance(len, grants) {
+                Ok(Step::NeedMore) => {}
                 other => return (at, other),
             }
         }
-        (at, Ok(Step::More))
+        (at, Ok(Step::NeedMore))
     }
 
     fn whole(bytes: &[u8], grants: Option<&Grants>) -> Result<Step, HandshakeError> {
         feed(&mut ServerHandshake::new(), bytes, grants, || usize::MAX).1
     }
 
-    /// Starts a handshake with a key and asks for a topic; returns the broker's end and the publisher's.
-    fn asked(
+    /// Runs a handshake with a key up to the request; returns the broker's and the publisher's end.
+    fn requested(
         grants: &Grants,
         key: &Key,
         topic: &str,
@@ -323,20 +328,20 @@ mod tests {
         let mut handshake = ServerHandshake::new();
         let (publisher, init) = Initiator::start(key).unwrap();
         let (taken, said) = feed(&mut handshake, init.as_bytes(), Some(grants), &mut piece);
-        let Ok(Step::Say(answer)) = said else {
+        let Ok(Step::Send(answer)) = said else {
             panic!("{said:?}")
         };
         assert_eq!((taken, answer.len()), (AUTH_INIT_LEN, AUTH_RESPONSE_LEN));
-        assert!(handshake.grant().is_none(), "not before it has proved it");
+        assert!(handshake.grant().is_none(), "it has proved nothing yet");
         let answer = AuthResponse::read_from_bytes(&answer).unwrap();
         let mut channel = publisher.finish(&answer).unwrap();
-        let question = SealedHello::new(&request(), topic, false).unwrap();
-        let mut bytes = channel.seal(question.as_bytes());
+        let hello = SealedHello::new(&request(), topic, false).unwrap();
+        let mut bytes = channel.seal(hello.as_bytes());
         let len = bytes.len();
         bytes.extend_from_slice(b"first frame");
         let (taken, step) = feed(&mut handshake, &bytes, Some(grants), piece);
         assert_eq!(taken, len);
-        assert_eq!(step.unwrap(), Step::Ask(request(), topic.to_owned()));
+        assert_eq!(step.unwrap(), Step::Request(request(), topic.to_owned()));
         (handshake, channel)
     }
 
@@ -349,13 +354,13 @@ mod tests {
             let mut pieces = pieces.into_iter().cycle();
             let (taken, step) = feed(&mut ServerHandshake::new(), &bytes, None, || pieces.next().unwrap());
             prop_assert_eq!(taken, len);
-            prop_assert_eq!(step.unwrap(), Step::Ask(request(), topic));
+            prop_assert_eq!(step.unwrap(), Step::Request(request(), topic));
         }
 
         #[test]
-        fn so_it_does_with_a_key(topic in "[a-z]{1,128}", pieces in prop::collection::vec(1usize..60, 1..200)) {
+        fn any_split_of_a_sealed_hello_gives_the_same(topic in "[a-z]{1,128}", pieces in prop::collection::vec(1usize..60, 1..200)) {
             let mut pieces = pieces.into_iter().cycle();
-            let (handshake, _) = asked(&grants(), &key(1), &topic, || pieces.next().unwrap());
+            let (handshake, _) = requested(&grants(), &key(1), &topic, || pieces.next().unwrap());
             prop_assert_eq!(&handshake.grant().unwrap().name, "one");
         }
 
@@ -366,12 +371,12 @@ mod tests {
                 bytes[4..8].copy_from_slice(&[1, 0, 0, 0]);
             }
             let step = whole(&bytes, Some(&grants()));
-            prop_assert!(!matches!(step, Ok(Step::Say(_) | Step::Ask(..))));
+            prop_assert!(!matches!(step, Ok(Step::Send(_) | Step::Request(..))));
         }
     }
 
     #[test]
-    fn garbage_is_told_by_its_first_byte() {
+    fn garbage_is_recognised_by_its_first_byte() {
         let (taken, step) = feed(
             &mut ServerHandshake::new(),
             b"GET / HTTP/1.1\r\n",
@@ -390,49 +395,49 @@ mod tests {
         let (_, init) = Initiator::start(&key(1)).unwrap();
         for len in 0..AUTH_INIT_LEN {
             let step = whole(&init.as_bytes()[..len], Some(&grants));
-            assert_eq!(step.unwrap(), Step::More, "{len}");
+            assert_eq!(step.unwrap(), Step::NeedMore, "{len}");
         }
         let mut handshake = ServerHandshake::new();
         let (publisher, init) = Initiator::start(&key(1)).unwrap();
-        let Ok(Step::Say(answer)) = feed(&mut handshake, init.as_bytes(), Some(&grants), || 99).1
+        let Ok(Step::Send(answer)) = feed(&mut handshake, init.as_bytes(), Some(&grants), || 99).1
         else {
             panic!("no answer")
         };
         let answer = AuthResponse::read_from_bytes(&answer).unwrap();
         let mut channel = publisher.finish(&answer).unwrap();
-        let question = channel.seal(SealedHello::new(&request(), "t", false).unwrap().as_bytes());
-        let mut steps = question.iter().map(|byte| {
-            handshake.wanted()[0] = *byte;
-            handshake.received(1, Some(&grants)).unwrap()
+        let hello = channel.seal(SealedHello::new(&request(), "t", false).unwrap().as_bytes());
+        let mut steps = hello.iter().map(|byte| {
+            handshake.missing()[0] = *byte;
+            handshake.advance(1, Some(&grants)).unwrap()
         });
-        let before = steps.by_ref().take(question.len() - 1);
-        assert!(before.into_iter().all(|step| step == Step::More));
-        assert!(matches!(steps.next(), Some(Step::Ask(..))));
+        let before = steps.by_ref().take(hello.len() - 1);
+        assert!(before.into_iter().all(|step| step == Step::NeedMore));
+        assert!(matches!(steps.next(), Some(Step::Request(..))));
     }
 
     #[test]
-    fn whoever_does_not_hold_a_key_is_told_the_same() {
+    fn every_publisher_without_the_key_gets_the_same_text() {
         let grants = grants();
         let (_, unknown) = Initiator::start(&key(9)).unwrap();
         let unknown = whole(unknown.as_bytes(), Some(&grants)).unwrap_err();
         assert!(matches!(unknown, HandshakeError::UnknownKey), "{unknown:?}");
-        // It saw the number of a key on the wire.
+        // A peer that saw the id of a key on the wire.
         let (_, other) = Initiator::start(&key(9)).unwrap();
         let mut bytes = other.as_bytes().to_vec();
         bytes[8..24].copy_from_slice(key(1).id());
         let not_held = whole(&bytes, Some(&grants)).unwrap_err();
         assert!(matches!(&not_held, HandshakeError::NotHeld(name) if name == "one"));
-        // It recorded a whole handshake.
+        // A peer that recorded a whole handshake.
         let (publisher, init) = Initiator::start(&key(1)).unwrap();
         let (mut channel, _) = {
             let (_, answer) = respond(&key(1), &init).unwrap();
             (publisher.finish(&answer).unwrap(), ())
         };
-        let question = channel.seal(SealedHello::new(&request(), "t", false).unwrap().as_bytes());
+        let hello = channel.seal(SealedHello::new(&request(), "t", false).unwrap().as_bytes());
         let mut handshake = ServerHandshake::new();
         let said = feed(&mut handshake, init.as_bytes(), Some(&grants), || 99).1;
-        assert!(matches!(said, Ok(Step::Say(_))), "{said:?}");
-        let repeated = feed(&mut handshake, &question, Some(&grants), || 999)
+        assert!(matches!(said, Ok(Step::Send(_))), "{said:?}");
+        let repeated = feed(&mut handshake, &hello, Some(&grants), || 999)
             .1
             .unwrap_err();
         assert!(
@@ -441,31 +446,39 @@ mod tests {
         );
         for error in [&unknown, &not_held, &repeated] {
             assert_eq!(error.refusal(), Some(Refusal::Authentication));
-            assert_eq!(error.told(), unknown.told());
-            assert!(!error.told().contains("one"), "{}", error.told());
+            assert_eq!(error.peer_text(), unknown.peer_text());
+            assert!(!error.peer_text().contains("one"), "{}", error.peer_text());
         }
     }
 
     #[test]
-    fn a_handshake_without_a_key_is_no_way_around_them() {
+    fn a_broker_with_keys_refuses_a_plain_hello() {
         let error = whole(&plain("t"), Some(&grants())).unwrap_err();
         assert_eq!(error.refusal(), Some(Refusal::Authentication));
-        assert!(error.told().contains("--auth-key"), "{}", error.told());
-        // Nor does a broker without keys make as if it had some.
+        assert!(
+            error.peer_text().contains("--auth-key"),
+            "{}",
+            error.peer_text()
+        );
+        // A broker without keys refuses a handshake with one.
         let (_, init) = Initiator::start(&key(1)).unwrap();
         let error = whole(init.as_bytes(), None).unwrap_err();
         assert_eq!(error.refusal(), Some(Refusal::Authentication));
-        assert!(error.told().contains("without keys"), "{}", error.told());
+        assert!(
+            error.peer_text().contains("without keys"),
+            "{}",
+            error.peer_text()
+        );
     }
 
     #[test]
-    fn answers_are_sealed_once_the_key_is_proved_and_not_before() {
+    fn answers_are_sealed_only_after_the_key_is_proved() {
         let refusal = Welcome::refuse(Refusal::Topic, "no more topics");
         assert_eq!(
             ServerHandshake::new().seal(refusal.clone(), [0; 32]),
             refusal
         );
-        let (mut handshake, mut channel) = asked(&grants(), &key(2), "t", || 999);
+        let (mut handshake, mut channel) = requested(&grants(), &key(2), "t", || 999);
         assert!(!handshake.grant().unwrap().permits("t"));
         let sealed = handshake.seal(refusal, [0; 32]);
         let (reply, text) = sealed.split_at(SEALED_WELCOME_LEN);

@@ -12,7 +12,7 @@ const BURST: u32 = 2048;
 /// Time after which one more line is allowed.
 const REFILL: Duration = Duration::from_millis(50);
 /// Interval at which the number of suppressed lines is logged.
-const TELL: Duration = Duration::from_secs(10);
+const SUMMARY_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Quota of log lines about peers, shared by events of connections; packets never log.
 #[derive(Debug)]
@@ -22,17 +22,17 @@ pub(crate) struct LogQuota(Mutex<State>);
 struct State {
     left: u32,
     refilled: Instant,
-    left_out: u64,
-    told: Option<Instant>,
+    suppressed: u64,
+    summarised_at: Option<Instant>,
 }
 
 /// The decision about a line.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
-    Written,
-    LeftOut,
-    /// Write it; the number of lines that were suppressed before and not reported yet.
-    After(u64),
+    Write,
+    Suppress,
+    /// Write it after a summary of this many suppressed lines.
+    Summarise(u64),
 }
 
 impl Default for LogQuota {
@@ -40,8 +40,8 @@ impl Default for LogQuota {
         Self(Mutex::new(State {
             left: BURST,
             refilled: Instant::now(),
-            left_out: 0,
-            told: None,
+            suppressed: 0,
+            summarised_at: None,
         }))
     }
 }
@@ -50,12 +50,12 @@ impl LogQuota {
     /// Whether a line may be written now. Logs from time to time how many were suppressed.
     pub(crate) fn allows(&self) -> bool {
         let mut state = lock(&self.0);
-        match state.ask(Instant::now()) {
-            Verdict::Written => true,
-            Verdict::LeftOut => false,
-            Verdict::After(left_out) => {
+        match state.decide(Instant::now()) {
+            Verdict::Write => true,
+            Verdict::Suppress => false,
+            Verdict::Summarise(suppressed) => {
                 warn!(
-                    left_out,
+                    left_out = suppressed,
                     "too many lines about peers were suppressed; the report's counters include every event"
                 );
                 true
@@ -65,21 +65,25 @@ impl LogQuota {
 }
 
 impl State {
-    fn ask(&mut self, now: Instant) -> Verdict {
+    fn decide(&mut self, now: Instant) -> Verdict {
         let periods = (now - self.refilled).as_nanos() / REFILL.as_nanos();
         let periods = u32::try_from(periods).unwrap_or(u32::MAX);
         self.left = self.left.saturating_add(periods).min(BURST);
         self.refilled += REFILL * periods;
         if self.left == 0 {
-            self.left_out += 1;
-            return Verdict::LeftOut;
+            self.suppressed += 1;
+            return Verdict::Suppress;
         }
         self.left -= 1;
-        if self.left_out == 0 || self.told.is_some_and(|told| now - told < TELL) {
-            return Verdict::Written;
+        if self.suppressed == 0
+            || self
+                .summarised_at
+                .is_some_and(|at| now - at < SUMMARY_INTERVAL)
+        {
+            return Verdict::Write;
         }
-        self.told = Some(now);
-        Verdict::After(std::mem::take(&mut self.left_out))
+        self.summarised_at = Some(now);
+        Verdict::Summarise(std::mem::take(&mut self.suppressed))
     }
 }
 
@@ -92,25 +96,25 @@ mod tests {
         let LogQuota(state) = LogQuota::default();
         let mut state = state.into_inner().unwrap();
         let start = state.refilled;
-        let (mut written, mut told) = (0, Vec::new());
+        let (mut written, mut summaries) = (0, Vec::new());
         // A hundred thousand a second, for 25 s.
         for event in 0..2_500_000 {
-            match state.ask(start + event * Duration::from_micros(10)) {
-                Verdict::Written => written += 1,
-                Verdict::LeftOut => {}
-                Verdict::After(left_out) => {
+            match state.decide(start + event * Duration::from_micros(10)) {
+                Verdict::Write => written += 1,
+                Verdict::Suppress => {}
+                Verdict::Summarise(suppressed) => {
                     written += 1;
-                    told.push(left_out);
+                    summaries.push(suppressed);
                 }
             }
         }
         assert_eq!(written, BURST + 25 * 20 - 1);
-        assert_eq!(told.len(), 3);
-        let left_out = told.iter().sum::<u64>() + state.left_out;
-        assert_eq!(u64::from(written) + left_out, 2_500_000);
-        // Once it is over there is room again.
+        assert_eq!(summaries.len(), 3);
+        let suppressed = summaries.iter().sum::<u64>() + state.suppressed;
+        assert_eq!(u64::from(written) + suppressed, 2_500_000);
+        // After the flood the quota refills.
         let later = start + Duration::from_secs(3600);
-        assert!(matches!(state.ask(later), Verdict::After(_)));
+        assert!(matches!(state.decide(later), Verdict::Summarise(_)));
         assert_eq!(state.left, BURST - 1);
     }
 }

@@ -11,6 +11,7 @@ pub mod admission;
 pub mod buffers;
 pub mod claims;
 pub(crate) mod commit;
+pub(crate) mod frame_parser;
 pub(crate) mod handshake;
 mod log_quota;
 pub mod peer;

@@ -1,4 +1,4 @@
-//! The identity of a peer, as far as the peer cannot choose it: the key for limits and shares.
+//! The part of a peer's identity that the peer cannot choose: the key for limits and shares.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -29,15 +29,15 @@ impl Host {
         })
     }
 
-    /// Whether a site may have other hosts than this one.
+    /// Whether its site may have other hosts.
     #[must_use]
     pub fn is_of_site(&self) -> bool {
         self.0.is_ipv6()
     }
 }
 
-/// Hosts that one owner may have all of: an IPv4 address alone, or the /48 of an IPv6 address, which is
-/// as much as a site usually gets (RFC 6177 section 2).
+/// Hosts that may belong to one owner: an IPv4 address, or the /48 of an IPv6 address, which is what a site
+/// usually gets (RFC 6177 section 2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Site(IpAddr);
 
@@ -53,7 +53,7 @@ impl fmt::Display for Site {
 /// Tenants that are limited together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Group {
-    /// Holders of a key, wherever they are.
+    /// Holders of a key, on any host.
     Key(KeyId),
     /// Hosts of a site, without a key.
     Site(Site),
@@ -78,7 +78,7 @@ pub struct Tenant {
 }
 
 impl Tenant {
-    /// Those that it is limited together with.
+    /// The group that it is limited together with.
     #[must_use]
     pub fn group(&self) -> Group {
         match self.key {

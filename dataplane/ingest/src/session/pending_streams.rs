@@ -1,7 +1,5 @@
-//! Streams that are open and have not sent a packet: whichever worker gets the first one takes them.
-//!
-//! Which queue a stream's packets come in on is for the interface to decide, so no worker can be
-//! chosen beforehand.
+//! Streams that are open but have not sent a packet yet. The worker that receives the first packet claims the
+//! stream: the interface chooses the receive queue, so no worker can be chosen beforehand.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -15,15 +13,16 @@ use penstock_wire::packet::StreamKey;
 use super::accepted_stream::AcceptedStream;
 use super::stream_filter::{FilterEntry, StreamFilter};
 
-/// A publisher sends its first packet at once; one that has not by then has fallen back to tcp.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Interval of the check for them, which one worker does for all.
+/// Time limit for a stream's first packet, which a publisher sends at once; beyond it the publisher has
+/// fallen back to tcp.
+const FIRST_PACKET_TIMEOUT: Duration = Duration::from_secs(10);
+/// Interval of the check for timed-out streams, which one worker does for all, milliseconds.
 const EXPIRY_INTERVAL_MS: u64 = 100;
 
 /// A stream without a worker.
 #[derive(Debug)]
-struct Waiting {
-    opened: AcceptedStream,
+struct PendingStream {
+    accepted: AcceptedStream,
     filter_entry: FilterEntry,
     since: Instant,
 }
@@ -32,11 +31,11 @@ struct Waiting {
 #[derive(Debug)]
 pub struct PendingStreams {
     filter: Arc<dyn StreamFilter>,
-    waiting: Mutex<HashMap<StreamKey, Waiting>>,
+    pending: Mutex<HashMap<StreamKey, PendingStream>>,
     count: AtomicUsize,
-    /// Streams that workers have.
+    /// Streams that workers serve.
     adopted: AtomicUsize,
-    /// The interface is gone: no packet will come any more.
+    /// Whether the interface is gone, so that no more packets arrive.
     closed: AtomicBool,
     started: Instant,
     /// Time of the next check, milliseconds since `started`.
@@ -44,12 +43,12 @@ pub struct PendingStreams {
 }
 
 impl PendingStreams {
-    /// For streams whose packets come through this filter.
+    /// Pending streams whose packets pass this filter.
     #[must_use]
     pub fn new(filter: Arc<dyn StreamFilter>) -> Self {
         Self {
             filter,
-            waiting: Mutex::default(),
+            pending: Mutex::default(),
             count: AtomicUsize::new(0),
             adopted: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
@@ -58,7 +57,7 @@ impl PendingStreams {
         }
     }
 
-    /// Makes a key for a stream's packets, and lets them through.
+    /// Draws a key for a stream's packets, and makes the filter pass them.
     ///
     /// # Errors
     /// If the system gives no random numbers.
@@ -66,54 +65,56 @@ impl PendingStreams {
         FilterEntry::draw(&self.filter, stream)
     }
 
-    /// Leaves a stream to whoever gets its first packet.
-    pub(crate) fn insert(&self, filter_entry: FilterEntry, opened: AcceptedStream) {
-        let mut waiting = lock(&self.waiting);
+    /// Adds a stream, for the worker that receives its first packet.
+    pub(crate) fn insert(&self, filter_entry: FilterEntry, accepted: AcceptedStream) {
+        let mut pending = lock(&self.pending);
         if self.is_closed() {
-            // The publisher sees its connection close, and asks again.
+            // The publisher sees its connection close, and tries again.
             return;
         }
-        let entry = Waiting {
-            opened,
+        let entry = PendingStream {
+            accepted,
             filter_entry,
             since: Instant::now(),
         };
-        waiting.insert(entry.filter_entry.stream(), entry);
-        self.count.store(waiting.len(), Ordering::Release);
+        pending.insert(entry.filter_entry.stream(), entry);
+        self.count.store(pending.len(), Ordering::Release);
     }
 
-    /// Keys of a stream that waits, if its packets are authenticated: it is taken by no other packet.
+    /// Packet keys of a pending stream, if its packets are authenticated; only an authentic packet may claim
+    /// it.
     pub(crate) fn keys_of(&self, key: StreamKey) -> Option<Arc<PacketKeys>> {
         if self.count.load(Ordering::Acquire) == 0 {
             return None;
         }
-        let waiting = lock(&self.waiting);
-        waiting.get(&key)?.opened.keys.clone()
+        let pending = lock(&self.pending);
+        pending.get(&key)?.accepted.keys.clone()
     }
 
-    /// Takes a stream whose first packet came. Costs next to nothing while none waits, so that
-    /// packets of unknown streams are no burden.
+    /// Takes a stream whose first packet arrived. One atomic load while no stream is pending, so packets of
+    /// unknown streams are cheap.
     pub(crate) fn claim(&self, key: StreamKey) -> Option<(AcceptedStream, FilterEntry)> {
         if self.count.load(Ordering::Acquire) == 0 {
             return None;
         }
-        let mut waiting = lock(&self.waiting);
-        let Waiting {
-            opened,
+        let mut pending = lock(&self.pending);
+        let PendingStream {
+            accepted,
             filter_entry,
             ..
-        } = waiting.remove(&key)?;
-        self.count.store(waiting.len(), Ordering::Release);
+        } = pending.remove(&key)?;
+        self.count.store(pending.len(), Ordering::Release);
         self.adopted.fetch_add(1, Ordering::Relaxed);
-        Some((opened, filter_entry))
+        Some((accepted, filter_entry))
     }
 
+    /// Notes that a claimed stream has ended.
     pub(crate) fn ended(&self) {
         self.adopted.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Drops streams that never sent a packet. Each worker calls this every millisecond and most calls
-    /// do nothing, because peers may let thousands of streams wait.
+    /// Drops streams that never sent a packet. Each worker calls this every millisecond; most calls do
+    /// nothing, because peers may open thousands of such streams.
     pub(crate) fn expire(&self) {
         if self.count.load(Ordering::Relaxed) == 0 {
             return;
@@ -132,21 +133,21 @@ impl PendingStreams {
                 )
                 .is_ok();
         if is_due {
-            let mut waiting = lock(&self.waiting);
-            waiting.retain(|_, waiting| {
-                let lease = &waiting.opened.admission.lease;
-                let waited = now.saturating_duration_since(waiting.since);
-                waited < PATIENCE && !lease.is_wanted() && !lease.is_revoked()
+            let mut pending = lock(&self.pending);
+            pending.retain(|_, stream| {
+                let lease = &stream.accepted.admission.lease;
+                let waited = now.saturating_duration_since(stream.since);
+                waited < FIRST_PACKET_TIMEOUT && !lease.is_superseded() && !lease.is_revoked()
             });
-            self.count.store(waiting.len(), Ordering::Release);
+            self.count.store(pending.len(), Ordering::Release);
         }
     }
 
-    /// Ends the path for good: streams that wait are closed, and there will be no others.
+    /// Closes all pending streams, and refuses new ones from now on.
     pub fn close(&self) {
-        let mut waiting = lock(&self.waiting);
+        let mut pending = lock(&self.pending);
         self.closed.store(true, Ordering::Release);
-        waiting.clear();
+        pending.clear();
         self.count.store(0, Ordering::Release);
     }
 
@@ -154,7 +155,7 @@ impl PendingStreams {
         self.closed.load(Ordering::Acquire)
     }
 
-    /// Streams that wait or are served.
+    /// Number of streams, pending or served.
     #[must_use]
     pub fn load(&self) -> usize {
         self.count.load(Ordering::Relaxed) + self.adopted.load(Ordering::Relaxed)

@@ -14,7 +14,7 @@ use crate::session::peer::Tenant;
 use crate::session::shares::{Exceeded, Shares, Use};
 
 /// A stream that has committed nothing for this long may lose its permit to another.
-const IDLE: Duration = Duration::from_secs(10);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Minimum number of a tenant's revoked permits that may be outstanding while it asks for more.
 const MIN_REVOKED: usize = 8;
 
@@ -88,12 +88,12 @@ impl StreamPermits {
     }
 
     /// Checks which streams still commit; called about once a second.
-    pub(crate) fn look(&self, now: Instant) {
+    pub(crate) fn refresh(&self, now: Instant) {
         let mut state = self.lock();
         state.shares.items().for_each(|listed| {
-            listed.look(now);
+            listed.check_use(now);
         });
-        state.shares.refresh(|listed| listed.look(now));
+        state.shares.refresh(|listed| listed.check_use(now));
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -112,8 +112,8 @@ impl State {
         let limit = self.shares.limit();
         let ending = self.revoked.get(tenant).copied().unwrap_or(0);
         let evicted = if ending < MIN_REVOKED.max(limit / 16) {
-            let look = |listed: &Listed| listed.look(now);
-            self.shares.evict(tenant, exceeded, look)
+            let check = |listed: &Listed| listed.check_use(now);
+            self.shares.evict(tenant, exceeded, check)
         } else {
             None
         };
@@ -171,7 +171,7 @@ impl Listed {
         self.permit.returned.load(Ordering::Acquire)
     }
 
-    fn look(&self, now: Instant) -> Use {
+    fn check_use(&self, now: Instant) -> Use {
         if self.is_gone() {
             return Use::Gone;
         }
@@ -181,7 +181,7 @@ impl Listed {
             self.seen.set((batches, now));
             return Use::InUse;
         }
-        match batches == 0 || now.saturating_duration_since(since) >= IDLE {
+        match batches == 0 || now.saturating_duration_since(since) >= IDLE_TIMEOUT {
             true => Use::Unused,
             false => Use::InUse,
         }
@@ -244,7 +244,7 @@ mod tests {
 
         fn pass(&mut self, time: Duration) {
             self.now += time;
-            self.permits.look(self.now);
+            self.permits.refresh(self.now);
         }
     }
 
@@ -286,7 +286,7 @@ mod tests {
                 .all(|permit| !permit.is_revoked())
         );
         // Ten seconds without a batch: they are not used any more.
-        bench.pass(IDLE);
+        bench.pass(IDLE_TIMEOUT);
         bench.open(1).unwrap();
         assert_eq!(held.iter().filter(|permit| permit.is_revoked()).count(), 1);
     }

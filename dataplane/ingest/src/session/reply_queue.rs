@@ -1,5 +1,5 @@
-//! Replies on their way to one publisher: at most one frame is half sent, and acks that pile up
-//! behind it become one, because they are cumulative.
+//! Replies to one publisher. At most one frame is partly sent; the acks behind it become one, because acks are
+//! cumulative.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use penstock_auth::PacketKeys;
 use penstock_wire::reply::{Fault, REPLY_LEN, Reply};
 use zerocopy::IntoBytes;
 
-/// Replies of one connection. Bounded: one frame in flight, one ack or error behind it.
+/// Replies of one connection. Bounded: one partly sent frame, and one ack or error behind it.
 #[derive(Debug, Default)]
 pub(crate) struct ReplyQueue {
     /// The frame that is being sent, from `at` on.
@@ -30,18 +30,18 @@ impl ReplyQueue {
         }
     }
 
-    /// Queues an ack, in place of one that waits.
+    /// Queues an ack; it replaces a queued one.
     pub(crate) fn ack(&mut self, committed: u64, blocked: bool) {
         self.ack = Some((committed, blocked));
     }
 
-    /// Queues the last frame; acks before it are implied by its own figure.
+    /// Queues the last frame; its number of committed batches replaces a queued ack.
     pub(crate) fn error(&mut self, fault: Fault, committed: u64, text: &str) {
         self.ack = None;
         self.error = Some(Reply::error(fault, committed, text));
     }
 
-    /// Sends what can be sent without waiting; `true` when nothing is left.
+    /// Sends as much as possible without waiting; returns `true` when nothing is left.
     pub(crate) fn flush(&mut self, mut socket: impl Write) -> io::Result<bool> {
         loop {
             while self.at < self.frame.len() {
@@ -87,13 +87,13 @@ mod tests {
     use penstock_wire::reply::Parsed;
     use zerocopy::FromBytes;
 
-    /// Takes at most `room` bytes, then would block.
-    struct Narrow {
+    /// A socket with room for `room` bytes.
+    struct LimitedSocket {
         taken: Vec<u8>,
         room: usize,
     }
 
-    impl Write for &mut Narrow {
+    impl Write for &mut LimitedSocket {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             let sent = bytes.len().min(self.room);
             self.room -= sent;
@@ -111,10 +111,10 @@ mod tests {
     }
 
     #[test]
-    fn replies_carry_tags_in_order_where_there_are_keys() {
+    fn replies_have_numbered_tags_if_there_are_keys() {
         let keys = Arc::new(PacketKeys::new(&[1; 32]));
         let mut replies = ReplyQueue::new(Some(Arc::clone(&keys)));
-        let mut peer = Narrow {
+        let mut peer = LimitedSocket {
             taken: Vec::new(),
             room: 1000,
         };
@@ -132,9 +132,9 @@ mod tests {
     }
 
     #[test]
-    fn acks_behind_a_half_sent_one_become_one() {
+    fn acks_behind_a_partly_sent_one_become_one() {
         let mut replies = ReplyQueue::default();
-        let mut peer = Narrow {
+        let mut peer = LimitedSocket {
             taken: Vec::new(),
             room: 5,
         };

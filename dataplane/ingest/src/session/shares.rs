@@ -84,8 +84,8 @@ impl<T> Held<T> {
         (!self.unused.is_empty() || !self.spare.is_empty()).then_some(self.count)
     }
 
-    fn sort_in(&mut self, item: T, found: Use) {
-        match found {
+    fn file(&mut self, item: T, state: Use) {
+        match state {
             Use::Unused => self.unused.push_back(item),
             Use::Spare => self.spare.push_back(item),
             Use::InUse => self.in_use.push_back(item),
@@ -94,17 +94,17 @@ impl<T> Held<T> {
     }
 
     /// Takes the first entry that is unused, else the first spare one.
-    fn take(&mut self, look: &mut impl FnMut(&T) -> Use) -> Option<T> {
+    fn take(&mut self, check_use: &mut impl FnMut(&T) -> Use) -> Option<T> {
         while let Some(item) = self.unused.pop_front() {
-            match look(&item) {
+            match check_use(&item) {
                 Use::Unused => return Some(item),
-                found => self.sort_in(item, found),
+                state => self.file(item, state),
             }
         }
         while let Some(item) = self.spare.pop_front() {
-            match look(&item) {
+            match check_use(&item) {
                 Use::Unused | Use::Spare => return Some(item),
-                found => self.sort_in(item, found),
+                state => self.file(item, state),
             }
         }
         if self.in_use.len() > MAX_RECHECKS {
@@ -112,9 +112,9 @@ impl<T> Held<T> {
         }
         for _ in 0..self.in_use.len() {
             let item = self.in_use.pop_front()?;
-            match look(&item) {
+            match check_use(&item) {
                 Use::Unused => return Some(item),
-                found => self.sort_in(item, found),
+                state => self.file(item, state),
             }
         }
         self.spare.pop_front()
@@ -261,15 +261,15 @@ impl<T> Shares<T> {
     }
 
     /// Checks again what was in use; to be called about once a second.
-    pub fn refresh(&mut self, mut look: impl FnMut(&T) -> Use) {
+    pub fn refresh(&mut self, mut check_use: impl FnMut(&T) -> Use) {
         let has_any =
             |(tenant, held): (&Tenant, &Held<T>)| (!held.in_use.is_empty()).then_some(*tenant);
         let tenants: Vec<_> = self.by_tenant.iter().filter_map(has_any).collect();
         for tenant in tenants {
             self.change(&tenant, |held| {
                 for item in std::mem::take(&mut held.in_use) {
-                    let found = look(&item);
-                    held.sort_in(item, found);
+                    let state = check_use(&item);
+                    held.file(item, state);
                 }
             });
         }
@@ -281,29 +281,29 @@ impl<T> Shares<T> {
         &mut self,
         tenant: &Tenant,
         exceeded: Exceeded,
-        mut look: impl FnMut(&T) -> Use,
+        mut check_use: impl FnMut(&T) -> Use,
     ) -> Option<(Tenant, T)> {
         let held = self.held_by(tenant);
         let others = match exceeded {
             Exceeded::Host { .. } => None,
             Exceeded::Key { .. } | Exceeded::Site { .. } => {
-                self.take_from_group(&tenant.group(), held, &mut look)
+                self.take_from_group(&tenant.group(), held, &mut check_use)
             }
-            Exceeded::Total => self.take_from_all(held, &mut look),
+            Exceeded::Total => self.take_from_all(held, &mut check_use),
         };
-        others.or_else(|| self.take_from(tenant, &mut look))
+        others.or_else(|| self.take_from(tenant, &mut check_use))
     }
 
     /// Takes an entry of a tenant that holds more than `held`, in the group with most.
     fn take_from_all(
         &mut self,
         held: usize,
-        look: &mut impl FnMut(&T) -> Use,
+        check_use: &mut impl FnMut(&T) -> Use,
     ) -> Option<(Tenant, T)> {
         let mut next = self.ranking.last().copied();
         for _ in 0..MAX_GROUPS {
             let (_, group) = next.filter(|(count, _)| *count > held)?;
-            let found = self.take_from_group(&group, held, look);
+            let found = self.take_from_group(&group, held, check_use);
             if found.is_some() {
                 return found;
             }
@@ -317,7 +317,7 @@ impl<T> Shares<T> {
         &mut self,
         group: &Group,
         held: usize,
-        look: &mut impl FnMut(&T) -> Use,
+        check_use: &mut impl FnMut(&T) -> Use,
     ) -> Option<(Tenant, T)> {
         loop {
             let (count, holder) = *self.by_group.get(group)?.ranking.last()?;
@@ -325,7 +325,7 @@ impl<T> Shares<T> {
                 return None;
             }
             // A tenant that has nothing to revoke leaves the ranking.
-            let found = self.take_from(&holder, look);
+            let found = self.take_from(&holder, check_use);
             if found.is_some() {
                 return found;
             }
@@ -335,9 +335,9 @@ impl<T> Shares<T> {
     fn take_from(
         &mut self,
         tenant: &Tenant,
-        look: &mut impl FnMut(&T) -> Use,
+        check_use: &mut impl FnMut(&T) -> Use,
     ) -> Option<(Tenant, T)> {
-        let item = self.change(tenant, |held| held.take(look))?;
+        let item = self.change(tenant, |held| held.take(check_use))?;
         Some((*tenant, item))
     }
 
@@ -419,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_place_is_still_one() {
+    fn the_last_slot_can_be_taken() {
         let mut shares: Shares<u32> = Shares::new(1, 50);
         assert_eq!(take_all(&mut shares, &host(1)), 1);
         assert_eq!(shares.check(&host(2)), Err(Exceeded::Total));
@@ -476,7 +476,7 @@ mod tests {
             }
         }
         let looks = std::cell::Cell::new(0);
-        let look = |_: &u32| {
+        let check_use = |_: &u32| {
             looks.set(looks.get() + 1);
             Use::InUse
         };
@@ -485,9 +485,9 @@ mod tests {
             (host(2), Exceeded::Total),
         ] {
             // The first one looks at each once.
-            assert_eq!(shares.evict(&asker, exceeded, look), None);
+            assert_eq!(shares.evict(&asker, exceeded, check_use), None);
             looks.set(0);
-            (0..1000).for_each(|_| assert_eq!(shares.evict(&asker, exceeded, look), None));
+            (0..1000).for_each(|_| assert_eq!(shares.evict(&asker, exceeded, check_use), None));
             assert!(looks.get() <= 1000 * MAX_RECHECKS, "{asker:?}: {looks:?}");
         }
         // What is not used any more is found again.
@@ -504,10 +504,11 @@ mod tests {
             shares.charge(&host(1), 1);
             shares.list(&host(1), item, |_| false);
         }
-        let look = |item: &u32| [Use::InUse, Use::Spare, Use::Unused, Use::Spare][*item as usize];
+        let check_use =
+            |item: &u32| [Use::InUse, Use::Spare, Use::Unused, Use::Spare][*item as usize];
         let own = Exceeded::Host { held: 4 };
         let order: Vec<_> = (0..4)
-            .map_while(|_| shares.evict(&host(1), own, look))
+            .map_while(|_| shares.evict(&host(1), own, check_use))
             .map(|(_, item)| item)
             .collect();
         assert_eq!(order, [2, 1, 3]);
@@ -526,26 +527,26 @@ mod tests {
         let exceeded = shares.check(&pending).unwrap_err();
         assert_eq!(exceeded, Exceeded::Total);
         // 0 and 1 are in use, 2 is gone already.
-        let look = |item: &i32| match item {
+        let check_use = |item: &i32| match item {
             0 | 1 => Use::InUse,
             2 => Use::Gone,
             _ => Use::Unused,
         };
-        let evicted = shares.evict(&pending, exceeded, look);
+        let evicted = shares.evict(&pending, exceeded, check_use);
         assert_eq!(evicted, Some((host(1), 3)));
         // If the tenant with most has nothing unused, the next one gives way.
-        let look = |item: &i32| if *item < 10 { Use::InUse } else { Use::Unused };
-        let evicted = shares.evict(&pending, exceeded, look);
+        let check_use = |item: &i32| if *item < 10 { Use::InUse } else { Use::Unused };
+        let evicted = shares.evict(&pending, exceeded, check_use);
         assert_eq!(evicted, Some((host(2), 10)));
         assert_eq!(shares.evict(&pending, exceeded, |_| Use::InUse), None);
         // A tenant takes nothing from one that holds less.
         assert_eq!(
-            shares.evict(&host(1), Exceeded::Total, look),
+            shares.evict(&host(1), Exceeded::Total, check_use),
             None,
             "host 2 has less"
         );
         // A tenant at its share gives up something of its own.
-        let own = shares.evict(&host(2), Exceeded::Host { held: 3 }, look);
+        let own = shares.evict(&host(2), Exceeded::Host { held: 3 }, check_use);
         assert_eq!(own, Some((host(2), 11)));
     }
 

@@ -17,19 +17,19 @@ use crate::session::log_quota::LogQuota;
 use penstock_runtime::poison::lock;
 use penstock_runtime::profile::{Stage, StageTimer};
 
-/// Ended connections that are remembered for the report.
-const REMEMBERED: usize = 4096;
+/// Number of ended connections that the report lists.
+const MAX_ENDED_CONNECTIONS: usize = 4096;
 
 /// Stages of a batch in the broker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PathStage {
-    /// Receiving and checking a batch header that did not come along with a payload.
+    /// Receiving and checking a batch header that did not arrive together with a payload.
     DrainHeader,
-    /// Taking room in the shared buffer.
+    /// Reserving room in the shared buffer.
     ReserveLogSpace,
     /// Receiving payload into its final place.
     DrainPayloadToBuffer,
-    /// Verifying, if asked for, and publishing.
+    /// Verifying, if enabled, and publishing.
     Commit,
     /// Sending acks.
     SendAck,
@@ -66,7 +66,7 @@ pub struct Counters {
     pub accepted: AtomicU64,
     /// Streams opened.
     pub streams_opened: AtomicU64,
-    /// Streams refused, for any reason that the peer was told.
+    /// Streams refused with a reason.
     pub streams_refused: AtomicU64,
     /// Of these, publishers without a key that the broker takes.
     pub unauthenticated: AtomicU64,
@@ -74,15 +74,15 @@ pub struct Counters {
     pub not_permitted: AtomicU64,
     /// Connections dropped because their first bytes were not this protocol's.
     pub garbage: AtomicU64,
-    /// Connections that said nothing, or half a hello, for too long.
+    /// Connections that did not complete their hello in time.
     pub handshake_timeouts: AtomicU64,
-    /// Silent connections dropped to make room for newer ones.
+    /// Pending connections dropped to make room for newer ones.
     pub handshake_evictions: AtomicU64,
     /// Connections that ended before their hello was complete.
     pub handshake_closed: AtomicU64,
     /// Times that accept failed for lack of descriptors or memory.
     pub accept_failures: AtomicU64,
-    /// Streams that ended as they should.
+    /// Streams that ended with an end frame and a last ack.
     pub streams_completed: AtomicU64,
     /// Streams whose connection ended inside a batch or without an end frame.
     pub streams_cut: AtomicU64,
@@ -150,7 +150,7 @@ pub struct ConnectionReport {
 }
 
 impl ConnectionReport {
-    /// What became of a stream.
+    /// The report about an ended stream.
     pub(crate) fn new(
         peer: SocketAddr,
         path: Path,
@@ -173,14 +173,14 @@ impl ConnectionReport {
     }
 }
 
-/// What all threads of both paths share.
+/// State that all threads of both paths share.
 #[derive(Debug, Default)]
 pub struct Shared {
     /// Counters.
     pub counters: Counters,
     /// Limits on what publishers take before they have sent it.
     pub(crate) claims: Claims,
-    /// How much may be written about peers.
+    /// Quota of log lines about peers.
     pub(crate) lines: LogQuota,
     connections: Mutex<VecDeque<ConnectionReport>>,
 }
@@ -202,10 +202,10 @@ impl Shared {
         self.remember(report);
     }
 
-    /// Remembers an ended connection; the oldest is forgotten when there are too many.
+    /// Keeps an ended connection for the report; drops the oldest one if there are too many.
     fn remember(&self, connection: ConnectionReport) {
         let mut list = lock(&self.connections);
-        if list.len() == REMEMBERED {
+        if list.len() == MAX_ENDED_CONNECTIONS {
             list.pop_front();
         }
         list.push_back(connection);
@@ -218,7 +218,7 @@ impl Shared {
     }
 }
 
-/// What one worker did.
+/// Counters of one worker.
 #[derive(Debug, Clone, Default)]
 pub struct WorkerStats {
     /// Time per stage.

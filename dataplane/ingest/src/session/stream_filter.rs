@@ -1,21 +1,21 @@
-//! The XDP program's list of streams: packets of others do not get as far as a worker.
+//! The XDP program's list of streams; it drops packets of unknown streams.
 
 use std::fmt::Debug;
 use std::sync::Arc;
 
 use penstock_wire::packet::StreamKey;
 
-/// Which packets the program lets through, by the key that they carry; implemented by the broker.
+/// Decides which packets the program entries to workers, by their stream key; implemented by the broker.
 pub trait StreamFilter: Debug + Send + Sync {
-    /// Lets packets with this key through. Returns false if it cannot with this one: at most every
-    /// other time.
+    /// Passes packets with this key from now on. Returns false if the filter cannot accept the key, which
+    /// holds for at most half of all keys.
     fn insert(&self, key: u64) -> bool;
 
-    /// Lets no packet with this key through any more.
+    /// Drops packets with this key from now on.
     fn remove(&self, key: u64);
 }
 
-/// Lets a stream's packets through until it is dropped.
+/// Makes the filter pass a stream's packets until it is dropped.
 #[derive(Debug)]
 pub(crate) struct FilterEntry {
     stream: StreamKey,
@@ -23,21 +23,21 @@ pub(crate) struct FilterEntry {
 }
 
 impl FilterEntry {
-    /// For a stream of this number, with a key that nobody can guess.
+    /// An entry for the stream with this number, with an unpredictable key.
     pub(crate) fn draw(
         filter: &Arc<dyn StreamFilter>,
         stream: u16,
     ) -> Result<Self, getrandom::Error> {
         loop {
             let key = getrandom::u64()?;
-            if let Some(filter_entry) = Self::of(filter, StreamKey { key, stream }) {
+            if let Some(filter_entry) = Self::new(filter, StreamKey { key, stream }) {
                 return Ok(filter_entry);
             }
         }
     }
 
-    /// For the stream with this key, if the filter can tell it from others.
-    pub(crate) fn of(filter: &Arc<dyn StreamFilter>, stream: StreamKey) -> Option<Self> {
+    /// An entry for the stream with this key, if the filter accepts the key.
+    pub(crate) fn new(filter: &Arc<dyn StreamFilter>, stream: StreamKey) -> Option<Self> {
         filter.insert(stream.key).then(|| Self {
             stream,
             filter: Arc::clone(filter),
@@ -62,7 +62,7 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// A filter that takes every other key.
+    /// A filter that accepts every other key.
     #[derive(Debug, Default)]
     pub(crate) struct OddKeys(pub(crate) Mutex<HashSet<u64>>);
 
@@ -77,21 +77,21 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_pass_has_a_key_that_the_gate_takes_and_gives_it_back() {
+    fn an_entry_has_a_key_that_the_filter_accepts_until_it_is_dropped() {
         let odd = Arc::new(OddKeys::default());
         let filter: Arc<dyn StreamFilter> = Arc::clone(&odd) as _;
-        let passes: Vec<_> = (0..100)
+        let entries: Vec<_> = (0..100)
             .map(|n| FilterEntry::draw(&filter, n).unwrap())
             .collect();
-        for (number, filter_entry) in (0..).zip(&passes) {
-            assert_eq!(filter_entry.stream().stream, number);
-            assert!(odd.0.lock().unwrap().contains(&filter_entry.stream().key));
+        for (number, entry) in (0..).zip(&entries) {
+            assert_eq!(entry.stream().stream, number);
+            assert!(odd.0.lock().unwrap().contains(&entry.stream().key));
         }
         assert!(
-            FilterEntry::of(&filter, passes[0].stream()).is_none(),
+            FilterEntry::new(&filter, entries[0].stream()).is_none(),
             "taken"
         );
-        drop(passes);
+        drop(entries);
         assert!(odd.0.lock().unwrap().is_empty());
     }
 }

@@ -1,4 +1,4 @@
-//! What other threads have of a running worker, of either path.
+//! Access to a running worker of either path from other threads.
 
 use std::io;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 use penstock_runtime::poller::Poller;
 use penstock_runtime::profile::{Rounds, SnapshotCell};
 
-/// The way to a running worker that publishes snapshots `S` of itself.
+/// Handle of a running worker that publishes snapshots `S`.
 #[derive(Debug, Clone)]
 pub struct WorkerHandle<S> {
     poller: Arc<Poller>,
@@ -23,12 +23,12 @@ impl<S: Clone + Default> WorkerHandle<S> {
         }
     }
 
-    /// Where the worker shows what it is doing.
+    /// Where the worker publishes its snapshots.
     pub(crate) fn snapshot(&self) -> Arc<SnapshotCell<S>> {
         Arc::clone(&self.snapshot)
     }
 
-    /// What the worker is doing, at most [`SNAPSHOT_INTERVAL`](penstock_runtime::profile::SNAPSHOT_INTERVAL) ago.
+    /// The latest snapshot, at most [`SNAPSHOT_INTERVAL`](penstock_runtime::profile::SNAPSHOT_INTERVAL) ago.
     #[must_use]
     pub fn now(&self) -> S {
         self.snapshot.load()

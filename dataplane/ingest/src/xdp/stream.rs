@@ -21,7 +21,7 @@ use crate::session::accepted_stream::AcceptedStream;
 use crate::session::admission::{Admission, REVOKED};
 use crate::session::buffers::EffectiveBuffers;
 use crate::session::claims::{
-    self, Claimant, Claims, MemoryCharge, RingClaim, Spill, Turn as Claim, Waiting,
+    self, ClaimPriority, Claimant, Claims, MemoryCharge, RingClaim, Spill, WaitingBatch,
 };
 use crate::session::commit::Committed;
 use crate::session::stats::{ConnectionReport, PathStage, WorkerStats};
@@ -54,7 +54,7 @@ struct Room {
     /// Its bytes, while they are outside the ring.
     spill: Option<Box<Spill>>,
     /// Whether it has a share of neither ring nor memory.
-    waiting: Option<Waiting>,
+    waiting: Option<WaitingBatch>,
     /// When its first packet arrived, on the stream's own clock.
     since: Timestamp,
 }
@@ -381,8 +381,8 @@ impl Stream {
     /// Takes room for a batch: in the ring if its share allows, else outside. If others need its room
     /// in the ring, its bytes go outside as well.
     fn new_room(&mut self, cx: &mut Context<'_>, chunk: &Chunk) -> Room {
-        let turn = self.turn_of(chunk);
-        let claim = self.claimant.claim(chunk.batch.len, turn);
+        let priority = self.claim_priority(chunk);
+        let claim = self.claimant.claim(chunk.batch.len, priority);
         let reservation = claim.as_ref().map(|_| cx.writer.reserve(chunk.batch.len));
         let is_granted = reservation
             .as_ref()
@@ -401,20 +401,20 @@ impl Stream {
         }
     }
 
-    fn turn_of(&self, chunk: &Chunk) -> Claim {
+    fn claim_priority(&self, chunk: &Chunk) -> ClaimPriority {
         match chunk.batch.seq == self.receiver.committed() {
-            true => Claim::Next,
-            false => Claim::Later,
+            true => ClaimPriority::Next,
+            false => ClaimPriority::Later,
         }
     }
 
     /// Ensures that a batch outside the ring has room for a packet: memory, or a place in the ring.
     /// Returns false if there is none.
     fn find_room(&mut self, chunk: &Chunk, len: u32) -> bool {
-        let turn = self.turn_of(chunk);
-        let starved = match turn {
-            Claim::Later => &mut self.starved_later,
-            Claim::Next | Claim::Waiting => &mut self.starved,
+        let priority = self.claim_priority(chunk);
+        let starved = match priority {
+            ClaimPriority::Later => &mut self.starved_later,
+            ClaimPriority::Next | ClaimPriority::Waiting => &mut self.starved,
         };
         let room = self.receiver.room(&chunk.batch);
         let Some(spill) = &mut room.spill else {
@@ -423,13 +423,13 @@ impl Stream {
         if spill.has(chunk.offset, len) {
             return true;
         }
-        if !*starved && spill.reserve(chunk.offset, len, turn).is_ok() {
+        if !*starved && spill.reserve(chunk.offset, len, priority).is_ok() {
             self.refused = false;
             return true;
         }
         *starved = true;
         self.unsettled = true;
-        if room.reservation.is_none() && turn == Claim::Next {
+        if room.reservation.is_none() && priority == ClaimPriority::Next {
             room.waiting.get_or_insert_with(|| self.claimant.wait());
         }
         false
@@ -442,10 +442,10 @@ impl Stream {
         for batch in self.receiver.open_batches().take(LOOKED_AFTER) {
             let OpenBatch { info, room, .. } = batch;
             if room.waiting.is_some()
-                && let Some(claim) = self.claimant.claim(info.len, Claim::Waiting)
+                && let Some(claim) = self.claimant.claim(info.len, ClaimPriority::Waiting)
             {
                 room.waiting = None;
-                room.claim = Some(claim.after(batch.received));
+                room.claim = Some(claim.with_received_before(batch.received));
                 room.reservation = Some(cx.writer.reserve(info.len));
             }
             let is_in_the_ring = settle(cx, info.len, room);
@@ -483,7 +483,7 @@ impl Stream {
             // The batch is complete, so it blocks no other.
             room.waiting = None;
             if let Some(claim) = room.claim.take() {
-                claim.fill();
+                claim.complete();
             }
             room.reservation
                 .get_or_insert_with(|| cx.writer.reserve(info.len));
@@ -574,7 +574,7 @@ impl Stream {
 
     /// Looks after rooms, time and the control connection; called about once a millisecond.
     pub(super) fn tick(&mut self, cx: &mut Context<'_>) -> Result<(), CloseReason> {
-        if self.admission.lease.is_wanted() {
+        if self.admission.lease.is_superseded() {
             return Err(CloseReason::Superseded);
         }
         if self.admission.lease.is_revoked() {
@@ -667,7 +667,7 @@ impl Stream {
             }
             self.unsettled = true;
             if let Some(claim) = batch.room.claim.take() {
-                claim.leave(batch.received);
+                claim.release(batch.received);
             }
             if let Some(reservation) = batch.room.reservation.take() {
                 cx.writer.abort(reservation);
@@ -762,7 +762,7 @@ impl Stream {
         }
         for OpenBatch { received, room, .. } in self.receiver.open_batches() {
             if let Some(claim) = room.claim.take() {
-                claim.leave(received);
+                claim.release(received);
             }
         }
         let open = self.receiver.into_rooms();
@@ -797,7 +797,7 @@ fn settle(cx: &mut Context<'_>, len: u32, room: &mut Room) -> bool {
         return false;
     }
     if let Some(spill) = room.spill.take() {
-        for (offset, part) in spill.parts(len) {
+        for (offset, part) in spill.written_pieces(len) {
             cx.writer.place(reservation, offset, part);
         }
     }
@@ -813,7 +813,7 @@ fn spill_parts(
 ) -> bool {
     for &(low, high) in parts {
         let (low, len) = (low as u32, (high - low + 1) as u32);
-        if spill.reserve(low, len, Claim::Next).is_err() {
+        if spill.reserve(low, len, ClaimPriority::Next).is_err() {
             return false;
         }
         let placed = cx.writer.placed(reservation, reservation.len());

@@ -97,7 +97,7 @@ impl Worker {
         stop: Arc<AtomicBool>,
     ) -> io::Result<(Self, WorkerHandle)> {
         let poller = Arc::new(Poller::new()?);
-        shared.claims.wake_for_others(&poller);
+        shared.claims.register_worker(&poller);
         let handle = WorkerHandle::new(&poller);
         let table = StreamTable::new(config, pending_streams, shared, poller);
         let worker = Self {

@@ -5,7 +5,7 @@ use std::time::Instant;
 use penstock_wire::handshake::{Path, Refusal, Request};
 
 use super::Acceptor;
-use super::pending_handshake::Waiting;
+use super::pending_handshake::AdmissibleStream;
 use crate::session::admission::{Admit, Outcome, Refused};
 use crate::session::permits::StreamPermit;
 use crate::session::stats::Counters;
@@ -19,12 +19,12 @@ impl<A: Admit> Acceptor<A> {
                 return self.reject(key, Some(refusal), &text, &text);
             }
         };
-        let waiting = Waiting {
+        let stream = AdmissibleStream {
             topic,
             request,
             permit,
         };
-        self.ask(key, waiting);
+        self.open(key, stream);
     }
 
     /// The cheapest check comes first: the right to publish, then the stream's state, then the limits.
@@ -35,9 +35,7 @@ impl<A: Admit> Acceptor<A> {
         topic: &str,
         request: &Request,
     ) -> Result<StreamPermit, Refused> {
-        let pending = self.handshakes[key]
-            .as_ref()
-            .expect("the connection has just sent its request");
+        let pending = &self.handshakes[key];
         if let Some(grant) = pending.handshake.grant()
             && !grant.permits(topic)
         {
@@ -51,9 +49,9 @@ impl<A: Admit> Acceptor<A> {
             });
         }
         self.check_path(request.path)?;
-        let asked = pending.asks(topic, request);
-        self.admit.check(&asked)?;
-        let (permit, evicts) = self.permits.acquire(asked.tenant, Instant::now())?;
+        let request = pending.stream_request(topic, request);
+        self.admit.check(&request)?;
+        let (permit, evicts) = self.permits.acquire(request.tenant, Instant::now())?;
         if evicts {
             Counters::count(&self.shared.counters.stream_evictions);
         }
@@ -74,17 +72,17 @@ impl<A: Admit> Acceptor<A> {
     }
 
     /// Opens a stream that has a permit, unless its topic has to be opened first.
-    pub(super) fn ask(&mut self, key: usize, waiting: Waiting) {
-        let Some(pending) = &self.handshakes[key] else {
+    pub(super) fn open(&mut self, key: usize, stream: AdmissibleStream) {
+        let Some(pending) = self.handshakes.get(key) else {
             return;
         };
-        let asked = pending.asks(&waiting.topic, &waiting.request);
-        match self.admit.admit(&asked) {
+        let request = pending.stream_request(&stream.topic, &stream.request);
+        match self.admit.admit(&request) {
             Ok(Outcome::Admitted(mut admission)) => {
-                admission.lease = admission.lease.with_permit(waiting.permit);
+                admission.lease = admission.lease.with_permit(stream.permit);
                 self.hand_over(key, *admission);
             }
-            Ok(Outcome::TopicOpening) => self.wait_for_topic(key, waiting),
+            Ok(Outcome::TopicOpening) => self.wait_for_topic(key, stream),
             Err(Refused { refusal, text }) => {
                 self.reject(key, Some(refusal), &text, &text);
             }

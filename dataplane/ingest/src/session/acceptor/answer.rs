@@ -31,9 +31,9 @@ impl<A: Admit> Acceptor<A> {
         };
         let path = self.datagrams.as_ref();
         let path = path.filter(|_| admission.path == Path::Xdp);
-        let authentic = self.packet_auth || handshake.wants_packet_auth();
+        let has_packet_auth = self.packet_auth || handshake.wants_packet_auth();
         let filter_entry = path.map(|path| path.pending_streams.allow(admission.stream as u16));
-        let secret = authentic.then(generate).transpose();
+        let secret = has_packet_auth.then(generate).transpose();
         let (filter_entry, secret) = match (filter_entry.transpose(), secret) {
             (Ok(filter_entry), Ok(secret)) => (filter_entry, secret),
             (Err(error), _) | (_, Err(error)) => {
@@ -54,7 +54,7 @@ impl<A: Admit> Acceptor<A> {
         };
         let packets = secret.as_deref().copied().unwrap_or_default();
         let welcome = handshake.seal(Welcome::accept(offer).as_bytes().to_vec(), packets);
-        // A new socket has room for these few bytes; one that has not is not worth keeping.
+        // A new socket has room for these few bytes; one without is dropped.
         if !matches!((&socket).write(&welcome), Ok(n) if n == welcome.len()) {
             Counters::count(&self.shared.counters.handshake_closed);
             return;
@@ -64,7 +64,7 @@ impl<A: Admit> Acceptor<A> {
             let key = handshake.grant().map(|grant| grant.name.as_str());
             log_socket(peer, &admission, key, &buffers);
         }
-        let opened = AcceptedStream {
+        let accepted = AcceptedStream {
             socket,
             peer,
             buffers,
@@ -72,21 +72,21 @@ impl<A: Admit> Acceptor<A> {
             keys: secret.map(|secret| Arc::new(PacketKeys::new(&secret))),
         };
         if let Some((path, filter_entry)) = path {
-            return path.pending_streams.insert(filter_entry, opened);
+            return path.pending_streams.insert(filter_entry, accepted);
         }
         let least = self.workers.iter().min_by_key(|worker| worker.load());
         let worker = least.expect("a broker has at least one worker");
-        if let Err(error) = worker.push(opened) {
+        if let Err(error) = worker.push(accepted) {
             warn!(%peer, %error, "cannot queue a connection");
         }
     }
 
-    /// Ends a handshake; the peer is told one text, the log may get another.
+    /// Refuses a stream; the log may get another text than the peer.
     pub(super) fn reject(
         &mut self,
         key: usize,
         refusal: Option<Refusal>,
-        told: &str,
+        text: &str,
         logged: &str,
     ) {
         let Some(mut pending) = self.take(key) else {
@@ -109,7 +109,7 @@ impl<A: Admit> Acceptor<A> {
         }
         let answer = pending
             .handshake
-            .seal(Welcome::refuse(refusal, told), [0; 32]);
+            .seal(Welcome::refuse(refusal, text), [0; 32]);
         // Best effort: a peer that does not read its refusal sees the connection close.
         let _ = (&pending.socket).write(&answer);
     }

@@ -14,7 +14,7 @@ const BACKLOG: i32 = 4096;
 ///
 /// # Errors
 /// The kernel's answer: the address is in use, or not one of this host's.
-pub fn listen(address: SocketAddr, wanted: &RequestedBuffers) -> io::Result<TcpListener> {
+pub fn listen(address: SocketAddr, buffers: &RequestedBuffers) -> io::Result<TcpListener> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM,
@@ -25,7 +25,7 @@ pub fn listen(address: SocketAddr, wanted: &RequestedBuffers) -> io::Result<TcpL
         // [::] also accepts IPv4, whatever the value of net.ipv6.bindv6only.
         socket.set_only_v6(false)?;
     }
-    wanted.apply_to_listener(&socket)?;
+    buffers.apply_to_listener(&socket)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)?;

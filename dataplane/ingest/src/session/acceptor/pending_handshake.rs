@@ -4,8 +4,9 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Instant;
 
 use penstock_wire::handshake::Request;
+use slab::Slab;
 
-use crate::session::admission::Asked;
+use crate::session::admission::StreamRequest;
 use crate::session::buffers::EffectiveBuffers;
 use crate::session::handshake::ServerHandshake;
 use crate::session::peer::{Host, Tenant};
@@ -19,28 +20,33 @@ pub(super) struct PendingHandshake {
     pub(super) buffers: EffectiveBuffers,
     pub(super) handshake: ServerHandshake,
     pub(super) deadline: Instant,
-    /// Distinguishes it from a later one with the same key.
+    /// See [`HandshakeId::number`].
     pub(super) number: u64,
     /// Its request, while its topic is being opened.
-    pub(super) waiting: Option<Waiting>,
-    /// Whether it waits for its topic, and so counts as a stream, not as a pending handshake.
+    pub(super) waiting: Option<AdmissibleStream>,
+    /// Whether it has waited for its topic, and so counts as a stream, not as a pending handshake.
     pub(super) has_waited: bool,
 }
 
-/// A stream that may be opened as soon as its topic is open.
+/// A stream with a permit, which opens as soon as its topic is open.
 #[derive(Debug)]
-pub(super) struct Waiting {
+pub(super) struct AdmissibleStream {
     pub(super) topic: String,
     pub(super) request: Request,
     pub(super) permit: StreamPermit,
 }
 
 impl PendingHandshake {
-    pub(super) fn asks<'a>(&'a self, topic: &'a str, request: &'a Request) -> Asked<'a> {
+    /// The stream that the publisher requests.
+    pub(super) fn stream_request<'a>(
+        &'a self,
+        topic: &'a str,
+        request: &'a Request,
+    ) -> StreamRequest<'a> {
         let key = self.handshake.grant().map(|grant| &grant.key);
         let own = self.socket.local_addr().map(|own| own.ip().to_canonical());
         let from = self.peer.ip().to_canonical();
-        Asked {
+        StreamRequest {
             topic,
             request,
             tenant: Tenant {
@@ -63,8 +69,24 @@ pub(super) fn tenant_of(peer: SocketAddr) -> Tenant {
     }
 }
 
-/// Whether a connection has not said yet what it wants.
-pub(super) fn is_pending(handshakes: &[Option<PendingHandshake>], key: usize, number: u64) -> bool {
-    let pending = handshakes[key].as_ref();
-    pending.is_some_and(|pending| pending.number == number && !pending.has_waited)
+/// Names a connection, also after its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct HandshakeId {
+    pub(super) key: usize,
+    /// Distinguishes it from other connections with the same key.
+    pub(super) number: u64,
+}
+
+impl HandshakeId {
+    /// The connection, if its handshake has not ended.
+    pub(super) fn get(self, handshakes: &Slab<PendingHandshake>) -> Option<&PendingHandshake> {
+        let pending = handshakes.get(self.key)?;
+        (pending.number == self.number).then_some(pending)
+    }
+
+    /// Whether the publisher has not requested a stream yet.
+    pub(super) fn is_pending(self, handshakes: &Slab<PendingHandshake>) -> bool {
+        self.get(handshakes)
+            .is_some_and(|pending| !pending.has_waited)
+    }
 }

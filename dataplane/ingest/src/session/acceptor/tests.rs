@@ -11,49 +11,49 @@ use penstock_wire::handshake::{AckLevel, Hello, OrderLevel, Path, Request};
 use zerocopy::IntoBytes;
 
 use super::{Acceptor, Limits, listen};
-use crate::session::admission::{Admit, Asked, Outcome, Refused};
+use crate::session::admission::{Admit, Outcome, Refused, StreamRequest};
 use crate::session::buffers::{RcvbufOn, RequestedBuffers};
 use crate::session::stats::Shared;
 
 /// Longer than anything here takes.
-const LIMIT: Duration = Duration::from_secs(20);
+const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Tells who asks for what; topics are never open.
-struct Asking(mpsc::Sender<String>);
+/// Reports each request; topics never open.
+struct ReportRequests(mpsc::Sender<String>);
 
-impl Admit for Asking {
-    fn check(&mut self, asked: &Asked<'_>) -> Result<(), Refused> {
-        self.0.send(asked.topic.to_owned()).unwrap();
+impl Admit for ReportRequests {
+    fn check(&mut self, request: &StreamRequest<'_>) -> Result<(), Refused> {
+        self.0.send(request.topic.to_owned()).unwrap();
         Ok(())
     }
 
-    fn admit(&mut self, _: &Asked<'_>) -> Result<Outcome, Refused> {
+    fn admit(&mut self, _: &StreamRequest<'_>) -> Result<Outcome, Refused> {
         Ok(Outcome::TopicOpening)
     }
 }
 
 #[test]
-fn those_that_wait_for_their_topic_take_no_place_from_those_that_say_hello() {
-    let wanted = RequestedBuffers {
+fn connections_that_wait_for_their_topic_do_not_count_as_handshakes() {
+    let buffers = RequestedBuffers {
         rcvbuf: 1 << 16,
         sndbuf: 1 << 16,
         rcvbuf_on: RcvbufOn::None,
         force: false,
     };
-    let listener = listen("127.0.0.1:0".parse().unwrap(), &wanted).unwrap();
+    let listener = listen("127.0.0.1:0".parse().unwrap(), &buffers).unwrap();
     let address = listener.local_addr().unwrap();
-    let (asking, asked) = mpsc::channel();
+    let (report, requests) = mpsc::channel();
     let limits = Limits {
         max_handshakes: 2,
-        handshake_timeout: LIMIT,
+        handshake_timeout: TEST_TIMEOUT,
         ..Limits::default()
     };
     let shared = Arc::new(Shared::default());
     let acceptor = Acceptor::new(
         listener,
-        wanted,
+        buffers,
         limits,
-        Asking(asking),
+        ReportRequests(report),
         Vec::new(),
         None,
         Arc::clone(&shared),
@@ -77,7 +77,7 @@ fn those_that_wait_for_their_topic_take_no_place_from_those_that_say_hello() {
         let hello = Hello::new(&request, topic.len());
         let bytes = [hello.as_bytes(), topic.as_bytes()].concat();
         socket.write_all(&bytes).unwrap();
-        assert_eq!(asked.recv_timeout(LIMIT).as_deref(), Ok(topic));
+        assert_eq!(requests.recv_timeout(TEST_TIMEOUT).as_deref(), Ok(topic));
     };
     let connect = || TcpStream::connect(address).unwrap();
     let mut waiting = Vec::new();

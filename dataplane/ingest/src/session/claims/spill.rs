@@ -1,13 +1,13 @@
-//! A batch outside the ring: its memory grows as its bytes arrive.
+//! A spilled batch, which lies outside the ring: its memory grows as its bytes arrive.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::pool::{PIECE, Piece};
-use super::{Ledger, Shares, Turn};
+use super::{ClaimPriority, Ledger, Shares};
 
-/// A batch that has no room in the ring. It takes a piece of memory only for bytes that are about to be
-/// written, so its memory follows what arrived, not what the batch claims.
+/// The bytes of a batch outside the ring. It takes a piece of memory only for bytes that are about to be
+/// written, so its memory grows with the bytes that arrived, not with the length that the batch claims.
 #[derive(Debug)]
 pub(crate) struct Spill {
     ledger: Arc<Ledger>,
@@ -16,7 +16,7 @@ pub(crate) struct Spill {
     pieces: BTreeMap<u32, Piece>,
 }
 
-/// The shares, or the pool, have not enough memory left.
+/// The shares or the pool do not have enough memory left.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct NoMemory;
 
@@ -30,14 +30,19 @@ impl Spill {
     }
 
     /// Takes memory for `len` bytes at `offset` of the batch, unless it already has it.
-    pub(crate) fn reserve(&mut self, offset: u32, len: u32, turn: Turn) -> Result<(), NoMemory> {
+    pub(crate) fn reserve(
+        &mut self,
+        offset: u32,
+        len: u32,
+        priority: ClaimPriority,
+    ) -> Result<(), NoMemory> {
         let numbers = numbers(offset, len);
-        let there = self.pieces.range(numbers.clone()).count();
-        let wanted = (numbers.len() - there) as u64;
+        let present = self.pieces.range(numbers.clone()).count();
+        let wanted = (numbers.len() - present) as u64;
         if wanted == 0 {
             return Ok(());
         }
-        if let Err(account) = self.shares.take(wanted * PIECE as u64, turn) {
+        if let Err(account) = self.shares.take(wanted * PIECE as u64, priority) {
             self.ledger.press(account);
             return Err(NoMemory);
         }
@@ -67,7 +72,7 @@ impl Spill {
         let behind = self.pieces.split_off(&len.div_ceil(PIECE as u32));
         let bytes = (behind.len() * PIECE) as u64;
         if bytes > 0 {
-            // Pieces before shares, so that a claim which gets the share also finds the pieces.
+            // Pieces before shares, so that a spill that gets the share also finds the pieces.
             self.ledger.pool.give(behind.into_values());
             self.shares.give(bytes);
         }
@@ -87,14 +92,14 @@ impl Spill {
         }
     }
 
-    /// The parts that exist of the first `len` bytes, each with its offset. The unwritten bytes of a
-    /// partly written piece are undefined.
-    pub(crate) fn parts(&self, len: u32) -> impl Iterator<Item = (u32, &[u8])> {
+    /// The pieces that hold the first `len` bytes, each with its offset. The unwritten bytes of a partly
+    /// written piece are undefined.
+    pub(crate) fn written_pieces(&self, len: u32) -> impl Iterator<Item = (u32, &[u8])> {
         let len = len as usize;
         self.pieces.iter().map_while(move |(number, piece)| {
             let offset = *number as usize * PIECE;
-            let there = len.checked_sub(offset)?.min(PIECE);
-            Some((offset as u32, &self.ledger.pool.bytes(piece)[..there]))
+            let present = len.checked_sub(offset)?.min(PIECE);
+            Some((offset as u32, &self.ledger.pool.bytes(piece)[..present]))
         })
     }
 

@@ -26,33 +26,33 @@ fn tenant(host: u8, key: Option<u8>) -> Tenant {
 
 /// Takes claims of this size until none is left.
 fn exhaust(claimant: &Claimant, len: u32) -> Vec<RingClaim> {
-    std::iter::from_fn(|| claimant.claim(len, Turn::Next)).collect()
+    std::iter::from_fn(|| claimant.claim(len, ClaimPriority::Next)).collect()
 }
 
 /// Completes all of these batches.
 fn fill(claims: Vec<RingClaim>) {
-    claims.into_iter().for_each(RingClaim::fill);
+    claims.into_iter().for_each(RingClaim::complete);
 }
 
 #[test]
-fn room_that_was_not_filled_counts_for_a_while() {
+fn unfilled_room_counts_until_it_decays() {
     let dir = TempDir::new().unwrap();
     let log = log(&dir, "a.log");
     let claims = Claims::default();
     let [a, b] = [1, 2].map(|host| claims.claimant(&log, &tenant(host, None)));
     // A publisher that claims and drops repeatedly moves the ring by no more than its share.
     let mut moved = 0;
-    while let Some(claim) = a.claim(MIB, Turn::Next) {
+    while let Some(claim) = a.claim(MIB, ClaimPriority::Next) {
         drop(claim);
         moved += 1;
     }
     assert!((16..20).contains(&moved), "{moved} MiB");
-    assert!(b.claim(MIB, Turn::Next).is_some());
+    assert!(b.claim(MIB, ClaimPriority::Next).is_some());
     // A publisher that fills what it claims may continue.
     for _ in 0..100 {
         fill(exhaust(&b, MIB));
     }
-    // After some time the other one may, too.
+    // The forfeited room decays.
     let account = &a.ring.host;
     account.forfeited_at.store(0, Ordering::Relaxed);
     let long_ago = a.ring.start.checked_sub(Duration::from_secs(20)).unwrap();
@@ -60,25 +60,27 @@ fn room_that_was_not_filled_counts_for_a_while() {
 }
 
 #[test]
-fn what_came_of_a_batch_that_leaves_the_ring_is_not_forfeited() {
+fn received_bytes_of_a_batch_that_leaves_the_ring_are_not_forfeited() {
     let dir = TempDir::new().unwrap();
     let log = log(&dir, "a.log");
     let claims = Claims::default();
     let claimant = claims.claimant(&log, &tenant(1, None));
-    // Nearly complete, again and again: what came of them may come again at once.
+    // Nearly complete batches, repeatedly: the received bytes may be claimed again at once.
     for _ in 0..1000 {
-        let claim = claimant.claim(8 * MIB, Turn::Next);
+        let claim = claimant.claim(8 * MIB, ClaimPriority::Next);
         claim
             .expect("nothing is held")
-            .leave(u64::from(8 * MIB) - 1);
+            .release(u64::from(8 * MIB) - 1);
     }
     assert_eq!(claimant.ring.host.held.load(Ordering::Relaxed), 0);
     let forfeited = claimant.ring.host.forfeited.load(Ordering::Relaxed);
     assert!(forfeited <= 1000, "{forfeited} bytes for 1000");
-    // What has come for one place is not paid for another.
+    // Bytes received for one claim do not count for another.
     let mut moved = 0;
-    while let Some(claim) = claimant.claim(MIB, Turn::Waiting) {
-        claim.after(u64::from(MIB) - 1).leave(u64::from(MIB) - 1);
+    while let Some(claim) = claimant.claim(MIB, ClaimPriority::Waiting) {
+        claim
+            .with_received_before(u64::from(MIB) - 1)
+            .release(u64::from(MIB) - 1);
         moved += 1;
     }
     assert!((15..20).contains(&moved), "{moved} MiB");
@@ -86,7 +88,7 @@ fn what_came_of_a_batch_that_leaves_the_ring_is_not_forfeited() {
 }
 
 #[test]
-fn a_ring_is_shared_by_host_and_key_and_some_is_kept_for_those_with_little() {
+fn a_ring_is_shared_by_host_and_key_with_a_reserve_for_small_holders() {
     let dir = TempDir::new().unwrap();
     let log = log(&dir, "a.log");
     let claims = Claims::default();
@@ -97,16 +99,19 @@ fn a_ring_is_shared_by_host_and_key_and_some_is_kept_for_those_with_little() {
     assert_eq!(held.len(), 16);
     assert!(
         a[0].pressure().ring,
-        "it asks for what others of its host have"
+        "its denied claims press the holders of its own host"
     );
-    // Three quarters of a half for all who have much.
+    // Large holders together get three quarters of a half.
     let more = exhaust(&b, MIB);
     assert_eq!(more.len(), 8);
-    // The rest is for those who have little.
-    let little = exhaust(&c, MIB);
-    assert_eq!(little.len(), 4);
-    fill(little);
-    assert!(c.pressure().ring && b.pressure().ring, "all have too much");
+    // The rest is for small holders.
+    let small = exhaust(&c, MIB);
+    assert_eq!(small.len(), 4);
+    fill(small);
+    assert!(
+        c.pressure().ring && b.pressure().ring,
+        "all of them hold too much"
+    );
     assert_eq!(exhaust(&d, 8 * MIB).len(), 0);
     fill(held);
     let largest = exhaust(&d, 8 * MIB);
@@ -137,22 +142,22 @@ fn the_networks_of_an_ipv6_site_have_one_share_together() {
     let many: Vec<_> = (0..32).map(|subnet| network(1, subnet)).collect();
     let held: Vec<_> = many
         .iter()
-        .filter_map(|one| one.claim(MIB, Turn::Next))
+        .filter_map(|one| one.claim(MIB, ClaimPriority::Next))
         .collect();
     assert_eq!(held.len(), 16);
     let spills = many.iter().map(|one| {
         let mut spill = one.spill();
-        let reserved = spill.reserve(0, MIB, Turn::Next);
+        let reserved = spill.reserve(0, MIB, ClaimPriority::Next);
         (spill, reserved.is_ok())
     });
     let spills: Vec<_> = spills.collect();
     assert_eq!(spills.iter().filter(|(_, got)| *got).count(), 16);
-    assert!(network(2, 0).claim(8 * MIB, Turn::Next).is_some());
+    assert!(network(2, 0).claim(8 * MIB, ClaimPriority::Next).is_some());
     fill(held);
 }
 
 #[test]
-fn logs_are_apart_and_memory_is_for_all() {
+fn rings_are_counted_per_log_and_memory_for_all_logs() {
     let dir = TempDir::new().unwrap();
     let (a, b) = (log(&dir, "a.log"), log(&dir, "b.log"));
     let claims = Claims::default();
@@ -163,13 +168,13 @@ fn logs_are_apart_and_memory_is_for_all() {
     let held = exhaust(&in_a, MIB);
     assert_eq!(exhaust(&in_b, MIB).len(), held.len());
     let mut spills = [in_a.spill(), in_b.spill()];
-    assert_eq!(spills[0].reserve(0, 10 * MIB, Turn::Next), Ok(()));
-    assert!(spills[1].reserve(0, 10 * MIB, Turn::Next).is_err());
+    assert_eq!(spills[0].reserve(0, 10 * MIB, ClaimPriority::Next), Ok(()));
+    assert!(spills[1].reserve(0, 10 * MIB, ClaimPriority::Next).is_err());
     assert!(in_a.pressure().memory && in_b.pressure().memory);
-    assert_eq!(spills[1].reserve(0, 6 * MIB, Turn::Next), Ok(()));
+    assert_eq!(spills[1].reserve(0, 6 * MIB, ClaimPriority::Next), Ok(()));
     assert!(in_b.charge(1).is_none());
     assert_eq!(claims.memory_held(), MEMORY / 2);
-    // Others have theirs.
+    // Other hosts have their own share.
     let other = claims.claimant(&a, &tenant(2, None));
     let charge = other.charge(8 << 20).unwrap();
     assert_eq!(claims.memory_held(), MEMORY * 3 / 4);
@@ -178,28 +183,28 @@ fn logs_are_apart_and_memory_is_for_all() {
 }
 
 #[test]
-fn batches_behind_the_next_leave_room_for_it() {
+fn later_batches_leave_room_for_the_next_one() {
     let dir = TempDir::new().unwrap();
     let log = log(&dir, "a.log");
     let claimant = Claims::default().claimant(&log, &tenant(1, None));
-    let later: Vec<_> = std::iter::from_fn(|| claimant.claim(MIB, Turn::Later)).collect();
+    let later: Vec<_> = std::iter::from_fn(|| claimant.claim(MIB, ClaimPriority::Later)).collect();
     assert_eq!(later.len(), 12);
     assert_eq!(exhaust(&claimant, MIB).len(), 4);
 }
 
 #[test]
-fn who_waits_is_let_pass_by_others_of_its_host() {
+fn other_claims_of_the_host_yield_to_a_waiting_batch() {
     let dir = TempDir::new().unwrap();
     let log = log(&dir, "a.log");
     let claims = Claims::default();
     let [a, b] = [1, 1].map(|host| claims.claimant(&log, &tenant(host, None)));
     let other = claims.claimant(&log, &tenant(2, None));
     let waiting = a.wait();
-    assert!(b.claim(1, Turn::Next).is_none());
-    assert!(other.claim(1, Turn::Next).is_some());
-    assert!(a.claim(1, Turn::Waiting).is_some());
+    assert!(b.claim(1, ClaimPriority::Next).is_none());
+    assert!(other.claim(1, ClaimPriority::Next).is_some());
+    assert!(a.claim(1, ClaimPriority::Waiting).is_some());
     drop(waiting);
-    assert!(b.claim(1, Turn::Next).is_some());
+    assert!(b.claim(1, ClaimPriority::Next).is_some());
 }
 
 #[test]
@@ -211,16 +216,16 @@ fn memory_follows_what_arrives_and_returns() {
     let mut spill = claimant.spill();
     assert_eq!((spill.held(), claims.memory_held()), (0, 0));
     // One byte at the end of a large batch.
-    spill.reserve(8 * MIB - 1, 1, Turn::Next).unwrap();
+    spill.reserve(8 * MIB - 1, 1, ClaimPriority::Next).unwrap();
     spill.write(8 * MIB - 1, &[7]);
     assert_eq!(spill.held(), 4096);
-    // What lies across pieces.
+    // Bytes that span pieces.
     let text: Vec<u8> = (0..10_000u32).map(|n| n as u8).collect();
-    spill.reserve(4000, 10_000, Turn::Next).unwrap();
+    spill.reserve(4000, 10_000, ClaimPriority::Next).unwrap();
     spill.write(4000, &text);
     assert_eq!(claims.memory_held(), 5 * 4096);
     let mut read = vec![0; 8 << 20];
-    for (offset, part) in spill.parts(8 * MIB) {
+    for (offset, part) in spill.written_pieces(8 * MIB) {
         read[offset as usize..][..part.len()].copy_from_slice(part);
     }
     assert_eq!(read[4000..14_000], text);
@@ -228,13 +233,13 @@ fn memory_follows_what_arrives_and_returns() {
     spill.truncate(4001);
     assert_eq!(spill.held(), 4096);
     let parts: Vec<_> = spill
-        .parts(4001)
+        .written_pieces(4001)
         .map(|(at, part)| (at, part.len()))
         .collect();
     assert_eq!(parts, [(0, 4001)]);
     drop(spill);
     assert_eq!(claims.memory_held(), 0);
-    // All of it, again and again.
+    // The whole memory, repeatedly.
     for _ in 0..3 {
         let hosts: Vec<_> = (1..9)
             .map(|h| claims.claimant(&log, &tenant(h, None)))
@@ -243,22 +248,22 @@ fn memory_follows_what_arrives_and_returns() {
             .iter()
             .map(|host| {
                 let mut spill = host.spill();
-                spill.reserve(0, 4 * MIB, Turn::Next).unwrap();
+                spill.reserve(0, 4 * MIB, ClaimPriority::Next).unwrap();
                 spill.write(0, &vec![1; 4 << 20]);
                 spill
             })
             .collect();
         assert_eq!(claims.memory_held(), MEMORY);
         let mut more = claims.claimant(&log, &tenant(9, None)).spill();
-        assert!(more.reserve(0, 1, Turn::Next).is_err());
+        assert!(more.reserve(0, 1, ClaimPriority::Next).is_err());
         drop(spills);
         assert_eq!(claims.memory_held(), 0);
-        more.reserve(0, 1, Turn::Next).unwrap();
+        more.reserve(0, 1, ClaimPriority::Next).unwrap();
     }
 }
 
 #[test]
-fn only_bytes_of_the_batch_put_its_end_off() {
+fn only_bytes_of_the_batch_extend_its_deadline() {
     let stall = Duration::from_secs(30);
     let after = Duration::from_secs;
     assert!(!is_overdue(after(30), 0, stall));

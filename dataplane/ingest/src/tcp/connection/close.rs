@@ -7,12 +7,12 @@ use std::time::Duration;
 use penstock_wire::handshake::Path;
 use penstock_wire::reply::Fault;
 
-use super::batch::State;
+use super::state::State;
 use super::{Connection, Context, Need};
 use crate::session::stats::{ConnectionReport, Counters};
 
-/// How long a peer that was told an error may take to read it before the socket goes.
-const LINGER: Duration = Duration::from_secs(1);
+/// Time that a peer has to read an error before the socket closes.
+const ERROR_READ_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Why a connection ends.
 #[derive(Debug)]
@@ -48,7 +48,8 @@ impl fmt::Display for CloseReason {
 }
 
 impl Connection {
-    /// Gives back what the connection holds, tells the peer why, and waits a little for it to read.
+    /// Ends the stream with an error: releases what the connection holds, and gives the peer some time to
+    /// read the error.
     pub(super) fn fail(&mut self, cx: &mut Context<'_>, fault: Fault, text: String) {
         let counters = &cx.shared.counters;
         Counters::count(match fault {
@@ -59,18 +60,17 @@ impl Connection {
             Fault::Authentication => &counters.forged,
         });
         self.release(cx);
-        // A level 0 stream has no acks, but what it had committed stays committed.
+        // A stream with ack level 0 gets no acks, but its committed batches stay committed.
         self.replies.error(fault, self.next_seq, &text);
-        self.outbox_empty = false;
         self.failure = Some(text);
         self.state = State::Failed {
-            until: cx.now + LINGER,
+            close_at: cx.now + ERROR_READ_TIMEOUT,
         };
     }
 
     /// Ends the stream because the broker ends.
     pub(in crate::tcp) fn shut_down(&mut self, cx: &mut Context<'_>) {
-        if !matches!(self.state, State::Failed { .. } | State::Ended) {
+        if !self.state.is_over() {
             self.fail(
                 cx,
                 Fault::Shutdown,
@@ -81,35 +81,38 @@ impl Connection {
         }
     }
 
-    pub(super) fn discard(&mut self) -> Result<Need, CloseReason> {
+    /// Discards what a peer sends after its stream has failed.
+    pub(super) fn discard_input(&mut self) -> Result<Need, CloseReason> {
         let mut scratch = [0; 16 << 10];
         match (&self.socket).read(&mut scratch) {
             Ok(0) => Err(CloseReason::Closed),
-            Ok(_) => Ok(Need::Turn),
+            Ok(_) => Ok(Need::Yield),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Need::Readable),
             Err(error) => Err(CloseReason::Io(error)),
         }
     }
 
-    pub(super) fn closed(&self) -> CloseReason {
+    /// Why the connection ends if the peer has closed it now.
+    pub(super) fn end_of_input(&self) -> CloseReason {
         match &self.state {
-            State::Payload { batch, .. } | State::Aside { batch } => CloseReason::CutInBatch {
+            State::InRing { batch, .. } | State::Spilled { batch } => CloseReason::CutInBatch {
                 received: batch.received as usize,
-                len: batch.batch.payload_len,
+                len: batch.header.payload_len,
             },
             _ => CloseReason::Closed,
         }
     }
 
-    pub(super) fn release(&mut self, cx: &mut Context<'_>) {
-        // Memory is given back when it is dropped.
-        if let State::Waiting {
+    /// Releases the batch that is being received.
+    fn release(&mut self, cx: &mut Context<'_>) {
+        // A spill releases its memory when it is dropped.
+        if let State::AwaitingGrant {
             batch,
             reservation,
             claim,
             ..
         }
-        | State::Payload {
+        | State::InRing {
             batch,
             reservation,
             claim,
@@ -117,30 +120,30 @@ impl Connection {
         {
             cx.writer.abort(reservation);
             if let Some(claim) = claim {
-                claim.leave(batch.received.into());
+                claim.release(batch.received.into());
             }
         }
     }
 
-    /// Gives back what the connection holds, and sums it up.
+    /// Releases what the connection holds, and summarises it.
     pub(in crate::tcp) fn finish(
         mut self,
         cx: &mut Context<'_>,
-        ending: &CloseReason,
+        reason: &CloseReason,
     ) -> ConnectionReport {
         self.release(cx);
-        // The stream's next connection tells the publisher that these are committed, so they must be
-        // visible, as for an ack.
-        if let Some(index) = self.unseen {
+        // The stream's next connection reports these batches as committed, so readers must see them, as for
+        // an ack.
+        if let Some(index) = self.invisible {
             cx.writer.wait_until_visible(index);
         }
         let counters = &cx.shared.counters;
-        if matches!(ending, CloseReason::Completed) {
+        if matches!(reason, CloseReason::Completed) {
             Counters::count(&counters.streams_completed);
         } else if self.failure.is_none() {
             Counters::count(&counters.streams_cut);
         }
-        let ended = self.failure.take().unwrap_or_else(|| ending.to_string());
+        let ended = self.failure.take().unwrap_or_else(|| reason.to_string());
         let (admission, buffers) = (&self.admission, self.buffers);
         ConnectionReport::new(
             self.peer,

@@ -1,46 +1,45 @@
-//! Receives a stream's frames: headers into the connection, payload straight into the log or outside it.
+//! Receives a stream's frames: headers into the parser, payload straight into the log or outside the ring.
 
 use std::io::{self, Read};
 use std::net::TcpStream;
 use std::os::fd::AsRawFd;
 
-use penstock_wire::batch::{Frame, HEADER_LEN, Header};
+use penstock_wire::batch::Frame;
 use penstock_wire::reply::Fault;
-use zerocopy::FromBytes;
 
-use super::batch::{Incoming, State};
 use super::close::CloseReason;
+use super::state::{IncomingBatch, State};
 use super::{Connection, Context, Need};
-use crate::session::claims::Turn;
+use crate::session::claims::ClaimPriority;
 use crate::session::stats::{Counters, PathStage};
 
-/// Bytes that one connection may receive before others get their turn.
-const TURN_BYTES: usize = 4 << 20;
-/// Receive calls that one connection may make before others get their turn.
-const TURN_CALLS: usize = 64;
+/// Bytes that one connection may receive before it yields to others.
+const YIELD_AFTER_BYTES: usize = 4 << 20;
+/// Receive calls that one connection may make before it yields to others.
+const YIELD_AFTER_CALLS: usize = 64;
 
 impl Connection {
     pub(super) fn receive(&mut self, cx: &mut Context<'_>) -> Result<Need, CloseReason> {
         let (mut bytes, mut calls) = (0, 0);
-        while bytes < TURN_BYTES && calls < TURN_CALLS {
-            let asked = match &self.state {
-                State::Header => self.header_len - self.header_filled,
-                State::Waiting { .. } | State::Starved { .. } => {
+        while bytes < YIELD_AFTER_BYTES && calls < YIELD_AFTER_CALLS {
+            let wanted = match &self.state {
+                State::Header => self.parser.missing().len(),
+                State::AwaitingGrant { .. } | State::AwaitingShare { .. } => {
                     if !self.retry_space(cx)? {
                         return Ok(Need::Space);
                     }
                     continue;
                 }
-                State::Payload { batch, .. } => batch.missing() as usize + self.header_len,
-                State::Aside { .. } => match self.room_aside(cx) {
+                State::InRing { batch, .. } => batch.missing() as usize + self.parser.header_len(),
+                State::Spilled { .. } => match self.reserve_spill(cx) {
                     0 => continue,
-                    room => room,
+                    len => len,
                 },
                 State::Ended => return Ok(Need::Nothing),
-                State::Failed { .. } => return self.discard(),
+                State::Failed { .. } => return self.discard_input(),
             };
-            let got = match self.receive_once(cx, asked) {
-                Ok(0) => return Err(self.closed()),
+            let got = match self.receive_once(cx, wanted) {
+                Ok(0) => return Err(self.end_of_input()),
                 Ok(got) => got,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     cx.stats.eagain += 1;
@@ -54,28 +53,28 @@ impl Connection {
             self.last_progress = cx.now;
             (bytes, calls) = (bytes + got, calls + 1);
             self.advance(cx, got)?;
-            if got < asked {
-                // The socket is empty; asking again would only cost a call.
+            if got < wanted {
+                // The socket is empty; another call would only return EAGAIN.
                 return Ok(self.need_after_drain());
             }
         }
-        Ok(Need::Turn)
+        Ok(Need::Yield)
     }
 
     fn need_after_drain(&self) -> Need {
         match self.state {
-            State::Waiting { .. } | State::Starved { .. } => Need::Space,
+            State::AwaitingGrant { .. } | State::AwaitingShare { .. } => Need::Space,
             State::Ended => Need::Nothing,
             _ => Need::Readable,
         }
     }
 
-    /// One receive call to where the next bytes belong. Behind a payload's end there is room for
-    /// the next header, so that a batch costs no call of its own for it.
-    fn receive_once(&mut self, cx: &mut Context<'_>, asked: usize) -> io::Result<usize> {
+    /// One receive call to where the next bytes go. Behind a payload it asks for the next header as well,
+    /// so that the header costs no call of its own.
+    fn receive_once(&mut self, cx: &mut Context<'_>, wanted: usize) -> io::Result<usize> {
         let start = cx.stats.stages.now();
         let (stage, result) = match &mut self.state {
-            State::Payload {
+            State::InRing {
                 batch, reservation, ..
             } => {
                 let region = cx.writer.region(reservation, batch.received);
@@ -83,31 +82,30 @@ impl Connection {
                     iov_base: region.start.cast(),
                     iov_len: region.len,
                 };
+                let header = self.parser.missing();
                 let header = libc::iovec {
-                    iov_base: self.header.as_mut_ptr().cast(),
-                    iov_len: self.header_len,
+                    iov_base: header.as_mut_ptr().cast(),
+                    iov_len: header.len(),
                 };
-                // SAFETY: the region is this reservation's alone until it is closed, which takes
+                // SAFETY: the region belongs to this reservation alone until it is closed, which takes
                 // `&mut` of the connection; the header buffer is borrowed exclusively.
                 let result = unsafe { receive_vectored(&self.socket, &mut [payload, header]) };
                 (PathStage::DrainPayloadToBuffer, result)
             }
-            State::Aside { batch } => {
-                let into = &mut cx.scratch[..asked];
-                let result = (&self.socket).read(into);
+            State::Spilled { batch } => {
+                let buffer = &mut cx.scratch[..wanted];
+                let result = (&self.socket).read(buffer);
                 let got = *result.as_ref().unwrap_or(&0);
-                let spill = batch
-                    .spill
-                    .as_mut()
-                    .expect("a batch outside the ring has a spill");
-                spill.write(batch.received, &into[..got]);
-                // Frees memory for bytes that did not arrive.
-                spill.truncate(batch.received + got as u32);
+                let received = batch.received;
+                let spill = batch.spill_mut();
+                spill.write(received, &buffer[..got]);
+                // Frees memory that was reserved for bytes that did not arrive.
+                spill.truncate(received + got as u32);
                 (PathStage::DrainPayloadToBuffer, result)
             }
             _ => {
-                let rest = &mut self.header[self.header_filled..self.header_len];
-                (PathStage::DrainHeader, (&self.socket).read(rest))
+                let result = (&self.socket).read(self.parser.missing());
+                (PathStage::DrainHeader, result)
             }
         };
         cx.first_frame.get_or_insert(start);
@@ -118,16 +116,16 @@ impl Connection {
     /// Processes `got` more bytes and everything that they complete.
     fn advance(&mut self, cx: &mut Context<'_>, got: usize) -> Result<(), CloseReason> {
         match &mut self.state {
-            State::Payload { batch, .. } => {
+            State::InRing { batch, .. } => {
                 let missing = batch.missing() as usize;
                 batch.received += got.min(missing) as u32;
                 if got < missing {
                     return Ok(());
                 }
-                self.header_filled = got - missing;
                 self.commit(cx)?;
+                self.parser.advance(got - missing);
             }
-            State::Aside { batch } => {
+            State::Spilled { batch } => {
                 batch.received += got as u32;
                 if batch.missing() == 0 {
                     self.return_to_ring(cx);
@@ -135,24 +133,19 @@ impl Connection {
                 }
                 return Ok(());
             }
-            _ => self.header_filled += got,
+            _ => self.parser.advance(got),
         }
-        if self.header_filled == self.header_len {
-            self.header_filled = 0;
-            self.begin_frame(cx)?;
-        }
-        Ok(())
+        self.begin_frame(cx)
     }
 
+    /// Starts the next frame, if its header is complete.
     fn begin_frame(&mut self, cx: &mut Context<'_>) -> Result<(), CloseReason> {
         let start = cx.stats.stages.now();
-        let header = Header::read_from_prefix(&self.header)
-            .expect("the length matches")
-            .0;
+        let Some(frame) = self.parser.next(self.admission.max_payload) else {
+            return Ok(());
+        };
         let protocol = |text: String| CloseReason::Fault(Fault::Protocol, text);
-        let frame = header
-            .parse(self.admission.max_payload)
-            .map_err(|e| protocol(e.to_string()))?;
+        let frame = frame.map_err(protocol)?;
         let seq = match frame {
             Frame::Batch(batch) => batch.batch_seq,
             Frame::End { batches } => batches,
@@ -164,39 +157,30 @@ impl Connection {
             )));
         }
         let start = cx.stats.stages.lap(PathStage::DrainHeader, start);
-        self.begun = self.header;
-        let Frame::Batch(batch) = frame else {
+        let Frame::Batch(header) = frame else {
             self.verify(&[])?;
             self.state = State::Ended;
             return Ok(());
         };
-        let batch = Incoming::new(batch, cx.now);
-        match self.claimant.claim(batch.batch.payload_len, Turn::Next) {
+        let batch = IncomingBatch::new(header, cx.now);
+        match self.claimant.claim(header.payload_len, ClaimPriority::Next) {
             Some(claim) => self.enter_ring(cx, batch, Some(claim)),
             None => {
                 Counters::count(&cx.shared.counters.claims_denied);
-                self.state = State::Aside { batch };
+                self.state = State::Spilled { batch };
             }
         }
         cx.stats.stages.lap(PathStage::ReserveLogSpace, start);
         Ok(())
     }
 
-    /// Checks the tag of the frame that has begun, if it must carry one: nobody on the path changed,
-    /// inserted, removed or repeated a frame.
+    /// Verifies the tag of the current frame, if the connection has keys.
     pub(super) fn verify(&mut self, payload: &[u8]) -> Result<(), CloseReason> {
-        let Some(keys) = &self.keys else {
-            return Ok(());
-        };
-        let (header, tag) = self.begun.split_at(HEADER_LEN);
-        let tag = tag.try_into().expect("the length matches");
-        if keys.verify_frame(self.verified, tag, &[header, payload]) {
-            self.verified += 1;
-            return Ok(());
-        }
-        let seq = self.next_seq;
-        let text = format!("batch {seq} has an invalid tag: it was changed on the path");
-        Err(CloseReason::Fault(Fault::Authentication, text))
+        self.parser.verify(payload).map_err(|_| {
+            let seq = self.next_seq;
+            let text = format!("batch {seq} has an invalid tag: it was changed on the path");
+            CloseReason::Fault(Fault::Authentication, text)
+        })
     }
 }
 

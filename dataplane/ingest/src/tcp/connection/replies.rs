@@ -1,67 +1,127 @@
-//! Acks: when one is due, and what waits for room in the socket.
+//! Acks: when one is due, and replies that wait for room in the socket.
 
-use std::net::Shutdown;
+use std::net::{Shutdown, TcpStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use penstock_auth::PacketKeys;
 use penstock_wire::handshake::AckLevel;
+use penstock_wire::reply::Fault;
 
-use super::batch::State;
 use super::close::CloseReason;
+use super::state::State;
 use super::{Connection, Context, Need};
+use crate::session::reply_queue::ReplyQueue;
 use crate::session::stats::PathStage;
 
-/// Bytes after which an ack is sent even though more is coming in. An ack costs a packet's way
-/// through both stacks, as much as receiving some 50 kB.
-const ACK_EVERY: u64 = 512 << 10;
+/// Payload bytes after which an ack is sent although more data is arriving. An ack passes both network
+/// stacks, which costs as much as receiving some 50 kB.
+const ACK_EVERY_BYTES: u64 = 512 << 10;
 
-impl Connection {
-    /// Whether an ack is owed, and little enough, with nothing else to send.
-    pub(super) fn may_ack_later(&self) -> bool {
-        self.acked < self.next_seq
-            && self.admission.ack == AckLevel::Committed
-            && self.unacked_bytes < ACK_EVERY
-            && self.outbox_empty
-            && !matches!(self.state, State::Failed { .. })
+/// The replies of a connection.
+#[derive(Debug)]
+pub(super) struct Replies {
+    queue: ReplyQueue,
+    is_flushed: bool,
+    /// Number of batches in the last ack.
+    acked: u64,
+    /// Payload bytes committed since.
+    unacked_bytes: u64,
+    /// When the publisher last learned that the broker waits for room.
+    last_heartbeat: Option<Instant>,
+}
+
+impl Replies {
+    pub(super) fn new(keys: Option<Arc<PacketKeys>>, first_batch: u64) -> Self {
+        Self {
+            queue: ReplyQueue::new(keys),
+            is_flushed: true,
+            acked: first_batch,
+            unacked_bytes: 0,
+            last_heartbeat: None,
+        }
     }
 
-    /// Acks what has become visible; says what is needed besides more bytes.
+    pub(super) fn acked(&self) -> u64 {
+        self.acked
+    }
+
+    pub(super) fn note_commit(&mut self, bytes: u32) {
+        self.unacked_bytes += u64::from(bytes);
+    }
+
+    /// Queues the last reply.
+    pub(super) fn error(&mut self, fault: Fault, committed: u64, text: &str) {
+        self.queue.error(fault, committed, text);
+        self.is_flushed = false;
+    }
+
+    /// Queues a heartbeat if the last one is older than `interval`.
+    pub(super) fn heartbeat(&mut self, now: Instant, interval: Duration) -> bool {
+        let is_due = self.last_heartbeat.is_none_or(|at| now - at >= interval);
+        if is_due {
+            self.last_heartbeat = Some(now);
+            self.queue.ack(self.acked, true);
+        }
+        is_due
+    }
+
+    fn ack(&mut self, committed: u64) {
+        (self.acked, self.unacked_bytes) = (committed, 0);
+        self.queue.ack(committed, false);
+    }
+
+    fn flush(&mut self, socket: &TcpStream) -> Result<(), CloseReason> {
+        self.is_flushed = self.queue.flush(socket).map_err(CloseReason::Io)?;
+        Ok(())
+    }
+}
+
+impl Connection {
+    /// Whether an ack for few bytes is pending, and nothing else has to be sent.
+    pub(super) fn may_ack_later(&self) -> bool {
+        self.replies.acked < self.next_seq
+            && self.admission.ack == AckLevel::Committed
+            && self.replies.unacked_bytes < ACK_EVERY_BYTES
+            && self.replies.is_flushed
+            && !self.state.is_failed()
+    }
+
+    /// Acknowledges visible batches; says what the connection needs besides more data.
     pub(in crate::tcp) fn acknowledge(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Result<Need, CloseReason> {
-        self.reply(cx)?;
+        self.send_replies(cx)?;
         match self.state {
-            State::Ended if self.outbox_empty && self.acked == self.next_seq => {
+            State::Ended if self.replies.is_flushed && self.replies.acked == self.next_seq => {
                 Err(CloseReason::Completed)
             }
-            State::Ended if self.unseen.is_none() => Ok(Need::Nothing),
-            State::Waiting { .. } | State::Starved { .. } => Ok(Need::Space),
-            _ if self.unseen.is_some() => Ok(Need::Space),
+            State::Ended if self.invisible.is_none() => Ok(Need::Nothing),
+            State::AwaitingGrant { .. } | State::AwaitingShare { .. } => Ok(Need::Space),
+            _ if self.invisible.is_some() => Ok(Need::Space),
             _ => Ok(Need::Readable),
         }
     }
 
-    /// Acks what has become visible, and sends what waits.
-    pub(super) fn reply(&mut self, cx: &mut Context<'_>) -> Result<(), CloseReason> {
-        if self
-            .unseen
-            .is_some_and(|index| cx.writer.frontier() > index)
-        {
-            self.unseen = None;
+    /// Acknowledges visible batches, and sends queued replies.
+    pub(super) fn send_replies(&mut self, cx: &mut Context<'_>) -> Result<(), CloseReason> {
+        let frontier = |index| cx.writer.frontier() > index;
+        if self.invisible.is_some_and(frontier) {
+            self.invisible = None;
         }
-        let wanted =
-            self.admission.ack == AckLevel::Committed || matches!(self.state, State::Ended);
-        // The end of a stream is confirmed even if the stream was empty.
-        let news = self.acked < self.next_seq || matches!(self.state, State::Ended);
-        if wanted && news && self.unseen.is_none() && !matches!(self.state, State::Failed { .. }) {
+        // The end of a stream is confirmed at every ack level, even if the stream was empty.
+        let has_ended = matches!(self.state, State::Ended);
+        let is_due = has_ended
+            || (self.admission.ack == AckLevel::Committed && self.replies.acked < self.next_seq);
+        if is_due && self.invisible.is_none() && !self.state.is_failed() {
             let start = cx.stats.stages.now();
-            self.acked = self.next_seq;
-            self.unacked_bytes = 0;
-            self.replies.ack(self.acked, false);
+            self.replies.ack(self.next_seq);
             self.flush()?;
             cx.stats.stages.lap(PathStage::SendAck, start);
             return Ok(());
         }
-        if self.outbox_empty {
+        if self.replies.is_flushed {
             Ok(())
         } else {
             self.flush()
@@ -69,17 +129,16 @@ impl Connection {
     }
 
     pub(super) fn flush(&mut self) -> Result<(), CloseReason> {
-        self.outbox_empty = self.replies.flush(&self.socket).map_err(CloseReason::Io)?;
-        if self.outbox_empty && matches!(self.state, State::Failed { .. }) {
-            self.socket
-                .shutdown(Shutdown::Write)
-                .map_err(CloseReason::Io)?;
+        self.replies.flush(&self.socket)?;
+        if self.replies.is_flushed && self.state.is_failed() {
+            let shut = self.socket.shutdown(Shutdown::Write);
+            shut.map_err(CloseReason::Io)?;
         }
         Ok(())
     }
 
-    /// Whether the socket should be watched for room to send.
+    /// Whether replies wait for room in the socket.
     pub(in crate::tcp) fn wants_to_write(&self) -> bool {
-        !self.outbox_empty
+        !self.replies.is_flushed
     }
 }

@@ -1,44 +1,41 @@
-//! Batches outside the ring: memory for their bytes, and what makes a slow batch leave the ring.
-
-use std::time::Duration;
+//! Batches outside the ring: memory for their bytes, and when a slow batch has to leave the ring.
 
 use penstock_wire::reply::Fault;
 
-use super::batch::{Incoming, State};
 use super::close::CloseReason;
+use super::state::State;
 use super::{Connection, Context};
-use crate::session::claims::{self, Turn};
+use crate::session::claims::{self, ClaimPriority, SPILL_TIMEOUT};
 use crate::session::stats::Counters;
 
 /// Maximum and minimum number of bytes that one receive call takes for a batch outside the ring.
-pub(in crate::tcp) const SCRATCH: usize = 64 << 10;
-const LEAST_SCRATCH: u32 = 4 << 10;
-/// Time limit for a batch that must leave the ring to get memory outside it.
-const EVICTION_WAIT: Duration = Duration::from_millis(200);
+pub(in crate::tcp) const SCRATCH_LEN: usize = 64 << 10;
+const MIN_SPILL_READ_LEN: u32 = 4 << 10;
 
 impl Connection {
-    /// Takes memory for what the next receive call may bring to a batch outside the ring; returns its
-    /// size. If there is none at all, the batch waits.
-    pub(super) fn room_aside(&mut self, cx: &Context<'_>) -> usize {
-        let State::Aside { batch } = &mut self.state else {
+    /// Reserves memory for what the next receive call may bring to a batch outside the ring; returns its
+    /// size. Without any memory the batch waits.
+    pub(super) fn reserve_spill(&mut self, cx: &Context<'_>) -> usize {
+        let State::Spilled { batch } = &mut self.state else {
             return 0;
         };
-        let wanted = batch.missing().min(SCRATCH as u32);
+        let wanted = batch.missing().min(SCRATCH_LEN as u32);
         let spill = batch
             .spill
             .get_or_insert_with(|| Box::new(self.claimant.spill()));
-        // The rest of a piece that the batch already has needs no new one.
-        let rest = LEAST_SCRATCH - batch.received % LEAST_SCRATCH;
-        for room in [wanted, wanted.min(LEAST_SCRATCH), wanted.min(rest)] {
-            if spill.reserve(batch.received, room, Turn::Next).is_ok() {
-                return room as usize;
+        // The rest of a piece that the batch already holds takes no new one.
+        let rest = MIN_SPILL_READ_LEN - batch.received % MIN_SPILL_READ_LEN;
+        for len in [wanted, wanted.min(MIN_SPILL_READ_LEN), wanted.min(rest)] {
+            let reserved = spill.reserve(batch.received, len, ClaimPriority::Next);
+            if reserved.is_ok() {
+                return len as usize;
             }
         }
-        if let State::Aside { batch } = std::mem::replace(&mut self.state, State::Header) {
-            self.state = State::Starved {
+        if let State::Spilled { batch } = std::mem::replace(&mut self.state, State::Header) {
+            self.state = State::AwaitingShare {
                 batch,
-                paused: cx.now,
-                turn: self.claimant.wait(),
+                paused_at: cx.now,
+                waiting: self.claimant.wait(),
             };
         }
         0
@@ -46,8 +43,8 @@ impl Connection {
 
     /// Whether its batch has been in the ring for half a round and arrives slowly, so that it will soon
     /// block all others, unless readers block them already.
-    pub(in crate::tcp) fn holds_up(&self, cx: &mut Context<'_>) -> bool {
-        let State::Payload {
+    pub(in crate::tcp) fn blocks_ring(&self, cx: &mut Context<'_>) -> bool {
+        let State::InRing {
             batch, reservation, ..
         } = &self.state
         else {
@@ -55,28 +52,27 @@ impl Connection {
         };
         let half = cx.writer.log().geometry().ring_bytes() / 2;
         cx.writer.age(reservation) > half
-            && claims::is_slow(cx.now - batch.since, batch.received.into())
+            && claims::is_slow(batch.elapsed(cx.now), batch.received.into())
             && !cx.writer.waits_for_readers(cx.round)
     }
 
     /// Bytes of the ring or of memory that its batch holds and others wait for; 0 if it arrives at a
-    /// fair rate, and nothing of a ring that readers hold up.
+    /// fair rate, and nothing of a ring that readers block.
     pub(in crate::tcp) fn reclaimable(&self, cx: &mut Context<'_>) -> u64 {
-        let now = cx.now;
         match &self.state {
-            State::Payload {
+            State::InRing {
                 batch,
                 claim: Some(_),
                 ..
             } if self.claimant.pressure().ring
-                && claims::is_slow(now - batch.since, batch.received.into())
+                && claims::is_slow(batch.elapsed(cx.now), batch.received.into())
                 && !cx.writer.waits_for_readers(cx.round) =>
             {
-                batch.batch.payload_len.into()
+                batch.header.payload_len.into()
             }
-            State::Aside { batch }
+            State::Spilled { batch }
                 if self.claimant.pressure().memory
-                    && claims::is_stalling(now - batch.since, batch.received.into()) =>
+                    && claims::is_stalling(batch.elapsed(cx.now), batch.received.into()) =>
             {
                 batch.spill.as_ref().map_or(0, |spill| spill.held())
             }
@@ -87,56 +83,55 @@ impl Connection {
     /// Releases what its batch holds. A batch in the ring continues outside it if its memory share has
     /// room for the bytes received so far. Otherwise the stream ends, unless only its share of the ring
     /// is needed and the batch still makes progress.
-    pub(in crate::tcp) fn give_way(&mut self, cx: &mut Context<'_>) -> Result<(), CloseReason> {
-        match std::mem::replace(&mut self.state, State::Header) {
-            State::Payload {
-                batch,
-                reservation,
-                claim,
-            } => {
-                let mut spill = self.claimant.spill();
-                let fits = match batch.received {
-                    0 => Ok(()),
-                    received => spill.reserve(0, received, Turn::Next),
-                };
-                if fits.is_ok() {
-                    Counters::count(&cx.shared.counters.evacuated_batches);
-                    spill.write(0, cx.writer.placed(&reservation, batch.received));
-                    cx.writer.abort(reservation);
-                    if let Some(claim) = claim {
-                        claim.leave(batch.received.into());
-                    }
-                    self.evicted = None;
-                    self.state = State::Aside {
-                        batch: Incoming {
-                            spill: Some(Box::new(spill)),
-                            ..batch
-                        },
-                    };
-                    return Ok(());
-                }
-                let elapsed = cx.now - batch.since;
-                let goes_on = !claims::is_stalling(elapsed, batch.received.into());
-                self.state = State::Payload {
-                    batch,
-                    reservation,
-                    claim,
-                };
-                if goes_on && !self.holds_up(cx) {
-                    return Ok(());
-                }
-                // Streams with more memory than this one needs may give way.
-                if cx.now - *self.evicted.get_or_insert(cx.now) < EVICTION_WAIT {
-                    return Ok(());
-                }
+    pub(in crate::tcp) fn spill_or_end(&mut self, cx: &mut Context<'_>) -> Result<(), CloseReason> {
+        if let State::InRing { batch, .. } = &self.state {
+            let stalls = claims::is_stalling(batch.elapsed(cx.now), batch.received.into());
+            if self.try_spill(cx) || (!stalls && !self.blocks_ring(cx)) {
+                return Ok(());
             }
-            other => self.state = other,
+            // Streams that hold more memory than this one needs may release it.
+            if cx.now - *self.spill_denied_since.get_or_insert(cx.now) < SPILL_TIMEOUT {
+                return Ok(());
+            }
         }
         let text = format!(
             "batch {} arrives too slowly and blocks others, and the memory for such batches is used up; send smaller batches",
             self.next_seq
         );
         self.fail(cx, Fault::Stalled, text);
-        self.reply(cx)
+        self.send_replies(cx)
+    }
+
+    /// Moves its batch out of the ring, if there is memory for the bytes received so far.
+    fn try_spill(&mut self, cx: &mut Context<'_>) -> bool {
+        let State::InRing { batch, .. } = &self.state else {
+            return false;
+        };
+        let mut spill = self.claimant.spill();
+        if batch.received > 0
+            && spill
+                .reserve(0, batch.received, ClaimPriority::Next)
+                .is_err()
+        {
+            return false;
+        }
+        let State::InRing {
+            mut batch,
+            reservation,
+            claim,
+        } = std::mem::replace(&mut self.state, State::Header)
+        else {
+            unreachable!("checked above");
+        };
+        Counters::count(&cx.shared.counters.evacuated_batches);
+        spill.write(0, cx.writer.placed(&reservation, batch.received));
+        cx.writer.abort(reservation);
+        if let Some(claim) = claim {
+            claim.release(batch.received.into());
+        }
+        self.spill_denied_since = None;
+        batch.spill = Some(Box::new(spill));
+        self.state = State::Spilled { batch };
+        true
     }
 }

@@ -118,7 +118,7 @@ impl SocketlessWorker {
             },
             keys: keys.map(Arc::new),
         };
-        let filter_entry = FilterEntry::of(&self.filter, key).expect("the filter is open");
+        let filter_entry = FilterEntry::new(&self.filter, key).expect("the filter is open");
         self.worker
             .table
             .pending_streams

@@ -154,7 +154,7 @@ fn leave(
         },
         keys: keys.map(Arc::new),
     };
-    let filter_entry = FilterEntry::of(&(Arc::clone(filter) as _), key).unwrap();
+    let filter_entry = FilterEntry::new(&(Arc::clone(filter) as _), key).unwrap();
     worker.table.pending_streams.insert(filter_entry, opened);
     control
 }
