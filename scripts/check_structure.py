@@ -13,7 +13,6 @@ import sys
 MAX_LINES = 600
 # Files that are longer today, with the length that they must not exceed. Shorten them; add none.
 LONGER = {
-    "dataplane/ingest/src/xdp/stream.rs": 825,
     "publisher/src/stream/datagram.rs": 840,
 }
 

@@ -7,7 +7,7 @@ use penstock_wire::packet::{
 };
 
 use crate::{
-    DropReason, Limits, MAX_OPEN_BATCHES, Nanos, Outgoing, Receiver, Sender, SenderConfig,
+    DropReason, Limits, MAX_OPEN_BATCHES, Nanos, Offer, Outgoing, Receiver, Sender, SenderConfig,
     Timestamp,
 };
 
@@ -86,23 +86,23 @@ pub fn receiver(data: &[u8]) {
                 };
                 let packet = numbers.number() % MAX_PACKET;
                 let chunk = Chunk { batch, offset };
-                let is_next = receiver.room_for_next(packet, &chunk, part).is_some();
-                match receiver.offer(packet, &chunk, part) {
-                    Ok(Some(())) => {}
-                    Ok(None) => {
-                        assert!(!is_next, "it has no room yet");
-                        receiver.give_room(&batch, ());
+                let is_next = receiver.offer_next(packet, &chunk, part).is_some();
+                let offered = match receiver.offer(packet, &chunk, part) {
+                    Ok(Offer::OpenBatch(offered)) => offered,
+                    Ok(Offer::NewBatch(new)) => {
+                        assert!(!is_next, "the batch is not open yet");
                         let before = open.insert(seq, (batch, vec![false; len as usize]));
-                        assert!(before.is_none(), "room twice");
+                        assert!(before.is_none(), "opened twice");
+                        new.open(())
                     }
-                    Err(refusal) => {
-                        assert!(!is_next, "{refusal}");
+                    Err(reason) => {
+                        assert!(!is_next, "{reason}");
                         let is_known = open.get(&seq).is_some_and(|(known, _)| *known == batch);
-                        assert!(refusal != DropReason::Contradiction || !is_known);
+                        assert!(reason != DropReason::Contradiction || !is_known);
                         continue;
                     }
-                }
-                let (known, bytes) = open.get_mut(&seq).expect("it has room");
+                };
+                let (known, bytes) = open.get_mut(&seq).expect("it is open");
                 assert_eq!(*known, batch);
                 for byte in &mut bytes[offset as usize..][..part as usize] {
                     assert!(!is_next || !*byte, "its place is free");
@@ -110,8 +110,11 @@ pub fn receiver(data: &[u8]) {
                     *byte = true;
                 }
                 match is_next {
-                    true => receiver.placed_next(now, packet, part),
-                    false => _ = receiver.placed(now, packet, &chunk, part),
+                    true => {
+                        let next = receiver.offer_next(packet, &chunk, part);
+                        next.expect("as before").placed(now);
+                    }
+                    false => _ = offered.placed(now),
                 }
                 assert!(taken <= credit, "{taken} bytes with a credit of {credit}");
             }
@@ -144,7 +147,7 @@ pub fn receiver(data: &[u8]) {
         assert!(opened <= 8192 + 2 * max_payload as usize);
         assert!(open.len() <= MAX_OPEN_BATCHES);
     }
-    assert_eq!(receiver.into_rooms().count(), open.len());
+    assert_eq!(receiver.into_placements().count(), open.len());
 }
 
 /// Any sequence of batches, ACKs and moments at a stream's sending end: whatever a broker tells, it

@@ -24,7 +24,10 @@ mod simulation;
 mod time;
 
 pub use in_flight::InFlightLimit;
-pub use receiver::{ArrivalOrder, DropReason, FREE_MEMORY, Limits, OpenBatch, Receiver};
+pub use receiver::{
+    ArrivalOrder, DropReason, FREE_MEMORY, Limits, NewBatch, NextPacket, Offer, OfferedPacket,
+    OpenBatch, Receiver,
+};
 pub use sender::{AckFault, Outgoing, Sender, SenderConfig, SenderStats, Transmit};
 pub use time::{Nanos, Timestamp};
 

@@ -1,10 +1,13 @@
-//! The broker's end of a stream: which bytes are there, what to commit next, what to tell.
+//! The broker's end of a stream: received bytes, the next batch to commit, and feedback to the publisher.
+
+mod offer;
 
 use std::collections::VecDeque;
 
 use penstock_wire::packet::{BatchInfo, Chunk, Feedback, MAX_GAPS, StreamKey};
 use thiserror::Error;
 
+pub use self::offer::{NewBatch, NextPacket, Offer, OfferedPacket};
 use super::MAX_OPEN_BATCHES;
 use super::ranges::Ranges;
 use super::time::Timestamp;
@@ -12,106 +15,107 @@ use super::time::Timestamp;
 /// Maximum number of separate parts of one batch.
 const MAX_PARTS: usize = 64;
 /// Initial memory for the parts of a batch, bytes: the first allocation of a `Vec`.
-const FIRST_PARTS: usize = 4 * size_of::<(u64, u64)>();
+const MIN_PARTS_MEMORY: usize = 4 * size_of::<(u64, u64)>();
 
 /// Maximum memory for the parts of a batch, bytes.
-const NEXT_PARTS: usize = MAX_PARTS * size_of::<(u64, u64)>();
+const MAX_PARTS_MEMORY: usize = MAX_PARTS * size_of::<(u64, u64)>();
 
 /// Memory that every stream may use for the state of its open batches, bytes: enough for 64 consecutive
 /// batches that arrive out of order. [`Receiver::allow_memory`] grants more.
 pub const FREE_MEMORY: usize = 16 << 10;
 /// Initial number of slots for open batches.
-const FIRST_BATCHES: usize = 16;
-/// Number of part lists of ended batches that are kept for reuse.
-const SPARE: usize = 64;
+const MIN_SLOTS: usize = 16;
+/// Maximum number of part lists of ended batches that are kept for reuse.
+const MAX_SPARE_LISTS: usize = 64;
 
-/// What a stream may take.
+/// Limits of a stream.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// Largest batch, bytes.
     pub max_payload: u32,
-    /// Bytes that may arrive ahead of the first that is missing.
+    /// Bytes that may arrive ahead of the first missing one.
     pub window: u64,
 }
 
-/// Why a packet is not placed.
+/// Why the receiver drops a packet.
 #[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
 pub enum DropReason {
-    /// All of it arrived before; the next ACK says so again.
+    /// All of it arrived before; the next ACK acknowledges it again.
     #[error("it came before")]
     Duplicate,
-    /// It belongs to a batch further ahead than is allowed.
+    /// Its batch is further ahead than allowed.
     #[error("too many batches ahead")]
     TooFar,
-    /// The batch is larger than was offered.
+    /// Its batch is larger than the broker offered.
     #[error("a batch larger than was offered")]
     TooLarge,
-    /// More bytes than the credit allows.
+    /// It exceeds the credit.
     #[error("beyond the credit")]
     OverCredit,
-    /// It says another thing of its batch than an earlier packet.
+    /// It describes its batch differently from an earlier packet.
     #[error("contradicts an earlier packet")]
     Contradiction,
-    /// The batch is in more pieces than are kept account of; a retransmission fills the gaps.
+    /// Its batch has arrived in too many separate parts; a retransmission fills the gaps.
     #[error("in too many pieces")]
     Scattered,
-    /// Its state would take more memory than the stream may use.
+    /// Its state would exceed the memory that the stream may use.
     #[error("too many open batches and pieces")]
     NoMemory,
 }
 
-/// How a packet's number follows on those before it.
+/// Order of a packet's number relative to earlier packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ArrivalOrder {
-    /// It is the next, or came before.
+    /// It is the next one, or a duplicate.
     InOrder,
-    /// So many packets before it have not come (yet).
+    /// This number of packets before it have not arrived yet.
     Ahead(u64),
-    /// It is one that others overtook.
+    /// Later packets have overtaken it.
     Reordered,
 }
 
-/// A batch of which something arrived. `R` is its place, in whatever form the caller needs.
+/// A partly received batch. `P` is its placement, of whatever type the caller needs.
 #[derive(Debug)]
-struct Assembly<R> {
+struct Assembly<P> {
     info: BatchInfo,
     parts: Ranges,
     /// Bytes received.
     received: u64,
-    room: R,
+    placement: P,
 }
 
 /// A batch that is not committed yet.
 #[derive(Debug)]
-pub struct OpenBatch<'a, R> {
-    /// What its packets say about it.
+pub struct OpenBatch<'a, P> {
+    /// Its description in its packets.
     pub info: &'a BatchInfo,
     /// First and last byte of each received part, in ascending order.
     pub parts: &'a [(u64, u64)],
     /// Bytes received.
     pub received: u64,
-    /// Its place.
-    pub room: &'a mut R,
+    /// Its placement.
+    pub placement: &'a mut P,
 }
 
 /// One stream's receiving end.
 #[derive(Debug)]
-pub struct Receiver<R> {
+pub struct Receiver<P> {
     stream: StreamKey,
     limits: Limits,
-    /// Packet numbers that came.
+    /// Numbers of received packets.
     packets: Ranges,
     largest_at: Timestamp,
     /// Sequence number of the first entry of `open`: all before are committed.
     committed: u64,
-    open: VecDeque<Option<Assembly<R>>>,
-    /// Position in the stream where the first open batch starts.
+    open: VecDeque<Option<Assembly<P>>>,
+    /// Position of the first open batch in the stream, bytes.
     position: u64,
-    /// Bytes there of open batches.
+    /// Received bytes of open batches.
     placed: u64,
-    /// Bytes that open batches will have.
+    /// Total length of open batches, bytes.
     opened: u64,
     credit: u64,
+    /// Empty part lists for reuse.
     spare: Vec<Ranges>,
     /// Bytes of memory of all part lists, including those of ended batches.
     parts_memory: usize,
@@ -120,7 +124,7 @@ pub struct Receiver<R> {
     owes_ack: bool,
 }
 
-impl<R> Receiver<R> {
+impl<P> Receiver<P> {
     /// A stream whose next batch is `first_batch`.
     #[must_use]
     pub fn new(stream: StreamKey, first_batch: u64, limits: Limits, now: Timestamp) -> Self {
@@ -130,7 +134,7 @@ impl<R> Receiver<R> {
             packets: Ranges::new(MAX_GAPS + 1),
             largest_at: now,
             committed: first_batch,
-            open: VecDeque::with_capacity(FIRST_BATCHES),
+            open: VecDeque::with_capacity(MIN_SLOTS),
             position: 0,
             placed: 0,
             opened: 0,
@@ -142,17 +146,23 @@ impl<R> Receiver<R> {
         }
     }
 
-    /// Whether the packet is to be placed: `Some(None)` if its batch has no room yet. Nothing is
-    /// changed but what [`Self::feedback`] tells.
+    /// Accepts or drops a packet with `len` bytes of payload. This changes nothing but the next
+    /// [`Self::feedback`]; the [`Offer`] opens a new batch and places the packet.
     ///
     /// # Errors
-    /// [`DropReason`] when the packet is to be dropped.
+    /// Why the packet is dropped.
     pub fn offer(
         &mut self,
         packet: u64,
         chunk: &Chunk,
         len: u32,
-    ) -> Result<Option<&mut R>, DropReason> {
+    ) -> Result<Offer<'_, P>, DropReason> {
+        let index = self.check(packet, chunk, len)?;
+        Ok(Offer::new(self, index, packet, chunk, len))
+    }
+
+    /// The position of the packet's batch in `open`, if the packet may be placed.
+    fn check(&mut self, packet: u64, chunk: &Chunk, len: u32) -> Result<usize, DropReason> {
         self.owes_ack = true;
         let BatchInfo { seq, .. } = chunk.batch;
         if seq < self.committed || self.packets.contains(packet) {
@@ -168,18 +178,19 @@ impl<R> Receiver<R> {
         }
         let (low, high) = span(chunk, len);
         let (used, credit) = (self.position + self.placed, self.credit);
-        let (memory, may_have) = (self.memory(), self.may_have(index));
-        let memory_with_it = self.memory_with(index as usize + 1) + FIRST_PARTS;
-        let Some(Some(batch)) = self.open.get_mut(index as usize) else {
+        let (memory, memory_limit) = (self.memory(), self.memory_limit(index));
+        let index = index as usize;
+        let memory_with_it = self.memory_with(index + 1) + MIN_PARTS_MEMORY;
+        let Some(Some(batch)) = self.open.get(index) else {
             let opened = self.opened + u64::from(chunk.batch.len);
             let most = self.limits.window + 2 * u64::from(self.limits.max_payload);
             if used + u64::from(len) > credit || opened > most {
                 return Err(DropReason::OverCredit);
             }
-            if memory_with_it > may_have {
+            if memory_with_it > memory_limit {
                 return Err(DropReason::NoMemory);
             }
-            return Ok(None);
+            return Ok(index);
         };
         if batch.info != chunk.batch {
             return Err(DropReason::Contradiction);
@@ -197,44 +208,39 @@ impl<R> Receiver<R> {
         }
         if batch.parts.is_out_of_memory() && batch.parts.adds_range(low, high) {
             // A vector doubles its capacity.
-            let more = batch.parts.memory().max(FIRST_PARTS);
-            if memory + more > may_have {
+            let more = batch.parts.memory().max(MIN_PARTS_MEMORY);
+            if memory + more > memory_limit {
                 return Err(DropReason::NoMemory);
             }
         }
-        Ok(Some(&mut batch.room))
+        Ok(index)
     }
 
-    /// The room of the newest batch, if a packet continues it: the packet has the next number, and its
-    /// payload follows on all that came of the batch so far. Nearly every packet does. Place it and call
-    /// [`Self::placed_next`], or leave it: nothing is changed here.
-    ///
-    /// Nothing that came lies where its payload goes, so the payload may be placed before it is verified.
+    /// Accepts a packet that continues the newest batch, as nearly all do: it has the next number, and its
+    /// payload follows all received bytes of the batch. `None` leaves everything unchanged; such a packet
+    /// takes [`Self::offer`].
     #[inline]
-    pub fn room_for_next(&mut self, packet: u64, chunk: &Chunk, len: u32) -> Option<&mut R> {
+    pub fn offer_next(
+        &mut self,
+        packet: u64,
+        chunk: &Chunk,
+        len: u32,
+    ) -> Option<NextPacket<'_, P>> {
         let used = self.position + self.placed;
         let batch = self.open.back_mut()?.as_mut()?;
         let is_next = batch.info == chunk.batch
             && batch.parts.is_prefix(chunk.offset.into())
             && self.packets.last()? + 1 == packet
             && used + u64::from(len) <= self.credit;
-        is_next.then_some(&mut batch.room)
-    }
-
-    /// The payload of a packet lies in the room from [`Self::room_for_next`], verified.
-    ///
-    /// # Panics
-    /// If there is no such room.
-    #[inline]
-    pub fn placed_next(&mut self, now: Timestamp, packet: u64, len: u32) {
-        let batch = self.open.back_mut().and_then(Option::as_mut);
-        let batch = batch.expect("the batch has room");
-        batch.received += u64::from(len);
-        batch.parts.extend_last(batch.received - 1);
-        self.placed += u64::from(len);
-        self.packets.extend_last(packet);
-        self.largest_at = now;
-        self.owes_ack = true;
+        is_next.then_some(NextPacket {
+            batch,
+            packets: &mut self.packets,
+            largest_at: &mut self.largest_at,
+            placed: &mut self.placed,
+            owes_ack: &mut self.owes_ack,
+            number: packet,
+            len,
+        })
     }
 
     /// Bytes of memory for the state of the open batches.
@@ -243,23 +249,23 @@ impl<R> Receiver<R> {
         self.memory_with(0)
     }
 
-    /// Memory that it may use for a batch this far after the next one. Later batches leave enough for
-    /// the next one, because none of them can commit before it.
-    fn may_have(&self, index: u64) -> usize {
-        FREE_MEMORY + self.allowed + if index == 0 { NEXT_PARTS } else { 0 }
+    /// Memory limit for a batch at this distance from the next one. Later batches leave enough for the next
+    /// one, because none of them can commit before it.
+    fn memory_limit(&self, index: u64) -> usize {
+        FREE_MEMORY + self.allowed + if index == 0 { MAX_PARTS_MEMORY } else { 0 }
     }
 
-    /// With slots for this many open batches.
+    /// The same with slots for this many open batches.
     fn memory_with(&self, batches: usize) -> usize {
-        let mut places = self.open.capacity();
-        if batches > places {
-            places = batches.next_power_of_two();
+        let mut slots = self.open.capacity();
+        if batches > slots {
+            slots = batches.next_power_of_two();
         }
-        places * size_of::<Option<Assembly<R>>>() + self.parts_memory
+        slots * size_of::<Option<Assembly<P>>>() + self.parts_memory
     }
 
-    /// Allows this many bytes of memory beyond [`FREE_MEMORY`]. The receiver frees what it can when it
-    /// has no open batch.
+    /// Allows this many bytes of memory beyond [`FREE_MEMORY`]. Without open batches the receiver frees
+    /// memory beyond that.
     pub fn allow_memory(&mut self, bytes: usize) {
         self.allowed = bytes;
         if self.memory() > FREE_MEMORY + bytes {
@@ -267,11 +273,11 @@ impl<R> Receiver<R> {
         }
     }
 
-    /// Frees what open batches needed, if none is open: for a stream that is idle.
+    /// Frees unused memory, if no batch is open: for an idle stream.
     pub fn shrink(&mut self) {
         if self.open.is_empty() {
-            if self.open.capacity() > FIRST_BATCHES {
-                self.open = VecDeque::with_capacity(FIRST_BATCHES);
+            if self.open.capacity() > MIN_SLOTS {
+                self.open = VecDeque::with_capacity(MIN_SLOTS);
             }
             self.spare = Vec::new();
             self.parts_memory = 0;
@@ -284,15 +290,11 @@ impl<R> Receiver<R> {
         self.open.is_empty()
     }
 
-    /// Gives the batch of an offered packet its room.
-    ///
-    /// # Panics
-    /// If the batch is not one that was just offered without room.
-    pub fn give_room(&mut self, batch: &BatchInfo, room: R) {
-        let index = (batch.seq - self.committed) as usize;
+    /// Opens a batch at a vacant position.
+    fn open_batch(&mut self, index: usize, batch: &BatchInfo, placement: P) {
         if index >= self.open.capacity() {
-            let places = (index + 1).next_power_of_two();
-            self.open.reserve_exact(places - self.open.len());
+            let slots = (index + 1).next_power_of_two();
+            self.open.reserve_exact(slots - self.open.len());
         }
         while self.open.len() <= index {
             self.open.push_back(None);
@@ -300,51 +302,22 @@ impl<R> Receiver<R> {
         self.opened += u64::from(batch.len);
         let spare = self.spare.pop();
         let parts = spare.unwrap_or_else(|| Ranges::growing(MAX_PARTS));
-        let before = self.open[index].replace(Assembly {
+        self.open[index] = Some(Assembly {
             info: *batch,
             parts,
             received: 0,
-            room,
+            placement,
         });
-        assert!(before.is_none(), "the batch had room");
     }
 
-    /// The room of a batch that has been given one.
-    ///
-    /// # Panics
-    /// If the batch has no room.
-    pub fn room(&mut self, batch: &BatchInfo) -> &mut R {
-        let index = (batch.seq - self.committed) as usize;
-        &mut self.open[index].as_mut().expect("the batch has room").room
-    }
-
-    /// The payload of an offered packet lies in its place. If the packet came out of turn, the
-    /// publisher is to hear of that soon.
-    ///
-    /// # Panics
-    /// If the batch has no room.
-    pub fn placed(&mut self, now: Timestamp, packet: u64, chunk: &Chunk, len: u32) -> ArrivalOrder {
-        let index = (chunk.batch.seq - self.committed) as usize;
-        let batch = self.open[index].as_mut().expect("the batch has room");
-        let (low, high) = span(chunk, len);
-        let missing = batch.parts.missing(low, high);
-        let before = batch.parts.memory();
-        batch.parts.insert(low, high);
-        self.parts_memory += batch.parts.memory() - before;
-        batch.received += missing;
-        self.placed += missing;
-        self.arrived(now, packet)
-    }
-
-    /// Whether no packet so late in the stream has arrived: one that is repeated, by whomever, never
-    /// is the newest.
+    /// Whether a packet is newer than all received ones. A repeated packet never is.
     #[must_use]
     pub fn is_newest(&self, packet: u64) -> bool {
         let largest = self.packets.ranges().last();
         largest.is_none_or(|&(_, largest)| largest < packet)
     }
 
-    /// A packet without payload arrived.
+    /// Records a packet without payload.
     pub fn arrived(&mut self, now: Timestamp, packet: u64) -> ArrivalOrder {
         let largest = self.packets.ranges().last().map(|&(_, high)| high);
         let order = match largest {
@@ -363,8 +336,8 @@ impl<R> Receiver<R> {
         order
     }
 
-    /// The next batch in the stream, if it is complete: to be committed.
-    pub fn next_complete(&mut self) -> Option<(BatchInfo, R)> {
+    /// Takes the next batch of the stream, if it is complete, so that it can be committed.
+    pub fn next_complete(&mut self) -> Option<(BatchInfo, P)> {
         let front = self.open.front()?.as_ref()?;
         if front.parts.prefix() < u64::from(front.info.len) {
             return None;
@@ -372,10 +345,10 @@ impl<R> Receiver<R> {
         let Assembly {
             info,
             mut parts,
-            room,
+            placement,
             ..
-        } = self.open.pop_front().flatten().expect("looked at above");
-        if parts.memory() <= FIRST_PARTS && self.spare.len() < SPARE {
+        } = self.open.pop_front().flatten().expect("checked above");
+        if parts.memory() <= MIN_PARTS_MEMORY && self.spare.len() < MAX_SPARE_LISTS {
             parts.clear();
             self.spare.push(parts);
         } else {
@@ -386,26 +359,26 @@ impl<R> Receiver<R> {
         self.placed -= u64::from(info.len);
         self.opened -= u64::from(info.len);
         self.owes_ack = true;
-        Some((info, room))
+        Some((info, placement))
     }
 
-    /// Ends the stream; returns the room of every batch that is not complete.
-    pub fn into_rooms(self) -> impl Iterator<Item = R> {
-        self.open.into_iter().flatten().map(|batch| batch.room)
+    /// Ends the stream; returns the placements of all open batches.
+    pub fn into_placements(self) -> impl Iterator<Item = P> {
+        let open = self.open.into_iter().flatten();
+        open.map(|batch| batch.placement)
     }
 
-    /// Batches that are not committed yet, for inspection.
-    pub fn open_batches(&mut self) -> impl Iterator<Item = OpenBatch<'_, R>> {
+    /// Open batches in order.
+    pub fn open_batches(&mut self) -> impl Iterator<Item = OpenBatch<'_, P>> {
         self.open.iter_mut().flatten().map(|batch| OpenBatch {
             info: &batch.info,
             parts: batch.parts.ranges(),
             received: batch.received,
-            room: &mut batch.room,
+            placement: &mut batch.placement,
         })
     }
 
-    /// How many bytes may arrive ahead of the first that is missing, from now on. Credit that was
-    /// given stays.
+    /// Sets how many bytes may arrive ahead of the first missing one. It does not reduce granted credit.
     pub fn set_window(&mut self, window: u64) {
         self.limits.window = window;
     }
@@ -416,13 +389,13 @@ impl<R> Receiver<R> {
         self.committed
     }
 
-    /// Whether something came, or was committed, since [`Self::feedback`].
+    /// Whether a packet arrived or a batch was committed since [`Self::feedback`].
     #[must_use]
     pub fn owes_ack(&self) -> bool {
         self.owes_ack
     }
 
-    /// What the publisher is to be told now. While the broker is `blocked` it gives no more credit.
+    /// Writes the current feedback for the publisher. While the broker is `blocked` it grants no more credit.
     pub fn feedback(&mut self, now: Timestamp, blocked: bool, feedback: &mut Feedback) {
         if !blocked {
             let reach = self.position + self.prefix_of_open() + self.limits.window;
@@ -439,14 +412,14 @@ impl<R> Receiver<R> {
         self.owes_ack = false;
     }
 
-    /// Bytes of open batches before the first that is missing.
+    /// Bytes of open batches before the first missing one.
     fn prefix_of_open(&self) -> u64 {
         let mut prefix = 0;
         for batch in &self.open {
             let Some(batch) = batch else { break };
-            let there = batch.parts.prefix();
-            prefix += there;
-            if there < u64::from(batch.info.len) {
+            let received = batch.parts.prefix();
+            prefix += received;
+            if received < u64::from(batch.info.len) {
                 break;
             }
         }
@@ -454,7 +427,7 @@ impl<R> Receiver<R> {
     }
 }
 
-/// First and last byte of the batch that a packet fills.
+/// First and last byte of a packet's payload in its batch.
 fn span(chunk: &Chunk, len: u32) -> (u64, u64) {
     let low = u64::from(chunk.offset);
     (low, low + u64::from(len) - 1)
@@ -487,25 +460,23 @@ mod tests {
         Chunk { batch, offset }
     }
 
-    /// Takes a packet as a worker does.
+    /// Places a packet as a worker does.
     fn take(
         receiver: &mut Receiver<()>,
         packet: u64,
         chunk: Chunk,
         len: u32,
     ) -> Result<(), DropReason> {
-        if receiver.offer(packet, &chunk, len)?.is_none() {
-            receiver.give_room(&chunk.batch, ());
-        }
-        receiver.placed(START + 5 * US, packet, &chunk, len);
+        let packet = receiver.offer(packet, &chunk, len)?.or_open(|| ());
+        packet.placed(START + 5 * US);
         Ok(())
     }
 
     #[test]
-    fn packets_that_others_overtook_are_told_from_those_in_turn() {
+    fn overtaken_packets_are_distinguished_from_packets_in_order() {
         let mut r = receiver();
-        let turns = [0, 1, 5, 3, 6, 6].map(|packet| r.arrived(START, packet));
-        let wanted = [
+        let orders = [0, 1, 5, 3, 6, 6].map(|packet| r.arrived(START, packet));
+        let expected = [
             ArrivalOrder::InOrder,
             ArrivalOrder::InOrder,
             ArrivalOrder::Ahead(3),
@@ -513,7 +484,7 @@ mod tests {
             ArrivalOrder::InOrder,
             ArrivalOrder::InOrder,
         ];
-        assert_eq!(turns, wanted);
+        assert_eq!(orders, expected);
     }
 
     #[test]
@@ -539,7 +510,7 @@ mod tests {
     }
 
     #[test]
-    fn what_came_before_is_told_again_and_not_placed() {
+    fn duplicates_are_acknowledged_again_and_not_placed() {
         let mut r = receiver();
         take(&mut r, 0, chunk(10, 100, 0), 50).unwrap();
         assert_eq!(
@@ -560,7 +531,7 @@ mod tests {
     }
 
     #[test]
-    fn a_publisher_that_ignores_the_limits_is_not_served() {
+    fn packets_beyond_the_limits_are_dropped() {
         let mut r = receiver();
         let far = 10 + MAX_OPEN_BATCHES as u64;
         assert_eq!(
@@ -585,7 +556,7 @@ mod tests {
             take(&mut r, 6, chunk(11, 1000, 600), 1),
             Err(DropReason::OverCredit)
         );
-        // Room for batches is limited, too, whatever of them arrives.
+        // The total length of open batches is limited, too, however little of them arrives.
         let mut r = receiver();
         for seq in 10..13 {
             take(&mut r, seq, chunk(seq, 1000, 0), 1).unwrap();
@@ -594,11 +565,11 @@ mod tests {
             take(&mut r, 13, chunk(13, 1000, 0), 1),
             Err(DropReason::OverCredit)
         );
-        assert_eq!(r.into_rooms().count(), 3);
+        assert_eq!(r.into_placements().count(), 3);
     }
 
     #[test]
-    fn a_batch_in_too_many_pieces_waits_for_its_gaps() {
+    fn a_batch_in_too_many_parts_accepts_only_bytes_that_fill_gaps() {
         let mut r = receiver();
         for part in 0..MAX_PARTS as u32 {
             take(&mut r, part.into(), chunk(10, 1000, 2 * part), 1).unwrap();
@@ -609,7 +580,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_for_accounts_is_bounded_and_given_back() {
+    fn memory_for_open_batches_is_bounded_and_returned() {
         let mut r: Receiver<[u64; 12]> = Receiver::new(
             STREAM,
             0,
@@ -620,7 +591,7 @@ mod tests {
             START,
         );
         let most = |r: &Receiver<_>, allowed| {
-            assert!(r.memory() <= FREE_MEMORY + allowed + NEXT_PARTS);
+            assert!(r.memory() <= FREE_MEMORY + allowed + MAX_PARTS_MEMORY);
         };
         // As many batches as possible, each in as many parts as possible.
         let mut packet = 0;
@@ -631,16 +602,14 @@ mod tests {
                     packet += 2;
                     let chunk = chunk(seq, 1000, 2 * part);
                     match r.offer(packet, &chunk, 1) {
-                        Ok(None) => r.give_room(&chunk.batch, [0; 12]),
-                        Ok(Some(_)) => {}
+                        Ok(offer) => _ = offer.or_open(|| [0; 12]).placed(START),
                         Err(DropReason::Duplicate) => continue,
-                        Err(refusal) => {
-                            assert_eq!(refusal, DropReason::NoMemory);
+                        Err(reason) => {
+                            assert_eq!(reason, DropReason::NoMemory);
                             refused += 1;
                             continue;
                         }
                     }
-                    r.placed(START, packet, &chunk, 1);
                     most(r, allowed);
                 }
             }
@@ -661,22 +630,21 @@ mod tests {
                     2
                 };
                 let chunk = chunk(seq, 1000, 2 * part);
-                assert!(
-                    r.offer(packet, &chunk, len).unwrap().is_some(),
-                    "a gap is filled"
-                );
-                r.placed(START, packet, &chunk, len);
+                let Ok(Offer::OpenBatch(packet)) = r.offer(packet, &chunk, len) else {
+                    panic!("a gap is filled");
+                };
+                packet.placed(START);
             }
             assert!(r.next_complete().is_some(), "batch {seq}");
         }
         assert!(r.is_empty());
         r.allow_memory(0);
         most(&r, 0);
-        assert!(r.spare.len() <= SPARE);
+        assert!(r.spare.len() <= MAX_SPARE_LISTS);
     }
 
     #[test]
-    fn batches_in_turn_need_no_more_than_every_stream_may_take() {
+    fn the_free_memory_suffices_for_many_batches_with_gaps() {
         let mut r = Receiver::new(
             STREAM,
             0,
@@ -690,16 +658,14 @@ mod tests {
         for seq in 0..64 {
             for (part, at) in [0, 200, 400, 600].into_iter().enumerate() {
                 let (packet, chunk) = (4 * seq + part as u64, chunk(seq, 1000, at));
-                if r.offer(packet, &chunk, 100).unwrap().is_none() {
-                    r.give_room(&chunk.batch, [0u64; 10]);
-                }
-                r.placed(START, packet, &chunk, 100);
+                let offer = r.offer(packet, &chunk, 100).unwrap();
+                offer.or_open(|| [0u64; 10]).placed(START);
             }
         }
     }
 
     #[test]
-    fn credit_that_was_given_stays() {
+    fn granted_credit_stays() {
         let mut r = receiver();
         let mut told = Feedback::new(STREAM);
         r.feedback(START + 9 * US, false, &mut told);

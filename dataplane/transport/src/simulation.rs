@@ -284,21 +284,13 @@ impl Flow {
             return;
         };
         let len = rest.len() as u32;
-        match self.receiver.offer(received.packet, &chunk, len) {
-            Err(_) => return,
-            Ok(Some(_)) => {}
-            Ok(None) => self
-                .receiver
-                .give_room(&chunk.batch, vec![0; chunk.batch.len as usize]),
-        }
-        let room = self
-            .receiver
-            .offer(received.packet, &chunk, len)
-            .unwrap()
-            .unwrap();
+        let Ok(offer) = self.receiver.offer(received.packet, &chunk, len) else {
+            return;
+        };
+        let mut packet = offer.or_open(|| vec![0; chunk.batch.len as usize]);
         let from = chunk.offset as usize;
-        room[from..from + rest.len()].copy_from_slice(rest);
-        self.receiver.placed(now, received.packet, &chunk, len);
+        packet.placement()[from..from + rest.len()].copy_from_slice(rest);
+        packet.placed(now);
         while let Some((info, payload)) = self.receiver.next_complete() {
             let wanted = &self.batches[info.seq as usize];
             assert_eq!(self.receiver.committed(), info.seq + 1, "out of order");

@@ -1,28 +1,24 @@
-//! The tcp connection of a stream over xdp: the end of the stream comes in, its outcome goes out.
+//! The tcp connection of a stream over xdp: carries the end of the stream, and the broker's answer to it.
 
 use std::io::{self, Read};
 use std::net::TcpStream;
 use std::sync::Arc;
 
 use penstock_auth::PacketKeys;
-use penstock_wire::batch::{Frame, HEADER_LEN, Header};
-use penstock_wire::packet::TAG_LEN;
+use penstock_wire::batch::Frame;
 use penstock_wire::reply::Fault;
-use zerocopy::FromBytes;
 
 use super::close_reason::CloseReason;
+use crate::session::frame_parser::FrameParser;
 use crate::session::reply_queue::ReplyQueue;
 
 /// The control connection, which never blocks.
 #[derive(Debug)]
 pub(super) struct ControlConnection {
     socket: TcpStream,
-    keys: Option<Arc<PacketKeys>>,
     /// Whether it may be readable.
     is_ready: bool,
-    /// The end frame and its tag, as far as they arrived.
-    frame: [u8; HEADER_LEN + TAG_LEN],
-    filled: usize,
+    parser: FrameParser,
     replies: ReplyQueue,
 }
 
@@ -31,10 +27,8 @@ impl ControlConnection {
         Self {
             socket,
             replies: ReplyQueue::new(keys.clone()),
-            keys,
             is_ready: true,
-            frame: [0; HEADER_LEN + TAG_LEN],
-            filled: 0,
+            parser: FrameParser::new(keys),
         }
     }
 
@@ -50,18 +44,18 @@ impl ControlConnection {
         self.is_ready
     }
 
-    /// Reads what the publisher has sent. Returns how many batches the stream has, once it says so;
-    /// `reads` counts the system calls.
+    /// Reads what the publisher has sent. Returns the number of batches of the stream once the end frame is
+    /// complete; `reads` counts the system calls.
     pub(super) fn read_end(&mut self, reads: &mut u64) -> Result<Option<u64>, CloseReason> {
-        let len = match self.keys {
-            Some(_) => HEADER_LEN + TAG_LEN,
-            None => HEADER_LEN,
-        };
-        while self.filled < len {
+        loop {
+            // Batches do not arrive here, so none is short enough.
+            if let Some(frame) = self.parser.next(0) {
+                return self.check_end(frame).map(Some);
+            }
             *reads += 1;
-            match (&self.socket).read(&mut self.frame[self.filled..len]) {
+            match (&self.socket).read(self.parser.missing()) {
                 Ok(0) => return Err(CloseReason::Closed),
-                Ok(got) => self.filled += got,
+                Ok(got) => self.parser.advance(got),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.is_ready = false;
                     return Ok(None);
@@ -70,37 +64,27 @@ impl ControlConnection {
                 Err(error) => return Err(CloseReason::Io(error)),
             }
         }
-        self.filled = 0;
-        self.parse_end().map(Some)
     }
 
-    fn parse_end(&self) -> Result<u64, CloseReason> {
-        if let Some(keys) = &self.keys {
-            let (header, tag) = self.frame.split_at(HEADER_LEN);
-            let tag = tag.try_into().expect("the length matches");
-            // There is only one frame.
-            if !keys.verify_frame(0, tag, &[header]) {
-                let text =
-                    "the end frame has an invalid tag: it was changed on the path".to_owned();
-                return Err(CloseReason::Fault(Fault::Authentication, text));
-            }
+    fn check_end(&mut self, frame: Result<Frame, String>) -> Result<u64, CloseReason> {
+        if self.parser.verify(&[]).is_err() {
+            let text = "the end frame has an invalid tag: it was changed on the path".to_owned();
+            return Err(CloseReason::Fault(Fault::Authentication, text));
         }
-        let (header, _) = Header::read_from_prefix(&self.frame).expect("the length matches");
-        // Batches do not come this way, so none is short enough.
-        match header.parse(0) {
+        match frame {
             Ok(Frame::End { batches }) => Ok(batches),
             _ => Err(CloseReason::not_the_end()),
         }
     }
 
-    /// Tells the publisher that the whole stream is committed.
+    /// Confirms to the publisher that the whole stream is committed.
     pub(super) fn complete(&mut self, batches: u64) -> io::Result<()> {
         self.replies.ack(batches, false);
-        // The few bytes fit in the socket's buffer, or the peer is gone.
+        // The few bytes fit in the socket's buffer unless the peer is gone.
         self.replies.flush(&self.socket).map(drop)
     }
 
-    /// Tells the publisher why the stream ends early. Best effort: the peer sees the connection close in
+    /// Reports to the publisher why the stream ends early. Best effort: the peer sees the connection close in
     /// any case.
     pub(super) fn fail(&mut self, fault: Fault, committed: u64, text: &str) {
         self.replies.error(fault, committed, text);

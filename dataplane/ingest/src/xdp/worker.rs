@@ -1,6 +1,9 @@
 //! A worker: one thread that drives its sockets, its streams and their control connections.
 
 pub mod bench_support;
+mod clock;
+mod metrics;
+mod stream_index;
 mod stream_table;
 
 use std::hint;
@@ -27,50 +30,49 @@ use crate::session;
 use crate::session::pending_streams::PendingStreams;
 use crate::session::stats::{PathStage, Shared, WorkerStats};
 
-/// How often time is looked after.
-const TICK: Nanos = Nanos::from_millis(1);
+/// Interval of time-based work.
+const TICK_INTERVAL: Nanos = Nanos::from_millis(1);
 /// Longest sleep.
-const SLEEP: Duration = Duration::from_millis(50);
-/// Pause of a worker that received packets since its last one. More packets gather meanwhile: waking it for each
-/// would cost the sender's core, and the rings hold many times what arrives. A worker that received none
+const MAX_SLEEP: Duration = Duration::from_millis(50);
+/// Pause of a worker that has received packets since its last pause. More packets gather meanwhile: a wake-up
+/// for each would cost the sender's core, and the rings hold many times what arrives. A worker without packets
 /// sleeps until the kernel wakes it.
 const SHORT_PAUSE: Duration = Duration::from_micros(50);
-/// Pause while packets arrive steadily: half as many rounds and ACKs, and no batch waits for its first
-/// packet to be noticed.
+/// Pause while packets arrive steadily: half as many rounds and ACKs, and no batch waits until the worker
+/// notices its first packet.
 const LONG_PAUSE: Duration = Duration::from_micros(100);
 /// Pauses without a sleep between them after which packets count as arriving steadily.
 const STEADY_AFTER: u32 = 16;
-/// How often one that waits for room in the ring looks for it.
-const BLOCKED: Duration = Duration::from_millis(1);
+/// Longest sleep while a stream waits for room in the ring.
+const BLOCKED_POLL_INTERVAL: Duration = Duration::from_millis(1);
 
-/// What a worker does while no packet comes.
+/// What a worker does while no packet arrives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Polling {
-    /// Looks again at once: owns its core, answers fastest.
+    /// Polls without a pause: owns its core, and has the lowest latency.
     Busy,
-    /// Looks for a moment, then sleeps until the kernel has something.
+    /// Polls for a moment, then sleeps until the kernel wakes it.
     Adaptive,
 }
 
 /// Settings of a worker.
 #[derive(Debug, Clone)]
 pub struct WorkerConfig {
-    /// Compare each batch with its checksum before it is committed. Packets are always compared
-    /// with theirs.
+    /// Verify the checksum of each batch before its commit. Checksums of packets are always verified.
     pub verify_on_receive: bool,
-    /// What to do while no packet comes.
+    /// What to do while no packet arrives.
     pub polling: Polling,
-    /// A stream from which no packet comes for so long is ended.
+    /// Time without a packet after which a stream ends.
     pub idle_timeout: Duration,
-    /// Bytes of batches that may be on their way to this worker, all streams together: what its
-    /// receive rings hold.
+    /// Bytes of batches that may be in flight to this worker, all streams together: the capacity of its
+    /// receive rings.
     pub capacity: u64,
 }
 
-/// The way to a running worker.
+/// Access to a running worker.
 pub type WorkerHandle = session::WorkerHandle<WorkerSnapshot>;
 
-/// A worker, before it runs.
+/// A worker that does not run yet.
 #[derive(Debug)]
 pub struct Worker {
     sockets: Vec<XskRxSocket>,
@@ -78,10 +80,10 @@ pub struct Worker {
     stop: Arc<AtomicBool>,
     events: Events,
     snapshot: Arc<SnapshotCell<WorkerSnapshot>>,
-    /// Shows other threads that the loop makes progress.
+    /// Counts rounds of the loop, so that other threads see progress.
     rounds: Rounds,
-    /// When figures are shown next.
-    show_at: Timestamp,
+    /// Time of the next snapshot.
+    next_snapshot: Timestamp,
 }
 
 impl Worker {
@@ -107,16 +109,16 @@ impl Worker {
             events: Events::default(),
             snapshot: handle.snapshot(),
             rounds: handle.rounds(),
-            show_at: Timestamp::ZERO,
+            next_snapshot: Timestamp::ZERO,
         };
         Ok((worker, handle))
     }
 
-    /// Serves streams until told to stop; returns what it did. An interface that is down or gone
-    /// is no failure: nothing comes from it.
+    /// Serves streams until the stop flag is set; returns its counters. An interface that is down or gone is
+    /// not an error: no packets arrive from it.
     ///
     /// # Errors
-    /// If the kernel does not answer for a socket.
+    /// If the kernel reports an error of a socket.
     pub fn run(mut self) -> io::Result<(WorkerStats, XdpStats)> {
         sleep::minimize_timer_slack()?;
         let mut next_tick = Timestamp::ZERO;
@@ -131,17 +133,17 @@ impl Worker {
             let now = self.table.now();
             since_pause += packets as u64;
             if packets > 0 {
-                self.table.xdp.polls += 1;
-                self.table.xdp.full_polls += u64::from(packets >= BURST);
+                self.table.metrics.xdp.polls += 1;
+                self.table.metrics.xdp.full_polls += u64::from(packets >= BURST);
                 self.table.commit_dirty(now);
             } else {
-                self.table.xdp.empty_polls += 1;
+                self.table.metrics.xdp.empty_polls += 1;
                 hint::spin_loop();
             }
             self.send_acks(now)?;
             if now >= next_tick {
                 self.tick(now)?;
-                next_tick = now + TICK;
+                next_tick = now + TICK_INTERVAL;
             }
             if packets == 0 && self.table.config.polling == Polling::Adaptive {
                 if since_pause > 0 || self.owes_ack() {
@@ -159,9 +161,9 @@ impl Worker {
 
     /// Sends the ACKs that are due, one system call for all of a socket.
     fn send_acks(&mut self, now: Timestamp) -> io::Result<()> {
-        let start = self.table.stats.stages.now();
+        let start = self.table.metrics.stats.stages.now();
         let sockets = &mut self.sockets;
-        // An ACK for which there is no frame is like one that got lost.
+        // An ACK without a free frame counts as lost in the network.
         let are_sent = self.table.write_acks(now, |socket, frame| {
             sockets[socket].send(frame);
         });
@@ -169,58 +171,57 @@ impl Worker {
             for socket in &mut self.sockets {
                 socket.flush()?;
             }
-            self.table.stats.stages.lap(PathStage::SendAck, start);
+            self.table
+                .metrics
+                .stats
+                .stages
+                .lap(PathStage::SendAck, start);
         }
         Ok(())
     }
 
     fn tick(&mut self, now: Timestamp) -> io::Result<()> {
         self.rounds.count();
-        self.look_at_controls()?;
-        for number in 0..self.table.streams.len() {
+        self.poll_controls()?;
+        for number in 0..self.table.streams.capacity() {
             self.table.with(number, now, Stream::tick);
         }
-        self.table.relieve(now);
+        self.table.reclaim(now);
         self.table.pending_streams.expire();
-        if now >= self.show_at {
-            self.show_at = now + Nanos::from(SNAPSHOT_INTERVAL);
-            self.show()?;
+        if now >= self.next_snapshot {
+            self.next_snapshot = now + Nanos::from(SNAPSHOT_INTERVAL);
+            self.publish_snapshot()?;
         }
         Ok(())
     }
 
-    /// Finds the streams whose publishers have said something over the control connection.
-    fn look_at_controls(&mut self) -> io::Result<()> {
+    /// Finds the streams whose control connections are readable.
+    fn poll_controls(&mut self) -> io::Result<()> {
         let poller = &self.table.poller;
         poller.wait(&mut self.events, Duration::ZERO)?;
         for event in self.events.iter() {
-            if let Some(Some(entry)) = self.table.streams.get_mut(event.key) {
+            if let Some(entry) = self.table.streams.get_mut(event.key) {
                 entry.stream.control.set_ready();
             }
         }
         Ok(())
     }
 
-    fn show(&self) -> io::Result<()> {
+    fn publish_snapshot(&self) -> io::Result<()> {
         let (stats, xdp) = self.sum_up()?;
         let table = &self.table;
-        let streams = || table.streams.iter().flatten();
         self.snapshot.publish(WorkerSnapshot {
             stats,
             xdp,
-            streams: streams().count(),
-            blocked: streams().filter(|entry| entry.stream.is_blocked()).count(),
+            streams: table.streams.len(),
+            blocked: table.streams().filter(|stream| stream.is_blocked()).count(),
             window: table.window(),
         });
         Ok(())
     }
 
     fn sum_up(&self) -> io::Result<(WorkerStats, XdpStats)> {
-        let table = &self.table;
-        let (mut stats, mut xdp) = (table.stats.clone(), table.xdp);
-        if let (Some(first), Some(last)) = (table.first_packet, table.last_commit) {
-            stats.active_ns = stats.stages.nanos_between(first, last);
-        }
+        let (mut stats, mut xdp) = self.table.metrics.sum_up();
         for socket in &self.sockets {
             xdp.add_socket(&socket.stats()?);
         }
@@ -230,17 +231,19 @@ impl Worker {
         Ok((stats, xdp))
     }
 
-    /// Whether an ACK is due, soon: before any sleep would end.
+    /// Whether an ACK becomes due before a sleep would end.
     fn owes_ack(&self) -> bool {
-        let mut streams = self.table.streams.iter().flatten();
-        streams.any(|entry| entry.stream.ack_due().is_some())
+        let mut streams = self.table.streams();
+        streams.any(|stream| stream.ack_due().is_some())
     }
 
-    /// Until a packet comes, or somebody says something over a control connection.
+    /// Sleeps until a packet arrives or a control connection is readable.
     fn sleep(&mut self) -> io::Result<()> {
-        let mut streams = self.table.streams.iter().flatten();
-        let blocked = streams.any(|entry| entry.stream.is_blocked());
-        let longest = if blocked { BLOCKED } else { SLEEP };
+        let is_blocked = self.table.streams().any(Stream::is_blocked);
+        let longest = match is_blocked {
+            true => BLOCKED_POLL_INTERVAL,
+            false => MAX_SLEEP,
+        };
         let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
         let mut watched: Vec<_> = self
             .sockets
@@ -248,21 +251,21 @@ impl Worker {
             .map(|socket| readable(socket.fd()))
             .collect();
         watched.push(readable(self.table.poller.as_fd()));
-        self.table.xdp.sleeps += 1;
+        self.table.metrics.xdp.sleeps += 1;
         sleep::until_ready(&mut watched, longest)
     }
 
     fn shut_down(mut self) -> io::Result<(WorkerStats, XdpStats)> {
-        let gone = self.table.pending_streams.is_closed();
-        for number in 0..self.table.streams.len() {
-            let ending = match gone {
-                // The publisher goes on over another path when its connection just closes.
+        let is_gone = self.table.pending_streams.is_closed();
+        for number in 0..self.table.streams.capacity() {
+            let reason = match is_gone {
+                // The publisher continues over another path if its connection closes without an error.
                 true => CloseReason::Io(io::Error::from_raw_os_error(libc::ENETDOWN)),
                 false => {
                     CloseReason::Fault(Fault::Shutdown, "the broker is shutting down".to_owned())
                 }
             };
-            self.table.remove(number, &ending);
+            self.table.remove(number, &reason);
         }
         let sums = self.sum_up();
         close(self.sockets);
@@ -270,7 +273,7 @@ impl Worker {
     }
 }
 
-/// The pause of a worker that has not slept for `pauses` of them.
+/// The length of the next pause, after `pauses` pauses without a sleep.
 fn pause(pauses: u32) -> Duration {
     match pauses <= STEADY_AFTER {
         true => SHORT_PAUSE,

@@ -132,7 +132,7 @@ impl SocketlessWorker {
     #[inline(never)]
     pub fn receive(&mut self, frames: &[&[u8]]) -> u64 {
         let table = &mut self.worker.table;
-        let acks = table.xdp.acks;
+        let acks = table.metrics.xdp.acks;
         let now = table.now();
         for (index, frame) in frames.iter().enumerate() {
             if let Some(later) = frames.get(index + prefetch::AHEAD) {
@@ -145,7 +145,7 @@ impl SocketlessWorker {
         table.write_acks(now, |_, frame| {
             std::hint::black_box(frame);
         });
-        table.xdp.acks - acks
+        table.metrics.xdp.acks - acks
     }
 
     /// What a worker does now and then, as if this much time had passed. Its clock stays, so packets may not
@@ -161,7 +161,7 @@ impl SocketlessWorker {
     /// Packets whose payload was placed.
     #[must_use]
     pub fn placed(&self) -> u64 {
-        self.worker.table.xdp.placed
+        self.worker.table.metrics.xdp.placed
     }
 }
 

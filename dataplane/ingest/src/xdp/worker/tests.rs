@@ -83,7 +83,7 @@ impl Bench {
             Arc::default(),
         );
         let (worker, _) = made.unwrap();
-        let control = leave(&worker, &filter, &log, KEY, PUBLISHER, keys);
+        let control = add_pending(&worker, &filter, &log, KEY, PUBLISHER, keys);
         Self {
             worker,
             log,
@@ -96,25 +96,64 @@ impl Bench {
     /// Another stream, of a publisher on this host; returns the publisher's end of the control
     /// connection.
     fn open(&mut self, key: StreamKey, host: u8) -> TcpStream {
-        leave(&self.worker, &self.filter, &self.log, key, host, None)
+        add_pending(&self.worker, &self.filter, &self.log, key, host, None)
     }
 
     fn take(&mut self, frame: &[u8]) {
         let now = self.worker.table.now();
+        self.take_at(now, frame);
+    }
+
+    /// Processes a frame at a given time of the worker's clock.
+    fn take_at(&mut self, now: Timestamp, frame: &[u8]) {
         self.worker.table.datagram(0, &[frame], now);
         self.worker.table.commit_dirty(now);
     }
 
-    /// What the stream's packets have brought about.
+    fn tick_at(&mut self, now: Timestamp) {
+        self.worker.tick(now).unwrap();
+    }
+
+    fn stats(&self) -> &XdpStats {
+        &self.worker.table.metrics.xdp
+    }
+
+    fn open_streams(&self) -> usize {
+        self.worker.table.streams.len()
+    }
+
+    /// The open stream with this key.
+    fn find(&mut self, key: StreamKey) -> Option<&mut Stream> {
+        let number = self.worker.table.index.find(key)?;
+        Some(&mut self.worker.table.streams[number].stream)
+    }
+
+    /// Whether the first stream in the table is open.
+    fn has_first(&self) -> bool {
+        self.worker.table.streams.contains(0)
+    }
+
+    fn first(&mut self) -> &mut Stream {
+        &mut self.worker.table.streams[0].stream
+    }
+
+    /// The feedback in the ACK of a stream, if one is due.
+    fn feedback(&mut self, key: StreamKey, now: Timestamp) -> Option<Feedback> {
+        let mut feedback = Feedback::new(key);
+        let stream = self.find(key).unwrap();
+        let len = stream.write_ack(now, &mut feedback, &mut [0; 2048]);
+        len.map(|_| feedback)
+    }
+
+    /// Number of batches in the log, and destination of the stream's ACKs.
     fn stream(&self) -> (u64, SocketAddr) {
-        let entry = self.worker.table.streams[0].as_ref().unwrap();
-        let template = entry.stream.route.template();
+        let template = self.worker.table.streams[0].stream.route.template();
         (self.log.info().batches, template.unwrap().peer())
     }
 }
 
 /// A stream that waits for its first packet; returns the publisher's end of the control connection.
-fn leave(
+fn add_pending(
     worker: &Worker,
     filter: &Arc<OddKeys>,
     log: &Arc<Log>,
@@ -127,14 +166,14 @@ fn leave(
     let (socket, _) = listener.accept().unwrap();
     socket.set_nonblocking(true).unwrap();
     let peer = address(host);
-    let wanted = RequestedBuffers {
+    let buffers = RequestedBuffers {
         rcvbuf: 1 << 16,
         sndbuf: 1 << 16,
         rcvbuf_on: RcvbufOn::None,
         force: false,
     };
-    let opened = AcceptedStream {
-        buffers: wanted.apply_to_accepted(&socket).unwrap(),
+    let accepted = AcceptedStream {
+        buffers: buffers.apply_to_accepted(&socket).unwrap(),
         socket,
         peer,
         admission: Admission {
@@ -155,7 +194,7 @@ fn leave(
         keys: keys.map(Arc::new),
     };
     let filter_entry = FilterEntry::new(&(Arc::clone(filter) as _), key).unwrap();
-    worker.table.pending_streams.insert(filter_entry, opened);
+    worker.table.pending_streams.insert(filter_entry, accepted);
     control
 }
 
@@ -222,7 +261,7 @@ fn a_row_of_packets_counts_as_each_of_them() {
     assert_eq!(bench.stream().0, 4);
     damaged.truncate(end);
     bench.take(&damaged);
-    let xdp = &bench.worker.table.xdp;
+    let xdp = bench.stats();
     assert_eq!((xdp.placed, xdp.corrupt, xdp.malformed), (4, 1, 1));
 }
 
@@ -257,7 +296,7 @@ fn damaged_packets_of_long_batches_change_nothing() {
             let chunk = Chunk { batch, offset };
             let sent = frame(2, &Data::payload(KEY, packet, &chunk, None, bytes), bytes);
             packet += 1;
-            let before = bench.worker.table.xdp.placed;
+            let before = bench.stats().placed;
             for _ in 0..20 {
                 let mut changed = sent.clone();
                 let at = rng.usize(42..changed.len());
@@ -265,9 +304,9 @@ fn damaged_packets_of_long_batches_change_nothing() {
                 bench.take(&changed);
                 damaged += 1;
             }
-            assert_eq!(bench.worker.table.xdp.placed, before);
+            assert_eq!(bench.stats().placed, before);
             bench.take(&sent);
-            assert_eq!(bench.worker.table.xdp.placed, before + 1);
+            assert_eq!(bench.stats().placed, before + 1);
             if rng.bool() {
                 bench.take(&sent);
             }
@@ -282,7 +321,7 @@ fn damaged_packets_of_long_batches_change_nothing() {
         }
         assert_eq!(last, payload);
     }
-    let xdp = &bench.worker.table.xdp;
+    let xdp = bench.stats();
     let bad = xdp.corrupt + xdp.malformed + xdp.unknown_stream;
     assert_eq!((xdp.placed, bad), (BATCHES * PARTS, damaged));
 }
@@ -322,7 +361,7 @@ fn only_packets_of_its_publisher_reach_a_stream_with_keys() {
     let packets: Vec<_> = (20..24).map(|seq| sealed(2, &keys, seq, seq)).collect();
     bench.take(&row(&packets));
     assert_eq!(bench.stream().0, 24);
-    assert_eq!(bench.worker.table.xdp.placed, 24);
+    assert_eq!(bench.stats().placed, 24);
     // Nor is one without keys reached by sealed ones.
     let mut open = Bench::new();
     open.take(&sealed(2, &keys, 0, 0));
@@ -338,10 +377,10 @@ fn acks_of_a_stream_with_keys_are_sealed_each_with_a_counter_of_its_own() {
     let (mut frame, mut feedback) = (vec![0; 2048], Feedback::new(KEY));
     for seq in 0..5 {
         bench.take(&sealed(2, &keys, seq, seq));
-        let entry = bench.worker.table.streams[0].as_mut().unwrap();
+        let entry = &mut bench.worker.table.streams[0];
         let len = entry
             .stream
-            .ack(Timestamp::MAX, &mut feedback, &mut frame)
+            .write_ack(Timestamp::MAX, &mut feedback, &mut frame)
             .unwrap();
         let datagram = frame::parse(&frame, len).unwrap();
         let answer = &frame[datagram.start..][..datagram.len];
@@ -388,13 +427,16 @@ fn strangers_and_repeaters_change_nothing() {
     let kept = (
         table.streams.len(),
         table.writers.iter().count(),
-        table.by_key.len(),
+        table.index.len(),
     );
     assert_eq!(kept, (1, 1, 1), "strangers take no room");
     assert!(table.dirty.len() <= 1);
-    assert_eq!((table.xdp.placed, table.xdp.duplicates), (40, 40 * 500));
-    assert_eq!(table.xdp.unknown_stream, 40 * 500);
-    let bad = table.xdp.corrupt + table.xdp.malformed;
+    assert_eq!(
+        (table.metrics.xdp.placed, table.metrics.xdp.duplicates),
+        (40, 40 * 500)
+    );
+    assert_eq!(table.metrics.xdp.unknown_stream, 40 * 500);
+    let bad = table.metrics.xdp.corrupt + table.metrics.xdp.malformed;
     assert_eq!(bad, 40 * 500);
     let mut reader = Reader::open(&bench.dir.path().join("topic.log"), Start::Oldest).unwrap();
     for seq in 0..40 {
@@ -415,9 +457,9 @@ fn repeated_packets_are_answered_now_and_then_only() {
         let table = &mut bench.worker.table;
         table.datagram(0, &[sent], now);
         table.commit_dirty(now);
-        let stream = &mut table.streams[0].as_mut().unwrap().stream;
+        let stream = &mut table.streams[0].stream;
         [now, now + Nanos::from_micros(100)]
-            .map(|now| stream.ack(now, &mut feedback, &mut out).is_some())
+            .map(|now| stream.write_ack(now, &mut feedback, &mut out).is_some())
     };
     // A committed batch and a ping are acknowledged at once.
     assert_eq!(answers(&mut bench, &batch, 1), [true, false]);
@@ -442,12 +484,12 @@ fn streams_whose_publishers_say_nothing_cost_no_system_call() {
         bench.take(&whole(PUBLISHER, key(number), 0, 0));
     }
     let reads = |bench: &mut Bench, ticks| {
-        let before = bench.worker.table.xdp.control_reads;
+        let before = bench.stats().control_reads;
         for _ in 0..ticks {
             let now = bench.worker.table.now();
             bench.worker.tick(now).unwrap();
         }
-        bench.worker.table.xdp.control_reads - before
+        bench.stats().control_reads - before
     };
     reads(&mut bench, 10);
     assert_eq!(reads(&mut bench, 1000), 0);
@@ -456,9 +498,9 @@ fn streams_whose_publishers_say_nothing_cost_no_system_call() {
     let (first, second) = end.as_bytes().split_at(10);
     controls[7].write_all(first).unwrap();
     while reads(&mut bench, 1) == 0 {}
-    assert_eq!(bench.worker.table.by_key.len(), 64);
+    assert_eq!(bench.open_streams(), 64);
     controls[7].write_all(second).unwrap();
-    while bench.worker.table.by_key.contains_key(&key(7)) {
+    while bench.find(key(7)).is_some() {
         reads(&mut bench, 1);
     }
     let mut answer = Vec::new();
@@ -476,7 +518,7 @@ fn the_gate_is_open_as_long_as_the_stream() {
     bench.take(&whole(2, KEY, 0, 0));
     assert!(admitted(&bench));
     bench.control.shutdown(Shutdown::Both).unwrap();
-    while bench.worker.table.streams[0].is_some() {
+    while bench.has_first() {
         assert!(admitted(&bench));
         let now = bench.worker.table.now();
         bench.worker.tick(now).unwrap();
@@ -509,8 +551,8 @@ fn only_the_host_of_the_control_connection_is_answered() {
     let mut bench = Bench::new();
     let (mut out, mut feedback) = (vec![0; 2048], Feedback::new(KEY));
     let mut answers = |bench: &mut Bench| {
-        let stream = &mut bench.worker.table.streams[0].as_mut().unwrap().stream;
-        let len = stream.ack(Timestamp::MAX, &mut feedback, &mut out)?;
+        let stream = bench.first();
+        let len = stream.write_ack(Timestamp::MAX, &mut feedback, &mut out)?;
         let datagram = frame::parse(&out[..len], len).unwrap();
         assert_eq!(datagram.len, out[datagram.start..len].len());
         Some(len)
@@ -519,7 +561,7 @@ fn only_the_host_of_the_control_connection_is_answered() {
     for packet in 0..20 {
         bench.take(&frame(VICTIM, &Data::ping(KEY, 2 * packet, &[]), &[]));
         assert_eq!(answers(&mut bench), None, "packet {packet}");
-        let stream = &bench.worker.table.streams[0].as_ref().unwrap().stream;
+        let stream = &bench.worker.table.streams[0].stream;
         assert_eq!(stream.ack_due(), None, "nothing stays due");
     }
     for packet in 50..70 {
@@ -535,7 +577,7 @@ fn only_the_host_of_the_control_connection_is_answered() {
         answers(&mut bench);
         assert_eq!(bench.stream().1, address(PUBLISHER));
     }
-    assert_eq!(bench.worker.table.xdp.foreign_source, 20 + 20 * 4);
+    assert_eq!(bench.stats().foreign_source, 20 + 20 * 4);
 }
 
 #[test]
@@ -553,7 +595,7 @@ fn addresses_that_were_damaged_on_the_way_lead_no_answers_astray() {
         bench.take(&sent);
         assert_eq!(bench.log.info().batches, packet + 1);
         if packet >= 2 {
-            let stream = &bench.worker.table.streams[0].as_ref().unwrap().stream;
+            let stream = &bench.worker.table.streams[0].stream;
             let good = whole(2, KEY, 0, 0);
             let datagram = frame::parse(&good, good.len()).unwrap();
             assert!(

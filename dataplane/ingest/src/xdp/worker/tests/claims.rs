@@ -31,20 +31,6 @@ fn part(from: u8, key: StreamKey, packet: u64, seq: u64, offset: u32, bytes: &[u
 }
 
 impl Bench {
-    /// Processes a frame at a given time of the worker's clock, and then ticks.
-    fn take_at(&mut self, now: Timestamp, frame: &[u8]) {
-        self.worker.table.datagram(0, &[frame], now);
-        self.worker.table.commit_dirty(now);
-    }
-
-    fn tick_at(&mut self, now: Timestamp) {
-        self.worker.tick(now).unwrap();
-    }
-
-    fn open_streams(&self) -> usize {
-        self.worker.table.by_key.len()
-    }
-
     /// Publishes whole batches from another host, some time apart; panics if one is not committed.
     fn publish(&mut self, control: &Honest, batches: u64, now: &mut Timestamp) {
         for seq in control.next.get()..control.next.get() + batches {
@@ -61,13 +47,10 @@ impl Bench {
                     break;
                 }
             }
-            let xdp = &self.worker.table.xdp;
+            let xdp = self.stats();
             assert_eq!(self.log.info().batches, before + 1, "batch {seq}: {xdp:?}");
             // Give credit for more.
-            let number = self.worker.table.by_key[&control.key];
-            let stream = &mut self.worker.table.streams[number].as_mut().unwrap().stream;
-            let mut feedback = Feedback::new(control.key);
-            assert!(stream.ack(*now, &mut feedback, &mut [0; 2048]).is_some());
+            assert!(self.feedback(control.key, *now).is_some());
         }
         control.next.set(control.next.get() + batches);
     }

@@ -76,30 +76,12 @@ impl Stopped {
 }
 
 impl Bench {
-    fn deliver(&mut self, now: Timestamp, frame: &[u8]) {
-        self.worker.table.datagram(0, &[frame], now);
-        self.worker.table.commit_dirty(now);
-    }
-
-    fn look(&mut self, now: Timestamp) {
-        self.worker.tick(now).unwrap();
-    }
-
-    fn is_open(&self, key: StreamKey) -> bool {
-        self.worker.table.by_key.contains_key(&key)
-    }
-
-    /// What the publisher of a stream is told now, if anything is due.
-    fn answer(&mut self, key: StreamKey, now: Timestamp) -> Option<Feedback> {
-        let number = self.worker.table.by_key[&key];
-        let stream = &mut self.worker.table.streams[number].as_mut().unwrap().stream;
-        let mut feedback = Feedback::new(key);
-        let len = stream.ack(now, &mut feedback, &mut [0; 2048]);
-        len.map(|_| feedback)
+    fn is_open(&mut self, key: StreamKey) -> bool {
+        self.find(key).is_some()
     }
 
     fn ping(&mut self, key: StreamKey, packet: u64, now: Timestamp) {
-        self.deliver(now, &frame(PUBLISHER, &Data::ping(key, packet, &[]), &[]));
+        self.take_at(now, &frame(PUBLISHER, &Data::ping(key, packet, &[]), &[]));
     }
 }
 
@@ -134,14 +116,14 @@ impl Large {
             &bytes,
         );
         self.packet += 1;
-        let before = bench.worker.table.xdp.placed;
-        bench.deliver(now, &frame(PUBLISHER, &header, &bytes));
-        let is_placed = bench.worker.table.xdp.placed > before;
+        let before = bench.stats().placed;
+        bench.take_at(now, &frame(PUBLISHER, &header, &bytes));
+        let is_placed = bench.stats().placed > before;
         if is_placed {
             self.missing.remove(0);
         }
         // It is told how much more it may send.
-        bench.answer(self.key, now + MILLISECOND);
+        bench.feedback(self.key, now + MILLISECOND);
         is_placed
     }
 
@@ -170,7 +152,7 @@ fn large_batches_wait_for_a_reader_beyond_the_memory_there_is() {
     while send_all(&mut publishers, bench, now) {
         now += MILLISECOND;
     }
-    assert!(bench.worker.table.xdp.no_memory > 0);
+    assert!(bench.stats().no_memory > 0);
     assert!(publishers.iter().all(|p| !p.missing.is_empty()));
     // Far longer than any batch may take, while they send again what was dropped.
     for _ in 0..1000 {
@@ -179,33 +161,26 @@ fn large_batches_wait_for_a_reader_beyond_the_memory_there_is() {
             publisher.ping(bench, now);
             publisher.send(bench, now);
         }
-        bench.look(now);
+        bench.tick_at(now);
         let ended = publishers.iter().filter(|p| !bench.is_open(p.key)).count();
         assert_eq!(ended, 0, "after {} s", (now - START) / SECOND);
     }
     // They are told to wait, also in answer to what is dropped.
     for publisher in &mut publishers {
         publisher.send(bench, now);
-        let told = bench.worker.table.by_key[&publisher.key];
-        assert!(
-            bench.worker.table.streams[told]
-                .as_ref()
-                .unwrap()
-                .stream
-                .is_blocked()
-        );
+        assert!(bench.find(publisher.key).unwrap().is_blocked());
     }
     // The reader goes on, and so do they.
     stopped.read_on();
     let bench = &mut stopped.bench;
     for _ in 0..1000 {
         now += MILLISECOND;
-        bench.look(now);
+        bench.tick_at(now);
         for publisher in &mut publishers {
             publisher.send(bench, now);
         }
     }
-    bench.look(now + MILLISECOND);
+    bench.tick_at(now + MILLISECOND);
     assert!(publishers.iter().all(|p| p.missing.is_empty()));
     assert_eq!(stopped.read_on(), 3);
     drop(publishers);
@@ -218,9 +193,9 @@ fn what_is_dropped_for_want_of_memory_is_answered() {
     let mut publishers: Vec<_> = (10..13).map(|n| Large::new(bench, n, 8 << 20)).collect();
     let now = START + SECOND;
     while send_all(&mut publishers, bench, now) {}
-    bench.look(now + MILLISECOND);
+    bench.tick_at(now + MILLISECOND);
     let publisher = &mut publishers[0];
-    let told = bench.answer(publisher.key, now + 2 * MILLISECOND);
+    let told = bench.feedback(publisher.key, now + 2 * MILLISECOND);
     assert!(
         told.is_some_and(|told| told.blocked),
         "it has begun to wait"
@@ -238,8 +213,8 @@ fn what_is_dropped_for_want_of_memory_is_answered() {
         offset: chunk,
     };
     let header = Data::payload(publisher.key, 10_000, &chunk, None, &bytes);
-    bench.deliver(later, &frame(PUBLISHER, &header, &bytes));
-    let told = bench.answer(publisher.key, later + MILLISECOND);
+    bench.take_at(later, &frame(PUBLISHER, &header, &bytes));
+    let told = bench.feedback(publisher.key, later + MILLISECOND);
     assert!(told.is_some_and(|told| told.blocked));
 }
 
@@ -262,12 +237,12 @@ fn a_publisher_that_could_send_does_not_wait_for_a_reader() {
     let bench = &mut stopped.bench;
     let _control = bench.open(key(10), PUBLISHER);
     let mut now = START + SECOND;
-    bench.deliver(now, &byte_of(key(10), 0, 0, 32 << 10));
+    bench.take_at(now, &byte_of(key(10), 0, 0, 32 << 10));
     for second in 1..32 {
         assert!(bench.is_open(key(10)), "second {second}");
         now += SECOND;
         bench.ping(key(10), second, now);
-        bench.look(now);
+        bench.tick_at(now);
     }
     assert!(
         !bench.is_open(key(10)),
@@ -290,20 +265,20 @@ fn waiting_for_a_reader_puts_off_no_claim_elsewhere_nor_afterwards() {
     let (here, there) = (key(10), key(11));
     let _controls = [
         bench.open(here, PUBLISHER),
-        leave(&bench.worker, &bench.filter, &other, there, PUBLISHER, None),
+        add_pending(&bench.worker, &bench.filter, &other, there, PUBLISHER, None),
     ];
     let mut now = START + SECOND;
     // Here a batch is complete, and another lacks all but a byte.
-    bench.deliver(now, &whole(PUBLISHER, here, 0, 0));
-    bench.deliver(now, &byte_of(here, 1, 1, 32 << 10));
-    bench.deliver(now, &byte_of(there, 0, 0, 32 << 10));
+    bench.take_at(now, &whole(PUBLISHER, here, 0, 0));
+    bench.take_at(now, &byte_of(here, 1, 1, 32 << 10));
+    bench.take_at(now, &byte_of(there, 0, 0, 32 << 10));
     for second in 1..100 {
         now += SECOND;
         bench.ping(here, 10 + second, now);
         if bench.is_open(there) {
             bench.ping(there, 10 + second, now);
         }
-        bench.look(now);
+        bench.tick_at(now);
         assert!(bench.is_open(here));
         assert_eq!(bench.is_open(there), second <= 30, "second {second}");
     }
@@ -315,7 +290,7 @@ fn waiting_for_a_reader_puts_off_no_claim_elsewhere_nor_afterwards() {
         assert!(second < 40, "its time goes on");
         now += SECOND;
         bench.ping(here, 200 + second, now);
-        bench.look(now);
+        bench.tick_at(now);
     }
     assert!(second >= 30, "second {second}: no time but its own counts");
 }
@@ -330,9 +305,9 @@ fn a_batch_that_holds_up_the_ring_leaves_it_though_its_stream_waits() {
     let _others = [bench.open(hoarder, PUBLISHER), bench.open(honest, 3)];
     let now = START + SECOND;
     // The hoarder's second batch has room in the ring. Its first has none, for its host has its share.
-    bench.deliver(now, &byte_of(hoarder, 0, 1, largest));
+    bench.take_at(now, &byte_of(hoarder, 0, 1, largest));
     for other in others {
-        bench.deliver(now, &byte_of(other, 0, 0, largest));
+        bench.take_at(now, &byte_of(other, 0, 0, largest));
     }
     let (mut chunk, payload) = batch_of_one(0);
     chunk.batch.checksum = 0;
@@ -341,8 +316,8 @@ fn a_batch_that_holds_up_the_ring_leaves_it_though_its_stream_waits() {
         let header = Data::payload(hoarder, packet, &chunk, None, bytes);
         frame(PUBLISHER, &header, bytes)
     };
-    bench.deliver(now, &first(1, 0, &payload[..4]));
-    assert_eq!(bench.worker.table.xdp.aside, 1);
+    bench.take_at(now, &first(1, 0, &payload[..4]));
+    assert_eq!(bench.stats().aside, 1);
     // At this very moment the ring goes round until it is held up.
     let mut packet = 0;
     let mut seq = 0;
@@ -358,18 +333,18 @@ fn a_batch_that_holds_up_the_ring_leaves_it_though_its_stream_waits() {
             let bytes = [7; 8 << 10];
             let header = Data::payload(honest, packet, &Chunk { batch, offset }, None, &bytes);
             packet += 1;
-            bench.deliver(now, &frame(3, &header, &bytes));
-            bench.answer(honest, now + MILLISECOND);
+            bench.take_at(now, &frame(3, &header, &bytes));
+            bench.feedback(honest, now + MILLISECOND);
         }
         seq += 1;
         bench.log.info().batches > before
     };
     while publish(&mut bench, now) {}
     // The hoarder's first batch comes to its end, and waits.
-    bench.deliver(now, &first(2, 4, &payload[4..]));
+    bench.take_at(now, &first(2, 4, &payload[4..]));
     let before = bench.log.info().batches;
     for more in 1..1000 {
-        bench.look(now + more * MILLISECOND);
+        bench.tick_at(now + more * MILLISECOND);
     }
     assert_eq!(bench.log.info().batches, before + 2, "both go on");
 }
