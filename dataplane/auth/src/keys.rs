@@ -141,7 +141,7 @@ impl Grants {
         Ok(Self { by_id, decoy })
     }
 
-    /// The key of this number, if it is known, and otherwise one that nobody holds.
+    /// The key with this id if it is known, otherwise one that no publisher holds.
     #[must_use]
     pub fn find(&self, id: &KeyId) -> (Option<&Arc<Grant>>, &Key) {
         match self.by_id.get(id) {
@@ -343,7 +343,7 @@ fn name_rule() -> String {
     format!("1 to {MAX_NAME} of A-Z a-z 0-9 . _ - that do not form a secret")
 }
 
-/// What could be a secret is none, for names are told in logs.
+/// A name must not look like a secret, because names appear in logs.
 fn is_name(name: &str) -> bool {
     let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"._-".contains(byte);
     (1..=MAX_NAME).contains(&name.len())
@@ -449,7 +449,7 @@ mod tests {
         ] {
             let said = error(&text);
             assert!(said.contains(words), "{text}: {said}");
-            assert!(!said.contains("1111"), "a secret is told: {said}");
+            assert!(!said.contains("1111"), "the text contains a secret: {said}");
         }
     }
 
@@ -479,7 +479,7 @@ mod tests {
 
     /// Opening a FIFO would block, and the file's owner could change its keys.
     #[test]
-    fn files_that_somebody_else_has_in_hand_are_refused() {
+    fn files_that_other_users_control_are_refused() {
         let (dir, path) = file(&format!("eu {ONE} *"));
         let fifo = dir.path().join("fifo");
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRUSR).unwrap();
@@ -495,7 +495,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_key_is_one_that_a_publisher_can_read() {
+    fn a_publisher_can_read_a_new_key() {
         let (_dir, path) = file(&describe("eu-1").unwrap());
         let key = read_key(&path).unwrap();
         let grants = Keys::load(&path, &[]).unwrap().grants();
@@ -511,7 +511,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_wrong_when_read_again_changes_nothing() {
+    fn an_invalid_file_changes_nothing_on_reload() {
         let (_dir, path) = file(&format!("eu {ONE} *"));
         let keys = Keys::load(&path, &[]).unwrap();
         let key = Key::new(&parse_secret(ONE).unwrap());

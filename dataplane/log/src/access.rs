@@ -1,4 +1,4 @@
-//! Who may read a log besides its owner, and who may register.
+//! Which users may read a log and register as readers.
 
 use std::fs::{File, Permissions};
 use std::io;
@@ -11,9 +11,8 @@ use super::OpenError;
 
 /// Mode and group of a log and the files beside it.
 ///
-/// Only the owner may write a log. The file of registered readers holds what the readers write, so each
-/// of them could damage the others' entries: it is writable for the group, if the group may read the
-/// log, and for no one else.
+/// Only the owner may write a log. Readers write their entries in the registry file, so each of them could
+/// damage the entries of others: if the group may read the log, it may write that file, and no other user may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Access {
     mode: u32,
@@ -33,7 +32,7 @@ impl Default for Access {
 }
 
 impl Access {
-    /// Files of this mode, and of this group if one is given.
+    /// Access with this mode, and with this group if there is one.
     ///
     /// # Errors
     /// The rule that the mode violates: it lets others write, or the owner do less than read and write.
@@ -50,7 +49,7 @@ impl Access {
         })
     }
 
-    /// For a directory that other users can write to.
+    /// Access for logs in a directory that other users can write to.
     #[must_use]
     pub fn in_shared_directory(self, shared: bool) -> Self {
         Self { shared, ..self }
@@ -119,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_may_read_a_log_gets_to_it() {
+    fn users_that_may_read_a_log_may_enter_its_directory() {
         for (mode, directory) in [(0o600, 0o700), (0o640, 0o750), (0o644, 0o755)] {
             let access = Access::new(mode, None).unwrap();
             assert_eq!(access.directory_mode(), directory);
@@ -127,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_but_the_owner_ever_writes_a_log() {
+    fn only_the_owner_may_write_a_log() {
         for mode in 0..0o10000 {
             let allowed = [0o600, 0o604, 0o640, 0o644].contains(&mode);
             assert_eq!(Access::new(mode, None).is_ok(), allowed, "{mode:o}");

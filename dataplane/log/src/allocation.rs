@@ -43,7 +43,7 @@ pub(super) fn make_as(
     Ok(file)
 }
 
-/// Reports what there is not enough space for; EFAULT means a page that the kernel cannot create
+/// Reports lack of space; EFAULT means a page that the kernel cannot create
 /// (madvise(2)).
 pub(super) fn no_space(
     path: &Path,

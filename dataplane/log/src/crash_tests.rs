@@ -195,7 +195,7 @@ fn a_writer_may_die_between_the_steps_of_another() {
 }
 
 #[test]
-fn making_a_log_may_die_at_every_step() {
+fn creation_may_die_at_every_step() {
     for step in 0.. {
         let dir = TempDir::new().unwrap();
         let path = dir.path().join("topic.log");
@@ -231,7 +231,7 @@ fn making_a_log_may_die_at_every_step() {
 }
 
 #[test]
-fn two_brokers_do_not_make_one_log() {
+fn two_brokers_cannot_create_the_same_log() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("topic.log");
     let second = Rc::new(RefCell::new(Vec::new()));

@@ -13,7 +13,7 @@ pub enum OpenError {
     /// There is no such file.
     #[error("{path}: no such log; a broker makes <buffer-dir>/<topic>.log when the topic is first used", path = .0.display())]
     Missing(PathBuf),
-    /// The file is there, but not for this user.
+    /// The file exists, but this user may not access it.
     #[error("{path}: this user may not {action} it; the broker's --buffer-mode and --buffer-group say who may", path = .path.display())]
     Denied {
         /// The file.
@@ -21,7 +21,7 @@ pub enum OpenError {
         /// What was attempted.
         action: &'static str,
     },
-    /// The file cannot be given the mode and group asked for.
+    /// The mode and group of the file cannot be set.
     #[error("{path}: cannot set mode {mode:03o} and group {group}: {source}; it must belong to the broker's user, who must be in that group (usermod -aG)", path = .path.display())]
     Access {
         /// The file.
@@ -30,10 +30,10 @@ pub enum OpenError {
         mode: u32,
         /// The group.
         group: String,
-        /// The system's answer.
+        /// The system's error.
         source: io::Error,
     },
-    /// The geometry asked for is impossible.
+    /// The requested geometry is invalid.
     #[error("{0}")]
     Geometry(String),
     /// The file is no log, or of another version, or damaged.
@@ -59,7 +59,7 @@ pub enum OpenError {
     Locked {
         /// The log.
         path: PathBuf,
-        /// The process that holds it, as its lock file says.
+        /// The process that holds it, according to its lock file.
         holder: String,
     },
     /// The file system has not enough space for the whole log, or for its registry of readers.
@@ -88,7 +88,7 @@ pub enum OpenError {
         action: &'static str,
         /// The file.
         path: PathBuf,
-        /// The system's answer.
+        /// The system's error.
         source: io::Error,
     },
 }

@@ -47,7 +47,7 @@ pub struct ReaderInfo {
     pub unread_batches: u64,
     /// Bytes of the ring that those batches keep from being overwritten.
     pub unread_bytes: u64,
-    /// It leaves writers no room, or will soon.
+    /// Whether it blocks writers, or will soon.
     pub holds_up: bool,
 }
 
@@ -114,10 +114,10 @@ pub struct Log {
 }
 
 impl Log {
-    /// Opens the log at `path` for writing and recovers what a dead writer left, or creates it.
+    /// Opens the log at `path` for writing, after recovery if its last writer died, or creates it.
     ///
-    /// The whole file is allocated and touched at once: a full file system shows here, not later
-    /// as a bus error, and no page fault happens on the hot path.
+    /// The whole file is allocated and touched at once: a full file system is an error here, not a bus error
+    /// later, and the hot path has no page faults.
     ///
     /// # Errors
     /// [`OpenError`] says which file and what to do.
@@ -242,7 +242,7 @@ impl Log {
         &self.mapping.path
     }
 
-    /// Figures as of now.
+    /// The current figures.
     #[must_use]
     pub fn info(&self) -> LogInfo {
         self.mapping.info()
@@ -267,7 +267,7 @@ impl Log {
         }
     }
 
-    /// Checks whether the registry of readers is still in its place. A log without one counts as whole.
+    /// Checks whether the registry of readers is still in its place. A log without one passes.
     ///
     /// # Errors
     /// If the file cannot be looked up.

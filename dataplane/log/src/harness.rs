@@ -80,7 +80,7 @@ impl Nameless {
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: the kernel has just made the descriptor, and nobody else knows it.
+        // SAFETY: the kernel has just made the descriptor, and no other code owns it.
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }.into()))
     }
 
@@ -153,7 +153,7 @@ impl Snapshot {
     }
 }
 
-/// Looks at a log that may be damaged as readers and a broker do: each comes to an end, and the
+/// Opens a log that may be damaged as readers and a broker do: each of them terminates, and the
 /// broker refuses it with a reason or can go on with it. Returns what readers with `--verify` get.
 pub(crate) fn look_at(snapshot: &Snapshot) -> io::Result<HashSet<Written>> {
     let file = Nameless::new()?;

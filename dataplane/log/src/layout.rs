@@ -236,7 +236,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn headers_round_trip_and_every_damaged_byte_is_seen() {
+    fn headers_round_trip_and_every_damaged_byte_is_detected() {
         let geometry = Geometry::new(1 << 20, 1 << 16, 64).unwrap();
         let header = geometry.encode();
         assert_eq!(
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn impossible_sizes_are_named() {
+    fn invalid_sizes_are_named() {
         for (ring, segment, slots, word) in [
             (1 << 20, 3000, 64, "segment"),
             (1 << 20, 1 << 20, 64, "ring"),

@@ -1,6 +1,6 @@
 //! The shared buffer: one memory-mapped file per topic that a broker fills and others read.
 //!
-//! A payload byte's way: [`Writer::reserve`] takes room with one atomic add, the path (tcp, xdp)
+//! The steps of a payload byte: [`Writer::reserve`] reserves room with one atomic add, the path (tcp, xdp)
 //! places bytes there in any order, [`Writer::commit`] publishes a descriptor in the batch index,
 //! and the **frontier** moves over it. A [`Reader`] in any process follows the frontier.
 //!
@@ -8,7 +8,7 @@
 //! - [`ring`] is the algorithm, free of files, so that a model checker can run it;
 //! - [`slot`] is one entry of the batch index;
 //! - `file` creates, maps and recovers a log; `writer_lock` ensures that only one broker writes it;
-//! - `registry` lists readers that a broker waits for; `access` says who may register and read;
+//! - `registry` lists readers that a broker waits for; `access` defines which users may register and read;
 //! - `sigbus` reports logs that are shortened while they are mapped.
 
 pub mod layout;

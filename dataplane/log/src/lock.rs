@@ -16,8 +16,8 @@ pub(super) fn try_lock(file: &File, byte: u64) -> io::Result<bool> {
     }
 }
 
-/// Gives the lock up now: closing is not enough while a child that is about to execute another
-/// program has the open file too.
+/// Releases the lock now: close(2) does not release it while a child that has not called execve(2) yet shares
+/// the open file.
 pub(super) fn unlock(file: &File, byte: u64) -> io::Result<()> {
     control(file, libc::F_OFD_SETLK, &mut request(libc::F_UNLCK, byte))
 }

@@ -74,7 +74,7 @@ impl Model {
             thread::yield_now();
         }
         let cell = (position / SEGMENT % 2) as usize;
-        // SAFETY: that nobody else touches the cell now is what the model checks.
+        // SAFETY: the model checks that no other thread accesses the cell now.
         self.exclusive[cell].with_mut(|payload| unsafe { *payload = value });
         self.shared[cell].store(value, Ordering::Relaxed);
         self.commit(writer, position, value);
@@ -142,7 +142,7 @@ fn loom_writers_never_share_a_segment_across_a_lap() {
 }
 
 #[test]
-fn loom_a_copying_reader_takes_no_torn_batch() {
+fn loom_a_copying_reader_returns_no_torn_batch() {
     bounded(2).check(|| {
         let model = Model::new(1, 0);
         let writer = Arc::clone(&model);
@@ -177,7 +177,7 @@ fn loom_nothing_is_written_under_a_registered_reader() {
             writer.open(0);
             let second = ring.open(&writer.watermarks[0], SEGMENT as u32);
             if second + SEGMENT <= ring.limits().position {
-                // SAFETY: that nobody else touches the cell now is what the model checks.
+                // SAFETY: the model checks that no other thread accesses the cell now.
                 writer.exclusive[0].with_mut(|payload| unsafe { *payload = 102 });
             }
         });
@@ -186,7 +186,7 @@ fn loom_nothing_is_written_under_a_registered_reader() {
         if let Found::Published(d, _) = ring.slot(0).read(0)
             && ring.can_borrow(d.position)
         {
-            // SAFETY: that nobody writes the cell now is what the model checks.
+            // SAFETY: the model checks that no thread writes the cell now.
             model.exclusive[0].with(|payload| assert_eq!(unsafe { *payload }, 100));
         }
         thread.join().unwrap();

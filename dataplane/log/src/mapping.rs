@@ -62,7 +62,7 @@ impl Mapping {
             },
             _ => OpenError::io("open", path)(source),
         })?;
-        // The files beside the log are beside the link's target, not beside a link to it.
+        // The files beside the log are in the directory of the link's target, not of the link.
         let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         Self::map(&path, file, false)
     }
@@ -140,9 +140,9 @@ impl Mapping {
 
     pub(super) fn info(&self) -> LogInfo {
         let ring = self.ring();
-        // The totals of a slot that is overtaken while they are read belong to a later batch.
-        // A batch is not overtaken as long as it is the newest; one that is not there nevertheless
-        // is damaged, and so may be the totals.
+        // If a slot is reused while its totals are read, they belong to a later batch. The slot of the newest
+        // batch is not reused; if the batch is missing nevertheless, the slot is damaged, and so may be its
+        // totals.
         loop {
             let batches = ring.frontier();
             let totals = ring.totals_below(batches);

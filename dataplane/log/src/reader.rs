@@ -1,4 +1,4 @@
-//! The reading end: follows the frontier from any process, and never shows a torn byte.
+//! The reader: follows the frontier from any process, and never returns a torn batch.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -16,7 +16,7 @@ use super::{OpenError, ReadError};
 /// Where a reader starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start {
-    /// At the oldest batch that is still there.
+    /// At the oldest batch in the log.
     Oldest,
     /// Behind the newest batch.
     End,
@@ -27,23 +27,23 @@ pub enum Start {
 pub struct Batch<'a> {
     /// Position in the log, rising by one.
     pub index: u64,
-    /// Session that it came from.
+    /// Session that sent it.
     pub session: u64,
     /// Stream inside the session.
     pub stream: u32,
     /// Position in the stream.
     pub batch_seq: u64,
-    /// Messages that the publisher said it holds.
+    /// Number of messages, according to the publisher.
     pub messages: u32,
     /// CRC32C that the publisher computed.
     pub checksum: u32,
-    /// When the broker had the whole batch, nanoseconds since the Unix epoch.
+    /// When the broker had received the whole batch, nanoseconds since the Unix epoch.
     pub arrival_unix_ns: u64,
     /// The messages; see [`penstock_wire::message::Messages`].
     pub payload: &'a [u8],
 }
 
-/// The bytes of a batch are not those that its publisher sent.
+/// The bytes of a batch differ from those that its publisher sent.
 #[derive(Debug, Error, PartialEq, Eq, Clone, Copy)]
 #[error(
     "batch {index} (stream {stream}, sequence {batch_seq}): CRC32C is {computed:#010x}, its publisher sent {sent:#010x}"
@@ -55,7 +55,7 @@ pub struct ChecksumMismatch {
     pub stream: u32,
     /// Position in the stream.
     pub batch_seq: u64,
-    /// Checksum of what is in the log.
+    /// Checksum of the bytes in the log.
     pub computed: u32,
     /// Checksum that the publisher sent.
     pub sent: u32,
@@ -95,7 +95,7 @@ pub struct Reader {
     registered: Option<Registered>,
     /// Index of the next batch.
     next: u64,
-    /// Messages below `next`, to tell how many were lost when lapped.
+    /// Messages below `next`, to compute how many were lost when lapped.
     messages_below: u64,
     overwritten: Overwritten,
     copy: Vec<u8>,
@@ -132,7 +132,7 @@ pub struct Overwritten {
     pub payload_bytes: u64,
 }
 
-/// Where a batch was found, before its bytes are looked at.
+/// The position of a batch whose bytes are not validated yet.
 enum Next {
     Here(Descriptor, Totals),
     NotYet,
@@ -238,7 +238,7 @@ impl Reader {
         self.mapping.is_written().unwrap_or(true)
     }
 
-    /// Figures of the log as of now.
+    /// The current figures of the log.
     #[must_use]
     pub fn info(&self) -> LogInfo {
         self.mapping.info()
@@ -275,7 +275,7 @@ impl Reader {
         match ring.slot(index).read(index) {
             Found::Published(d, totals) if ring.geometry.may_hold(&d) => Next::Here(d, totals),
             Found::Published(..) | Found::Damaged => Next::Damaged,
-            // Below the frontier it was there: it is being overwritten at this moment.
+            // It is below the frontier, so it was committed: a writer is overwriting it.
             Found::NotYet | Found::Overwritten => Next::Overwritten,
         }
     }
@@ -284,9 +284,9 @@ impl Reader {
         let len = d.payload_len as usize;
         self.copy.clear();
         self.copy.reserve(len);
-        // SAFETY: `find` saw to it that the batch lies inside one segment of the mapping, and `copy` has room
-        // for it. A writer may be overwriting the bytes: then the copy is garbage, which
-        // `is_whole` tells, and it is not shown. Any bytes are valid `u8`s.
+        // SAFETY: `find` ensures that the batch lies inside one segment of the mapping, and `copy` has room for
+        // it. A writer may be overwriting the bytes: then the copy is garbage, which `is_whole` detects, and
+        // it is not returned. Any bytes are valid `u8`s.
         unsafe {
             self.copy
                 .as_mut_ptr()
@@ -327,7 +327,7 @@ impl Reader {
         }
     }
 
-    /// Moves to the oldest batch that is still whole, and says what lies between.
+    /// Moves to the oldest batch that is still whole, and returns what was skipped.
     fn skip_lost(&mut self) -> ReadError {
         let (next, below) = self.oldest_from(self.next + 1);
         let lost = ReadError::Lapped {
@@ -359,7 +359,7 @@ impl Reader {
             if let Next::Here(descriptor, totals) = self.find(index)
                 && ring.is_whole(descriptor.position)
             {
-                // Totals are not covered by the check word: a damaged file may tell too few.
+                // Totals are not covered by the check word: a damaged file may have too small ones.
                 let below = Totals {
                     messages: totals.messages.saturating_sub(descriptor.messages.into()),
                     payload_bytes: totals

@@ -1,4 +1,4 @@
-//! Takes over a log that another writer left.
+//! Recovers a log after its last writer.
 
 use std::sync::atomic::Ordering;
 
@@ -8,11 +8,10 @@ use super::ring::Ring;
 use super::slot::{Found, Slot};
 use super::sync::crash_point;
 
-/// Takes over a log, whatever its last writer was doing when it ended.
+/// Recovers a log, at whatever step its last writer ended.
 ///
-/// Batches below the frontier stay, and so do those that are published right behind it. What was
-/// reserved or half received is dropped; it was never acked. Nothing is changed if the control page
-/// says what cannot be.
+/// Batches below the frontier stay, and so do those that are published directly behind it. Reserved and partly
+/// received batches are dropped; they were never acknowledged. Nothing changes if the control page is invalid.
 pub(super) fn recover(mapping: &Mapping) -> Result<(), &'static str> {
     let ring = mapping.ring();
     check_control(&ring)?;
@@ -42,8 +41,8 @@ pub(super) fn recover(mapping: &Mapping) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// Whether the control page fits the index: what a batch index says is covered by check words, the
-/// control page can only be compared with it.
+/// Whether the control page is consistent with the index. Check words cover the index; the control page can only
+/// be compared with it.
 fn check_control(ring: &Ring<'_>) -> Result<(), &'static str> {
     let tail = ring.control.tail.load(Ordering::Acquire);
     if tail > MAX_POSITION || !tail.is_multiple_of(layout::ALIGNMENT) {
@@ -53,11 +52,11 @@ fn check_control(ring: &Ring<'_>) -> Result<(), &'static str> {
     if frontier > MAX_POSITION {
         return Err("the frontier");
     }
-    // The newest batch is not overwritten before there is another.
+    // The newest batch is not overwritten before a newer one exists.
     if frontier > 0 && !ring.slot(frontier - 1).holds(frontier - 1) {
         return Err("the newest batch below its frontier is not in the index");
     }
-    // Nor is any batch published a whole round of the index behind the frontier.
+    // No batch is published a whole round of the index behind the frontier.
     let newest = ring.slots.iter().filter_map(Slot::held).max();
     if newest.is_some_and(|newest| newest >= frontier + ring.geometry.index_slots()) {
         return Err("the index is ahead of its frontier");

@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn what_readers_do_to_the_file_is_no_harm_to_the_broker() {
+    fn no_change_of_the_file_by_readers_harms_the_broker() {
         let (_dir, broker, reader) = made();
         let slot = reader.register(7, EPOCH).unwrap();
         assert_eq!(cursors(&broker), [7]);
@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn slots_of_dead_readers_are_freed_also_those_from_before_the_broker() {
+    fn slots_of_dead_readers_are_freed_also_those_older_than_the_broker() {
         let (dir, broker, reader) = made();
         let (first, second) = (
             reader.register(1, EPOCH).unwrap(),
@@ -395,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn readers_write_to_nothing_but_a_file_of_the_logs_owner() {
+    fn readers_write_only_to_a_file_of_the_logs_owner() {
         let (dir, _broker, _reader) = made();
         let path = dir.path().join("topic.readers");
         let precious = dir.path().join("precious");
@@ -415,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_registry_says_so() {
+    fn a_full_registry_refuses_readers_with_the_reason() {
         let (dir, _broker, _reader) = made();
         let all: Vec<_> = (0..MAX_READERS).map(|_| open(&dir).unwrap()).collect();
         let slots: HashSet<_> = all
@@ -428,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn an_evicted_reader_is_not_waited_for_and_its_slot_comes_back_when_it_goes() {
+    fn an_evicted_reader_blocks_nothing_and_its_slot_is_freed_at_its_end() {
         let (dir, broker, reader) = made();
         let slot = reader.register(7, EPOCH).unwrap();
         assert!(!reader.is_evicted(slot, EPOCH).unwrap());

@@ -11,8 +11,8 @@
 //!   a thread that sees the addition sees the bound ([`Ring::open`] / [`Ring::limits`]);
 //! - a committer publishes its descriptor, then looks whether the frontier can move, with a full
 //!   fence between, so of two committers at least one sees both ([`Ring::commit`]);
-//! - a registered reader announces its cursor, then looks at the granted limit; a writer announces
-//!   a limit, then looks at the cursors again ([`Ring::can_borrow`] / [`Ring::limits`]).
+//! - a registered reader announces its cursor, then reads the granted limit; a writer announces
+//!   a limit, then reads the cursors again ([`Ring::can_borrow`] / [`Ring::limits`]).
 
 use std::fmt;
 
@@ -123,7 +123,7 @@ impl Ring<'_> {
             // A batch never straddles segments: the end of a segment that is too short is skipped.
             if position / segment == (position + len - 1) / segment {
                 crash_point();
-                // Payload written from now on is seen only by who also sees the new tail.
+                // A thread that sees payload written from now on also sees the new tail.
                 fence(Ordering::Release);
                 return position;
             }

@@ -13,7 +13,7 @@ pub const SLOT_BYTES: usize = 128;
 
 /// Stamp of a slot that is being written.
 const BUSY: u64 = u64::MAX;
-/// Marks running totals that nobody has filled in yet; the low bits name the batch.
+/// Marks running totals that are not filled in yet; the low bits name the batch.
 const UNSET: u64 = 1 << 63;
 /// Words of a descriptor, all covered by the check word.
 const CHECKED: usize = 7;

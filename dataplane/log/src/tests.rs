@@ -34,7 +34,7 @@ fn log_in(dir: &TempDir, options: &LogOptions) -> (PathBuf, Arc<Log>) {
 }
 
 #[test]
-fn readers_get_no_more_than_they_need_also_of_an_earlier_brokers_files() {
+fn file_modes_allow_readers_only_what_they_need() {
     let dir = TempDir::new().unwrap();
     let mut options = options(2, 8, RingFullPolicy::Block);
     for (mode, registry) in [
@@ -56,7 +56,7 @@ fn readers_get_no_more_than_they_need_also_of_an_earlier_brokers_files() {
 }
 
 #[test]
-fn what_is_committed_is_read_back_and_what_is_aborted_is_not() {
+fn committed_batches_are_read_back_and_aborted_ones_are_not() {
     let dir = TempDir::new().unwrap();
     let (path, log) = log_in(&dir, &options(4, 16, RingFullPolicy::Block));
     let mut writer = log.writer();
@@ -93,7 +93,7 @@ impl PartialEq for Batch<'_> {
 }
 
 #[test]
-fn a_lapped_reader_is_told_exactly_what_it_lost() {
+fn a_lapped_reader_learns_exactly_what_it_lost() {
     let dir = TempDir::new().unwrap();
     let (path, log) = log_in(&dir, &options(2, 16, RingFullPolicy::Overwrite));
     let mut writer = log.writer();
@@ -148,7 +148,7 @@ fn a_registered_reader_blocks_the_writer_until_it_reads_or_dies() {
 }
 
 #[test]
-fn a_reader_that_stops_is_evicted_is_told_and_sees_no_torn_byte() {
+fn a_stopped_reader_is_evicted_learns_of_it_and_sees_no_torn_byte() {
     let dir = TempDir::new().unwrap();
     let (path, log) = log_in(&dir, &options(2, 16, RingFullPolicy::Evict));
     let mut writer = log.writer();
@@ -188,7 +188,7 @@ fn a_reader_that_stops_is_evicted_is_told_and_sees_no_torn_byte() {
 }
 
 #[test]
-fn a_reader_that_borrows_from_an_earlier_broker_is_evicted_only_once_it_reads_on() {
+fn a_reader_with_a_borrowed_batch_of_an_earlier_broker_is_evicted_at_its_next_read() {
     let dir = TempDir::new().unwrap();
     let (path, log) = log_in(&dir, &options(2, 16, RingFullPolicy::Block));
     let mut reader = Reader::open(&path, Start::Oldest).unwrap();
@@ -210,7 +210,7 @@ fn a_reader_that_borrows_from_an_earlier_broker_is_evicted_only_once_it_reads_on
 
 /// The registry is a blocking broker's; the one that has the log now overwrites.
 #[test]
-fn a_registered_reader_borrows_nothing_from_a_writer_that_does_not_wait() {
+fn a_registered_reader_borrows_nothing_from_an_overwriting_writer() {
     let dir = TempDir::new().unwrap();
     drop(log_in(&dir, &options(2, 16, RingFullPolicy::Block)));
     let (path, log) = log_in(&dir, &options(2, 16, RingFullPolicy::Overwrite));
@@ -226,7 +226,7 @@ fn a_registered_reader_borrows_nothing_from_a_writer_that_does_not_wait() {
 }
 
 #[test]
-fn a_log_without_a_registry_cannot_be_registered_with() {
+fn registration_fails_without_a_registry() {
     let dir = TempDir::new().unwrap();
     let (path, _log) = log_in(&dir, &options(2, 16, RingFullPolicy::Overwrite));
     let mut reader = Reader::open(&path, Start::Oldest).unwrap();
@@ -239,7 +239,7 @@ fn a_log_without_a_registry_cannot_be_registered_with() {
 }
 
 #[test]
-fn a_registry_that_is_cut_short_ends_neither_writer_nor_reader() {
+fn a_truncated_registry_ends_neither_writer_nor_reader() {
     let dir = TempDir::new().unwrap();
     let (path, log) = log_in(&dir, &options(2, 16, RingFullPolicy::Block));
     let mut reader = Reader::open(&path, Start::Oldest).unwrap();
@@ -256,7 +256,7 @@ fn a_registry_that_is_cut_short_ends_neither_writer_nor_reader() {
 }
 
 #[test]
-fn a_file_that_is_deleted_replaced_or_resized_is_noticed() {
+fn a_deleted_replaced_or_resized_log_is_detected() {
     let dir = TempDir::new().unwrap();
     let (path, log) = log_in(&dir, &options(2, 16, RingFullPolicy::Block));
     assert_eq!(log.check_file().unwrap(), FileState::Whole);
@@ -275,7 +275,7 @@ fn a_file_that_is_deleted_replaced_or_resized_is_noticed() {
 }
 
 #[test]
-fn a_log_that_is_made_in_vain_does_not_stay_behind() {
+fn a_log_whose_creation_fails_is_removed() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("topic.log");
     // As when there is no room for it.
@@ -293,7 +293,7 @@ fn a_log_that_is_made_in_vain_does_not_stay_behind() {
 }
 
 #[test]
-fn a_registry_that_is_deleted_or_replaced_is_noticed() {
+fn a_deleted_or_replaced_registry_is_detected() {
     let dir = TempDir::new().unwrap();
     let (path, log) = log_in(&dir, &options(2, 8, RingFullPolicy::Block));
     assert_eq!(log.check_registry().unwrap(), FileState::Whole);
@@ -306,7 +306,7 @@ fn a_registry_that_is_deleted_or_replaced_is_noticed() {
 }
 
 #[test]
-fn another_log_may_have_the_name_of_one_that_was_truncated() {
+fn a_new_log_may_replace_a_truncated_one() {
     let options = options(2, 8, RingFullPolicy::Overwrite);
     let lost = || Lost {
         reason: "truncated".to_owned(),
@@ -531,7 +531,7 @@ fn only_one_process_writes() {
 }
 
 #[test]
-fn a_child_that_has_the_open_file_too_does_not_keep_the_log() {
+fn a_child_that_inherits_the_file_does_not_keep_the_lock() {
     let dir = TempDir::new().unwrap();
     let wanted = options(4, 16, RingFullPolicy::Block);
     let (path, log) = log_in(&dir, &wanted);
@@ -543,7 +543,7 @@ fn a_child_that_has_the_open_file_too_does_not_keep_the_log() {
 
 /// A process that may read the log can lock all of it.
 #[test]
-fn a_readers_lock_neither_keeps_a_broker_out_nor_hides_one() {
+fn a_lock_of_a_reader_neither_blocks_nor_hides_a_broker() {
     let dir = TempDir::new().unwrap();
     let wanted = options(4, 16, RingFullPolicy::Block);
     let (path, log) = log_in(&dir, &wanted);
@@ -579,7 +579,7 @@ fn a_readers_lock_neither_keeps_a_broker_out_nor_hides_one() {
 
 /// In a directory that others may write to, nothing is touched.
 #[test]
-fn links_that_others_may_have_made_are_not_followed() {
+fn untrusted_links_are_not_followed() {
     let dir = TempDir::new().unwrap();
     let wanted = options(4, 16, RingFullPolicy::Block);
     let victim = dir.path().join("victim");
@@ -620,7 +620,7 @@ fn links_that_others_may_have_made_are_not_followed() {
 }
 
 #[test]
-fn a_log_with_holes_is_allocated_when_it_is_opened() {
+fn a_sparse_log_is_allocated_when_it_is_opened() {
     let dir = TempDir::new().unwrap();
     let wanted = options(4, 16, RingFullPolicy::Block);
     let (path, log) = log_in(&dir, &wanted);
@@ -636,7 +636,7 @@ fn a_log_with_holes_is_allocated_when_it_is_opened() {
 }
 
 #[test]
-fn other_files_are_refused_with_the_reason() {
+fn files_that_are_not_logs_are_refused_with_the_reason() {
     let dir = TempDir::new().unwrap();
     let wanted = options(4, 16, RingFullPolicy::Block);
     let refused = |path: &Path| Log::open(path, &wanted).unwrap_err().to_string();
@@ -666,7 +666,7 @@ fn other_files_are_refused_with_the_reason() {
 }
 
 #[test]
-fn damage_in_the_file_is_reported_never_served() {
+fn damaged_batches_are_reported_and_never_served() {
     let dir = TempDir::new().unwrap();
     let (path, log) = log_in(&dir, &options(4, 16, RingFullPolicy::Overwrite));
     for seq in 0..3 {

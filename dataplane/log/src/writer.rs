@@ -142,7 +142,7 @@ impl Writer {
         }
     }
 
-    /// Whether nobody needs the bytes any more that the reservation will overwrite. While it is
+    /// Whether no reader or writer needs the bytes that the reservation will overwrite. While it is
     /// not so, the caller leaves its peer waiting and asks again.
     #[inline]
     pub fn is_granted(&mut self, reservation: &Reservation) -> bool {

@@ -4,7 +4,7 @@
 //! log could hold a lock that keeps the next broker out.
 //! - `<topic>.lock` is accessible to the broker only; the process that locks it is the only writer. Its
 //!   text is the number of that process.
-//! - `<topic>.writer` is readable by all who may read the log, and locked while a broker has the log
+//! - `<topic>.writer` is readable by every user who may read the log, and locked while a broker has the log
 //!   open. Each broker creates it anew and locks it before others can open it.
 
 use std::ffi::OsString;
@@ -58,7 +58,7 @@ impl WriterLock {
         })
     }
 
-    /// Shows those who may read the log that it has a writer.
+    /// Shows readers of the log that it has a writer.
     pub(super) fn show(&mut self, access: Access) -> Result<(), OpenError> {
         let name = beside(&self.log, "writer");
         let path = self.log.with_extension("writer");

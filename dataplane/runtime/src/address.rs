@@ -226,7 +226,7 @@ mod tests {
     const WAIT: Duration = Duration::from_secs(60);
 
     #[test]
-    fn a_listener_may_be_written_in_many_ways() {
+    fn listen_addresses_have_several_forms() {
         for (text, address) in [
             ("10.0.0.1:1214", "10.0.0.1:1214"),
             (" 10.0.0.1:1214 ", "10.0.0.1:1214"),
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_told() {
+    fn invalid_addresses_are_explained() {
         for (text, words) in [
             ("", "no port; give host:1214"),
             ("1214", "give host:port, or :1214"),
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broker_has_every_address_once_and_that_of_ipv4_in_its_own_form() {
+    fn addresses_are_unique_and_ipv4_ones_canonical() {
         let of = |text| resolve(text, WAIT).unwrap();
         assert_eq!(of("[::ffff:10.0.0.1]:7"), ["10.0.0.1:7".parse().unwrap()]);
         assert_eq!(of("[fe80::1%lo]:7"), ["[fe80::1%1]:7".parse().unwrap()]);

@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn dripping_bytes_do_not_move_the_deadline() {
+    fn a_slow_trickle_of_bytes_does_not_extend_the_deadline() {
         against_dripping(|socket| {
             let deadline = Instant::now() + Duration::from_millis(50);
             let error = read_exact(socket, &mut [0; 1 << 20], deadline).unwrap_err();
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_without_end_is_cut_off() {
+    fn an_endless_answer_is_cut_off() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let flood = thread::spawn(move || while theirs.write_all(&[0; 4096]).is_ok() {});
         let deadline = Instant::now() + Duration::from_secs(60);
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_does_not_read_holds_nobody_up() {
+    fn a_peer_that_does_not_read_causes_a_timeout() {
         let (ours, _theirs) = UnixStream::pair().unwrap();
         let deadline = Instant::now() + Duration::from_millis(50);
         let error = write_all(&ours, &[0; 16 << 20], deadline).unwrap_err();
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn whole_answers_come_through() {
+    fn complete_answers_are_returned() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let deadline = Instant::now() + Duration::from_secs(60);
         write_all(&theirs, b"hello", deadline).unwrap();

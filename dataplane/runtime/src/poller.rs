@@ -8,7 +8,7 @@
 //! The kernel watches what a descriptor refers to, not its number, and stops when the last duplicate is
 //! closed. A socket that is closed or handed on while it is watched is therefore no danger to memory, and
 //! its number may be watched anew at once; but as long as a duplicate is open, its events still come, under
-//! a key that may belong to another socket by then, and nobody can stop them. So delete a socket before its
+//! a key that may belong to another socket by then, and nothing can stop them. So delete a socket before its
 //! key is used again.
 
 use std::io;
@@ -118,7 +118,7 @@ impl Poller {
     pub fn new() -> io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let notifier = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        // Edges: each write is an event, and nobody has to read the counter.
+        // Edge-triggered: each write is an event, and the counter need not be read.
         let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
         epoll.add(&notifier, EpollEvent::new(flags, NOTIFICATION))?;
         Ok(Self { epoll, notifier })
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_socket_has_when_it_is_added_or_modified_is_an_event() {
+    fn a_socket_that_is_ready_when_added_or_modified_has_an_event() {
         let poller = Poller::new().unwrap();
         let mut events = Events::default();
         let (ours, mut theirs) = UnixStream::pair().unwrap();
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_a_connection_that_is_watched_for_nothing_is_an_event() {
+    fn the_end_of_a_connection_is_an_event_without_any_interest() {
         let (poller, mut events, _ours, theirs) = watching(Interest::NOTHING);
         drop(theirs);
         assert_eq!(wait(&poller, &mut events, LONG), of(true, false));

@@ -1,4 +1,4 @@
-//! How threads of the data plane sleep: until a descriptor has something, and no longer than told.
+//! Sleeping threads of the data plane: until a descriptor is ready, or a timeout expires.
 
 use std::io;
 use std::time::Duration;
@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sleep_ends_when_there_is_something() {
+    fn sleep_ends_when_a_descriptor_is_ready() {
         minimize_timer_slack().unwrap();
         let (mut ours, theirs) = UnixStream::pair().unwrap();
         let mut watched = [PollFd::new(theirs.as_fd(), PollFlags::POLLIN)];

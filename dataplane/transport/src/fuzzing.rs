@@ -50,104 +50,130 @@ impl Numbers<'_> {
     }
 }
 
-/// Any sequence of packets, commits and looks at a stream's receiving end: it never takes more than
-/// it gave credit for, and what it commits was all there.
+/// Window of the receiver at first, and largest batch, bytes.
+const FIRST_WINDOW: u64 = 8192;
+const MAX_PAYLOAD: u32 = 4096;
+
+/// A receiver, and what it must have received.
+struct ReceiverModel {
+    receiver: Receiver<()>,
+    feedback: Feedback,
+    credit: u64,
+    /// Distinct payload bytes so far.
+    taken: u64,
+    /// Received bytes of each open batch.
+    open: HashMap<u64, (BatchInfo, Vec<bool>)>,
+}
+
+/// Any sequence of packets, commits and ACKs at a stream's receiving end: it never accepts more than its
+/// credit, and commits only complete batches.
 pub fn receiver(data: &[u8]) {
     let mut numbers = Numbers(data);
-    let max_payload = 4096;
-    let mut window = 8192;
     let first = numbers.number() % MAX_PACKET;
     let limits = Limits {
-        max_payload,
-        window,
+        max_payload: MAX_PAYLOAD,
+        window: FIRST_WINDOW,
     };
-    let mut receiver: Receiver<()> = Receiver::new(STREAM, first, limits, Timestamp::ZERO);
-    let mut told = Feedback::new(STREAM);
-    let mut credit = window;
-    let (mut now, mut taken) = (Timestamp::ZERO, 0);
-    // What came of each batch that is open.
-    let mut open: HashMap<u64, (BatchInfo, Vec<bool>)> = HashMap::new();
+    let mut model = ReceiverModel {
+        receiver: Receiver::new(STREAM, first, limits, Timestamp::ZERO),
+        feedback: Feedback::new(STREAM),
+        credit: FIRST_WINDOW,
+        taken: 0,
+        open: HashMap::new(),
+    };
+    let mut now = Timestamp::ZERO;
     while !numbers.0.is_empty() {
         now += Nanos::from_nanos(numbers.number() % 1_000_000);
         match numbers.byte() % 8 {
-            0..=4 => {
-                let seq = receiver
-                    .committed()
-                    .saturating_add(numbers.number())
-                    .saturating_sub(2);
-                let len = numbers.length().max(1);
-                let offset = numbers.length() % len;
-                let part = (numbers.length() % (len - offset)).max(1);
-                let batch = BatchInfo {
-                    seq,
-                    len,
-                    messages: 1 + u32::from(numbers.byte() % 2),
-                    checksum: 0,
-                };
-                let packet = numbers.number() % MAX_PACKET;
-                let chunk = Chunk { batch, offset };
-                let is_next = receiver.offer_next(packet, &chunk, part).is_some();
-                let offered = match receiver.offer(packet, &chunk, part) {
-                    Ok(Offer::OpenBatch(offered)) => offered,
-                    Ok(Offer::NewBatch(new)) => {
-                        assert!(!is_next, "the batch is not open yet");
-                        let before = open.insert(seq, (batch, vec![false; len as usize]));
-                        assert!(before.is_none(), "opened twice");
-                        new.open(())
-                    }
-                    Err(reason) => {
-                        assert!(!is_next, "{reason}");
-                        let is_known = open.get(&seq).is_some_and(|(known, _)| *known == batch);
-                        assert!(reason != DropReason::Contradiction || !is_known);
-                        continue;
-                    }
-                };
-                let (known, bytes) = open.get_mut(&seq).expect("it is open");
-                assert_eq!(*known, batch);
-                for byte in &mut bytes[offset as usize..][..part as usize] {
-                    assert!(!is_next || !*byte, "its place is free");
-                    taken += u64::from(!*byte);
-                    *byte = true;
-                }
-                match is_next {
-                    true => {
-                        let next = receiver.offer_next(packet, &chunk, part);
-                        next.expect("as before").placed(now);
-                    }
-                    false => _ = offered.placed(now),
-                }
-                assert!(taken <= credit, "{taken} bytes with a credit of {credit}");
-            }
-            5 => {
-                receiver.arrived(now, numbers.number() % MAX_PACKET);
-            }
-            6 => {
-                while let Some((info, ())) = receiver.next_complete() {
-                    let (known, bytes) = open.remove(&info.seq).expect("it was open");
-                    assert_eq!(known, info);
-                    assert!(bytes.iter().all(|byte| *byte), "committed with a hole");
-                    assert_eq!(receiver.committed(), info.seq + 1);
-                }
-            }
-            _ => {
-                window = u64::from(numbers.length());
-                receiver.set_window(window);
-                let blocked = numbers.byte() % 4 == 0;
-                let before = told.credit;
-                receiver.feedback(now, blocked, &mut told);
-                assert!(told.credit >= before && told.credit >= credit);
-                assert!(!blocked || told.credit == credit);
-                credit = told.credit;
-                assert_eq!(told.committed, receiver.committed());
-                check_ranges(&told);
-                told.write(&mut [0; MAX_ACK_LEN]);
-            }
+            0..=4 => model.payload(&mut numbers, now),
+            5 => _ = model.receiver.arrived(now, numbers.number() % MAX_PACKET),
+            6 => model.commit(),
+            _ => model.acknowledge(&mut numbers, now),
         }
-        let opened: usize = open.values().map(|(_, bytes)| bytes.len()).sum();
-        assert!(opened <= 8192 + 2 * max_payload as usize);
-        assert!(open.len() <= MAX_OPEN_BATCHES);
+        let opened: usize = model.open.values().map(|(_, bytes)| bytes.len()).sum();
+        assert!(opened <= FIRST_WINDOW as usize + 2 * MAX_PAYLOAD as usize);
+        assert!(model.open.len() <= MAX_OPEN_BATCHES);
     }
+    let ReceiverModel { receiver, open, .. } = model;
     assert_eq!(receiver.into_placements().count(), open.len());
+}
+
+impl ReceiverModel {
+    fn payload(&mut self, numbers: &mut Numbers<'_>, now: Timestamp) {
+        let seq = self
+            .receiver
+            .committed()
+            .saturating_add(numbers.number())
+            .saturating_sub(2);
+        let len = numbers.length().max(1);
+        let offset = numbers.length() % len;
+        let part = (numbers.length() % (len - offset)).max(1);
+        let batch = BatchInfo {
+            seq,
+            len,
+            messages: 1 + u32::from(numbers.byte() % 2),
+            checksum: 0,
+        };
+        let packet = numbers.number() % MAX_PACKET;
+        let chunk = Chunk { batch, offset };
+        let receiver = &mut self.receiver;
+        let is_next = receiver.offer_next(packet, &chunk, part).is_some();
+        let offered = match receiver.offer(packet, &chunk, part) {
+            Ok(Offer::OpenBatch(offered)) => offered,
+            Ok(Offer::NewBatch(new)) => {
+                assert!(!is_next, "the batch is not open yet");
+                let before = self.open.insert(seq, (batch, vec![false; len as usize]));
+                assert!(before.is_none(), "opened twice");
+                new.open(())
+            }
+            Err(reason) => {
+                assert!(!is_next, "{reason}");
+                let known = self.open.get(&seq);
+                let is_known = known.is_some_and(|(known, _)| *known == batch);
+                assert!(reason != DropReason::Contradiction || !is_known);
+                return;
+            }
+        };
+        let (known, bytes) = self.open.get_mut(&seq).expect("it is open");
+        assert_eq!(*known, batch);
+        for byte in &mut bytes[offset as usize..][..part as usize] {
+            assert!(!is_next || !*byte, "its place is free");
+            self.taken += u64::from(!*byte);
+            *byte = true;
+        }
+        match is_next {
+            true => {
+                let next = receiver.offer_next(packet, &chunk, part);
+                next.expect("as before").placed(now);
+            }
+            false => _ = offered.placed(now),
+        }
+        let (taken, credit) = (self.taken, self.credit);
+        assert!(taken <= credit, "{taken} bytes with a credit of {credit}");
+    }
+
+    fn commit(&mut self) {
+        while let Some((info, ())) = self.receiver.next_complete() {
+            let (known, bytes) = self.open.remove(&info.seq).expect("it was open");
+            assert_eq!(known, info);
+            assert!(bytes.iter().all(|byte| *byte), "committed with a hole");
+            assert_eq!(self.receiver.committed(), info.seq + 1);
+        }
+    }
+
+    fn acknowledge(&mut self, numbers: &mut Numbers<'_>, now: Timestamp) {
+        self.receiver.set_window(u64::from(numbers.length()));
+        let blocked = numbers.byte() % 4 == 0;
+        let feedback = &mut self.feedback;
+        let before = feedback.credit;
+        self.receiver.feedback(now, blocked, feedback);
+        assert!(feedback.credit >= before && feedback.credit >= self.credit);
+        assert!(!blocked || feedback.credit == self.credit);
+        self.credit = feedback.credit;
+        assert_eq!(feedback.committed, self.receiver.committed());
+        check_ranges(feedback);
+        feedback.write(&mut [0; MAX_ACK_LEN]);
+    }
 }
 
 /// Any sequence of batches, ACKs and moments at a stream's sending end: whatever a broker tells, it

@@ -30,7 +30,7 @@ pub const SEALED_WELCOME_LEN: usize = size_of::<SealedWelcome>() + SEAL_LEN;
 const _: () = assert!(AUTH_RESPONSE_LEN == WELCOME_LEN);
 
 /// What comes before the Noise message; both ends take it into the handshake as its prologue, so
-/// that nobody changes it on the way.
+/// that a change on the path is detected.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct Preamble {
@@ -223,7 +223,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn questions_are_of_one_length_and_round_trip() {
+    fn sealed_hellos_have_one_length_and_round_trip() {
         for topic in ["t", &"x".repeat(MAX_TOPIC_LEN)] {
             let question = SealedHello::new(&request(), topic, true).unwrap();
             assert_eq!(question.as_bytes().len() + SEAL_LEN, SEALED_HELLO_LEN);
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn another_version_and_bytes_without_meaning_are_refused() {
+    fn other_versions_and_nonzero_reserved_bytes_are_refused() {
         let init = AuthInit::new(Preamble::new([1; KEY_ID_LEN]), [2; NOISE_LEN]);
         let (_, key, noise) = init.parse().unwrap();
         assert_eq!((key, noise), (&[1; KEY_ID_LEN], &[2; NOISE_LEN]));

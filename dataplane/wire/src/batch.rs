@@ -12,9 +12,9 @@ pub const HEADER_LEN: usize = size_of::<Header>();
 /// Largest batch payload that the format allows, bytes; a broker may offer less.
 pub const MAX_PAYLOAD: u32 = 1 << 30;
 
-/// A batch follows.
+/// The header of a batch.
 const KIND_BATCH: u8 = 1;
-/// The stream ends here; the broker answers with a last ack and closes.
+/// The end of the stream; the broker answers with a last ack and closes.
 const KIND_END: u8 = 2;
 
 /// Header of a frame from publisher to broker, as it lies on the wire.
@@ -29,7 +29,7 @@ pub struct Header {
     checksum: U32,
 }
 
-/// What a batch says of itself: the part of the header that the log keeps.
+/// The description of a batch: the part of the header that the log keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Batch {
     /// Payload bytes that follow the header.
@@ -105,10 +105,10 @@ impl Header {
         header
     }
 
-    /// Checks everything that can be told from the header alone.
+    /// Checks everything that the header alone allows to check.
     ///
     /// # Errors
-    /// [`Invalid`] when the header is of no known kind or claims what cannot be.
+    /// [`Invalid`] if the kind is unknown or a claim is invalid.
     pub fn parse(&self, max_payload: u32) -> Result<Frame, Invalid> {
         if self.reserved != [0; 3] {
             return Err(Invalid::Kind { kind: self.kind });
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn impossible_claims_are_refused() {
+    fn invalid_claims_are_refused() {
         let max = 4096;
         let parse = |len, messages| {
             Header::without_checksum(KIND_BATCH, len, 0, messages)

@@ -51,7 +51,7 @@ pub fn append_and_copy(crc: u32, bytes: &[u8], to: &mut [u8]) -> u32 {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Joiner {
     len: usize,
-    /// For each byte of a checksum: what it contributes once so many bytes follow it.
+    /// For each byte of a checksum, its contribution after the number of bytes that follow.
     contributions: Box<[[u32; 256]; 4]>,
 }
 

@@ -18,7 +18,7 @@ pub const WELCOME_LEN: usize = size_of::<Welcome>();
 pub const MAX_TOPIC_LEN: usize = 128;
 /// Most streams that a session may have.
 pub const MAX_STREAMS: u32 = 1024;
-/// A stream has fewer batches; nobody lives to see more.
+/// Limit of the number of batches in a stream, which no stream can reach in practice.
 const MAX_BATCHES: u64 = 1 << 62;
 
 /// First bytes of a connection, from publisher to broker; the topic's name follows.
@@ -58,7 +58,7 @@ pub struct Request {
     pub max_payload: u32,
     /// Path that payload is to take.
     pub path: Path,
-    /// The stream goes on after an earlier connection, over which so many batches were
+    /// The stream continues after an earlier connection, over which this many batches were
     /// acknowledged; none begins it.
     pub resume_from: Option<u64>,
     /// Largest UDP payload that the publisher's interface takes, bytes; 0 over tcp.

@@ -491,7 +491,7 @@ mod tests {
     }
 
     #[test]
-    fn a_packet_tells_why_nothing_was_sent_before_it() {
+    fn a_packet_carries_the_reason_of_the_pause_before_it() {
         let after = |pause| Data::payload(STREAM, 11, &chunk(100, 90), pause, &[1; 10]);
         for pause in [Pause::Idle, Pause::Credit, Pause::Congestion] {
             let bytes = [after(Some(pause)).as_bytes(), &[1; 10]].concat();
@@ -507,7 +507,7 @@ mod tests {
     }
 
     #[test]
-    fn a_payload_may_lie_in_parts() {
+    fn a_payload_may_have_several_parts() {
         let bytes = datagram(&chunk(100, 0), &[3; 60]);
         let (header, rest) = split(&bytes).unwrap();
         let (one, two) = rest.split_at(17);
@@ -516,7 +516,7 @@ mod tests {
     }
 
     #[test]
-    fn every_flipped_bit_is_noticed() {
+    fn every_flipped_bit_is_detected() {
         let bytes = datagram(&chunk(100, 0), &[3; 60]);
         for bit in 0..bytes.len() * 8 {
             let mut flipped = bytes.clone();
@@ -529,7 +529,7 @@ mod tests {
     }
 
     #[test]
-    fn claims_that_cannot_be_are_refused() {
+    fn contradictory_claims_are_refused() {
         let refused = |chunk: &Chunk, payload: &[u8]| {
             matches!(
                 parsed(&datagram(chunk, payload)),
@@ -558,7 +558,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_too_long_for_their_field_are_told_in_part() {
+    fn ranges_too_long_for_their_field_are_sent_in_part() {
         let mut feedback = Feedback::new(STREAM);
         feedback.received = vec![(5, MAX_PACKET - 1)];
         let mut out = [0; MAX_ACK_LEN];
@@ -586,7 +586,7 @@ mod tests {
     }
 
     #[test]
-    fn a_payload_that_was_summed_before_is_not_read_again() {
+    fn a_header_from_a_known_sum_equals_one_from_the_payload() {
         let stream = StreamKey { key: 7, stream: 1 };
         let payload = [5; 1416];
         let chunk = Chunk {

@@ -1,4 +1,4 @@
-//! What a broker sends back on an open stream: cumulative acks, and the reason when it gives up.
+//! Replies of a broker on an open stream: cumulative acks, and the reason if it ends the stream.
 
 use thiserror::Error;
 use zerocopy::little_endian::{U16, U32, U64};
@@ -49,7 +49,7 @@ pub enum Parsed {
     Ack {
         /// Batches committed, which is also the next sequence number expected.
         committed: u64,
-        /// The broker waits for space in the shared buffer: it lives, and asks for patience.
+        /// The broker waits for space in the shared buffer; it is alive.
         blocked: bool,
     },
     /// The broker closes the stream; batches below `committed` are committed, others are not.

@@ -90,7 +90,7 @@ pub struct Admission {
     pub max_payload: u32,
     /// Largest UDP payload that the publisher's interface takes, bytes; 0 over tcp.
     pub max_datagram: u32,
-    /// The stream's place; given back when it is dropped.
+    /// The exclusive right to write the stream; dropping it returns the right.
     pub lease: Lease,
 }
 

@@ -140,7 +140,7 @@ struct Accounts {
 struct Account {
     held: AtomicU64,
     limit: u64,
-    /// Bytes that were given back unfilled, and when they last changed, milliseconds.
+    /// Forfeited bytes, and when they last changed, milliseconds.
     forfeited: AtomicU64,
     forfeited_at: AtomicU64,
     /// Time when this account last caused a denial, milliseconds.
@@ -190,7 +190,7 @@ pub(crate) struct RingClaim {
     filled: u64,
 }
 
-/// Memory other than that of a spill; given back when dropped.
+/// Memory other than that of a spill; returned when dropped.
 #[derive(Debug)]
 pub(crate) struct MemoryCharge {
     shares: Arc<Shares>,
@@ -288,7 +288,7 @@ impl Ledger {
         millis_since(self.start)
     }
 
-    /// Puts pressure on those who hold what this account lacks.
+    /// Puts pressure on the holders of what this account lacks.
     fn press(&self, account: &Account) {
         let now = self.now();
         account.pressed.store(now, Ordering::Relaxed);

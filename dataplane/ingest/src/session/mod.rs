@@ -1,8 +1,8 @@
-//! What both paths share: a publisher's connection from accept to an admitted stream, what it may take of the
-//! broker, and what is counted.
+//! The part that both paths share: a publisher's connection from accept to an admitted stream, limits on what it
+//! may use, commits, replies, and counters.
 //!
 //! [`listen`] opens the listening socket; the [`Acceptor`] applies [`buffers`] to every accepted socket and
-//! speaks the handshake. Payload over tcp goes on in the queue of a worker, payload over xdp waits as a
+//! runs the handshake. A stream over tcp then enters the queue of a worker, and a stream over xdp waits as a
 //! pending stream for its first packet.
 
 pub(crate) mod accepted_stream;

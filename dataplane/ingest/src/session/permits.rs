@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn streams_that_are_opened_and_not_used_keep_nobody_out() {
+    fn unused_streams_keep_no_other_out() {
         let bench = Bench::new(8, 50);
         let mut held: Vec<_> = (0..4).map(|_| bench.open(1).unwrap()).collect();
         // One more of the same host: its oldest goes.
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn streams_in_use_stay_and_whoever_has_its_share_is_told_so() {
+    fn streams_in_use_stay_and_a_tenant_at_its_share_is_refused() {
         let mut bench = Bench::new(8, 50);
         let held: Vec<_> = (0..4).map(|_| bench.open(1).unwrap()).collect();
         held.iter().for_each(StreamPermit::note_commit);
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn when_all_are_taken_the_host_with_most_gives_up_what_it_does_not_use() {
+    fn without_free_permits_the_largest_holder_loses_an_unused_one() {
         let bench = Bench::new(8, 100);
         let most: Vec<_> = (0..6).map(|_| bench.open(1).unwrap()).collect();
         most[0].note_commit();
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_opens_and_opens_is_bounded_until_its_streams_have_ended() {
+    fn a_tenant_that_opens_streams_repeatedly_is_bounded() {
         let bench = Bench::new(16, 50);
         let opened: Vec<_> = (0..1000).map_while(|_| bench.open(1).ok()).collect();
         assert_eq!(opened.len(), 8 + MIN_REVOKED);

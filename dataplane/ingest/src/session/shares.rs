@@ -405,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn each_host_finds_room_however_much_those_before_it_hold() {
+    fn each_new_host_finds_room() {
         let mut shares = Shares::new(4096, 50);
         let got: Vec<_> = (1..=12).map(|n| take_all(&mut shares, &host(n))).collect();
         assert_eq!(got, [2048, 1024, 512, 256, 128, 64, 32, 16, 8, 4, 2, 1]);
@@ -498,7 +498,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_spare_goes_when_nothing_is_unused() {
+    fn spare_entries_are_evicted_when_none_is_unused() {
         let mut shares = Shares::new(100, 50);
         for item in 0..4 {
             shares.charge(&host(1), 1);
@@ -515,7 +515,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_unused_goes_oldest_first_from_the_one_with_most() {
+    fn the_largest_holder_loses_its_oldest_unused_entry() {
         let mut shares = Shares::new(10, 100);
         for (tenant, items) in [(host(1), 0..7), (host(2), 10..13)] {
             for item in items {
@@ -551,7 +551,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_gone_is_not_kept_in_mind() {
+    fn entries_that_are_gone_are_dropped() {
         let mut shares = Shares::new(1000, 50);
         for item in 0..100_000 {
             shares.charge(&host(1), 1);

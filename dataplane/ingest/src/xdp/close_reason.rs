@@ -8,22 +8,23 @@ use penstock_wire::reply::Fault;
 /// Why a stream ends.
 #[derive(Debug)]
 pub(super) enum CloseReason {
-    /// All of it is committed.
+    /// The whole stream is committed.
     Completed,
     /// The publisher closed the control connection before the end.
     Closed,
     /// The publisher continues over another connection.
     Superseded,
-    /// The publisher, or the broker, broke a rule.
+    /// The broker ended the stream.
     Fault(Fault, String),
     /// The control connection failed.
     Io(io::Error),
 }
 
 impl CloseReason {
-    /// Something other than a valid end came over the control connection.
+    /// The control connection carried something other than a valid end.
     pub(super) fn not_the_end() -> Self {
-        let text = "only the end of the stream is said over the control connection".to_owned();
+        let text = "invalid frame on the control connection: only the end of the stream may follow"
+            .to_owned();
         Self::Fault(Fault::Protocol, text)
     }
 }

@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_uses_something() {
+    fn a_process_has_used_cpu_time() {
         let usage = ProcessUsage::now().unwrap();
         assert!(usage.peak_rss_bytes > 100_000);
         assert!(usage.cpu_seconds >= 0.0);

@@ -16,8 +16,10 @@ use crate::session::accepted_stream::AcceptedStream;
 use crate::session::admission::{Admission, Admit};
 use crate::session::buffers::{EffectiveBuffers, rmem_max};
 use crate::session::stats::Counters;
+use crate::session::stream_filter::FilterEntry;
 
 impl<A: Admit> Acceptor<A> {
+    /// Answers an admitted stream, and passes it to the path of its payload.
     pub(super) fn hand_over(&mut self, key: usize, admission: Admission) {
         let Some(PendingHandshake {
             socket,
@@ -29,29 +31,17 @@ impl<A: Admit> Acceptor<A> {
         else {
             return;
         };
-        let path = self.datagrams.as_ref();
-        let path = path.filter(|_| admission.path == Path::Xdp);
         let has_packet_auth = self.packet_auth || handshake.wants_packet_auth();
-        let filter_entry = path.map(|path| path.pending_streams.allow(admission.stream as u16));
+        let entry = self.filter_entry(&admission);
         let secret = has_packet_auth.then(generate).transpose();
-        let (filter_entry, secret) = match (filter_entry.transpose(), secret) {
-            (Ok(filter_entry), Ok(secret)) => (filter_entry, secret),
+        let (entry, secret) = match (entry, secret) {
+            (Ok(entry), Ok(secret)) => (entry, secret),
             (Err(error), _) | (_, Err(error)) => {
                 warn!(%peer, %error, "no random numbers; a connection is dropped");
                 return;
             }
         };
-        let path = path.zip(filter_entry);
-        let offer = Offer {
-            session: admission.session,
-            max_payload: admission.max_payload,
-            committed: admission.lease.committed(),
-            datagrams: path.as_ref().map(|(path, filter_entry)| DatagramOffer {
-                key: filter_entry.stream().key,
-                credit: FIRST_CREDIT,
-                max_datagram: admission.max_datagram.min(path.max_datagram),
-            }),
-        };
+        let offer = self.offer(&admission, entry.as_ref());
         let packets = secret.as_deref().copied().unwrap_or_default();
         let welcome = handshake.seal(Welcome::accept(offer).as_bytes().to_vec(), packets);
         // A new socket has room for these few bytes; one without is dropped.
@@ -71,11 +61,38 @@ impl<A: Admit> Acceptor<A> {
             admission,
             keys: secret.map(|secret| Arc::new(PacketKeys::new(&secret))),
         };
-        if let Some((path, filter_entry)) = path {
-            return path.pending_streams.insert(filter_entry, accepted);
+        self.queue(accepted, entry);
+    }
+
+    /// An entry in the filter of the xdp path, for a stream over that path.
+    fn filter_entry(&self, admission: &Admission) -> Result<Option<FilterEntry>, getrandom::Error> {
+        let path = self.datagrams.as_ref();
+        let path = path.filter(|_| admission.path == Path::Xdp);
+        path.map(|path| path.pending_streams.allow(admission.stream as u16))
+            .transpose()
+    }
+
+    fn offer(&self, admission: &Admission, entry: Option<&FilterEntry>) -> Offer {
+        let path = self.datagrams.as_ref().zip(entry);
+        Offer {
+            session: admission.session,
+            max_payload: admission.max_payload,
+            committed: admission.lease.committed(),
+            datagrams: path.map(|(path, entry)| DatagramOffer {
+                key: entry.stream().key,
+                credit: FIRST_CREDIT,
+                max_datagram: admission.max_datagram.min(path.max_datagram),
+            }),
+        }
+    }
+
+    fn queue(&self, accepted: AcceptedStream, entry: Option<FilterEntry>) {
+        if let Some((path, entry)) = self.datagrams.as_ref().zip(entry) {
+            return path.pending_streams.insert(entry, accepted);
         }
         let least = self.workers.iter().min_by_key(|worker| worker.load());
         let worker = least.expect("a broker has at least one worker");
+        let peer = accepted.peer;
         if let Err(error) = worker.push(accepted) {
             warn!(%peer, %error, "cannot queue a connection");
         }

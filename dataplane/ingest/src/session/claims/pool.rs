@@ -125,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_piece_that_was_used_is_zeros_again() {
+    fn a_reused_piece_is_zeroed() {
         let pool = PiecePool::new(2 * PIECE as u64);
         // While another piece is in use, returned pieces keep their contents.
         let _kept = pool.take().unwrap();

@@ -114,7 +114,7 @@ impl SocketlessWorker {
                 path: Path::Xdp,
                 max_payload: log.geometry().max_payload(),
                 max_datagram: 1472,
-                lease: lease.expect("nobody else has this stream"),
+                lease: lease.expect("no other connection holds this stream"),
             },
             keys: keys.map(Arc::new),
         };

@@ -248,7 +248,7 @@ fn row(packets: &[Vec<u8>]) -> Vec<u8> {
 }
 
 #[test]
-fn a_row_of_packets_counts_as_each_of_them() {
+fn a_datagram_of_several_packets_counts_each_of_them() {
     let mut bench = Bench::new();
     let packets: Vec<_> = (0..5).map(|seq| whole(2, KEY, seq, seq)).collect();
     bench.take(&row(&packets[..3]));
@@ -392,7 +392,7 @@ fn acks_of_a_stream_with_keys_are_sealed_each_with_a_counter_of_its_own() {
 }
 
 #[test]
-fn strangers_and_repeaters_change_nothing() {
+fn forged_and_repeated_packets_change_nothing() {
     const STRANGER: u8 = 66;
     let mut bench = Bench::new();
     let mut rng = Rng::with_seed(1);
@@ -447,7 +447,7 @@ fn strangers_and_repeaters_change_nothing() {
 }
 
 #[test]
-fn repeated_packets_are_answered_now_and_then_only() {
+fn repeated_packets_cause_few_acks() {
     let mut bench = Bench::new();
     let batch = whole(2, KEY, 0, 0);
     let ping = frame(2, &Data::ping(KEY, 1, &[]), &[]);
@@ -471,7 +471,7 @@ fn repeated_packets_are_answered_now_and_then_only() {
 }
 
 #[test]
-fn streams_whose_publishers_say_nothing_cost_no_system_call() {
+fn silent_control_connections_cost_no_system_call() {
     let mut bench = Bench::new();
     let key = |number: u64| StreamKey {
         key: 2 * number + 1,
@@ -511,7 +511,7 @@ fn streams_whose_publishers_say_nothing_cost_no_system_call() {
 }
 
 #[test]
-fn the_gate_is_open_as_long_as_the_stream() {
+fn the_filter_passes_packets_as_long_as_the_stream_is_open() {
     let mut bench = Bench::new();
     let admitted = |bench: &Bench| bench.filter.0.lock().unwrap().contains(&KEY.key);
     assert!(admitted(&bench), "before its first packet");
@@ -533,7 +533,7 @@ fn from_port(mut sent: Vec<u8>, port: u16) -> Vec<u8> {
 }
 
 #[test]
-fn a_publisher_whose_port_changes_is_answered_there() {
+fn acks_follow_a_publisher_whose_port_changes() {
     let mut bench = Bench::new();
     bench.take(&whole(PUBLISHER, KEY, 0, 0));
     bench.take(&from_port(whole(PUBLISHER, KEY, 1, 1), 4000));
@@ -546,7 +546,7 @@ fn a_publisher_whose_port_changes_is_answered_there() {
 }
 
 #[test]
-fn only_the_host_of_the_control_connection_is_answered() {
+fn acks_go_only_to_the_host_of_the_control_connection() {
     const VICTIM: u8 = 66;
     let mut bench = Bench::new();
     let (mut out, mut feedback) = (vec![0; 2048], Feedback::new(KEY));
@@ -581,7 +581,7 @@ fn only_the_host_of_the_control_connection_is_answered() {
 }
 
 #[test]
-fn addresses_that_were_damaged_on_the_way_lead_no_answers_astray() {
+fn damaged_addresses_misdirect_no_acks() {
     let mut bench = Bench::new();
     let mut rng = Rng::with_seed(2);
     // Even if it is the first: two good ones put it right.

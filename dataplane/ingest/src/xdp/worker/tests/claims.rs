@@ -73,7 +73,7 @@ struct Honest {
 }
 
 #[test]
-fn claims_take_what_arrived_and_hold_up_nobody() {
+fn incomplete_batches_take_memory_only_for_received_bytes_and_block_no_other() {
     let mut bench = Bench::new();
     let honest = bench.honest(1, 3);
     let mut now = START + SECOND;
@@ -116,7 +116,7 @@ fn claims_take_what_arrived_and_hold_up_nobody() {
 }
 
 #[test]
-fn neither_pings_nor_single_bytes_put_the_end_of_a_batch_off() {
+fn neither_pings_nor_single_bytes_extend_the_time_of_a_batch() {
     let mut bench = Bench::new();
     let start = START + SECOND;
     bench.take_at(start, &part(PUBLISHER, KEY, 0, 0, 0, b"x"));
@@ -140,7 +140,7 @@ fn neither_pings_nor_single_bytes_put_the_end_of_a_batch_off() {
 }
 
 #[test]
-fn a_batch_over_a_slow_link_ends_well() {
+fn a_batch_over_a_slow_link_is_committed() {
     let mut bench = Bench::new();
     let start = START + SECOND;
     // In total far longer than the stall timeout.
@@ -172,7 +172,7 @@ fn a_batch_over_a_slow_link_ends_well() {
 }
 
 #[test]
-fn memory_that_slow_batches_have_goes_to_those_that_have_less() {
+fn memory_of_slow_batches_goes_to_smaller_holders() {
     let mut bench = Bench::new();
     let mut now = START + SECOND;
     // Streams of three hosts fill all of the memory with batches that lack one byte.
@@ -207,7 +207,7 @@ fn memory_that_slow_batches_have_goes_to_those_that_have_less() {
 }
 
 #[test]
-fn accounts_of_open_batches_are_charged() {
+fn state_of_open_batches_is_charged() {
     let mut bench = Bench::new();
     let claims = bench.worker.table.shared.claims.clone();
     // Two-byte batches of which one byte arrives, as many as may be open.

@@ -143,7 +143,7 @@ fn send_all(publishers: &mut [Large], bench: &mut Bench, now: Timestamp) -> bool
 }
 
 #[test]
-fn large_batches_wait_for_a_reader_beyond_the_memory_there_is() {
+fn large_batches_wait_for_a_reader_when_memory_is_used_up() {
     let mut stopped = Stopped::new(Geometry::new(64 << 20, 16 << 20, 64).unwrap());
     let bench = &mut stopped.bench;
     // Of one host, half again as much as it may have outside of the ring.
@@ -187,7 +187,7 @@ fn large_batches_wait_for_a_reader_beyond_the_memory_there_is() {
 }
 
 #[test]
-fn what_is_dropped_for_want_of_memory_is_answered() {
+fn packets_dropped_for_lack_of_memory_are_answered() {
     let mut stopped = Stopped::new(Geometry::new(64 << 20, 16 << 20, 64).unwrap());
     let bench = &mut stopped.bench;
     let mut publishers: Vec<_> = (10..13).map(|n| Large::new(bench, n, 8 << 20)).collect();
@@ -232,7 +232,7 @@ fn byte_of(key: StreamKey, packet: u64, seq: u64, len: u32) -> Vec<u8> {
 }
 
 #[test]
-fn a_publisher_that_could_send_does_not_wait_for_a_reader() {
+fn a_publisher_with_room_to_send_times_out_while_a_reader_blocks() {
     let mut stopped = Stopped::new(Geometry::new(1 << 20, 1 << 16, 64).unwrap());
     let bench = &mut stopped.bench;
     let _control = bench.open(key(10), PUBLISHER);
@@ -246,12 +246,12 @@ fn a_publisher_that_could_send_does_not_wait_for_a_reader() {
     }
     assert!(
         !bench.is_open(key(10)),
-        "there is memory for what it does not send"
+        "memory has room for what it does not send"
     );
 }
 
 #[test]
-fn waiting_for_a_reader_puts_off_no_claim_elsewhere_nor_afterwards() {
+fn a_wait_for_a_reader_extends_no_other_deadline() {
     let mut stopped = Stopped::new(Geometry::new(1 << 20, 1 << 16, 64).unwrap());
     let bench = &mut stopped.bench;
     let other = TempDir::new().unwrap();
@@ -268,7 +268,7 @@ fn waiting_for_a_reader_puts_off_no_claim_elsewhere_nor_afterwards() {
         add_pending(&bench.worker, &bench.filter, &other, there, PUBLISHER, None),
     ];
     let mut now = START + SECOND;
-    // Here a batch is complete, and another lacks all but a byte.
+    // Here one batch is complete, and another has one byte.
     bench.take_at(now, &whole(PUBLISHER, here, 0, 0));
     bench.take_at(now, &byte_of(here, 1, 1, 32 << 10));
     bench.take_at(now, &byte_of(there, 0, 0, 32 << 10));
@@ -287,16 +287,16 @@ fn waiting_for_a_reader_puts_off_no_claim_elsewhere_nor_afterwards() {
     let mut second = 0;
     while bench.is_open(here) {
         second += 1;
-        assert!(second < 40, "its time goes on");
+        assert!(second < 40, "its time counts again");
         now += SECOND;
         bench.ping(here, 200 + second, now);
         bench.tick_at(now);
     }
-    assert!(second >= 30, "second {second}: no time but its own counts");
+    assert!(second >= 30, "second {second}: only its own time counts");
 }
 
 #[test]
-fn a_batch_that_holds_up_the_ring_leaves_it_though_its_stream_waits() {
+fn a_batch_that_blocks_the_ring_leaves_it_although_its_stream_waits() {
     let mut bench = Bench::new();
     let largest = bench.log.geometry().max_payload();
     let (hoarder, honest) = (key(10), key(11));
