@@ -163,7 +163,7 @@ impl ReceiverModel {
 
     fn acknowledge(&mut self, numbers: &mut Numbers<'_>, now: Timestamp) {
         self.receiver.set_window(u64::from(numbers.length()));
-        let blocked = numbers.byte() % 4 == 0;
+        let blocked = numbers.byte().is_multiple_of(4);
         let feedback = &mut self.feedback;
         let before = feedback.credit;
         self.receiver.feedback(now, blocked, feedback);

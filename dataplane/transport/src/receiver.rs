@@ -499,14 +499,17 @@ mod tests {
             .map(|(b, ())| b.seq)
             .collect();
         assert_eq!(complete, [10, 11]);
-        let mut told = Feedback::new(STREAM);
-        r.feedback(START + 9 * US, false, &mut told);
-        assert_eq!(told.received, [(9, 9), (1, 3)]);
-        assert_eq!((told.committed, told.credit, told.delay_us), (12, 1700, 4));
+        let mut feedback = Feedback::new(STREAM);
+        r.feedback(START + 9 * US, false, &mut feedback);
+        assert_eq!(feedback.received, [(9, 9), (1, 3)]);
+        assert_eq!(
+            (feedback.committed, feedback.credit, feedback.delay_us),
+            (12, 1700, 4)
+        );
         assert!(!r.owes_ack());
         take(&mut r, 10, chunk(12, 100, 0), 100).unwrap();
-        r.feedback(START + 9 * US, true, &mut told);
-        assert_eq!((told.credit, told.blocked), (1700, true));
+        r.feedback(START + 9 * US, true, &mut feedback);
+        assert_eq!((feedback.credit, feedback.blocked), (1700, true));
     }
 
     #[test]
@@ -525,9 +528,9 @@ mod tests {
             take(&mut r, 2, chunk(9, 100, 10), 40),
             Err(DropReason::Duplicate)
         );
-        let mut told = Feedback::new(STREAM);
-        r.feedback(START + 9 * US, false, &mut told);
-        assert_eq!(told.received, [(0, 2)]);
+        let mut feedback = Feedback::new(STREAM);
+        r.feedback(START + 9 * US, false, &mut feedback);
+        assert_eq!(feedback.received, [(0, 2)]);
     }
 
     #[test]
@@ -667,15 +670,15 @@ mod tests {
     #[test]
     fn granted_credit_stays() {
         let mut r = receiver();
-        let mut told = Feedback::new(STREAM);
-        r.feedback(START + 9 * US, false, &mut told);
-        assert_eq!(told.credit, 1500);
+        let mut feedback = Feedback::new(STREAM);
+        r.feedback(START + 9 * US, false, &mut feedback);
+        assert_eq!(feedback.credit, 1500);
         r.set_window(100);
-        r.feedback(START + 9 * US, false, &mut told);
-        assert_eq!(told.credit, 1500);
+        r.feedback(START + 9 * US, false, &mut feedback);
+        assert_eq!(feedback.credit, 1500);
         take(&mut r, 0, chunk(10, 1000, 0), 1000).unwrap();
         take(&mut r, 1, chunk(11, 450, 0), 450).unwrap();
-        r.feedback(START + 9 * US, false, &mut told);
-        assert_eq!(told.credit, 1550);
+        r.feedback(START + 9 * US, false, &mut feedback);
+        assert_eq!(feedback.credit, 1550);
     }
 }

@@ -1,4 +1,4 @@
-//! Who may publish what, and how far each stream has come: shared by both paths.
+//! Which streams may publish, and the progress of each stream: shared by both paths.
 //!
 //! A stream outlives its connections: a publisher that lost one opens another for the same stream,
 //! over either path, and continues after the last committed batch.
@@ -15,7 +15,7 @@ use thiserror::Error;
 use crate::session::peer::Tenant;
 use crate::session::permits::StreamPermit;
 
-/// Decides who may publish what; implemented by the broker.
+/// Decides which streams may publish; implemented by the broker.
 ///
 /// The caller first checks the stream, then takes a permit, then admits it. A stream that may not be
 /// opened therefore takes no resources, and nothing is created for it.

@@ -400,11 +400,11 @@ impl Shares {
             self.host.give(bytes);
             return Err(group);
         }
-        let kept = match of_host <= self.all.limit / SMALL_HOLDER_PART {
+        let reserve = match of_host <= self.all.limit / SMALL_HOLDER_PART {
             true => 0,
             false => self.all.limit / RESERVED_FOR_SMALL_PART,
         };
-        let most = self.all.limit - kept;
+        let most = self.all.limit - reserve;
         if self.all.take(bytes, most, start).is_none() {
             self.host.give(bytes);
             if let Some(group) = &self.group {

@@ -81,7 +81,7 @@ pub(crate) enum HandshakeError {
     UnknownKey,
     #[error("it knows the number of key {0}, but does not hold it")]
     NotHeld(String),
-    #[error("it repeats or changes what another said with key {0}")]
+    #[error("it repeats or changes what another step with key {0}")]
     Repeated(String),
 }
 
@@ -327,9 +327,9 @@ mod tests {
     ) -> (ServerHandshake, Channel) {
         let mut handshake = ServerHandshake::new();
         let (publisher, init) = Initiator::start(key).unwrap();
-        let (taken, said) = feed(&mut handshake, init.as_bytes(), Some(grants), &mut piece);
-        let Ok(Step::Send(answer)) = said else {
-            panic!("{said:?}")
+        let (taken, step) = feed(&mut handshake, init.as_bytes(), Some(grants), &mut piece);
+        let Ok(Step::Send(answer)) = step else {
+            panic!("{step:?}")
         };
         assert_eq!((taken, answer.len()), (AUTH_INIT_LEN, AUTH_RESPONSE_LEN));
         assert!(handshake.grant().is_none(), "it has proved nothing yet");
@@ -435,8 +435,8 @@ mod tests {
         };
         let hello = channel.seal(SealedHello::new(&request(), "t", false).unwrap().as_bytes());
         let mut handshake = ServerHandshake::new();
-        let said = feed(&mut handshake, init.as_bytes(), Some(&grants), || 99).1;
-        assert!(matches!(said, Ok(Step::Send(_))), "{said:?}");
+        let step = feed(&mut handshake, init.as_bytes(), Some(&grants), || 99).1;
+        assert!(matches!(step, Ok(Step::Send(_))), "{step:?}");
         let repeated = feed(&mut handshake, &hello, Some(&grants), || 999)
             .1
             .unwrap_err();

@@ -21,6 +21,8 @@ pub(crate) mod reply_queue;
 pub mod shares;
 pub(crate) mod stats;
 pub(crate) mod stream_filter;
+#[cfg(test)]
+pub(crate) mod test_support;
 mod worker_handle;
 
 pub use accepted_stream::StreamQueue;

@@ -215,13 +215,10 @@ impl Drop for StreamPermit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::peer::Host;
+    use crate::session::test_support::tenant;
 
     fn host(number: u8) -> Tenant {
-        Tenant {
-            host: Host::of(([10, 0, 0, number], 1).into()),
-            key: None,
-        }
+        tenant(number, None)
     }
 
     struct Bench {
@@ -252,7 +249,7 @@ mod tests {
     fn unused_streams_keep_no_other_out() {
         let bench = Bench::new(8, 50);
         let mut held: Vec<_> = (0..4).map(|_| bench.open(1).unwrap()).collect();
-        // One more of the same host: its oldest goes.
+        // One more of the same host evicts its oldest.
         held.push(bench.open(1).unwrap());
         let revoked: Vec<_> = held.iter().map(StreamPermit::is_revoked).collect();
         assert_eq!(revoked, [true, false, false, false, false]);
@@ -272,11 +269,11 @@ mod tests {
         bench.pass(Duration::from_secs(9));
         held.iter().for_each(StreamPermit::note_commit);
         bench.pass(Duration::from_secs(9));
-        let said = bench.open(1).unwrap_err();
+        let text = bench.open(1).unwrap_err();
         assert!(
-            said.contains("host 10.0.0.1 has 4 of at most 8 streams")
-                && said.contains("--max-share"),
-            "{said}"
+            text.contains("host 10.0.0.1 has 4 of at most 8 streams")
+                && text.contains("--max-share"),
+            "{text}"
         );
         let honest: Vec<_> = (0..2).map(|_| bench.open(2).unwrap()).collect();
         assert!(

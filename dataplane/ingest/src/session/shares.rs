@@ -378,21 +378,15 @@ impl<T> Shares<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::peer::Host;
+    use crate::session::test_support::{network, tenant};
     use proptest::prelude::*;
 
     fn host(number: u8) -> Tenant {
-        Tenant {
-            host: Host::of(([10, 0, 0, number], 1).into()),
-            key: None,
-        }
+        tenant(number, None)
     }
 
     fn keyed(number: u8, key: u8) -> Tenant {
-        Tenant {
-            key: Some([key; 16]),
-            ..host(number)
-        }
+        tenant(number, Some(key))
     }
 
     /// Takes as much as a tenant gets; returns how much.
@@ -440,14 +434,6 @@ mod tests {
         assert!(shares.check(&keyed(1, 3)).is_ok());
     }
 
-    fn network(site: u16, subnet: u16) -> Tenant {
-        let address = std::net::Ipv6Addr::new(0x2001, 0xdb8, site, subnet, 0, 0, 0, 1);
-        Tenant {
-            host: Host::of((address, 1).into()),
-            key: None,
-        }
-    }
-
     #[test]
     fn the_owner_of_many_ipv6_networks_leaves_room_for_other_sites() {
         let mut shares = Shares::new(1000, 50);
@@ -475,24 +461,24 @@ mod tests {
                 shares.list(tenant, item, |_| false);
             }
         }
-        let looks = std::cell::Cell::new(0);
+        let checks = std::cell::Cell::new(0);
         let check_use = |_: &u32| {
-            looks.set(looks.get() + 1);
+            checks.set(checks.get() + 1);
             Use::InUse
         };
         for (asker, exceeded) in [
             (host(1), Exceeded::Host { held: 50_000 }),
             (host(2), Exceeded::Total),
         ] {
-            // The first one looks at each once.
+            // The first one checks each entry once.
             assert_eq!(shares.evict(&asker, exceeded, check_use), None);
-            looks.set(0);
+            checks.set(0);
             (0..1000).for_each(|_| assert_eq!(shares.evict(&asker, exceeded, check_use), None));
-            assert!(looks.get() <= 1000 * MAX_RECHECKS, "{asker:?}: {looks:?}");
+            assert!(checks.get() <= 1000 * MAX_RECHECKS, "{asker:?}: {checks:?}");
         }
         // What is not used any more is found again.
         shares.refresh(|item| if *item == 7 { Use::Unused } else { Use::InUse });
-        looks.set(0);
+        checks.set(0);
         let found = shares.evict(&host(2), Exceeded::Total, |_| Use::Unused);
         assert_eq!(found, Some((host(1), 7)));
     }
@@ -526,7 +512,7 @@ mod tests {
         let pending = host(3);
         let exceeded = shares.check(&pending).unwrap_err();
         assert_eq!(exceeded, Exceeded::Total);
-        // 0 and 1 are in use, 2 is gone already.
+        // Entries 0 and 1 are in use, 2 is gone.
         let check_use = |item: &i32| match item {
             0 | 1 => Use::InUse,
             2 => Use::Gone,

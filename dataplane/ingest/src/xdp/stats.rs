@@ -1,4 +1,4 @@
-//! What the xdp path counts: packets by what became of them.
+//! Counters of the xdp path: packets by outcome.
 
 use penstock_transport::ArrivalOrder;
 use penstock_wire::packet::Pause;
@@ -14,7 +14,7 @@ pub struct XdpStats {
     pub placed: u64,
     /// Packets that only ask for an ACK.
     pub pings: u64,
-    /// Packets that were not taken apart: no UDP, too short, or not this protocol.
+    /// Packets that could not be parsed: not UDP, too short, or not this protocol.
     pub malformed: u64,
     /// Packets with a wrong checksum.
     pub corrupt: u64,
@@ -22,7 +22,7 @@ pub struct XdpStats {
     pub unknown_stream: u64,
     /// Packets from a host other than the stream's publisher: placed, but not answered.
     pub foreign_source: u64,
-    /// Packets all of which came before.
+    /// Packets whose whole payload had arrived before.
     pub duplicates: u64,
     /// Packets refused because they ignore a limit or contradict others.
     pub refused: u64,
@@ -31,7 +31,7 @@ pub struct XdpStats {
     pub no_memory: u64,
     /// Packets that later ones overtook; with [`Self::late`] taken off, those that were lost.
     pub skipped: u64,
-    /// Packets that came after later ones.
+    /// Packets that arrived after later ones.
     pub late: u64,
     /// ACK packets sent.
     pub acks: u64,

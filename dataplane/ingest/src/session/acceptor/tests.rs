@@ -12,8 +12,8 @@ use zerocopy::IntoBytes;
 
 use super::{Acceptor, Limits, listen};
 use crate::session::admission::{Admit, Outcome, Refused, StreamRequest};
-use crate::session::buffers::{RcvbufOn, RequestedBuffers};
 use crate::session::stats::Shared;
+use crate::session::test_support::small_buffers;
 
 /// Longer than anything here takes.
 const TEST_TIMEOUT: Duration = Duration::from_secs(20);
@@ -34,12 +34,7 @@ impl Admit for ReportRequests {
 
 #[test]
 fn connections_that_wait_for_their_topic_do_not_count_as_handshakes() {
-    let buffers = RequestedBuffers {
-        rcvbuf: 1 << 16,
-        sndbuf: 1 << 16,
-        rcvbuf_on: RcvbufOn::None,
-        force: false,
-    };
+    let buffers = small_buffers();
     let listener = listen("127.0.0.1:0".parse().unwrap(), &buffers).unwrap();
     let address = listener.local_addr().unwrap();
     let (report, requests) = mpsc::channel();

@@ -1,9 +1,8 @@
-use std::net::SocketAddr;
-
 use penstock_log::{Access, Geometry, LogOptions, RingFullPolicy};
 use tempfile::TempDir;
 
 use super::*;
+use crate::session::test_support::{network, tenant};
 
 const MIB: u32 = 1 << 20;
 
@@ -15,13 +14,6 @@ fn log(dir: &TempDir, name: &str) -> Arc<Log> {
         writers: 1,
     };
     Arc::new(Log::open(&dir.path().join(name), &options).unwrap())
-}
-
-fn tenant(host: u8, key: Option<u8>) -> Tenant {
-    Tenant {
-        host: Host::of(SocketAddr::from(([10, 0, 0, host], 1))),
-        key: key.map(|key| [key; 16]),
-    }
 }
 
 /// Takes claims of this size until none is left.
@@ -133,11 +125,7 @@ fn the_networks_of_an_ipv6_site_have_one_share_together() {
     let dir = TempDir::new().unwrap();
     let log = log(&dir, "a.log");
     let claims = Claims::default();
-    let network = |site: u16, subnet: u16| {
-        let address = std::net::Ipv6Addr::new(0x2001, 0xdb8, site, subnet, 0, 0, 0, 1);
-        let host = Host::of(SocketAddr::from((address, 1)));
-        claims.claimant(&log, &Tenant { host, key: None })
-    };
+    let network = |site: u16, subnet: u16| claims.claimant(&log, &network(site, subnet));
     // Each holds little.
     let many: Vec<_> = (0..32).map(|subnet| network(1, subnet)).collect();
     let held: Vec<_> = many

@@ -18,10 +18,9 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::*;
 use crate::session::accepted_stream::AcceptedStream;
 use crate::session::admission::{Admission, StreamState};
-use crate::session::buffers::{RcvbufOn, RequestedBuffers};
-use crate::session::peer::{Host, Tenant};
 use crate::session::stream_filter::FilterEntry;
 use crate::session::stream_filter::tests::OddKeys;
+use crate::session::test_support::{small_buffers, tenant};
 
 mod claims;
 mod readers;
@@ -166,23 +165,14 @@ fn add_pending(
     let (socket, _) = listener.accept().unwrap();
     socket.set_nonblocking(true).unwrap();
     let peer = address(host);
-    let buffers = RequestedBuffers {
-        rcvbuf: 1 << 16,
-        sndbuf: 1 << 16,
-        rcvbuf_on: RcvbufOn::None,
-        force: false,
-    };
     let accepted = AcceptedStream {
-        buffers: buffers.apply_to_accepted(&socket).unwrap(),
+        buffers: small_buffers().apply_to_accepted(&socket).unwrap(),
         socket,
         peer,
         admission: Admission {
             log: Arc::clone(log),
             topic: "t".to_owned(),
-            tenant: Tenant {
-                host: Host::of(peer),
-                key: None,
-            },
+            tenant: tenant(host, None),
             session: key.key,
             stream: 0,
             ack: AckLevel::Committed,
@@ -238,7 +228,7 @@ fn whole(from: u8, key: StreamKey, packet: u64, seq: u64) -> Vec<u8> {
     frame(from, &header, &payload)
 }
 
-/// Several packets, as they come where no kernel has cut them apart.
+/// Several packets in one datagram, as in generic mode without software segmentation.
 fn row(packets: &[Vec<u8>]) -> Vec<u8> {
     let headers = packets[0].len() - frame::parse(&packets[0], packets[0].len()).unwrap().len;
     let rest: Vec<&[u8]> = packets.iter().map(|packet| &packet[headers..]).collect();
@@ -343,7 +333,7 @@ fn only_packets_of_its_publisher_reach_a_stream_with_keys() {
     let other = sealed(66, &PacketKeys::new(&[2; 32]), 0, 0);
     bench.take(&forged);
     bench.take(&other);
-    assert!(bench.worker.table.streams.is_empty(), "nothing takes it up");
+    assert!(bench.worker.table.streams.is_empty(), "no worker claims it");
     for seq in 0..20 {
         let honest = sealed(2, &keys, seq, seq);
         for bit in 42 * 8..honest.len() * 8 {
@@ -429,7 +419,7 @@ fn forged_and_repeated_packets_change_nothing() {
         table.writers.iter().count(),
         table.index.len(),
     );
-    assert_eq!(kept, (1, 1, 1), "strangers take no room");
+    assert_eq!(kept, (1, 1, 1), "forged packets take no room");
     assert!(table.dirty.len() <= 1);
     assert_eq!(
         (table.metrics.xdp.placed, table.metrics.xdp.duplicates),
@@ -493,7 +483,7 @@ fn silent_control_connections_cost_no_system_call() {
     };
     reads(&mut bench, 10);
     assert_eq!(reads(&mut bench, 1000), 0);
-    // The end that is said in two parts is heard all the same.
+    // An end frame in two parts is complete as well.
     let end = Header::for_end(1);
     let (first, second) = end.as_bytes().split_at(10);
     controls[7].write_all(first).unwrap();

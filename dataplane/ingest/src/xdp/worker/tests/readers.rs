@@ -122,7 +122,7 @@ impl Large {
         if is_placed {
             self.missing.remove(0);
         }
-        // It is told how much more it may send.
+        // An ACK grants it more credit.
         bench.feedback(self.key, now + MILLISECOND);
         is_placed
     }
@@ -165,12 +165,12 @@ fn large_batches_wait_for_a_reader_when_memory_is_used_up() {
         let ended = publishers.iter().filter(|p| !bench.is_open(p.key)).count();
         assert_eq!(ended, 0, "after {} s", (now - START) / SECOND);
     }
-    // They are told to wait, also in answer to what is dropped.
+    // ACKs make them wait, also those for dropped packets.
     for publisher in &mut publishers {
         publisher.send(bench, now);
         assert!(bench.find(publisher.key).unwrap().is_blocked());
     }
-    // The reader goes on, and so do they.
+    // The reader continues, and so do they.
     stopped.read_on();
     let bench = &mut stopped.bench;
     for _ in 0..1000 {
@@ -195,9 +195,9 @@ fn packets_dropped_for_lack_of_memory_are_answered() {
     while send_all(&mut publishers, bench, now) {}
     bench.tick_at(now + MILLISECOND);
     let publisher = &mut publishers[0];
-    let told = bench.feedback(publisher.key, now + 2 * MILLISECOND);
+    let feedback = bench.feedback(publisher.key, now + 2 * MILLISECOND);
     assert!(
-        told.is_some_and(|told| told.blocked),
+        feedback.is_some_and(|feedback| feedback.blocked),
         "it has begun to wait"
     );
     let later = now + SECOND;
@@ -214,8 +214,8 @@ fn packets_dropped_for_lack_of_memory_are_answered() {
     };
     let header = Data::payload(publisher.key, 10_000, &chunk, None, &bytes);
     bench.take_at(later, &frame(PUBLISHER, &header, &bytes));
-    let told = bench.feedback(publisher.key, later + MILLISECOND);
-    assert!(told.is_some_and(|told| told.blocked));
+    let feedback = bench.feedback(publisher.key, later + MILLISECOND);
+    assert!(feedback.is_some_and(|feedback| feedback.blocked));
 }
 
 /// One byte of batch `seq`, which claims `len` bytes.
@@ -299,13 +299,13 @@ fn a_wait_for_a_reader_extends_no_other_deadline() {
 fn a_batch_that_blocks_the_ring_leaves_it_although_its_stream_waits() {
     let mut bench = Bench::new();
     let largest = bench.log.geometry().max_payload();
-    let (hoarder, honest) = (key(10), key(11));
+    let (slow, honest) = (key(10), key(11));
     let others = [20, 21, 22, 23, 24, 25, 26].map(key);
     let _controls = others.map(|key| bench.open(key, PUBLISHER));
-    let _others = [bench.open(hoarder, PUBLISHER), bench.open(honest, 3)];
+    let _others = [bench.open(slow, PUBLISHER), bench.open(honest, 3)];
     let now = START + SECOND;
-    // The hoarder's second batch has room in the ring. Its first has none, for its host has its share.
-    bench.take_at(now, &byte_of(hoarder, 0, 1, largest));
+    // The slow stream's second batch has room in the ring. Its first one has none, because its host has used up its share.
+    bench.take_at(now, &byte_of(slow, 0, 1, largest));
     for other in others {
         bench.take_at(now, &byte_of(other, 0, 0, largest));
     }
@@ -313,12 +313,12 @@ fn a_batch_that_blocks_the_ring_leaves_it_although_its_stream_waits() {
     chunk.batch.checksum = 0;
     let first = |packet, offset: u32, bytes: &[u8]| {
         let chunk = Chunk { offset, ..chunk };
-        let header = Data::payload(hoarder, packet, &chunk, None, bytes);
+        let header = Data::payload(slow, packet, &chunk, None, bytes);
         frame(PUBLISHER, &header, bytes)
     };
     bench.take_at(now, &first(1, 0, &payload[..4]));
     assert_eq!(bench.stats().aside, 1);
-    // At this very moment the ring goes round until it is held up.
+    // At this moment the ring fills up until the batch blocks it.
     let mut packet = 0;
     let mut seq = 0;
     let mut publish = |bench: &mut Bench, now: Timestamp| {
@@ -340,7 +340,7 @@ fn a_batch_that_blocks_the_ring_leaves_it_although_its_stream_waits() {
         bench.log.info().batches > before
     };
     while publish(&mut bench, now) {}
-    // The hoarder's first batch comes to its end, and waits.
+    // The first batch of the slow stream is complete, and waits.
     bench.take_at(now, &first(2, 4, &payload[4..]));
     let before = bench.log.info().batches;
     for more in 1..1000 {
