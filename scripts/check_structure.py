@@ -12,9 +12,7 @@ import sys
 
 MAX_LINES = 600
 # Files that are longer today, with the length that they must not exceed. Shorten them; add none.
-LONGER = {
-    "publisher/src/stream/datagram.rs": 840,
-}
+LONGER = {}
 
 TESTS = re.compile(r"^#\[cfg\((?:test|all\(test.*)\)\]\n(?:pub(?:\(.*?\))? )?mod \w+ \{", re.MULTILINE)
 PATH = re.compile(r"\bcrate::(\w+)")

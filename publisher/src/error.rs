@@ -226,6 +226,14 @@ pub enum Error {
 }
 
 impl Error {
+    /// The path does not work, or no longer.
+    pub(crate) fn path_dead(broker: &str, reason: impl Into<String>) -> Self {
+        Self::PathDead {
+            broker: broker.to_owned(),
+            reason: reason.into(),
+        }
+    }
+
     /// Whether the error may be that of a broker, or a host, which is just starting: nothing listens at
     /// the address yet, or it is unreachable.
     pub(crate) fn nobody_listens(&self) -> bool {
