@@ -4,11 +4,8 @@ use clap::Parser;
 
 use crate::cli::Cli;
 
-#[cfg(fuzzing)]
-libfuzzer_sys::fuzz_target!(|data: &[u8]| flags(data));
-
 /// Flags, one a line: a configuration that can be served, or a message.
-fn flags(data: &[u8]) {
+pub fn flags(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let words = ["penstock-broker"].into_iter().chain(text.lines());
     let config = match Cli::try_parse_from(words).map(Cli::check) {

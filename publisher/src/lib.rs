@@ -25,6 +25,8 @@ mod failure;
 mod latency;
 mod linger;
 mod net;
+#[doc(hidden)]
+pub mod program;
 mod publisher;
 mod session_opener;
 mod shared;

@@ -25,6 +25,8 @@
 //! ```
 
 mod account;
+#[doc(hidden)]
+pub mod program;
 mod subscriber;
 
 pub use account::{Account, StreamAccount, Trouble};

@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::{Config, Mode, Transmit};
 use anyhow::{Result, bail};
 use bytesize::ByteSize;
 use clap::{Parser, ValueEnum};
 use penstock_flags::{BareUnit, MAX_SOCKET_BUFFER, MIN_SOCKET_BUFFER, duration, size, size_text};
-use penstock_publisher::{Config, Mode, Transmit};
 use penstock_runtime::address::{AddressError, check_broker};
 use penstock_wire::handshake::{AckLevel, MAX_STREAMS, OrderLevel, check_topic};
 

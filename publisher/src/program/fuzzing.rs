@@ -2,13 +2,10 @@
 
 use clap::Parser;
 
-use crate::cli::{Cli, Job};
-
-#[cfg(fuzzing)]
-libfuzzer_sys::fuzz_target!(|data: &[u8]| flags(data));
+use super::cli::{Cli, Job};
 
 /// Flags, one a line: a plan that comes to an end, or a message.
-fn flags(data: &[u8]) {
+pub fn flags(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let words = ["penstock-publisher"].into_iter().chain(text.lines());
     let plan = match Cli::try_parse_from(words).map(|cli| cli.plan(true)) {

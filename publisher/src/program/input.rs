@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
 
-use crate::cli::{Job, STDIN, Split};
+use super::cli::{Job, STDIN, Split};
 
 const BUFFER: usize = 256 << 10;
 /// Time that a read waits before it checks whether it should stop, milliseconds.

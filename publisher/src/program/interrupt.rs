@@ -6,13 +6,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use crate::{Canceller, Progress};
 use anyhow::{Context, Result};
 use penstock_process::exit::INTERRUPTED;
-use penstock_publisher::{Canceller, Progress};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::PROGRAM;
+use super::PROGRAM;
 
 /// Time for work in progress to end after the signal: a handshake, or the acks of published messages.
 const GRACE: Duration = Duration::from_secs(2);

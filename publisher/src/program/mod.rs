@@ -1,10 +1,8 @@
-//! `penstock-publisher`: publishes real input or synthetic load.
-
-#![cfg_attr(fuzzing, no_main)]
+//! The program `penstock-publisher`: publishes real input or synthetic load.
 
 mod cli;
 #[cfg(any(test, fuzzing))]
-mod fuzzing;
+pub mod fuzzing;
 mod input;
 mod interrupt;
 mod pace;
@@ -16,17 +14,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use penstock_process::{Program, exit, output, progress, usage};
-use penstock_publisher::{Config, Publisher, Summary};
 use penstock_runtime::profile::ProcessUsage;
 use penstock_runtime::sleep;
 use serde::Serialize;
 
-use cli::{Cli, Format, Plan};
-use input::Source;
-use interrupt::Interrupt;
-use pace::Pace;
+pub use self::cli::Cli;
+use self::cli::{Format, Plan};
+use self::input::Source;
+use self::interrupt::Interrupt;
+use self::pace::Pace;
+use crate::{Config, Publisher, Summary};
 
-const PROGRAM: Program = Program {
+/// How the program presents itself.
+pub const PROGRAM: Program = Program {
     name: "penstock-publisher",
     log_variable: "RUST_LOG",
     log_level: "warn",
@@ -50,13 +50,15 @@ struct Output<'a> {
     usage: ProcessUsage,
 }
 
-fn main() -> ExitCode {
-    penstock_process::run(PROGRAM, |cli: Cli| {
-        run(cli.plan(input::is_piped()).map_err(usage)?)
-    })
+/// Publishes what the command line asks for.
+///
+/// # Errors
+/// If the settings are wrong, input cannot be read, or a message was not delivered.
+pub fn run(cli: Cli) -> Result<ExitCode> {
+    execute(cli.plan(input::is_piped()).map_err(usage)?)
 }
 
-fn run(mut plan: Plan) -> Result<ExitCode> {
+fn execute(mut plan: Plan) -> Result<ExitCode> {
     let interrupt = Interrupt::watch()?;
     let key = plan.key.as_deref().map(penstock_auth::read_key).transpose();
     plan.config.key = key.context("--auth-key")?;
@@ -69,7 +71,7 @@ fn run(mut plan: Plan) -> Result<ExitCode> {
     let closed = match published {
         Ok(()) => publisher.close().map_err(anyhow::Error::from),
         // The publisher was cancelled: the summary shows how far it got.
-        Err(Halt::Publisher(penstock_publisher::Error::Failed)) if interrupt.came() => {
+        Err(Halt::Publisher(crate::Error::Failed)) if interrupt.came() => {
             publisher.close().map_err(anyhow::Error::from)
         }
         // Messages before an input error are still delivered.
@@ -100,7 +102,7 @@ enum Halt {
     /// The input cannot be read any further.
     Input(anyhow::Error),
     /// The publisher accepts no more messages.
-    Publisher(penstock_publisher::Error),
+    Publisher(crate::Error),
 }
 
 fn publish(

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::Start;
 use clap::{Parser, ValueEnum};
 use penstock_flags::{BareUnit, duration};
-use penstock_subscriber::Start;
 use penstock_wire::handshake::MAX_STREAMS;
 
 const EXAMPLES: &str = "\

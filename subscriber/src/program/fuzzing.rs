@@ -2,13 +2,10 @@
 
 use clap::Parser;
 
-use crate::cli::Cli;
-
-#[cfg(fuzzing)]
-libfuzzer_sys::fuzz_target!(|data: &[u8]| flags(data));
+use super::cli::Cli;
 
 /// Flags, one a line: what to read, or a message.
-fn flags(data: &[u8]) {
+pub fn flags(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let words = ["penstock-subscriber"].into_iter().chain(text.lines());
     match Cli::try_parse_from(words) {

@@ -1,10 +1,8 @@
-//! `penstock-subscriber`: prints, counts and checks what is in a topic's log.
-
-#![cfg_attr(fuzzing, no_main)]
+//! The program `penstock-subscriber`: prints, counts and checks what is in a topic's log.
 
 mod cli;
 #[cfg(any(test, fuzzing))]
-mod fuzzing;
+pub mod fuzzing;
 mod output;
 
 use std::io;
@@ -17,12 +15,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use penstock_log::{ReadError, report_shortened_logs};
 use penstock_process::{Program, exit};
-use penstock_subscriber::{Account, Event, OpenError, Received, Start, Subscriber, Trouble};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use tracing::{info, warn};
 
-use cli::Cli;
-use output::Printer;
+pub use self::cli::Cli;
+use self::output::Printer;
+use crate::{Account, Event, OpenError, Received, Start, Subscriber, Trouble};
 
 /// Exit code when batches were overwritten before they were read.
 const LOST: u8 = 3;
@@ -35,7 +33,8 @@ const OPEN_RETRY: Duration = Duration::from_millis(50);
 /// Time for a broker to set mode, group and registry of a log that it has just created.
 const SETTLING: Duration = Duration::from_secs(2);
 
-const PROGRAM: Program = Program {
+/// How the program presents itself.
+pub const PROGRAM: Program = Program {
     name: "penstock-subscriber",
     log_variable: "RUST_LOG",
     log_level: "warn",
@@ -43,11 +42,14 @@ const PROGRAM: Program = Program {
     log_thread: true,
 };
 
-fn main() -> ExitCode {
-    penstock_process::run(PROGRAM, |cli: Cli| {
-        let run = Run::start(&cli)?;
-        run.map_or(Ok(ExitCode::SUCCESS), Run::finish)
-    })
+/// Reads the log that the command line names.
+///
+/// # Errors
+/// If the log cannot be read, or the output not written.
+#[allow(clippy::needless_pass_by_value, reason = "the program ends with it")]
+pub fn run(cli: Cli) -> Result<ExitCode> {
+    let run = Run::start(&cli)?;
+    run.map_or(Ok(ExitCode::SUCCESS), Run::finish)
 }
 
 /// One reading of a log.

@@ -2,14 +2,14 @@
 
 use std::io::{self, BufWriter, IsTerminal, Write};
 
+use crate::{Account, StreamAccount};
 use anyhow::Result;
 use penstock_log::{LogInfo, Overwritten};
 use penstock_process::output::{Stdout, print_line, print_to_stderr};
 use penstock_process::text::visible;
-use penstock_subscriber::{Account, StreamAccount};
 use serde::Serialize;
 
-use crate::cli::{Cli, Format, Output};
+use super::cli::{Cli, Format, Output};
 
 const BUFFER: usize = 256 << 10;
 
