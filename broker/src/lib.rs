@@ -5,6 +5,7 @@
 
 mod cli;
 mod earlier;
+mod end;
 mod following;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
@@ -18,11 +19,13 @@ mod privileges;
 mod report;
 mod server;
 mod sessions;
+mod setup;
 mod signals;
 mod threads;
 mod topic_policy;
 mod topics;
 mod upkeep;
+mod watch;
 mod xdp;
 mod xdp_settings;
 

@@ -281,6 +281,40 @@ fn a_thread_that_ends_ends_the_broker_with_a_report() {
     }
 }
 
+#[test]
+fn an_error_after_the_first_thread_ends_the_broker_with_a_report() {
+    let full_disk = || File::options().write(true).open("/dev/full").unwrap();
+    let (_reader, unread) = full_pipe(false);
+    let no_such_core = vec!["--cpus", "1023"];
+    for (stdout, flags, error) in [
+        (
+            Stdio::from(full_disk()),
+            vec![],
+            "cannot write to stdout: No space left",
+        ),
+        (unread, vec![], "cannot write to stdout: "),
+        (
+            Stdio::piped(),
+            no_such_core,
+            "cannot pin a worker to core 1023",
+        ),
+    ] {
+        let place = Place::new();
+        let (manager, mut command) = managed(&place);
+        command.args(flags).stdout(stdout).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut stderr = BufReader::new(child.stderr.take().unwrap());
+        let said = line_with(&mut stderr, "penstock-broker: ");
+        assert!(said.contains(error), "{said}");
+        assert_eq!(child.wait().unwrap().code(), Some(1), "{error}");
+        let report = place.report();
+        let ended_by = report["ended_by"].as_str().unwrap();
+        assert!(ended_by.starts_with(error), "{ended_by}");
+        assert_eq!(report["failures"], serde_json::json!([ended_by]));
+        assert!(state(&manager).starts_with("STOPPING=1"), "{error}");
+    }
+}
+
 /// The next message to the service manager.
 fn heard(manager: &UnixDatagram) -> String {
     let mut bytes = [0; 4096];
