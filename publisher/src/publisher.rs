@@ -184,26 +184,11 @@ impl Publisher {
         Ok(())
     }
 
-    /// Sends the rest, ends every stream and waits until everything is acknowledged, unless cancelled.
-    ///
-    /// # Errors
-    /// The failure of a stream; what was acked before it is in [`Publisher::progress`].
-    pub fn close(mut self) -> Result<Summary, Error> {
-        self.stop_linger();
-        let mut front = lock(&self.open);
-        front.check_in(&mut self.appender);
-        match front.seal() {
-            Err(Error::Failed) if self.is_cancelled() => {}
-            sealed => sealed?,
-        }
-        // Without senders the streams see that no more comes.
-        front.streams.clear();
-        self.shared.closed.store(true, Ordering::Release);
-        let total_messages = front.total_messages + u64::from(front.messages);
-        let first = front.first;
-        let mut stages = front.stages.clone();
-        drop(front);
-        self.wake_all();
+    /// Waits for the end of every stream; adds up where their time went.
+    fn join_streams(
+        &mut self,
+        stages: &mut StageTimer<PublishStage>,
+    ) -> Result<(Vec<StreamSummary>, AckLatencyHistogram), Error> {
         let mut waits = AckLatencyHistogram::default();
         let mut results = Vec::with_capacity(self.results.len());
         for result in std::mem::take(&mut self.results) {
@@ -226,6 +211,30 @@ impl Publisher {
                 Err(error) => return Err(error),
             }
         }
+        Ok((results, waits))
+    }
+
+    /// Sends the rest, ends every stream and waits until everything is acknowledged, unless cancelled.
+    ///
+    /// # Errors
+    /// The failure of a stream; what was acked before it is in [`Publisher::progress`].
+    pub fn close(mut self) -> Result<Summary, Error> {
+        self.stop_linger();
+        let mut front = lock(&self.open);
+        front.check_in(&mut self.appender);
+        match front.seal() {
+            Err(Error::Failed) if self.is_cancelled() => {}
+            sealed => sealed?,
+        }
+        // Without senders the streams see that no more comes.
+        front.streams.clear();
+        self.shared.closed.store(true, Ordering::Release);
+        let total_messages = front.total_messages + u64::from(front.messages);
+        let first = front.first;
+        let mut stages = front.stages.clone();
+        drop(front);
+        self.wake_all();
+        let (results, waits) = self.join_streams(&mut stages)?;
         let elapsed = first.map_or(Duration::ZERO, |first| first.elapsed());
         let mut summary = self.sum_up(total_messages, elapsed, &stages, results);
         summary.ack_latency_us = waits.sum_up();
@@ -295,7 +304,7 @@ impl Publisher {
 
     fn wake_all(&self) {
         for waker in &self.wakers {
-            // A stream that cannot be woken looks around by itself, a little later.
+            // A stream that cannot be woken checks by itself a little later.
             let _ = waker.wake();
         }
     }

@@ -176,12 +176,27 @@ impl ReceiverModel {
     }
 }
 
-/// Any sequence of batches, ACKs and moments at a stream's sending end: whatever a broker tells, it
+/// A sending end, and what is known about it from outside.
+struct SenderModel {
+    sender: Sender,
+    feedback: Feedback,
+    credit: u64,
+    now: Timestamp,
+    first: u64,
+    /// Length and position of each batch.
+    batches: Vec<(u32, u64)>,
+    /// Position behind the last batch.
+    end: u64,
+    /// Packets sent.
+    packets: u64,
+}
+
+/// Any sequence of batches, ACKs and moments at a stream's sending end: whatever a broker reports, it
 /// sends only what it has, and never beyond the credit.
 pub fn sender(data: &[u8]) {
     let mut numbers = Numbers(data);
     let first = numbers.number() % (1 << 40);
-    let mut credit = numbers.number();
+    let credit = numbers.number();
     let config = SenderConfig {
         first_batch: first,
         credit,
@@ -189,79 +204,94 @@ pub fn sender(data: &[u8]) {
         min_in_flight: 1 << 20,
         phase: Nanos::ZERO,
     };
-    let mut sender = Sender::new(&config, Timestamp::ZERO);
-    let mut told = Feedback::new(STREAM);
-    let mut now = Timestamp::ZERO;
-    // Length and position of each batch.
-    let mut batches: Vec<(u32, u64)> = Vec::new();
-    let (mut end, mut packets) = (0, 0);
+    let mut model = SenderModel {
+        sender: Sender::new(&config, Timestamp::ZERO),
+        feedback: Feedback::new(STREAM),
+        credit,
+        now: Timestamp::ZERO,
+        first,
+        batches: Vec::new(),
+        end: 0,
+        packets: 0,
+    };
     while !numbers.0.is_empty() {
-        now += Nanos::from_micros(numbers.number() % (1 << 40));
+        model.now += Nanos::from_micros(numbers.number() % (1 << 40));
+        let (now, packets) = (model.now, model.packets);
         match numbers.byte() % 8 {
-            0 | 1 if sender.has_room() => {
-                let len = numbers.length().max(1);
-                let seq = sender.push(len, 1, 0);
-                assert_eq!(seq, first + batches.len() as u64);
-                batches.push((len, end));
-                end += u64::from(len);
-            }
-            2 | 3 => {
-                for _ in 0..64 {
-                    let Some(transmit) = sender.poll_transmit(now) else {
-                        break;
-                    };
-                    assert_eq!(transmit.packet, packets, "a number is used once, in order");
-                    packets += 1;
-                    let Outgoing::Payload { chunk, len } = transmit.what else {
-                        continue;
-                    };
-                    assert!(chunk.batch.seq >= sender.committed());
-                    let (whole, position) = batches[(chunk.batch.seq - first) as usize];
-                    assert_eq!(whole, chunk.batch.len);
-                    assert!(len > 0 && chunk.offset + len <= whole);
-                    let reach = position + u64::from(chunk.offset + len);
-                    assert!(reach <= credit, "{reach} with a credit of {credit}");
-                }
-            }
-            4 if sender.next_timeout() <= now => sender.on_timeout(now),
+            0 | 1 if model.sender.has_room() => model.push(numbers.length().max(1)),
+            2 | 3 => model.transmit(),
+            4 if model.sender.next_timeout() <= now => model.sender.on_timeout(now),
             5 if packets > 0 => {
-                sender.on_too_large(now, packets - 1 - numbers.number() % packets);
+                let packet = packets - 1 - numbers.number() % packets;
+                model.sender.on_too_large(now, packet);
             }
-            6 => sender.probe(),
-            _ => {
-                told.committed = sender
-                    .committed()
-                    .saturating_add(numbers.number())
-                    .saturating_sub(1);
-                told.credit = credit
-                    .saturating_add(numbers.number().saturating_mul(64))
-                    .saturating_sub(64);
-                told.blocked = numbers.byte() % 8 == 0;
-                told.delay_us = numbers.number() as u32;
-                told.received.clear();
-                // As a packet can tell it: falling, with gaps between.
-                let mut below = packets + 1;
-                for _ in 0..numbers.byte() % 8 {
-                    let high = below.saturating_sub(1 + numbers.number() % 64);
-                    let low = high.saturating_sub(numbers.number() % 64);
-                    if high == 0 || low == 0 {
-                        break;
-                    }
-                    told.received.push((low - 1, high - 1));
-                    below = low - 1;
-                }
-                let before = sender.committed();
-                if sender.on_feedback(now, &told).is_ok() {
-                    credit = credit.max(told.credit);
-                    assert!(sender.committed() >= before);
-                } else {
-                    assert_eq!(sender.committed(), before);
-                }
-            }
+            6 => model.sender.probe(),
+            _ => model.take_feedback(&mut numbers),
         }
-        assert!(sender.uncommitted() <= MAX_OPEN_BATCHES);
-        assert!(sender.committed() <= first + batches.len() as u64);
-        let _ = sender.next_timeout();
+        assert!(model.sender.uncommitted() <= MAX_OPEN_BATCHES);
+        assert!(model.sender.committed() <= first + model.batches.len() as u64);
+        let _ = model.sender.next_timeout();
+    }
+}
+
+impl SenderModel {
+    fn push(&mut self, len: u32) {
+        let seq = self.sender.push(len, 1, 0);
+        assert_eq!(seq, self.first + self.batches.len() as u64);
+        self.batches.push((len, self.end));
+        self.end += u64::from(len);
+    }
+
+    fn transmit(&mut self) {
+        for _ in 0..64 {
+            let Some(transmit) = self.sender.poll_transmit(self.now) else {
+                return;
+            };
+            assert_eq!(
+                transmit.packet, self.packets,
+                "a number is used once, in order"
+            );
+            self.packets += 1;
+            let Outgoing::Payload { chunk, len } = transmit.what else {
+                continue;
+            };
+            assert!(chunk.batch.seq >= self.sender.committed());
+            let (whole, position) = self.batches[(chunk.batch.seq - self.first) as usize];
+            assert_eq!(whole, chunk.batch.len);
+            assert!(len > 0 && chunk.offset + len <= whole);
+            let (reach, credit) = (position + u64::from(chunk.offset + len), self.credit);
+            assert!(reach <= credit, "{reach} with a credit of {credit}");
+        }
+    }
+
+    fn take_feedback(&mut self, numbers: &mut Numbers<'_>) {
+        let before = self.sender.committed();
+        let feedback = &mut self.feedback;
+        feedback.committed = before.saturating_add(numbers.number()).saturating_sub(1);
+        feedback.credit = self
+            .credit
+            .saturating_add(numbers.number().saturating_mul(64))
+            .saturating_sub(64);
+        feedback.blocked = numbers.byte().is_multiple_of(8);
+        feedback.delay_us = numbers.number() as u32;
+        feedback.received.clear();
+        // As a packet can report it: falling, with gaps between.
+        let mut below = self.packets + 1;
+        for _ in 0..numbers.byte() % 8 {
+            let high = below.saturating_sub(1 + numbers.number() % 64);
+            let low = high.saturating_sub(numbers.number() % 64);
+            if high == 0 || low == 0 {
+                break;
+            }
+            feedback.received.push((low - 1, high - 1));
+            below = low - 1;
+        }
+        if self.sender.on_feedback(self.now, feedback).is_ok() {
+            self.credit = self.credit.max(feedback.credit);
+            assert!(self.sender.committed() >= before);
+        } else {
+            assert_eq!(self.sender.committed(), before);
+        }
     }
 }
 
