@@ -1,8 +1,9 @@
 //! What an interface is like.
 
-use std::ffi::CStr;
 use std::io;
 
+use nix::errno::Errno;
+use nix::net::if_::if_indextoname;
 use penstock_ebpf::Features;
 
 use crate::Error;
@@ -51,7 +52,7 @@ pub struct Master {
     pub kind: Option<String>,
 }
 
-/// All that matters here about an interface. What the driver does not tell is `None`.
+/// All that matters here about an interface. What the driver does not report is `None`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Facts {
     /// Its name, not an alternative one.
@@ -213,7 +214,7 @@ impl Facts {
 /// State of the link of an interface, by its number: names can be given anew.
 ///
 /// # Errors
-/// If the kernel does not tell.
+/// If the kernel does not report it.
 pub fn link(index: u32) -> io::Result<Link> {
     let Some(name) = name_of(index)? else {
         return Ok(Link::Gone);
@@ -235,18 +236,12 @@ pub fn link(index: u32) -> io::Result<Link> {
 /// # Errors
 /// If the kernel does not answer.
 pub fn name_of(index: u32) -> io::Result<Option<String>> {
-    let mut name = [0u8; libc::IF_NAMESIZE];
-    // SAFETY: the buffer has IF_NAMESIZE bytes, as the call requires.
-    if unsafe { libc::if_indextoname(index, name.as_mut_ptr().cast()) }.is_null() {
-        let error = io::Error::last_os_error();
-        return match error.raw_os_error() {
-            Some(libc::ENXIO | libc::ENODEV) => Ok(None),
-            // It asks through a socket of its own, for which there may be no descriptor.
-            _ => Err(error),
-        };
+    match if_indextoname(index) {
+        Ok(name) => Ok(Some(name.to_string_lossy().into_owned())),
+        Err(Errno::ENXIO | Errno::ENODEV) => Ok(None),
+        // It asks through a socket of its own, for which there may be no descriptor.
+        Err(error) => Err(error.into()),
     }
-    let name = CStr::from_bytes_until_nul(&name).expect("the kernel ends names with a zero");
-    Ok(Some(name.to_string_lossy().into_owned()))
 }
 
 /// The present number of receive queues, if the driver reports it.

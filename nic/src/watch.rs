@@ -1,11 +1,13 @@
 //! Follows an interface's name and addresses as they change.
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::netlink::{Address, Netlink};
 
@@ -97,21 +99,13 @@ impl Watch {
     /// # Errors
     /// The kernel's answer.
     pub fn wait_for(&self, limit: Duration) -> io::Result<bool> {
-        let mut event = libc::pollfd {
-            fd: self.events.as_raw_fd(),
-            events: libc::POLLIN,
-            revents: 0,
-        };
-        let millis = libc::c_int::try_from(limit.as_millis()).unwrap_or(libc::c_int::MAX);
-        // SAFETY: one pollfd, which outlives the call.
-        match unsafe { libc::poll(&raw mut event, 1, millis) } {
-            0 => Ok(false),
+        let mut events = [PollFd::new(self.events.as_fd(), PollFlags::POLLIN)];
+        let limit = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
+        match poll(&mut events, limit) {
+            Ok(0) | Err(Errno::EINTR) => Ok(false),
             // An error of the socket, too, is what `wait` returns.
-            1.. => self.wait().map(|()| true),
-            _ => match io::Error::last_os_error() {
-                error if error.kind() == io::ErrorKind::Interrupted => Ok(false),
-                error => Err(error),
-            },
+            Ok(_) => self.wait().map(|()| true),
+            Err(error) => Err(error.into()),
         }
     }
 

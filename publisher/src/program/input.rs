@@ -2,18 +2,19 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
+use nix::poll::{PollFd, PollFlags, poll};
 
 use super::cli::{Job, STDIN, Split};
 
 const BUFFER: usize = 256 << 10;
 /// Time that a read waits before it checks whether it should stop, milliseconds.
-const STOP_CHECK_MS: i32 = 100;
+const STOP_CHECK_MS: u16 = 100;
 
 /// Takes each message; `false` ends the input.
 type Sink<'a> = &'a mut dyn FnMut(&[u8]) -> bool;
@@ -197,16 +198,11 @@ struct Interruptible<'a, R> {
 impl<R: Read + AsFd> Read for Interruptible<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while !self.stop.load(Ordering::Relaxed) {
-            let mut wait = libc::pollfd {
-                fd: self.inner.as_fd().as_raw_fd(),
-                events: libc::POLLIN,
-                revents: 0,
-            };
-            // SAFETY: one pollfd, exclusively borrowed, with a descriptor that is open.
-            let ready = match unsafe { libc::poll(&raw mut wait, 1, STOP_CHECK_MS) } {
-                0 => continue,
-                -1 => Err(io::Error::last_os_error()),
-                _ => self.inner.read(buffer),
+            let mut wait = [PollFd::new(self.inner.as_fd(), PollFlags::POLLIN)];
+            let ready = match poll(&mut wait, STOP_CHECK_MS) {
+                Ok(0) => continue,
+                Ok(_) => self.inner.read(buffer),
+                Err(error) => Err(error.into()),
             };
             match ready {
                 // Another reader of the pipe was faster, or a signal arrived.
