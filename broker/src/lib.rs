@@ -10,7 +10,6 @@ mod following;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod keys;
-mod live;
 mod liveness;
 mod machine;
 mod memory;
@@ -21,6 +20,7 @@ mod server;
 mod sessions;
 mod setup;
 mod signals;
+mod stats_socket;
 mod threads;
 mod topic_policy;
 mod topics;

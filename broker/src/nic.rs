@@ -30,20 +30,20 @@ use crate::privileges;
 use crate::xdp_settings::XdpSettings;
 
 /// How long the broker waits at its end for the helper process, which may hang in a driver.
-const REVERT_PATIENCE: Duration = Duration::from_secs(60);
+const REVERT_WAIT: Duration = Duration::from_secs(60);
 /// Applying settings may take the link down for a moment.
-const CARRIER_PATIENCE: Duration = Duration::from_secs(10);
+const CARRIER_WAIT: Duration = Duration::from_secs(10);
 
 /// A prepared interface. Dropping it reverts the changes.
-pub struct Ready {
+pub struct PreparedNic {
     pub facts: Facts,
     /// The mode in which it runs the program.
     pub mode: Mode,
-    _keeper: Option<Keeper>,
+    _restore: Option<NicRestoreGuard>,
 }
 
 /// Compares the interface with what the xdp path needs; prints the necessary commands, or runs them.
-pub fn prepare(config: &XdpSettings, listen: SocketAddr) -> Result<Ready> {
+pub fn prepare(config: &XdpSettings, listen: SocketAddr) -> Result<PreparedNic> {
     let facts = Facts::read(&config.interface)?;
     let interface = &facts.interface.clone();
     if *interface != config.interface {
@@ -56,45 +56,45 @@ pub fn prepare(config: &XdpSettings, listen: SocketAddr) -> Result<Ready> {
     }
     clean_up(interface);
     let facts = Facts::by_index(facts.index)?;
-    tell(&facts);
+    log_facts(&facts);
     let wanted = wanted(config, mode, &facts, listen);
     let plan = penstock_nic::plan(&facts, &wanted)?;
     plan.notes
         .iter()
         .for_each(|note| warn!("{interface}: {note}"));
     let is_ours = |step: &Step| config.configure || step.kind == Kind::BusyPoll;
-    let (ours, told): (Vec<_>, Vec<_>) = plan.steps.into_iter().partition(is_ours);
-    advise(interface, &told)?;
+    let (ours, others): (Vec<_>, Vec<_>) = plan.steps.into_iter().partition(is_ours);
+    advise(interface, &others)?;
     if ours.is_empty() {
-        return Ok(Ready {
+        return Ok(PreparedNic {
             facts,
             mode,
-            _keeper: None,
+            _restore: None,
         });
     }
-    let keeper = match (make(&facts, &ours), config.configure) {
-        (Ok(keeper), _) => Some(keeper),
+    let guard = match (apply(&facts, &ours), config.configure) {
+        (Ok(guard), _) => Some(guard),
         (Err(error), true) => {
             return Err(error.context(format!("--configure-nic: cannot configure {interface}")));
         }
         (Err(error), false) => {
             warn!(
                 "{interface}: --busy-poll runs with interrupts still enabled: {error:#}; to defer them, run as root: {}",
-                line(&ours)
+                command_line(&ours)
             );
             None
         }
     };
     let facts = settled(&facts)?;
     for step in penstock_nic::plan(&facts, &wanted)?.steps {
-        if ours.contains(&step) && keeper.is_some() {
+        if ours.contains(&step) && guard.is_some() {
             warn!("{interface}: {} succeeded but had no effect", step.change);
         }
     }
-    Ok(Ready {
+    Ok(PreparedNic {
         facts,
         mode,
-        _keeper: keeper,
+        _restore: guard,
     })
 }
 
@@ -149,14 +149,14 @@ pub fn restore(interface: &str, when_gone: bool) -> Result<()> {
     // Opened now, because it may need a capability that is dropped later.
     let sysfs = Sysfs::open().ok();
     let taken = if when_gone {
-        be_patient()?;
+        ignore_signals()?;
         Undo::wait(directory, interface)?
     } else {
         Undo::find(directory, interface)?
     };
     match taken {
         Taken::Busy => bail!("a broker is using {interface}; it reverts its changes when it ends"),
-        Taken::Ours(undo) if !undo.is_empty() => take_back(undo, interface, sysfs.as_ref()),
+        Taken::Ours(undo) if !undo.is_empty() => revert(undo, interface, sysfs.as_ref()),
         Taken::Ours(undo) => Ok(undo.remove()?),
         Taken::Missing if when_gone => Ok(()),
         Taken::Missing => {
@@ -166,14 +166,15 @@ pub fn restore(interface: &str, when_gone: bool) -> Result<()> {
     }
 }
 
-/// Holds the file lock that shows that this process is alive.
-struct Keeper {
+/// Has a helper process restore the interface once this is dropped: it holds the file lock that shows that
+/// this process is alive.
+struct NicRestoreGuard {
     interface: String,
     undo: Option<Undo>,
     process: Child,
 }
 
-impl Keeper {
+impl NicRestoreGuard {
     fn start(undo: Undo, interface: &str) -> Result<Self> {
         let process = Command::new("/proc/self/exe")
             .args(["--restore-nic", interface, "--when-gone"])
@@ -196,19 +197,19 @@ impl Keeper {
     }
 }
 
-impl Drop for Keeper {
+impl Drop for NicRestoreGuard {
     fn drop(&mut self) {
         // Releasing the lock starts the helper process's work.
         self.undo = None;
         let interface = &self.interface;
-        match child::wait(&mut self.process, Instant::now() + REVERT_PATIENCE) {
+        match child::wait(&mut self.process, Instant::now() + REVERT_WAIT) {
             Ok(status) if status.success() => {}
             Ok(status) => warn!(
                 "{interface}: the helper process that reverts the changes ended with {status}; run penstock-broker --restore-nic {}",
                 quote(interface)
             ),
             Err(error) if error.kind() == ErrorKind::TimedOut => warn!(
-                "{interface}: the helper process {} that reverts the changes still runs after {REVERT_PATIENCE:?} and goes on; dmesg may say what the driver waits for",
+                "{interface}: the helper process {} that reverts the changes still runs after {REVERT_WAIT:?} and goes on; dmesg may say what the driver waits for",
                 self.process.id()
             ),
             Err(error) => {
@@ -220,13 +221,13 @@ impl Drop for Keeper {
     }
 }
 
-/// Runs the steps. Dropping the keeper reverts them; a failure reverts them at once.
-fn make(facts: &Facts, steps: &[Step]) -> Result<Keeper> {
+/// Runs the steps. Dropping the guard reverts them; a failure reverts them at once.
+fn apply(facts: &Facts, steps: &[Step]) -> Result<NicRestoreGuard> {
     let interface = &facts.interface;
     let Taken::Ours(undo) = Undo::take(Path::new(DIRECTORY), interface)? else {
         bail!("another broker has changed settings of {interface}");
     };
-    let mut keeper = Keeper::start(undo, interface)?;
+    let mut guard = NicRestoreGuard::start(undo, interface)?;
     let sysfs = Sysfs::open().ok();
     for Step {
         why,
@@ -236,13 +237,13 @@ fn make(facts: &Facts, steps: &[Step]) -> Result<Keeper> {
     } in steps
     {
         if let Reverse::Change(reverse) = reverse {
-            keeper.undo().remember(facts, reverse.clone())?;
+            guard.undo().remember(facts, reverse.clone())?;
         }
         let said = match (change.apply(sysfs.as_ref()), reverse) {
             (Err(error), Reverse::Change(_)) => {
                 // One that did not end may still be made: what takes it back is kept.
                 if !matches!(error, penstock_nic::Error::NoAnswer { .. }) {
-                    keeper.undo().forget_last()?;
+                    guard.undo().forget_last()?;
                 }
                 return Err(error.into());
             }
@@ -252,13 +253,13 @@ fn make(facts: &Facts, steps: &[Step]) -> Result<Keeper> {
             let number = rule_number(&said)
                 .with_context(|| format!("{change}: cannot find a rule number in {said:?}"))?;
             let words = ["-N", interface, "delete", number].map(str::to_owned);
-            keeper
+            guard
                 .undo()
                 .remember(facts, Change::Ethtool(words.to_vec()))?;
         }
         info!("{interface}: {why}: {change}; reverted at the end");
     }
-    Ok(keeper)
+    Ok(guard)
 }
 
 /// `Added rule with ID 1023`
@@ -267,12 +268,12 @@ fn rule_number(said: &str) -> Option<&str> {
     number.parse::<u32>().is_ok().then_some(number)
 }
 
-/// Reverts what an earlier broker left when it was killed together with its keeper.
+/// Reverts what an earlier broker left when it was killed together with its helper process.
 fn clean_up(interface: &str) {
     let cleaned = match Undo::find(Path::new(DIRECTORY), interface) {
         Ok(Taken::Ours(undo)) if !undo.is_empty() => {
             info!("{interface}: reverting the changes of an earlier broker");
-            take_back(undo, interface, Sysfs::open().ok().as_ref())
+            revert(undo, interface, Sysfs::open().ok().as_ref())
         }
         Ok(_) => Ok(()),
         Err(error) => Err(error.into()),
@@ -282,7 +283,7 @@ fn clean_up(interface: &str) {
     }
 }
 
-fn take_back(mut undo: Undo, interface: &str, sysfs: Option<&Sysfs>) -> Result<()> {
+fn revert(mut undo: Undo, interface: &str, sysfs: Option<&Sysfs>) -> Result<()> {
     // By index, because it may have been renamed.
     let now = Facts::by_index(undo.index()).ok();
     let done = undo.restore(now.as_ref(), sysfs)?;
@@ -304,13 +305,13 @@ fn take_back(mut undo: Undo, interface: &str, sysfs: Option<&Sysfs>) -> Result<(
 }
 
 /// Makes the waiting helper process ignore signals: it ends when its broker has ended, not before.
-fn be_patient() -> Result<()> {
+fn ignore_signals() -> Result<()> {
     let ignored = Arc::new(AtomicBool::new(false));
     for signal in [SIGHUP, SIGINT, SIGTERM] {
         signal_hook::flag::register(signal, Arc::clone(&ignored))
             .context("cannot ignore signals")?;
     }
-    privileges::give_up(None, privileges::CHANGE_INTERFACES)?;
+    privileges::drop_privileges(None, privileges::CHANGE_INTERFACES)?;
     Ok(())
 }
 
@@ -335,7 +336,7 @@ fn wanted(config: &XdpSettings, mode: Mode, facts: &Facts, listen: SocketAddr) -
     }
 }
 
-fn tell(facts: &Facts) {
+fn log_facts(facts: &Facts) {
     info!(
         interface = facts.interface,
         driver = facts.driver_name(),
@@ -382,7 +383,7 @@ fn advise(interface: &str, steps: &[Step]) -> Result<()> {
     Ok(())
 }
 
-fn line(steps: &[Step]) -> String {
+fn command_line(steps: &[Step]) -> String {
     let commands: Vec<_> = steps.iter().map(|step| step.change.to_string()).collect();
     commands.join("; ")
 }
@@ -392,7 +393,7 @@ fn settled(before: &Facts) -> Result<Facts> {
     let start = Instant::now();
     while before.link == Link::Up
         && penstock_nic::link(before.index).context("cannot see the link")? == Link::NoCarrier
-        && start.elapsed() < CARRIER_PATIENCE
+        && start.elapsed() < CARRIER_WAIT
     {
         thread::sleep(Duration::from_millis(50));
     }

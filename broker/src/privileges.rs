@@ -1,7 +1,7 @@
 //! Least privilege: what setting up needs, and its end once everything is open.
 //!
 //! Capabilities belong to threads, and a new thread has those of the one that starts it. So they go
-//! before threads are started; a thread that needs one for good is started just before the last ones
+//! before threads are started; a thread that keeps one is started just before the last ones
 //! go.
 
 use std::ffi::CString;
@@ -21,7 +21,7 @@ pub const XDP: &[Capability] = &[
 pub const FORCE_BUFFERS: &[Capability] = &[Capability::CAP_NET_ADMIN];
 /// Settings of an interface.
 pub const CHANGE_INTERFACES: &[Capability] = &[Capability::CAP_NET_ADMIN];
-/// Becoming somebody else.
+/// Switching to another user.
 const SWITCH_USER: &[Capability] = &[Capability::CAP_SETGID, Capability::CAP_SETUID];
 
 /// Fails unless this process has what `purpose` takes; the message names what is missing.
@@ -38,7 +38,7 @@ pub fn require(purpose: &str, needed: &[Capability]) -> Result<()> {
     let missing = needed
         .iter()
         .filter(|capability| !have.contains(capability));
-    let program = std::env::current_exe().context("cannot tell where this program is")?;
+    let program = std::env::current_exe().context("cannot find the path of this program")?;
     bail!(
         "{purpose} needs {}, which this process does not have: run it with sudo, or give them to the program: sudo setcap {}+ep {}",
         names(missing),
@@ -59,9 +59,9 @@ pub fn find_user(name: &str) -> Result<User> {
     Ok(user)
 }
 
-/// Becomes the user, for good, and gives up every capability but `kept`. Must be called while there
+/// Switches to the user permanently and drops every capability but `kept`. Must be called while there
 /// is one thread only. Returns whether there was any capability.
-pub fn give_up(user: Option<&User>, kept: &[Capability]) -> Result<bool> {
+pub fn drop_privileges(user: Option<&User>, kept: &[Capability]) -> Result<bool> {
     let before = caps::read(None, CapSet::Permitted)
         .context("cannot read the capabilities of this process")?;
     if let Some(user) = user.filter(|user| user.uid != getuid()) {

@@ -17,12 +17,12 @@ use tracing::{info, warn};
 
 use crate::cli::Config;
 use crate::end::{End, Failures};
-use crate::live::{self, Live, Sources};
 use crate::liveness::{Liveness, Pulse};
 use crate::report::Report;
 use crate::sessions::Sessions;
 use crate::setup::{ForThreads, Setup};
 use crate::signals::SignalPipes;
+use crate::stats_socket::{self, Sources, StatsSocket};
 use crate::threads::{spawn, spawn_pinned};
 use crate::topics::{Job, Topics};
 use crate::upkeep::Upkeep;
@@ -87,7 +87,7 @@ struct Broker<'a> {
     waker: Arc<Poller>,
     threads: Threads,
     /// The socket for live figures; removed when dropped.
-    live: Option<Live>,
+    stats_socket: Option<StatsSocket>,
 }
 
 /// What the threads run.
@@ -123,7 +123,7 @@ impl<'a> Broker<'a> {
             liveness: Liveness::new(setup.manager.watchdog(), log_bytes),
             waker,
             threads: Threads::default(),
-            live: None,
+            stats_socket: None,
             setup,
         }
     }
@@ -250,7 +250,7 @@ impl<'a> Broker<'a> {
             tcp: handles(&self.threads.workers),
             xdp: handles(&self.threads.xdp_workers),
         };
-        let served = live::serve(
+        let served = stats_socket::serve(
             &self.config.buffer_dir,
             self.config.log.access,
             sources,
@@ -259,7 +259,7 @@ impl<'a> Broker<'a> {
             &pulse,
         );
         match served {
-            Ok(live) => self.live = Some(live),
+            Ok(socket) => self.stats_socket = Some(socket),
             Err(error) => {
                 warn!("penstock-lab diagnose cannot read live figures: {error:#}");
                 self.liveness.forget("figures");

@@ -83,7 +83,7 @@ impl Setup {
             true => privileges::FORCE_BUFFERS,
             false => &[],
         };
-        if privileges::give_up(user.as_ref(), kept)? {
+        if privileges::drop_privileges(user.as_ref(), kept)? {
             let kept = (!kept.is_empty()).then(|| privileges::names(kept));
             info!(user = config.user, kept, "privileges dropped");
         }
@@ -161,9 +161,9 @@ fn open_xdp(
     };
     let open = || {
         privileges::require("it", privileges::XDP)?;
-        let ready = nic::prepare(wanted, address)?;
+        let prepared = nic::prepare(wanted, address)?;
         let most = config.limits.max_connections;
-        Xdp::open(wanted, ready, address, most, shared, stop)
+        Xdp::open(wanted, prepared, address, most, shared, stop)
     };
     match open() {
         Ok(open) => Ok(Some(open)),

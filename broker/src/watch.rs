@@ -81,7 +81,7 @@ impl Watch<'_> {
         };
         // Without a free descriptor the link cannot be checked for now.
         let now = penstock_nic::link(xdp.facts().index).unwrap_or(link);
-        xdp.look_at_queues();
+        xdp.check_queues();
         if now != link {
             log_link(&xdp.name(), now);
             if now == Link::Gone {

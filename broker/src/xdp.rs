@@ -17,7 +17,7 @@ use serde::Serialize;
 use tracing::{info, warn};
 
 use crate::following::Follower;
-use crate::nic::Ready;
+use crate::nic::PreparedNic;
 use crate::xdp_settings::XdpSettings;
 
 /// Headers of IPv4 and UDP.
@@ -37,7 +37,120 @@ pub struct Xdp {
     pending_streams: Arc<PendingStreams>,
     follower: Option<Follower>,
     /// Dropped last: the settings are reverted after the program is removed.
-    interface: Ready,
+    interface: PreparedNic,
+}
+
+/// The buffers that packets are received into.
+#[derive(Debug, Clone, Copy)]
+struct Buffers {
+    mtu: u32,
+    /// The longest packet that the program sees.
+    longest: u32,
+    /// The kernel copies packets into the buffers.
+    copy: bool,
+    /// The driver writes packets straight into the buffers.
+    driver_writes: bool,
+    /// Bytes of a buffer.
+    frame_size: u32,
+}
+
+impl Buffers {
+    fn new(config: &XdpSettings, facts: &Facts, mode: Mode) -> Self {
+        let longest = match mode {
+            Mode::Generic => LONGEST_PACKET,
+            Mode::Native | Mode::Auto => facts.mtu,
+        };
+        // A generic program sees packets after the kernel has copied them.
+        let copy = config.copy || mode == Mode::Generic;
+        let driver_writes = !copy && facts.xdp.is_some_and(|xdp| xdp.zero_copy);
+        Self {
+            mtu: facts.mtu,
+            longest,
+            copy,
+            driver_writes,
+            frame_size: frame_size(longest, driver_writes),
+        }
+    }
+
+    /// Bytes of payload that a buffer takes, at most.
+    fn packet(&self) -> u32 {
+        (self.mtu - IP_UDP).min(self.frame_size - HEADROOM)
+    }
+
+    /// The largest datagram that a packet in several buffers can be.
+    fn max_datagram(&self) -> u32 {
+        let buffers = MAX_BUFFERS as u32 * (self.frame_size - HEADROOM);
+        self.mtu.min(buffers - ETHERNET) - IP_UDP
+    }
+
+    /// Whether a packet of this size fits into one buffer.
+    fn fits(&self, packet: u32) -> bool {
+        fits(packet, self.frame_size, self.driver_writes)
+    }
+}
+
+/// The sockets of all queues.
+struct Sockets {
+    /// Those of each worker.
+    by_worker: Vec<Vec<XskRxSocket>>,
+    /// Whether all of them receive without a copy.
+    zero_copy: bool,
+}
+
+impl Sockets {
+    /// Opens `sharing` sockets on each queue, spreads them over the workers and has the program redirect to
+    /// them.
+    fn open(
+        config: &XdpSettings,
+        facts: &Facts,
+        buffers: &Buffers,
+        queues: &[usize],
+        sharing: u32,
+        steering: &mut Steering,
+    ) -> Result<Self> {
+        let mut by_worker: Vec<Vec<XskRxSocket>> =
+            (0..config.workers).map(|_| Vec::new()).collect();
+        let mut zero_copy = true;
+        let mut next = 0;
+        for &queue in queues {
+            let settings = XskRxConfig {
+                interface: facts.interface.clone(),
+                queue: queue as u32,
+                ring: config.ring,
+                frame_size: buffers.frame_size,
+                several_buffers: !buffers.fits(buffers.longest),
+                copy: buffers.copy,
+                busy_poll: config.busy_poll,
+            };
+            let ports = open_queue(&settings, sharing, buffers)?;
+            for (number, port) in ports.into_iter().enumerate() {
+                zero_copy &= port.is_zero_copy();
+                steering.insert(queue as u32, number as u32, port.fd())?;
+                by_worker[next % config.workers].push(port);
+                next += 1;
+            }
+        }
+        Ok(Self {
+            by_worker,
+            zero_copy,
+        })
+    }
+}
+
+/// Opens the sockets of one queue. Before Linux 6.6 a packet has one buffer; packets of the size of the MTU
+/// may fit.
+fn open_queue(settings: &XskRxConfig, sharing: u32, buffers: &Buffers) -> Result<Vec<XskRxSocket>> {
+    let opened = XskRxSocket::open(settings, sharing).or_else(|error| {
+        if !settings.several_buffers || !buffers.fits(buffers.mtu) {
+            return Err(error);
+        }
+        let settings = XskRxConfig {
+            several_buffers: false,
+            ..settings.clone()
+        };
+        XskRxSocket::open(&settings, sharing)
+    });
+    Ok(opened?)
 }
 
 /// The path's part of the report.
@@ -60,21 +173,20 @@ impl Xdp {
     /// socket would only report that the queue is busy.
     pub fn open(
         config: &XdpSettings,
-        ready: Ready,
+        nic: PreparedNic,
         listen: SocketAddr,
         max_streams: usize,
         shared: &Arc<Shared>,
         stop: &Arc<AtomicBool>,
     ) -> Result<(Self, Vec<(Worker, WorkerHandle)>)> {
-        let interface = &ready.facts.interface;
-        let mtu = ready.facts.mtu;
+        let facts = &nic.facts;
         let queues = match &config.queues {
             Some(queues) => queues.clone(),
-            None => (0..ready.facts.queues as usize).collect(),
+            None => (0..facts.queues as usize).collect(),
         };
         // Workers share a queue if there are more workers than queues.
         let sharing = config.workers.div_ceil(queues.len()) as u32;
-        let mut follower = Follower::open(ready.facts.index, listen)?;
+        let mut follower = Follower::open(facts.index, listen)?;
         let mut steering = Steering::load(&penstock_ebpf::Config {
             addresses: follower.addresses()?,
             port: listen.port(),
@@ -85,51 +197,13 @@ impl Xdp {
         })?;
         follower.update_from_now_on(steering.addresses()?);
         // Until it has sockets to redirect packets to, the program passes them to the kernel.
-        let attached = steering.attach(interface, ready.mode, config.force)?;
-        let longest = match attached.mode {
-            Mode::Generic => LONGEST_PACKET,
-            Mode::Native | Mode::Auto => mtu,
-        };
-        // A generic program sees packets after the kernel has copied them.
-        let copy = config.copy || attached.mode == Mode::Generic;
-        let driver_writes = !copy && ready.facts.xdp.is_some_and(|xdp| xdp.zero_copy);
-        let frame_size = frame_size(longest, driver_writes);
-        let mut ports: Vec<Vec<XskRxSocket>> = (0..config.workers).map(|_| Vec::new()).collect();
-        let mut zero_copy = true;
-        let mut next = 0;
-        for &queue in &queues {
-            let settings = XskRxConfig {
-                interface: interface.clone(),
-                queue: queue as u32,
-                ring: config.ring,
-                frame_size,
-                several_buffers: !fits(longest, frame_size, driver_writes),
-                copy,
-                busy_poll: config.busy_poll,
-            };
-            let opened = XskRxSocket::open(&settings, sharing).or_else(|error| {
-                // Before Linux 6.6 a packet has one buffer; packets of the size of the MTU may fit.
-                if !settings.several_buffers || !fits(mtu, frame_size, driver_writes) {
-                    return Err(error);
-                }
-                let settings = XskRxConfig {
-                    several_buffers: false,
-                    ..settings.clone()
-                };
-                XskRxSocket::open(&settings, sharing)
-            });
-            for (number, port) in opened?.into_iter().enumerate() {
-                zero_copy &= port.is_zero_copy();
-                steering.insert(queue as u32, number as u32, port.fd())?;
-                ports[next % config.workers].push(port);
-                next += 1;
-            }
-        }
+        let attached = steering.attach(&facts.interface, nic.mode, config.force)?;
+        let buffers = Buffers::new(config, facts, attached.mode);
+        let sockets = Sockets::open(config, facts, &buffers, &queues, sharing, &mut steering)?;
         let filter = Arc::new(Program(steering.streams()?));
         let pending_streams = Arc::new(PendingStreams::new(filter));
-        let per_queue =
-            u64::from(config.ring) * u64::from((mtu - IP_UDP).min(frame_size - HEADROOM));
-        let workers = ports.into_iter().map(|ports| {
+        let per_queue = u64::from(config.ring) * u64::from(buffers.packet());
+        let workers = sockets.by_worker.into_iter().map(|ports| {
             let worker = WorkerConfig {
                 verify_on_receive: config.verify_on_receive,
                 polling: config.polling,
@@ -142,39 +216,44 @@ impl Xdp {
                 .context("cannot start a worker")
         });
         let workers = workers.collect::<Result<Vec<_>>>()?;
-        let max_datagram =
-            mtu.min(MAX_BUFFERS as u32 * (frame_size - HEADROOM) - ETHERNET) - IP_UDP;
-        if max_datagram < mtu - IP_UDP {
-            info!(
-                mtu,
-                max_datagram,
-                "datagrams are smaller than the MTU: a packet must fit into its buffers"
-            );
-        }
-        info!(
-            interface,
-            mode = %attached.mode,
-            zero_copy,
-            queues = ?queues,
-            workers = config.workers,
-            mtu,
-            frame_size,
-            program = attached.id,
-            "xdp path open"
-        );
         let xdp = Self {
             steering,
             attached,
             serves_all: config.queues.is_none(),
             queues_seen: AtomicU32::new(queues.len() as u32),
             queues,
-            zero_copy,
-            max_datagram,
+            zero_copy: sockets.zero_copy,
+            max_datagram: buffers.max_datagram(),
             pending_streams,
             follower: Some(follower),
-            interface: ready,
+            interface: nic,
         };
+        xdp.log_open(config.workers, &buffers);
         Ok((xdp, workers))
+    }
+
+    fn log_open(&self, workers: usize, buffers: &Buffers) {
+        let &Buffers {
+            mtu, frame_size, ..
+        } = buffers;
+        if self.max_datagram < mtu - IP_UDP {
+            info!(
+                mtu,
+                max_datagram = self.max_datagram,
+                "datagrams are smaller than the MTU: a packet must fit into its buffers"
+            );
+        }
+        info!(
+            interface = self.facts().interface,
+            mode = %self.attached.mode,
+            zero_copy = self.zero_copy,
+            queues = ?self.queues,
+            workers,
+            mtu,
+            frame_size,
+            program = self.attached.id,
+            "xdp path open"
+        );
     }
 
     /// The interface, as it was found.
@@ -195,9 +274,9 @@ impl Xdp {
         now.unwrap_or_else(|| facts.interface.clone())
     }
 
-    /// Logs, once for each count, that the interface has more receive queues than sockets: somebody
+    /// Logs, once for each count, that the interface has more receive queues than sockets: another program
     /// changed it while the broker was serving all of its queues.
-    pub fn look_at_queues(&self) {
+    pub fn check_queues(&self) {
         let Some(now) = penstock_nic::rx_queues(self.facts().index) else {
             return;
         };

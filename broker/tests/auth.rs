@@ -26,7 +26,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use common::request;
 
 /// Longer than anything here takes; a test that waits for it has failed anyhow.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A broker with keys: `eu` may publish to `trades.*`, `us` to anything.
 struct Broker {
@@ -134,7 +134,7 @@ impl Broker {
 
     fn connect(&self) -> TcpStream {
         let socket = TcpStream::connect(self.address).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_read_timeout(Some(TIMEOUT)).unwrap();
         socket
     }
 
@@ -333,7 +333,7 @@ fn keys_are_read_again_on_sighup() {
     broker.signal(libc::SIGHUP);
     let start = Instant::now();
     while broker.authenticate(&eu).is_ok() {
-        assert!(start.elapsed() < PATIENCE, "the key is taken for ever");
+        assert!(start.elapsed() < TIMEOUT, "the key is taken for ever");
         std::thread::sleep(Duration::from_millis(10));
     }
     broker.ask(&us, "audit", &request()).unwrap();

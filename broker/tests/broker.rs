@@ -26,7 +26,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use common::request;
 
 /// Longer than anything here takes; a test that waits for it has failed anyhow.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A directory of logs; brokers come and go.
 struct Buffers(TempDir);
@@ -134,7 +134,7 @@ impl Broker {
         socket.bind(&SocketAddr::from((host, 0)).into()).unwrap();
         socket.connect(&self.address.into()).unwrap();
         let socket = TcpStream::from(socket);
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_read_timeout(Some(TIMEOUT)).unwrap();
         socket.set_nodelay(true).unwrap();
         socket
     }
@@ -264,7 +264,7 @@ impl Peer {
 fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let start = Instant::now();
     while !holds() {
-        assert!(start.elapsed() < PATIENCE, "never: {what}");
+        assert!(start.elapsed() < TIMEOUT, "never: {what}");
         thread::sleep(Duration::from_millis(10));
     }
 }
@@ -428,7 +428,7 @@ fn silent_connections_time_out_and_the_oldest_goes_first() {
         // The first four to make room, the others for their time.
         assert!(matches!(socket.read(&mut [0]), Ok(0)));
     }
-    assert!(start.elapsed() < PATIENCE);
+    assert!(start.elapsed() < TIMEOUT);
     broker.open("t").end();
     assert!(broker.stop().success());
     let counters = &buffers.report()["counters"];
@@ -624,7 +624,7 @@ fn a_registered_reader_holds_the_publisher_back_with_signs_of_life() {
     let mut reader = Reader::open(&buffers.log("t"), Start::Oldest).unwrap();
     reader.register().unwrap();
     let mut peer = broker.open("t");
-    peer.socket.set_write_timeout(Some(PATIENCE)).unwrap();
+    peer.socket.set_write_timeout(Some(TIMEOUT)).unwrap();
     // Twice what the ring holds, while nobody reads.
     let mut sender = Peer {
         socket: peer.socket.try_clone().unwrap(),

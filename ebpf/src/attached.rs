@@ -111,7 +111,7 @@ pub fn features(interface: &str) -> Result<Option<Features>, Error> {
 /// What is attached to an interface, if anything.
 ///
 /// # Errors
-/// [`Error::NoInterface`]; [`Error::Map`] when the kernel does not tell.
+/// [`Error::NoInterface`]; [`Error::Map`] when the kernel does not report it.
 pub fn attached(interface: &str) -> Result<Option<Attached>, Error> {
     let options = query(interface)?;
     let (mode, id) = match u32::from(options.attach_mode) {
@@ -174,7 +174,7 @@ fn detach_link(id: u32) -> io::Result<()> {
     // SAFETY: takes numbers only.
     let fd = unsafe { libbpf_sys::bpf_link_get_fd_by_id(id) };
     check(fd)?;
-    // SAFETY: the descriptor is new, and nobody else's.
+    // SAFETY: the descriptor is new and has no other owner.
     let link = unsafe { OwnedFd::from_raw_fd(fd) };
     // SAFETY: takes a descriptor that is open.
     check(unsafe { libbpf_sys::bpf_link_detach(link.as_raw_fd()) })

@@ -95,7 +95,7 @@ impl Calls {
     /// What was counted, by thread and call.
     ///
     /// # Errors
-    /// [`Error::Trace`] when the kernel does not tell.
+    /// [`Error::Trace`] when the kernel does not report it.
     pub fn finish(self) -> Result<Vec<CallSum>, Error> {
         let Self {
             begun,

@@ -47,7 +47,7 @@ pub enum Error {
         interface: String,
         /// The kernel's number of the program.
         id: u32,
-        /// The program's name; empty if the kernel does not tell it.
+        /// The program's name; empty if the kernel does not report it.
         name: String,
         /// How it runs.
         mode: Mode,

@@ -1,4 +1,4 @@
-//! Loads the fault injector, tells it what to do, reads what it did.
+//! Loads the fault injector, configures it, and reads what it did.
 
 #[cfg(test)]
 mod tests;
@@ -248,7 +248,7 @@ impl Injector {
             what: "cannot attach the fault injector",
             source,
         })?;
-        // SAFETY: the descriptor is new, and nobody else's.
+        // SAFETY: the descriptor is new and has no other owner.
         self.link = Some(unsafe { OwnedFd::from_raw_fd(fd) });
         Ok(())
     }
@@ -272,7 +272,7 @@ impl Injector {
                 &settings.map(u64::to_ne_bytes).concat(),
                 MapFlags::ANY,
             )
-            .map_err(failure("cannot tell the fault injector what to do"))
+            .map_err(failure("cannot configure the fault injector"))
     }
 
     /// Lets out packets that were to be late and are too late by now, because nothing followed them.
@@ -292,7 +292,7 @@ impl Injector {
     /// What became of packets so far.
     ///
     /// # Errors
-    /// [`Error::Injector`] when the kernel does not tell.
+    /// [`Error::Injector`] when the kernel does not report it.
     ///
     /// # Panics
     /// Never: the kernel's counters are of the size that the program declares.

@@ -176,7 +176,7 @@ impl HostTimes {
     /// What was done so far.
     ///
     /// # Errors
-    /// [`Error::HostTimes`] when the kernel does not tell.
+    /// [`Error::HostTimes`] when the kernel does not report it.
     pub fn now(&self) -> Result<HostTime, Error> {
         let mut counts = [[0.0; KINDS as usize]; 3];
         for (process, kinds) in (0..).zip(&mut counts) {
@@ -285,7 +285,7 @@ fn clock_of(core: i32) -> io::Result<OwnedFd> {
     if number < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the kernel has just returned it as a new descriptor, which nobody else has.
+    // SAFETY: the kernel has just returned it as a new descriptor, which has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(number as i32) })
 }
 

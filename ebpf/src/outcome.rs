@@ -21,7 +21,7 @@ pub struct Outcomes {
     pub steered: u64,
     /// Payload packets of a queue that has no socket.
     pub no_socket: u64,
-    /// Payload packets with the key of no stream that there is: dropped.
+    /// Payload packets with an unknown stream key: dropped.
     pub unknown_stream: u64,
     /// Neither IPv4 nor IPv6 (below at most two VLAN tags).
     pub not_ip: u64,

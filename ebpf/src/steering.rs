@@ -181,7 +181,7 @@ impl Steering {
             )
         };
         check(fd).map_err(|source| explain(interface, mode, source))?;
-        // SAFETY: the descriptor is new, and nobody else's.
+        // SAFETY: the descriptor is new and has no other owner.
         self.link = Some(unsafe { OwnedFd::from_raw_fd(fd) });
         attached::attached(interface)?.ok_or_else(|| {
             let gone = io::Error::other("it was taken off at once");
@@ -192,7 +192,7 @@ impl Steering {
     /// What became of packets so far.
     ///
     /// # Errors
-    /// [`Error::Map`] when the kernel does not tell.
+    /// [`Error::Map`] when the kernel does not report it.
     ///
     /// # Panics
     /// Never: the kernel's counters are of the size that the program declares.

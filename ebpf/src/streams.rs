@@ -1,4 +1,4 @@
-//! The streams that there are, in memory that the program reads: packets of others are dropped there.
+//! The open streams, in memory that the program reads: it drops packets of others.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -13,14 +13,14 @@ pub struct Streams {
     places: usize,
 }
 
-/// Places for so many streams: a power of two, of which at most half is taken. So a new random key
+/// Number of places for streams: a power of two, of which at most half is taken. So a new random key
 /// finds its place free every other time at least.
 pub(crate) fn places_for(streams: usize) -> u32 {
     u32::try_from(2 * streams.next_power_of_two()).expect("fewer streams than file descriptors")
 }
 
 impl Streams {
-    /// Those in the program's map, which has so many places.
+    /// Those in the program's map, and their number.
     pub(crate) fn of(map: BorrowedFd<'_>, places: u32) -> io::Result<Self> {
         let places = places as usize;
         let memory = MmapOptions::new()

@@ -37,7 +37,7 @@ fn socket() -> OwnedFd {
     // SAFETY: takes numbers only.
     let fd = unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
     assert!(fd >= 0, "AF_XDP: {}", io::Error::last_os_error());
-    // SAFETY: the descriptor is new, and nobody else's.
+    // SAFETY: the descriptor is new and has no other owner.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
@@ -469,7 +469,7 @@ fn with_pair(test: impl FnOnce() + Send + 'static) {
     });
 }
 
-/// A program of somebody else.
+/// An XDP program that is not ours.
 fn foreign() -> OwnedFd {
     let instruction = |code, imm| libbpf_sys::bpf_insn {
         code,
@@ -491,7 +491,7 @@ fn foreign() -> OwnedFd {
         )
     };
     check(fd).unwrap();
-    // SAFETY: the descriptor is new, and nobody else's.
+    // SAFETY: the descriptor is new and has no other owner.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 

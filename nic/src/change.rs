@@ -23,7 +23,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 pub enum Attribute {
     /// Empty polls before a queue's interrupt is switched on again.
     NapiDeferHardIrqs,
-    /// Nanoseconds until a queue is polled whose interrupt is off and that nobody polled.
+    /// Nanoseconds until the kernel polls a queue whose interrupt is off and that no socket polled.
     GroFlushTimeout,
 }
 

@@ -24,7 +24,7 @@ const WORDS: [&str; 3] = ["queue", "q", "ring"];
 /// Features that are on, of those that join or split packets, as `ethtool -k` and the kernel name them.
 ///
 /// # Errors
-/// If the kernel does not tell.
+/// If the kernel does not report it.
 pub fn offloads(interface: &str) -> io::Result<Vec<String>> {
     let features = Ethtool::of(interface)?.features()?;
     let on = features.into_iter().filter(|(_, on, _)| *on);

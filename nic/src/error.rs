@@ -18,7 +18,7 @@ pub enum Error {
         "/sys belongs to another network namespace; run this with ip netns exec or with CAP_SYS_ADMIN, or mount this namespace's own sysfs"
     )]
     OtherNamespace,
-    /// The kernel does not tell what it should.
+    /// The kernel does not report what it should.
     #[error("cannot read {what} of {interface}: {source}")]
     Read {
         /// What was asked for.
@@ -52,8 +52,8 @@ pub enum Error {
         /// What was tried, as one would type it.
         command: String,
     },
-    /// The file that tells how to undo changes cannot be used.
-    #[error("cannot {action} {path}, which tells how to undo changes: {source}")]
+    /// The file with the changes to revert cannot be used.
+    #[error("cannot {action} {path}, the list of changes to revert: {source}")]
     File {
         /// What was tried.
         action: &'static str,

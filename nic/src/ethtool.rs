@@ -89,7 +89,7 @@ pub(crate) struct Ethtool {
 
 impl Ethtool {
     pub(crate) fn of(interface: &str) -> io::Result<Self> {
-        // SAFETY: all of its fields are numbers or pointers that nobody follows while they are 0.
+        // SAFETY: all of its fields are numbers, or pointers that are not followed while they are 0.
         let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
         // The last byte stays 0.
         if interface.len() >= request.ifr_name.len() {

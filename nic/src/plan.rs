@@ -242,7 +242,7 @@ impl Planner<'_> {
         }
     }
 
-    /// Whether somebody has seen to it already.
+    /// Whether it is set already.
     fn has_rules_to(&self, asked: &BTreeSet<u32>) -> bool {
         let rules = self.facts.rules.as_deref().unwrap_or_default();
         let families = [false, true].into_iter().zip(self.wanted.families);
@@ -324,7 +324,7 @@ impl Planner<'_> {
             );
         }
         for (attribute, present, value) in settings {
-            // Another value than 0 is somebody's choice.
+            // A value other than 0 was set by the administrator.
             if present == Some(0) {
                 let set = |value| Change::Set {
                     interface: self.facts.interface.clone(),
@@ -351,7 +351,7 @@ impl Planner<'_> {
     }
 }
 
-/// A change to so many receive queues, and back, if the driver can have them.
+/// A change to this number of receive queues, and back, if the driver supports it.
 fn channels(facts: &Facts, queues: u32) -> Option<(Change, Change)> {
     let Channels {
         rx,

@@ -1,4 +1,4 @@
-//! What takes changes back, in a file that outlives whoever made them.
+//! The changes to revert, in a file that outlives the process that made them.
 //!
 //! The file's lock tells that its owner lives; the kernel gives it up however that ends. Whoever
 //! gets the lock next takes the changes back.
@@ -16,7 +16,7 @@ use serde_json::Deserializer;
 
 use crate::{Change, Error, Facts, Sysfs};
 
-/// Where the files are, for whoever may write there.
+/// Where the files are.
 pub const DIRECTORY: &str = "/run/penstock";
 /// The folder, if it is missing.
 const FOLDER: NewDir = NewDir {
@@ -26,9 +26,9 @@ const FOLDER: NewDir = NewDir {
 };
 /// Maximum size of the file, bytes: some thousand changes.
 const MAX_TEXT: u64 = 1 << 20;
-/// A driver may refuse changes while a dead broker's sockets are still on their way out.
-const PATIENCE: Duration = Duration::from_secs(3);
-const PAUSE: Duration = Duration::from_millis(100);
+/// A driver may refuse changes while the kernel still closes a dead broker's sockets.
+const RETRY_TIME: Duration = Duration::from_secs(3);
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 /// Changes to one interface that are to be reverted.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ pub struct Undo {
 /// What came of asking for the file.
 #[derive(Debug)]
 pub enum Taken {
-    /// It is ours; what is in it was left by somebody who is gone.
+    /// It is ours; its contents are from a process that has ended.
     Ours(Undo),
     /// Somebody who lives has it.
     Busy,
@@ -93,13 +93,13 @@ impl Undo {
         let start = Instant::now();
         loop {
             match Self::open(directory, interface, make, false)? {
-                Taken::Busy if start.elapsed() < PATIENCE + PATIENCE => thread::sleep(PAUSE),
+                Taken::Busy if start.elapsed() < 2 * RETRY_TIME => thread::sleep(RETRY_PAUSE),
                 taken => return Ok(taken),
             }
         }
     }
 
-    /// Waits until whoever has the file of an interface is gone.
+    /// Waits until the process that holds the file of an interface has ended.
     ///
     /// # Errors
     /// [`Error::File`].
@@ -214,7 +214,7 @@ impl Undo {
             let start = Instant::now();
             for change in changes.into_iter().rev() {
                 let change = change.renamed(&now.interface);
-                let failure = patiently(start, || change.apply(sysfs)).err();
+                let failure = retry(start, || change.apply(sysfs)).err();
                 if failure.is_some() {
                     self.state.changes.insert(0, change.clone());
                 }
@@ -272,11 +272,11 @@ fn lock(file: &File) -> io::Result<()> {
     }
 }
 
-/// Tries again while there is time: until PATIENCE after `start`.
-fn patiently<T, E>(start: Instant, mut attempt: impl FnMut() -> Result<T, E>) -> Result<T, E> {
+/// Retries until [`RETRY_TIME`] after `start`.
+fn retry<T, E>(start: Instant, mut attempt: impl FnMut() -> Result<T, E>) -> Result<T, E> {
     loop {
         match attempt() {
-            Err(_) if start.elapsed() < PATIENCE => thread::sleep(PAUSE),
+            Err(_) if start.elapsed() < RETRY_TIME => thread::sleep(RETRY_PAUSE),
             result => return result,
         }
     }

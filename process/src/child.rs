@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 /// Maximum number of bytes that a helper may print, on stdout and on stderr each.
 pub const MAX_OUTPUT: u64 = 16 << 20;
 /// Time for a killed helper to end.
-const DEATH: Duration = Duration::from_secs(1);
+const KILL_WAIT: Duration = Duration::from_secs(1);
 /// Pause between two checks whether it has ended.
-const LOOK_EVERY: Duration = Duration::from_millis(2);
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
 /// Runs `command` to its end and returns what it printed; stdin is empty.
 ///
@@ -91,7 +91,7 @@ pub fn wait(child: &mut Child, deadline: Instant) -> io::Result<ExitStatus> {
         if Instant::now() >= deadline {
             return Err(io::ErrorKind::TimedOut.into());
         }
-        thread::sleep(LOOK_EVERY);
+        thread::sleep(POLL_INTERVAL);
     }
 }
 
@@ -100,7 +100,7 @@ pub fn wait(child: &mut Child, deadline: Instant) -> io::Result<ExitStatus> {
 fn killed(mut child: Child, error: io::Error) -> io::Error {
     // Fails only if it has already ended.
     let _ = child.kill();
-    if wait(&mut child, Instant::now() + DEATH).is_err() {
+    if wait(&mut child, Instant::now() + KILL_WAIT).is_err() {
         // Without the thread it stays a zombie, which is harmless.
         let reaper = thread::Builder::new().name("reaper".to_owned());
         let _ = reaper.spawn(move || child.wait());

@@ -1,4 +1,4 @@
-//! Supervised threads: the end of a thread that was not told to stop, also by a panic, is reported to
+//! Supervised threads: an end without a stop request, also by a panic, is reported to
 //! the main thread. Waiting for a thread at the end has a time limit.
 
 use std::fmt::{self, Display};
@@ -21,7 +21,7 @@ pub struct Supervisor {
     ended: Receiver<Ended>,
 }
 
-/// A thread that ended without being told to stop.
+/// A thread that ended without a stop request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ended {
     /// Name of the thread.

@@ -19,7 +19,7 @@ use crate::stream::waker::Waker;
 use crate::summary::PublishStage;
 use crate::{Config, Error};
 
-/// Of the messages that take more than a copy, one in so many is timed; a power of two.
+/// Of the messages that take more than a copy, one in this number is timed; a power of two.
 const SAMPLE: u32 = 8;
 /// How often a blocked publisher looks whether a stream has failed.
 pub(crate) const FAILURE_CHECK: Duration = Duration::from_millis(50);

@@ -253,11 +253,11 @@ impl Error {
     }
 
     /// Whether the same attempt may succeed a little later.
-    pub(crate) fn may_pass(&self) -> bool {
+    pub(crate) fn is_transient(&self) -> bool {
         match self {
             Self::Refused { code, .. } => *code == Refusal::Busy as u16 || self.is_shortage(),
             Self::Connect { .. } | Self::PathDead { .. } | Self::Lost { .. } => true,
-            Self::Transmit { reason, .. } => reason.may_pass(),
+            Self::Transmit { reason, .. } => reason.is_transient(),
             _ => false,
         }
     }

@@ -34,7 +34,7 @@ impl Failure {
         }
     }
 
-    /// The first failure, to whoever asks first.
+    /// The first failure; returned once.
     pub(crate) fn take(&self) -> Error {
         lock(&self.error).take().unwrap_or(Error::Failed)
     }

@@ -6,9 +6,9 @@ use hdrhistogram::Histogram;
 use penstock_runtime::profile::Tick;
 use serde::Serialize;
 
-/// Shortest wait that is told apart, nanoseconds.
+/// Shortest wait that the histogram resolves, nanoseconds.
 const FINEST: u64 = 100;
-/// Longest wait that is told apart, nanoseconds: an hour. A longer one counts as one.
+/// Longest wait that the histogram resolves, nanoseconds: an hour. Longer ones count as an hour.
 const LONGEST: u64 = 3_600_000_000_000;
 /// Significant digits: 0.1 %. With these bounds a histogram takes 110 KB.
 const DIGITS: u8 = 3;
@@ -84,7 +84,7 @@ impl Stopwatch {
         self.sealed.push_back(sealed);
     }
 
-    /// The oldest `batches` are acked; `nanos_since` tells how long ago a batch was sealed.
+    /// The oldest `batches` are acked; `nanos_since` returns the time since a batch was sealed.
     pub(crate) fn stop(&mut self, batches: u64, nanos_since: impl Fn(Tick) -> u64) {
         for _ in 0..batches {
             let Some(sealed) = self.sealed.pop_front() else {

@@ -49,7 +49,7 @@ impl Linger {
     /// Ends the thread.
     pub(crate) fn stop(self) {
         drop(self.stop);
-        // It only ever fails by panicking, which a stream's failure tells better.
+        // It fails only by panicking, and the failure of a stream says more about that.
         let _ = self.thread.join();
     }
 }

@@ -21,7 +21,7 @@ const SESSION: u64 = 0x5e55;
 /// How long a publisher tries to go on where a test has it fail.
 const BRIEF: Duration = Duration::from_millis(200);
 /// Longer than anything here takes; a test that waits for it has failed anyhow.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The broker's end of one stream, after the Hello.
 struct Peer {
@@ -33,7 +33,7 @@ struct Peer {
 impl Peer {
     fn accept(listener: &TcpListener) -> Self {
         let (mut socket, _) = listener.accept().unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_read_timeout(Some(TIMEOUT)).unwrap();
         let mut hello = [0; HELLO_LEN];
         socket.read_exact(&mut hello).unwrap();
         let (topic_len, request) = Hello::read_from_bytes(&hello).unwrap().parse().unwrap();
@@ -210,7 +210,7 @@ fn config(brokers: &[&String]) -> Config {
     Config {
         batch_size: 1000,
         linger: Duration::from_secs(3600),
-        timeout: PATIENCE,
+        timeout: TIMEOUT,
         ..Config::new(brokers.iter().map(|b| (*b).clone()), "t")
     }
 }
@@ -322,7 +322,7 @@ fn a_broker_that_reads_nothing_does_not_hold_up_other_streams_of_the_thread() {
         let small = socket2::SockRef::from(&peer.socket).set_recv_buffer_size(4096);
         small.unwrap();
         peer.welcome();
-        go.recv_timeout(PATIENCE).unwrap();
+        go.recv_timeout(TIMEOUT).unwrap();
         peer.ack_all(|_| ())
     });
 }
@@ -336,7 +336,7 @@ fn a_stream_that_connects_again_does_not_hold_up_other_streams_of_the_thread() {
         drop(peer);
         // Accepted, but no answer to the handshake until the other stream got far.
         let peer = Peer::accept(&listener);
-        go.recv_timeout(PATIENCE).unwrap();
+        go.recv_timeout(TIMEOUT).unwrap();
         drop(peer);
         Peer::accept(&listener).serve().concat().len()
     });
@@ -384,7 +384,7 @@ fn no_more_than_the_window_is_sent_before_an_ack() {
         let error = peer.socket.read(&mut [0]).expect_err("beyond the window");
         seen.send(error.kind()).unwrap();
         may_ack.recv().unwrap();
-        peer.socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        peer.socket.set_read_timeout(Some(TIMEOUT)).unwrap();
         let mut committed = 3;
         peer.ack(committed);
         while let Frame::Batch(batch) = peer.frame() {
@@ -405,7 +405,7 @@ fn no_more_than_the_window_is_sent_before_an_ack() {
         publish_all(&mut publisher, &vec![vec![7; 990]; 50]);
         publisher.close()
     });
-    assert_eq!(taken.recv_timeout(PATIENCE).unwrap(), ErrorKind::WouldBlock);
+    assert_eq!(taken.recv_timeout(TIMEOUT).unwrap(), ErrorKind::WouldBlock);
     assert!(!publishing.is_finished());
     assert_eq!(progress.messages_acked(), 0);
     go.send(()).unwrap();
@@ -835,7 +835,7 @@ fn the_first_signal_ends_a_publisher_that_its_broker_holds_up() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    is_at_work.recv_timeout(PATIENCE).unwrap();
+    is_at_work.recv_timeout(TIMEOUT).unwrap();
     kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
     let (ended, watched) = channel();
     let waiting = thread::spawn(move || {
@@ -844,7 +844,7 @@ fn the_first_signal_ends_a_publisher_that_its_broker_holds_up() {
         stdout.read_to_string(&mut output).unwrap();
         ended.send((child.wait().unwrap(), output)).unwrap();
     });
-    let (status, output) = watched.recv_timeout(PATIENCE).expect("it ends soon");
+    let (status, output) = watched.recv_timeout(TIMEOUT).expect("it ends soon");
     assert_eq!(status.code(), Some(130), "{output}");
     assert!(output.contains("\"messages_acked\""), "{output}");
     waiting.join().unwrap();
@@ -888,14 +888,14 @@ fn a_batch_that_is_not_full_goes_after_the_linger_time() {
     })
     .unwrap();
     publisher.publish(b"lonely").unwrap();
-    assert_eq!(arrived.recv_timeout(PATIENCE).unwrap(), [b"lonely"]);
+    assert_eq!(arrived.recv_timeout(TIMEOUT).unwrap(), [b"lonely"]);
     drop(publisher);
     play.join().unwrap();
 }
 
 /// Waits until so many messages are acked, without asking for it.
 fn wait_until_acked(publisher: &Publisher, messages: u64) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while publisher.progress().messages_acked() < messages {
         assert!(Instant::now() < deadline, "no batch went by itself");
         thread::yield_now();

@@ -20,7 +20,7 @@ pub struct Subscriber {
     idle_looks: u32,
 }
 
-/// What came of a look at the log.
+/// What the log has next.
 #[derive(Debug)]
 pub enum Event<'a> {
     /// A batch; its bytes stay valid until the next look.
@@ -48,7 +48,7 @@ pub enum Event<'a> {
 pub struct Received<'a>(Batch<'a>);
 
 impl<'a> Received<'a> {
-    /// The messages, in order; an error tells that the payload is not what its header claims.
+    /// The messages, in order; an error means that the payload contradicts its header.
     #[must_use]
     pub fn messages(&self) -> Messages<'a> {
         Messages::new(self.0.payload)

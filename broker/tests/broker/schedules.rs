@@ -31,7 +31,7 @@ const TOPIC: &str = "t";
 /// Longest message beside its number.
 const LONGEST: usize = 1500;
 /// How long a publisher tries: longer than all faults last.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What befalls one direction of a connection.
 #[derive(Debug, Clone, Copy)]
@@ -304,7 +304,7 @@ fn schedule(seed: u64) -> Outcome {
         batch_size: [64, 1000, 4096, 16_384][rng.usize(..4)],
         in_flight: rng.usize(1..32),
         linger: Duration::from_millis(1),
-        timeout: PATIENCE,
+        timeout: TIMEOUT,
         ..Config::new([path.address.to_string()], TOPIC)
     };
     let began = Instant::now();
@@ -312,7 +312,7 @@ fn schedule(seed: u64) -> Outcome {
     let mut publisher = loop {
         match Publisher::connect(config.clone()) {
             Ok(publisher) => break publisher,
-            Err(error) => assert!(began.elapsed() < PATIENCE, "{error}"),
+            Err(error) => assert!(began.elapsed() < TIMEOUT, "{error}"),
         }
     };
     let flushes_at = rng.usize(..messages);

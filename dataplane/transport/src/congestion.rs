@@ -12,7 +12,7 @@ const C: f64 = 0.4;
 const BETA: f64 = 0.7;
 /// What is left of it when there was no sign of a queue.
 const BETA_RANDOM_LOSS: f64 = 0.9;
-/// So many packets arrive for each that is lost without a sign of a queue, or the window gives way: 2 %
+/// The window shrinks if fewer packets than this arrive for each one lost without a sign of a queue: 2 %
 /// (`BBR.LossThresh`, draft-ietf-ccwg-bbr).
 const PACKETS_PER_RANDOM_LOSS: u64 = 50;
 /// Segments gained per round trip that keep pace with Reno: 3 (1 − β) / (1 + β).
@@ -94,7 +94,7 @@ impl Congestion {
     }
 
     /// `bytes`, sent at `sent_at`, arrived. `used` says whether the window was full meanwhile;
-    /// a window that nobody needs does not grow.
+    /// an unused window does not grow.
     pub fn on_ack(
         &mut self,
         now: Timestamp,
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn a_window_that_nobody_fills_does_not_grow() {
+    fn a_window_that_is_not_full_does_not_grow() {
         let mut congestion = Congestion::new(1000);
         congestion.on_ack(START + MS, START, 10_000, &rtt(10), false);
         assert_eq!(congestion.window(), 10_000);

@@ -94,12 +94,12 @@ impl InFlightLimit {
         }
     }
 
-    /// A packet was acknowledged for the first time, so long after it was sent.
+    /// A packet was acknowledged for the first time, `elapsed` after it was sent.
     pub fn on_round_trip(&mut self, now: Timestamp, elapsed: Nanos) {
         self.rtt.add(now, elapsed.max(Nanos::ONE), RTT_PERIOD);
     }
 
-    /// So many bytes have arrived since the stream began.
+    /// `delivered` bytes have arrived since the stream began.
     pub fn on_delivered(&mut self, now: Timestamp, delivered: u64) {
         let elapsed = now - self.round_start;
         if elapsed < self.round() {
@@ -118,7 +118,7 @@ impl InFlightLimit {
         self.needed = self.rate_times_round_trip();
     }
 
-    /// The stream, of which so many bytes have arrived, would send more if the limit were higher.
+    /// The stream, of which `delivered` bytes have arrived, would send more if the limit were higher.
     pub fn on_limited(&mut self, now: Timestamp, delivered: u64) {
         // While it is probed, and just after that, its rate is that of the probe.
         if self.limited || self.probe_end(now - self.round()).is_some() {

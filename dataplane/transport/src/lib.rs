@@ -31,5 +31,5 @@ pub use receiver::{
 pub use sender::{AckFault, Outgoing, Sender, SenderConfig, SenderStats, Transmit};
 pub use time::{Nanos, Timestamp};
 
-/// Most batches of a stream that may be uncommitted; both ends keep to it.
+/// Maximum number of uncommitted batches of a stream, for both ends.
 pub const MAX_OPEN_BATCHES: usize = 1024;

@@ -3,8 +3,8 @@
 use super::rtt::Rtt;
 use super::time::{Nanos, Timestamp};
 
-/// A packet is lost once so many later ones arrived (RFC 9002 section 6.1.1); more where the
-/// network is seen to reorder.
+/// A packet is lost once this many later ones arrived (RFC 9002 section 6.1.1); the number grows
+/// where the network reorders.
 pub(super) const PACKET_THRESHOLD: u64 = 3;
 const MAX_PACKET_THRESHOLD: u64 = 512;
 /// Largest share of a round trip that reordering may take beyond a whole one, eighths.

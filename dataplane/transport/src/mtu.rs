@@ -2,18 +2,18 @@
 
 use super::time::{Nanos, Timestamp};
 
-/// Gets through wherever this is used at all (RFC 9000 section 14).
+/// The smallest size that every path must carry (RFC 9000 section 14).
 pub const BASE_PLPMTU: u32 = 1200;
-/// A probe this close to what works is not worth its while.
+/// The search ends once it could gain less than this.
 const MIN_STEP: u32 = 32;
-/// A probe is sent so often before its size counts as too large.
+/// Number of lost probes after which their size counts as too large.
 const MAX_PROBES: u8 = 3;
 /// After this time, a path that took less may take more (RFC 8899 section 5.1.1).
 const PMTU_RAISE_TIMER: Nanos = Nanos::from_secs(600);
 /// After a black hole the path is left alone for this time.
 const BLACK_HOLE_PAUSE: Nanos = Nanos::from_secs(1);
 
-/// Large packets lost in a row, none of them arriving for so many probe timeouts, that mean that the
+/// Large packets lost in a row, none of them arriving for this many probe timeouts, that mean that the
 /// path takes only smaller ones (RFC 8899 section 4.3): a full queue can lose as many at a time.
 const BLACK_HOLE_LOSSES: u32 = 8;
 const BLACK_HOLE_PTOS: u64 = 2;

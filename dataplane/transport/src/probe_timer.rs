@@ -7,7 +7,7 @@ use super::time::{Nanos, Timestamp};
 const MAX_ACK_DELAY: Nanos = Nanos::from_millis(1);
 /// Longest time between probes of a silent path.
 pub(super) const MAX_PTO: Nanos = Nanos::from_secs(1);
-/// A machine that is busy elsewhere may be silent for so long.
+/// A busy machine may be silent for this long.
 const MIN_PTO: Nanos = Nanos::from_millis(5);
 /// Time after which an idle stream sends a ping.
 pub(super) const KEEP_ALIVE_INTERVAL: Nanos = Nanos::from_secs(1);

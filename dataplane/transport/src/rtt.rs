@@ -81,13 +81,13 @@ impl Rtt {
         self.min
     }
 
-    /// After so long without an ACK something is lost: RFC 9002 section 6.2.1, before backoff.
+    /// Time without an ACK after which something is lost: RFC 9002 section 6.2.1, before backoff.
     #[must_use]
     pub fn probe_timeout(&self, max_delay: Nanos) -> Nanos {
         self.smoothed + (4 * self.rttvar).max(GRANULARITY) + max_delay
     }
 
-    /// A packet sent so long before one that was acked is lost: RFC 9002 section 6.1.2.
+    /// A packet sent this long before one that was acked is lost: RFC 9002 section 6.1.2.
     #[must_use]
     pub fn loss_delay(&self) -> Nanos {
         let longest = self.smoothed.max(self.latest);

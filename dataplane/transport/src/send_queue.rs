@@ -133,7 +133,7 @@ impl SendQueue {
         !self.lost.is_empty()
     }
 
-    /// Whether there is anything to send, be it beyond the credit.
+    /// Whether there is anything to send, even beyond the credit.
     pub(super) fn wants_to_send(&self) -> bool {
         self.has_lost() || self.has_unsent()
     }

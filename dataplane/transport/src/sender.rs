@@ -48,7 +48,7 @@ pub struct Transmit {
 /// What a packet is to carry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outgoing {
-    /// So many bytes of a batch.
+    /// A part of a batch.
     Payload {
         /// Batch, and offset in it.
         chunk: Chunk,

@@ -1,4 +1,4 @@
-//! Packets that were sent, until nobody needs to know about them any more.
+//! Packets that were sent, as long as anything needs to know about them.
 
 use std::collections::VecDeque;
 
@@ -13,7 +13,7 @@ const MAX_LOST_KEPT: u64 = 1024;
 pub(super) enum PacketContent {
     Payload(Span),
     Ping,
-    /// A ping that finds out whether so large a datagram gets through.
+    /// A ping that tests whether a datagram of this size gets through.
     MtuProbe,
 }
 

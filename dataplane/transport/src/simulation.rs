@@ -25,7 +25,7 @@ const SECOND: Nanos = Nanos::from_secs(1);
 const START: Timestamp = Timestamp::ZERO;
 /// A broker acks what has come in this time with one packet.
 const ACK_AFTER: Nanos = Nanos::from_micros(20);
-/// Seeds of each scenario, unless told otherwise.
+/// Seeds of each scenario by default.
 const SEEDS: u64 = 400;
 
 /// What a link does to packets.
@@ -119,17 +119,17 @@ enum Event {
     ToPublisher(usize, Vec<u8>),
     /// The broker acks.
     Ack(usize),
-    /// The publisher looks at its timers.
+    /// The publisher checks its timers.
     Wake(usize),
-    /// Something befalls path or ends: what a schedule has at this place.
+    /// A fault of the schedule begins.
     Strike(usize),
-    /// And passes.
+    /// It ends.
     Pass(usize),
     /// Publishers that lost their connections open others.
     Reopen,
 }
 
-/// One end of the path, and what befalls it.
+/// One end of the path, and its faults.
 #[derive(Debug, Default)]
 struct End {
     /// It does nothing until then; packets wait.
@@ -448,7 +448,7 @@ impl World {
                     flow.sender
                         .on_feedback(publishers, &feedback)
                         .expect("an honest broker");
-                    // Whoever is told of more than there is has lost it.
+                    // A publisher that believes more than is there has lost it.
                     assert!(flow.sender.committed() <= flow.receiver.committed());
                 }
                 assert!(flow.sender.memory() < 50_000, "memory grows");
@@ -510,7 +510,7 @@ fn batches(rng: &mut Rng, count: usize, largest: usize) -> Vec<Vec<u8>> {
     (0..count).map(batch).collect()
 }
 
-/// Runs a scenario for so many seeds, unless told otherwise; says which one failed.
+/// Runs a scenario for this many seeds by default; prints the one that failed.
 fn seeds(count: u64, scenario: impl Fn(Rng)) {
     let number = |name| env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
     let range = match number("PENSTOCK_SEED") {

@@ -65,7 +65,7 @@ impl Path {
         assert_eq!(sent, frame.len() as isize, "{}", io::Error::last_os_error());
     }
 
-    /// What comes out within so many milliseconds, if anything.
+    /// What comes out within this many milliseconds, if anything.
     fn caught_within(&self, patience: i32) -> Option<Vec<u8>> {
         let mut poll = libc::pollfd {
             fd: self.out.as_raw_fd(),
@@ -114,7 +114,7 @@ impl Path {
     }
 }
 
-/// A raw socket that sends on, and hears, one interface.
+/// A raw socket that sends and receives on one interface.
 fn packet_socket(interface: &str) -> OwnedFd {
     let all = (libc::ETH_P_ALL as u16).to_be();
     // SAFETY: takes numbers only.
@@ -126,7 +126,7 @@ fn packet_socket(interface: &str) -> OwnedFd {
         )
     };
     assert!(fd >= 0, "{}", io::Error::last_os_error());
-    // SAFETY: the descriptor is new, and nobody else's.
+    // SAFETY: the descriptor is new and has no other owner.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
     // SAFETY: zero is a valid value for each of its numbers.
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };

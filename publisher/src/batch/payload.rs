@@ -16,7 +16,7 @@ const MIN_PART: usize = 1000;
 #[derive(Debug, Default)]
 pub(crate) struct Payload {
     bytes: Vec<u8>,
-    /// So many bytes are summed, and this is their CRC32C.
+    /// The number of bytes that are summed, and their CRC32C.
     summed: usize,
     checksum: u32,
     /// CRC32C of each part of `part_len` bytes from the start; none if that is 0.

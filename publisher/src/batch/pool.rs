@@ -79,7 +79,7 @@ pub(crate) struct Pool {
     /// Sums over all streams.
     needed: AtomicUsize,
     stalled: AtomicUsize,
-    /// Somebody waits: telling costs a system call, also when nobody listens.
+    /// A thread waits: a notification costs a system call even if no thread does.
     wanted: AtomicBool,
     plan: BufferPlan,
     batch_size: usize,
@@ -166,7 +166,7 @@ impl Pool {
         };
         change(&self.needed, before.needed, after.needed);
         change(&self.stalled, before.stalled, after.stalled);
-        // Either this sees that somebody waits, or they see the new sums.
+        // Either this sees the waiting thread, or that thread sees the new sums.
         if self.wanted.load(Ordering::SeqCst) {
             self.wake(self.lock());
         }

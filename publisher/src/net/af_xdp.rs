@@ -86,7 +86,7 @@ pub enum TransmitError {
 
 impl TransmitError {
     /// Whether the same attempt may succeed a little later.
-    pub(crate) fn may_pass(&self) -> bool {
+    pub(crate) fn is_transient(&self) -> bool {
         matches!(
             self,
             Self::Route(_) | Self::Neighbour { .. } | Self::Unanswered { .. }

@@ -33,7 +33,7 @@ pub const PROGRAM: Program = Program {
     log_target: true,
     log_thread: true,
 };
-/// Messages between two looks at the progress bar.
+/// Messages between two updates of the progress bar.
 const REDRAW: u64 = 4096;
 
 /// What `--format json` prints; field names are stable.

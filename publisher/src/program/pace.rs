@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 const APART: Duration = Duration::from_micros(100);
 /// Between others, shorter waits than this are put off.
 const GRAIN: Duration = Duration::from_micros(200);
-/// Longest sleep without a look at the stop flag.
+/// Longest sleep without a check of the stop flag.
 const NAP: Duration = Duration::from_millis(100);
 
 /// A rate from now on.

@@ -16,7 +16,7 @@ use crate::shared::Shared;
 use crate::stream::connect::{self, Location};
 use crate::stream::datagram::DatagramStream;
 use crate::stream::metrics::StreamMetrics;
-use crate::stream::resume::patiently;
+use crate::stream::resume::retry_while_transient;
 use crate::stream::tcp::Stream;
 use crate::{Config, Error};
 
@@ -157,7 +157,7 @@ impl StreamConnection {
         let opened = match acked {
             None => open(config.timeout)?,
             // The previous connection may not have ended yet.
-            Some(_) => patiently(config, Instant::now(), shared, open)?,
+            Some(_) => retry_while_transient(config, Instant::now(), shared, open)?,
         };
         let (session, max) = (opened.offer.session, opened.offer.max_payload);
         let stream = Stream::new(config, &target, opened, shared);
@@ -202,7 +202,7 @@ impl StreamConnection {
     }
 
     /// The socket of datagrams, and what it is to be watched for while the thread sleeps. It is not watched
-    /// at other times: the kernel would look for somebody to wake with each packet that it is done with.
+    /// at other times: the kernel would look for a thread to wake with each packet that it has sent.
     pub(crate) fn datagrams(&self) -> Option<PollFd<'_>> {
         match self {
             Self::Tcp(_) => None,

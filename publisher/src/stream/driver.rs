@@ -18,11 +18,11 @@ use crate::stream::metrics::Closed;
 use crate::stream::resume::{Next, Reconnect, ReconnectDeadline, Reconnecting};
 use crate::stream::waker::Waker;
 
-/// How often a stream without a connection checks whether that has changed: it is told, so this is for the
-/// worst case.
-const LOOK: Duration = Duration::from_millis(200);
+/// Interval at which a stream without a connection checks whether it has one. Normally the thread that opens
+/// it wakes this one.
+const CONNECTION_CHECK: Duration = Duration::from_millis(200);
 
-/// A stream that holds batches of which none was done for so long counts as stalled: the others go on
+/// A stream that holds batches and has finished none for this time counts as stalled: the others continue
 /// with other buffers.
 const STALLED_AFTER: Duration = Duration::from_millis(10);
 
@@ -143,7 +143,7 @@ impl StreamDriver {
         }
     }
 
-    /// Whether there is something to do that no socket tells.
+    /// Whether there is something to do that no socket reports.
     pub(crate) fn has_work(&self) -> bool {
         match &self.state {
             State::Connected(link) => !self.context.jobs.is_empty() && link.may_take(),
@@ -174,7 +174,7 @@ impl StreamDriver {
             State::Reconnecting(reconnecting) => match reconnecting.outcome() {
                 None => {
                     self.state = State::Reconnecting(reconnecting);
-                    Ok(Progress::Wait(now + LOOK))
+                    Ok(Progress::Wait(now + CONNECTION_CHECK))
                 }
                 Some(outcome) => self.continue_with(now, outcome?),
             },
@@ -187,7 +187,7 @@ impl StreamDriver {
             }
             State::Idle(leftover) => {
                 self.state = State::Idle(leftover);
-                Ok(Progress::Wait(now + LOOK))
+                Ok(Progress::Wait(now + CONNECTION_CHECK))
             }
             State::Over => Err(Error::Failed),
         }
@@ -213,7 +213,7 @@ impl StreamDriver {
             deadline: self.deadline,
         };
         self.state = State::Reconnecting(reconnect.start(Arc::clone(&self.waker))?);
-        Ok(Progress::Wait(now + LOOK))
+        Ok(Progress::Wait(now + CONNECTION_CHECK))
     }
 
     fn continue_with(

@@ -64,7 +64,7 @@ impl InFlightBatches {
         }
     }
 
-    /// Sequence number of the next batch; so many have been sent.
+    /// Sequence number of the next batch: the number of batches sent.
     pub(crate) fn next_seq(&self) -> u64 {
         self.sent
     }
@@ -82,7 +82,7 @@ impl InFlightBatches {
         self.batches.len()
     }
 
-    /// Whether one more batch may be begun behind `begun` others that are not sent yet, of so many bytes.
+    /// Whether one more batch may be begun behind `begun` others of `bytes` that are not sent yet.
     pub(crate) fn has_room(&self, now: Timestamp, begun: usize, bytes: u64) -> bool {
         if self.limit == 0 {
             return true;

@@ -109,7 +109,7 @@ impl IoThread {
             .name("io".to_owned())
             .spawn(move || {
                 let mut streams = self;
-                // Dropped before the streams are, also by a panic: whoever finds one gone finds the reason.
+                // Dropped before the streams are, also by a panic, so that the reason is known once a stream is gone.
                 let _note = PanicNote(Arc::clone(&streams.failure));
                 if let Err(error) = streams.run() {
                     streams.failure.note(error);

@@ -22,7 +22,7 @@ pub(crate) struct StreamMetrics {
     digest: Option<Sha256>,
     /// None where nothing but the end is acked.
     stopwatch: Option<Stopwatch>,
-    /// Those who wait until so many batches are done.
+    /// Flushes that wait until this number of batches is done.
     flushes: Vec<(u64, Sender<()>)>,
 }
 
@@ -65,7 +65,7 @@ impl StreamMetrics {
             (batch.payload.len() - batch.messages as usize * OVERHEAD) as u64;
     }
 
-    /// So many batches more, with so many messages, are acked.
+    /// This many more batches and messages are acked.
     pub(crate) fn acked(&mut self, batches: u64, messages: u64, shared: &Shared) {
         if let Some(stopwatch) = &mut self.stopwatch {
             let now = self.stages.now();
@@ -80,7 +80,7 @@ impl StreamMetrics {
         self.flushes.push((seq, waiter));
     }
 
-    /// So many batches are done.
+    /// This number of batches is done.
     pub(crate) fn answer_flushes(&mut self, done: u64) {
         if self.flushes.is_empty() {
             return;

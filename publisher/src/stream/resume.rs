@@ -18,13 +18,13 @@ use crate::stream::waker::Waker;
 use crate::{Config, Error};
 
 /// Pause between attempts to reopen a stream.
-const PAUSE: Duration = Duration::from_millis(50);
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// Longest pause, between attempts that a broker without room refuses.
-const MAX_PAUSE: Duration = Duration::from_secs(1);
+const MAX_RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// How long the first of these attempts waits for the broker; each attempt that times out doubles it. A
 /// broker that dies with a connection in its queue resets it once (RFC 9293 section 3.10.4), and the
 /// reset may be lost: an attempt that waited for the whole timeout would then wait for nothing.
-const FIRST_WAIT: Duration = Duration::from_secs(1);
+const FIRST_TIMEOUT: Duration = Duration::from_secs(1);
 
 type Outcome = Result<(Next, ReconnectDeadline), Error>;
 
@@ -45,7 +45,7 @@ struct WakeOnDrop(Arc<Waker>);
 
 impl Drop for WakeOnDrop {
     fn drop(&mut self) {
-        // A thread that cannot be woken looks around by itself, a little later.
+        // A thread that cannot be woken checks by itself a little later.
         let _ = self.0.wake();
     }
 }
@@ -127,7 +127,7 @@ impl Reconnect {
             }
             Err(last)
         };
-        let opened = patiently(&config, deadline.since, &shared, attempt);
+        let opened = retry_while_transient(&config, deadline.since, &shared, attempt);
         deadline.connected = Instant::now();
         match opened {
             Ok((mut link, committed)) => {
@@ -200,7 +200,7 @@ impl ReconnectDeadline {
         if acked > self.acked || has_lasted {
             self.since = Instant::now();
         } else {
-            thread::sleep(PAUSE);
+            thread::sleep(RETRY_PAUSE);
         }
         self.acked = acked;
     }
@@ -208,18 +208,18 @@ impl ReconnectDeadline {
 
 /// Retries an operation that may succeed later, until it has failed for the configured time. Each
 /// attempt gets the time that it may wait for the broker.
-pub(crate) fn patiently<T>(
+pub(crate) fn retry_while_transient<T>(
     config: &Config,
     since: Instant,
     shared: &Shared,
     mut attempt: impl FnMut(Duration) -> Result<T, Error>,
 ) -> Result<T, Error> {
-    let (mut wait, mut pause) = (FIRST_WAIT, PAUSE);
+    let (mut wait, mut pause) = (FIRST_TIMEOUT, RETRY_PAUSE);
     loop {
         let left = config.timeout.saturating_sub(since.elapsed());
         let begun = Instant::now();
-        match attempt(wait.min(left).max(PAUSE)) {
-            Err(error) if error.may_pass() && since.elapsed() < config.timeout => {
+        match attempt(wait.min(left).max(RETRY_PAUSE)) {
+            Err(error) if error.is_transient() && since.elapsed() < config.timeout => {
                 if shared.is_abandoned() {
                     return Err(Error::Failed);
                 }
@@ -228,8 +228,8 @@ pub(crate) fn patiently<T>(
                 }
                 thread::sleep(pause);
                 pause = match error.is_shortage() {
-                    true => (2 * pause).min(MAX_PAUSE),
-                    false => PAUSE,
+                    true => (2 * pause).min(MAX_RETRY_PAUSE),
+                    false => RETRY_PAUSE,
                 };
             }
             other => return other,

@@ -142,7 +142,7 @@ impl Stream {
     }
 
     /// Sends and takes what it can now. A stream whose batches are acked can go on over another
-    /// connection when this one ends too early; nothing tells how far one without acks has come.
+    /// connection when this one ends too early; the progress of a stream without acks is unknown.
     pub(crate) fn step(&mut self, context: &StreamContext, ready: Ready) -> Result<Step, Error> {
         match self.advance(&context.jobs, ready) {
             Ok(Some(at)) => Ok(Step::Wait(at)),
@@ -305,7 +305,7 @@ impl Stream {
             self.finish_frame(now, frame);
             written += 1;
         }
-        // A short write tells as well that there is no room (epoll(7), question 9).
+        // A short write also means that there is no room (epoll(7), question 9).
         self.is_blocked = !self.frames.is_empty();
         Ok(written)
     }
@@ -379,7 +379,7 @@ impl Stream {
         }
     }
 
-    /// A broker that restarted, or that heard nothing while this host slept, continues a stream with
+    /// A broker that restarted, or that received nothing while this host slept, continues a stream with
     /// acks; any other error is final.
     fn ended_by_broker(&mut self, code: u16, text: String) -> Error {
         self.was_idle = code == Fault::Stalled as u16;

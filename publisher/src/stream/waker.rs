@@ -22,7 +22,7 @@ impl Waker {
         })
     }
 
-    /// Watches a socket for edges, until it is closed: whoever gets an event reads until nothing is left,
+    /// Watches a socket for edges, until it is closed: the receiver of an event must read until nothing is left,
     /// and writes until there is no room.
     pub(crate) fn watch(&self, socket: impl AsFd, key: usize) -> io::Result<()> {
         let both = Interest::READABLE.and(Interest::WRITABLE);

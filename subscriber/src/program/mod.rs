@@ -24,9 +24,9 @@ use crate::{Account, Event, OpenError, Received, Start, Subscriber, Trouble};
 
 /// Exit code when batches were overwritten before they were read.
 const LOST: u8 = 3;
-/// Troubles that are told one by one; the rest is counted.
+/// Damaged batches that are logged one by one; others are only counted.
 const TOLD: u64 = 10;
-/// How long nothing comes before it is asked whether the broker still lives.
+/// Time without a batch after which the subscriber checks whether the broker is still alive.
 const GONE_CHECK: Duration = Duration::from_millis(100);
 /// Pause between attempts to open a log that does not exist yet.
 const OPEN_RETRY: Duration = Duration::from_millis(50);

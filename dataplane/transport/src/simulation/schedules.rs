@@ -5,7 +5,7 @@ use super::*;
 /// When faults begin, and how long they last at most.
 const BEGIN: Nanos = Nanos::from_secs(2);
 const LONGEST: Nanos = SECOND;
-/// Schedules, unless told otherwise.
+/// Schedules by default.
 const SCHEDULES: u64 = 1000;
 
 /// One fault.
@@ -16,7 +16,7 @@ pub(super) struct Strike {
     what: What,
 }
 
-/// What befalls path or ends.
+/// A kind of fault, of the path or of an end.
 #[derive(Debug, Clone)]
 enum What {
     /// The path, forth and back.

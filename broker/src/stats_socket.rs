@@ -38,7 +38,7 @@ const FRESH: Duration = Duration::from_millis(20);
 /// Pause after a failed accept: most failures last, such as a lack of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Failures that are logged one by one; the others are only counted.
-const TOLD: u64 = 10;
+const MAX_LOGGED_FAILURES: u64 = 10;
 
 /// Where the figures come from.
 pub struct Sources {
@@ -51,7 +51,7 @@ pub struct Sources {
 }
 
 /// The socket in the file system; removed when dropped.
-pub struct Live(PathBuf);
+pub struct StatsSocket(PathBuf);
 
 /// The answer to a client; field names are stable.
 #[derive(Serialize)]
@@ -104,7 +104,7 @@ pub fn serve(
     supervisor: &Supervisor,
     stop: &Arc<AtomicBool>,
     pulse: &Pulse,
-) -> Result<Live> {
+) -> Result<StatsSocket> {
     let name = format!("broker-{}.sock", sources.listen.port());
     let path = directory.join(&name);
     let failed = || {
@@ -145,16 +145,16 @@ pub fn serve(
             };
             if let Err(error) = answered {
                 failures += 1;
-                if failures <= TOLD {
+                if failures <= MAX_LOGGED_FAILURES {
                     warn!(%error, "cannot answer a request for live figures");
                 }
             }
         }
     })?;
-    Ok(Live(path))
+    Ok(StatsSocket(path))
 }
 
-impl Drop for Live {
+impl Drop for StatsSocket {
     fn drop(&mut self) {
         // Best effort: the next broker on this port replaces it.
         let _ = fs::remove_file(&self.0);
