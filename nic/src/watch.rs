@@ -1,7 +1,7 @@
 //! Follows an interface's name and addresses as they change.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -111,18 +111,7 @@ impl Watch {
 
     fn receive(&self, flags: libc::c_int) -> io::Result<()> {
         let mut bytes = [0u8; 64];
-        // SAFETY: the kernel writes no more than the buffer's length, and drops the rest.
-        let len = unsafe {
-            libc::recv(
-                self.events.as_raw_fd(),
-                bytes.as_mut_ptr().cast(),
-                bytes.len(),
-                flags,
-            )
-        };
-        match len {
-            0.. => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        }
+        // The kernel drops what does not fit.
+        self.events.recv(&mut &mut bytes[..], flags).map(drop)
     }
 }
