@@ -40,7 +40,7 @@ pub struct Report<'a> {
     counters: &'a Counters,
     /// Log lines that were dropped because stderr did not accept them.
     log_lines_dropped: u64,
-    /// What ended the broker: a signal, or a thread that ended.
+    /// What ended the broker: a signal, a thread that ended, or an error of its own.
     ended_by: String,
     /// Failures; empty after an orderly end.
     failures: Vec<String>,
