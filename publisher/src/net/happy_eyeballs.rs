@@ -58,7 +58,8 @@ pub(crate) fn connect(addresses: &[SocketAddr], timeout: Duration) -> io::Result
         }
         if Instant::now() >= deadline {
             let late = || io::Error::new(io::ErrorKind::TimedOut, "connection timed out");
-            failures.extend(attempts.into_iter().map(|(address, _)| (address, late())));
+            let started = attempts.into_iter().map(|(address, _)| address);
+            failures.extend(started.chain(untried).map(|address| (address, late())));
             return Err(joined(failures));
         }
     }
