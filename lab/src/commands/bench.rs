@@ -4,33 +4,35 @@
 //! the figures with the targets, and [`reasons`] says why a target is missed.
 
 mod aeron;
+mod earlier;
 pub mod flags;
 mod idle;
 mod nats;
+mod peers;
 mod plan;
 mod reasons;
 pub mod rows;
 mod tally;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use aeron::Aeron;
 use anyhow::{Context, Result};
 use bytesize::ByteSize;
+use earlier::{in_better_mode, slower_path};
 use flags::{Extent, View};
 use jiff::Timestamp;
+use peers::Peers;
 use penstock_ebpf::Mode as AttachMode;
 use penstock_process::output;
 use penstock_wire::message::OVERHEAD;
 use plan::{Case, Contender, Kind, Work};
-use tally::{Figures, Tally, described};
+use tally::{Figures, Tally, described, figures_of, figures_of_hosts};
 use tracing::{info, warn};
 
-use crate::commands::compare::host_time::{self, HostCpuTimes};
-use crate::commands::compare::trial::{Bench as Runner, Cores, Load, Site, Trial};
+use crate::commands::compare::host_time;
+use crate::commands::compare::trial::{Bench as Runner, Cores, Load, Site};
 use crate::commands::compare::{self, FULL_BATCH, HIGH};
 use crate::measure::environment::Environment;
 use crate::measure::host_load::{self, HostWatch};
@@ -81,48 +83,6 @@ pub fn run(options: &flags::Bench, interrupt: &Interrupt) -> Result<bool> {
         Ok(true)
     });
     result_folder::print_path(&folder, printed)
-}
-
-/// Programs of others that are compared with.
-struct Peers {
-    aeron: Result<Aeron, String>,
-    nats: Result<String, String>,
-    /// Versions, or why a peer is absent.
-    known: BTreeMap<String, String>,
-}
-
-impl Peers {
-    fn find(options: &flags::Bench, extent: &Extent) -> Result<Self> {
-        use flags::Group;
-        let mut known = BTreeMap::new();
-        if [Group::Throughput, Group::Iperf3]
-            .iter()
-            .any(|group| extent.groups.contains(group))
-        {
-            known.insert("iperf3".to_owned(), iperf::version()?);
-        }
-        let aeron = Aeron::find(options);
-        let nats = nats::version().map_err(|error| format!("absent: {error:#}"));
-        if extent.groups.contains(&Group::Peers) {
-            let text = |found: Result<&str, &String>| match found {
-                Ok(text) => text.to_owned(),
-                Err(why) => why.clone(),
-            };
-            known.insert("nats-server".to_owned(), text(nats.as_deref()));
-            let found = aeron.as_ref().map(|_| "found");
-            known.insert("aeron".to_owned(), text(found));
-        }
-        Ok(Self { aeron, nats, known })
-    }
-
-    /// Why a contender cannot run.
-    fn absence(&self, kind: Kind) -> Option<String> {
-        match kind {
-            Kind::Aeron => self.aeron.as_ref().err().cloned(),
-            Kind::Nats => self.nats.as_ref().err().cloned(),
-            _ => None,
-        }
-    }
 }
 
 /// Everything that all cases have in common.
@@ -464,33 +424,6 @@ fn at_rate(rate: u32, batch: u64, seconds: f64) -> Amounts {
     }
 }
 
-/// The mode that was better on a link of this kind, for a contender that takes the better one.
-fn in_better_mode(contender: Contender, case: &Case, earlier: &[BenchCase]) -> Contender {
-    let found = full_speed(case, earlier).and_then(|case| bench_figures::best(case, "xdp")?.mode);
-    match contender.kind {
-        Kind::Xdp(None) => Contender {
-            kind: Kind::Xdp(found),
-            ..contender
-        },
-        _ => contender,
-    }
-}
-
-/// The case in which one broker took all it could on such a link.
-fn full_speed<'a>(case: &Case, earlier: &'a [BenchCase]) -> Option<&'a BenchCase> {
-    earlier.iter().find(|other| {
-        other.group == flags::Group::Throughput.name()
-            && (other.profile, other.mtu) == (case.profile, case.mtu)
-    })
-}
-
-/// Median of the path that moved less, MB/s.
-fn slower_path(case: &Case, earlier: &[BenchCase]) -> Option<f64> {
-    let case = full_speed(case, earlier)?;
-    let moved = |kind| bench_figures::best(case, kind)?.median(bench_figures::PAYLOAD);
-    Some(moved("xdp")?.min(moved("tcp")?))
-}
-
 /// Throughputs of a case, whose runs should agree.
 fn throughputs(case: &BenchCase) -> Vec<(String, &Spread)> {
     let of = |contender: &'_ BenchContender| format!("{} in {}", contender.name(), case.id);
@@ -500,46 +433,6 @@ fn throughputs(case: &BenchCase) -> Vec<(String, &Spread)> {
         full_speed.then(|| (of(contender), spread))
     });
     found.collect()
-}
-
-fn figures_of(trial: &Trial) -> Figures {
-    let mut figures = Figures::from([
-        (bench_figures::PAYLOAD, trial.payload_mb_per_s),
-        (bench_figures::MESSAGES, trial.messages_per_s),
-        (bench_figures::HOST_CPU, trial.host_cpu_s_per_gb),
-        (bench_figures::PUBLISHER_CPU, trial.publisher_cpu_s_per_gb),
-        (bench_figures::P50, trial.ack_latency_us.p50),
-        (bench_figures::P99, trial.ack_latency_us.p99),
-        (bench_figures::HOST_BUSY, trial.host_busy),
-        (bench_figures::PUBLISHER_CORES, trial.publisher_cores),
-        (bench_figures::OTHER_CORES, trial.other_cores),
-        ("drops", trial.drops as f64),
-        ("retransmits", trial.retransmits as f64),
-    ]);
-    let brokers = [
-        (bench_figures::BROKER_CPU, trial.broker_cpu_s_per_gb),
-        (bench_figures::BROKER_CORES, trial.broker_cores),
-    ];
-    figures.extend(
-        brokers
-            .into_iter()
-            .filter_map(|(name, value)| Some((name, value?))),
-    );
-    figures
-}
-
-fn figures_of_hosts(of: &HostCpuTimes) -> Figures {
-    Figures::from([
-        (bench_figures::SENDING_HOST, of.sending),
-        (bench_figures::RECEIVING_HOST, of.receiving),
-        (
-            bench_figures::WITHOUT_CONVERSION,
-            of.receiving_without_conversion,
-        ),
-        (bench_figures::HOST_CPU, of.both),
-        (bench_figures::PAYLOAD, of.payload_mb_per_s),
-        (bench_figures::PROBE_OVERHEAD, of.probe_overhead),
-    ])
 }
 
 /// A case without figures.
@@ -564,73 +457,4 @@ fn failed(case: &Case, why: &str) -> BenchCase {
 fn first_line(error: &anyhow::Error) -> String {
     let text = format!("{error:#}");
     text.lines().next().unwrap_or_default().to_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use penstock_testbed::settings::Profile;
-
-    fn contender(kind: Kind) -> Contender {
-        Contender {
-            kind,
-            streams: 1,
-            brokers: 1,
-        }
-    }
-
-    fn measured(kind: Kind, rates: &[f64]) -> BenchContender {
-        let mut tally = Tally::new(None);
-        for rate in rates {
-            tally.add(Ok(Figures::from([(bench_figures::PAYLOAD, *rate)])));
-        }
-        tally.report(&contender(kind))
-    }
-
-    fn full_speed_case() -> BenchCase {
-        BenchCase {
-            id: "full-speed-1500".to_owned(),
-            group: "throughput".to_owned(),
-            profile: Profile::Wire,
-            mtu: 1500,
-            message_size: 1024,
-            rate: None,
-            payload_bytes: 1,
-            contenders: vec![
-                measured(Kind::Xdp(Some(XdpMode::Native)), &[500.0, 510.0, 490.0]),
-                measured(Kind::Xdp(Some(XdpMode::Generic)), &[400.0, 600.0, 410.0]),
-                measured(Kind::Tcp, &[450.0]),
-            ],
-        }
-    }
-
-    #[test]
-    fn later_cases_take_the_mode_that_was_better_and_half_of_the_slower_path() {
-        let earlier = [full_speed_case()];
-        let case = |mtu| {
-            let mut cases = plan::cases(&[flags::Group::Latency]).into_iter();
-            cases.find(|case| case.mtu == mtu).unwrap()
-        };
-        let chosen = |mtu| in_better_mode(contender(Kind::Xdp(None)), &case(mtu), &earlier).kind;
-        assert_eq!(chosen(1500), Kind::Xdp(Some(XdpMode::Native)));
-        assert_eq!(chosen(9000), Kind::Xdp(None));
-        assert_eq!(slower_path(&case(1500), &earlier), Some(450.0));
-        assert_eq!(slower_path(&case(9000), &earlier), None);
-    }
-
-    #[test]
-    fn failed_runs_do_not_count_and_three_end_it() {
-        let mut tally = Tally::new(None);
-        tally.add(Ok(Figures::from([(bench_figures::PAYLOAD, 1.0)])));
-        assert_eq!(tally.add(Err("it fell back".to_owned())), "failed");
-        assert!(!tally.is_out());
-        tally.add(Err("again".to_owned()));
-        assert!(!tally.is_out());
-        tally.add(Err("and again".to_owned()));
-        assert!(tally.is_out());
-        let report = tally.report(&contender(Kind::Tcp));
-        assert_eq!(report.figures[bench_figures::PAYLOAD].runs, [1.0]);
-        assert_eq!(report.failures, ["it fell back", "again", "and again"]);
-        assert!(Tally::new(Some("absent".to_owned())).is_out());
-    }
 }
