@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
 
 use anyhow::{Context, Result};
 use nix::unistd::{SysconfVar, sysconf};
+use procfs::process::Task;
+use procfs::{CpuTime, CurrentSI, KernelStats};
 use serde::Serialize;
 
 /// A process's threads at one moment.
@@ -117,14 +118,13 @@ pub struct Core {
 }
 
 impl ProcessSnapshot {
-    /// Reads `/proc/PID/task` (proc(5)); everybody may.
+    /// Reads `/proc/PID/task` (proc_pid_task(5)), which any user may.
     pub fn now(pid: u32) -> Option<Self> {
-        let tasks = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+        let process = procfs::process::Process::new(pid.try_into().ok()?).ok()?;
         // A thread that ends meanwhile is left out.
-        let threads = tasks.filter_map(|entry| {
-            let entry = entry.ok()?;
-            let tid = entry.file_name().to_str()?.parse().ok()?;
-            Some((tid, ThreadSnapshot::read(&entry.path())?))
+        let threads = process.tasks().ok()?.filter_map(|task| {
+            let task = task.ok()?;
+            Some((task.tid.try_into().ok()?, ThreadSnapshot::read(&task)?))
         });
         let threads: BTreeMap<u32, ThreadSnapshot> = threads.collect();
         Some(Self {
@@ -155,30 +155,20 @@ impl ProcessSnapshot {
 }
 
 impl ThreadSnapshot {
-    fn read(folder: &Path) -> Option<Self> {
-        let read = |file| fs::read_to_string(folder.join(file)).ok();
-        let stat = read("stat")?;
-        let (name, fields) = stat_fields(&stat)?;
-        let times = read("schedstat").unwrap_or_default();
-        let mut times = times
-            .split_whitespace()
-            .map(|word| word.parse().unwrap_or(0));
-        let status = read("status")?;
-        let switches = |kind: &str| {
-            let mut lines = status.lines();
-            let count = lines.find_map(|line| line.strip_prefix(kind))?;
-            count.trim_start_matches(':').trim().parse().ok()
-        };
+    fn read(task: &Task) -> Option<Self> {
+        let (stat, status) = (task.stat().ok()?, task.status().ok()?);
+        // Kernels without CONFIG_SCHED_INFO have no such file.
+        let times = task.schedstat().ok();
         Some(Self {
-            name,
+            name: stat.comm,
             // `T`: by a signal, `t`: by a debugger (proc_pid_stat(5)).
-            is_stopped: fields.first()?.eq_ignore_ascii_case("t"),
-            run_ns: times.next().unwrap_or(0),
-            wait_ns: times.next().unwrap_or(0),
-            user_ticks: fields.get(11)?.parse().ok()?,
-            system_ticks: fields.get(12)?.parse().ok()?,
-            voluntary: switches("voluntary_ctxt_switches")?,
-            involuntary: switches("nonvoluntary_ctxt_switches")?,
+            is_stopped: stat.state.eq_ignore_ascii_case(&'t'),
+            run_ns: times.as_ref().map_or(0, |times| times.sum_exec_runtime),
+            wait_ns: times.map_or(0, |times| times.run_delay),
+            user_ticks: stat.utime,
+            system_ticks: stat.stime,
+            voluntary: status.voluntary_ctxt_switches?,
+            involuntary: status.nonvoluntary_ctxt_switches?,
         })
     }
 
@@ -199,13 +189,6 @@ impl ThreadSnapshot {
             involuntary_switches: rate(self.involuntary, start.involuntary),
         }
     }
-}
-
-/// Name and the fields behind it, from the state on; a name may hold blanks and brackets.
-pub fn stat_fields(stat: &str) -> Option<(String, Vec<&str>)> {
-    let (open, close) = (stat.find('(')?, stat.rfind(')')?);
-    let name = stat.get(open + 1..close)?.to_owned();
-    Some((name, stat.get(close + 2..)?.split_whitespace().collect()))
 }
 
 fn share(ns: u64, seconds: f64) -> f64 {
@@ -264,17 +247,17 @@ fn quota_in(stat: &str) -> Option<QuotaAt> {
 impl CoresSnapshot {
     /// Reads `/proc/stat` and `/proc/net/softnet_stat`.
     pub fn now() -> Result<Self> {
-        let text = fs::read_to_string("/proc/stat").context("cannot read /proc/stat")?;
+        let stats = KernelStats::current().context("cannot read /proc/stat")?;
         let packets = fs::read_to_string("/proc/net/softnet_stat").unwrap_or_default();
         Ok(Self {
-            ticks: cores_in(&text),
+            ticks: stats.cpu_time.iter().map(ticks_of).collect(),
             packets: packets_in(&packets),
         })
     }
 
     /// What each core did since `start`, `seconds` ago.
     pub fn since(&self, start: &Self, seconds: f64) -> Result<Vec<Core>> {
-        let ticks = sysconf(SysconfVar::CLK_TCK)?.context("the kernel tells no clock tick")?;
+        let ticks = sysconf(SysconfVar::CLK_TCK)?.context("the kernel reports no clock tick")?;
         let packets = |of: &Self, core| of.packets.get(&core).copied().unwrap_or_default();
         let pairs = self.ticks.iter().zip(&start.ticks).enumerate();
         Ok(pairs
@@ -299,16 +282,13 @@ impl CoresSnapshot {
     }
 }
 
-fn cores_in(text: &str) -> Vec<[u64; 8]> {
-    let cores = text.lines().filter_map(|line| {
-        let (number, counts) = line.strip_prefix("cpu")?.split_once(' ')?;
-        number.parse::<usize>().ok()?;
-        let counts = counts
-            .split_whitespace()
-            .map_while(|count| count.parse().ok());
-        counts.collect::<Vec<u64>>().get(..8)?.try_into().ok()
-    });
-    cores.collect()
+/// Ticks by kind, in the order of proc_stat(5).
+fn ticks_of(cpu: &CpuTime) -> [u64; 8] {
+    let since_2_6 = [cpu.iowait, cpu.irq, cpu.softirq, cpu.steal].map(Option::unwrap_or_default);
+    let [iowait, irq, softirq, steal] = since_2_6;
+    [
+        cpu.user, cpu.nice, cpu.system, cpu.idle, iowait, irq, softirq, steal,
+    ]
 }
 
 /// A line for each core that is on: packets and those dropped first, the core's number 13th (since Linux
@@ -345,12 +325,6 @@ mod tests {
     }
 
     #[test]
-    fn names_with_brackets_do_not_shift_the_fields() {
-        let (name, fields) = stat_fields("7 (a) b (c)) S 1 2").unwrap();
-        assert_eq!((name.as_str(), fields), ("a) b (c)", vec!["S", "1", "2"]));
-    }
-
-    #[test]
     fn both_versions_of_control_groups_tell_throttling() {
         let quota = QuotaAt {
             throttled_ns: 250_000,
@@ -379,9 +353,16 @@ mod tests {
     }
 
     #[test]
-    fn cores_are_told_from_their_sum() {
-        let text = "cpu  9 9 9 9 9 9 9 9 0 0\ncpu0 1 2 3 4 5 6 7 8 0 0\nintr 1\n";
-        assert_eq!(cores_in(text), [[1, 2, 3, 4, 5, 6, 7, 8]]);
+    fn each_core_is_read() {
+        let cores = CoresSnapshot::now().unwrap();
+        let count = std::thread::available_parallelism().unwrap().get();
+        assert!(cores.ticks.len() >= count, "{cores:?}");
+        assert!(
+            cores
+                .ticks
+                .iter()
+                .all(|ticks| ticks.iter().sum::<u64>() > 0)
+        );
     }
 
     #[test]

@@ -1,12 +1,11 @@
 //! Processes that are not observed, and the CPU time that they used during the observation.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs;
 
 use nix::unistd::{SysconfVar, sysconf};
 use serde::Serialize;
 
-use super::cpu::{Core, stat_fields};
+use super::cpu::Core;
 use super::processes;
 
 /// Processes named in a sample; there may be thousands.
@@ -111,13 +110,12 @@ fn by_name(processes: &[Other]) -> Vec<Other> {
 }
 
 fn read(pid: u32) -> Option<ProcessSnapshot> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let (name, fields) = stat_fields(&stat)?;
-    let field = |number: usize| fields.get(number)?.parse::<u64>().ok();
+    let process = procfs::process::Process::new(pid.try_into().ok()?).ok()?;
+    let stat = process.stat().ok()?;
     Some(ProcessSnapshot {
-        name,
-        ticks: field(11)? + field(12)?,
-        started: field(19)?,
+        ticks: stat.utime + stat.stime,
+        started: stat.starttime,
+        name: stat.comm,
     })
 }
 

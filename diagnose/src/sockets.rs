@@ -4,7 +4,7 @@
 use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -19,6 +19,8 @@ use netlink_packet_sock_diag::inet::{
     ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags,
 };
 use netlink_sys::{Socket as Netlink, SocketAddr as NetlinkAddress, protocols::NETLINK_SOCK_DIAG};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 use super::tcp_info::TcpInfo;
 
@@ -348,21 +350,11 @@ fn descriptor_of(pid: u32, inode: u32) -> io::Result<RawFd> {
     Err(io::ErrorKind::NotFound.into())
 }
 
-/// A descriptor of our own for what another process has open (pidfd_getfd(2)).
+/// A descriptor of our own for what another process has open.
 fn borrow(pid: u32, number: RawFd) -> io::Result<OwnedFd> {
-    // SAFETY: takes numbers only.
-    let process = own(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
-    // SAFETY: likewise; the descriptor is open.
-    own(unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0) })
-}
-
-/// A descriptor that a system call has just returned.
-fn own(result: libc::c_long) -> io::Result<OwnedFd> {
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: callers pass what the kernel returned as a new descriptor, which nobody else has.
-    Ok(unsafe { OwnedFd::from_raw_fd(result as RawFd) })
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let process = pidfd_open(pid.ok_or(Errno::SRCH)?, PidfdFlags::empty())?;
+    Ok(pidfd_getfd(process, number, PidfdGetfdFlags::empty())?)
 }
 
 #[cfg(test)]

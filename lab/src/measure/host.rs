@@ -1,11 +1,11 @@
 //! What the whole host did over an interval: CPU time of all processes and of the kernel, which
 //! works on a packet on whichever core it comes, and what the network dropped or sent again.
 
-use std::fs;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use nix::unistd::{SysconfVar, sysconf};
+use procfs::{CpuTime, CurrentSI, KernelStats};
 
 use penstock_testbed::command::run;
 
@@ -21,13 +21,12 @@ pub struct Cpus {
 impl Cpus {
     /// Reads `/proc/stat` (proc_stat(5)).
     pub fn now() -> Result<Self> {
-        let text = fs::read_to_string("/proc/stat").context("cannot read /proc/stat")?;
-        let ticks = sysconf(SysconfVar::CLK_TCK)?.context("the kernel tells no clock tick")?;
-        let (count, unused) = parse_stat(&text).context("cannot understand /proc/stat")?;
+        let stats = KernelStats::current().context("cannot read /proc/stat")?;
+        let ticks = sysconf(SysconfVar::CLK_TCK)?.context("the kernel reports no clock tick")?;
         Ok(Self {
             at: Instant::now(),
-            count,
-            unused: unused as f64 / ticks as f64,
+            count: stats.cpu_time.len(),
+            unused: unused(&stats.total) as f64 / ticks as f64,
         })
     }
 
@@ -55,23 +54,9 @@ impl Cpus {
     }
 }
 
-/// CPUs, and their ticks of idle, iowait and steal together.
-fn parse_stat(text: &str) -> Option<(usize, u64)> {
-    let count = text.lines().filter(|line| is_one_cpu(line)).count();
-    let ticks: Vec<u64> = text
-        .lines()
-        .find_map(|line| line.strip_prefix("cpu "))?
-        .split_whitespace()
-        .map_while(|tick| tick.parse().ok())
-        .collect();
-    let (idle, iowait) = (ticks.get(3)?, ticks.get(4)?);
-    let steal = ticks.get(7).copied().unwrap_or(0);
-    (count > 0).then_some((count, idle + iowait + steal))
-}
-
-fn is_one_cpu(line: &str) -> bool {
-    line.strip_prefix("cpu")
-        .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+/// Ticks of idle, iowait and steal together.
+fn unused(cpus: &CpuTime) -> u64 {
+    cpus.idle + cpus.iowait.unwrap_or(0) + cpus.steal.unwrap_or(0)
 }
 
 /// What network namespaces counted up to one moment.
@@ -113,7 +98,7 @@ fn drops(text: &str) -> u64 {
         let (_, figures) = line.split_once(':')?;
         let figures: Option<Vec<u64>> =
             figures.split_whitespace().map(|f| f.parse().ok()).collect();
-        // Only lines of interfaces consist of so many.
+        // Only lines of interfaces have this many fields.
         let figures = figures.filter(|figures| figures.len() == 16)?;
         Some(figures[3] + figures[11])
     });
@@ -133,16 +118,6 @@ fn retransmits(text: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const STAT: &str = "cpu  100 1 50 800 7 0 20 3 9 0\n\
-        cpu0 50 1 25 400 3 0 10 1 5 0\ncpu1 50 0 25 400 4 0 10 2 4 0\nintr 5 6\n";
-
-    #[test]
-    fn unused_time_is_idle_waiting_and_stolen() {
-        assert_eq!(parse_stat(STAT), Some((2, 810)));
-        assert_eq!(parse_stat("cpu  1 2 3\n"), None);
-        assert_eq!(parse_stat("intr 1\n"), None);
-    }
 
     #[test]
     fn a_busy_loop_shows() {

@@ -1,9 +1,7 @@
 //! Resource usage of a process: memory and descriptors, and whether they grow.
 
-use std::fs;
-use std::path::Path;
-
 use anyhow::{Context, Result};
+use procfs::process::Process;
 use serde::{Deserialize, Serialize};
 
 /// Growth of memory that does not count: the kernel accounts pages per thread in batches.
@@ -22,25 +20,24 @@ pub struct ResourceUsage {
 
 impl ResourceUsage {
     pub fn at(pid: u32) -> Result<Self> {
-        let proc = Path::new("/proc").join(pid.to_string());
-        let status = fs::read_to_string(proc.join("status"))
-            .with_context(|| format!("cannot sample at process {pid}"))?;
-        let descriptors = fs::read_dir(proc.join("fd"))
+        let number = pid.try_into().context("no process has this number")?;
+        let process = Process::new(number).with_context(|| format!("there is no process {pid}"))?;
+        let status = process.status();
+        let status = status.with_context(|| format!("cannot sample process {pid}"))?;
+        let descriptors = process.fd_count();
+        let descriptors = descriptors
             .with_context(|| format!("cannot count the descriptors of process {pid}"))?;
-        let field = |name| kib(&status, name).with_context(|| format!("process {pid} has ended"));
+        // One that has ended and was not waited for has no memory.
+        let bytes = |kib: Option<u64>| {
+            let kib = kib.with_context(|| format!("process {pid} has ended"))?;
+            anyhow::Ok(kib * 1024)
+        };
         Ok(Self {
-            rss_bytes: field("VmRSS:")?,
-            address_space_bytes: field("VmSize:")?,
-            descriptors: descriptors.count() as u64,
+            rss_bytes: bytes(status.vmrss)?,
+            address_space_bytes: bytes(status.vmsize)?,
+            descriptors: descriptors as u64,
         })
     }
-}
-
-/// Reads a field of `/proc/PID/status` in KiB, in bytes.
-fn kib(status: &str, name: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
-    Some(kib * 1024)
 }
 
 /// All samples of a process.

@@ -1,6 +1,5 @@
 //! Memory of idle streams in a broker: streams that are open and send nothing.
 
-use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::Stdio;
@@ -18,6 +17,7 @@ use penstock_testbed::netns::Net;
 use penstock_testbed::programs::Binaries;
 use penstock_testbed::running::{Running, inside};
 use penstock_testbed::settings::{Mode, Route, Workload};
+use procfs::process::Process;
 
 /// Streams that make the broker allocate what it needs once.
 const FIRST: u32 = 32;
@@ -125,17 +125,9 @@ fn until_open(
 
 /// Memory of a process that is neither a file's nor shared.
 fn anonymous_bytes(pid: u32) -> Result<u64> {
-    let path = format!("/proc/{pid}/status");
-    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-    parse_anonymous(&text).with_context(|| format!("{path} has no RssAnon"))
-}
-
-fn parse_anonymous(status: &str) -> Option<u64> {
-    let value = status
-        .lines()
-        .find_map(|line| line.strip_prefix("RssAnon:"))?;
-    let kib: u64 = value.trim().strip_suffix(" kB")?.parse().ok()?;
-    Some(kib << 10)
+    let process = Process::new(pid.try_into().context("no process has this number")?)?;
+    let kib = process.status()?.rssanon;
+    Ok(kib.with_context(|| format!("/proc/{pid}/status has no RssAnon"))? << 10)
 }
 
 #[cfg(test)]
@@ -144,9 +136,6 @@ mod tests {
 
     #[test]
     fn private_memory_of_a_process_is_read() {
-        let text = "VmRSS:\t  5000 kB\nRssAnon:\t    1234 kB\nRssFile:\t  10 kB\n";
-        assert_eq!(parse_anonymous(text), Some(1234 << 10));
-        assert_eq!(parse_anonymous("VmRSS:\t 1 kB\n"), None);
         assert!(anonymous_bytes(std::process::id()).unwrap() > 0);
     }
 }

@@ -1,11 +1,12 @@
 //! The broker of a fault run: it may be absent for a while, and its successor recovers the log.
 
 use std::fs::{self, File};
-use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use bytesize::ByteSize;
+use nix::errno::Errno;
+use nix::fcntl::posix_fallocate;
 
 use super::fault_catalog::LogCapacity;
 use super::path::FaultPath;
@@ -153,12 +154,11 @@ impl<'a> BrokerSlot<'a> {
             if bytes == 0 {
                 return Ok(());
             }
-            // SAFETY: the descriptor is open; posix_fallocate touches no memory of ours.
-            match unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, bytes as i64) } {
-                0 => return Ok(()),
+            match posix_fallocate(&file, 0, bytes as i64) {
+                Ok(()) => return Ok(()),
                 // A log that is being created has taken some of it.
-                libc::ENOSPC => {}
-                code => return Err(std::io::Error::from_raw_os_error(code)).with_context(what),
+                Err(Errno::ENOSPC) => {}
+                Err(error) => return Err(error).with_context(what),
             }
         }
     }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use fastrand::Rng;
+use procfs::{Current, Uptime};
 
 use super::broker_slot::BrokerSlot;
 use super::checker::{Checker, Reported, Sent};
@@ -436,8 +437,8 @@ enum Event {
     Silence(bool),
 }
 
+/// Whole seconds since the host booted.
 fn uptime() -> Result<i64> {
-    let text = fs::read_to_string("/proc/uptime").context("cannot read /proc/uptime")?;
-    let seconds = text.split('.').next().and_then(|text| text.parse().ok());
-    seconds.context("/proc/uptime is not what it should be")
+    let uptime = Uptime::current().context("cannot read /proc/uptime")?;
+    Ok(uptime.uptime as i64)
 }

@@ -1,5 +1,5 @@
-//! Reads from the kernel what the checks look at. Nothing is changed, and a fact that cannot be had
-//! is no error: it is noted, with what would show it.
+//! Reads the facts that the checks need from the kernel. Nothing is changed, and a missing fact is no
+//! error: it is listed, with the command that would show it.
 
 use std::ffi::CString;
 use std::fs;
@@ -15,6 +15,8 @@ use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::{Pid, geteuid};
 use penstock_ebpf::Attached;
 use penstock_nic::Sysfs;
+use procfs::process::Process;
+use procfs::{Current, Meminfo};
 
 use super::facts::{BrokerFile, Capabilities, Host, HugePages, Interface, Kernel, Node, Seen};
 use crate::measure::host_load::HostWatch;
@@ -89,10 +91,7 @@ fn host(bin_dir: Option<&Path>, unseen: &mut Vec<String>) -> Host {
         capabilities: own_capabilities(),
         broker: broker.ok(),
         memlock: getrlimit(Resource::RLIMIT_MEMLOCK).map_or(u64::MAX, |(soft, _)| soft),
-        huge_pages: fs::read_to_string("/proc/meminfo")
-            .ok()
-            .as_deref()
-            .and_then(huge_pages),
+        huge_pages: huge_pages(),
         shared_memory: free_bytes(Path::new("/dev/shm")),
         memory: penstock_process::memory::limits().into_iter().next(),
         ethtool: SEARCH
@@ -119,7 +118,7 @@ fn parse_kernel(release: &str) -> Option<Kernel> {
     })
 }
 
-/// Who may not have such a socket is told so only where the kernel has them (`xsk_create`).
+/// EPERM means that the kernel has such sockets (`xsk_create` checks the capability first).
 fn af_xdp() -> Option<bool> {
     // SAFETY: takes numbers only.
     let code = unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
@@ -136,15 +135,8 @@ fn af_xdp() -> Option<bool> {
 }
 
 fn own_capabilities() -> Capabilities {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    Capabilities(effective(&status).unwrap_or_default())
-}
-
-fn effective(status: &str) -> Option<u64> {
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))?;
-    u64::from_str_radix(line.trim(), 16).ok()
+    let status = Process::myself().and_then(|process| process.status());
+    Capabilities(status.map_or(0, |status| status.capeff))
 }
 
 fn file(path: PathBuf) -> BrokerFile {
@@ -171,7 +163,7 @@ fn file_capabilities(path: &Path) -> Option<u64> {
     capabilities_of(&bytes[..usize::try_from(len).ok()?])
 }
 
-/// What `struct vfs_cap_data` gives to whoever runs the file: nothing, unless it becomes effective.
+/// The capabilities in a `struct vfs_cap_data`: none, unless they become effective.
 fn capabilities_of(bytes: &[u8]) -> Option<u64> {
     const EFFECTIVE: u32 = 1;
     let word = |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
@@ -182,15 +174,12 @@ fn capabilities_of(bytes: &[u8]) -> Option<u64> {
     Some(u64::from(word(4)?) | u64::from(word(12)?) << 32)
 }
 
-fn huge_pages(meminfo: &str) -> Option<HugePages> {
-    let field = |name: &str| -> Option<u64> {
-        let line = meminfo.lines().find_map(|line| line.strip_prefix(name))?;
-        line.split_whitespace().next()?.parse().ok()
-    };
+fn huge_pages() -> Option<HugePages> {
+    let memory = Meminfo::current().ok()?;
     Some(HugePages {
-        total: field("HugePages_Total:")?,
-        free: field("HugePages_Free:")?,
-        size: field("Hugepagesize:")? * 1024,
+        total: memory.hugepages_total?,
+        free: memory.hugepages_free?,
+        size: memory.hugepagesize?,
     })
 }
 
@@ -315,13 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn figures_are_found_in_files_of_the_kernel() {
-        let status = "Name:\tx\nCapEff:\t0000000000003000\nCapBnd:\t1\n";
-        assert_eq!(effective(status), Some(0x3000));
-        let meminfo =
-            "HugePages_Total:       8\nHugePages_Free:        6\nHugepagesize:       2048 kB\n";
-        let pages = huge_pages(meminfo).unwrap();
-        assert_eq!((pages.total, pages.free, pages.size), (8, 6, 2 << 20));
+    fn lists_of_cpus_are_parsed() {
         assert_eq!(parse_ranges("0-2,8"), Some(vec![0, 1, 2, 8]));
         assert_eq!(parse_ranges(""), Some(Vec::new()));
         assert_eq!(parse_ranges("x"), None);
