@@ -108,7 +108,7 @@ pub struct Cli {
     /// own, adaptive sleeps after a short time.
     #[arg(long, value_enum, default_value_t = Poll::Adaptive, help_heading = PATH)]
     poll: Poll,
-    /// Let the worker drive the interface's queue, this many packets a call (SO_PREFER_BUSY_POLL).
+    /// Let the worker drive the interface's queue, this many packets per call (SO_PREFER_BUSY_POLL).
     #[arg(long, value_name = "PACKETS", help_heading = PATH,
         value_parser = clap::value_parser!(u16).range(1..=1024))]
     busy_poll: Option<u16>,
@@ -198,8 +198,8 @@ pub struct Cli {
         value_parser = clap::value_parser!(u32).range(1..=MAX_SOCKETS))]
     max_connections: u32,
     /// Maximum share of streams, sessions and topics, in percent of what others leave free, that one
-    /// host (IPv6: /64), or one key on a host, may hold. All hosts with the same key, or of the same
-    /// IPv6 /48, together may also hold half of the rest.
+    /// host (IPv6: /64), or one key on a host, may hold. All hosts that share a key, or an
+    /// IPv6 /48, may together also hold half of the rest.
     #[arg(long, value_name = "PERCENT", overrides_with = "max_share", help_heading = LISTEN,
         default_value_t = shares::DEFAULT_PERCENT,
         value_parser = clap::value_parser!(u8).range(1..=100))]
@@ -249,7 +249,7 @@ pub struct Cli {
     /// capabilities in any case.
     #[arg(long, value_name = "NAME", help_heading = PROCESS)]
     user: Option<String>,
-    /// File with the keys of publishers, one a line: a name, a secret of 64 hexadecimal digits, and the
+    /// File with the keys of publishers, one per line: a name, a secret of 64 hexadecimal digits, and the
     /// topics that the key may publish to (trades.* means all that begin with trades.). Without it,
     /// anyone may publish.
     #[arg(long, value_name = "FILE", help_heading = SECURITY)]

@@ -92,7 +92,7 @@ struct TopicSnapshot {
 /// What the broker did in the interval.
 #[derive(Debug, Clone, Serialize)]
 pub struct Broker {
-    /// Share of the looks at which a connection waited for room in the shared buffer, 0 to 1.
+    /// Share of the samples in which a connection waited for room in the shared buffer, 0 to 1.
     pub blocked: f64,
     pub workers: Vec<Worker>,
     pub topics: Vec<Topic>,
@@ -120,15 +120,15 @@ pub struct Xdp {
     pub dropped: BTreeMap<&'static str, u64>,
     /// Packets that came and were not placed, by reason.
     pub refused: BTreeMap<&'static str, u64>,
-    /// Packets that never came, as far as later ones tell.
+    /// Packets that never arrived, as later ones show.
     pub missing: u64,
     /// Packets that came after later ones.
     pub late: u64,
-    /// Batches that were received outside the ring, for it had no room.
+    /// Batches that were received outside the ring because it had no room.
     pub aside: u64,
-    /// Looks that found packets, of all looks, 0 to 1.
+    /// Share of polls that found packets, 0 to 1.
     pub hit_rate: f64,
-    /// Looks that found as many as are taken at a time, of those that found some, 0 to 1.
+    /// Share of those polls that found a whole burst, 0 to 1.
     pub full_looks: f64,
     pub sleeps: u64,
     /// Times that publishers paused for each ACK, by reason: nothing to send, no credit, congestion
@@ -221,21 +221,21 @@ impl BrokerSnapshot {
 }
 
 impl Broker {
-    /// What happened between the first and the last of `looks`, `seconds` apart; none for fewer
+    /// What happened between the first and the last of `samples`, `seconds` apart; none for fewer
     /// than two. Counters that went back, for another broker took its place, count as nothing.
-    pub fn between(looks: &[BrokerSnapshot], seconds: f64) -> Option<Self> {
-        let [start, .., end] = looks else {
+    pub fn between(samples: &[BrokerSnapshot], seconds: f64) -> Option<Self> {
+        let [start, .., end] = samples else {
             return None;
         };
-        let count = looks.len() as f64;
-        let blocked = looks.iter().filter(|look| look.is_blocked()).count() as f64 / count;
+        let count = samples.len() as f64;
+        let blocked = samples.iter().filter(|sample| sample.is_blocked()).count() as f64 / count;
         let workers = end.workers.iter().zip(&start.workers);
         let topics = end.topics.iter().map(|topic| {
-            let of = |look: &BrokerSnapshot| {
-                let mut topics = look.topics.iter();
+            let of = |sample: &BrokerSnapshot| {
+                let mut topics = sample.topics.iter();
                 topics.find(|other| other.topic == topic.topic).cloned()
             };
-            let unread: u64 = looks.iter().filter_map(of).map(|t| t.unread_bytes).sum();
+            let unread: u64 = samples.iter().filter_map(of).map(|t| t.unread_bytes).sum();
             let before = of(start).map_or(0, |topic| topic.payload_bytes);
             Topic {
                 topic: topic.topic.clone(),
@@ -382,7 +382,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn look(blocked: usize, unread: u64, packets: u64) -> BrokerSnapshot {
+    fn snapshot(blocked: usize, unread: u64, packets: u64) -> BrokerSnapshot {
         serde_json::from_value(json!({
             "kind": "broker-live",
             "workers": [{
@@ -409,13 +409,13 @@ mod tests {
 
     #[test]
     fn what_happened_is_the_difference_of_two_looks() {
-        let looks = [
-            look(0, 0, 100),
-            look(1, 500, 150),
-            look(1, 1000, 300),
-            look(0, 500, 300),
+        let samples = [
+            snapshot(0, 0, 100),
+            snapshot(1, 500, 150),
+            snapshot(1, 1000, 300),
+            snapshot(0, 500, 300),
         ];
-        let broker = Broker::between(&looks, 2.0).unwrap();
+        let broker = Broker::between(&samples, 2.0).unwrap();
         assert_eq!((broker.blocked, broker.topics[0].unread), (0.5, 0.5));
         assert_eq!(
             broker.counters,
@@ -429,8 +429,8 @@ mod tests {
         assert_eq!((xdp.idle, xdp.credit, xdp.congestion), (0.2, 0.5, 0.1));
         assert_eq!(xdp.dropped, [("receive ring full", 4)].into());
         assert_eq!(xdp.refused, [("corrupt", 2)].into());
-        assert!(Broker::between(&looks[..1], 1.0).is_none());
-        let another = Broker::between(&[look(0, 0, 300), look(0, 0, 100)], 1.0).unwrap();
+        assert!(Broker::between(&samples[..1], 1.0).is_none());
+        let another = Broker::between(&[snapshot(0, 0, 300), snapshot(0, 0, 100)], 1.0).unwrap();
         assert_eq!(another.xdp().unwrap().packets, 0);
     }
 

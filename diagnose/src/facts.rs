@@ -67,39 +67,43 @@ impl Figure {
     /// What it says, as the beginning of a sentence.
     pub fn label(self) -> &'static str {
         match self {
-            Self::Rate => "payload came at",
-            Self::Queued => "bytes that wait in queues of both ends:",
-            Self::SenderBusy => "the sender's socket had data waiting or on its way (busy)",
+            Self::Rate => "payload arrived at",
+            Self::Queued => "bytes queued at both ends:",
+            Self::SenderBusy => "the sender's socket had data queued or in flight (busy)",
             Self::RwndLimited => "the sender waited for the receiver's window (rwnd_limited)",
             Self::SndbufLimited => "the sender's buffer was too small (sndbuf_limited)",
             Self::PathLimited => "the sender was busy, limited by neither window nor buffer,",
-            Self::AppLimited => "looks at which the sender's application left the path unfilled:",
-            Self::CwndFull => "looks that found the congestion window full:",
-            Self::Retransmitted => "bytes sent again:",
-            Self::RttGrowth => "the round trip, against its minimum, took",
+            Self::AppLimited => "samples in which the sender's application did not fill the path:",
+            Self::CwndFull => "samples with a full congestion window:",
+            Self::Retransmitted => "bytes retransmitted:",
+            Self::RttGrowth => "the round trip took",
             Self::SendQueue => "the send buffer was filled to",
-            Self::ReceiveQueue => "the receive buffer was filled, with data not read, to",
-            Self::ReadDelay => "data lay in the receive buffer for",
-            Self::WindowUse => "of the window offered, each round trip used",
+            Self::ReceiveQueue => "unread data filled the receive buffer to",
+            Self::ReadDelay => "data stayed in the receive buffer for",
+            Self::WindowUse => "share of the offered window that a round trip used:",
             Self::WindowBounded => {
-                "connections without window scaling, or with a window that route or application limits:"
+                "connections without window scaling, or whose window a route or the application limits:"
             }
             Self::SenderCore => "the sender's threads, per connection, ran or wanted to run",
             Self::SenderThrottled => "the sender's control group was out of CPU quota",
-            Self::SenderDisplaced => "the sender was ready while other processes had the core",
-            Self::ReceiverDisplaced => "the receiver was ready while other processes had the core",
+            Self::SenderDisplaced => {
+                "the sender was ready to run while other processes had the core"
+            }
+            Self::ReceiverDisplaced => {
+                "the receiver was ready to run while other processes had the core"
+            }
             Self::Stolen => "the hypervisor gave this host's CPU to others (steal)",
             Self::AcceptQueueFull => "samples with a full accept queue:",
-            Self::AcceptQueueOverflows => "connections that an accept queue had no room for:",
+            Self::AcceptQueueOverflows => "connections dropped at a full accept queue:",
             Self::ReceiverCore => "the receiver's threads, per connection, ran or wanted to run",
             Self::ReceiverThrottled => "the receiver's control group was out of CPU quota",
             Self::ReceiveCalls => "receive calls:",
-            Self::BytesPerReceive => "a receive call brought",
-            Self::Blocked => "looks that found connections waiting for room in the shared buffer:",
-            Self::Unread => "of the shared buffer, the slowest reader had not read",
+            Self::BytesPerReceive => "a receive call returned",
+            Self::Blocked => "samples with connections that waited for room in the shared buffer:",
+            Self::Unread => "share of the shared buffer that the slowest reader had not read:",
             Self::Dropped => "packets dropped before they reached a socket:",
-            Self::Missing => "packets over xdp that never came:",
-            Self::FullLooks => "looks at the xdp ring that found more packets than one takes:",
+            Self::Missing => "packets over xdp that never arrived:",
+            Self::FullLooks => "polls of the xdp ring that found more than one burst:",
             Self::IdlePauses => "publishers over xdp had nothing to send",
             Self::CreditPauses => "publishers over xdp had no credit left",
             Self::CongestionPauses => "publishers over xdp had a full congestion window",

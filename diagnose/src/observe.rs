@@ -46,7 +46,7 @@ struct Track {
 /// Both addresses and the inode, for addresses may be used again.
 type Key = (SocketAddr, SocketAddr, u32);
 
-/// Another namespace: its sockets at this look, and the other ends among them.
+/// Another namespace: its sockets in this sample, and the other ends among them.
 struct Elsewhere {
     namespace: Namespace,
     sockets: Vec<Socket>,
@@ -89,7 +89,7 @@ pub fn observe(
     let traced_pid = observer.serving().or(target.pid);
     let mut tracer = start_tracer(traced_pid, trace, unavailable);
     let mut syscalls = None;
-    let mut looks = 1_u32;
+    let mut samples = 1_u32;
     loop {
         let now = began.elapsed();
         if now >= trace.min(duration)
@@ -100,18 +100,18 @@ pub fn observe(
         if now >= duration {
             break;
         }
-        let next = (interval * looks).min(duration);
+        let next = (interval * samples).min(duration);
         while began.elapsed() < next {
             interrupt.pause()?;
         }
         observer.take_sample()?;
-        looks += 1;
+        samples += 1;
     }
     let seconds = began.elapsed().as_secs_f64();
     let broker = Broker::between(&observer.figures, seconds);
     let broker_silent = broker.is_none() && observer.broker.is_some();
     if broker_silent {
-        unavailable.push(Unavailable::silent_broker(observer.figures.len(), looks));
+        unavailable.push(Unavailable::silent_broker(observer.figures.len(), samples));
     }
     let cores_end = CoresSnapshot::now()?;
     let interfaces_end = self::interfaces(target, unavailable);
@@ -126,7 +126,7 @@ pub fn observe(
     let others = OthersSnapshot::now().since(&others, &observed, observed_run, &cores, seconds);
     Ok(Sample {
         seconds,
-        looks,
+        looks: samples,
         others,
         listeners: observer.listeners(),
         pid: target.pid,
@@ -234,7 +234,7 @@ impl<'a> Observer<'a> {
         observer
     }
 
-    /// One look at everything that is a gauge.
+    /// Samples everything that is a gauge.
     fn take_sample(&mut self) -> Result<()> {
         // New connections are looked for at both ends at the same time.
         let list = self.ours.is_list_due();
@@ -350,27 +350,34 @@ impl<'a> Observer<'a> {
 
     /// The fullest first.
     fn listeners(&self) -> Vec<Listener> {
-        let listeners = self.listeners.iter().filter_map(|((local, inode), looks)| {
-            let asked = self
-                .target
-                .pid
-                .and_then(|pid| sockets::receive_buffer(pid, *inode).ok());
-            let backlog = looks.last()?.send_q;
-            let count = looks.len() as f64;
-            let full = looks
-                .iter()
-                .filter(|look| look.recv_q >= look.send_q.max(1));
-            Some(Listener {
-                local: *local,
-                waiting: looks.iter().map(|look| f64::from(look.recv_q)).sum::<f64>() / count,
-                backlog,
-                full: full.count() as f64 / count,
-                // A listener has no route of its own.
-                window_clamp: asked
-                    .map(|buffer| buffer.window_clamp)
-                    .filter(|clamp| *clamp > 0),
-            })
-        });
+        let listeners = self
+            .listeners
+            .iter()
+            .filter_map(|((local, inode), samples)| {
+                let asked = self
+                    .target
+                    .pid
+                    .and_then(|pid| sockets::receive_buffer(pid, *inode).ok());
+                let backlog = samples.last()?.send_q;
+                let count = samples.len() as f64;
+                let full = samples
+                    .iter()
+                    .filter(|sample| sample.recv_q >= sample.send_q.max(1));
+                Some(Listener {
+                    local: *local,
+                    waiting: samples
+                        .iter()
+                        .map(|sample| f64::from(sample.recv_q))
+                        .sum::<f64>()
+                        / count,
+                    backlog,
+                    full: full.count() as f64 / count,
+                    // A listener has no route of its own.
+                    window_clamp: asked
+                        .map(|buffer| buffer.window_clamp)
+                        .filter(|clamp| *clamp > 0),
+                })
+            });
         let mut listeners: Vec<Listener> = listeners.collect();
         listeners.sort_by(|a, b| {
             (b.full, b.waiting)
@@ -419,9 +426,9 @@ impl<'a> Observer<'a> {
         }
     }
 
-    fn end(&self, looks: &[Socket], seconds: f64) -> End {
-        let mut end = End::summarize(looks, seconds);
-        let inode = looks.last().map_or(0, |socket| socket.inode);
+    fn end(&self, samples: &[Socket], seconds: f64) -> End {
+        let mut end = End::summarize(samples, seconds);
+        let inode = samples.last().map_or(0, |socket| socket.inode);
         end.pid = self.owners.of(inode);
         end.process = end.pid.map(processes::name_of);
         end
@@ -457,11 +464,11 @@ fn other_namespaces(own: u64, unavailable: &mut Vec<Unavailable>) -> Vec<Elsewhe
 fn ask_buffers(tracked: &mut [(Connection, &Track)], unavailable: &mut Vec<Unavailable>) {
     let mut refused = None;
     for (connection, track) in tracked.iter_mut().take(MAX_BUFFERS_QUERIED) {
-        let (receiver, looks) = match connection.receives {
+        let (receiver, samples) = match connection.receives {
             true => (Some(&mut connection.end), &track.ours),
             false => (connection.peer.as_mut(), &track.theirs),
         };
-        let (Some(receiver), Some(socket)) = (receiver, looks.last()) else {
+        let (Some(receiver), Some(socket)) = (receiver, samples.last()) else {
             continue;
         };
         let Some(pid) = receiver.pid else { continue };
@@ -528,12 +535,13 @@ fn other_end<'s>(
 
 impl End {
     /// Gauges are means over the samples, counters the difference of the last and the first.
-    fn summarize(looks: &[Socket], seconds: f64) -> Self {
-        let (Some(first), Some(last)) = (looks.first(), looks.last()) else {
+    fn summarize(samples: &[Socket], seconds: f64) -> Self {
+        let (Some(first), Some(last)) = (samples.first(), samples.last()) else {
             return Self::default();
         };
-        let mean =
-            |of: &dyn Fn(&Socket) -> f64| looks.iter().map(of).sum::<f64>() / looks.len() as f64;
+        let mean = |of: &dyn Fn(&Socket) -> f64| {
+            samples.iter().map(of).sum::<f64>() / samples.len() as f64
+        };
         let memory = |s: &Socket, of: &dyn Fn(&Memory) -> u32| s.memory.as_ref().map_or(0, of);
         let mut end = Self {
             recv_q: mean(&|s| f64::from(s.recv_q)),

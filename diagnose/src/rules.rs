@@ -11,32 +11,32 @@ const MEGABYTE: f64 = 1e6;
 /// What a thread has left above this goes to sampling, its other work and other processes.
 pub const WHOLE_CORE: f64 = 0.85;
 
-const NO_TIME_LEFT: &str = "above 85 % of a core a thread has no time left to wait for anything";
-const TIME_LEFT: &str = "a thread that sleeps half of the time is not what is slow";
-const BUSY_OR_READY: &str = "others wait for a thread that wants to run a third of the time";
+const NO_TIME_LEFT: &str = "above 85 % of a core, a thread has no idle time left";
+const TIME_LEFT: &str = "a thread that sleeps half of the time is not the bottleneck";
+const BUSY_OR_READY: &str = "a thread that wants to run a third of the time keeps others waiting";
 const QUEUE_FULL: &str =
     "unread data fills the receive buffer: the limit is the application, not the network";
 const QUEUE_EMPTY: &str = "an almost empty receive buffer means that the receiver keeps up";
 /// Not a share of the buffer: what a sender may have unacked may be little of a large one.
 const READ_AT_ONCE: &str =
-    "what comes is read within a millisecond, about as long as a thread may wait for its turn";
-const SOMETHING_FLOWS: &str = "below 1 MB/s nothing is at work that could be limited";
+    "data is read within a millisecond, about as long as a thread may wait to be scheduled";
+const SOMETHING_FLOWS: &str = "below 1 MB/s there is too little traffic for anything to limit";
 const MOSTLY: &str = "most of the time";
 const A_FIFTH: &str =
-    "a fifth of the time is beyond the short waits of every full-speed connection";
+    "every connection at full speed waits briefly, but not for a fifth of the time";
 const OUT_OF_QUOTA: &str =
-    "a control group that is out of quota a tenth of the time holds its threads back";
-const OFTEN_OUT_OF_QUOTA: &str = "three tenths of the time without quota is not an accident";
+    "a control group that has no quota left for a tenth of the time slows its threads down";
+const OFTEN_OUT_OF_QUOTA: &str = "three tenths of the time without quota is no coincidence";
 const DISPLACED: &str =
-    "on a host with idle cores, no thread is ready without a core for a fifth of the time";
+    "on a host with idle cores, no thread waits for a core for a fifth of the time";
 const A_LOT_DISPLACED: &str = "more than a third of the time";
-const STOLEN: &str = "every thread without idle time feels the loss of a tenth of the CPU";
+const STOLEN: &str = "losing a tenth of the CPU slows down every thread without idle time";
 /// Less gives a thread without idle time a tenth or two at most: what it lacks is another core.
-const A_LOT_STOLEN: &str = "with that quarter of the host's CPU a third more would be done";
-const NOT_ITS_OWN_LIMIT: &str = "it would do more on a core of its own";
-const NOT_ALLOWED_TO_RUN: &str = "an end that is out of CPU quota would do more";
+const A_LOT_STOLEN: &str = "with that quarter of the CPU, the host would do a third more work";
+const NOT_ITS_OWN_LIMIT: &str = "it would do more with a core of its own";
+const NOT_ALLOWED_TO_RUN: &str = "an end that is out of CPU quota would do more with a larger one";
 const NOT_THE_NETWORK: &str =
-    "while an end is out of CPU quota data is on its way for longer, whatever the network does";
+    "while an end is out of CPU quota, data stays in flight longer, whatever the network does";
 
 /// Every cause. The order decides between equals: a cause before its symptoms.
 pub const CAUSES: &[Cause] = &[
@@ -60,7 +60,7 @@ pub const CAUSES: &[Cause] = &[
             at_least(Figure::Blocked, 0.5, 0.15, MOSTLY),
         ],
         contradicts: &[],
-        next: "sudo fuser -v $(find /dev/shm -name '*.readers')  # who reads; then look at that reader, or use --full overwrite",
+        next: "sudo fuser -v $(find /dev/shm -name '*.readers')  # lists the readers; fix the slow one, or use --full overwrite",
     },
     Cause {
         id: "cpu-taken-by-others",
@@ -100,7 +100,7 @@ pub const CAUSES: &[Cause] = &[
             at_least(Figure::ReceiverThrottled, 0.1, 0.2, OUT_OF_QUOTA),
             at_least(Figure::SenderThrottled, 0.1, 0.2, OUT_OF_QUOTA),
         ],
-        next: "top -b -n 1 -o %CPU | head -n 15  # the busiest processes; move or limit them (taskset, cpu.weight of their cgroup), or use a larger host",
+        next: "top -b -n 1 -o %CPU | head -n 15  # lists the busiest processes; move or limit them (taskset, cpu.weight of their cgroup), or use a larger host",
     },
     Cause {
         id: "accept-queue-full",
@@ -140,29 +140,29 @@ pub const CAUSES: &[Cause] = &[
             0.3,
             "accepted connections carry payload",
         )],
-        next: "ss -ltn 'sport = :PORT'  # Recv-Q connections wait, of at most Send-Q; accept sooner, or raise the backlog of listen() and net.core.somaxconn",
+        next: "ss -ltn 'sport = :PORT'  # Recv-Q connections are waiting, Send-Q is the limit; accept faster, or raise the backlog of listen() and net.core.somaxconn",
     },
     Cause {
         id: "syscall-overhead",
-        title: "Receiving in too small pieces: the calls themselves cost most",
+        title: "Receive calls are too small: the calls themselves cost more than the data",
         requires: &[&[
             below(
                 Figure::BytesPerReceive,
                 1024.0,
                 0.35,
-                "below 1 KiB a call costs more than the copy that it makes",
+                "below 1 KiB, a call costs more than its copy",
             ),
             at_least(
                 Figure::ReceiveCalls,
                 20_000.0,
                 0.25,
-                "20,000 calls a second, up to a microsecond each, are the first percents of a core",
+                "20,000 calls a second, up to 1 µs each, begin to show in the use of a core",
             ),
             at_least(
                 Figure::ReceiverCore,
                 0.7,
                 0.2,
-                "small calls only matter to a thread that is short of time",
+                "small calls matter only to a thread that is short of CPU time",
             ),
         ]],
         unseen: &[],
@@ -175,7 +175,7 @@ pub const CAUSES: &[Cause] = &[
     },
     Cause {
         id: "receiver-cpu",
-        title: "A receiving thread has no more CPU",
+        title: "A receiving thread is out of CPU time",
         requires: &[
             &[at_least(
                 Figure::ReceiverCore,
@@ -203,7 +203,7 @@ pub const CAUSES: &[Cause] = &[
                 Figure::BytesPerReceive,
                 1024.0,
                 0.2,
-                "its time goes to calls that bring next to nothing",
+                "it spends its time on calls that return next to nothing",
             ),
             at_least(Figure::ReceiverDisplaced, 0.2, 0.4, NOT_ITS_OWN_LIMIT),
             at_least(Figure::Stolen, 0.25, 0.3, A_LOT_STOLEN),
@@ -212,7 +212,7 @@ pub const CAUSES: &[Cause] = &[
     },
     Cause {
         id: "receiver-application-limited",
-        title: "The receiving application does not read fast enough, and not for lack of CPU",
+        title: "The receiving application reads too slowly, although it has CPU time left",
         requires: &[&[
             at_least(Figure::ReceiveQueue, 0.4, 0.4, QUEUE_FULL),
             below(
@@ -240,12 +240,12 @@ pub const CAUSES: &[Cause] = &[
     },
     Cause {
         id: "nic-drops",
-        title: "Packets are dropped before they reach a socket: rings too small or served too late",
+        title: "Packets are dropped before they reach a socket: rings are too small or polled too late",
         requires: &[&[at_least(
             Figure::Dropped,
             0.001,
             0.6,
-            "one packet in a thousand is enough to keep loss recovery and congestion control at work",
+            "one packet in a thousand is enough to keep loss recovery and congestion control busy",
         )]],
         unseen: &[],
         supports: &[
@@ -259,34 +259,34 @@ pub const CAUSES: &[Cause] = &[
                 Figure::Retransmitted,
                 0.001,
                 0.1,
-                "what was dropped is sent again",
+                "dropped packets are retransmitted",
             ),
         ],
         contradicts: &[below(
             Figure::Rate,
             MEGABYTE,
             0.3,
-            "drops at next to no load are rarely packets of this server",
+            "without load, dropped packets are rarely this server's",
         )],
         next: "ethtool -S IFACE | grep -iE 'drop|miss|full'; ethtool -g IFACE  # then larger rings (ethtool -G, --xdp-ring) or more queues",
     },
     Cause {
         id: "credit-limited",
-        title: "The publisher has no credit: what may be on its way over xdp is too little",
+        title: "The publisher is out of credit: too few bytes may be in flight over xdp",
         requires: &[&[at_least(
             Figure::CreditPauses,
             0.2,
             0.6,
-            "every fifth ACK found a publisher that waited for credit",
+            "at every fifth ACK, the publisher was waiting for credit",
         )]],
         unseen: &[],
         supports: &[
-            at_least(Figure::CreditPauses, 0.5, 0.2, "every second one"),
+            at_least(Figure::CreditPauses, 0.5, 0.2, "at every second ACK"),
             below(
                 Figure::ReceiverCore,
                 WHOLE_CORE,
                 0.1,
-                "the worker itself has time left",
+                "the worker has CPU time left",
             ),
         ],
         contradicts: &[
@@ -294,13 +294,13 @@ pub const CAUSES: &[Cause] = &[
                 Figure::Blocked,
                 0.2,
                 0.5,
-                "no credit is given while the shared buffer is full",
+                "the broker grants no credit while the shared buffer is full",
             ),
             at_least(
                 Figure::ReceiverThrottled,
                 0.1,
                 0.3,
-                "no credit is given while the worker does not run",
+                "a worker that does not run grants no credit",
             ),
             at_least(Figure::ReceiverDisplaced, 0.2, 0.3, NOT_ITS_OWN_LIMIT),
         ],
@@ -316,7 +316,7 @@ pub const CAUSES: &[Cause] = &[
                     Figure::WindowBounded,
                     0.5,
                     0.3,
-                    "no buffer can make the window larger than that",
+                    "no buffer can raise the window above that limit",
                 ),
             ],
             &[
@@ -334,7 +334,7 @@ pub const CAUSES: &[Cause] = &[
                 Figure::WindowUse,
                 0.8,
                 0.3,
-                "a window that is used up in every round trip bounds the rate",
+                "a window that fills up in every round trip limits the rate",
             ),
             below(Figure::ReceiveQueue, 0.25, 0.1, QUEUE_EMPTY),
         ],
@@ -352,7 +352,7 @@ pub const CAUSES: &[Cause] = &[
             ),
             at_least(Figure::ReceiverDisplaced, 0.2, 0.3, NOT_ITS_OWN_LIMIT),
         ],
-        next: "scripts/tune_kernel_buffers.sh show  # then the buffer on the listener (--rcvbuf-on listener), or a higher limit",
+        next: "scripts/tune_kernel_buffers.sh show  # then set the buffer on the listener (--rcvbuf-on listener), or raise the limit",
     },
     Cause {
         id: "send-buffer-limited",
@@ -372,13 +372,13 @@ pub const CAUSES: &[Cause] = &[
             Figure::RwndLimited,
             0.2,
             0.3,
-            "the receiver's window held the sender up as well",
+            "the receiver's window blocked the sender as well",
         )],
         next: "sysctl net.ipv4.tcp_wmem net.core.wmem_max  # then leave SO_SNDBUF alone at the sender, or raise it (--sndbuf)",
     },
     Cause {
         id: "sender-cpu",
-        title: "A sending thread has no more CPU",
+        title: "A sending thread is out of CPU time",
         requires: &[
             &[at_least(Figure::SenderCore, WHOLE_CORE, 0.45, NO_TIME_LEFT)],
             &[at_least(Figure::SenderThrottled, 0.1, 0.45, OUT_OF_QUOTA)],
@@ -390,7 +390,7 @@ pub const CAUSES: &[Cause] = &[
                 Figure::AppLimited,
                 0.5,
                 0.1,
-                "the sender hands over less than the path would take",
+                "the application supplies less than the path could carry",
             ),
             at_least(Figure::SenderThrottled, 0.3, 0.2, OFTEN_OUT_OF_QUOTA),
         ],
@@ -400,13 +400,13 @@ pub const CAUSES: &[Cause] = &[
                 Figure::RwndLimited,
                 0.2,
                 0.3,
-                "a sender that waits a fifth of the time for the window has time",
+                "a sender that waits for the window a fifth of the time has CPU time left",
             ),
             at_least(
                 Figure::SndbufLimited,
                 0.2,
                 0.2,
-                "a sender that waits a fifth of the time for its buffer has time",
+                "a sender that waits for its buffer a fifth of the time has CPU time left",
             ),
             at_least(Figure::SenderDisplaced, 0.2, 0.4, NOT_ITS_OWN_LIMIT),
             at_least(Figure::Stolen, 0.25, 0.3, A_LOT_STOLEN),
@@ -415,19 +415,19 @@ pub const CAUSES: &[Cause] = &[
     },
     Cause {
         id: "congestion-limited",
-        title: "The network between is the limit: its rate, its losses or its delay",
+        title: "The network is the limit: its rate, loss or delay",
         requires: &[
             &[at_least(
                 Figure::PathLimited,
                 0.5,
                 0.35,
-                "mostly data was waiting or on its way while neither buffer nor window was short",
+                "most of the time, data was queued or in flight and neither buffer nor window was full",
             )],
             &[at_least(
                 Figure::CongestionPauses,
                 0.2,
                 0.35,
-                "every fifth ACK found a publisher whose congestion window was full",
+                "at every fifth ACK, the publisher's congestion window was full",
             )],
         ],
         unseen: &[
@@ -439,25 +439,25 @@ pub const CAUSES: &[Cause] = &[
                 Figure::CwndFull,
                 0.3,
                 0.15,
-                "the congestion window was what stopped the sender",
+                "the congestion window stopped the sender",
             ),
             at_least(
                 Figure::Retransmitted,
                 0.001,
                 0.15,
-                "one byte in a thousand lost is enough to halve a window again and again",
+                "losing one byte in a thousand is enough to keep halving the window",
             ),
             at_least(
                 Figure::Missing,
                 0.001,
                 0.15,
-                "one packet in a thousand lost is enough to hold a congestion window down",
+                "losing one packet in a thousand is enough to keep the congestion window small",
             ),
             at_least(
                 Figure::RttGrowth,
                 3.0,
                 0.1,
-                "packets wait in a queue for longer than they travel",
+                "packets spend more time in a queue than on the wire",
             ),
             below(Figure::SenderCore, 0.5, 0.1, TIME_LEFT),
         ],
@@ -471,7 +471,7 @@ pub const CAUSES: &[Cause] = &[
                 Figure::Dropped,
                 0.001,
                 0.3,
-                "what is lost, this host drops: not the network between",
+                "this host drops the lost packets, not the network",
             ),
             at_least(Figure::ReceiverDisplaced, 0.2, 0.4, NOT_ITS_OWN_LIMIT),
             at_least(Figure::SenderDisplaced, 0.2, 0.4, NOT_ITS_OWN_LIMIT),
@@ -480,7 +480,7 @@ pub const CAUSES: &[Cause] = &[
     },
     Cause {
         id: "sender-application-limited",
-        title: "The sending application offers no more: throttled, or waiting for its input or for acks",
+        title: "The sending application supplies no more data: it is throttled, or waits for its input or for acks",
         requires: &[
             &[
                 at_least(Figure::Rate, MEGABYTE, 0.1, SOMETHING_FLOWS),
@@ -497,7 +497,7 @@ pub const CAUSES: &[Cause] = &[
                     Figure::IdlePauses,
                     0.2,
                     0.45,
-                    "every fifth ACK found a publisher that had nothing left to send",
+                    "at every fifth ACK, the publisher had nothing left to send",
                 ),
             ],
         ],
@@ -510,7 +510,7 @@ pub const CAUSES: &[Cause] = &[
                 Figure::AppLimited,
                 0.5,
                 0.15,
-                "the sender hands over less than the path would take",
+                "the application supplies less than the path could carry",
             ),
             below(Figure::SenderCore, 0.5, 0.1, TIME_LEFT),
             below(Figure::ReadDelay, 1.0, 0.1, READ_AT_ONCE),
@@ -528,13 +528,13 @@ pub const CAUSES: &[Cause] = &[
                 Figure::CongestionPauses,
                 0.2,
                 0.3,
-                "over xdp it waits for the network between",
+                "over xdp it waits for the network",
             ),
             at_least(
                 Figure::ReceiverThrottled,
                 0.1,
                 0.4,
-                "it may wait for acks of a receiver that does not run",
+                "it may be waiting for acks from a receiver that does not run",
             ),
             at_least(Figure::SenderDisplaced, 0.2, 0.5, NOT_ITS_OWN_LIMIT),
             at_least(Figure::ReceiverDisplaced, 0.2, 0.3, NOT_ITS_OWN_LIMIT),
@@ -543,19 +543,19 @@ pub const CAUSES: &[Cause] = &[
     },
     Cause {
         id: "idle-or-offered-slower-than-capacity",
-        title: "Nothing is limiting: idle, or the load is offered far more slowly than it could be taken",
+        title: "Nothing limits it: it is idle, or the load is far below its capacity",
         requires: &[&[
             below(
                 Figure::Rate,
                 MEGABYTE,
                 0.5,
-                "at 1 MB/s a stage has a microsecond for every byte: none is that slow unless something waits",
+                "at 1 MB/s a stage has 1 µs for each byte; no stage is that slow unless it waits for something",
             ),
             below(
                 Figure::Queued,
                 65_536.0,
                 0.3,
-                "a limit leaves a queue; less than 64 KiB is one batch in flight",
+                "a bottleneck builds a queue; less than 64 KiB is one batch in flight",
             ),
         ]],
         unseen: &[],
@@ -570,7 +570,7 @@ pub const CAUSES: &[Cause] = &[
                 Figure::SenderBusy,
                 0.5,
                 0.7,
-                "data was waiting or on its way half of the time",
+                "data was queued or in flight half of the time",
             ),
             at_least(
                 Figure::Blocked,

@@ -19,7 +19,7 @@ use super::syscalls::Syscall;
 pub struct Sample {
     /// Length of the interval.
     pub seconds: f64,
-    /// Looks at the sockets in it.
+    /// Samples taken.
     pub looks: u32,
     pub pid: Option<u32>,
     pub name: String,
@@ -40,9 +40,9 @@ pub struct Sample {
     pub tcp_events: BTreeMap<String, u64>,
     pub settings: Settings,
     pub pressure: Option<Pressure>,
-    /// Set when the process is a Penstock broker that told something of itself.
+    /// Set when the process is a Penstock broker that reported its figures.
     pub broker: Option<Broker>,
-    /// It is one, and told nothing: what came over xdp is unknown.
+    /// It is a broker that reported nothing, so the traffic over xdp is unknown.
     pub broker_silent: bool,
 }
 
@@ -123,9 +123,9 @@ pub struct End {
     pub rwnd_limited: f64,
     /// The send buffer was too small.
     pub sndbuf_limited: f64,
-    /// Looks at which the delivery rate was limited by the application.
+    /// Share of samples in which the application limited the delivery rate.
     pub app_limited: f64,
-    /// Looks at which the congestion window was full.
+    /// Share of samples with a full congestion window.
     pub cwnd_full: f64,
     pub cwnd: u32,
     pub mss: u32,
@@ -195,11 +195,11 @@ impl Connection {
 
 impl Unavailable {
     /// The broker does not answer.
-    pub fn silent_broker(answers: usize, looks: u32) -> Self {
+    pub fn silent_broker(answers: usize, samples: u32) -> Self {
         Self {
             what: "what the broker says of itself".to_owned(),
-            why: format!("it answered {answers} of {looks} times"),
-            how: "look again for longer (--duration); a broker without CPU is slow to answer"
+            why: format!("it answered {answers} of {samples} times"),
+            how: "observe for longer (--duration); a broker without CPU is slow to answer"
                 .to_owned(),
         }
     }

@@ -33,10 +33,10 @@ impl Reason {
     }
 }
 
-/// What is less likely is not worth a line.
-const WORTH_SAYING: f64 = 0.15;
+/// Verdicts below this confidence are left out.
+const MIN_CONFIDENCE: f64 = 0.15;
 
-/// One cause, as far as this sample speaks for it.
+/// One cause, and how well the sample supports it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Verdict {
     /// Identifies the cause.
@@ -117,7 +117,7 @@ fn reason(cause: &str, sample: &Sample) -> Option<Reason> {
     }
 }
 
-/// Every cause that the facts speak for, the likeliest first.
+/// Every cause that the facts support, the likeliest first.
 pub fn judge(facts: &Facts) -> Vec<Verdict> {
     let mut verdicts: Vec<Verdict> = CAUSES.iter().filter_map(|c| weigh(c, facts)).collect();
     // Stable: between equals the table's order decides.
@@ -151,7 +151,7 @@ fn weigh(cause: &Cause, facts: &Facts) -> Option<Verdict> {
     let confidence = (confidence * 100.0).round() / 100.0;
     let missed = missed.into_iter().filter_map(|clue| missing(clue, facts));
     let against = contradicts.iter().filter_map(|clue| evidence(clue, facts));
-    (confidence >= WORTH_SAYING).then(|| Verdict {
+    (confidence >= MIN_CONFIDENCE).then(|| Verdict {
         cause: cause.id,
         title: cause.title,
         confidence,
@@ -177,7 +177,7 @@ fn evidence(clue: &Clue, facts: &Facts) -> Option<String> {
     ))
 }
 
-/// What would have spoken for the cause, and was seen not to.
+/// A clue that would support the cause, but was observed not to hold.
 fn missing(clue: &Clue, facts: &Facts) -> Option<String> {
     let value = shown(clue.figure.unit(), facts.get(clue.figure)?);
     Some(format!(
@@ -209,7 +209,7 @@ pub fn shown(unit: Unit, value: f64) -> String {
         Unit::PerSecond => format!("{value:.0}/s"),
         Unit::PerAck => format!("{value:.2} times per ACK"),
         Unit::Milliseconds => format!("{value:.1} ms"),
-        Unit::Times => format!("{value:.1} times as long"),
+        Unit::Times => format!("{value:.1} times its minimum"),
     }
 }
 
@@ -221,7 +221,7 @@ pub fn percent(share: f64) -> String {
     }
 }
 
-/// So many of something.
+/// A count with its noun.
 pub fn counted(count: usize, noun: &str) -> String {
     match count {
         1 => format!("1 {noun}"),
@@ -276,20 +276,20 @@ fn drops_reason(sample: &Sample) -> Option<String> {
     let xdp = sample.broker.as_ref().and_then(Broker::xdp);
     let at_socket = xdp.into_iter().flat_map(|xdp| xdp.dropped);
     let at_socket = at_socket.map(|(reason, count)| {
-        let what = format!("found the AF_XDP socket short ({reason}): a larger --xdp-ring");
+        let what = format!("dropped at the AF_XDP socket ({reason}): use a larger --xdp-ring");
         (what, count)
     });
     let elsewhere = [
         (
-            "found the queue of a core full: raise net.core.netdev_max_backlog",
+            "dropped at the full queue of a core: raise net.core.netdev_max_backlog",
             sample.cores.iter().map(|core| core.backlog_dropped).sum(),
         ),
         (
-            "found the interface's ring full: a larger one (ethtool -G), or more queues",
+            "dropped at the interface's full ring: enlarge it (ethtool -G), or use more queues",
             sum(|i| i.rx_fifo),
         ),
         (
-            "came damaged: look at cable and transceiver (ethtool -S)",
+            "received damaged: check the cable and the transceiver (ethtool -S)",
             sum(|i| i.rx_errors),
         ),
     ];
@@ -325,13 +325,13 @@ fn accept_reason(sample: &Sample) -> Option<String> {
     let listener = sample.listeners.first()?;
     let event = |name| sample.tcp_events.get(name).copied().unwrap_or(0);
     let mut text = format!(
-        "on {}, {:.0} connections wait, with room for {} (the smaller of listen()'s backlog and net.core.somaxconn)",
+        "on {}, {:.0} connections are waiting, with room for {} (the smaller of listen()'s backlog and net.core.somaxconn)",
         listener.local, listener.waiting, listener.backlog,
     );
     let (overflows, drops) = (event("ListenOverflows"), event("ListenDrops"));
     if overflows + drops > 0 {
         text += &format!(
-            "; during the observation {overflows} found no room (ListenOverflows) and {drops} were dropped (ListenDrops), over all listeners in that namespace"
+            "; during the observation {overflows} found it full (ListenOverflows) and {drops} were dropped (ListenDrops), over all listeners of that namespace"
         );
     }
     Some(text)

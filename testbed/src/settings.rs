@@ -102,7 +102,7 @@ pub struct Route {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Workload")]
 pub struct Workload {
-    /// Let workers drive the interface's queue, this many packets a call.
+    /// Let workers drive the interface's queue, this many packets per call.
     #[arg(long)]
     pub busy_poll: Option<u16>,
     /// Size of a synthetic message.

@@ -612,7 +612,7 @@ fn accept_queue_full() {
         reason.contains("9 connections") && reason.contains("room for 8"),
         "{reason}"
     );
-    assert!(reason.contains("12 found no room"), "{reason}");
+    assert!(reason.contains("12 found it full"), "{reason}");
 }
 
 #[test]
@@ -699,15 +699,15 @@ fn the_reason_of_drops_is_where_most_were() {
             vec![core.clone()],
             5,
             0,
-            "7 packets found the queue of a core full",
+            "7 packets dropped at the full queue of a core",
         ),
         (
             vec![core],
             8,
             0,
-            "8 packets found the interface's ring full",
+            "8 packets dropped at the interface's full ring",
         ),
-        (vec![], 0, 1, "1 packet came damaged"),
+        (vec![], 0, 1, "1 packet received damaged"),
     ] {
         let sample = Sample {
             cores,

@@ -318,7 +318,7 @@ impl Comparison<'_> {
         Ok((rows, full.best_mode()))
     }
 
-    /// Runs each contender so many times, in turn, and each time another first.
+    /// Runs all contenders in turn, `runs` times, in rotating order.
     fn alternate(
         &self,
         bench: &Bench<'_>,

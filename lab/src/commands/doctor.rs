@@ -132,10 +132,7 @@ fn text(report: &Report, screen: Screen) -> String {
         section(&mut out, &title, &examined.checks, screen);
     }
     if !report.interfaces.is_empty() {
-        push(
-            &mut out,
-            "\nInterfaces that could be used (--iface NAME checks one)",
-        );
+        push(&mut out, "\nUsable interfaces (--iface NAME checks one)");
     }
     for candidate in &report.interfaces {
         let first = format!("  {:<15} ", candidate.name);
@@ -146,7 +143,7 @@ fn text(report: &Report, screen: Screen) -> String {
         );
     }
     if !report.not_seen.is_empty() {
-        push(&mut out, "\nCould not be seen");
+        push(&mut out, "\nCould not be checked");
     }
     for what in &report.not_seen {
         push(&mut out, &terminal::fit(&format!("  {what}"), screen));
@@ -154,7 +151,7 @@ fn text(report: &Report, screen: Screen) -> String {
     let Report { ok, warn, fail, .. } = report;
     push(
         &mut out,
-        &format!("\n{ok} ok, {warn} to look at, {fail} failed"),
+        &format!("\n{ok} ok, {warn} warnings, {fail} failed"),
     );
     out
 }

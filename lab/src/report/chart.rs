@@ -83,7 +83,7 @@ impl Axis {
         }
     }
 
-    /// About so many places are labelled; of a logarithmic axis, the powers of ten.
+    /// Approximate number of labels; a logarithmic axis has one for each power of ten.
     fn labels(&self) -> usize {
         if self.logarithmic {
             (self.to - self.from).ceil() as usize + 1

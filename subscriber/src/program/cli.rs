@@ -34,14 +34,14 @@ const RESULT: &str = "Output";
 /// Longest wait that a flag accepts.
 const YEAR: Duration = Duration::from_secs(365 * 86_400);
 
-/// Reads a topic's log in place: prints, counts, checks.
+/// Reads a topic's log in place: prints, counts and checks its messages.
 #[derive(Debug, Parser)]
 #[command(name = "penstock-subscriber", version, after_help = EXAMPLES)]
 pub struct Cli {
     /// The log: <buffer-dir>/<topic>.log of a broker on this host.
     #[arg(long, value_name = "FILE", help_heading = SOURCE)]
     pub path: PathBuf,
-    /// Where to begin: at the oldest batch that is still there, or behind the newest.
+    /// Where to start: at the oldest batch that is still in the log, or after the newest.
     #[arg(long, value_enum, default_value_t = From::Start, help_heading = SOURCE)]
     from: From,
     /// Wait for more at the end of the log, and for the log if it does not exist yet.
@@ -56,7 +56,7 @@ pub struct Cli {
     #[arg(long, value_name = "DURATION", help_heading = SOURCE,
         value_parser = duration(BareUnit::Seconds, Duration::ZERO..=YEAR))]
     wait: Option<Duration>,
-    /// End after so many messages.
+    /// Stop after this many messages.
     #[arg(long, value_name = "N", help_heading = SOURCE,
         value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
@@ -67,26 +67,26 @@ pub struct Cli {
     /// Only this session, as 16 hexadecimal digits.
     #[arg(long, value_parser = parse_session, value_name = "HEX", help_heading = SOURCE)]
     session: Option<u64>,
-    /// Only streams of this number.
+    /// Only the stream with this number.
     #[arg(long, value_name = "N", help_heading = SOURCE,
         value_parser = clap::value_parser!(u32).range(..i64::from(MAX_STREAMS)))]
     stream: Option<u32>,
     /// How to print messages [default: lines, or none with --stat].
     #[arg(long, value_enum, help_heading = RESULT)]
     output: Option<Output>,
-    /// Sum up counts, bytes and SHA-256 per stream at the end: on stdout, or on stderr when
+    /// Print counts, bytes and the SHA-256 of each stream at the end: on stdout, or on stderr if
     /// messages are printed too. The SHA-256 is over every message followed by a newline.
     #[arg(long, help_heading = RESULT)]
     pub stat: bool,
-    /// Compare every batch also with its message count and its stream's order; without it only a batch
-    /// whose messages cannot be told apart is a failure, or one that differs from its CRC32C, which
-    /// is never shown.
+    /// Also check each batch's message count, and its order in the stream. Without this flag, a batch is
+    /// a failure only if its messages cannot be separated, or if its CRC32C is wrong; such a batch is
+    /// never printed.
     #[arg(long, help_heading = RESULT)]
     pub verify: bool,
-    /// Overwritten batches are no failure.
+    /// Do not count overwritten batches as a failure.
     #[arg(long, help_heading = RESULT)]
     pub allow_loss: bool,
-    /// Form of --stat.
+    /// Format of --stat.
     #[arg(long, value_enum, default_value_t = Format::Text, help_heading = RESULT)]
     pub format: Format,
 }

@@ -132,16 +132,16 @@ fn limit(of: &BenchContender) -> Option<String> {
     );
     let why = if host >= FULL_HOST && others >= MAX_OTHERS {
         return Some(format!(
-            "{who}, but neither was behind {others:.2} cores of that: other programs, or threads of the kernel, so repeat it on a quiet host."
+            "{who}, but other programs or kernel threads used {others:.2} cores of that; repeat it on a quiet host."
         ));
     } else if host >= FULL_HOST {
         "no core was idle, so CPU time per byte is the limit"
     } else if publisher >= FULL_CORE * f64::from(of.streams.min(2)) {
-        "the sending side, with what the kernel does for it, was the full one"
+        "the sending side, with the kernel's work for it, was saturated"
     } else if broker >= FULL_CORE * f64::from(of.brokers) {
-        "the receiving side was the full one"
+        "the receiving side was saturated"
     } else {
-        "neither side was full, so it waited (penstock-lab throughput --diagnose names for what)"
+        "neither side was saturated, so it waited (penstock-lab throughput --diagnose says for what)"
     };
     Some(format!("{who}: {why}."))
 }
@@ -170,7 +170,7 @@ fn in_flight(ours: &BenchContender, theirs: &BenchContender) -> Option<String> {
 fn by_host(of: &BenchContender) -> Option<String> {
     let (all, without) = (of.median(RECEIVING_HOST)?, of.median(WITHOUT_CONVERSION)?);
     Some(format!(
-        "Over {} the receiving host spent {all:.2} s/GB, {:.2} of it on the conversion of skbs, and the sending host {:.2}; measuring that slowed it down by {:.0} %.",
+        "Over {} the receiving host spent {all:.2} s/GB, {:.2} of it on the conversion of skbs, and the sending host {:.2}; measuring this slowed it down by {:.0} %.",
         of.name(),
         all - without,
         of.median(SENDING_HOST)?,
@@ -238,7 +238,7 @@ mod tests {
         assert!(busy(1, 0.97, 1.0, 0.9).contains("no core was idle"));
         assert!(busy(1, 0.7, 0.98, 0.4).contains("the sending side"));
         assert!(busy(64, 0.7, 0.98, 0.99).contains("the receiving side"));
-        assert!(busy(1, 0.4, 0.3, 0.4).contains("neither side was full"));
+        assert!(busy(1, 0.4, 0.3, 0.4).contains("neither side was saturated"));
         assert!(beside(1.2, 1, 0.97, 0.4, 0.4).contains("repeat it on a quiet host"));
         assert_eq!(limit(&contender("iperf3", &[])), None);
     }

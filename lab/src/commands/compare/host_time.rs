@@ -33,7 +33,7 @@ const FLOW_LIMIT: Duration = Duration::from_secs(20);
 /// Windows open and rings are touched before anything is measured.
 const SETTLE: Duration = Duration::from_millis(300);
 
-/// What a run told: CPU seconds per 10^9 bytes of payload, and its rates.
+/// Figures of a run: CPU seconds per 10^9 bytes of payload, and its rates.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct HostCpuTimes {
     pub sending: f64,

@@ -57,10 +57,7 @@ fn write_all(out: &mut String, diagnosis: &Diagnosis, screen: Screen) -> fmt::Re
     let mut text = String::new();
     write_head(&mut text, sample)?;
     if diagnosis.verdicts.is_empty() {
-        writeln!(
-            text,
-            "No cause fits what was seen; the figures below say what that was.\n"
-        )?;
+        writeln!(text, "No cause fits the observations below.\n")?;
     }
     out.push_str(&terminal::fit(&text, screen));
     for (rank, verdict) in diagnosis.verdicts.iter().enumerate() {
@@ -74,7 +71,7 @@ fn write_all(out: &mut String, diagnosis: &Diagnosis, screen: Screen) -> fmt::Re
     write_broker(&mut text, sample)?;
     write_host(&mut text, sample)?;
     if !diagnosis.unavailable.is_empty() {
-        writeln!(text, "Not seen")?;
+        writeln!(text, "Not observed")?;
         for missing in &diagnosis.unavailable {
             writeln!(text, "  {}: {}; {}", missing.what, missing.why, missing.how)?;
         }
@@ -149,7 +146,7 @@ fn write_listeners(out: &mut String, sample: &Sample) -> fmt::Result {
     if listeners.peek().is_none() {
         return Ok(());
     }
-    writeln!(out, "Connections that wait to be accepted")?;
+    writeln!(out, "Connections waiting to be accepted")?;
     for listener in listeners.take(MOST) {
         writeln!(
             out,
@@ -205,7 +202,7 @@ fn write_receiver(out: &mut String, end: &End) -> fmt::Result {
 fn write_sender(out: &mut String, end: &End) -> fmt::Result {
     writeln!(
         out,
-        "    sender:   busy {}, rwnd_limited {}, sndbuf_limited {}, app_limited {}; cwnd {}, full {}; Send-Q {}, tb {}; rtt {:.0} us (least {:.0}), {} retransmits",
+        "    sender:   busy {}, rwnd_limited {}, sndbuf_limited {}, app_limited {}; cwnd {}, full {}; Send-Q {}, tb {}; rtt {:.0} us (min {:.0}), {} retransmits",
         percent(end.busy),
         percent(end.rwnd_limited),
         percent(end.sndbuf_limited),
@@ -249,7 +246,7 @@ fn write_processes(out: &mut String, sample: &Sample) -> fmt::Result {
         for thread in visible.take(MOST) {
             writeln!(
                 out,
-                "  {:<16} runs {:>5} (the kernel's part {}), waits for a core {:>5}; switches {:.0}/s by itself, {:.0}/s forced",
+                "  {:<16} runs {:>5} ({} in the kernel), waits for a core {:>5}; context switches {:.0}/s voluntary, {:.0}/s forced",
                 thread.name,
                 percent(thread.run),
                 percent(thread.system),
@@ -290,7 +287,7 @@ fn write_broker(out: &mut String, sample: &Sample) -> fmt::Result {
     };
     writeln!(
         out,
-        "Broker: connections waited for room at {} of the looks",
+        "Broker: connections waited for room in {} of the samples",
         percent(broker.blocked)
     )?;
     for topic in &broker.topics {
@@ -321,7 +318,7 @@ fn write_worker(out: &mut String, worker: &Worker) -> fmt::Result {
     };
     writeln!(
         out,
-        "    {} packets; looks that found some {}, of these full {}; dropped {:?}, refused {:?}, never came {}; window {}; publishers paused per ACK: idle {:.2}, no credit {:.2}, congestion {:.2}",
+        "    {} packets; polls that found packets {}, of these a whole burst {}; dropped {:?}, refused {:?}, never arrived {}; window {}; publishers paused per ACK: idle {:.2}, no credit {:.2}, congestion {:.2}",
         xdp.packets,
         percent(xdp.hit_rate),
         percent(xdp.full_looks),
@@ -401,7 +398,7 @@ fn write_queues(out: &mut String, interface: &Interface) -> fmt::Result {
         [] => "none".to_owned(),
         on => on.join(", "),
     };
-    writeln!(out, "    offloads that join or split packets: {offloads}")
+    writeln!(out, "    offloads that merge or split packets: {offloads}")
 }
 
 fn write_settings(out: &mut String, sample: &Sample) -> fmt::Result {

@@ -1,4 +1,4 @@
-//! Everything that the checks look at. Plain data, so that a check can be tested with a machine that
+//! Everything that the checks need. Plain data, so that a check can be tested with a machine that
 //! is made up. What could not be seen is `None`; [`Seen::unseen`] says why.
 
 use std::net::IpAddr;
@@ -76,7 +76,7 @@ pub struct Kernel {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BrokerFile {
     pub path: PathBuf,
-    /// Capabilities that whoever runs it gets.
+    /// Capabilities that it grants.
     pub capabilities: Capabilities,
     /// Its file system is mounted so that they do not count.
     pub nosuid: bool,

@@ -71,13 +71,16 @@ struct Memory {
 fn kernel(host: &Host) -> Option<Check> {
     let topic = Topic {
         name: "kernel",
-        why: "the xdp path is attached by a bpf_link (Linux 5.9) and takes packets in several buffers (5.18, sockets 6.6); drivers tell what they can since 6.3",
+        why: "a bpf_link attaches the XDP program (Linux 5.9); packets in several buffers need 5.18, and 6.6 for sockets; drivers report their XDP features since 6.3",
     };
     let kernel = host.kernel.as_ref()?;
     let found = format!("Linux {}", kernel.release);
     let lacking = [
         (SEVERAL_BUFFERS_SINCE, "packets in several buffers (6.6)"),
-        (FEATURES_SINCE, "drivers that tell what they can (6.3)"),
+        (
+            FEATURES_SINCE,
+            "drivers that report their XDP features (6.3)",
+        ),
     ];
     let lacking: Vec<_> = lacking
         .into_iter()
@@ -87,14 +90,14 @@ fn kernel(host: &Host) -> Option<Check> {
     Some(if kernel.version < XDP_SINCE {
         topic.fail(
             format!("{found} is too old for --mode xdp"),
-            "a kernel of 5.18 or newer; --mode tcp works with this one",
+            "use Linux 5.18 or newer; --mode tcp works with this kernel",
         )
     } else if lacking.is_empty() {
         topic.ok(found)
     } else {
         topic.warn(
             format!("{found}, without {}", lacking.join(" and ")),
-            "a kernel of 6.6 or newer (Debian 12: apt-get install -t bookworm-backports linux-image-amd64)",
+            "use Linux 6.6 or newer (Debian 12: apt-get install -t bookworm-backports linux-image-amd64)",
         )
     })
 }
@@ -102,13 +105,13 @@ fn kernel(host: &Host) -> Option<Check> {
 fn af_xdp(host: &Host) -> Option<Check> {
     let topic = Topic {
         name: "af_xdp",
-        why: "payload comes to AF_XDP sockets",
+        why: "the xdp path receives payload through AF_XDP sockets",
     };
     Some(match host.af_xdp? {
         true => topic.ok("the kernel has AF_XDP sockets"),
         false => topic.fail(
             "the kernel has no AF_XDP sockets",
-            "a kernel that is built with CONFIG_XDP_SOCKETS=y; --mode tcp works with this one",
+            "use a kernel built with CONFIG_XDP_SOCKETS=y; --mode tcp works with this one",
         ),
     })
 }
@@ -119,10 +122,10 @@ fn btf(host: &Host) -> Option<Check> {
         why: "the broker does not need it, but bpftool and tracing need it to show what a program does",
     };
     Some(match host.btf {
-        true => topic.ok("the kernel describes its types"),
+        true => topic.ok("the kernel has type information (BTF)"),
         false => topic.warn(
             "there is no /sys/kernel/btf/vmlinux",
-            "a kernel that is built with CONFIG_DEBUG_INFO_BTF=y, if you want to look at programs",
+            "use a kernel built with CONFIG_DEBUG_INFO_BTF=y, if you want to inspect programs",
         ),
     })
 }
@@ -141,14 +144,14 @@ fn jit(host: &Host) -> Option<Check> {
     })
 }
 
-/// Who a broker started from here would be.
+/// Who can start a broker with the capabilities that it needs.
 enum Starter<'a> {
-    /// This process can.
+    /// This process.
     Process,
-    /// The program's file gives what is needed.
+    /// Any user, because the program's file grants them.
     File(&'a BrokerFile),
-    /// Somebody else has to.
-    Nobody,
+    /// Someone with more privileges.
+    SomeoneElse,
 }
 
 fn starter(host: &Host) -> Starter<'_> {
@@ -158,7 +161,7 @@ fn starter(host: &Host) -> Starter<'_> {
     match file {
         _ if host.capabilities.has(needed) => Starter::Process,
         Some(file) => Starter::File(file),
-        None => Starter::Nobody,
+        None => Starter::SomeoneElse,
     }
 }
 
@@ -169,23 +172,23 @@ fn capabilities(host: &Host) -> Option<Check> {
     };
     let missing = host.capabilities.missing(Capabilities::for_xdp());
     Some(match (starter(host), &host.broker) {
-        (Starter::Process, _) => topic.ok("this process has what is needed"),
+        (Starter::Process, _) => topic.ok("this process has all of them"),
         (Starter::File(file), _) => {
-            topic.ok(format!("{} has what is needed", file.path.display()))
+            topic.ok(format!("{} has all of them", file.path.display()))
         }
-        (Starter::Nobody, _) if host.root => topic.fail(
+        (Starter::SomeoneElse, _) if host.root => topic.fail(
             format!("root lacks {} here", missing.join(", ")),
-            "give them to the container or unit (AmbientCapabilities=, --cap-add); in a user namespace, start the broker outside",
+            "grant them to the container or unit (AmbientCapabilities=, --cap-add); in a user namespace, start the broker outside it",
         ),
-        (Starter::Nobody, Some(file)) if file.nosuid => topic.warn(
+        (Starter::SomeoneElse, Some(file)) if file.nosuid => topic.warn(
             format!(
-                "this process lacks {}, and file capabilities do not count on the file system of {}",
+                "this process lacks {}, and the file system of {} ignores file capabilities (nosuid)",
                 missing.join(", "),
                 file.path.display()
             ),
-            "sudo penstock-broker ..., or install it on a file system without nosuid",
+            "run sudo penstock-broker ..., or install it on a file system without nosuid",
         ),
-        (Starter::Nobody, file) => topic.warn(
+        (Starter::SomeoneElse, file) => topic.warn(
             format!("neither this process nor the broker's file has {}", missing.join(", ")),
             setcap(file.as_ref()),
         ),
@@ -203,29 +206,32 @@ fn setcap(file: Option<&BrokerFile>) -> String {
 fn memlock(host: &Host, need: Memory) -> Option<Check> {
     let topic = Topic {
         name: "memlock",
-        why: "packet memory is locked, and counts against this limit without CAP_IPC_LOCK",
+        why: "packet memory is locked and, without CAP_IPC_LOCK, counts against this limit",
     };
     let limit = host.memlock;
     let wanted = format!("{} for {} queues", ByteSize(need.all), need.queues);
     let may_lock = match starter(host) {
         Starter::Process => host.capabilities.has(Capabilities::IPC_LOCK),
         Starter::File(file) => file.capabilities.has(Capabilities::IPC_LOCK),
-        // Whoever does start it: probably root.
-        Starter::Nobody => !host.root,
+        // Probably root.
+        Starter::SomeoneElse => !host.root,
     };
-    let found = format!("{} may be locked, needed are {wanted}", ByteSize(limit));
+    let found = format!(
+        "{} may be locked, and the broker needs {wanted}",
+        ByteSize(limit)
+    );
     let kib = need.all.div_ceil(1024);
     Some(match starter(host) {
         _ if limit >= need.all => topic.ok(match limit {
             u64::MAX => "there is no limit".to_owned(),
             _ => found,
         }),
-        Starter::Nobody if may_lock => topic.warn(
+        Starter::SomeoneElse if may_lock => topic.warn(
             found,
-            format!("ulimit -l {kib}, or start the broker with CAP_IPC_LOCK, as root has it"),
+            format!("ulimit -l {kib}, or start the broker with CAP_IPC_LOCK, for example as root"),
         ),
         _ if may_lock => topic.ok(format!(
-            "the limit of {} does not count with CAP_IPC_LOCK",
+            "CAP_IPC_LOCK lifts the limit of {}",
             ByteSize(limit)
         )),
         Starter::File(file) => topic.fail(found, setcap(Some(file))),
@@ -239,11 +245,15 @@ fn memlock(host: &Host, need: Memory) -> Option<Check> {
 fn huge_pages(host: &Host, need: Memory) -> Option<Check> {
     let topic = Topic {
         name: "huge_pages",
-        why: "packet memory lies in huge pages where some are free, which spares the CPU's address translation; it works without",
+        why: "the broker puts packet memory into huge pages if enough are free, which saves the CPU address translation; it works without them",
     };
     let pages = host.huge_pages?;
     let wanted = need.queue.div_ceil(pages.size) * need.queues;
-    let found = format!("{} of {} are free", pages.free, ByteSize(pages.size));
+    let found = format!(
+        "{} huge pages of {} are free",
+        pages.free,
+        ByteSize(pages.size)
+    );
     Some(if pages.free >= wanted {
         topic.ok(found)
     } else {
@@ -258,7 +268,7 @@ fn huge_pages(host: &Host, need: Memory) -> Option<Check> {
 fn shared_memory(host: &Host) -> Option<Check> {
     let topic = Topic {
         name: "shared_memory",
-        why: "each topic's log takes its ring (256 MiB by default) and index in /dev/shm when it is made",
+        why: "each topic's log allocates its ring (256 MiB by default) and its index in /dev/shm when it is created",
     };
     let free = host.shared_memory?;
     let found = format!("{} free in /dev/shm", ByteSize(free));
@@ -266,8 +276,8 @@ fn shared_memory(host: &Host) -> Option<Check> {
         topic.ok(found)
     } else {
         topic.fail(
-            format!("{found}, a topic takes {}", ByteSize(TOPIC)),
-            "mount -o remount,size=1G /dev/shm; or a smaller --ring-size, or another --buffer-dir",
+            format!("{found}, and a topic needs {}", ByteSize(TOPIC)),
+            "mount -o remount,size=1G /dev/shm; or use a smaller --ring-size or another --buffer-dir",
         )
     })
 }
@@ -275,11 +285,11 @@ fn shared_memory(host: &Host) -> Option<Check> {
 fn memory(host: &Host) -> Option<Check> {
     let topic = Topic {
         name: "memory",
-        why: "a log in /dev/shm counts against the memory limits of the broker's control groups; the broker refuses topics for which they leave no room",
+        why: "a log in /dev/shm counts against the memory limits of the broker's control groups; the broker refuses topics that do not fit",
     };
     let limit = host.memory.as_ref()?;
     let found = format!(
-        "{} is {}, {} are left",
+        "{} is {}, with {} left",
         limit.name,
         ByteSize(limit.bytes),
         ByteSize(limit.free)
@@ -288,8 +298,8 @@ fn memory(host: &Host) -> Option<Check> {
         topic.ok(found)
     } else {
         topic.fail(
-            format!("{found}, a topic takes {}", ByteSize(TOPIC)),
-            "a smaller --ring-size, a --buffer-dir on a disk, or a higher limit (MemoryMax= in a systemd unit, --memory of a container)",
+            format!("{found}, and a topic needs {}", ByteSize(TOPIC)),
+            "use a smaller --ring-size, a --buffer-dir on a disk, or a higher limit (MemoryMax= in a systemd unit, --memory of a container)",
         )
     })
 }
@@ -297,7 +307,7 @@ fn memory(host: &Host) -> Option<Check> {
 fn socket_buffers(host: &Host) -> Option<Check> {
     let topic = Topic {
         name: "socket_buffers",
-        why: "the tcp path asks for 32 MiB of socket buffer, which the kernel caps at these limits: a window too small for the path's bandwidth × delay bounds its throughput",
+        why: "the tcp path asks for 32 MiB of socket buffer, which the kernel caps at these limits; a window smaller than the path's bandwidth × delay limits throughput",
     };
     let limits = [
         ("net.core.rmem_max", host.rmem_max?),
@@ -319,7 +329,7 @@ fn socket_buffers(host: &Host) -> Option<Check> {
 fn busy_poll(host: &Host) -> Option<Check> {
     let topic = Topic {
         name: "busy_poll",
-        why: "these make every socket of the host spin before it sleeps, which takes cores from workers; the broker's --busy-poll does not need them",
+        why: "with these, every socket of the host spins before it sleeps, which takes cores from the workers; the broker's --busy-poll does not need them",
     };
     let settings = [
         ("net.core.busy_poll", host.busy_poll?),
@@ -360,7 +370,7 @@ fn cpu(host: &Host) -> Option<Check> {
         fixes.push("measure while nothing else runs (top -o %CPU shows what does)");
     }
     if load.steal >= MAX_STEAL {
-        fixes.push("use a machine that shares its cores with no others");
+        fixes.push("use a machine that does not share its cores");
     }
     if load.cpus < MIN_CPUS {
         fixes.push("use four cores or more; with fewer, only ratios within one run are meaningful");

@@ -47,20 +47,20 @@ fn link(interface: &Interface) -> Check {
         )),
         Link::NoCarrier => topic.warn(
             format!("{name} has no carrier"),
-            "plug in or switch on the other end",
+            "plug in the cable, or switch on the other end",
         ),
         Link::Down => topic.fail(
             format!("{name} is down"),
             format!("ip link set dev {} up", quote(name)),
         ),
-        Link::Gone => topic.fail(format!("{name} has just gone"), "ip link"),
+        Link::Gone => topic.fail(format!("{name} has just disappeared"), "ip link"),
     }
 }
 
 fn device(interface: &Interface) -> Check {
     let topic = Topic {
         name: "device",
-        why: "the xdp path needs Ethernet frames of an interface that no master takes over; a program in the driver of a bond's port cannot pass packets to a socket of the bond",
+        why: "the xdp path needs an Ethernet interface that has no master; a program in the driver of a bond's port cannot pass packets to a socket of the bond",
     };
     let nic = &interface.nic;
     match fitness(nic) {
@@ -74,7 +74,7 @@ fn device(interface: &Interface) -> Check {
         }),
         Ok(Fitness::GenericOnly { why }) => topic.warn(
             format!("generic mode only: {why}"),
-            "nothing: penstock-broker uses generic mode by itself, and refuses --xdp-mode native",
+            "nothing: penstock-broker uses generic mode on its own and rejects --xdp-mode native",
         ),
         Err(unfit) => {
             let fix = match &unfit {
@@ -92,7 +92,7 @@ fn device(interface: &Interface) -> Check {
 fn addresses(interface: &Interface) -> Check {
     let topic = Topic {
         name: "addresses",
-        why: "publishers send to an address of the interface, which the XDP program looks for",
+        why: "publishers send to an address of the interface, and the XDP program matches it",
     };
     let name = &interface.nic.interface;
     let shown: Vec<_> = usable(interface).map(IpAddr::to_string).collect();
@@ -114,7 +114,7 @@ fn usable(interface: &Interface) -> impl Iterator<Item = &IpAddr> {
 fn program(host: &Host, interface: &Interface) -> Check {
     let topic = Topic {
         name: "xdp_program",
-        why: "an interface has one XDP program; the broker does not replace another's unless --force is given",
+        why: "an interface has one XDP program; the broker replaces another one only with --force",
     };
     let name = quote(&interface.nic.interface);
     let Some(program) = &interface.program else {
@@ -125,7 +125,7 @@ fn program(host: &Host, interface: &Interface) -> Check {
     if program.name == STEERING_NAME {
         return topic.warn(
             format!("another penstock-broker serves this interface (program {id}, {mode})"),
-            "nothing, if that is meant; else stop that broker",
+            "nothing, if that is intended; otherwise stop that broker",
         );
     }
     let called = match program.name.as_str() {
@@ -136,7 +136,7 @@ fn program(host: &Host, interface: &Interface) -> Check {
     topic.fail(
         format!("XDP program {id} ({called}) is attached, {mode}"),
         format!(
-            "bpftool net show dev {name} tells whose it is; ip link set dev {name} {} off takes it off, unless a bpf_link holds it: then stop its owner, or penstock-broker --force",
+            "bpftool net show dev {name} shows what it is; ip link set dev {name} {} off detaches it, unless a bpf_link holds it: then stop its owner, or use penstock-broker --force",
             mode.keyword()
         ),
     )
@@ -145,22 +145,22 @@ fn program(host: &Host, interface: &Interface) -> Check {
 fn native(host: &Host, interface: &Interface) -> Check {
     let topic = Topic {
         name: "native_xdp",
-        why: "in generic mode the kernel makes a socket buffer of each packet first, as it would for any socket",
+        why: "in generic mode the kernel first allocates a socket buffer for each packet, as for any other socket",
     };
     let driver = interface.nic.driver_name();
     match interface.native_xdp() {
         Some(xdp) if xdp.native => topic.ok(format!("{driver} runs XDP programs in the driver")),
         // The device check has already reported what the interface is.
         _ if fitness(&interface.nic) != Ok(Fitness::Any) => {
-            topic.ok("not on this interface, see device")
+            topic.ok("not on this interface (see device)")
         }
         _ if older_than(host, FEATURES_SINCE) => topic.warn(
-            format!("this kernel does not tell what {driver} can"),
-            "penstock-broker --xdp-mode native fails if it cannot; auto takes what there is",
+            format!("this kernel does not report what {driver} supports"),
+            "penstock-broker --xdp-mode native fails if the driver cannot; auto uses what works",
         ),
         _ => topic.warn(
             format!("{driver} runs no XDP programs; the broker uses generic mode"),
-            "no command helps: another driver or NIC (i40e, ice, igb, ixgbe, mlx5, virtio_net ...)",
+            "no command helps: use another driver or NIC (i40e, ice, igb, ixgbe, mlx5, virtio_net ...)",
         ),
     }
 }
@@ -169,7 +169,7 @@ fn native(host: &Host, interface: &Interface) -> Check {
 fn chosen_mode(interface: &Interface) -> Option<Check> {
     let topic = Topic {
         name: "xdp_mode",
-        why: "--xdp-mode auto chooses by driver and MTU; generic mode costs a socket buffer per packet, native mode on veth a copy of each of its pages",
+        why: "--xdp-mode auto chooses by driver and MTU; generic mode costs a socket buffer per packet, native mode on veth a copy of every page of it",
     };
     let Choice { mode, why } = choose(&interface.nic).ok()?;
     Some(topic.ok(match mode {
@@ -181,16 +181,18 @@ fn chosen_mode(interface: &Interface) -> Option<Check> {
 fn zero_copy(interface: &Interface) -> Option<Check> {
     let topic = Topic {
         name: "zero_copy",
-        why: "without it the kernel copies each packet into the socket's memory",
+        why: "without it, the kernel copies each packet into the socket's memory",
     };
     let xdp = interface.native_xdp()?;
     let driver = interface.nic.driver_name();
     Some(if xdp.zero_copy {
-        topic.ok(format!("{driver} receives into the sockets' memory"))
+        topic.ok(format!(
+            "{driver} receives straight into the sockets' memory"
+        ))
     } else {
         topic.warn(
             format!("{driver} has no zero-copy mode; the broker uses copy mode"),
-            "no command helps: another driver or NIC (i40e, ice, igb, ixgbe, mlx5 ...)",
+            "no command helps: use another driver or NIC (i40e, ice, igb, ixgbe, mlx5 ...)",
         )
     })
 }
@@ -203,7 +205,7 @@ fn room(frame: u32) -> u32 {
 fn mtu(host: &Host, interface: &Interface) -> Check {
     let topic = Topic {
         name: "mtu",
-        why: "a packet that does not fit into one buffer takes a driver and a kernel that hand on several",
+        why: "a packet larger than one buffer needs a driver and a kernel with multi-buffer support",
     };
     let nic = &interface.nic;
     let (name, mtu) = (quote(&nic.interface), nic.mtu);
@@ -216,7 +218,7 @@ fn mtu(host: &Host, interface: &Interface) -> Check {
     {
         return topic.warn(
             format!(
-                "{found}, and {} runs no program on packets in several buffers; the broker uses generic mode",
+                "{found}, but {} has no multi-buffer XDP; the broker uses generic mode",
                 nic.driver_name()
             ),
             format!("ip link set dev {name} mtu {ONE_BUFFER}"),
@@ -226,7 +228,7 @@ fn mtu(host: &Host, interface: &Interface) -> Check {
     let several = !fits(mtu, frame, interface.zero_copy());
     if several && older_than(host, SEVERAL_BUFFERS_SINCE) {
         return topic.fail(
-            format!("{found} takes AF_XDP sockets with packets in several buffers, Linux 6.6"),
+            format!("{found} needs AF_XDP sockets with multi-buffer support (Linux 6.6)"),
             format!("ip link set dev {name} mtu {one}"),
         );
     }
@@ -245,7 +247,7 @@ fn older_than(host: &Host, version: (u32, u32)) -> bool {
 fn queues(host: &Host, interface: &Interface) -> Check {
     let topic = Topic {
         name: "queues",
-        why: "a socket sees its own receive queue only: the broker opens one for each, and its workers share them",
+        why: "a socket sees only its own receive queue: the broker opens one for each, and its workers share them",
     };
     let nic = &interface.nic;
     let (queues, most, cores) = (nic.queues, nic.max_queues(), host.cpus.len());
@@ -272,24 +274,24 @@ fn queues(host: &Host, interface: &Interface) -> Check {
 fn steering(interface: &Interface) -> Check {
     let topic = Topic {
         name: "steering",
-        why: "with --queues, packets must be sent to those queues: by a rule (ntuple), by the RSS table, or by having no others",
+        why: "with --queues, packets must reach those queues: through a rule (ntuple), the RSS table, or because there are no others",
     };
     let nic = &interface.nic;
     let name = quote(&nic.interface);
     let rules = nic.rules.is_some();
     match nic.ntuple {
         Some(ntuple) if rules && !ntuple.on && ntuple.changeable => topic.ok(format!(
-            "{name} can have rules (ethtool -K {name} ntuple on), for payload on a queue of its own"
+            "{name} supports rules (ethtool -K {name} ntuple on) that give payload a queue of its own"
         )),
         ntuple if rules && ntuple.is_none_or(|ntuple| ntuple.on) => topic.ok(format!(
-            "{name} has rules, for payload on a queue of its own"
+            "{name} supports rules that give payload a queue of its own"
         )),
         _ if nic.indirection.is_some() => topic.ok(format!(
             "{name} has no rules, but an RSS table (ethtool -X)"
         )),
         _ if nic.queues == 1 => topic.ok("there is one queue"),
         _ => topic.warn(
-            format!("{name} steers nothing: leave --queues out, so that all queues are served"),
+            format!("{name} cannot steer packets: leave --queues out, so that the broker serves all queues"),
             format!("ethtool -L {name} rx 1, or combined 1, if one queue is enough"),
         ),
     }
@@ -315,9 +317,9 @@ fn plan(interface: &Interface) -> Result<penstock_nic::Plan, Unfit> {
 fn settings(interface: &Interface) -> Vec<Check> {
     let topic = Topic {
         name: "settings",
-        why: "offloads, hashing and rings decide which packets come, and where; penstock-broker --configure-nic sets them while it runs",
+        why: "offloads, hashing and rings decide which packets arrive, and where; penstock-broker --configure-nic sets them while it runs",
     };
-    // An interface that is down is told already.
+    // The link check already reports an interface that is down.
     let Ok(plan) = plan(interface) else {
         return Vec::new();
     };

@@ -147,7 +147,7 @@ fn complaints(checks: Vec<Check>) -> Vec<(&'static str, Level, String)> {
     let checks = checks.into_iter().filter(|check| check.level != Level::Ok);
     checks
         .map(|check| {
-            let fix = check.fix.expect("whatever is not ok says what to do");
+            let fix = check.fix.expect("every finding says what to do");
             (check.name, check.level, fix)
         })
         .collect()
@@ -462,7 +462,7 @@ fn drivers() {
 #[test]
 fn interfaces_whose_packets_others_take() {
     let bond = changed(|interface| interface.nic.kind = Some("bond".to_owned()));
-    objects_to(&bond, "device", Level::Warn, "generic mode by itself");
+    objects_to(&bond, "device", Level::Warn, "generic mode on its own");
     let port = changed(|interface| {
         interface.nic.master = Some(Master {
             name: "br 0".to_owned(),
@@ -607,7 +607,7 @@ fn a_busy_or_small_host_is_told() {
         ..machine()
     };
     complains(&loaded(8, 2.0, 0.0), "cpu", Level::Warn, "top");
-    complains(&loaded(8, 0.0, 0.1), "cpu", Level::Warn, "shares its cores");
+    complains(&loaded(8, 0.0, 0.1), "cpu", Level::Warn, "share its cores");
     complains(&loaded(2, 0.0, 0.0), "cpu", Level::Warn, "four cores");
 }
 
@@ -630,7 +630,7 @@ fn reports_count_and_explain() {
         "why: an interface that is down",
         "a thing: run this with sudo",
         "eth1            fine, up, MTU 1500, 4 queues, native XDP, zero-copy,",
-        "2 to look at, 1 failed",
+        "2 warnings, 1 failed",
     ] {
         assert!(plain.contains(words), "{words}\n{plain}");
     }

@@ -23,9 +23,9 @@ use penstock_testbed::programs::Binaries;
 use penstock_testbed::publish::{Publish, Source};
 use penstock_testbed::settings::{Mode, Route, Workload};
 
-/// Until the connection is there; longer than any delay and handshake.
+/// Time limit for the connection; longer than any delay and handshake.
 const CONNECT_LIMIT: Duration = Duration::from_secs(20);
-/// Batches that may be on their way: 64 MiB, so that no wait for acks limits before the window.
+/// Batches in flight: 64 MiB, so that the window is the first limit.
 const IN_FLIGHT: u32 = 1024;
 /// More than any run takes.
 pub const ENDLESS: Source = Source::Synthetic(ByteSize::tib(64));
@@ -86,7 +86,7 @@ pub struct Bench<'a> {
 }
 
 /// The connection at one moment: the broker's end and the publisher's.
-struct Look {
+struct ConnectionSample {
     at: Instant,
     receiver: Socket,
     received: TcpInfo,
@@ -117,19 +117,19 @@ impl Bench<'_> {
         };
         let mut publisher = publish.start(&folder.join("publisher.json"))?;
         let ends = Ends::open(self.net)?;
-        let first = self.first_look(&ends)?;
-        // Only setting a buffer and accepting a connection look at it.
+        let first = self.first_sample(&ends)?;
+        // The kernel reads it only when a buffer is set or a connection accepted.
         drop(changed);
         let mut last = None;
         while first.at.elapsed() < self.seconds {
             self.interrupt.pause()?;
             cluster.check()?;
-            last = ends.look()?;
+            last = ends.sample()?;
             if last.is_none() || publisher.ended()?.is_some() {
                 return Err(publisher.failure("stopped sending before the run's end"));
             }
         }
-        // Nothing is asked of it any more; the broker sees the connection end.
+        // It is no longer needed; the broker sees the connection end.
         drop(publisher);
         let connections = cluster.stop()?.into_iter().flat_map(|b| b.connections);
         let connection = connections.last().context("the broker saw no connection")?;
@@ -156,14 +156,14 @@ impl Bench<'_> {
         brokers.start(self.interrupt)
     }
 
-    /// As soon as the broker has answered, and so has sized the socket.
-    fn first_look(&self, ends: &Ends) -> Result<Look> {
+    /// The first sample after the broker has answered, and so has sized the socket.
+    fn first_sample(&self, ends: &Ends) -> Result<ConnectionSample> {
         let deadline = Instant::now() + CONNECT_LIMIT;
         loop {
-            if let Some(look) = ends.look()?
-                && look.received.bytes_sent > 0
+            if let Some(sample) = ends.sample()?
+                && sample.received.bytes_sent > 0
             {
-                return Ok(look);
+                return Ok(sample);
             }
             ensure!(
                 Instant::now() < deadline,
@@ -175,7 +175,7 @@ impl Bench<'_> {
     }
 }
 
-/// Where both ends can be asked.
+/// The namespaces of both ends.
 struct Ends {
     broker: Namespace,
     publisher: Namespace,
@@ -189,8 +189,8 @@ impl Ends {
         })
     }
 
-    /// None while there is no connection.
-    fn look(&self) -> Result<Option<Look>> {
+    /// `None` while there is no connection.
+    fn sample(&self) -> Result<Option<ConnectionSample>> {
         let at = Instant::now();
         let (theirs, ours) = (self.broker.diag.sockets()?, self.publisher.diag.sockets()?);
         let is_it = |s: &&Socket| !s.is_listening() && s.local.port() == PORT && s.info.is_some();
@@ -200,7 +200,7 @@ impl Ends {
         let mirrored = |s: &&Socket| s.local == receiver.remote && s.remote == receiver.local;
         let sent = ours.iter().find(mirrored).and_then(|s| s.info);
         let both = receiver.info.zip(sent);
-        Ok(both.map(|(received, sent)| Look {
+        Ok(both.map(|(received, sent)| ConnectionSample {
             at,
             receiver,
             received,
@@ -211,8 +211,8 @@ impl Ends {
 
 fn figures(
     connection: &program_reports::Connection,
-    first: &Look,
-    last: &Look,
+    first: &ConnectionSample,
+    last: &ConnectionSample,
 ) -> Result<RcvbufRun> {
     let seconds = last.at.duration_since(first.at).as_secs_f64();
     let percent = |of: fn(&TcpInfo) -> u64| {

@@ -4,8 +4,8 @@ use std::fmt::Display;
 
 use plotters::style::RGBColor;
 
-/// Colours of curves and of parts of a bar: to be seen on light and on dark ground, and told apart by
-/// whoever sees no red or green.
+/// Colours of curves and of parts of a bar: visible on light and dark ground, and distinguishable by
+/// people who do not see red or green.
 const LINES: [RGBColor; 8] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),

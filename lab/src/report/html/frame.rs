@@ -29,7 +29,7 @@ pub fn page(title: &str, body: &Markup) -> String {
     .into_string()
 }
 
-/// A picture with its title, what its colours mean, and for whoever does not see it what it shows.
+/// A picture with its title, what its colours mean, and a text for people who do not see it.
 pub fn figure(
     title: &str,
     note: &str,

@@ -12,7 +12,7 @@ use crate::report::model::diagnosis::{Findings, Verdict};
 use crate::report::model::{ConnectionPoint, Point, Throughput, Timeline};
 use crate::report::text;
 
-/// More curves than this cannot be told apart.
+/// More curves than this are hard to distinguish.
 const MOST_CURVES: usize = 8;
 /// A connection that received less carried no payload to speak of.
 const BULK: u64 = 1 << 20;
@@ -109,17 +109,17 @@ fn diagnosis(report: &Throughput, findings: &Findings) -> Markup {
         .map(|(what, value)| vec![what.to_owned(), value]);
     html! {
         h2 { "What limits it" }
-        @if findings.verdicts.is_empty() { p { "No cause fits what was seen." } }
+        @if findings.verdicts.is_empty() { p { "No cause fits the observations." } }
         @for (rank, verdict) in findings.verdicts.iter().enumerate() {
             (verdict_part(rank, verdict))
         }
         @for missing in &findings.unavailable {
-            p.soft { "Not seen: " (missing.what) " (" (missing.why) "; " (missing.how) ")" }
+            p.soft { "Not observed: " (missing.what) " (" (missing.why) "; " (missing.how) ")" }
         }
         h2 { "Re-run after the fix" }
         p { (text::rerun(report)) }
         h2 { "What was measured" }
-        (table(&["what was seen", "value"], &rows.collect::<Vec<_>>()))
+        (table(&["observation", "value"], &rows.collect::<Vec<_>>()))
     }
 }
 

@@ -2,15 +2,15 @@
 
 use serde::{Deserialize, Serialize};
 
-/// A throughput run, look by look.
+/// A throughput run, sample by sample.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Timeline {
-    /// Least time between two looks.
+    /// Minimum time between two samples.
     pub interval_ms: u64,
     pub points: Vec<Point>,
 }
 
-/// What happened since the look before.
+/// What happened since the sample before.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Point {
     /// Since the publisher was started.

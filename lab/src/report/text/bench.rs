@@ -209,17 +209,18 @@ fn peers(peers: &BTreeMap<String, String>) -> String {
 fn method(report: &Bench) -> String {
     format!(
         "## Method\n\n\
-         Every contender of a case runs once a round on the same links, in an order that alternates \
-         (A B B A). Before the first round, a short run of each tells how much a run must move to take \
-         about {} s; it does not count. A ratio is that of the medians. Of native and generic mode the \
-         one counts that moves more, for Penstock and for the bare socket each by itself. Full speed: \
-         `--poll adaptive`, no process pinned. At a rate: one message a batch, the xdp worker busy on \
-         the last core and the publisher on the others, tcp not pinned. 1 MB is 10^6 bytes of messages; \
-         CPU time of both hosts is all but idle, iowait and steal of this host; latency runs from a \
-         batch being sealed to its ack; bytes in flight are payload rate times median ack latency. \
-         nats-server has no subscriber, and its load generator sends the same bytes again and again; \
-         Aeron's publisher counts what it was allowed to send. Memory of an idle stream is the broker's \
-         private memory, without the kernel's sockets. {} rounds took {:.0} minutes.",
+         Every contender of a case runs once per round on the same links, in alternating order \
+         (A B B A). Before the first round, a short run of each, which does not count, determines how \
+         much a run must move to take about {} s. Ratios are ratios of medians. The faster of native and \
+         generic mode counts, separately for Penstock and for the bare socket. Full speed: \
+         `--poll adaptive`, no process pinned. Fixed rate: one message per batch, the xdp worker \
+         busy-polls on the last core and the publisher runs on the others, tcp is not pinned. 1 MB is \
+         10^6 bytes of messages. CPU time of both hosts is all time of this host except idle, iowait and \
+         steal. Latency is measured from sealing a batch to its ack; bytes in flight are payload rate \
+         times median ack latency. nats-server has no subscriber, and its load generator sends the same \
+         bytes repeatedly; Aeron's publisher counts what it was allowed to send. Memory of an idle \
+         stream is the broker's private memory, without the kernel's sockets. {} rounds took {:.0} \
+         minutes.",
         report.seconds,
         report.runs,
         (report.took_seconds / 60.0).ceil()
@@ -271,12 +272,12 @@ fn case(case: &BenchCase) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
     use crate::commands::bench::rows::{rows, tests::full_speed as example_case};
     use crate::report::text::tests::example_environment;
 
-    fn example() -> Bench {
+    pub fn example() -> Bench {
         let cases = vec![example_case()];
         Bench {
             kind: "bench".to_owned(),

@@ -245,7 +245,7 @@ pub fn limits_part(limits: &[Limit]) -> String {
     format!(
         "## Limits of this host\n\n\
          `raw_af_xdp`: one AF_XDP socket that copies each payload once and does nothing else, fed by \
-         an ordinary UDP socket with `UDP_SEGMENT`. `iperf3`: so many connections. `memory_copy`: one \
+         an ordinary UDP socket with `UDP_SEGMENT`. `iperf3`: the given number of connections. `memory_copy`: one \
          thread, 256 MiB to 256 MiB.\n\n{}",
         limits_table(limits)
     )
@@ -305,7 +305,7 @@ pub(super) fn spread(spread: &Spread) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
     use crate::report::model::PercentOfLimit;
     use crate::report::terminal::{self, Screen};
@@ -341,7 +341,7 @@ mod tests {
         }
     }
 
-    fn example() -> Compare {
+    pub fn example() -> Compare {
         let mut raw = Limit::of_link(
             "raw_af_xdp_generic",
             Profile::Wire,

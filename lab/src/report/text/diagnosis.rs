@@ -45,7 +45,7 @@ pub fn summary(report: &Throughput) -> Option<String> {
     });
     let mut lines: Vec<String> = lines.collect();
     if lines.is_empty() {
-        lines.push("No cause fits what was seen.".to_owned());
+        lines.push("No cause fits the observations.".to_owned());
     }
     if report.rerun.is_some() {
         lines.push(format!("\n{}", rerun(report)));
@@ -63,7 +63,7 @@ fn metrics(report: &Throughput, findings: &Findings) -> String {
         "## Phase 1-2: what was measured\n\nBroker {broker} was watched for {:.1} s while the run lasted; \
          `diagnosis.txt` has every figure.\n\n{}",
         findings.sample.seconds,
-        table(["what was seen", "value"], &rows)
+        table(["observation", "value"], &rows)
     )
 }
 
@@ -118,8 +118,8 @@ fn xdp_packets(thread: &str, xdp: &Xdp) -> String {
         dropped.push("none".to_owned());
     }
     format!(
-        "{thread}: {} with {} bytes; dropped: {}; {} never came; looks that found some {:.0} %, of these \
-         full {:.0} %; publishers paused per ACK: idle {:.2}, no credit {:.2}, congestion {:.2}; window {} bytes",
+        "{thread}: {} with {} bytes; dropped: {}; {} never arrived; polls that found packets {:.0} %, of these \
+         a whole burst {:.0} %; publishers paused per ACK: idle {:.2}, no credit {:.2}, congestion {:.2}; window {} bytes",
         xdp.packets,
         xdp.bytes,
         dropped.join(", "),
@@ -163,7 +163,7 @@ fn syscalls(findings: &Findings) -> String {
         let mut unseen = unseen.filter(|missing| missing.what.starts_with("system calls"));
         let why = unseen.next().map(|missing| missing.why.clone());
         return format!(
-            "not seen: {}",
+            "not observed: {}",
             why.unwrap_or_else(|| "not asked for".to_owned())
         );
     };
@@ -207,7 +207,7 @@ fn cpu(findings: &Findings) -> String {
 fn interpretation(findings: &Findings) -> String {
     let mut text = "## Phase 3: interpretation".to_owned();
     if findings.verdicts.is_empty() {
-        text += "\n\nNo cause fits what was seen.";
+        text += "\n\nNo cause fits the observations.";
     }
     for (rank, verdict) in (1..).zip(&findings.verdicts) {
         text += &format!(
@@ -222,7 +222,7 @@ fn interpretation(findings: &Findings) -> String {
     }
     for missing in &findings.unavailable {
         text += &format!(
-            "\n\nNot seen: {} ({}; {}).",
+            "\n\nNot observed: {} ({}; {}).",
             missing.what, missing.why, missing.how
         );
     }
@@ -231,7 +231,7 @@ fn interpretation(findings: &Findings) -> String {
 
 fn root_cause(findings: &Findings) -> String {
     let cause = findings.verdicts.first().map_or_else(
-        || "None could be named.".to_owned(),
+        || "No single cause was found.".to_owned(),
         |verdict| match &verdict.reason {
             Some(reason) => format!("**{}**: {reason}.", verdict.cause),
             None => format!("**{}**: {}.", verdict.cause, verdict.title),
@@ -240,10 +240,10 @@ fn root_cause(findings: &Findings) -> String {
     format!("## Root cause\n\n{cause}")
 }
 
-/// What came of removing the cause, in a sentence or two.
+/// The effect of removing the cause, in a sentence or two.
 pub fn rerun(report: &Throughput) -> String {
     let Some(rerun) = &report.rerun else {
-        return "Not asked for (--fix).".to_owned();
+        return "Not requested (--fix).".to_owned();
     };
     let (Some(fix), Some(rate), Some(ratio)) = (&rerun.fix, rerun.bandwidth_mb_per_s, rerun.ratio)
     else {
@@ -258,13 +258,13 @@ pub fn rerun(report: &Throughput) -> String {
     );
     match &rerun.cause_after {
         Some(after) if *after == rerun.cause => {
-            text += &format!(" It is still {after} that limits.");
+            text += &format!(" The limit is still {after}.");
         }
-        Some(after) => text += &format!(" Now it is {after} that limits."),
+        Some(after) => text += &format!(" The limit is now {after}."),
         None => {}
     }
     if !rerun.problems.is_empty() {
-        text += &format!(" It was not a success: {}.", rerun.problems.join("; "));
+        text += &format!(" That run failed: {}.", rerun.problems.join("; "));
     }
     text
 }
@@ -280,7 +280,7 @@ fn next_steps(report: &Throughput, findings: &Findings) -> String {
     if let Some(folder) = report.rerun.as_ref().and_then(|r| r.folder.as_ref()) {
         steps.push(format!("The second run's report is `{folder}/report.md`."));
     }
-    steps.push("docs/DIAGNOSTIC_RUNBOOK_RECV.md tells how to read each figure.".to_owned());
+    steps.push("docs/DIAGNOSTIC_RUNBOOK_RECV.md explains each figure.".to_owned());
     let steps: Vec<String> = steps.iter().map(|step| format!("- {step}")).collect();
     format!("## Next steps\n\n{}", steps.join("\n"))
 }

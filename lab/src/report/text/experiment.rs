@@ -12,10 +12,7 @@ pub fn rcvbuf(report: &RcvbufExperiment) -> String {
         method(report),
         rcvbuf_table(&report.rows),
         NOTES.to_owned(),
-        format!(
-            "## What was said, and what was seen\n\n{}",
-            claims(&report.claims)
-        ),
+        format!("## Claims and measurements\n\n{}", claims(&report.claims)),
         environment(&report.environment),
         reproduce(&report.environment),
     ];
@@ -30,10 +27,10 @@ pub fn rcvbuf_summary(report: &RcvbufExperiment) -> String {
 /// `report.md` of `experiment diagnose`.
 pub fn observer(report: &ObserverExperiment) -> String {
     let parts = [
-        "# What being diagnosed costs a broker".to_owned(),
+        "# The cost of a diagnosis for a broker".to_owned(),
         format!(
-            "One publisher over {} sends all the time ({} profile, MTU {}); intervals with and without a \
-             diagnosis alternate, and either comes first in every other pair.",
+            "One publisher over {} sends continuously ({} profile, MTU {}). Intervals with and without a \
+             diagnosis alternate, and so does which of them comes first in a pair.",
             report.mode,
             report.profile.name(),
             report.mtu,
@@ -92,9 +89,9 @@ sender's TCP_INFO. Medians, with the range of the runs.";
 
 fn method(report: &RcvbufExperiment) -> String {
     format!(
-        "One connection, {} s a run, all cases in turn; SO_RCVBUF {} where it is set. Round trips take \
+        "One connection, {} s a run, all cases in turn; SO_RCVBUF is {} where it is set. Round trips take \
          {} ms longer; {} profile, MTU {}; autotuning up to {} (`tcp_rmem`). The sender's buffer and its \
-         batches on the way are so many that they limit nothing before the window does.",
+         batches in flight are large enough for the window to be the first limit.",
         report.seconds,
         ByteSize(report.rcvbuf_requested),
         report.delay_us as f64 / 1e3,

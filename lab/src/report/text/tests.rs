@@ -207,12 +207,12 @@ fn a_diagnosed_run_is_told_in_the_order_in_which_one_looks() {
         "## Phase 1-2: what was measured",
         "rcv_space 43690",
         "rwnd_limited 33 %",
-        "not seen: no root",
+        "not observed: no root",
         "96.0 % idle",
         "## Phase 3: interpretation",
         "+ the sender waited",
         "− a little",
-        "Not seen: system calls by name (no root; sudo).",
+        "Not observed: system calls by name (no root; sudo).",
         "## Root cause",
         "rmem_max caps the buffer.",
         "## Re-run after the fix",
@@ -247,7 +247,7 @@ fn where_nothing_can_be_fixed_the_reason_is_told() {
         "{text}"
     );
     report.rerun = None;
-    assert!(throughput(&report).contains("Not asked for (--fix)."));
+    assert!(throughput(&report).contains("Not requested (--fix)."));
     (report.diagnosis, report.not_diagnosed) = (None, Some("too short".to_owned()));
     assert!(throughput(&report).contains("Not diagnosed: too short"));
 }
@@ -263,7 +263,7 @@ fn packets_over_xdp_are_told_from_the_sockets_beside_them() {
         serde_json::json!({"workers": [{"thread": "worker-0"}, {"thread": "xdp-0", "xdp": xdp}]});
     let text = throughput(&report);
     for wanted in [
-        "xdp-0: 70 with 9000 bytes; dropped: 3 fill ring empty; 4 never came",
+        "xdp-0: 70 with 9000 bytes; dropped: 3 fill ring empty; 4 never arrived",
         "no credit 0.20",
         "control socket",
     ] {

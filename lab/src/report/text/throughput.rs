@@ -317,7 +317,7 @@ pub fn verification(report: &Throughput) -> String {
     let title = "## Verification of contents";
     let Some(checks) = &report.verification else {
         return format!(
-            "{title}\n\nNot asked for (`--verify`): messages were counted, not compared."
+            "{title}\n\nNot requested (`--verify`): messages were counted, not compared."
         );
     };
     let rows: Vec<_> = checks
