@@ -190,6 +190,8 @@ impl Shown {
 }
 
 #[cfg(test)]
+mod golden;
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::report::text::tests::example;

@@ -16,4 +16,7 @@ pub use experiment::{observer, observer_summary, rcvbuf, rcvbuf_summary};
 pub use throughput::{throughput, throughput_summary};
 
 #[cfg(test)]
+pub use {bench::tests::example as bench_example, comparison::tests::example as compare_example};
+
+#[cfg(test)]
 pub mod tests;

@@ -455,7 +455,7 @@ fn drivers() {
         found,
         "native_xdp",
         Level::Warn,
-        "--xdp-mode native fails if it cannot",
+        "--xdp-mode native fails if the driver cannot",
     );
 }
 
