@@ -9,6 +9,29 @@
 //! on the way (`bpf/faults.bpf.c`). [`Calls`] counts the system calls of a process
 //! (`bpf/calls.bpf.c`). [`HostTimes`] measures how long the kernel works on packets of each of two hosts
 //! that are namespaces of one (`bpf/hosts.bpf.c`).
+//!
+//! ```no_run
+//! use penstock_ebpf::{Config, Mode, Steering};
+//!
+//! # fn socket_of(queue: u32) -> std::os::fd::BorrowedFd<'static> { unimplemented!() }
+//! let mut steering = Steering::load(&Config {
+//!     addresses: vec!["10.0.0.1".parse()?],
+//!     port: 1214,
+//!     magic: *b"PNSD",
+//!     queues: 2,
+//!     sockets_per_queue: 1,
+//!     streams: 4096,
+//! })?;
+//! for queue in 0..2 {
+//!     // An AF_XDP socket that is bound to this queue.
+//!     steering.insert(queue, 0, socket_of(queue))?;
+//! }
+//! let streams = steering.streams()?;
+//! assert!(streams.admit(0x5ec2), "packets with this key reach a socket");
+//! let attached = steering.attach("eth0", Mode::Auto, false)?;
+//! assert_eq!(attached.name, penstock_ebpf::STEERING_NAME);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod addresses;
 mod attached;

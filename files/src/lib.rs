@@ -14,6 +14,26 @@
 //!
 //! A refusal is an [`io::Error`] whose text names the owner and the remedy; callers prepend the path
 //! and the action.
+//!
+//! ```
+//! use std::ffi::OsStr;
+//! use std::io::Write;
+//! use penstock_files::{Dir, NewDir, Open, open_to_write};
+//!
+//! # let temp = tempfile::tempdir()?;
+//! # let base = temp.path();
+//! let mut report = open_to_write(&base.join("report.json"), 0o644)?;
+//! report.write_all(b"{}")?;
+//!
+//! // No other user can replace what is in this directory, or redirect a path into it.
+//! let dir = Dir::make(&base.join("logs"), &NewDir { mode: 0o700, owner: None, group: None })?;
+//! let log = dir.file(OsStr::new("trades.log"), Open::New(0o600))?;
+//! assert!(dir.has(OsStr::new("trades.log"), &log)?);
+//!
+//! std::os::unix::fs::symlink("report.json", base.join("link"))?;
+//! assert!(open_to_write(&base.join("link"), 0o644).is_err(), "a link is not followed");
+//! # Ok::<(), std::io::Error>(())
+//! ```
 
 mod dir;
 mod displace;

@@ -3,6 +3,15 @@
 //! [`Facts::read`] asks the kernel, [`plan`] compares with what is wanted and answers with
 //! [`Step`]s, each of which is a command that a person could type. [`Undo`] remembers, in a file,
 //! what takes applied steps back, however the process that applied them ends.
+//!
+//! ```
+//! use penstock_nic::{Facts, Link};
+//!
+//! let facts = Facts::read("lo")?;
+//! assert_eq!(facts.interface, "lo");
+//! assert_ne!(facts.link, Link::Gone);
+//! # Ok::<(), penstock_nic::Error>(())
+//! ```
 
 mod change;
 mod counters;

@@ -4,6 +4,33 @@
 //!
 //! A program's `main` is one call of [`run`]. It prints with [`output`] and never with `println!`,
 //! which panics when the reader has closed the pipe.
+//!
+//! ```
+//! use std::process::ExitCode;
+//! use clap::Parser;
+//! use penstock_process::{Program, output, run};
+//!
+//! #[derive(Parser)]
+//! struct Cli {
+//!     /// Who to greet.
+//!     #[arg(long, default_value = "world")]
+//!     name: String,
+//! }
+//!
+//! fn main() -> ExitCode {
+//!     let program = Program {
+//!         name: "greet",
+//!         log_variable: "GREET_LOG",
+//!         log_level: "info",
+//!         log_target: false,
+//!         log_thread: true,
+//!     };
+//!     run(program, |cli: Cli| {
+//!         output::print_line(format_args!("hello, {}", cli.name))?;
+//!         Ok(ExitCode::SUCCESS)
+//!     })
+//! }
+//! ```
 
 pub mod child;
 pub mod colours;

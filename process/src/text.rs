@@ -32,6 +32,11 @@ pub fn is_unsafe(c: char) -> bool {
 }
 
 /// Untrusted text on one line, escaped and at most [`MAX_FOREIGN`] characters long.
+///
+/// ```
+/// let name = penstock_process::text::foreign("eth0\x1b[2J\nall is well");
+/// assert_eq!(name.to_string(), r"eth0\u{1b}[2J\nall is well");
+/// ```
 #[must_use]
 pub fn foreign(text: &str) -> Foreign<'_> {
     Foreign(text)

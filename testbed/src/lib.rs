@@ -4,6 +4,19 @@
 //! [`netns::Net`] makes namespaces and links and removes them when it is dropped; [`link_emulation`]
 //! forwards packets between them with faults and delay. [`cluster::Brokers`] starts brokers,
 //! [`publish::Publish`] a publisher, [`verify::Reading`] a subscriber that checks what a log holds.
+//!
+//! ```no_run
+//! use penstock_testbed::netns::Net;
+//! use penstock_testbed::settings::Profile;
+//!
+//! # fn main() -> anyhow::Result<()> {
+//! // Needs root: a publisher's namespace, and two of brokers, each with a link to it.
+//! let net = Net::create(2, Profile::Wire, 1500)?;
+//! println!("{} and {}", net.publisher(), net.broker(0));
+//! // Dropping it removes them.
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod buffers;
 pub mod cluster;

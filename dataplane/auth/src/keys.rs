@@ -206,6 +206,19 @@ impl Keys {
 
 /// A publisher's key, the only one in its file.
 ///
+/// ```
+/// use std::{fs, fs::Permissions, os::unix::fs::PermissionsExt};
+///
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("key");
+/// // What `penstock-broker --keygen` prints.
+/// fs::write(&path, penstock_auth::describe("collector")?.as_bytes())?;
+/// fs::set_permissions(&path, Permissions::from_mode(0o600))?;
+/// let key = penstock_auth::read_key(&path)?;
+/// assert!(!key.id().is_empty());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
 /// # Errors
 /// [`KeyFileError`] names the line and what to do.
 pub fn read_key(path: &Path) -> Result<Key, KeyFileError> {

@@ -6,6 +6,29 @@
 //! its sender cannot continue the handshake.
 //! Nothing is negotiated, so nothing can be downgraded: a publisher with a key accepts no unauthenticated
 //! answer, and a broker with keys accepts no publisher without one.
+//!
+//! ```
+//! use std::path::Path;
+//! use penstock_auth::{Grants, Initiator, Key, respond};
+//!
+//! // A broker's key file has one line for each publisher: name, secret, topics.
+//! let secret = "4f".repeat(32);
+//! let file = format!("collector {secret} trades.*\n");
+//! let grants = Grants::parse(Path::new("keys"), &file)?;
+//!
+//! // The publisher holds the same secret. It starts, the broker answers.
+//! let key = Key::new(&[0x4f; 32]);
+//! let (publisher, first) = Initiator::start(&key)?;
+//! let (grant, expected) = grants.find(key.id());
+//! assert!(grant.is_some_and(|grant| grant.permits("trades.eu")));
+//! let (mut broker, answer) = respond(expected, &first)?;
+//! let mut publisher = publisher.finish(&answer)?;
+//!
+//! // From now on, either end can open only what the other one sealed.
+//! let sealed = publisher.seal(b"a request");
+//! assert_eq!(broker.open(&sealed)?, b"a request");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod channel;
 #[cfg(any(test, fuzzing))]

@@ -13,6 +13,18 @@ const COUNTER_LEN: usize = ACK_SEAL_LEN - TAG_LEN;
 
 /// Keys of one stream over one connection: for its packets and for its TCP frames, separate for each
 /// direction.
+///
+/// ```
+/// use penstock_auth::{PacketKeys, generate};
+///
+/// let secret = generate()?;
+/// let [publisher, broker] = [(); 2].map(|()| PacketKeys::new(&secret));
+/// let tag = publisher.seal_data(7, &[b"header", b"payload"]);
+/// assert!(broker.verify_data(7, &tag, &[b"header", b"payload"]));
+/// assert!(!broker.verify_data(7, &tag, &[b"header", b"payl0ad"]));
+/// assert!(!broker.verify_data(8, &tag, &[b"header", b"payload"]));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct PacketKeys {
     data: Zeroizing<Key>,
     acks: Zeroizing<Key>,

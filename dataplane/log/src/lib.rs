@@ -10,6 +10,46 @@
 //! - `file` creates, maps and recovers a log; `writer_lock` ensures that only one broker writes it;
 //! - `registry` lists readers that a broker waits for; `access` defines which users may register and read;
 //! - `sigbus` reports logs that are shortened while they are mapped.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use penstock_log::{Access, Commit, Geometry, Log, LogOptions, Reader, RingFullPolicy, Start};
+//! use penstock_wire::batch;
+//!
+//! # let dir = tempfile::tempdir()?;
+//! # let path = dir.path().join("trades.log");
+//! let options = LogOptions {
+//!     geometry: Geometry::new(1 << 20, 1 << 17, 1 << 10)?,
+//!     full: RingFullPolicy::Block,
+//!     access: Access::default(),
+//!     writers: 1,
+//! };
+//! let log = Arc::new(Log::open(&path, &options)?);
+//! let mut writer = log.writer();
+//!
+//! // Reserve, place, commit.
+//! let payload = b"\x05\0\0\0hello";
+//! let reservation = writer.reserve(payload.len() as u32);
+//! assert!(writer.is_granted(&reservation), "no reader needs these bytes");
+//! writer.place(&reservation, 0, payload);
+//! let index = writer.commit(reservation, &Commit {
+//!     session: 1,
+//!     stream: 0,
+//!     batch_seq: 0,
+//!     messages: 1,
+//!     checksum: batch::checksum(0, 1, payload),
+//!     arrival_unix_ns: 0,
+//! });
+//! assert!(writer.frontier() > index, "visible to readers");
+//!
+//! // Another process would do the same.
+//! let mut reader = Reader::open(&path, Start::Oldest)?;
+//! reader.register()?;
+//! let batch = reader.next()?.expect("one batch is committed");
+//! batch.verify()?;
+//! assert_eq!(batch.payload, payload);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 pub mod layout;
 pub mod ring;

@@ -14,6 +14,17 @@ use crc_fast::{CrcAlgorithm, Digest};
 const POLYNOMIAL: u32 = 0x82f6_3b78;
 
 /// CRC32C of `bytes`.
+///
+/// ```
+/// use penstock_wire::crc32c::{Joiner, append, checksum};
+///
+/// // The check value of CRC-32/ISCSI.
+/// assert_eq!(checksum(b"123456789"), 0xe306_9283);
+/// assert_eq!(append(checksum(b"1234"), b"56789"), checksum(b"123456789"));
+/// // Without reading the bytes again.
+/// let joiner = Joiner::new(b"56789".len());
+/// assert_eq!(joiner.join(checksum(b"1234"), checksum(b"56789")), checksum(b"123456789"));
+/// ```
 #[must_use]
 pub fn checksum(bytes: &[u8]) -> u32 {
     append(0, bytes)

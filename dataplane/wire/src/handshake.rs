@@ -1,4 +1,27 @@
 //! Opening a session: the publisher's [`Hello`] and the broker's [`Welcome`].
+//!
+//! ```
+//! use penstock_wire::handshake::{AckLevel, Answer, Hello, Offer, OrderLevel, Path, Request, Welcome};
+//!
+//! let request = Request {
+//!     session: 0,
+//!     stream: 0,
+//!     streams: 1,
+//!     ack: AckLevel::Committed,
+//!     order: OrderLevel::PerStream,
+//!     max_payload: 60 << 10,
+//!     path: Path::Tcp,
+//!     resume_from: None,
+//!     max_datagram: 0,
+//! };
+//! let hello = Hello::new(&request, "trades".len());
+//! let (topic_len, asked) = hello.parse()?;
+//! assert_eq!((topic_len, asked), (6, request));
+//!
+//! let offer = Offer { session: 0xc0ffee, max_payload: 1 << 20, committed: 0, datagrams: None };
+//! assert_eq!(Welcome::accept(offer).parse().unwrap(), Answer::Accepted(offer));
+//! # Ok::<(), penstock_wire::handshake::HelloError>(())
+//! ```
 
 use std::fmt;
 use std::str::FromStr;

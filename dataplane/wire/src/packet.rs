@@ -1,4 +1,31 @@
 //! Packets of the xdp path: DATA from publisher to broker, ACK back. Each is one UDP datagram.
+//!
+//! ```
+//! use penstock_wire::packet::{BatchInfo, Chunk, Content, Data, Feedback, MAX_ACK_LEN, StreamKey, split};
+//! use zerocopy::IntoBytes;
+//!
+//! let stream = StreamKey { key: 0x5ec2, stream: 0 };
+//! let payload = b"\x05\0\0\0hello";
+//! let batch = BatchInfo { seq: 0, len: payload.len() as u32, messages: 1, checksum: 0 };
+//! let chunk = Chunk { batch, offset: 0 };
+//! let header = Data::payload(stream, 7, &chunk, None, payload);
+//! let datagram = [header.as_bytes(), payload].concat();
+//!
+//! // The broker checks it and answers.
+//! let (header, rest) = split(&datagram)?;
+//! let received = header.parse(&[rest])?;
+//! assert_eq!((received.packet, received.content), (7, Content::Payload(chunk)));
+//! let mut ack = [0; MAX_ACK_LEN];
+//! let mut feedback = Feedback::new(stream);
+//! feedback.received.push((7, 7));
+//! let len = feedback.write(&mut ack);
+//!
+//! // The publisher reads the answer.
+//! let mut told = Feedback::new(stream);
+//! told.read(&ack[..len])?;
+//! assert_eq!(told.received, [(7, 7)]);
+//! # Ok::<(), penstock_wire::packet::Invalid>(())
+//! ```
 
 use thiserror::Error;
 use zerocopy::little_endian::{U16, U32, U64};
