@@ -35,7 +35,7 @@ pub fn is_unsafe(c: char) -> bool {
 ///
 /// ```
 /// let name = penstock_process::text::foreign("eth0\x1b[2J\nall is well");
-/// assert_eq!(name.to_string(), r"eth0\u{1b}[2J\nall is well");
+/// assert_eq!(name.to_string(), r"eth0\x1b[2J\nall is well");
 /// ```
 #[must_use]
 pub fn foreign(text: &str) -> Foreign<'_> {

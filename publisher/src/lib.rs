@@ -1,11 +1,18 @@
 //! Publishes messages to brokers: batches them, spreads batches over brokers and streams, and
 //! counts a message as delivered only when its acknowledgement came.
 //!
-//! ```no_run
+//! ```
 //! use penstock_publisher::{Config, Publisher};
+//! # mod embed { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/embed.rs")); }
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let dir = tempfile::tempdir()?;
+//! # let log = dir.path().join("trades.log");
+//! # let listener = penstock_ingest::session::listen("127.0.0.1:0".parse()?, &embed::BUFFERS)?;
+//! # let broker = listener.local_addr()?.to_string();
+//! # std::thread::spawn(move || embed::serve(listener, &log));
 //!
-//! # fn main() -> Result<(), penstock_publisher::Error> {
-//! let config = Config::new(["10.0.0.1:1214".to_owned(), "10.0.0.2:1214".to_owned()], "trades");
+//! // One broker or more, such as 10.0.0.1:1214.
+//! let config = Config::new([broker], "trades");
 //! let mut publisher = Publisher::connect(config)?;
 //! publisher.publish(b"a message")?;
 //! let summary = publisher.close()?;
