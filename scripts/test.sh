@@ -35,7 +35,7 @@ for argument in "$@"; do
 done
 
 # End-to-end tests that a quick run leaves out.
-LONG=" 65_xdp_faults 68_readers 70_compare 72_bench 82_experiment 84_report 87_systemd
+LONG=" 65_xdp_faults 68_readers 72_bench 82_experiment 84_report 87_systemd
   88_soak 89_faults 90_kill 95_buffer_modes "
 
 cd "$ROOT"
