@@ -7,8 +7,6 @@
 
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
-# shellcheck disable=SC2034 # used by the tests
-E2E=$ROOT/scripts/e2e
 BIN=${PENSTOCK_BIN:-$BIN_DIR}
 # shellcheck disable=SC2034 # used by the tests
 QUICK=${PENSTOCK_QUICK:-0}
@@ -41,15 +39,6 @@ testbed() {
   local brokers=$1
   shift
   "$ROOT/scripts/netns.sh" up --name "$NET" --brokers "$brokers" "$@" >/dev/null
-}
-
-# has_carrier: waits until eth1 of the first broker, a second link, has one.
-has_carrier() {
-  for _ in {1..100}; do
-    ip -n "$NET-b0" -o link show dev eth1 | grep -q 'state UP' && return 0
-    sleep 0.05
-  done
-  fail "eth1 has no carrier"
 }
 
 # run_test NAME FUNCTION: runs one test and prints its verdict.
@@ -141,62 +130,6 @@ within() {
     [ "$SECONDS" -lt "$end" ] || fail "waited in vain for: $*"
     sleep 0.02
   done
-}
-
-# messages_in INDEX [TOPIC]: number of messages ever committed to a broker's log.
-messages_in() {
-  "$BIN/penstock-subscriber" --path "$BUFFERS/b$1/${2:-penstock}.log" --from end --stat --format json 2>/dev/null \
-    | jq .log.messages
-}
-
-has_messages() {
-  local count
-  count=$(messages_in "$1")
-  [ "${count:-0}" -ge "$2" ]
-}
-
-# until_messages INDEX COUNT: waits until a broker's log has this many messages.
-until_messages() { within 30 has_messages "$@"; }
-
-# goes_further INDEX: waits until a broker's log has more messages than now.
-goes_further() { until_messages "$1" $(($(messages_in "$1") + 1)); }
-
-# numbered_lines: numbered lines without end, so that losses and duplicates show; they end with
-# `enough`, and $T/input has a copy.
-numbered_lines() {
-  local from=1
-  until [ -e "$T/enough" ]; do
-    seq "$from" $((from + 19999)) || break
-    from=$((from + 20000))
-  done 2>/dev/null | tee "$T/input"
-}
-enough() { touch "$T/enough"; }
-
-# nothing_under_way: waits until publishers wait for acks and everything that they sent has arrived.
-nothing_under_way() {
-  local before='' now
-  # A full window shows as a byte count that does not rise.
-  for _ in {1..100}; do
-    now=$(ip netns exec "$NET-pub" ss -HtniO state established dport = :1214 | sed 's/.*bytes_sent:\([0-9]*\).*/\1/')
-    [ "$now" != "$before" ] || return 0
-    before=$now
-    sleep 0.2
-  done
-  fail "the publisher keeps sending"
-}
-
-# vanish INDEX SECONDS: a broker's machine loses its power for so long. Everything has arrived there,
-# nothing is on its way, and nobody tells the publisher that the connection is gone.
-vanish() {
-  local broker
-  broker=$(ip netns pids "$NET-b$1" | head -n 1)
-  kill -STOP "$broker"
-  nothing_under_way
-  ip -n "$NET-b$1" link set eth0 down
-  kill -KILL "$broker"
-  wait "${brokers_running[$1]}" || true
-  sleep "$2"
-  ip -n "$NET-b$1" link set eth0 up
 }
 
 stop_brokers() {
