@@ -1,9 +1,8 @@
 //! What an interface is like.
 
+use std::ffi::CStr;
 use std::io;
 
-use nix::errno::Errno;
-use nix::net::if_::if_indextoname;
 use penstock_ebpf::Features;
 
 use crate::Error;
@@ -236,12 +235,19 @@ pub fn link(index: u32) -> io::Result<Link> {
 /// # Errors
 /// If the kernel does not answer.
 pub fn name_of(index: u32) -> io::Result<Option<String>> {
-    match if_indextoname(index) {
-        Ok(name) => Ok(Some(name.to_string_lossy().into_owned())),
-        Err(Errno::ENXIO | Errno::ENODEV) => Ok(None),
-        // It asks through a socket of its own, for which there may be no descriptor.
-        Err(error) => Err(error.into()),
+    let mut name = [0u8; libc::IF_NAMESIZE];
+    // nix 0.31 takes the null pointer of a failure for success, and returns an empty name.
+    // SAFETY: the buffer has IF_NAMESIZE bytes, as the call requires.
+    if unsafe { libc::if_indextoname(index, name.as_mut_ptr().cast()) }.is_null() {
+        let error = io::Error::last_os_error();
+        return match error.raw_os_error() {
+            Some(libc::ENXIO | libc::ENODEV) => Ok(None),
+            // It asks through a socket of its own, for which there may be no descriptor.
+            _ => Err(error),
+        };
     }
+    let name = CStr::from_bytes_until_nul(&name).expect("the kernel ends names with a zero");
+    Ok(Some(name.to_string_lossy().into_owned()))
 }
 
 /// The present number of receive queues, if the driver reports it.
