@@ -441,3 +441,9 @@ fn a_refusal_says_what_was_tried_and_why() {
         assert!(fs::metadata("/sys/class/net/a0").is_ok());
     });
 }
+
+#[test]
+fn an_interface_that_is_gone_has_no_name() {
+    assert_eq!(name_of(i32::MAX.cast_unsigned()).unwrap(), None);
+    assert_eq!(name_of(1).unwrap().as_deref(), Some("lo"));
+}
