@@ -8,6 +8,7 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::{Pid, User};
 use penstock_e2e::bed::{Bed, program};
 use penstock_e2e::broker::status_field;
+use penstock_e2e::commands::read_json;
 use penstock_e2e::second_link::SecondLink;
 use penstock_e2e::wait::becomes;
 use penstock_e2e::{Case, cases, eventually};
@@ -31,6 +32,7 @@ pub fn cases() -> impl IntoIterator<Item = Case> {
         missing_queues_are_refused_or_added,
         queues_added_while_the_broker_runs_are_reported,
         changes_before_a_failure_are_reverted,
+        an_error_after_the_first_thread_reverts_and_is_reported,
         without_permission_the_commands_are_printed,
     ]
 }
@@ -249,6 +251,28 @@ fn changes_before_a_failure_are_reverted(bed: &Bed) -> Result<()> {
 }
 
 /// A user with capabilities, but without the files of the interface.
+fn an_error_after_the_first_thread_reverts_and_is_reported(bed: &Bed) -> Result<()> {
+    bed.add_second_link()?;
+    let report = bed.file("failed.json");
+    let report_to = report.display().to_string();
+    // A worker cannot be pinned to this core. By then the interface is configured.
+    let error = "cannot pin a worker to core 1023";
+    bed.broker(&xdp(&["--busy-poll", "64", "--cpus", "1023"]))
+        .with(&["--report", &report_to])
+        .refuses(error);
+    assert_eq!(deferred(bed), "0 0");
+    assert!(!has_notes(bed));
+    let report = read_json(&report)?;
+    assert!(
+        report["ended_by"]
+            .as_str()
+            .unwrap_or_default()
+            .starts_with(error)
+    );
+    assert_eq!(report["xdp"]["interface"], "eth1");
+    Ok(())
+}
+
 fn without_permission_the_commands_are_printed(bed: &Bed) -> Result<()> {
     bed.add_second_link()?;
     bed.open_to_others()?;
