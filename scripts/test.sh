@@ -113,7 +113,7 @@ end_to_end() {
   name=$(basename "$1" .sh)
   heading "end to end: $name"
   as_root env PENSTOCK_QUICK="$quick" PENSTOCK_BIN="$BIN_DIR" \
-    CARGO_PROFILE_RELEASE_LTO="$CARGO_PROFILE_RELEASE_LTO" "$1" 2>&1 | tee "$out" || code=$?
+    "$1" 2>&1 | tee "$out" || code=$?
   passed=$((passed + $(grep -c '^PASS ' "$out" || true)))
   mapfile -t bad < <(sed -n "s/^FAIL /$name: /p" "$out")
   failures+=("${bad[@]}")
@@ -129,10 +129,6 @@ loom() {
   RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR="$TARGET_DIR/loom" CARGO_PROFILE_DEV_DEBUG=false \
     cargo test --locked -p penstock-log --lib loom
 }
-
-# Link-time optimisation takes as long as the rest of the build, and changes no behaviour. Throughput is
-# measured with the build of quickstart.sh, which has it.
-export CARGO_PROFILE_RELEASE_LTO=off
 
 install_deps
 install_packages libcap2-bin python3 shellcheck strace systemd
