@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-/// Unbuffered stdout, even if another process has made it non-blocking. Unlike [`print`], it returns an
+/// Unbuffered stdout, even if another process has made it non-blocking. Unlike [`print()`], it returns an
 /// error if the reader has closed the pipe: [`is_reader_gone`] detects it.
 #[derive(Debug, Default)]
 pub struct Stdout(());
@@ -49,10 +49,10 @@ pub fn print(text: impl Display) -> Result<()> {
     write_all(&io::stdout(), &text.to_string(), None).context("cannot write to stdout")
 }
 
-/// Prints `text` and a newline, as [`print`] does.
+/// Prints `text` and a newline, as [`print()`] does.
 ///
 /// # Errors
-/// As with [`print`].
+/// As with [`print()`].
 pub fn print_line(text: impl Display) -> Result<()> {
     print(format_args!("{text}\n"))
 }
@@ -60,7 +60,7 @@ pub fn print_line(text: impl Display) -> Result<()> {
 /// Prints a line like [`print_line`], but waits at most `limit` for a reader: for secondary output.
 ///
 /// # Errors
-/// As with [`print`], or if nothing reads in time.
+/// As with [`print()`], or if nothing reads in time.
 pub fn print_line_within(limit: Duration, text: impl Display) -> Result<()> {
     let deadline = Instant::now() + limit;
     write_all(&io::stdout(), &format!("{text}\n"), Some(deadline)).context("cannot write to stdout")
@@ -69,7 +69,7 @@ pub fn print_line_within(limit: Duration, text: impl Display) -> Result<()> {
 /// Prints a result to stderr, because messages go to stdout. Unlike a log line, it waits to be written.
 ///
 /// # Errors
-/// As with [`print`].
+/// As with [`print()`].
 pub fn print_to_stderr(text: impl Display) -> Result<()> {
     crate::logging::flush();
     write_all(&io::stderr(), &format!("{text}\n"), None).context("cannot write to stderr")

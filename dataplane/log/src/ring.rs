@@ -8,11 +8,11 @@
 //!
 //! Three rules keep memory safe between threads and processes, each paired with its counterpart:
 //! - a writer announces a lower bound of its open reservations *before* it adds to `tail`, so
-//!   a thread that sees the addition sees the bound ([`Ring::open`] / [`Ring::limits`]);
+//!   a thread that sees the addition sees the bound (`Ring::open`, `Ring::limits`);
 //! - a committer publishes its descriptor, then looks whether the frontier can move, with a full
-//!   fence between, so of two committers at least one sees both ([`Ring::commit`]);
+//!   fence between, so of two committers at least one sees both (`Ring::commit`);
 //! - a registered reader announces its cursor, then reads the granted limit; a writer announces
-//!   a limit, then reads the cursors again ([`Ring::can_borrow`] / [`Ring::limits`]).
+//!   a limit, then reads the cursors again (`Ring::can_borrow`, `Ring::limits`).
 
 use std::fmt;
 

@@ -1,6 +1,6 @@
 //! One entry of the batch index: a descriptor under a sequence lock.
 //!
-//! Word 0 is the **stamp**: `index + 1` once the descriptor of batch `index` is published, [`BUSY`]
+//! Word 0 is the **stamp**: `index + 1` once the descriptor of batch `index` is published, `BUSY`
 //! while a writer replaces it. All words are atomics, so a concurrent read in another process is a
 //! wrong value at worst, which the stamp or the check word tells; it is never undefined.
 

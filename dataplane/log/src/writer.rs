@@ -86,7 +86,7 @@ impl Log {
     /// A writer for one thread.
     ///
     /// # Panics
-    /// If more writers are alive than [`LogOptions::writers`] said.
+    /// If more writers are alive than [`LogOptions::writers`](crate::LogOptions::writers) said.
     #[must_use]
     pub fn writer(self: &Arc<Self>) -> Writer {
         let free = self

@@ -38,6 +38,7 @@ const YEAR: Duration = Duration::from_secs(365 * 86_400);
 #[derive(Debug, Parser)]
 #[command(name = "penstock-subscriber", version, after_help = EXAMPLES)]
 pub struct Cli {
+    #[allow(rustdoc::invalid_html_tags, reason = "it is shown in a terminal")]
     /// The log: <buffer-dir>/<topic>.log of a broker on this host.
     #[arg(long, value_name = "FILE", help_heading = SOURCE)]
     pub path: PathBuf,

@@ -3,7 +3,7 @@
 //!
 //! A batch's header claims the batch's length: a few bytes of header can claim up to a gigabyte. So a
 //! claim takes room in the ring only within a share of its host, of its key or IPv6 site, and of all publishers
-//! together. Beyond these shares the broker receives the batch outside the ring, into a [`Spill`],
+//! together. Beyond these shares the broker receives the batch outside the ring, into a `Spill`,
 //! which takes memory piece by piece as bytes arrive, again within shares. A denied claim puts pressure
 //! on the holders of what it needs: the holder with most that does not arrive at a fair rate gives way.
 //! The broker ends the stream of a batch that arrives more slowly than [`MIN_RATE`], even if its
