@@ -44,7 +44,6 @@ pub mod settings;
 pub mod sockets;
 mod syscalls;
 mod target;
-pub mod tcp_info;
 pub mod verdict;
 
 pub use observe::observe;

@@ -20,9 +20,9 @@ use super::settings::{Pressure, Settings};
 use super::sockets::{self, Followed, Memory, Socket};
 use super::syscalls::{Syscall, Tracer};
 use super::target::Target;
-use super::tcp_info::TcpInfo;
 use super::verdict::counted;
 use penstock_process::interrupt::Interrupt;
+use penstock_runtime::tcp_info::TcpInfo;
 
 /// Samples in an interval. More of them show gauges such as Recv-Q more precisely, and cost more.
 const SAMPLES: u32 = 25;

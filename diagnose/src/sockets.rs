@@ -22,7 +22,7 @@ use netlink_sys::{Socket as Netlink, SocketAddr as NetlinkAddress, protocols::NE
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
-use super::tcp_info::TcpInfo;
+use penstock_runtime::tcp_info::TcpInfo;
 
 /// Of `SO_BUF_LOCK`: the receive buffer was set by the application (include/uapi/linux/socket.h).
 const SOCK_RCVBUF_LOCK: libc::c_int = 2;

@@ -1,8 +1,8 @@
 //! What threads that carry payload run on, in the broker and in the publisher.
 //!
 //! [`poller`] and [`sleep`] wait, [`deadline`] limits how long a peer may take, [`address`] resolves
-//! names, [`profile`] measures stages and publishes figures of a running thread, and [`poison`] takes
-//! locks that survive a panic.
+//! names, [`profile`] measures stages and publishes figures of a running thread, [`tcp_info`] reads what the
+//! kernel knows of a connection, and [`poison`] takes locks that survive a panic.
 //!
 //! ```
 //! use std::io::Write;
@@ -35,3 +35,4 @@ pub mod poison;
 pub mod poller;
 pub mod profile;
 pub mod sleep;
+pub mod tcp_info;

@@ -8,10 +8,10 @@
 
 use std::fs;
 use std::io;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::str::FromStr;
 
+use penstock_runtime::tcp_info::TcpInfo;
 use serde::Serialize;
 use socket2::SockRef;
 
@@ -104,7 +104,7 @@ impl RequestedBuffers {
         socket.set_send_buffer_size(self.sndbuf as usize)?;
         let rcvbuf_requested = (self.rcvbuf_on != RcvbufOn::None).then_some(self.rcvbuf);
         let rcvbuf_effective = to_u32(socket.recv_buffer_size()?);
-        let info = tcp_info(fd)?;
+        let info = TcpInfo::of(fd)?;
         Ok(EffectiveBuffers {
             rcvbuf_requested,
             rcvbuf_effective,
@@ -112,10 +112,9 @@ impl RequestedBuffers {
                 .is_some_and(|requested| rcvbuf_effective / 2 < requested),
             sndbuf_requested: self.sndbuf,
             sndbuf_effective: to_u32(socket.send_buffer_size()?),
-            // Two four-bit fields in one byte: the peer's scale in the lower one, ours in the upper one.
-            window_scale: info.tcpi_snd_rcv_wscale >> 4,
-            rcv_ssthresh_first: info.tcpi_rcv_ssthresh,
-            rcv_space_first: info.tcpi_rcv_space,
+            window_scale: info.rcv_wscale(),
+            rcv_ssthresh_first: info.rcv_ssthresh,
+            rcv_space_first: info.rcv_space,
         })
     }
 
@@ -158,25 +157,4 @@ fn force_rcvbuf(fd: BorrowedFd<'_>, bytes: u32) -> io::Result<()> {
     } else {
         Err(io::Error::last_os_error())
     }
-}
-
-/// `TCP_INFO` (`include/uapi/linux/tcp.h`).
-fn tcp_info(fd: BorrowedFd<'_>) -> io::Result<libc::tcp_info> {
-    let mut info = MaybeUninit::<libc::tcp_info>::zeroed();
-    let mut len = size_of::<libc::tcp_info>() as libc::socklen_t;
-    // SAFETY: the descriptor is open; the kernel writes at most `len` bytes to `info`.
-    let result = unsafe {
-        libc::getsockopt(
-            fd.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_INFO,
-            info.as_mut_ptr().cast(),
-            &raw mut len,
-        )
-    };
-    if result != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: all fields are integers, for which zero bytes are valid, and the rest was written.
-    Ok(unsafe { info.assume_init() })
 }

@@ -6,6 +6,9 @@
     reason = "fields have the names of the kernel's struct tcp_info"
 )]
 
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+
 use zerocopy::{FromBytes, FromZeros, IntoBytes, KnownLayout};
 
 /// `TCPI_OPT_WSCALE`.
@@ -85,7 +88,32 @@ pub struct TcpInfo {
 }
 
 impl TcpInfo {
+    /// The figures of a TCP socket.
+    ///
+    /// # Errors
+    /// The kernel's error, for example if it is no TCP socket.
+    pub fn of(socket: impl AsFd) -> io::Result<Self> {
+        let mut info = Self::new_zeroed();
+        let mut len = size_of::<Self>() as libc::socklen_t;
+        // SAFETY: the descriptor is open; the kernel writes at most `len` bytes to `info`, for whose fields
+        // any bytes are valid.
+        let result = unsafe {
+            libc::getsockopt(
+                socket.as_fd().as_raw_fd(),
+                libc::IPPROTO_TCP,
+                libc::TCP_INFO,
+                (&raw mut info).cast(),
+                &raw mut len,
+            )
+        };
+        match result {
+            0 => Ok(info),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
     /// Reads what the kernel says, however much it is.
+    #[must_use]
     pub fn read(bytes: &[u8]) -> Self {
         let mut info = Self::new_zeroed();
         let length = bytes.len().min(size_of::<Self>());
@@ -94,20 +122,24 @@ impl TcpInfo {
     }
 
     /// Bits that the peer's windows are shifted by: what it asked for in its SYN.
+    #[must_use]
     pub fn snd_wscale(&self) -> u8 {
         self.scales & 0xf
     }
 
     /// Bits that our own windows are shifted by.
+    #[must_use]
     pub fn rcv_wscale(&self) -> u8 {
         self.scales >> 4
     }
 
     /// Whether both SYNs announced window scaling; without it no window exceeds 65,535 bytes.
+    #[must_use]
     pub fn scales_windows(&self) -> bool {
         self.options & OPTION_WSCALE != 0
     }
 
+    #[must_use]
     pub fn is_app_limited(&self) -> bool {
         self.flags & 1 == 1
     }
@@ -117,6 +149,19 @@ impl TcpInfo {
 mod tests {
     use super::*;
     use std::mem::offset_of;
+
+    #[test]
+    fn a_connection_has_figures_and_a_datagram_socket_none() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let peer = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (socket, _) = listener.accept().unwrap();
+        for end in [&peer, &socket] {
+            let info = TcpInfo::of(end).unwrap();
+            assert!(info.snd_mss > 0 && info.snd_cwnd > 0 && info.rcv_ssthresh > 0);
+        }
+        let datagrams = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        assert!(TcpInfo::of(&datagrams).is_err());
+    }
 
     #[test]
     fn fields_lie_where_the_kernel_has_them() {
