@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every figure that must hold, with peers on the same links: installs the peers, builds, measures.
+# Measures every performance target, with peers on the same links: installs the peers, builds, runs the benchmark.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -7,21 +7,21 @@ set -euo pipefail
 help() {
   cat <<'TEXT'
 Measures xdp, tcp, raw AF_XDP, iperf3 and nats-server (and Aeron, if its programs are given) on the
-same links in network namespaces, compares them with what must hold, and writes results/<UTC time>/
-with report.md and report.json.
+same links in network namespaces, compares the figures with the targets, and writes
+results/<UTC time>/ with report.md and report.json.
 
 Usage: scripts/bench.sh [--quick] [options of penstock-lab bench]
 
-  --quick  about three minutes once built; without it less than 25. Leave the machine alone meanwhile.
+  --quick  takes about three minutes once built, instead of up to 25. Do not use the machine meanwhile.
 
-Of the other options these matter first; penstock-lab bench --help has all:
+The most important other options (penstock-lab bench --help lists all):
   --rows throughput,latency  only these rows
-  --runs N --seconds 2       rounds, and the length of a run
+  --runs N --seconds 2       number of rounds, and length of a run
   --aeron DIR                Aeron's C programs
   --format markdown          the tables for a README
 
-Needs root for the namespaces (uses sudo if there is one). The last line printed is the result folder.
-Exit codes: 0 measured, also if rows miss their targets, 1 failed, 2 wrong usage, 130 interrupted.
+Needs root for the namespaces (uses sudo if available). The last line printed is the result folder.
+Exit codes: 0 measured, even if targets are missed, 1 failed, 2 wrong usage, 130 interrupted.
 
 Examples:
   scripts/bench.sh --quick

@@ -3,8 +3,8 @@
 
 Usage: scripts/check_dependencies.py [CARGO_METADATA.json]
 
-Needs cargo and Python 3.11; asks nobody on the network for anything that cargo does not have already.
-Exit code: 0 if everything complies with deny.toml, 1 if not, 2 for wrong usage.
+Needs cargo and Python 3.11, and no network if cargo has downloaded the dependencies.
+Exit codes: 0 everything complies with deny.toml, 1 it does not, 2 wrong usage.
 """
 
 import collections
@@ -81,7 +81,7 @@ def faults(packages, rules):
             yield f"{what} comes from {source}, which deny.toml does not allow"
         licence = package["license"]
         if not licence:
-            yield f"{what} names no licence"
+            yield f"{what} declares no licence"
         elif not is_allowed(licence, allowed):
             yield f"{what} is under {licence}, which deny.toml does not allow"
         if is_skipped(name, version, skip):
@@ -90,16 +90,16 @@ def faults(packages, rules):
             versions[name].add(version)
         for dependency in package["dependencies"]:
             if dependency["req"] == "*" and dependency["source"] is not None and source is None:
-                yield f"{what} takes any version of {dependency['name']}"
+                yield f"{what} accepts any version of {dependency['name']}"
     for name, several in sorted(versions.items()):
         if len(several) > 1:
             yield (
-                f"{name} is there as {' and '.join(sorted(several))}: agree on one version, or name the "
-                "older in deny.toml with who asks for it"
+                f"{name} has versions {' and '.join(sorted(several))}: use one version, or skip the older "
+                "in deny.toml and name the crate that needs it"
             )
     for entry in skip:
         if entry not in used:
-            yield f"deny.toml skips {entry}, which nobody asks for any more"
+            yield f"deny.toml skips {entry}, which no crate needs any more"
 
 
 def main(arguments):

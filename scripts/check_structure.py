@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Checks the structure of the Rust sources: imports between a crate's modules form no cycle, and no file grows
-beyond what a reader can keep in mind.
+"""Checks the structure of the Rust sources: imports between a crate's modules form no cycle, and no file is too
+long.
 
-Modules are the files and folders directly below `src`; imports of tests do not count. A file's lines are counted
-without its tests. Exits with 1 and names each violation.
+Modules are the files and folders directly below `src`; imports in tests do not count, and neither do the lines of
+tests. Names each violation and exits with 1 if there is any.
 """
 
 import pathlib
@@ -11,7 +11,7 @@ import re
 import sys
 
 MAX_LINES = 600
-# Files that are longer today, with the length that they must not exceed. Shorten them; add none.
+# Files that are longer today, each with its limit. Shorten them; add none.
 LONGER = {}
 
 TESTS = re.compile(r"^#\[cfg\((?:test|all\(test.*)\)\]\n(?:pub(?:\(.*?\))? )?mod \w+ \{", re.MULTILINE)
@@ -20,7 +20,7 @@ UP = re.compile(r"\b((?:super::)+)(\w+)")
 
 
 def without_tests(text):
-    """The text up to its module of tests, which is the last thing in a file.
+    """The text up to its test module, which is the last item in a file.
 
     >>> without_tests("fn a() {}\\n#[cfg(test)]\\nmod tests {\\n}\\n")
     'fn a() {}\\n'
@@ -56,7 +56,7 @@ def imports(text, depth):
 
 
 def reexports(root):
-    """Which module each name comes from that the crate's root exports.
+    """The module of each name that the crate's root re-exports.
 
     >>> sorted(reexports("pub use log::{Log, Full as F};\\nuse wire::X;").items())
     [('F', 'log'), ('Log', 'log'), ('X', 'wire')]

@@ -1,26 +1,26 @@
 #!/usr/bin/env bash
-# The xdp path beside the tcp path: builds, measures in network namespaces, shows the ratios.
+# Compares the xdp path with the tcp path: builds, measures in network namespaces, shows the ratios.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
 
 help() {
   cat <<'TEXT'
-Alternates the xdp and the tcp path on the same work, in both profiles at MTU 1500 and 9000, and
-writes results/<UTC time>/ with report.md, report.json and a picture, compare.svg.
+Alternates the xdp and the tcp path on the same workload, in both profiles at MTU 1500 and 9000, and
+writes results/<UTC time>/ with report.md, report.json and a chart, compare.svg.
 
 Usage: scripts/compare.sh [--quick] [options of penstock-lab compare]
 
-  --quick  fewer and smaller runs: under three minutes once built; without it under twelve.
+  --quick  fewer and smaller runs: under three minutes once built, instead of under twelve.
 
-Of the other options these matter first; penstock-lab compare --help has all:
-  --profile wire|offload     only segmentation offloads off, or only left on
+The most important other options (penstock-lab compare --help lists all):
+  --profile wire|offload     only with segmentation offloads off, or only with them on
   --mtu 1500,9000            MTUs of the links
   --xdp-mode native|generic  only this mode; otherwise both, and the better one counts
   --brokers N --runs N --size SIZE
   --remote HOST:PORT         against brokers that run elsewhere (docs/operations.md)
 
-Needs root for the namespaces (uses sudo if there is one), not with --remote. The last line printed
+Needs root for the namespaces (uses sudo if available), except with --remote. The last line printed
 is the result folder.
 Exit codes: 0 measured, 1 failed, 2 wrong usage, 130 interrupted.
 

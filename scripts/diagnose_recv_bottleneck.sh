@@ -10,17 +10,17 @@ Observes a running broker, or any other TCP server, says what limits it, and kee
 
 Usage: [VARIABLE=value ...] scripts/diagnose_recv_bottleneck.sh [BROKER_PID [BROKER_PORT [STRACE_SEC [MPSTAT_SEC]]]]
 
-Each of the four is an environment variable as well; an argument comes before it.
+Each of the four may also be an environment variable; an argument takes precedence.
 
-  BROKER_PID   process; '-' or nothing: whoever listens on BROKER_PORT, in any network namespace
+  BROKER_PID   process; '-' or empty: the process that listens on BROKER_PORT, in any network namespace
   BROKER_PORT  TCP port; '-': all ports of the process; without a process, 1214
-  STRACE_SEC   seconds in which system calls are counted, by an eBPF program, no strace; 0 for not
-               at all (default 2)
-  MPSTAT_SEC   seconds of observation in all, 0.5 to 3600 (default 10)
+  STRACE_SEC   seconds for which an eBPF program (not strace) counts system calls; 0: never
+               (default 2)
+  MPSTAT_SEC   total seconds of observation, 0.5 to 3600 (default 10)
 
-Run it while the load runs. Without root, and without sudo, it says what it could not see. The last
-line printed is the result folder (in results/, or in $RESULTS) with diagnosis.txt and diagnosis.json.
-docs/DIAGNOSTIC_RUNBOOK_RECV.md says how to read them. Nothing is changed in the broker.
+Run it while the load runs. Without root and sudo, it says what it could not see. The last line
+printed is the result folder (in results/, or in $RESULTS) with diagnosis.txt and diagnosis.json.
+docs/DIAGNOSTIC_RUNBOOK_RECV.md says how to read them. It changes nothing in the broker.
 
 Exit codes: 0 diagnosed, whatever the verdict, 1 failed, 2 wrong usage.
 
@@ -59,12 +59,12 @@ if [ "$port" != - ]; then
   [[ $port =~ ^[0-9]+$ ]] || usage_error "BROKER_PORT is a number or '-', not '$port'"
   target+=(--port "$port")
 fi
-# Building beside a broker that is being observed would be what limits it.
+# A build at the same time would limit the broker that is observed.
 [ -x "$BIN_DIR/penstock-lab" ] || build_release
 
 privilege=()
 if [ "$(id -u)" -ne 0 ]; then
-  if command -v sudo >/dev/null; then privilege=(sudo); else say "no root and no sudo: sees less"; fi
+  if command -v sudo >/dev/null; then privilege=(sudo); else say "neither root nor sudo: the diagnosis sees less"; fi
 fi
 exec "${privilege[@]}" "$BIN_DIR/penstock-lab" diagnose "${target[@]}" --trace "$trace" \
   --duration "$duration" --results "${RESULTS:-$ROOT/results}"

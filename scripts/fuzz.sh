@@ -1,24 +1,24 @@
 #!/usr/bin/env bash
-# Fuzzes every parser and state machine with libFuzzer, one target after the other.
+# Fuzzes every parser and state machine with libFuzzer, one target after another.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
 
 help() {
   cat <<'TEXT'
-Fuzzes every parser and state machine, one target after the other, and prints a table of executions and
+Fuzzes every parser and state machine, one target after another, and prints a table of executions and
 coverage.
 
 Usage: scripts/fuzz.sh [--seconds N] [TARGET...]
 
-  --seconds N  for each target (60)
-  --list       names of the targets; without TARGETs all are run
+  --seconds N  seconds for each target (default 60)
+  --list       lists the targets; without TARGET, all run
 
-Inputs that fail are kept in fuzz/artifacts and end the target; what reached new code in
-fuzz/target/corpus, where the next run goes on. fuzz/corpus is what is kept in the repository, and what
-`cargo test` runs. Coverage is edges of the control flow that were reached, of all edges in the program.
-Installs cargo-fuzz when it is missing, and needs no nightly toolchain. Runs at the lowest priority.
-Exit code: 0 no finding, 1 findings, 2 wrong usage.
+An input that fails goes to fuzz/artifacts and ends the target. Inputs that reach new code go to
+fuzz/target/corpus, where the next run continues. The repository keeps fuzz/corpus, which `cargo test`
+replays. Coverage is the control-flow edges reached, of all edges in the program.
+Installs cargo-fuzz if it is missing, and needs no nightly toolchain. Runs at the lowest priority.
+Exit codes: 0 no finding, 1 findings, 2 wrong usage.
 
 Examples:
   scripts/fuzz.sh --seconds 360
@@ -35,7 +35,7 @@ while [ $# -gt 0 ]; do
       ;;
     --seconds)
       seconds=$(option_value "$@")
-      [[ $seconds =~ ^[1-9][0-9]*$ ]] || usage_error "--seconds '$seconds' is not a number from 1"
+      [[ $seconds =~ ^[1-9][0-9]*$ ]] || usage_error "--seconds '$seconds' is not a positive whole number"
       shift
       ;;
     --list) targets=(--list) ;;
@@ -58,7 +58,7 @@ for target in "${targets[@]}"; do
   [[ " ${all[*]} " == *" $target "* ]] || usage_error "no target '$target'; there are: ${all[*]}"
 done
 
-# Without a sanitizer the stable compiler does, given this.
+# Without a sanitizer, the stable compiler suffices if this is set.
 export RUSTC_BOOTSTRAP=1
 # Debug assertions and overflow checks are on, as always with cargo-fuzz.
 cargo fuzz build --sanitizer none || die "the build failed"

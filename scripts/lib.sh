@@ -1,13 +1,13 @@
 # shellcheck shell=bash
 # Functions that the scripts share; sourced, never run.
 
-# Root of the repository, and where cargo puts what it builds.
+# Root of the repository, and cargo's target directory.
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 TARGET_DIR=${CARGO_TARGET_DIR:-$ROOT/target}
 # shellcheck disable=SC2034 # used by the scripts that source this
 BIN_DIR=$TARGET_DIR/release
 
-# What building, running and comparing needs from Debian's archive.
+# Debian packages needed to build, run and compare.
 PACKAGES=(bsdextrautils build-essential clang ethtool iperf3 iproute2 jq libelf-dev llvm m4
   pkg-config procps zlib1g-dev)
 # Debian's newer Rust; its programs land in /usr/bin under their usual names.
@@ -20,7 +20,7 @@ die() {
   exit 1
 }
 
-# Wrong usage: says what is wrong and where to look, exit code 2.
+# Wrong usage: says what is wrong and how to get help; exit code 2.
 usage_error() {
   say "${0##*/}: $*"
   say "Try: ${0##*/} --help"
@@ -34,7 +34,7 @@ as_root() {
   elif command -v sudo >/dev/null; then
     sudo "$@"
   else
-    die "this needs root and there is no sudo; run it as root: $*"
+    die "this needs root, and sudo is not installed; run it as root: $*"
   fi
 }
 
@@ -42,13 +42,13 @@ need_root() {
   [ "$(id -u)" -eq 0 ] || die "$1 needs root; run with sudo: sudo $0 ${*:2}"
 }
 
-# The name behind an option, or exit code 2 when it is missing.
+# The value after an option, or exit code 2 if it is missing.
 option_value() {
   [ "$#" -ge 2 ] || usage_error "$1 needs a value"
   printf '%s' "$2"
 }
 
-# Debian packages of the list that are not installed.
+# Packages in the list that are not installed.
 missing_packages() {
   local package
   for package in "$@"; do
@@ -61,10 +61,10 @@ apt_install() {
   as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@" >&2
 }
 
-# Installs those of the packages given that are missing.
+# Installs those of the given packages that are missing.
 install_packages() {
   if ! command -v apt-get >/dev/null; then
-    say "no apt-get here; these are needed under the names of your system: $*"
+    say "apt-get is missing; install these packages under the names of your distribution: $*"
     return 0
   fi
   local missing
@@ -74,7 +74,7 @@ install_packages() {
   apt_install "${missing[@]}"
 }
 
-# Oldest Rust that the workspace accepts, from Cargo.toml.
+# Oldest Rust version that the workspace accepts, from Cargo.toml.
 rust_wanted() { sed -n 's/^rust-version = "\(.*\)"/\1/p' "$ROOT/Cargo.toml"; }
 
 # Whether version $1 is at least version $2.
@@ -86,7 +86,7 @@ rust_is_there() {
   [ -n "$have" ] && at_least "$have" "$(rust_wanted)" && command -v rustc >/dev/null
 }
 
-# A cargo that is new enough: the one there is, else Debian's.
+# Provides a cargo that is new enough: the installed one, else Debian's.
 install_rust() {
   [ -d "$HOME/.cargo/bin" ] && PATH=$PATH:$HOME/.cargo/bin
   rust_is_there && return 0
@@ -98,7 +98,7 @@ install_rust() {
     PATH=/usr/bin:$PATH
     hash -r
   fi
-  rust_is_there || die "Rust $wanted or newer is needed; install it as https://rustup.rs says"
+  rust_is_there || die "Rust $wanted or newer is needed; install it from https://rustup.rs"
 }
 
 install_deps() {

@@ -1,24 +1,24 @@
 #!/usr/bin/env bash
-# Namespaces for playing by hand: one publisher, some brokers, each joined by its own veth pair.
+# Namespaces for running Penstock by hand: one publisher and several brokers, each on its own veth pair.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
 
 help() {
   cat <<'TEXT'
-Makes, removes and shows network namespaces for running Penstock by hand.
+Creates, removes and shows network namespaces for running Penstock by hand.
 
 Usage: scripts/netns.sh up [--brokers N] [--profile wire|offload] [--mtu BYTES] [--name NAME]
        scripts/netns.sh down [--name NAME]
        scripts/netns.sh status
 
-  up      NAME-pub and NAME-b0 .. NAME-b<N-1> (NAME: penstock); broker I has 10.214.I.2, the
-          publisher 10.214.I.1 on that link. Defaults: 4 brokers, profile wire, MTU 1500.
-  down    stops what runs inside these namespaces and removes them, and those that a killed
-          penstock-lab left behind. A running lab keeps its own.
-  status  all namespaces of Penstock with their addresses and processes.
+  up      creates NAME-pub and NAME-b0 .. NAME-b<N-1> (NAME: penstock); broker I has 10.214.I.2,
+          the publisher 10.214.I.1 on that link. Defaults: 4 brokers, profile wire, MTU 1500.
+  down    stops all processes in these namespaces and removes them, and also those that a killed
+          penstock-lab left behind, but not those of a running lab.
+  status  shows all namespaces of Penstock with their addresses and processes.
 
-Needs root. Nothing outside these namespaces is touched.
+Needs root. It changes nothing outside these namespaces.
 
 Examples:
   sudo scripts/netns.sh up --brokers 1 --profile offload
@@ -37,7 +37,7 @@ namespaces() { ip netns list | awk '{ print $1 }'; }
 # Namespaces whose name is NAME-pub, NAME-mid or NAME-b<number>.
 namespaces_of() { namespaces | grep -E "^$1-(pub|mid|b[0-9]+)\$" || true; }
 
-# Namespaces of labs that do not run any more.
+# Namespaces of labs that no longer run.
 stale_namespaces() {
   local name pid
   for name in $(namespaces_of 'penstock-[0-9]+'); do
@@ -47,14 +47,14 @@ stale_namespaces() {
   done
 }
 
-# end NAMESPACE DEVICE ADDRESS: one end of a link.
+# bring_up NAMESPACE DEVICE ADDRESS: configures one end of a link.
 bring_up() {
   ip -n "$1" addr add "$3/24" dev "$2"
   [ "$profile" = offload ] || ip netns exec "$1" ethtool -K "$2" "${WIRE[@]}"
   ip -n "$1" link set dev "$2" mtu "$mtu" up
 }
 
-# The kernel drops what is sent before it has brought a new device into service.
+# The kernel drops packets that are sent before a new device is up.
 wait_for_carrier() {
   for _ in {1..100}; do
     ip -n "$1" -o link show dev eth0 | grep -q 'state UP' && return 0
@@ -69,9 +69,9 @@ add() {
 }
 
 up() {
-  [ -z "$(namespaces_of "$name")" ] || die "$name-* exist already; first: $0 down --name $name"
+  [ -z "$(namespaces_of "$name")" ] || die "$name-* exist already; remove them first: $0 down --name $name"
   # shellcheck disable=SC2046 # names of ours hold no blanks
-  trap 'say "failed; removing what was made"; down_all $(namespaces_of "$name")' EXIT
+  trap 'say "failed; removing the namespaces created so far"; down_all $(namespaces_of "$name")' EXIT
   add "$name-pub"
   local i
   for ((i = 0; i < brokers; i++)); do
@@ -87,7 +87,7 @@ up() {
   status
 }
 
-# Stops what runs in the namespaces given, then removes them.
+# Stops all processes in the given namespaces, then removes the namespaces.
 down_all() {
   local namespace pids
   for namespace in "$@"; do
@@ -125,7 +125,7 @@ case $command in
     help
     exit 0
     ;;
-  '') usage_error "say what to do: up, down or status" ;;
+  '') usage_error "a command is missing: up, down or status" ;;
   *) usage_error "unknown command '$command'; known: up, down, status" ;;
 esac
 name=penstock brokers=4 profile=wire mtu=1500
@@ -146,7 +146,7 @@ done
 [[ $brokers =~ ^[0-9]+$ && $brokers -ge 1 && $brokers -le 200 ]] || usage_error "--brokers: 1 to 200"
 [[ $profile =~ ^(wire|offload)$ ]] || usage_error "--profile: wire or offload"
 [[ $mtu =~ ^[0-9]+$ && $mtu -ge 576 && $mtu -le 65535 ]] || usage_error "--mtu: 576 to 65535"
-[[ $name =~ ^[a-z][a-z0-9]{0,30}$ ]] || usage_error "--name: small letters and digits"
+[[ $name =~ ^[a-z][a-z0-9]{0,30}$ ]] || usage_error "--name: a lower-case letter, then lower-case letters and digits"
 command -v ip >/dev/null || die "ip is missing; install it: apt-get install iproute2"
 command -v ethtool >/dev/null || die "ethtool is missing; install it: apt-get install ethtool"
 need_root "$command" "$command"

@@ -6,14 +6,14 @@ set -euo pipefail
 
 help() {
   cat <<'TEXT'
-Installs what is missing, builds the release, publishes 2 GiB to four brokers in network namespaces
+Installs missing packages, builds the release, publishes 2 GiB to four brokers in network namespaces
 in both profiles, compares one broker with iperf3 and the xdp path with the tcp path, and shows the
 results.
 
 Usage: scripts/quickstart.sh
 
-About four minutes once built. Needs root for the namespaces (uses sudo if there is one);
-everything that it makes outside results/ and target/ is taken down again.
+Takes about four minutes once built. Needs root for the namespaces (uses sudo if available). At the
+end it removes everything that it created outside results/ and target/, except installed packages.
 
 Example:
   scripts/quickstart.sh
@@ -29,19 +29,19 @@ case ${1:-} in
   *) usage_error "unknown option '$1'" ;;
 esac
 
-# lab ARGUMENTS...: runs it, and keeps the last line it prints, the result folder, in $folder.
+# lab ARGUMENTS...: runs penstock-lab; its last output line, the result folder, goes to $folder.
 lab() {
   local out
   out=$(mktemp)
   as_root "$BIN_DIR/penstock-lab" "$@" --results "$ROOT/results" | tee "$out" || {
     rm -f "$out"
-    die "penstock-lab $1 failed; what it says is above, the logs are in the folder named last"
+    die "penstock-lab $1 failed; its output is above, and its logs are in the folder named last"
   }
   folder=$(tail -n 1 "$out")
   rm -f "$out"
 }
 
-say "== installing what is missing"
+say "== installing missing packages"
 install_deps
 say "== building"
 build_release

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the throughput workload in network namespaces, steered by the variables of the original.
+# Runs the throughput workload in network namespaces, with the variables of the original script.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -14,21 +14,21 @@ Variables, with their defaults:
   ORDER=0                          order level: 0 (per stream)
   ACK=1                            ack level: 0 (none), 1 (committed in the broker's shared buffer)
   TEST_TYPE=5                      workload: 5 (publish only)
-  TOTAL_MESSAGE_SIZE=10737418240   bytes of messages in all
+  TOTAL_MESSAGE_SIZE=10737418240   bytes of all messages together
   MESSAGE_SIZE=1024                bytes per message
   NUM_BROKERS=4                    brokers, each in a namespace of its own
-  MODE=tcp                         path of the payload: tcp, xdp, auto (xdp, or tcp where it cannot be had)
+  MODE=tcp                         path of the payload: tcp, xdp, auto (xdp, or tcp if xdp is not available)
   PROFILE=wire                     wire (segmentation offloads off), offload (left on)
   MTU=1500                         MTU of the links
-  NUM_TRIALS=1                     runs, one after the other, each with a folder of its own
-  THREADS_PER_BROKER=1             streams of the publisher to each broker
-  REPLICATION_FACTOR=1             copies of a message: 1; there is no replication
-  SEQUENCER=                       none, or NONE: nothing orders messages between brokers
+  NUM_TRIALS=1                     runs, one after another, each with its own folder
+  THREADS_PER_BROKER=1             streams from the publisher to each broker
+  REPLICATION_FACTOR=1             copies of a message: only 1 (no replication)
+  SEQUENCER=NONE                   only NONE: messages of different brokers have no order
 
-The original's variables that are not supported are refused, not passed over.
+Values of the original script that are not supported are refused, not ignored.
 
-Needs root (uses sudo if there is one). The last line printed is the result folder (of each run).
-Exit codes: 0 everything acknowledged and in the logs, 1 otherwise, 2 wrong usage.
+Needs root (uses sudo if available). The last line that each run prints is its result folder.
+Exit codes: 0 every message acknowledged and in the logs, 1 otherwise, 2 wrong usage.
 
 Examples:
   scripts/run_throughput.sh

@@ -10,11 +10,11 @@ Runs every check and ends with a line: N passed, N failed, N skipped.
 
 Usage: scripts/test.sh [--quick]
 
-  --quick  leaves out what takes long, and says so; under five minutes on two cores, once built.
+  --quick  skips long checks, and lists them; under five minutes on two cores, once built.
 
-Installs what is missing (Debian packages, Rust). The end-to-end tests run in network namespaces
-and need root; without it they are run through sudo, or skipped when there is none.
-Exit code: 0 when nothing failed.
+Installs what is missing (Debian packages, Rust). The end-to-end tests run in network namespaces and
+need root; without root they run through sudo, or are skipped if sudo is not installed.
+Exit code: 0 if nothing failed.
 
 Examples:
   scripts/test.sh --quick
@@ -34,7 +34,7 @@ for argument in "$@"; do
   esac
 done
 
-# End-to-end tests that a quick run leaves out.
+# End-to-end tests that a quick run skips.
 LONG=" 65_xdp_faults 68_readers 72_bench 82_experiment 84_report 87_systemd
   88_soak 89_faults 90_kill 95_buffer_modes "
 
@@ -43,7 +43,7 @@ passed=0 failures=() skipped=()
 out=$(mktemp)
 trap 'rm -f "$out"' EXIT
 
-# With the minutes and seconds since the start, to see what takes long.
+# Prints the minutes and seconds since the start, to show which checks take long.
 heading() { printf '\n== %d:%02d %s\n' $((SECONDS / 60)) $((SECONDS % 60)) "$*"; }
 
 # step NAME COMMAND...: one check that passes or fails as a whole.
@@ -83,12 +83,12 @@ cargo_tests() {
   skipped+=("${left_out[@]}")
   ignored=$((ignored - ${#left_out[@]}))
   [ "$ignored" -eq 0 ] || skipped+=("$name: $ignored tests need root; run sudo scripts/test.sh")
-  # The names of a program's failed tests stand between its last "failures:" and its result.
+  # The names of a program's failed tests are between its last "failures:" and its result.
   mapfile -t bad < <(awk '/^failures:$/ { names = "" } sub(/^    /, "") { names = names $0 "\n" }
     /^test result: FAILED/ { printf "%s", names }' "$out")
   failures+=("${bad[@]}")
   if [ "${#bad[@]}" -eq 0 ] && { [ "$code" -ne 0 ] || [ "$ok" -eq 0 ]; }; then
-    fail "$name: it did not run to its end, or ran no test"
+    fail "$name: it did not finish, or ran no test"
   fi
 }
 
@@ -107,7 +107,7 @@ end_to_end_tests() {
     cargo test --locked --workspace --no-fail-fast "${tests[@]}"
 }
 
-# end_to_end SCRIPT: counts the verdicts that it prints; a script that breaks off is a failure.
+# end_to_end SCRIPT: counts the verdicts that it prints; a script that ends early is a failure.
 end_to_end() {
   local code=0 name bad left_out
   name=$(basename "$1" .sh)
@@ -120,11 +120,11 @@ end_to_end() {
   mapfile -t left_out < <(sed -n 's/^SKIP //p' "$out")
   skipped+=("${left_out[@]}")
   if [ "$code" -ne 0 ] && [ "${#bad[@]}" -eq 0 ]; then
-    fail "$name: it broke off with $code"
+    fail "$name: it ended early with exit code $code"
   fi
 }
 
-# In a directory of its own, for the flag rebuilds everything.
+# In a separate target directory, because the flag rebuilds everything.
 loom() {
   RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR="$TARGET_DIR/loom" CARGO_PROFILE_DEV_DEBUG=false \
     cargo test --locked -p penstock-log --lib loom
@@ -132,7 +132,7 @@ loom() {
 
 install_deps
 install_packages libcap2-bin python3 shellcheck strace systemd
-# A server of another project to diagnose.
+# A server of another project, as a target for diagnose.
 [ "$quick" -ne 0 ] || install_packages nats-server
 
 step "rustfmt" cargo fmt --all -- --check
@@ -141,10 +141,10 @@ step "shellcheck" shellcheck -x scripts/*.sh scripts/e2e/*.sh scripts/vm/systemd
 step "licences, sources and versions of dependencies" scripts/check_dependencies.py
 step "licences, sources and versions: the check itself" env PYTHONDONTWRITEBYTECODE=1 \
   python3 -m doctest scripts/check_dependencies.py
-step "imports without cycles, files of a readable length" scripts/check_structure.py
-step "imports and lengths: the check itself" env PYTHONDONTWRITEBYTECODE=1 \
+step "no import cycles, no long files" scripts/check_structure.py
+step "import cycles and long files: the check itself" env PYTHONDONTWRITEBYTECODE=1 \
   python3 -m doctest scripts/check_structure.py
-# What is marked as ignored loads programs into the kernel.
+# Ignored tests load programs into the kernel.
 ignored=()
 [ "$(id -u)" -ne 0 ] || ignored=(-- --include-ignored)
 cargo_tests "unit tests" cargo test --locked --workspace --exclude penstock-e2e --no-fail-fast "${ignored[@]}"
@@ -154,7 +154,7 @@ cargo_tests "concurrency models (loom)" loom
 step "release build" build_release
 
 if [ "$(id -u)" -ne 0 ] && ! command -v sudo >/dev/null; then
-  skip "end to end" "network namespaces need root, and there is no sudo"
+  skip "end to end" "network namespaces need root, and sudo is not installed"
 else
   cargo_tests "end to end" end_to_end_tests
   for script in scripts/e2e/[0-9]*.sh; do

@@ -1,33 +1,34 @@
 #!/usr/bin/env bash
-# Shows, raises and restores the kernel's limits of socket buffers.
+# Shows, raises and restores the kernel's limits on socket buffers.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
 
 STATE=/run/penstock-sysctl.saved
 PERSISTENT=/etc/sysctl.d/60-penstock.conf
-# Limits of SO_RCVBUF and SO_SNDBUF, and of the kernel's autotuning where these are not set.
+# Limits of SO_RCVBUF and SO_SNDBUF, and of autotuning where these are not set.
 SETTINGS=(net.core.rmem_max net.core.wmem_max net.ipv4.tcp_rmem net.ipv4.tcp_wmem)
 
 help() {
   cat <<TEXT
-Shows, raises and restores the limits of socket buffers: up to where SO_RCVBUF and SO_SNDBUF are granted
-(net.core.rmem_max, wmem_max), and up to where the kernel tunes buffers that nobody has set (the third
-value of net.ipv4.tcp_rmem, tcp_wmem).
+Shows, raises and restores the kernel's limits on socket buffers: the largest SO_RCVBUF and SO_SNDBUF
+(net.core.rmem_max, wmem_max), and the limit of autotuning for buffers that are not set (the third value
+of net.ipv4.tcp_rmem, tcp_wmem).
 
 Usage: scripts/tune_kernel_buffers.sh [plan] [--size SIZE]
        scripts/tune_kernel_buffers.sh show
        scripts/tune_kernel_buffers.sh set [--size SIZE] [--persist]
        scripts/tune_kernel_buffers.sh restore
 
-  plan     says what 'set' would do, and changes nothing; without arguments it does this.
-  show     the values in force, and those that 'set' has kept.
-  set      raises what was below SIZE (default 64MiB) for the whole host, and keeps the values from
-           before in $STATE; a second set keeps the first values.
-           With --persist also in $PERSISTENT, which the next boot reads.
-  restore  puts the values back and removes $PERSISTENT.
+  plan     shows what 'set' would do, and changes nothing; the default command.
+  show     shows the current values, and the original values that 'set' saved.
+  set      raises limits below SIZE (default 64MiB) for the whole host, and saves the original values
+           in $STATE; a second 'set' keeps the saved values.
+           With --persist, also writes the new values to $PERSISTENT, which the
+           next boot reads.
+  restore  restores the original values and removes $PERSISTENT.
 
-Each change is printed with the value before and after. Without --persist nothing survives a reboot.
+It prints each change with the value before and after. Without --persist no change survives a reboot.
 'set' and 'restore' need root.
 
 Examples:
@@ -59,7 +60,7 @@ before() {
   if [ -n "$kept" ]; then echo "$kept"; else value_of "$1"; fi
 }
 
-# wanted SETTING BYTES: its value with the limit raised to this much, or unchanged if it is higher.
+# wanted SETTING BYTES: its value with the limit raised to BYTES, or unchanged if it is higher.
 wanted() {
   local least initial most
   read -r least initial most <<<"$(before "$1")"
@@ -87,7 +88,7 @@ plan() {
   fi
 }
 
-# change SETTING VALUE: writes it and says what it was.
+# change SETTING VALUE: writes the value and prints the previous one.
 change() {
   local before
   before=$(value_of "$1")
@@ -113,7 +114,7 @@ set_to() {
   [ "$persist" -eq 0 ] || keep
 }
 
-# Keeps the present values for the next boot.
+# Saves the current values for the next boot.
 keep() {
   local setting
   {

@@ -1,35 +1,35 @@
 #!/usr/bin/env bash
-# The xdp path on drivers of real interfaces, in a virtual machine.
+# Tests the xdp path on NIC drivers, in a virtual machine.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
 
-# Drivers, and what qemu calls their interfaces.
+# Drivers, and qemu's names for their devices.
 declare -A DEVICES=([virtio_net]=virtio-net-pci [igb]=igb [e1000e]=e1000e [vmxnet3]=vmxnet3)
 
 help() {
   cat <<TEXT
-Boots a Debian kernel in qemu with two interfaces of one driver, joined to each other, and publishes over
-the xdp path from one to the other: generic, native with a copy, native as the driver does it best, and
-with the worker driving the queue. Everything is verified by a reader. Or, with --systemd, boots Debian
-there and runs the broker as a service.
+Boots a Debian kernel in qemu with two connected interfaces of one driver, and publishes over the xdp path
+from one to the other: in generic mode, in native copy mode, in the best native mode of the driver, and
+with the worker driving the queue. A reader verifies all messages. With --systemd it boots Debian instead,
+and runs the broker as a service.
 
 Usage: scripts/vm_test.sh [options]
 
   --drivers LIST  of: virtio_net igb e1000e vmxnet3 (default: virtio_net,igb,e1000e)
-  --suite NAME    Debian suite that kernel and qemu come from (default: trixie, Linux 6.12)
-  --mirror URL    where Debian's packages are (default: what this machine's apt is configured with)
-  --kernel NAME   package of the kernel (default: what linux-image-amd64 of the suite depends on)
+  --suite NAME    Debian suite of the kernel and qemu (default: trixie, Linux 6.12)
+  --mirror URL    Debian mirror (default: the one in this machine's apt configuration)
+  --kernel NAME   kernel package (default: the one that the suite's linux-image-amd64 depends on)
   --size SIZE     bytes to publish in each case (default: 16MiB)
-  --mtu BYTES     of both interfaces (default: 1500)
-  --stacked       cases with a VLAN, a bond, a team and a VRF on the first driver's interfaces instead
+  --mtu BYTES     MTU of both interfaces (default: 1500)
+  --stacked       instead tests a VLAN, a bond, a team and a VRF on the first driver's interfaces
   --systemd       starts packaging/penstock-broker.service as docs/operations.md says, publishes, kills
                   and stops it, with interfaces of the first driver
 
-Packages are downloaded to target/vm (about 150 MB) and unpacked there; nothing is installed. The
-processor is emulated, so no figure of it means anything. Needs root, for two taps in a namespace of its
-own; nothing else of the host's network is touched. One minute a driver, or a few on a busy machine.
-Prints a line for each case. Exit code: 0 if nothing failed; a driver that could not be tested counts as a failure.
+Downloads packages to target/vm (about 150 MB) and unpacks them there; it installs nothing. The processor
+is emulated, so performance figures mean nothing. Needs root for two taps in a namespace of its own, and
+changes nothing else in the host's network. Takes a minute per driver, or a few on a busy machine. Prints
+one line per case. Exit code: 0 if nothing failed; a driver that could not be tested counts as a failure.
 
 Examples:
   sudo scripts/vm_test.sh
@@ -67,9 +67,9 @@ while [ $# -gt 0 ]; do
   shift 2
 done
 for driver in ${drivers//,/ }; do
-  [ -n "${DEVICES[$driver]:-}" ] || usage_error "--drivers: '$driver' is none of ${!DEVICES[*]}"
+  [ -n "${DEVICES[$driver]:-}" ] || usage_error "--drivers: unknown driver '$driver'; known: ${!DEVICES[*]}"
 done
-[[ $suite =~ ^[a-z-]+$ ]] || usage_error "--suite: '$suite' is no name of a suite"
+[[ $suite =~ ^[a-z-]+$ ]] || usage_error "--suite: invalid suite name '$suite'"
 [[ $mtu =~ ^[0-9]+$ && $mtu -ge 576 && $mtu -le 9000 ]] || usage_error "--mtu: 576 to 9000"
 bytes_of "$size" >/dev/null
 need_root "the test" "$@"
@@ -78,7 +78,7 @@ for program in apt-get dpkg-deb ethtool ip jq ldd xz; do
 done
 BIN=${PENSTOCK_BIN:-$BIN_DIR}
 for program in broker publisher subscriber lab; do
-  [ -x "$BIN/penstock-$program" ] || die "penstock-$program is not in $BIN; cargo build --release"
+  [ -x "$BIN/penstock-$program" ] || die "penstock-$program is not in $BIN; build it: cargo build --release"
 done
 
 VM=$TARGET_DIR/vm
@@ -97,7 +97,7 @@ cleanup() {
 trap cleanup EXIT
 trap 'exit 130' INT TERM HUP
 
-# apt COMMAND...: apt with lists, status and downloads of its own, as if nothing was installed.
+# apt COMMAND...: apt with separate lists, status and downloads, as if nothing were installed.
 apt() {
   "$1" -qq -o Dir::Etc::sourcelist="$SUITE/sources.list" -o Dir::Etc::sourceparts=/dev/null \
     -o Dir::State::lists="$SUITE/lists" -o Dir::State::status="$SUITE/status" -o Dir::Cache="$SUITE" \
@@ -111,7 +111,7 @@ debian_mirror() {
     | sed -n 's/^Debian|Debian|//p' | sed -n 1p
 }
 
-# Packages of the suite: qemu with all that it needs, a busybox, the kernel.
+# Packages of the suite: qemu with its dependencies, busybox, the kernel.
 download() {
   local base=${suite%-backports} package parts
   [ -n "$mirror" ] || mirror=$(debian_mirror)
@@ -285,7 +285,7 @@ taps() {
   ip -n "$NET" link set dev bridge mtu "$mtu" up
 }
 
-# boot DRIVER: what the virtual machine says is in $RUN/said then.
+# boot DRIVER: writes the output of the virtual machine to $RUN/said.
 boot() {
   local options
   read -ra options < <(network "$1" | xargs)
@@ -302,10 +302,10 @@ boot() {
   qemu_pid=
 }
 
-# value NAME: the last one that was said in $RUN/case.
+# value NAME: its last value in $RUN/case.
 value() { sed -n "s/^$1 //p" "$RUN/case" | tail -n 1; }
 
-# judge DRIVER CASE: prints the verdict over $RUN/case.
+# judge DRIVER CASE: prints the verdict on $RUN/case.
 judge() {
   local name="$1, Linux $version, $2" refused wrong=() mode
   refused=$(value refused)
@@ -320,7 +320,7 @@ judge() {
     return
   fi
   if [ -n "$refused" ]; then
-    # Only a driver that says so itself may do without native mode.
+    # Native mode is skipped only if the driver itself reports that it has none.
     if [[ $2 = native* ]] && [ "$native" = false ]; then
       echo "SKIP $name: the driver has no native XDP ($refused)"
       skipped=$((skipped + 1))
@@ -338,12 +338,12 @@ judge() {
   value report >"$RUN/report"
   local sent acked paths
   sent=$(jq .messages_sent "$RUN/sent") acked=$(jq .messages_acked "$RUN/sent")
-  # A processor that is emulated may stand still for longer than a stream waits: that it moved is no failure.
+  # An emulated processor may stall for longer than a stream waits, so a stream that moved is no failure.
   paths=$(jq -r '[.brokers[].streams[].path] | unique | join(" ")' "$RUN/sent")
   [ "${acked:-0}" -gt 0 ] && [ "$sent" = "$acked" ] || wrong+=("$acked of $sent messages acked")
   [ "$paths" = xdp ] || wrong+=("paths: $paths")
   [ "$(jq -S '[.brokers[].streams[] | {stream, messages, sha256}] | sort' "$RUN/sent")" = \
-    "$(jq -S '[.streams[] | {stream, messages, sha256}] | sort' "$RUN/read")" ] || wrong+=("the log holds something else than was sent")
+    "$(jq -S '[.streams[] | {stream, messages, sha256}] | sort' "$RUN/read")" ] || wrong+=("the log differs from what was sent")
   [ "$(jq .xdp.placed "$RUN/report")" -gt 0 ] || wrong+=("no packet was placed")
   mode=$(jq -r '.xdp | .xdp_mode + (if .zero_copy then ", zero-copy" else ", copy" end) + ", \(.queues | length) queues"' "$RUN/report")
   if [ "${#wrong[@]}" -gt 0 ]; then
@@ -361,7 +361,7 @@ judge_all() {
   local broken case native version
   broken=$(sed -n 's/^broken //p' "$RUN/said" | head -n 1)
   if [ -n "$broken" ] || ! grep -q '^end$' "$RUN/said"; then
-    echo "FAIL $1: ${broken:-the virtual machine did not come to its end}"
+    echo "FAIL $1: ${broken:-the virtual machine did not finish}"
     tail -n 5 "$RUN/qemu" "$RUN/console" | sed 's/^/    /'
     failed=$((failed + 1))
   fi
@@ -374,7 +374,7 @@ judge_all() {
   done
 }
 
-# judge_systemd: prints a verdict over each check in $RUN/said.
+# judge_systemd: prints a verdict on each check in $RUN/said.
 judge_systemd() {
   local line count=0
   while IFS= read -r line; do
@@ -391,7 +391,7 @@ judge_systemd() {
     esac
   done < <(sed -n 's/^check //p' "$RUN/said")
   if [ "$count" -eq 0 ] || ! grep -q '^end$' "$RUN/said"; then
-    echo "FAIL systemd: the virtual machine did not come to its end"
+    echo "FAIL systemd: the virtual machine did not finish"
     failed=$((failed + 1))
   fi
   [ "$failed" -eq 0 ] || {
@@ -400,7 +400,7 @@ judge_systemd() {
   } | sed 's/^/    /'
 }
 
-# keep NAME: what the virtual machine said.
+# keep NAME: keeps the output of the virtual machine.
 keep() {
   mkdir -p "$VM/last"
   cp "$RUN/said" "$VM/last/$1.said"
