@@ -149,7 +149,7 @@ ignored=()
 [ "$(id -u)" -ne 0 ] || ignored=(-- --include-ignored)
 cargo_tests "unit tests" cargo test --locked --workspace --exclude penstock-e2e --no-fail-fast "${ignored[@]}"
 [ "$quick" -ne 0 ] || cargo_tests "fault schedules over tcp" \
-  env PENSTOCK_SEEDS=1000 cargo test --locked -p penstock-broker --test broker schedules
+  env PENSTOCK_SEEDS=1000 cargo test --locked --workspace --test broker schedules
 cargo_tests "concurrency models (loom)" loom
 step "release build" build_release
 
