@@ -333,6 +333,7 @@ impl<'a> Broker<'a> {
             &self.setup.shared,
             (end.to_string(), failures.list.clone()),
         );
+        // Without a file for them, figures that cannot be computed are no failure.
         if let Some(to) = &mut self.setup.report_to {
             failures.of(report.and_then(|report| report.write(to)));
         }

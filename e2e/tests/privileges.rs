@@ -314,7 +314,8 @@ fn file_capabilities_instead_of_root(bed: &Bed) -> Result<()> {
     broker.end(libc::SIGKILL)?;
     assert_eq!(bed.programs_attached()?, 0);
     // Three are enough where the limit of locked memory is.
-    set_capabilities(bed, "cap_bpf,cap_net_admin,cap_net_raw+ep", &copy)?;
+    set_capabilities(bed, "cap_bpf,cap_net_admin,cap_net_raw+ep", &copy)
+        .expect("they could be set before");
     let broker = setup.start()?;
     publish(bed, "xdp", "penstock")?;
     broker.stop()?;

@@ -40,13 +40,13 @@ fn in_a_pid_namespace(bed: &Bed) -> Result<()> {
         "{server} & server=$!
          until ss -Hltn 'sport = :{PORT}' | grep -q .; do sleep 0.1; done
          {} diagnose --pid \"$server\" --duration 1 --format json
-         kill -KILL \"$server\"",
+         code=$?; kill -KILL \"$server\"; exit $code",
         lab.display()
     );
     #[rustfmt::skip]
     let mut command = bed.in_broker_ns(
         "unshare", &["--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", &script]);
-    let diagnosis = bed.run("diagnose", &mut command)?.json()?;
+    let diagnosis = bed.run("diagnose", &mut command)?.success()?.json()?;
     let unavailable = diagnosis["unavailable"]
         .as_array()
         .expect("what is missing");

@@ -289,11 +289,12 @@ impl DatagramStream {
             }
             sent = true;
         }
-        let limit = match self.datagrams.has_segments() {
-            true => MAX_SEGMENTS,
-            false => 1,
-        };
         while !self.packets.is_blocked() {
+            // Asked each time: a call may show that the interface does not segment.
+            let limit = match self.datagrams.has_segments() {
+                true => MAX_SEGMENTS,
+                false => 1,
+            };
             let now = self.now();
             if !self.packets.gather(&mut self.sender, now, limit) {
                 break;

@@ -81,7 +81,7 @@ pub(crate) enum HandshakeError {
     UnknownKey,
     #[error("it knows the number of key {0}, but does not hold it")]
     NotHeld(String),
-    #[error("it repeats or changes what another step with key {0}")]
+    #[error("it repeats or changes what another peer sent with key {0}")]
     Repeated(String),
 }
 
