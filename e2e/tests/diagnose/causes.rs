@@ -257,7 +257,7 @@ fn accept_queue(bed: &Bed) -> Result<()> {
     because(&diagnosis, "room for 4");
     let text = unwrapped(&diagnose_as_text(bed, &["--port", &port])?);
     assert!(
-        text.contains("wait to be accepted"),
+        text.contains("waiting to be accepted"),
         "the text does not show the queue: {text}"
     );
     Ok(())
