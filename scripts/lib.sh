@@ -108,8 +108,7 @@ install_deps() {
 
 build_release() {
   install_rust
-  (cd "$ROOT" && cargo build --release --locked -p penstock-broker -p penstock-publisher \
-    -p penstock-subscriber -p penstock-lab) || die "the build failed"
+  (cd "$ROOT" && cargo build --release --locked) || die "the build failed"
 }
 
 # Bytes in a size such as 64MiB, 10GB or 4096.
