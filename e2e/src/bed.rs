@@ -1,6 +1,7 @@
 //! What a test runs in: two namespaces joined by a link, a folder, and a place for shared buffers.
 
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, File};
+use std::io::{BufWriter, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -86,6 +87,22 @@ impl Bed {
     /// A file in the folder.
     pub fn file(&self, name: &str) -> PathBuf {
         self.folder.join(name)
+    }
+
+    /// A new file of lines of different lengths, empty ones among them.
+    pub fn file_of_lines(&self, count: u64) -> Result<PathBuf> {
+        let mut rng = fastrand::Rng::with_seed(1);
+        let path = self.new_file("input", "lines");
+        let mut file = BufWriter::new(File::create(&path)?);
+        for _ in 0..count {
+            let line: Vec<u8> = (0..rng.usize(..160))
+                .map(|_| rng.alphanumeric() as u8)
+                .collect();
+            file.write_all(&line)?;
+            file.write_all(b"\n")?;
+        }
+        file.flush()?;
+        Ok(path)
     }
 
     /// A path in the folder that no earlier call returned.

@@ -20,7 +20,7 @@ impl Bed {
     }
 }
 
-/// Everything that was sent is in the logs, in so many streams.
+/// All messages that were sent are in the logs, in this number of streams.
 #[track_caller]
 pub fn assert_verified(report: &Value, streams: usize) {
     assert_eq!(report["messages_in_logs"], report["messages_sent"]);

@@ -49,7 +49,7 @@ impl Bed {
         })
     }
 
-    /// Waits until a topic has so many messages.
+    /// Waits until a topic has at least `count` messages.
     #[track_caller]
     pub fn until_messages(&self, topic: &str, count: u64) {
         eventually("messages in the log", || {

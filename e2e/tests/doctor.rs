@@ -32,7 +32,7 @@ fn main() -> ExitCode {
     run(all.map(Case::long))
 }
 
-/// A link with so many queues at both ends.
+/// A link with this number of queues at both ends.
 fn add_link(bed: &Bed, queues: u32, mtu: u32) -> Result<()> {
     bed.add_link(SecondLink {
         broker_queues: queues,

@@ -34,7 +34,7 @@ fn ways(report: &Value) -> Vec<String> {
         .collect()
 }
 
-/// Every stream took the xdp path in this way, and so many messages were acknowledged.
+/// Every stream took the xdp path in this way, and this number of messages was acknowledged.
 #[track_caller]
 fn assert_sent_over(report: &Value, tx: &str, messages: u64) {
     let ways = ways(report);

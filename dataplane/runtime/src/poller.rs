@@ -118,7 +118,7 @@ impl Poller {
     pub fn new() -> io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let notifier = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        // Edge-triggered: each write is an event, and the counter need not be read.
+        // Edge-triggered: each write is an event, so nothing reads the counter.
         let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
         epoll.add(&notifier, EpollEvent::new(flags, NOTIFICATION))?;
         Ok(Self { epoll, notifier })

@@ -71,7 +71,7 @@ impl Ends {
         });
     }
 
-    /// Waits until a port of the broker's end has so many connections, accepted or not.
+    /// Waits until a port of the broker's end has at least this number of connections, accepted or not.
     pub fn until_connected(&self, bed: &Bed, port: u16, count: usize) {
         let filter = format!("sport = :{port}");
         let words = ["-Htn", "-N", &self.broker, "state", "established", &filter];
@@ -172,7 +172,7 @@ pub struct Quota {
 }
 
 impl Quota {
-    /// Gives the process so many percent of a core.
+    /// Limits the process to this percentage of a core.
     pub fn set(bed: &Bed, percent: u32, pid: u32) -> Result<Self> {
         let (v1, v2) = ("/sys/fs/cgroup/cpu", "/sys/fs/cgroup");
         let controllers = text(format!("{v2}/cgroup.subtree_control").as_ref());

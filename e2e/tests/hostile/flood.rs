@@ -78,7 +78,7 @@ fn repeated_packets(bed: &Bed) -> Result<()> {
     Ok(())
 }
 
-/// An honest publisher alone, then beneath a flood of which so many are counted by these counters.
+/// An honest publisher alone, then beneath a flood whose packets these counters count.
 fn beneath(
     bed: &Bed,
     attacker: Attacker,

@@ -11,7 +11,7 @@ use penstock_e2e::broker::status_field;
 use penstock_e2e::commands::read_json;
 use penstock_e2e::second_link::SecondLink;
 use penstock_e2e::wait::becomes;
-use penstock_e2e::{Case, cases, eventually};
+use penstock_e2e::{Broker, Case, cases, eventually};
 
 use crate::bench::{
     assert_deferred_becomes, assert_quiet, deferred, has_notes, publish, queues, restore, restorer,
@@ -108,16 +108,20 @@ fn the_restoring_process_keeps_net_admin_only_and_outlives_signals(bed: &Bed) ->
     Ok(())
 }
 
-fn after_both_are_killed_the_next_broker_reverts(bed: &Bed) -> Result<()> {
+/// A broker that changed its interface. The process that would revert the changes was killed.
+fn without_restorer(bed: &Bed) -> Result<Broker> {
     bed.add_second_link()?;
     let broker = bed.start_broker(&xdp(&["--busy-poll", "64"]))?;
     bed.broker(&["--restore-nic", "eth1"])
         .refuses("a broker is using eth1");
     assert_eq!(deferred(bed), DEFERRED);
-    kill(
-        Pid::from_raw(restorer(&broker).cast_signed()),
-        Signal::SIGKILL,
-    )?;
+    let restorer = Pid::from_raw(restorer(&broker).cast_signed());
+    kill(restorer, Signal::SIGKILL)?;
+    Ok(broker)
+}
+
+fn after_both_are_killed_the_next_broker_reverts(bed: &Bed) -> Result<()> {
+    let broker = without_restorer(bed)?;
     broker.end(libc::SIGKILL)?;
     assert_eq!(deferred(bed), DEFERRED);
     assert!(has_notes(bed), "nothing tells how to undo it");
@@ -130,15 +134,7 @@ fn after_both_are_killed_the_next_broker_reverts(bed: &Bed) -> Result<()> {
 }
 
 fn after_both_are_killed_a_command_reverts(bed: &Bed) -> Result<()> {
-    bed.add_second_link()?;
-    let broker = bed.start_broker(&xdp(&["--busy-poll", "64"]))?;
-    bed.broker(&["--restore-nic", "eth1"])
-        .refuses("a broker is using eth1");
-    assert_eq!(deferred(bed), DEFERRED);
-    kill(
-        Pid::from_raw(restorer(&broker).cast_signed()),
-        Signal::SIGKILL,
-    )?;
+    let broker = without_restorer(bed)?;
     // Without that process, the broker can only say so.
     let log = broker.end(libc::SIGTERM)?;
     let wanted = "ended with signal: 9.*; run penstock-broker --restore-nic eth1";
@@ -155,12 +151,7 @@ fn after_both_are_killed_a_command_reverts(bed: &Bed) -> Result<()> {
 
 /// The interface is another one by now, and has what its owner gave it.
 fn another_interface_of_the_same_name_is_left_alone(bed: &Bed) -> Result<()> {
-    bed.add_second_link()?;
-    let broker = bed.start_broker(&xdp(&["--busy-poll", "64"]))?;
-    kill(
-        Pid::from_raw(restorer(&broker).cast_signed()),
-        Signal::SIGKILL,
-    )?;
+    let broker = without_restorer(bed)?;
     broker.end(libc::SIGKILL)?;
     bed.remove_second_link()?;
     bed.add_second_link()?;

@@ -1,8 +1,5 @@
 //! Contents arrive byte for byte, over every kind of route.
 
-use std::fs;
-use std::io::Write;
-
 use anyhow::{Context, Result};
 use penstock_e2e::bed::{BROKER, Bed};
 use penstock_e2e::lab::{assert_path, assert_verified, stream_values};
@@ -26,7 +23,7 @@ pub fn cases() -> impl IntoIterator<Item = Case> {
     labs.map(Case::alone).into_iter().chain(others)
 }
 
-/// The workload to so many brokers, verified; every stream's packets left through AF_XDP.
+/// The workload to this number of brokers, verified; every stream's packets left through AF_XDP.
 fn workload(bed: &Bed, brokers: &str, arguments: &[&str]) -> Result<Value> {
     let size = [
         "--brokers",
@@ -88,19 +85,8 @@ fn four_brokers_with_jumbo_packets(bed: &Bed) -> Result<()> {
     workload(bed, "4", &["--mtu", "9000"]).map(drop)
 }
 
-/// Lines of different lengths, and empty ones.
 fn a_real_file(bed: &Bed) -> Result<()> {
-    let mut rng = fastrand::Rng::with_seed(1);
-    let path = bed.file("input");
-    let mut file = std::io::BufWriter::new(fs::File::create(&path)?);
-    for _ in 0..LINES {
-        let line: Vec<u8> = (0..rng.usize(..160))
-            .map(|_| rng.alphanumeric() as u8)
-            .collect();
-        file.write_all(&line)?;
-        file.write_all(b"\n")?;
-    }
-    drop(file);
+    let path = bed.file_of_lines(LINES)?;
     let broker = bed.start_broker(&XDP)?;
     let input = path.to_str().context("a plain path")?;
     let report = bed.publish(&[&TX[..], &["--brokers", BROKER, "--input", input]].concat())?;

@@ -53,7 +53,7 @@ fn publish_all(bed: &Bed) -> Result<()> {
     Ok(())
 }
 
-/// Stops the broker; its log must hold exactly so many messages and check out.
+/// Stops the broker; its log must hold exactly this number of messages, with valid checksums.
 fn stop_with(bed: &Bed, broker: Broker, messages: u64) -> Result<Stopped> {
     let stopped = broker.stop()?;
     let topics = stopped.report["topics"].as_array().expect("topics");
@@ -70,7 +70,7 @@ fn stop_with(bed: &Bed, broker: Broker, messages: u64) -> Result<Stopped> {
     Ok(stopped)
 }
 
-/// The broker's report counts at least so many of these events together.
+/// The broker's report counts at least this number of these events together.
 #[track_caller]
 fn assert_counted(stopped: &Stopped, wanted: u64, counters: &[&str]) {
     let count = |counter: &&str| stopped.count(&format!("/counters/{counter}"));
@@ -82,7 +82,7 @@ fn assert_counted(stopped: &Stopped, wanted: u64, counters: &[&str]) {
     );
 }
 
-/// Misbehaviour of so many connections, alone and beside a publisher.
+/// Misbehaviour of this number of connections, alone and beside a publisher.
 fn survives(bed: &Bed, count: u64, act: fn(u64) -> Result<()>, counters: &[&str]) -> Result<()> {
     let broker = bed.start_broker(&RING)?;
     let all = move || (0..count).try_for_each(act);

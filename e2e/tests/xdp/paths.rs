@@ -7,6 +7,7 @@ use anyhow::Result;
 use penstock_e2e::bed::{BROKER, Bed};
 use penstock_e2e::commands::paths;
 use penstock_e2e::{Case, cases};
+use serde_json::Value;
 
 use crate::XDP;
 
@@ -65,6 +66,15 @@ fn a_broker_without_xdp_refuses_or_takes_tcp(bed: &Bed) -> Result<()> {
     Ok(())
 }
 
+/// Publishes 8 MiB with `--mode auto`; all of it is acknowledged, over tcp.
+fn published_over_tcp(bed: &Bed) -> Result<Value> {
+    #[rustfmt::skip]
+    let report = bed.publish(&["--mode", "auto", "--brokers", BROKER, "--total-size", "8MiB"])?;
+    assert_eq!(paths(&report), "tcp");
+    assert_eq!(report["messages_acked"], 8192);
+    Ok(report)
+}
+
 /// The packets come in on another interface than the broker looks at.
 fn packets_that_are_not_answered_fail_or_go_over_tcp(bed: &Bed) -> Result<()> {
     let broker =
@@ -73,16 +83,7 @@ fn packets_that_are_not_answered_fail_or_go_over_tcp(bed: &Bed) -> Result<()> {
     let mut only_xdp = bed.publisher(&[
         "--mode", "xdp", "--brokers", BROKER, "--total-size", "1MiB", "--timeout", "5"]);
     bed.refuses("xdp path fails", &mut only_xdp);
-    let report = bed.publish(&[
-        "--mode",
-        "auto",
-        "--brokers",
-        BROKER,
-        "--total-size",
-        "8MiB",
-    ])?;
-    assert_eq!(paths(&report), "tcp");
-    assert_eq!(report["messages_acked"], 8192);
+    published_over_tcp(bed)?;
     broker.stop()?;
     Ok(())
 }
@@ -91,17 +92,8 @@ fn packets_that_are_not_answered_fail_or_go_over_tcp(bed: &Bed) -> Result<()> {
 fn a_path_that_dies_at_once_falls_back_to_tcp(bed: &Bed) -> Result<()> {
     let broker = bed.start_broker(&XDP)?;
     bed.broker_ip(&["link", "set", "eth0", "mtu", "1000"])?;
-    let report = bed.publish(&[
-        "--mode",
-        "auto",
-        "--brokers",
-        BROKER,
-        "--total-size",
-        "8MiB",
-    ])?;
-    assert_eq!(paths(&report), "tcp");
+    let report = published_over_tcp(bed)?;
     assert_eq!(report["brokers"][0]["streams"][0]["moves"], 1);
-    assert_eq!(report["messages_acked"], 8192);
     broker.stop()?;
     Ok(())
 }

@@ -1,8 +1,5 @@
 //! Runs of the lab over the xdp path, verified byte for byte.
 
-use std::fs;
-use std::io::Write;
-
 use anyhow::{Context, Result};
 use penstock_e2e::bed::Bed;
 use penstock_e2e::lab::{assert_path, assert_verified, brokers};
@@ -120,19 +117,8 @@ fn small_messages_without_acks(bed: &Bed) -> Result<()> {
     Ok(())
 }
 
-/// Lines of different lengths, and empty ones.
 fn a_real_file(bed: &Bed) -> Result<()> {
-    let mut rng = fastrand::Rng::with_seed(1);
-    let path = bed.file("input");
-    let mut file = std::io::BufWriter::new(fs::File::create(&path)?);
-    for _ in 0..LINES {
-        let line: Vec<u8> = (0..rng.usize(..160))
-            .map(|_| rng.alphanumeric() as u8)
-            .collect();
-        file.write_all(&line)?;
-        file.write_all(b"\n")?;
-    }
-    drop(file);
+    let path = bed.file_of_lines(LINES)?;
     let input = path.to_str().context("a plain path")?;
     let report = verified(bed, &["--brokers", "2", "--input", input], 2)?;
     assert_eq!(report["messages_in_logs"], LINES);

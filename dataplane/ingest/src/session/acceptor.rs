@@ -339,13 +339,13 @@ impl<A: Admit> Acceptor<A> {
 
     /// Drops the oldest pending connection of the site and host that have most, so that no site alone can
     /// displace others.
-    fn evict_pending(&mut self, newcomer: &Tenant) {
+    fn evict_pending(&mut self, tenant: &Tenant) {
         let handshakes = &self.handshakes;
         let check = |id: &HandshakeId| match id.is_pending(handshakes) {
             true => Use::Unused,
             false => Use::Gone,
         };
-        let evicted = self.pending.evict(newcomer, Exceeded::Total, check);
+        let evicted = self.pending.evict(tenant, Exceeded::Total, check);
         if let Some((_, id)) = evicted {
             Counters::count(&self.shared.counters.handshake_evictions);
             self.close(id.key);

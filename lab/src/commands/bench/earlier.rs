@@ -39,20 +39,12 @@ mod tests {
     use crate::report::model::BenchContender;
     use penstock_testbed::settings::{Profile, XdpMode};
 
-    fn contender(kind: Kind) -> Contender {
-        Contender {
-            kind,
-            streams: 1,
-            brokers: 1,
-        }
-    }
-
     fn measured(kind: Kind, rates: &[f64]) -> BenchContender {
         let mut tally = Tally::new(None);
         for rate in rates {
             tally.add(Ok(Figures::from([(bench_figures::PAYLOAD, *rate)])));
         }
-        tally.report(&contender(kind))
+        tally.report(&Contender::of(kind))
     }
 
     fn full_speed_case() -> BenchCase {
@@ -79,7 +71,8 @@ mod tests {
             let mut cases = plan::cases(&[flags::Group::Latency]).into_iter();
             cases.find(|case| case.mtu == mtu).unwrap()
         };
-        let chosen = |mtu| in_better_mode(contender(Kind::Xdp(None)), &case(mtu), &earlier).kind;
+        let chosen =
+            |mtu| in_better_mode(Contender::of(Kind::Xdp(None)), &case(mtu), &earlier).kind;
         assert_eq!(chosen(1500), Kind::Xdp(Some(XdpMode::Native)));
         assert_eq!(chosen(9000), Kind::Xdp(None));
         assert_eq!(slower_path(&case(1500), &earlier), Some(450.0));

@@ -56,7 +56,8 @@ pub struct Contender {
 }
 
 impl Contender {
-    fn of(kind: Kind) -> Self {
+    /// One stream to one broker.
+    pub fn of(kind: Kind) -> Self {
         Self {
             kind,
             streams: 1,

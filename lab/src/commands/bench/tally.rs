@@ -138,14 +138,6 @@ mod tests {
     use super::*;
     use crate::commands::bench::plan::Kind;
 
-    fn contender(kind: Kind) -> Contender {
-        Contender {
-            kind,
-            streams: 1,
-            brokers: 1,
-        }
-    }
-
     #[test]
     fn failed_runs_do_not_count_and_three_end_it() {
         let mut tally = Tally::new(None);
@@ -156,7 +148,7 @@ mod tests {
         assert!(!tally.is_out());
         tally.add(Err("and again".to_owned()));
         assert!(tally.is_out());
-        let report = tally.report(&contender(Kind::Tcp));
+        let report = tally.report(&Contender::of(Kind::Tcp));
         assert_eq!(report.figures[bench_figures::PAYLOAD].runs, [1.0]);
         assert_eq!(report.failures, ["it fell back", "again", "and again"]);
         assert!(Tally::new(Some("absent".to_owned())).is_out());
