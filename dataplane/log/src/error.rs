@@ -73,6 +73,16 @@ pub enum OpenError {
     /// The broker does not wait for readers of this log.
     #[error("{path}: no such file, because the broker of this log does not wait for readers; start it with --full block, or read without registering", path = .0.display())]
     NoRegistry(PathBuf),
+    /// The log has not come as far as the batch to start at: it is not the log that it was.
+    #[error("{path}: the log has {batches} batches, so it has no batch {index}: it was deleted and created anew; start at the oldest batch", path = .path.display())]
+    Beyond {
+        /// The log.
+        path: PathBuf,
+        /// Index of the batch to start at.
+        index: u64,
+        /// Batches that were committed since the log was created.
+        batches: u64,
+    },
     /// All reader slots are taken.
     #[error("{path}: all {slots} reader slots are taken; end a reader, or read without registering", path = .path.display())]
     TooManyReaders {

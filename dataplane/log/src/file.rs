@@ -410,12 +410,11 @@ impl Log {
         }
     }
 
+    pub(super) fn mapping(&self) -> &Mapping {
+        &self.mapping
+    }
+
     pub(super) fn payload(&self, position: u64) -> *mut u8 {
-        // SAFETY: `offset_of` lies inside the mapping for every position.
-        unsafe {
-            self.mapping
-                .base()
-                .add(self.mapping.geometry.offset_of(position))
-        }
+        self.mapping.payload_at(position)
     }
 }

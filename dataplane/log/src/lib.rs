@@ -69,6 +69,8 @@ mod allocation;
 #[cfg(all(test, not(loom)))]
 mod crash_tests;
 #[cfg(not(loom))]
+mod cursor;
+#[cfg(not(loom))]
 mod error;
 #[cfg(not(loom))]
 mod file;
@@ -85,9 +87,13 @@ mod reader;
 #[cfg(not(loom))]
 mod recovery;
 #[cfg(not(loom))]
+mod registered_reader;
+#[cfg(not(loom))]
 mod registry;
 #[cfg(not(loom))]
 mod sigbus;
+#[cfg(not(loom))]
+mod span_reader;
 #[cfg(all(test, not(loom)))]
 mod tests;
 #[cfg(not(loom))]
@@ -102,10 +108,12 @@ pub use writers::Writers;
 #[cfg(not(loom))]
 pub use {
     access::Access,
+    cursor::Start,
     error::{OpenError, ReadError},
     file::{FileState, Log, LogOptions, Lost, ReaderInfo, RingFullPolicy},
     mapping::LogInfo,
-    reader::{Batch, ChecksumMismatch, Overwritten, Reader, Start},
+    reader::{Batch, ChecksumMismatch, Overwritten, Reader},
     sigbus::{notify_shortened_logs, report_shortened_logs},
+    span_reader::{Span, SpanReader},
     writer::{Commit, Region, Reservation, Writer},
 };

@@ -14,7 +14,7 @@ use super::allocation::no_space;
 use super::layout::{self, CONTROL_OFFSET, EPOCH_OFFSET, Geometry, INDEX_OFFSET};
 use super::ring::{Control, Ring};
 use super::sigbus::Watched;
-use super::slot::Slot;
+use super::slot::{Descriptor, Slot};
 use super::writer_lock;
 
 /// Figures of a log.
@@ -132,6 +132,28 @@ impl Mapping {
             readers: None,
             watermarks: &[],
         }
+    }
+
+    /// Where the byte at `position` lies.
+    pub(super) fn payload_at(&self, position: u64) -> *mut u8 {
+        // SAFETY: `offset_of` lies inside the mapping for every position.
+        unsafe { self.base().add(self.geometry.offset_of(position)) }
+    }
+
+    /// Copies the payload of a batch that [`Geometry::may_hold`]; returns whether no writer touched it meanwhile.
+    pub(super) fn copy_payload(&self, batch: &Descriptor, into: &mut Vec<u8>) -> bool {
+        let len = batch.payload_len as usize;
+        into.clear();
+        into.reserve(len);
+        // SAFETY: the batch lies inside one segment of the mapping, as the caller checked, and `into` has room for
+        // it. A writer may be overwriting the bytes: then the copy is garbage, which `is_whole` detects, and
+        // it is not used. Any bytes are valid `u8`s.
+        unsafe {
+            into.as_mut_ptr()
+                .copy_from_nonoverlapping(self.payload_at(batch.position), len);
+            into.set_len(len);
+        }
+        self.ring().is_whole(batch.position)
     }
 
     pub(super) fn is_written(&self) -> io::Result<bool> {

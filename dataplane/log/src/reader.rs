@@ -1,26 +1,15 @@
 //! The reader: follows the frontier from any process, and never returns a torn batch.
 
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::atomic::Ordering;
 
 use penstock_wire::batch;
 use thiserror::Error;
 
+use super::cursor::{Cursor, Next, Start};
 use super::mapping::{LogInfo, Mapping};
-use super::registry::Registry;
-use super::ring::FREE;
-use super::slot::{Descriptor, Found, Totals};
+use super::registered_reader::RegisteredReader;
+use super::slot::Descriptor;
 use super::{OpenError, ReadError};
-
-/// Where a reader starts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Start {
-    /// At the oldest batch in the log.
-    Oldest,
-    /// Behind the newest batch.
-    End,
-}
 
 /// A committed batch, as a reader sees it.
 #[derive(Debug, Clone, Copy)]
@@ -92,33 +81,10 @@ impl Batch<'_> {
 #[derive(Debug)]
 pub struct Reader {
     mapping: Mapping,
-    registered: Option<Registered>,
-    /// Index of the next batch.
-    next: u64,
-    /// Messages below `next`, to compute how many were lost when lapped.
-    messages_below: u64,
+    registration: Option<RegisteredReader>,
+    cursor: Cursor,
     overwritten: Overwritten,
     copy: Vec<u8>,
-}
-
-/// A reader's slot in the registry.
-#[derive(Debug)]
-struct Registered {
-    registry: Registry,
-    slot: usize,
-    /// The last value written to the slot; `None` if writing failed.
-    announced: Option<u64>,
-}
-
-impl Registered {
-    /// Announces that batches from `cursor` on are needed; returns whether that was written.
-    fn announce(&mut self, cursor: u64) -> bool {
-        if self.announced != Some(cursor) {
-            let written = self.registry.announce(self.slot, cursor);
-            self.announced = written.is_ok().then_some(cursor);
-        }
-        self.announced.is_some()
-    }
 }
 
 /// Totals of a log that have been overwritten.
@@ -132,45 +98,25 @@ pub struct Overwritten {
     pub payload_bytes: u64,
 }
 
-/// The position of a batch whose bytes are not validated yet.
-enum Next {
-    Here(Descriptor, Totals),
-    NotYet,
-    Overwritten,
-    Damaged,
-}
-
 impl Reader {
     /// Maps the log at `path`, read-only.
     ///
     /// # Errors
-    /// [`OpenError`] when there is no such file or it is no log of this version.
+    /// [`OpenError`] when there is no such file, it is no log of this version, or it has no such batch.
     pub fn open(path: &Path, start: Start) -> Result<Self, OpenError> {
         let mapping = Mapping::open_read_only(path)?;
-        let mut reader = Self {
+        let (cursor, oldest, below) = Cursor::new(&mapping, start)?;
+        Ok(Self {
             mapping,
-            registered: None,
-            next: 0,
-            messages_below: 0,
-            overwritten: Overwritten::default(),
+            registration: None,
+            cursor,
+            overwritten: Overwritten {
+                batches: oldest,
+                messages: below.messages,
+                payload_bytes: below.payload_bytes,
+            },
             copy: Vec::new(),
-        };
-        let (oldest, below) = reader.oldest_from(0);
-        reader.overwritten = Overwritten {
-            batches: oldest,
-            messages: below.messages,
-            payload_bytes: below.payload_bytes,
-        };
-        match start {
-            Start::Oldest => {
-                (reader.next, reader.messages_below) = (oldest, below.messages);
-            }
-            Start::End => {
-                let info = reader.mapping.info();
-                (reader.next, reader.messages_below) = (info.batches, info.messages);
-            }
-        }
-        Ok(reader)
+        })
     }
 
     /// Makes a broker with `--full block` wait for this reader. Needs write permission for the
@@ -180,16 +126,8 @@ impl Reader {
     /// # Errors
     /// [`OpenError`] when there is no registry, or it cannot be written or is full.
     pub fn register(&mut self) -> Result<(), OpenError> {
-        if self.registered.is_none() {
-            let about = self.mapping.file.metadata();
-            let about = about.map_err(OpenError::io("look at", &self.mapping.path))?;
-            let registry = Registry::open(&self.mapping.path, about.uid())?;
-            let slot = registry.register(self.next, self.epoch())?;
-            self.registered = Some(Registered {
-                registry,
-                slot,
-                announced: Some(self.next),
-            });
+        if self.registration.is_none() {
+            self.registration = Some(RegisteredReader::new(&self.mapping, self.cursor.next)?);
         }
         Ok(())
     }
@@ -203,31 +141,27 @@ impl Reader {
     // Named as what it does; an Iterator cannot lend from itself.
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Result<Option<Batch<'_>>, ReadError> {
-        let index = self.next;
+        let index = self.cursor.next;
         let is_waited_for = self
-            .registered
+            .registration
             .as_mut()
-            .is_some_and(|registered| registered.announce(index));
-        let found = self.find(index);
+            .is_some_and(|registration| registration.announce(index));
+        let found = self.cursor.find(&self.mapping);
         if is_waited_for && !matches!(found, Next::NotYet) && self.is_evicted() {
-            self.registered = None;
+            self.registration = None;
             return Err(ReadError::Evicted);
         }
         let (descriptor, totals) = match found {
             Next::Here(descriptor, totals) => (descriptor, totals),
             Next::NotYet => return Ok(None),
-            Next::Overwritten => return Err(self.skip_lost()),
-            Next::Damaged => {
-                self.next += 1;
-                return Err(ReadError::Damaged { index });
-            }
+            Next::Overwritten => return Err(self.cursor.skip_lost(&self.mapping)),
+            Next::Damaged => return Err(self.cursor.skip_damaged()),
         };
         let lent = is_waited_for && self.mapping.ring().can_borrow(descriptor.position);
-        if !lent && !self.copy_payload(&descriptor) {
-            return Err(self.skip_lost());
+        if !lent && !self.mapping.copy_payload(&descriptor, &mut self.copy) {
+            return Err(self.cursor.skip_lost(&self.mapping));
         }
-        self.next += 1;
-        self.messages_below = totals.messages;
+        self.cursor.advance(totals);
         Ok(Some(self.batch(index, &descriptor, lent)))
     }
 
@@ -250,59 +184,9 @@ impl Reader {
         self.overwritten
     }
 
-    fn epoch(&self) -> u64 {
-        self.mapping.epoch().load(Ordering::Acquire)
-    }
-
-    /// Whether the broker has evicted this reader. Only a broker that lets no reader borrow payload
-    /// evicts.
     fn is_evicted(&self) -> bool {
-        let evicted = |registered: &Registered| {
-            let asked = registered
-                .registry
-                .is_evicted(registered.slot, self.epoch());
-            // If the notice cannot be read, the reader is lapped at worst.
-            asked.unwrap_or(false)
-        };
-        self.mapping.ring().lends_nothing() && self.registered.as_ref().is_some_and(evicted)
-    }
-
-    fn find(&self, index: u64) -> Next {
-        let ring = self.mapping.ring();
-        if index >= ring.frontier() {
-            return Next::NotYet;
-        }
-        match ring.slot(index).read(index) {
-            Found::Published(d, totals) if ring.geometry.may_hold(&d) => Next::Here(d, totals),
-            Found::Published(..) | Found::Damaged => Next::Damaged,
-            // It is below the frontier, so it was committed: a writer is overwriting it.
-            Found::NotYet | Found::Overwritten => Next::Overwritten,
-        }
-    }
-
-    fn copy_payload(&mut self, d: &Descriptor) -> bool {
-        let len = d.payload_len as usize;
-        self.copy.clear();
-        self.copy.reserve(len);
-        // SAFETY: `find` ensures that the batch lies inside one segment of the mapping, and `copy` has room for
-        // it. A writer may be overwriting the bytes: then the copy is garbage, which `is_whole` detects, and
-        // it is not returned. Any bytes are valid `u8`s.
-        unsafe {
-            self.copy
-                .as_mut_ptr()
-                .copy_from_nonoverlapping(self.payload_at(d.position), len);
-            self.copy.set_len(len);
-        }
-        self.mapping.ring().is_whole(d.position)
-    }
-
-    fn payload_at(&self, position: u64) -> *const u8 {
-        // SAFETY: `offset_of` lies inside the mapping for every position.
-        unsafe {
-            self.mapping
-                .base()
-                .add(self.mapping.geometry.offset_of(position))
-        }
+        let registration = self.registration.as_ref();
+        registration.is_some_and(|registration| registration.is_evicted(&self.mapping))
     }
 
     fn batch(&self, index: u64, d: &Descriptor, lent: bool) -> Batch<'_> {
@@ -311,7 +195,10 @@ impl Reader {
             // self. `can_borrow` said that no writer has been granted this memory, and none will be
             // before the cursor moves, which takes `&mut self` and so ends this borrow.
             true => unsafe {
-                std::slice::from_raw_parts(self.payload_at(d.position), d.payload_len as usize)
+                std::slice::from_raw_parts(
+                    self.mapping.payload_at(d.position),
+                    d.payload_len as usize,
+                )
             },
             false => &self.copy[..],
         };
@@ -324,60 +211,6 @@ impl Reader {
             checksum: d.checksum,
             arrival_unix_ns: d.arrival_unix_ns,
             payload,
-        }
-    }
-
-    /// Moves to the oldest batch that is still whole, and returns what was skipped.
-    fn skip_lost(&mut self) -> ReadError {
-        let (next, below) = self.oldest_from(self.next + 1);
-        let lost = ReadError::Lapped {
-            batches: next - self.next,
-            messages: below.messages.saturating_sub(self.messages_below),
-        };
-        (self.next, self.messages_below) = (next, below.messages);
-        lost
-    }
-
-    /// The oldest whole batch from `index` on, and the totals below it.
-    fn oldest_from(&self, index: u64) -> (u64, Totals) {
-        let ring = self.mapping.ring();
-        let mut index = index;
-        loop {
-            let frontier = ring.frontier();
-            index = index.max(frontier.saturating_sub(ring.geometry.index_slots()));
-            if index >= frontier {
-                let info = self.mapping.info();
-                if info.batches <= index {
-                    let below = Totals {
-                        messages: info.messages,
-                        payload_bytes: info.payload_bytes,
-                    };
-                    return (info.batches, below);
-                }
-                continue;
-            }
-            if let Next::Here(descriptor, totals) = self.find(index)
-                && ring.is_whole(descriptor.position)
-            {
-                // Totals are not covered by the check word: a damaged file may have too small ones.
-                let below = Totals {
-                    messages: totals.messages.saturating_sub(descriptor.messages.into()),
-                    payload_bytes: totals
-                        .payload_bytes
-                        .saturating_sub(descriptor.message_bytes()),
-                };
-                return (index, below);
-            }
-            index += 1;
-        }
-    }
-}
-
-impl Drop for Reader {
-    fn drop(&mut self) {
-        if let Some(Registered { registry, slot, .. }) = &self.registered {
-            // Best effort: the broker frees the slots of dead readers.
-            let _ = registry.announce(*slot, FREE);
         }
     }
 }

@@ -1,5 +1,7 @@
 //! The shared buffer against a plain reference, across threads, and after crashes of its writer.
 
+mod starts;
+
 use std::collections::HashMap;
 use std::fs::{self, OpenOptions};
 use std::os::fd::AsRawFd;

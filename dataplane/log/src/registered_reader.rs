@@ -1,0 +1,63 @@
+//! A reader's slot in the registry: what a broker with `--full block` waits for.
+
+use std::os::unix::fs::MetadataExt;
+use std::sync::atomic::Ordering;
+
+use super::OpenError;
+use super::mapping::Mapping;
+use super::registry::Registry;
+use super::ring::FREE;
+
+/// A registered reader. Dropping it frees the slot.
+#[derive(Debug)]
+pub(super) struct RegisteredReader {
+    registry: Registry,
+    slot: usize,
+    /// The last value written to the slot; `None` if writing failed.
+    announced: Option<u64>,
+}
+
+impl RegisteredReader {
+    /// Registers a reader that needs all batches from `cursor` on.
+    pub(super) fn new(mapping: &Mapping, cursor: u64) -> Result<Self, OpenError> {
+        let about = mapping.file.metadata();
+        let about = about.map_err(OpenError::io("look at", &mapping.path))?;
+        let registry = Registry::open(&mapping.path, about.uid())?;
+        let slot = registry.register(cursor, epoch(mapping))?;
+        Ok(Self {
+            registry,
+            slot,
+            announced: Some(cursor),
+        })
+    }
+
+    /// Announces that batches from `cursor` on are needed; returns whether that was written.
+    pub(super) fn announce(&mut self, cursor: u64) -> bool {
+        if self.announced != Some(cursor) {
+            let written = self.registry.announce(self.slot, cursor);
+            self.announced = written.is_ok().then_some(cursor);
+        }
+        self.announced.is_some()
+    }
+
+    /// Whether the broker has evicted the reader. Only a broker that lets no reader borrow payload evicts.
+    pub(super) fn is_evicted(&self, mapping: &Mapping) -> bool {
+        // If the notice cannot be read, the reader is lapped at worst.
+        mapping.ring().lends_nothing()
+            && self
+                .registry
+                .is_evicted(self.slot, epoch(mapping))
+                .unwrap_or(false)
+    }
+}
+
+impl Drop for RegisteredReader {
+    fn drop(&mut self) {
+        // Best effort: the broker frees the slots of dead readers.
+        let _ = self.registry.announce(self.slot, FREE);
+    }
+}
+
+fn epoch(mapping: &Mapping) -> u64 {
+    mapping.epoch().load(Ordering::Acquire)
+}

@@ -1,0 +1,123 @@
+//! A reader inside the broker that names batches by their place in the file, so that the kernel can send them from
+//! there, and that releases them when the remote subscriber has them.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use super::cursor::{Cursor, Next, Start};
+use super::registered_reader::RegisteredReader;
+use super::slot::Descriptor;
+use super::{Log, OpenError, ReadError};
+
+/// A committed batch where it lies in the log's file.
+#[derive(Debug, Clone, Copy)]
+pub struct Span {
+    /// Position in the log, rising by one.
+    pub index: u64,
+    /// What the log keeps about the batch.
+    pub descriptor: Descriptor,
+    /// Offset of the payload in the file, bytes.
+    pub file_offset: u64,
+}
+
+/// Reads the batches of an open log, in the order of their commit, without touching their payload.
+#[derive(Debug)]
+pub struct SpanReader {
+    log: Arc<Log>,
+    registration: Option<RegisteredReader>,
+    cursor: Cursor,
+}
+
+impl SpanReader {
+    /// A reader of `log`; a registered one makes the log wait for [`Self::release`].
+    ///
+    /// # Errors
+    /// [`OpenError`] if the log has no such batch, or the reader cannot be registered.
+    pub fn new(log: Arc<Log>, start: Start, is_registered: bool) -> Result<Self, OpenError> {
+        let (cursor, ..) = Cursor::new(log.mapping(), start)?;
+        let register = || RegisteredReader::new(log.mapping(), cursor.next);
+        let registration = is_registered.then(register).transpose()?;
+        Ok(Self {
+            log,
+            registration,
+            cursor,
+        })
+    }
+
+    /// The log.
+    #[must_use]
+    pub fn log(&self) -> &Log {
+        &self.log
+    }
+
+    /// The log's file, which a [`Span`] lies in.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.log.mapping().file
+    }
+
+    /// Index of the batch that [`Self::next`] returns, or skips.
+    #[must_use]
+    pub fn next_index(&self) -> u64 {
+        self.cursor.next
+    }
+
+    /// Whether there is no batch to read yet.
+    #[must_use]
+    pub fn is_caught_up(&self) -> bool {
+        matches!(self.cursor.find(self.log.mapping()), Next::NotYet)
+    }
+
+    /// The next batch, or `None` if there is none yet. Never blocks. Its bytes may be overwritten at any time, unless
+    /// the reader is registered and the batch not released: [`Self::is_whole`] tells afterwards.
+    ///
+    /// # Errors
+    /// [`ReadError`] says what was skipped; the next call continues after it.
+    // Named as the reader's; an iterator would end where this waits.
+    #[allow(clippy::should_implement_trait)]
+    pub fn next(&mut self) -> Result<Option<Span>, ReadError> {
+        let mapping = self.log.mapping();
+        let is_evicted = |registration: &RegisteredReader| registration.is_evicted(mapping);
+        let found = self.cursor.find(mapping);
+        if !matches!(found, Next::NotYet) && self.registration.as_ref().is_some_and(is_evicted) {
+            self.registration = None;
+            return Err(ReadError::Evicted);
+        }
+        match found {
+            Next::NotYet => Ok(None),
+            Next::Overwritten => Err(self.cursor.skip_lost(self.log.mapping())),
+            Next::Damaged => Err(self.cursor.skip_damaged()),
+            Next::Here(descriptor, _) if !mapping.ring().is_whole(descriptor.position) => {
+                Err(self.cursor.skip_lost(mapping))
+            }
+            Next::Here(descriptor, totals) => {
+                let span = Span {
+                    index: self.cursor.next,
+                    descriptor,
+                    file_offset: mapping.geometry.offset_of(descriptor.position) as u64,
+                };
+                self.cursor.advance(totals);
+                Ok(Some(span))
+            }
+        }
+    }
+
+    /// The payload of a span, to be copied. A writer may be overwriting it: check [`Self::is_whole`] afterwards.
+    #[must_use]
+    pub fn copy_payload(&self, span: &Span, into: &mut Vec<u8>) -> bool {
+        self.log.mapping().copy_payload(&span.descriptor, into)
+    }
+
+    /// Whether the payload of a span has not been overwritten until now.
+    #[must_use]
+    pub fn is_whole(&self, span: &Span) -> bool {
+        self.log.mapping().ring().is_whole(span.descriptor.position)
+    }
+
+    /// Lets the log overwrite all batches below `needed_from`; a no-op if the reader is not registered.
+    pub fn release(&mut self, needed_from: u64) {
+        if let Some(registration) = &mut self.registration {
+            registration.announce(needed_from);
+        }
+    }
+}
