@@ -16,7 +16,9 @@ use penstock_wire::auth_handshake::{
     AUTH_RESPONSE_LEN, AuthResponse, SEAL_LEN, SEALED_WELCOME_LEN, SealedHello, SealedWelcome,
 };
 use penstock_wire::batch::{Header, payload_checksum};
-use penstock_wire::handshake::{Answer, Hello, Offer, Refusal, Request, WELCOME_LEN, Welcome};
+use penstock_wire::handshake::{
+    Answer, Hello, Offer, Purpose, Refusal, Request, WELCOME_LEN, Welcome,
+};
 use penstock_wire::message::{Messages, append};
 use penstock_wire::packet::TAG_LEN;
 use penstock_wire::reply::{self, Fault, Parsed, REPLY_LEN};
@@ -177,7 +179,8 @@ impl Broker {
         packet_auth: bool,
     ) -> Result<(TcpStream, Offer, [u8; 32]), Refused> {
         let (mut socket, mut channel) = self.authenticate(key)?;
-        let question = SealedHello::new(request, topic, packet_auth).unwrap();
+        let question =
+            SealedHello::new(&Purpose::Publish(request.clone()), topic, packet_auth).unwrap();
         socket
             .write_all(&channel.seal(question.as_bytes()))
             .unwrap();
@@ -270,7 +273,7 @@ fn a_recorded_opening_takes_nothing_over() {
         .finish(&AuthResponse::read_from_bytes(&answer).unwrap())
         .unwrap();
     let question = channel.seal(
-        SealedHello::new(&request(), "trades.a", false)
+        SealedHello::new(&Purpose::Publish(request()), "trades.a", false)
             .unwrap()
             .as_bytes(),
     );

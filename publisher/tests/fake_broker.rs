@@ -36,7 +36,8 @@ impl Peer {
         socket.set_read_timeout(Some(TIMEOUT)).unwrap();
         let mut hello = [0; HELLO_LEN];
         socket.read_exact(&mut hello).unwrap();
-        let (topic_len, request) = Hello::read_from_bytes(&hello).unwrap().parse().unwrap();
+        let (topic_len, purpose) = Hello::read_from_bytes(&hello).unwrap().parse().unwrap();
+        let request = purpose.into_request().unwrap();
         let mut topic = vec![0; topic_len];
         socket.read_exact(&mut topic).unwrap();
         let topic = String::from_utf8(topic).unwrap();
@@ -631,7 +632,9 @@ fn a_broker_that_takes_connections_but_no_batches_is_given_up() {
                         .unwrap()
                         .parse()
                         .unwrap()
-                        .1,
+                        .1
+                        .into_request()
+                        .unwrap(),
                 };
                 peer.welcome();
             }

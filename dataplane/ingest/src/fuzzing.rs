@@ -25,7 +25,7 @@ pub fn framing(data: &[u8]) {
         match handshake.advance(len, None) {
             Ok(Step::NeedMore) => {}
             Ok(Step::Send(_)) => unreachable!("there are no keys"),
-            Ok(Step::Request(_, topic)) => {
+            Ok(Step::Open(_, topic)) => {
                 assert!((1..=MAX_TOPIC_LEN).contains(&topic.len()));
                 assert!(!topic.starts_with('.') && !topic.contains('/'));
                 break;
@@ -83,7 +83,7 @@ pub fn opening(data: &[u8]) {
             Ok(Step::NeedMore) => {}
             // The first message alone may be a recorded one; what follows belongs to another handshake.
             Ok(Step::Send(_)) => assert_eq!(sent[..AUTH_INIT_LEN], *init.as_bytes()),
-            Ok(Step::Request(..)) => panic!("opened without a key"),
+            Ok(Step::Open(..)) => panic!("opened without a key"),
             Err(_) => return,
         }
         assert!(handshake.grant().is_none());

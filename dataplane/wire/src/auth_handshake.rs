@@ -7,7 +7,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::VERSION;
 use super::handshake::{
-    BadTopic, Hello, HelloError, MAX_TOPIC_LEN, Request, WELCOME_LEN, check_topic,
+    BadTopic, Hello, HelloError, MAX_TOPIC_LEN, Purpose, WELCOME_LEN, check_topic,
 };
 
 /// First four bytes of a [`AuthInit`], and of the [`AuthResponse`].
@@ -174,34 +174,34 @@ fn check(version: U16, reserved: [u8; 2]) -> Result<(), AuthHandshakeError> {
 }
 
 impl SealedHello {
-    /// Asks for `request` on a topic whose name [`check_topic`] allows.
+    /// Opens a connection for `purpose` on a topic whose name [`check_topic`] allows.
     ///
     /// # Errors
     /// [`BadTopic`] for another name.
-    pub fn new(request: &Request, topic: &str, packet_auth: bool) -> Result<Self, BadTopic> {
+    pub fn new(purpose: &Purpose, topic: &str, packet_auth: bool) -> Result<Self, BadTopic> {
         check_topic(topic.as_bytes())?;
         let mut name = [0; MAX_TOPIC_LEN];
         name[..topic.len()].copy_from_slice(topic.as_bytes());
         Ok(Self {
-            hello: Hello::new(request, topic.len()),
+            hello: Hello::for_purpose(purpose, topic.len()),
             packet_auth: packet_auth.into(),
             reserved: [0; 7],
             topic: name,
         })
     }
 
-    /// What is asked for, on which topic, and whether packets are to be authenticated.
+    /// What the connection is for, on which topic, and whether packets and frames are to be authenticated.
     ///
     /// # Errors
     /// [`AuthHandshakeError`] says what cannot be served.
-    pub fn parse(&self) -> Result<(Request, &str, bool), AuthHandshakeError> {
-        let (topic_len, request) = self.hello.parse()?;
+    pub fn parse(&self) -> Result<(Purpose, &str, bool), AuthHandshakeError> {
+        let (topic_len, purpose) = self.hello.parse()?;
         let (topic, padding) = self.topic.split_at(topic_len);
         if self.packet_auth > 1 || self.reserved != [0; 7] || padding.iter().any(|byte| *byte != 0)
         {
             return Err(AuthHandshakeError::Reserved);
         }
-        Ok((request, check_topic(topic)?, self.packet_auth == 1))
+        Ok((purpose, check_topic(topic)?, self.packet_auth == 1))
     }
 }
 
@@ -222,14 +222,20 @@ mod tests {
     use crate::handshake::tests::request;
     use proptest::prelude::*;
 
+    fn publish() -> Purpose {
+        Purpose::Publish(request())
+    }
+
     #[test]
     fn sealed_hellos_have_one_length_and_round_trip() {
         for topic in ["t", &"x".repeat(MAX_TOPIC_LEN)] {
-            let question = SealedHello::new(&request(), topic, true).unwrap();
-            assert_eq!(question.as_bytes().len() + SEAL_LEN, SEALED_HELLO_LEN);
-            assert_eq!(question.parse(), Ok((request(), topic, true)));
+            for purpose in [publish(), Purpose::Subscribe] {
+                let question = SealedHello::new(&purpose, topic, true).unwrap();
+                assert_eq!(question.as_bytes().len() + SEAL_LEN, SEALED_HELLO_LEN);
+                assert_eq!(question.parse(), Ok((purpose, topic, true)));
+            }
         }
-        assert!(SealedHello::new(&request(), "../etc", false).is_err());
+        assert!(SealedHello::new(&publish(), "../etc", false).is_err());
         assert_eq!((SEALED_HELLO_LEN, SEALED_WELCOME_LEN), (200, 104));
         assert_eq!((AUTH_INIT_LEN, AUTH_RESPONSE_LEN), (72, 56));
     }
@@ -247,7 +253,7 @@ mod tests {
         let version = AuthHandshakeError::Version { theirs: 9 };
         assert_eq!(with(4).parse().unwrap_err(), version);
         assert_eq!(with(6).parse().unwrap_err(), AuthHandshakeError::Reserved);
-        let question = SealedHello::new(&request(), "ab", false).unwrap();
+        let question = SealedHello::new(&publish(), "ab", false).unwrap();
         for offset in [50, 58] {
             let mut bytes: [u8; 184] = question.as_bytes().try_into().unwrap();
             bytes[offset] ^= 1;
@@ -263,7 +269,7 @@ mod tests {
             let _ = AuthResponse::read_from_bytes(&answer).unwrap().parse();
             let mut question = question;
             if good_hello {
-                question[..56].copy_from_slice(&SealedHello::new(&request(), "t", false).unwrap().as_bytes()[..56]);
+                question[..56].copy_from_slice(&SealedHello::new(&publish(), "t", false).unwrap().as_bytes()[..56]);
             }
             let _ = SealedHello::read_from_bytes(&question).unwrap().parse();
         }

@@ -1,7 +1,7 @@
 //! Opening a session: the publisher's [`Hello`] and the broker's [`Welcome`].
 //!
 //! ```
-//! use penstock_wire::handshake::{AckLevel, Answer, Hello, Offer, OrderLevel, Path, Request, Welcome};
+//! use penstock_wire::handshake::{AckLevel, Answer, Hello, Offer, OrderLevel, Path, Purpose, Request, Welcome};
 //!
 //! let request = Request {
 //!     session: 0,
@@ -15,8 +15,7 @@
 //!     max_datagram: 0,
 //! };
 //! let hello = Hello::new(&request, "trades".len());
-//! let (topic_len, asked) = hello.parse()?;
-//! assert_eq!((topic_len, asked), (6, request));
+//! assert_eq!(hello.parse()?, (6, Purpose::Publish(request)));
 //!
 //! let offer = Offer { session: 0xc0ffee, max_payload: 1 << 20, committed: 0, datagrams: None };
 //! assert_eq!(Welcome::accept(offer).parse().unwrap(), Answer::Accepted(offer));
@@ -44,7 +43,10 @@ pub const MAX_STREAMS: u32 = 1024;
 /// Limit of the number of batches in a stream, which no stream can reach in practice.
 const MAX_BATCHES: u64 = 1 << 62;
 
-/// First bytes of a connection, from publisher to broker; the topic's name follows.
+/// The path field of a subscriber's hello.
+const SUBSCRIBE: u8 = 2;
+
+/// First bytes of a connection, from publisher or subscriber to broker; the topic's name follows.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct Hello {
@@ -62,6 +64,26 @@ pub struct Hello {
     resume_from: U64,
     max_datagram: U32,
     reserved_too: [u8; 4],
+}
+
+/// What a connection is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Purpose {
+    /// To open a stream.
+    Publish(Request),
+    /// To read the topic; see [`crate::delivery`].
+    Subscribe,
+}
+
+impl Purpose {
+    /// The stream that is requested, if any.
+    #[must_use]
+    pub fn into_request(self) -> Option<Request> {
+        match self {
+            Self::Publish(request) => Some(request),
+            Self::Subscribe => None,
+        }
+    }
 }
 
 /// What a publisher asks for when it opens a stream.
@@ -118,7 +140,7 @@ impl TryFrom<u8> for Path {
             _ => Err(UnsupportedLevel {
                 what: "path",
                 asked: path.to_string(),
-                supported: "0 (tcp), 1 (xdp)",
+                supported: "0 (tcp), 1 (xdp), 2 (subscribe)",
             }),
         }
     }
@@ -321,17 +343,54 @@ impl Hello {
         }
     }
 
+    /// The hello of a subscriber to a topic whose name has `topic_len` bytes.
+    ///
+    /// Brokers that serve publishers only refuse it with [`Refusal::Unsupported`].
+    ///
+    /// # Panics
+    /// As [`Self::new`].
+    #[must_use]
+    pub fn for_subscriber(topic_len: usize) -> Self {
+        let request = Request {
+            session: 0,
+            stream: 0,
+            streams: 1,
+            ack: AckLevel::None,
+            order: OrderLevel::PerStream,
+            max_payload: 0,
+            path: Path::Tcp,
+            resume_from: None,
+            max_datagram: 0,
+        };
+        Self {
+            path: SUBSCRIBE,
+            ..Self::new(&request, topic_len)
+        }
+    }
+
+    /// The hello of a connection for `purpose`.
+    ///
+    /// # Panics
+    /// As [`Self::new`].
+    #[must_use]
+    pub fn for_purpose(purpose: &Purpose, topic_len: usize) -> Self {
+        match purpose {
+            Purpose::Publish(request) => Self::new(request, topic_len),
+            Purpose::Subscribe => Self::for_subscriber(topic_len),
+        }
+    }
+
     /// Whether these first bytes of a connection can still become a hello.
     #[must_use]
     pub fn may_start_with(bytes: &[u8]) -> bool {
         bytes.iter().zip(MAGIC).all(|(byte, magic)| *byte == magic)
     }
 
-    /// Length of the topic's name, and the request.
+    /// Length of the topic's name, and what the connection is for.
     ///
     /// # Errors
     /// [`HelloError`] says what cannot be served.
-    pub fn parse(&self) -> Result<(usize, Request), HelloError> {
+    pub fn parse(&self) -> Result<(usize, Purpose), HelloError> {
         if self.magic != MAGIC {
             return Err(HelloError::Magic(self.magic));
         }
@@ -344,6 +403,14 @@ impl Hello {
         if topic_len == 0 || topic_len > MAX_TOPIC_LEN {
             return Err(HelloError::TopicLen(topic_len));
         }
+        let purpose = match self.path {
+            SUBSCRIBE => Purpose::Subscribe,
+            _ => Purpose::Publish(self.parse_request()?),
+        };
+        Ok((topic_len, purpose))
+    }
+
+    fn parse_request(&self) -> Result<Request, HelloError> {
         let (stream, streams) = (self.stream.get(), self.streams.get());
         if streams == 0 || streams > MAX_STREAMS || stream >= streams {
             return Err(HelloError::Streams { stream, streams });
@@ -352,7 +419,7 @@ impl Hello {
         if let Some(acked) = resume_from.filter(|acked| *acked >= MAX_BATCHES) {
             return Err(HelloError::Resume(acked));
         }
-        let request = Request {
+        Ok(Request {
             session: self.session.get(),
             stream,
             streams,
@@ -362,8 +429,7 @@ impl Hello {
             path: self.path.try_into()?,
             resume_from,
             max_datagram: self.max_datagram.get(),
-        };
-        Ok((topic_len, request))
+        })
     }
 }
 
@@ -586,7 +652,9 @@ pub(crate) mod tests {
         let hello = Hello::new(&resumed(), 5);
         assert_eq!((HELLO_LEN, WELCOME_LEN), (48, 56));
         assert!(Hello::may_start_with(&hello.as_bytes()[..3]));
-        assert_eq!(hello.parse(), Ok((5, resumed())));
+        assert_eq!(hello.parse(), Ok((5, Purpose::Publish(resumed()))));
+        let hello = Hello::for_subscriber(7);
+        assert_eq!(hello.parse(), Ok((7, Purpose::Subscribe)));
     }
 
     #[test]
@@ -618,7 +686,7 @@ pub(crate) mod tests {
                 .to_string()
                 .contains("supported: 0 (per stream)")
         );
-        assert!(with(26, 2).to_string().contains("supported: 0 (tcp), 1"));
+        assert!(with(26, 3).to_string().contains("supported: 0 (tcp), 1"));
         assert_eq!(with(39, 0x40), HelloError::Resume(1 << 62));
     }
 

@@ -1,7 +1,8 @@
 //! Message and frame layouts as bytes on the wire and in the log; no I/O, no allocation on views.
 //!
 //! All integers are little-endian. [`batch`] is the unit of transfer, [`message`] is how messages
-//! lie inside a batch, [`handshake`] opens a session, [`auth_handshake`] does so with a key, [`reply`] is what a broker sends back.
+//! lie inside a batch, [`handshake`] opens a session, [`auth_handshake`] does so with a key, [`reply`] is what a broker sends back,
+//! [`delivery`] is how a subscriber reads.
 //! `docs/protocol.md` states the same tables for implementers in other languages.
 //!
 //! A batch of two messages, as a publisher frames it and as a broker reads it:
@@ -31,6 +32,7 @@
 pub mod auth_handshake;
 pub mod batch;
 pub mod crc32c;
+pub mod delivery;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 pub mod handshake;

@@ -11,8 +11,10 @@ use penstock_wire::auth_handshake::{
     AuthInit, AuthResponse, KEY_ID_LEN, NOISE_LEN, Preamble, SealedHello, SealedWelcome,
 };
 use penstock_wire::batch::{self, Header};
+use penstock_wire::delivery::{self, Delivery, DeliveryHeader, RequestFrame, StartAt};
 use penstock_wire::handshake::{
-    self, AckLevel, DatagramOffer, Hello, Offer, OrderLevel, Refusal, Request, WELCOME_LEN, Welcome,
+    self, AckLevel, DatagramOffer, Hello, Offer, OrderLevel, Purpose, Refusal, Request,
+    WELCOME_LEN, Welcome,
 };
 use penstock_wire::message;
 use penstock_wire::packet::{BatchInfo, Chunk, Data, Feedback, MAX_ACK_LEN, Pause, StreamKey};
@@ -64,7 +66,8 @@ fn handshake_frames() -> Vec<(&'static str, Vec<u8>)> {
         credit: 65_536,
         max_datagram: 1472,
     };
-    let sealed = SealedHello::new(&request(handshake::Path::Xdp), "trades", true).unwrap();
+    let publish = Purpose::Publish(request(handshake::Path::Xdp));
+    let sealed = SealedHello::new(&publish, "trades", true).unwrap();
     let of = |path| {
         Hello::new(&request(path), "trades".len())
             .as_bytes()
@@ -116,6 +119,56 @@ fn tcp_frames() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
+fn delivery_frames() -> Vec<(&'static str, Vec<u8>)> {
+    let payload = payload();
+    let start = delivery::Start {
+        at: StartAt::Index(41),
+        is_registered: true,
+        credit: 1 << 20,
+    };
+    let progress = delivery::Progress {
+        needed_from: 42,
+        credit: 1 << 21,
+    };
+    let batch = delivery::BatchInfo {
+        index: 41,
+        session: 0x1122_3344_5566_7788,
+        stream: 3,
+        batch_seq: 9,
+        messages: 2,
+        payload_len: payload.len() as u32,
+        checksum: batch::checksum(9, 2, &payload),
+        arrival_unix_ns: 1_700_000_000_000_000_000,
+    };
+    let lost = Delivery::Lost {
+        next: 50,
+        batches: 9,
+        messages: 18,
+    };
+    let request = |request| RequestFrame::new(&request).as_bytes().to_vec();
+    let of = |delivery| DeliveryHeader::new(&delivery).as_bytes().to_vec();
+    vec![
+        (
+            "hello, subscribe",
+            Hello::for_subscriber("trades".len()).as_bytes().to_vec(),
+        ),
+        ("start", request(delivery::Request::Start(start))),
+        ("progress", request(delivery::Request::Progress(progress))),
+        (
+            "delivered batch",
+            [of(Delivery::Batch(batch)), payload].concat(),
+        ),
+        ("lost", of(lost)),
+        ("damaged", of(Delivery::Damaged { index: 41 })),
+        ("caught up", of(Delivery::CaughtUp { next: 42 })),
+        ("evicted", of(Delivery::Evicted)),
+        (
+            "delivery error",
+            DeliveryHeader::error(Fault::Shutdown, "the broker is shutting down"),
+        ),
+    ]
+}
+
 fn packets() -> Vec<(&'static str, Vec<u8>)> {
     let payload = payload();
     let chunk = Chunk {
@@ -154,7 +207,14 @@ fn packets() -> Vec<(&'static str, Vec<u8>)> {
 #[test]
 fn golden_frames_are_written_byte_for_byte() {
     let mut now = String::new();
-    for (name, bytes) in [handshake_frames(), tcp_frames(), packets()].concat() {
+    let frames = [
+        handshake_frames(),
+        tcp_frames(),
+        packets(),
+        delivery_frames(),
+    ]
+    .concat();
+    for (name, bytes) in frames {
         writeln!(now, "{name} ({} bytes)", bytes.len()).unwrap();
         for line in bytes.chunks(32) {
             let hex: String = line.iter().map(|byte| format!("{byte:02x}")).collect();

@@ -11,7 +11,7 @@ use penstock_wire::MAGIC;
 use penstock_wire::auth_handshake::{
     AUTH_MAGIC, AuthResponse, SEAL_LEN, SEALED_WELCOME_LEN, SealedHello, SealedWelcome,
 };
-use penstock_wire::handshake::{Answer, Hello, Offer, Request, WELCOME_LEN, Welcome};
+use penstock_wire::handshake::{Answer, Hello, Offer, Purpose, Request, WELCOME_LEN, Welcome};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::{Config, Error};
@@ -60,7 +60,11 @@ impl ClientHandshake<'_> {
         request: &Request,
     ) -> Result<(Offer, Option<PacketKeys>), Error> {
         let mut channel = self.authenticate(key)?;
-        let question = SealedHello::new(request, &config.topic, config.packet_auth)?;
+        let question = SealedHello::new(
+            &Purpose::Publish(request.clone()),
+            &config.topic,
+            config.packet_auth,
+        )?;
         self.write(&channel.seal(question.as_bytes()))?;
         let reply = self.open(&mut channel, SEALED_WELCOME_LEN)?;
         let reply = SealedWelcome::read_from_bytes(&reply).expect("it has this length");

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use penstock_auth::Keys;
 use penstock_runtime::poller::{Events, Interest, Poller};
 use penstock_runtime::profile::Rounds;
+use penstock_wire::handshake::{Purpose, Refusal};
 use slab::Slab;
 use socket2::{SockRef, TcpKeepalive};
 use tracing::{debug, warn};
@@ -302,7 +303,13 @@ impl<A: Admit> Acceptor<A> {
                     // A new socket has room for these few bytes; without them the handshake times out.
                     let _ = (&pending.socket).write(&bytes);
                 }
-                Ok(Step::Request(request, topic)) => return self.admit(key, topic, request),
+                Ok(Step::Open(Purpose::Publish(request), topic)) => {
+                    return self.admit(key, topic, request);
+                }
+                Ok(Step::Open(Purpose::Subscribe, _)) => {
+                    let text = "this broker serves publishers only";
+                    return self.reject(key, Some(Refusal::Unsupported), text, text);
+                }
                 Err(error) => {
                     let (refusal, text) = (error.refusal(), error.peer_text());
                     return self.reject(key, refusal, &text, &error.to_string());

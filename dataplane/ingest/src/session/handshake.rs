@@ -13,7 +13,7 @@ use penstock_wire::auth_handshake::{
     SealedWelcome,
 };
 use penstock_wire::handshake::{
-    BadTopic, HELLO_LEN, Hello, HelloError, Refusal, Request, WELCOME_LEN, check_topic,
+    BadTopic, HELLO_LEN, Hello, HelloError, Purpose, Refusal, WELCOME_LEN, check_topic,
 };
 use thiserror::Error;
 use zerocopy::{FromBytes, IntoBytes};
@@ -37,7 +37,7 @@ enum Stage {
     /// The first bytes, which determine what follows.
     Magic,
     Hello,
-    Topic(Request),
+    Topic(Purpose),
     AuthInit,
     SealedHello(Box<Authenticated>),
     /// None: the handshake is complete.
@@ -60,8 +60,8 @@ pub(crate) enum Step {
     NeedMore,
     /// Send these bytes, then receive more.
     Send(Vec<u8>),
-    /// The publisher requests a stream on this topic.
-    Request(Request, String),
+    /// The peer opens the connection for this purpose, on this topic.
+    Open(Purpose, String),
 }
 
 /// The peer sent something other than a valid hello.
@@ -158,16 +158,16 @@ impl ServerHandshake {
             }
             Stage::Hello => {
                 let hello = Hello::ref_from_bytes(&self.buffer[..HELLO_LEN]);
-                let (topic_len, request) = hello.expect("a hello is plain bytes").parse()?;
+                let (topic_len, purpose) = hello.expect("a hello is plain bytes").parse()?;
                 if grants.is_some() {
                     return Err(HandshakeError::KeyNeeded);
                 }
-                (self.stage, self.end) = (Stage::Topic(request), HELLO_LEN + topic_len);
+                (self.stage, self.end) = (Stage::Topic(purpose), HELLO_LEN + topic_len);
                 Ok(Step::NeedMore)
             }
-            Stage::Topic(request) => {
+            Stage::Topic(purpose) => {
                 let topic = check_topic(&self.buffer[HELLO_LEN..self.end])?;
-                Ok(Step::Request(request, topic.to_owned()))
+                Ok(Step::Open(purpose, topic.to_owned()))
             }
             Stage::AuthInit => self.answer_init(grants),
             Stage::SealedHello(authenticated) => self.open_hello(authenticated),
@@ -215,8 +215,8 @@ impl ServerHandshake {
         authenticated.packet_auth = matches!(parsed, Ok((_, _, true)));
         // From now on refusals are sealed as well.
         self.stage = Stage::Complete(Some(authenticated));
-        let (request, topic, _) = parsed.map_err(HandshakeError::Auth)?;
-        Ok(Step::Request(request, topic.to_owned()))
+        let (purpose, topic, _) = parsed.map_err(HandshakeError::Auth)?;
+        Ok(Step::Open(purpose, topic.to_owned()))
     }
 
     /// The key that the publisher has proved to hold, if any.
@@ -258,7 +258,7 @@ mod tests {
     use penstock_wire::auth_handshake::{
         AUTH_RESPONSE_LEN, AuthResponse, SEAL_LEN, SEALED_WELCOME_LEN,
     };
-    use penstock_wire::handshake::{AckLevel, Answer, OrderLevel, Path, Welcome};
+    use penstock_wire::handshake::{AckLevel, Answer, OrderLevel, Path, Request, Welcome};
     use proptest::prelude::*;
 
     /// For the only stream of a new session, over tcp.
@@ -335,13 +335,16 @@ mod tests {
         assert!(handshake.grant().is_none(), "it has proved nothing yet");
         let answer = AuthResponse::read_from_bytes(&answer).unwrap();
         let mut channel = publisher.finish(&answer).unwrap();
-        let hello = SealedHello::new(&request(), topic, false).unwrap();
+        let hello = SealedHello::new(&Purpose::Publish(request()), topic, false).unwrap();
         let mut bytes = channel.seal(hello.as_bytes());
         let len = bytes.len();
         bytes.extend_from_slice(b"first frame");
         let (taken, step) = feed(&mut handshake, &bytes, Some(grants), piece);
         assert_eq!(taken, len);
-        assert_eq!(step.unwrap(), Step::Request(request(), topic.to_owned()));
+        assert_eq!(
+            step.unwrap(),
+            Step::Open(Purpose::Publish(request()), topic.to_owned())
+        );
         (handshake, channel)
     }
 
@@ -354,7 +357,7 @@ mod tests {
             let mut pieces = pieces.into_iter().cycle();
             let (taken, step) = feed(&mut ServerHandshake::new(), &bytes, None, || pieces.next().unwrap());
             prop_assert_eq!(taken, len);
-            prop_assert_eq!(step.unwrap(), Step::Request(request(), topic));
+            prop_assert_eq!(step.unwrap(), Step::Open(Purpose::Publish(request()), topic));
         }
 
         #[test]
@@ -371,7 +374,7 @@ mod tests {
                 bytes[4..8].copy_from_slice(&[1, 0, 0, 0]);
             }
             let step = whole(&bytes, Some(&grants()));
-            prop_assert!(!matches!(step, Ok(Step::Send(_) | Step::Request(..))));
+            prop_assert!(!matches!(step, Ok(Step::Send(_) | Step::Open(..))));
         }
     }
 
@@ -405,14 +408,18 @@ mod tests {
         };
         let answer = AuthResponse::read_from_bytes(&answer).unwrap();
         let mut channel = publisher.finish(&answer).unwrap();
-        let hello = channel.seal(SealedHello::new(&request(), "t", false).unwrap().as_bytes());
+        let hello = channel.seal(
+            SealedHello::new(&Purpose::Publish(request()), "t", false)
+                .unwrap()
+                .as_bytes(),
+        );
         let mut steps = hello.iter().map(|byte| {
             handshake.missing()[0] = *byte;
             handshake.advance(1, Some(&grants)).unwrap()
         });
         let before = steps.by_ref().take(hello.len() - 1);
         assert!(before.into_iter().all(|step| step == Step::NeedMore));
-        assert!(matches!(steps.next(), Some(Step::Request(..))));
+        assert!(matches!(steps.next(), Some(Step::Open(..))));
     }
 
     #[test]
@@ -433,7 +440,11 @@ mod tests {
             let (_, answer) = respond(&key(1), &init).unwrap();
             (publisher.finish(&answer).unwrap(), ())
         };
-        let hello = channel.seal(SealedHello::new(&request(), "t", false).unwrap().as_bytes());
+        let hello = channel.seal(
+            SealedHello::new(&Purpose::Publish(request()), "t", false)
+                .unwrap()
+                .as_bytes(),
+        );
         let mut handshake = ServerHandshake::new();
         let step = feed(&mut handshake, init.as_bytes(), Some(&grants), || 99).1;
         assert!(matches!(step, Ok(Step::Send(_))), "{step:?}");
