@@ -4,6 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use penstock_auth::AuthError;
+use penstock_client::HandshakeError;
 use penstock_transport::AckFault;
 use penstock_wire::handshake::{BadTopic, Refusal, WelcomeError};
 use penstock_wire::reply::InvalidReply;
@@ -226,6 +227,20 @@ pub enum Error {
 }
 
 impl Error {
+    /// The handshake with a broker failed.
+    pub(crate) fn handshake(broker: &str, error: HandshakeError) -> Self {
+        let broker = broker.to_owned();
+        match error {
+            HandshakeError::Topic(error) => Self::Topic(error),
+            HandshakeError::Io(source) => Self::Connect { broker, source },
+            HandshakeError::Refused { code, text } => Self::Refused { broker, code, text },
+            HandshakeError::Unproven(source) => Self::Unproven { broker, source },
+            HandshakeError::Stripped => Self::Stripped { broker },
+            HandshakeError::NotAuthenticated => Self::NotAuthenticated { broker },
+            HandshakeError::NotABroker(source) => Self::NotABroker { broker, source },
+        }
+    }
+
     /// The path does not work, or no longer.
     pub(crate) fn path_dead(broker: &str, reason: impl Into<String>) -> Self {
         Self::PathDead {

@@ -6,17 +6,16 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use penstock_auth::PacketKeys;
+use penstock_client::{ClientHandshake, happy_eyeballs};
 use penstock_runtime::address::{canonical, resolve};
 use penstock_runtime::poison::lock;
-use penstock_wire::handshake::{Offer, Path, Request, check_topic};
+use penstock_wire::handshake::{Offer, Path, Purpose, Request, check_topic};
 use socket2::{SockRef, TcpKeepalive};
 
-use crate::net::happy_eyeballs;
 use crate::net::tx_queues::TxQueues;
 use crate::net::udp::Datagrams;
 use crate::stream::connection::StreamId;
 use crate::stream::datagram_tx::DatagramTx;
-use crate::stream::handshake::ClientHandshake;
 use crate::{Config, Error};
 
 /// `TCP_NOTSENT_LOWAT`, bytes: what waits in the kernel beyond what the window lets go. Autotuning
@@ -130,12 +129,16 @@ pub(crate) fn open_stream(
         resume_from,
         max_datagram,
     };
-    let opening = ClientHandshake {
-        broker,
+    let handshake = ClientHandshake {
         socket: &socket,
         deadline,
+        topic: &config.topic,
+        key: config.key.as_ref(),
+        packet_auth: config.packet_auth,
     };
-    let (offer, keys) = opening.ask(config, &request)?;
+    let (offer, keys) = handshake
+        .ask(&Purpose::Publish(request))
+        .map_err(|error| Error::handshake(broker, error))?;
     socket.set_nonblocking(true).map_err(connect)?;
     target
         .location

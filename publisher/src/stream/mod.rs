@@ -1,7 +1,7 @@
 //! Streams: an I/O thread drives many of them, each over a connection of its own that is replaced when it is
 //! lost.
 //!
-//! [`connect`] and [`handshake`] open a connection, [`tcp`] or [`datagram`] carries batches over it, [`resume`]
+//! [`connect`] opens a connection, [`tcp`] or [`datagram`] carries batches over it, [`resume`]
 //! opens the next one, and [`driver`] is the state machine of one stream.
 
 pub(crate) mod connect;
@@ -10,7 +10,6 @@ mod datagram;
 mod datagram_tx;
 mod driver;
 mod frame_writer;
-pub(crate) mod handshake;
 mod in_flight_batches;
 pub(crate) mod io_thread;
 pub(crate) mod metrics;

@@ -13,7 +13,10 @@ use socket2::{Domain, Protocol, Socket, Type};
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
 /// Connects to one of the addresses, starting attempts in turn and running them in parallel.
-pub(crate) fn connect(addresses: &[SocketAddr], timeout: Duration) -> io::Result<TcpStream> {
+///
+/// # Errors
+/// What failed at each address, once all of them failed or the time is over.
+pub fn connect(addresses: &[SocketAddr], timeout: Duration) -> io::Result<TcpStream> {
     let begun = Instant::now();
     let deadline = begun + timeout;
     let mut untried = interleaved(addresses).into_iter();
