@@ -35,8 +35,8 @@ pub struct Bed {
 }
 
 impl Bed {
-    /// A bed with one broker's link, without offloads and with an MTU of 1500.
-    pub fn new(test: &str) -> Result<Self> {
+    /// A bed with links to this number of brokers, without offloads and with an MTU of 1500.
+    pub fn new(test: &str, brokers: usize) -> Result<Self> {
         let name = cleanup::name_of_bed(BEDS.fetch_add(1, Ordering::Relaxed));
         let folder = PathBuf::from(format!("/tmp/{name}-{test}"));
         let mut bed = Self {
@@ -49,7 +49,7 @@ impl Bed {
         };
         let made = DirBuilder::new().mode(0o700).create(&bed.folder);
         made.with_context(|| format!("cannot create {}", bed.folder.display()))?;
-        bed.net = Some(Net::create_as(&bed.name, 1, Profile::Wire, 1500)?);
+        bed.net = Some(Net::create_as(&bed.name, brokers, Profile::Wire, 1500)?);
         Ok(bed)
     }
 
@@ -71,7 +71,12 @@ impl Bed {
 
     /// Namespace of the broker, with [`netns::BROKER_END`].
     pub fn broker_ns(&self) -> &str {
-        self.net().broker(0)
+        self.namespace_of(0)
+    }
+
+    /// Namespace of broker `index`, with [`netns::BROKER_END`].
+    pub fn namespace_of(&self, index: usize) -> &str {
+        self.net().broker(index)
     }
 
     /// Namespace of the publisher; `b0` there leads to the broker.
@@ -118,7 +123,12 @@ impl Bed {
 
     /// Where a broker keeps its logs unless told otherwise.
     pub fn buffer_dir(&self) -> PathBuf {
-        self.buffers.join("b0")
+        self.buffer_dir_of(0)
+    }
+
+    /// Where broker `index` keeps its logs unless told otherwise.
+    pub fn buffer_dir_of(&self, index: usize) -> PathBuf {
+        self.buffers.join(format!("b{index}"))
     }
 
     /// The log of a topic.

@@ -1,6 +1,8 @@
 //! A broker of a test: started in its namespace, stopped with its report, or killed.
 
 use std::ffi::OsString;
+use std::io::Read;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 use std::thread;
@@ -9,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use penstock_process::interrupt::Interrupt;
 use penstock_testbed::command::run;
-use penstock_testbed::running::Running;
+use penstock_testbed::running::{Running, inside};
 use serde_json::Value;
 
 use crate::bed::{Bed, program};
@@ -25,6 +27,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone)]
 pub struct BrokerSetup<'a> {
     bed: &'a Bed,
+    index: usize,
     starter: Vec<OsString>,
     program: PathBuf,
     buffer_dir: PathBuf,
@@ -36,16 +39,23 @@ pub struct BrokerSetup<'a> {
 pub struct Broker {
     process: Running,
     report: PathBuf,
+    buffer_dir: PathBuf,
 }
 
 impl Bed {
     /// A broker with these options, in the broker's namespace.
     pub fn broker(&self, arguments: &[&str]) -> BrokerSetup<'_> {
+        self.broker_at(0, arguments)
+    }
+
+    /// Broker `index` with these options, in its namespace.
+    pub fn broker_at(&self, index: usize, arguments: &[&str]) -> BrokerSetup<'_> {
         BrokerSetup {
             bed: self,
+            index,
             starter: Vec::new(),
             program: program("broker"),
-            buffer_dir: self.buffer_dir(),
+            buffer_dir: self.buffer_dir_of(index),
             arguments: arguments
                 .iter()
                 .map(|&argument| argument.to_owned())
@@ -92,7 +102,14 @@ impl BrokerSetup<'_> {
 
     /// Starts it and waits until it is ready.
     pub fn start(&self) -> Result<Broker> {
-        let report = self.bed.file("broker-0.json");
+        let mut broker = self.spawn()?;
+        broker.wait_until_ready()?;
+        Ok(broker)
+    }
+
+    /// Starts it without waiting.
+    pub fn spawn(&self) -> Result<Broker> {
+        let report = self.bed.file(&format!("broker-{}.json", self.index));
         let log = self.bed.new_file("broker", "log");
         let mut command = self.bare_command();
         command.arg("--buffer-dir").arg(&self.buffer_dir);
@@ -100,9 +117,12 @@ impl BrokerSetup<'_> {
         command
             .args(["--create-topics", "any"])
             .args(&self.arguments);
-        let mut process = Running::start("broker", command.stdin(Stdio::null()), None, &log)?;
-        process.wait_for_line(READY, LIMIT, &Interrupt::default())?;
-        Ok(Broker { process, report })
+        let process = Running::start("broker", command.stdin(Stdio::null()), None, &log)?;
+        Ok(Broker {
+            process,
+            report,
+            buffer_dir: self.buffer_dir.clone(),
+        })
     }
 
     /// Starts it, and it must refuse with something like `regex`; returns what it said.
@@ -130,10 +150,11 @@ impl BrokerSetup<'_> {
     }
 
     fn bare_command(&self) -> Command {
+        let namespace = self.bed.namespace_of(self.index);
         let Some((starter, arguments)) = self.starter.split_first() else {
-            return self.bed.in_broker_ns(&self.program, &[]);
+            return inside(namespace, &self.program);
         };
-        let mut command = self.bed.in_broker_ns(starter, &[]);
+        let mut command = inside(namespace, starter.as_ref());
         command.args(arguments).arg(&self.program);
         command
     }
@@ -164,6 +185,27 @@ impl Broker {
     /// Whether a line of its log says something like `regex`.
     pub fn has_said(&self, regex: &str) -> bool {
         matches(&self.log(), regex)
+    }
+
+    /// Whether it has accepted connections.
+    pub fn is_ready(&self) -> bool {
+        self.log().contains(READY)
+    }
+
+    /// Waits until it accepts connections.
+    pub fn wait_until_ready(&mut self) -> Result<()> {
+        self.process
+            .wait_for_line(READY, LIMIT, &Interrupt::default())
+    }
+
+    /// Its live figures, of a broker on the default port.
+    pub fn figures(&self) -> Result<Value> {
+        let path = self.buffer_dir.join("broker-1214.sock");
+        let stream = UnixStream::connect(&path);
+        let mut stream = stream.with_context(|| format!("cannot connect to {}", path.display()))?;
+        let mut json = String::new();
+        stream.read_to_string(&mut json)?;
+        serde_json::from_str(&json).with_context(|| format!("not JSON: {json}"))
     }
 
     /// Sends it a signal.

@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::bed::{Bed, program};
 
 /// Time limit of a program that is to end by itself.
-const LIMIT: Duration = Duration::from_secs(300);
+pub const LIMIT: Duration = Duration::from_secs(300);
 /// Time limit of one that must refuse what it is asked.
 const REFUSAL_LIMIT: Duration = Duration::from_secs(30);
 
@@ -92,7 +92,8 @@ impl Background {
         self.wait_for(LIMIT)
     }
 
-    fn wait_for(&mut self, limit: Duration) -> Result<Ended> {
+    /// Waits for its end, for at most `limit`.
+    pub fn wait_for(&mut self, limit: Duration) -> Result<Ended> {
         Ok(Ended {
             status: self.running.wait(limit)?,
             stdout: text(&self.stdout),

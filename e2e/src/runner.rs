@@ -31,6 +31,7 @@ pub struct Case {
     is_alone: bool,
     is_long: bool,
     may_be_wrong_once: bool,
+    brokers: usize,
 }
 
 /// Lists test functions as [`Case`]s, under the functions' names.
@@ -49,7 +50,15 @@ impl Case {
             is_alone: false,
             is_long: false,
             may_be_wrong_once: false,
+            brokers: 1,
         }
+    }
+
+    /// The bed has links to this number of brokers.
+    #[must_use]
+    pub fn brokers(mut self, brokers: usize) -> Self {
+        self.brokers = brokers;
+        self
     }
 
     /// No other test runs meanwhile: it depends on how much CPU time its programs get.
@@ -130,7 +139,8 @@ impl Case {
     }
 
     fn attempt(self) -> Result<Completion, Failed> {
-        let bed = Bed::new(self.name).map_err(|error| format!("no bed: {error:#}"))?;
+        let bed =
+            Bed::new(self.name, self.brokers).map_err(|error| format!("no bed: {error:#}"))?;
         PANIC.set(Some(String::new()));
         let outcome = panic::catch_unwind(AssertUnwindSafe(|| (self.test)(&bed)));
         let place = PANIC.take().unwrap_or_default();

@@ -6,9 +6,9 @@ use std::time::Duration;
 use anyhow::Result;
 use penstock_e2e::bed::Bed;
 use penstock_e2e::commands::Background;
-use penstock_e2e::{Case, cases, cleanup, eventually};
+use penstock_e2e::lab::left_by;
+use penstock_e2e::{Case, cases};
 use penstock_testbed::command::run;
-use penstock_testbed::netns::file_names;
 
 pub fn cases() -> impl IntoIterator<Item = Case> {
     cases![
@@ -19,35 +19,15 @@ pub fn cases() -> impl IntoIterator<Item = Case> {
 
 /// Interrupts the lab once the condition holds.
 fn interrupted_once(bed: &Bed, condition: impl Fn(&Background) -> bool) -> Result<()> {
-    let mut command = bed.lab(&[
-        "compare",
-        "--runs",
-        "1",
-        "--profile",
-        "wire",
-        "--mtu",
-        "1500",
-    ]);
-    let lab = bed.background("lab", command.arg("--results").arg(bed.file("results")))?;
-    let pid = lab.pid();
-    cleanup::note_lab(pid);
-    eventually("the lab is at work", || condition(&lab));
+    #[rustfmt::skip]
+    let mut lab = bed.start_lab(&[
+        "compare", "--runs", "1", "--profile", "wire", "--mtu", "1500"])?;
+    lab.until("the lab is at work", condition);
     thread::sleep(Duration::from_millis(500));
-    lab.signal(libc::SIGINT);
-    let ended = lab.wait()?;
-    cleanup::forget_lab(pid);
+    let pid = lab.pid();
+    let ended = lab.end(libc::SIGINT)?;
     assert_eq!(ended.status.code(), Some(130), "{}", ended.said());
-    for (dir, start) in [
-        ("/run/netns", format!("penstock-{pid}-")),
-        ("/dev/shm", format!("penstock-{pid}-shm")),
-    ] {
-        let names = file_names(dir.as_ref())?;
-        let left: Vec<_> = names
-            .iter()
-            .filter(|name| name.starts_with(&start))
-            .collect();
-        assert!(left.is_empty(), "left in {dir}: {left:?}");
-    }
+    assert_eq!(left_by(pid), Vec::<String>::new());
     Ok(())
 }
 

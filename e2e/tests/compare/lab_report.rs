@@ -7,6 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use penstock_e2e::bed::Bed;
 use penstock_e2e::commands::read_json;
+use penstock_e2e::lab::LabRun;
 use serde_json::Value;
 
 /// A small comparison.
@@ -21,23 +22,12 @@ pub struct LabReport {
 impl LabReport {
     /// Runs a command of the lab to its end.
     pub fn of(bed: &Bed, command: &mut Command) -> Result<Self> {
-        let ended = bed
-            .run("lab", command.arg("--results").arg(bed.file("results")))?
-            .success()?;
-        let folder = PathBuf::from(
-            ended
-                .stdout
-                .lines()
-                .last()
-                .context("the lab names no folder")?,
-        );
-        let json = read_json(&folder.join("report.json"))?;
-        let text = fs::metadata(folder.join("report.md")).context("no report.md")?;
-        assert!(text.len() > 0, "report.md is empty");
+        let lab = LabRun::of(bed, command)?;
+        assert!(!lab.text("report.md")?.is_empty(), "report.md is empty");
         Ok(Self {
-            folder,
-            json,
-            stderr: ended.stderr,
+            folder: lab.folder,
+            json: lab.report,
+            stderr: lab.stderr,
         })
     }
 
