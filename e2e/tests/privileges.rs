@@ -1,4 +1,8 @@
-//! Least privilege: what the broker needs, what it keeps, what works afterwards.
+//! Least privilege: what the broker needs, what it keeps, what works afterwards; and what its systemd unit
+//! allows.
+
+#[path = "privileges/systemd_unit.rs"]
+mod systemd_unit;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
@@ -16,7 +20,7 @@ const NET_ADMIN: &str = "0000000000001000";
 const NONE: &str = "0000000000000000";
 
 fn main() -> ExitCode {
-    run(cases![
+    let own = cases![
         no_thread_keeps_a_capability_over_xdp,
         no_thread_keeps_a_capability_over_tcp,
         no_program_stays_attached_after_kill_9,
@@ -27,7 +31,8 @@ fn main() -> ExitCode {
         mode_auto_without_a_capability_serves_over_tcp,
         file_capabilities_instead_of_root,
         ambient_capabilities_instead_of_root,
-    ])
+    ];
+    run(own.into_iter().chain(systemd_unit::cases()))
 }
 
 fn with<'a>(first: &[&'a str], further: &[&'a str]) -> Vec<&'a str> {
