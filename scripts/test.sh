@@ -34,10 +34,6 @@ for argument in "$@"; do
   esac
 done
 
-# End-to-end tests that a quick run skips.
-LONG=" 65_xdp_faults 68_readers 72_bench 82_experiment 84_report 87_systemd
-  88_soak 89_faults 90_kill 95_buffer_modes "
-
 cd "$ROOT"
 passed=0 failures=() skipped=()
 out=$(mktemp)
@@ -92,7 +88,7 @@ cargo_tests() {
   fi
 }
 
-# The end-to-end tests in Rust. They are built with the features of the whole workspace, as the unit tests
+# The end-to-end tests. They are built with the features of the whole workspace, as the unit tests
 # are, which shares what both depend on, and run as root.
 end_to_end_tests() {
   local tests=() file host
@@ -105,23 +101,6 @@ end_to_end_tests() {
   fi
   env PENSTOCK_QUICK="$quick" PENSTOCK_BIN="$BIN_DIR" \
     cargo test --locked --workspace --no-fail-fast "${tests[@]}"
-}
-
-# end_to_end SCRIPT: counts the verdicts that it prints; a script that ends early is a failure.
-end_to_end() {
-  local code=0 name bad left_out
-  name=$(basename "$1" .sh)
-  heading "end to end: $name"
-  as_root env PENSTOCK_QUICK="$quick" PENSTOCK_BIN="$BIN_DIR" \
-    "$1" 2>&1 | tee "$out" || code=$?
-  passed=$((passed + $(grep -c '^PASS ' "$out" || true)))
-  mapfile -t bad < <(sed -n "s/^FAIL /$name: /p" "$out")
-  failures+=("${bad[@]}")
-  mapfile -t left_out < <(sed -n 's/^SKIP //p' "$out")
-  skipped+=("${left_out[@]}")
-  if [ "$code" -ne 0 ] && [ "${#bad[@]}" -eq 0 ]; then
-    fail "$name: it ended early with exit code $code"
-  fi
 }
 
 # In a separate target directory, because the flag rebuilds everything.
@@ -137,7 +116,7 @@ install_packages libcap2-bin python3 shellcheck strace systemd
 
 step "rustfmt" cargo fmt --all -- --check
 step "clippy" cargo clippy --locked --workspace --all-targets -- -D warnings
-step "shellcheck" shellcheck -x scripts/*.sh scripts/e2e/*.sh scripts/vm/systemd-test .ci/run
+step "shellcheck" shellcheck -x scripts/*.sh scripts/vm/systemd-test .ci/run
 step "licences, sources and versions of dependencies" scripts/check_dependencies.py
 step "licences, sources and versions: the check itself" env PYTHONDONTWRITEBYTECODE=1 \
   python3 -m doctest scripts/check_dependencies.py
@@ -157,14 +136,6 @@ if [ "$(id -u)" -ne 0 ] && ! command -v sudo >/dev/null; then
   skip "end to end" "network namespaces need root, and sudo is not installed"
 else
   cargo_tests "end to end" end_to_end_tests
-  for script in scripts/e2e/[0-9]*.sh; do
-    name=$(basename "$script" .sh)
-    if [ "$quick" -ne 0 ] && [[ $LONG =~ [[:space:]]${name}[[:space:]] ]]; then
-      skip "end to end: $name" "not in a quick run"
-    else
-      end_to_end "$script"
-    fi
-  done
 fi
 
 if [ "${#skipped[@]}" -gt 0 ]; then

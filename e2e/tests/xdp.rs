@@ -1,5 +1,8 @@
-//! The xdp path: the workload verified, real files, fallback to tcp, death and restart of a broker.
+//! The xdp path: the workload verified, real files, fallback to tcp, death and restart of a
+//! broker, addresses.
 
+#[path = "xdp/addresses.rs"]
+mod addresses;
 #[path = "xdp/outages.rs"]
 mod outages;
 #[path = "xdp/paths.rs"]
@@ -17,5 +20,6 @@ fn main() -> ExitCode {
     all.extend(workloads::cases());
     all.extend(paths::cases());
     all.extend(outages::cases());
+    all.extend(addresses::cases());
     penstock_e2e::run(all)
 }
