@@ -49,8 +49,13 @@
 mod account;
 #[doc(hidden)]
 pub mod program;
+mod remote;
 mod subscriber;
 
 pub use account::{Account, StreamAccount, Trouble};
 pub use penstock_log::{Batch, OpenError, Start};
+pub use remote::{
+    BrokerReport, Delivered, Error, LogPosition, Position, RemoteConfig, RemoteEvent, RemoteReport,
+    RemoteStart, RemoteSubscriber, StreamPosition,
+};
 pub use subscriber::{Event, Received, Subscriber};

@@ -48,6 +48,10 @@ pub enum Event<'a> {
 pub struct Received<'a>(Batch<'a>);
 
 impl<'a> Received<'a> {
+    pub(crate) fn new(batch: Batch<'a>) -> Self {
+        Self(batch)
+    }
+
     /// The messages, in order; an error means that the payload contradicts its header.
     #[must_use]
     pub fn messages(&self) -> Messages<'a> {

@@ -1,0 +1,272 @@
+// A broker that serves subscribers from memory, and misbehaves on request. Included by tests and documentation.
+
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use penstock_wire::batch;
+use penstock_wire::delivery::{
+    BatchInfo, Delivery, DeliveryHeader, REQUEST_LEN, Request, RequestFrame, StartAt,
+};
+use penstock_wire::handshake::{HELLO_LEN, Offer, Refusal, Welcome};
+use penstock_wire::message;
+use zerocopy::{FromBytes, IntoBytes};
+
+pub const SESSION: u64 = 0xab;
+pub const MAX_PAYLOAD: u32 = 1 << 20;
+
+/// How the broker behaves.
+#[derive(Default)]
+pub struct State {
+    /// Batches from `oldest` on.
+    pub log: Vec<(BatchInfo, Vec<u8>)>,
+    pub oldest: u64,
+    /// Identity of the log.
+    pub id: u64,
+    /// The connection ends after this many bytes, once for each element.
+    pub cuts: Vec<usize>,
+    /// Batches that are sent with a changed byte, and how often.
+    pub corrupt: HashMap<u64, u32>,
+    pub refusal: Option<(Refusal, String)>,
+    /// Sent instead of a log.
+    pub raw: Option<Vec<u8>>,
+    /// Sends nothing after the welcome.
+    pub is_silent: bool,
+    /// Every request that arrived.
+    pub requests: Vec<Request>,
+    pub connections: u32,
+    pub max_payload: Option<u32>,
+    /// A change ends every connection.
+    pub epoch: u32,
+    is_over: bool,
+}
+
+impl State {
+    /// The batch with this index as it is sent.
+    fn batch(&mut self, index: u64) -> Option<(BatchInfo, Vec<u8>)> {
+        let at = (index - self.oldest) as usize;
+        let (info, mut payload) = self.log.get(at)?.clone();
+        if let Some(times) = self.corrupt.get_mut(&index).filter(|times| **times > 0) {
+            *times -= 1;
+            *payload.last_mut().unwrap() ^= 1;
+        }
+        Some((info, payload))
+    }
+}
+
+/// A broker on a port of its own.
+pub struct FakeBroker {
+    address: String,
+    pub state: Arc<Mutex<State>>,
+}
+
+impl Drop for FakeBroker {
+    fn drop(&mut self) {
+        self.state.lock().unwrap().is_over = true;
+        let _ = TcpStream::connect(&self.address);
+    }
+}
+
+#[allow(dead_code)]
+impl FakeBroker {
+    pub fn start() -> Self {
+        Self::on(TcpListener::bind("127.0.0.1:0").unwrap())
+    }
+
+    pub fn on(listener: TcpListener) -> Self {
+        let state = Arc::<Mutex<State>>::default();
+        let address = listener.local_addr().unwrap().to_string();
+        let shared = Arc::clone(&state);
+        thread::spawn(move || {
+            for socket in listener.incoming() {
+                if shared.lock().unwrap().is_over {
+                    return;
+                }
+                let state = Arc::clone(&shared);
+                // Ends with an error when the subscriber leaves.
+                thread::spawn(move || serve(&socket.unwrap(), &state));
+            }
+        });
+        Self { address, state }
+    }
+
+    pub fn address(&self) -> String {
+        self.address.clone()
+    }
+
+    /// Changes how it behaves.
+    pub fn set(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state.lock().unwrap());
+    }
+
+    /// Adds a batch with the stream's next number.
+    pub fn publish(&self, stream: u32, messages: &[&[u8]]) {
+        let next = {
+            let state = self.state.lock().unwrap();
+            let of_stream = state.log.iter().filter(|batch| batch.0.stream == stream);
+            of_stream
+                .map(|batch| batch.0.batch_seq + 1)
+                .max()
+                .unwrap_or(0)
+        };
+        self.publish_as(stream, next, messages);
+    }
+
+    pub fn publish_as(&self, stream: u32, batch_seq: u64, messages: &[&[u8]]) {
+        let mut payload = Vec::new();
+        messages
+            .iter()
+            .for_each(|m| message::append(&mut payload, m));
+        let mut state = self.state.lock().unwrap();
+        let count = messages.len() as u32;
+        let info = BatchInfo {
+            index: state.oldest + state.log.len() as u64,
+            session: SESSION,
+            stream,
+            batch_seq,
+            messages: count,
+            payload_len: payload.len() as u32,
+            checksum: batch::checksum(batch_seq, count, &payload),
+            arrival_unix_ns: 1 + batch_seq,
+        };
+        state.log.push((info, payload));
+    }
+}
+
+/// Counts what is sent, and cuts the connection where it is to be cut.
+struct Sender<'a> {
+    socket: &'a TcpStream,
+    cut: Option<usize>,
+    sent: u64,
+}
+
+impl Sender<'_> {
+    fn send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        let room = self.cut.map_or(bytes.len(), |cut| bytes.len().min(cut));
+        self.socket.write_all(&bytes[..room])?;
+        if let Some(cut) = &mut self.cut {
+            *cut -= room;
+            if *cut == 0 {
+                self.socket.shutdown(std::net::Shutdown::Both)?;
+                return Err(std::io::ErrorKind::ConnectionAborted.into());
+            }
+        }
+        self.sent += bytes.len() as u64;
+        Ok(())
+    }
+
+    fn deliver(&mut self, delivery: &Delivery) -> std::io::Result<()> {
+        self.send(DeliveryHeader::new(delivery).as_bytes())
+    }
+}
+
+fn request(mut socket: &TcpStream, state: &Mutex<State>) -> std::io::Result<Request> {
+    let mut frame = [0; REQUEST_LEN];
+    socket.read_exact(&mut frame)?;
+    let request = RequestFrame::read_from_bytes(&frame).unwrap().parse();
+    let request = request.expect("a subscriber's frame");
+    state.lock().unwrap().requests.push(request);
+    Ok(request)
+}
+
+/// Answers the hello; the connection may now be used, except after a refusal.
+fn welcome<'a>(
+    mut socket: &'a TcpStream,
+    state: &Mutex<State>,
+) -> std::io::Result<Option<Sender<'a>>> {
+    let mut hello = [0; HELLO_LEN];
+    socket.read_exact(&mut hello)?;
+    let topic_len = usize::from(u16::from_le_bytes([hello[6], hello[7]]));
+    socket.read_exact(&mut vec![0; topic_len])?;
+    let mut state = state.lock().unwrap();
+    state.connections += 1;
+    if let Some((refusal, text)) = &state.refusal {
+        socket.write_all(&Welcome::refuse(*refusal, text))?;
+        return Ok(None);
+    }
+    let welcome = Welcome::accept(Offer {
+        session: state.id,
+        max_payload: state.max_payload.unwrap_or(MAX_PAYLOAD),
+        committed: state.oldest + state.log.len() as u64,
+        datagrams: None,
+    });
+    let cut = (!state.cuts.is_empty()).then(|| state.cuts.remove(0));
+    drop(state);
+    let mut sender = Sender {
+        socket,
+        cut,
+        sent: 0,
+    };
+    sender.send(welcome.as_bytes())?;
+    sender.sent = 0;
+    Ok(Some(sender))
+}
+
+fn serve(socket: &TcpStream, state: &Arc<Mutex<State>>) -> std::io::Result<()> {
+    let Some(mut sender) = welcome(socket, state)? else {
+        return Ok(());
+    };
+    let Request::Start(start) = request(socket, state)? else {
+        panic!("a start comes first");
+    };
+    let raw = state.lock().unwrap().raw.clone();
+    if let Some(raw) = raw {
+        return sender.send(&raw);
+    }
+    let credit = Arc::new(Mutex::new(start.credit));
+    let (raised, requests, copy) = (Arc::clone(&credit), Arc::clone(state), socket.try_clone()?);
+    thread::spawn(move || {
+        while let Ok(Request::Progress(progress)) = request(&copy, &requests) {
+            *raised.lock().unwrap() = progress.credit;
+        }
+    });
+    let (oldest, end, epoch) = {
+        let state = state.lock().unwrap();
+        let end = state.oldest + state.log.len() as u64;
+        (state.oldest, end, state.epoch)
+    };
+    let mut next = match start.at {
+        StartAt::Oldest | StartAt::Time(_) => oldest,
+        StartAt::End => end,
+        StartAt::Index(index) => index,
+    };
+    if next < oldest {
+        let (batches, messages) = (oldest - next, oldest - next);
+        next = oldest;
+        sender.deliver(&Delivery::Lost {
+            next,
+            batches,
+            messages,
+        })?;
+    }
+    let mut told_end: Option<Instant> = None;
+    loop {
+        let found = {
+            let mut state = state.lock().unwrap();
+            if state.is_over || state.epoch != epoch {
+                return socket.shutdown(std::net::Shutdown::Both);
+            }
+            let has_credit = sender.sent < *credit.lock().unwrap();
+            match state.is_silent || !has_credit {
+                true => None,
+                false => Some(state.batch(next)),
+            }
+        };
+        match found {
+            Some(Some((info, payload))) => {
+                told_end = None;
+                sender.deliver(&Delivery::Batch(info))?;
+                sender.send(&payload)?;
+                next += 1;
+            }
+            Some(None) if told_end.is_none_or(|at| at.elapsed() > Duration::from_millis(100)) => {
+                told_end = Some(Instant::now());
+                sender.deliver(&Delivery::CaughtUp { next })?;
+            }
+            _ => thread::sleep(Duration::from_millis(1)),
+        }
+    }
+}
