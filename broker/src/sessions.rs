@@ -79,7 +79,7 @@ impl Sessions {
         }
         match (session.opened_streams.get(&number), resume_from) {
             (Some(_), None) => opened_before(key, number),
-            (Some(stream), Some(acked)) => stream.lease(key, number, acked).map(drop),
+            (Some(stream), Some(_)) => stream.lease(key, number).map(drop),
             (None, _) => Ok(()),
         }
     }
@@ -138,9 +138,8 @@ impl Sessions {
         let frontier = topic.log.info().batches;
         let mut earlier = topic.earlier();
         for (number, stream) in session.opened_streams {
-            let committed = stream.state.committed();
-            if committed > stream.before {
-                earlier.remember(key, number, committed, frontier);
+            if stream.has_commits() {
+                earlier.remember(key, number, stream.state.committed(), frontier);
             }
         }
     }
@@ -184,8 +183,12 @@ impl Sessions {
             let stream = session.new_stream(request.resume_from.unwrap_or(0), found);
             session.opened_streams.insert(number, stream);
         }
-        let stream = &session.opened_streams[&number];
-        let lease = stream.lease(key, number, request.resume_from.unwrap_or(0));
+        let stream = session.opened_streams.get_mut(&number);
+        let stream = stream.expect("it is known by now");
+        let lease = stream.lease(key, number);
+        if let (Ok(lease), Some(acked)) = (&lease, request.resume_from) {
+            stream.continue_after(lease, acked);
+        }
         if !is_known {
             self.shares.charge(&tenant, 1);
         }

@@ -40,8 +40,10 @@ pub struct Session {
 pub struct Stream {
     pub state: Arc<StreamState>,
     /// Number of batches that were committed before this session was created, by the log's index or its
-    /// publisher's word.
-    pub before: u64,
+    /// publisher's word, or at other brokers since.
+    before: u64,
+    /// Whether it committed batches here and later continued after batches that other brokers have.
+    skipped_after_commits: bool,
 }
 
 impl Session {
@@ -67,6 +69,7 @@ impl Session {
         Stream {
             state: Arc::new(StreamState::in_session(before, Arc::clone(&self.state))),
             before,
+            skipped_after_commits: false,
         }
     }
 
@@ -94,23 +97,30 @@ impl Session {
 }
 
 impl Stream {
-    /// The right to write it, with this many acknowledged batches; `key` and `number` name it.
-    pub fn lease(&self, key: u64, number: u32, acked: u64) -> Result<Lease, Refused> {
-        let Some(lease) = self.state.lease() else {
-            return Err(Refused {
-                refusal: Refusal::Busy,
-                text: format!(
-                    "stream {number} of session {key:016x} is still open over another connection; try again"
-                ),
-            });
-        };
+    /// The right to write it; `key` and `number` name it.
+    pub fn lease(&self, key: u64, number: u32) -> Result<Lease, Refused> {
+        self.state.lease().ok_or_else(|| Refused {
+            refusal: Refusal::Busy,
+            text: format!(
+                "stream {number} of session {key:016x} is still open over another connection; try again"
+            ),
+        })
+    }
+
+    /// Continues after this many acknowledged batches. Those beyond what this broker has were acknowledged by
+    /// other brokers, which took the stream over while its publisher could not reach this one.
+    pub fn continue_after(&mut self, lease: &Lease, acked: u64) {
         let committed = lease.committed();
         if acked > committed {
-            return refuse(format!(
-                "stream {number} of session {key:016x} has {committed} committed batches on this broker, not {acked}; connect anew"
-            ));
+            self.skipped_after_commits |= committed > self.before;
+            self.before = acked;
+            lease.skip_to(acked);
         }
-        Ok(lease)
+    }
+
+    /// Whether the stream has committed batches here in this session.
+    pub fn has_commits(&self) -> bool {
+        self.skipped_after_commits || self.state.committed() > self.before
     }
 }
 

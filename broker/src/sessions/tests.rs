@@ -161,10 +161,56 @@ fn a_stream_goes_on_over_another_connection() {
     assert_eq!(busy.refusal, Refusal::Busy);
     assert!(first.lease.is_superseded());
     drop(first.lease);
-    let lie = bench.admit("a", &resume(6)).unwrap_err();
-    assert!(lie.text.contains("not 6"), "{lie}");
     let second = bench.admit("a", &resume(3)).unwrap();
     assert_eq!(second.lease.committed(), 5);
+}
+
+#[test]
+fn a_stream_that_comes_back_continues_after_what_other_brokers_acknowledged() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::new(&dir);
+    let first = bench.admit("a", &request(0, 0)).unwrap();
+    let session = first.session;
+    first.lease.set_committed(5);
+    drop(first);
+    let resume = |acked| Request {
+        resume_from: Some(acked),
+        ..request(session, 0)
+    };
+    // Batches 5 to 8 are at another broker.
+    let back = bench.admit("a", &resume(9)).unwrap();
+    assert_eq!(back.lease.committed(), 9);
+    drop(back);
+    // It never goes back, even if the session is forgotten meanwhile.
+    assert_eq!(bench.admit("a", &resume(7)).unwrap().lease.committed(), 9);
+    let start = Instant::now();
+    bench.sessions.expire(start);
+    bench.sessions.expire(start + SESSION_GRACE);
+    assert_eq!(bench.kept(), 0);
+    assert_eq!(bench.admit("a", &resume(7)).unwrap().lease.committed(), 9);
+}
+
+#[test]
+fn a_claim_to_continue_further_on_is_not_a_commit() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::new(&dir);
+    let first = bench.admit("a", &request(0, 0)).unwrap();
+    let session = first.session;
+    drop(first);
+    let resume = |acked| Request {
+        resume_from: Some(acked),
+        ..request(session, 0)
+    };
+    drop(bench.admit("a", &resume(1000)).unwrap());
+    let start = Instant::now();
+    bench.sessions.expire(start);
+    bench.sessions.expire(start + Duration::from_secs(5));
+    assert_eq!(
+        bench.kept(),
+        0,
+        "it committed nothing, so it is dropped soon"
+    );
+    assert_eq!(bench.admit("a", &resume(2)).unwrap().lease.committed(), 2);
 }
 
 #[test]

@@ -214,6 +214,12 @@ impl Lease {
         }
     }
 
+    /// Continues after batches that other brokers have. Unlike a commit, this is only the publisher's word: it
+    /// does not make the session worth keeping.
+    pub fn skip_to(&self, batches: u64) {
+        self.stream.committed.store(batches, Ordering::Release);
+    }
+
     /// Ties a permit to the lease.
     #[must_use]
     pub fn with_permit(mut self, permit: StreamPermit) -> Self {
