@@ -242,8 +242,13 @@ impl Bed {
 
     /// Number of messages ever committed to a topic; `None` if it cannot be read.
     pub fn messages_in(&self, topic: &str) -> Option<u64> {
+        self.messages_at(&self.log_of(topic))
+    }
+
+    /// Number of messages ever committed to a log; `None` if it cannot be read.
+    pub fn messages_at(&self, log: &Path) -> Option<u64> {
         let mut command = self.subscriber(&["--from", "end", "--stat", "--format", "json"]);
-        command.arg("--path").arg(self.log_of(topic));
+        command.arg("--path").arg(log);
         // Without files: it is called again and again.
         let output = command.output().ok()?;
         let report: Value = serde_json::from_slice(&output.stdout).ok()?;

@@ -1,7 +1,7 @@
 //! The batch that is being filled, and its way to a stream.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Select, Sender, TrySendError};
@@ -47,13 +47,21 @@ pub(crate) struct BatchBuilder {
     /// Batches that `next_stream` got without a break.
     in_a_row: usize,
     most_in_a_row: usize,
-    pub(crate) streams: Vec<(Sender<Job>, Arc<Waker>)>,
+    pub(crate) streams: Vec<StreamQueue>,
     shared: Arc<Shared>,
     failure: Arc<Failure>,
     /// Of batches that were handed over.
     pub(crate) total_messages: u64,
     pub(crate) first: Option<Instant>,
     pub(crate) stages: StageTimer<PublishStage>,
+}
+
+/// The queue in front of a stream.
+pub(crate) struct StreamQueue {
+    pub(crate) jobs: Sender<Job>,
+    pub(crate) waker: Arc<Waker>,
+    /// The stream has lost the broker that it belongs to: others take what comes, as long as they can.
+    pub(crate) is_away: Arc<AtomicBool>,
 }
 
 /// Time that filling the open batch took, measured on a sample: reading the clock costs as much as
@@ -74,7 +82,7 @@ impl BatchBuilder {
         config: &Config,
         buffers: &BufferPlan,
         max_payload: u32,
-        streams: Vec<(Sender<Job>, Arc<Waker>)>,
+        streams: Vec<StreamQueue>,
         shared: &Arc<Shared>,
         failure: &Arc<Failure>,
     ) -> Self {
@@ -275,26 +283,32 @@ impl BatchBuilder {
         }
     }
 
-    /// Gives the batch to the next stream in turn that can take it at once; if none can, to the
-    /// first that can.
+    /// Gives the batch to the next stream in turn that can take it at once, preferably one whose broker is
+    /// not lost; if none can, to the first that can.
     fn hand_over(&mut self, job: Job) -> Result<(), Error> {
         let mut job = job;
         let count = self.streams.len();
-        for offset in 0..count {
-            let number = (self.next_stream + offset) % count;
-            match self.streams[number].0.try_send(job) {
-                Ok(()) => return self.sent_to(number),
-                Err(TrySendError::Full(back)) => job = back,
-                Err(TrySendError::Disconnected(_)) => return Err(self.failure.take()),
+        for is_away in [false, true] {
+            for offset in 0..count {
+                let number = (self.next_stream + offset) % count;
+                let stream = &self.streams[number];
+                if stream.is_away.load(Ordering::Relaxed) != is_away {
+                    continue;
+                }
+                match stream.jobs.try_send(job) {
+                    Ok(()) => return self.sent_to(number),
+                    Err(TrySendError::Full(back)) => job = back,
+                    Err(TrySendError::Disconnected(_)) => return Err(self.failure.take()),
+                }
             }
         }
         let mut select = Select::new();
-        for (sender, _) in &self.streams {
-            select.send(sender);
+        for stream in &self.streams {
+            select.send(&stream.jobs);
         }
         let operation = select.select();
         let number = operation.index();
-        let sent = operation.send(&self.streams[number].0, job);
+        let sent = operation.send(&self.streams[number].jobs, job);
         drop(select);
         sent.map_err(|_| self.failure.take())?;
         self.sent_to(number)
@@ -302,7 +316,7 @@ impl BatchBuilder {
 
     pub(crate) fn hand_over_to(&mut self, number: usize, job: Job) -> Result<(), Error> {
         self.streams[number]
-            .0
+            .jobs
             .send(job)
             .map_err(|_| self.failure.take())?;
         self.wake(number)
@@ -324,7 +338,7 @@ impl BatchBuilder {
     }
 
     fn wake(&self, number: usize) -> Result<(), Error> {
-        let woken = self.streams[number].1.job_queued();
+        let woken = self.streams[number].waker.job_queued();
         woken.map_err(|e| Error::Thread(e.to_string()))
     }
 }

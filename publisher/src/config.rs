@@ -31,6 +31,18 @@ impl Mode {
     }
 }
 
+/// What happens to the streams of a broker that is lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnBrokerLoss {
+    /// They wait for it, at most [`Config::timeout`]; then the publisher fails.
+    Wait,
+    /// They continue at other brokers under the same identity, and return once the broker is back. With a
+    /// single broker the same as [`Self::Wait`].
+    Reroute,
+    /// The publisher fails at once.
+    Fail,
+}
+
 /// How datagrams leave, on the path xdp.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Transmit {
@@ -85,6 +97,9 @@ pub struct Config {
     /// How long [`crate::Publisher::connect`] retries while nothing listens at a broker's address,
     /// because the broker may have been started at the same moment.
     pub connect_timeout: Duration,
+    /// What happens to the streams of a broker that is lost. `None`: they wait if there is only one broker,
+    /// and continue at the others if there are more.
+    pub on_broker_loss: Option<OnBrokerLoss>,
     /// `SO_SNDBUF`, bytes; `None` leaves the kernel's autotuning on.
     pub sndbuf: Option<usize>,
     /// Key that the brokers accept. With a key, the publisher rejects brokers that do not prove that
@@ -125,11 +140,26 @@ impl Config {
             in_flight: 32,
             timeout: Duration::from_secs(30),
             connect_timeout: Duration::ZERO,
+            on_broker_loss: None,
             sndbuf: None,
             key: None,
             packet_auth: false,
             digest: false,
         }
+    }
+
+    /// What happens to the streams of a broker that is lost, with this number of brokers.
+    pub(crate) fn broker_loss(&self) -> OnBrokerLoss {
+        match self.on_broker_loss {
+            None | Some(OnBrokerLoss::Reroute) if self.brokers.len() < 2 => OnBrokerLoss::Wait,
+            None => OnBrokerLoss::Reroute,
+            Some(chosen) => chosen,
+        }
+    }
+
+    /// Whether streams of a lost broker continue at others.
+    pub(crate) fn reroutes(&self) -> bool {
+        self.broker_loss() == OnBrokerLoss::Reroute
     }
 
     /// Checks the settings; [`crate::Publisher::connect`] does so as well.
@@ -184,5 +214,31 @@ impl Config {
             ));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn streams_of_a_lost_broker_continue_elsewhere_if_there_is_another_broker() {
+        use OnBrokerLoss::{Fail, Reroute, Wait};
+        for (brokers, chosen, result) in [
+            (1, None, Wait),
+            (4, None, Reroute),
+            (1, Some(Reroute), Wait),
+            (2, Some(Reroute), Reroute),
+            (4, Some(Wait), Wait),
+            (1, Some(Fail), Fail),
+            (4, Some(Fail), Fail),
+        ] {
+            let names = (0..brokers).map(|number| format!("b{number}:1214"));
+            let config = Config {
+                on_broker_loss: chosen,
+                ..Config::new(names, "t")
+            };
+            assert_eq!(config.broker_loss(), result, "{brokers} {chosen:?}");
+        }
     }
 }

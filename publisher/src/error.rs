@@ -208,6 +208,36 @@ pub enum Error {
         /// Why no other connection could be used.
         source: Box<Error>,
     },
+    /// The stream's broker was lost, and none of the others took the stream over in time.
+    #[error(
+        "no broker takes the stream, with {unacked} messages unacknowledged ({reason}): {failures}; they may or may not be in a log"
+    )]
+    NoBroker {
+        /// Messages of the stream that were sent and not acked.
+        unacked: u64,
+        /// How the last connection ended.
+        reason: String,
+        /// What each broker answered.
+        failures: String,
+    },
+    /// Streams could not be opened anywhere.
+    #[error("none of the brokers can be reached: {failures}")]
+    NoneReachable {
+        /// What happened with each broker.
+        failures: String,
+    },
+    /// The broker was lost, and the publisher is to fail then.
+    #[error(
+        "broker {broker} is lost with {unacked} messages unacknowledged: {reason}; they may or may not be in its log; --on-broker-loss wait or reroute would continue"
+    )]
+    BrokerLost {
+        /// The broker.
+        broker: String,
+        /// Messages of the stream that were sent and not acked.
+        unacked: u64,
+        /// What happened.
+        reason: String,
+    },
     /// The broker ended the stream with an error.
     #[error("broker {broker} ended the stream with {unacked} messages unacknowledged: {text}")]
     Ended {
@@ -259,6 +289,24 @@ impl Error {
         matches!(
             source.kind(),
             ConnectionRefused | HostUnreachable | NetworkDown | NetworkUnreachable
+        )
+    }
+
+    /// Whether the broker cannot be reached.
+    pub(crate) fn is_unreachable(&self) -> bool {
+        matches!(self, Self::Connect { .. } | Self::Address { .. })
+    }
+
+    /// Whether an earlier connection of the stream has not ended yet.
+    pub(crate) fn is_busy(&self) -> bool {
+        matches!(self, Self::Refused { code, .. } if *code == Refusal::Busy as u16)
+    }
+
+    /// Whether the broker made no progress for the whole timeout.
+    pub(crate) fn is_standstill(&self) -> bool {
+        matches!(
+            self,
+            Self::Silent { .. } | Self::Blocked { .. } | Self::NoProgress { .. }
         )
     }
 

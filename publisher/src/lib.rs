@@ -40,7 +40,7 @@ mod shared;
 mod stream;
 mod summary;
 
-pub use config::{Config, Mode, Transmit};
+pub use config::{Config, Mode, OnBrokerLoss, Transmit};
 pub use error::Error;
 pub use latency::AckLatency;
 pub use net::af_xdp::TransmitError;

@@ -16,7 +16,7 @@ use crate::batch_builder::{BatchBuilder, FAILURE_CHECK};
 use crate::failure::Failure;
 use crate::latency::AckLatencyHistogram;
 use crate::linger::Linger;
-use crate::session_opener::{SessionOpener, io_thread_count};
+use crate::session_opener::{OpenedSessions, SessionOpener, io_thread_count};
 use crate::shared::Shared;
 use crate::stream::io_thread::{IoThread, StreamResult};
 use crate::stream::waker::Waker;
@@ -87,24 +87,21 @@ impl Publisher {
         let config = Arc::new(config);
         let streams = config.brokers.len() * config.threads_per_broker as usize;
         let buffers = BufferPlan::new(&config);
-        let shared = Arc::new(Shared::new(Pool::new(buffers, config.batch_size)));
+        let pool = Pool::new(buffers, config.batch_size);
+        let shared = Arc::new(Shared::new(pool));
         let failure = Arc::new(Failure::default());
         let mut io_threads = Vec::new();
         for _ in 0..io_thread_count(&config, streams) {
             io_threads.push(IoThread::new(&shared, &failure)?);
         }
-        let mut opening = SessionOpener::new(&config, &shared, buffers.most_queued);
-        let mut brokers = Vec::with_capacity(config.brokers.len());
-        for broker in &config.brokers {
-            let session = opening.open_session(broker, &mut io_threads)?;
-            brokers.push((broker.clone(), session));
-        }
-        let SessionOpener {
+        let opener = SessionOpener::new(&config, &shared, buffers.most_queued);
+        let OpenedSessions {
+            keys,
             max_payload,
             streams,
             results,
-            ..
-        } = opening;
+        } = opener.open_all(&mut io_threads)?;
+        let brokers = config.brokers.iter().cloned().zip(keys).collect();
         let front = BatchBuilder::new(&config, &buffers, max_payload, streams, &shared, &failure);
         let appender = front.appender();
         let wakers = io_threads.iter().map(|thread| Arc::clone(thread.waker()));
@@ -273,6 +270,13 @@ impl Publisher {
         let batches = results.iter().map(|stream| stream.batches).sum();
         let payload_bytes: u64 = results.iter().map(|stream| stream.payload_bytes).sum();
         let seconds = elapsed.as_secs_f64();
+        let longest = |of: fn(&StreamSummary) -> Option<f64>| {
+            results.iter().filter_map(of).max_by(f64::total_cmp)
+        };
+        let detection_ms = longest(|stream| stream.detection_ms);
+        let recovery_ms = longest(|stream| stream.recovery_ms);
+        let reroutes = results.iter().map(|stream| stream.reroutes).sum();
+        let returns = results.iter().map(|stream| stream.returns).sum();
         let mut results = results.into_iter();
         let brokers = self.brokers.iter().map(|(address, session)| BrokerSummary {
             address: address.clone(),
@@ -291,6 +295,10 @@ impl Publisher {
                 0.0
             },
             ack_latency_us: None,
+            reroutes,
+            returns,
+            detection_ms,
+            recovery_ms,
             stages: pipeline_shares(stages, batches),
             brokers: brokers.collect(),
         }

@@ -19,6 +19,8 @@ pub(crate) struct Shared {
     /// Where buffers go once they are acked.
     pub(crate) pool: Pool,
     pub(crate) tx_queues: Arc<TxQueues>,
+    /// Bytes of the largest batch that there may be; 0 while streams are opened.
+    pub(crate) max_payload: AtomicU32,
     pub(crate) start: Instant,
     pub(crate) acked_messages: AtomicU64,
     /// Bytes of payload that a full packet carries, over xdp; 0 while that is not known.
@@ -36,6 +38,7 @@ impl Shared {
         Self {
             pool,
             tx_queues: Arc::default(),
+            max_payload: AtomicU32::new(0),
             start: Instant::now(),
             acked_messages: AtomicU64::new(0),
             packet_payload: AtomicU32::new(0),

@@ -49,6 +49,15 @@ pub struct Summary {
     pub bandwidth_mb_per_s: f64,
     /// Time from a batch being sealed to its ack, over all streams; none at ack level 0.
     pub ack_latency_us: Option<AckLatency>,
+    /// Times that streams continued at another broker because theirs was lost.
+    pub reroutes: u64,
+    /// Times that streams returned to the broker that they belong to.
+    pub returns: u64,
+    /// Longest time from the last sign of life of a lost broker, while acks were due, to the detection of its
+    /// loss, milliseconds.
+    pub detection_ms: Option<f64>,
+    /// Longest time from the detection of a loss to the first ack of another broker, milliseconds.
+    pub recovery_ms: Option<f64>,
     /// Time per stage; percentages are of the time that all stages took.
     pub stages: Vec<StageReport>,
     /// Each broker.
@@ -60,7 +69,8 @@ pub struct Summary {
 pub struct BrokerSummary {
     /// The broker, as it was given.
     pub address: String,
-    /// Session key, hexadecimal; it names the session in the broker's log.
+    /// Session key, hexadecimal; it names the session in the broker's log, and in the logs of other brokers
+    /// that took its streams over.
     pub session: String,
     /// Each stream.
     pub streams: Vec<StreamSummary>,
@@ -88,6 +98,17 @@ pub struct StreamSummary {
     pub tx: Option<&'static str>,
     /// Times that the stream went on over another connection.
     pub moves: u64,
+    /// Times that it continued at another broker because the one that it used was lost.
+    pub reroutes: u64,
+    /// Times that it returned to the broker that it belongs to.
+    pub returns: u64,
+    /// As in [`Summary::detection_ms`].
+    pub detection_ms: Option<f64>,
+    /// As in [`Summary::recovery_ms`].
+    pub recovery_ms: Option<f64>,
+    /// The broker at the end, if it is another one than the stream belongs to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub at: Option<String>,
     /// What it took over xdp.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub transport: Option<TransportSummary>,

@@ -25,6 +25,7 @@ pub mod delay;
 pub mod faults;
 pub mod lines;
 pub mod link_emulation;
+pub mod merged_logs;
 pub mod netns;
 pub mod processes;
 pub mod program_reports;

@@ -85,6 +85,17 @@ impl Publish<'_> {
             .map_err(|error| error.context(publisher.failure(&format!("ended ({status})"))))
     }
 
+    /// A measured run is compared broker by broker, so no stream goes to another broker unless the options say
+    /// so: if a broker dies, the run fails.
+    fn on_broker_loss(&self) -> &[&str] {
+        let options = &self.workload.publisher_option;
+        let is_chosen = options.iter().any(|it| it.starts_with("--on-broker-loss"));
+        match is_chosen || !self.brokers.contains(',') {
+            true => &[],
+            false => &["--on-broker-loss", "wait"],
+        }
+    }
+
     /// Starts it; what it prints at its end goes to `report`.
     pub fn start(&self, report: &Path) -> Result<Running> {
         let workload = self.workload;
@@ -110,6 +121,7 @@ impl Publish<'_> {
             command.args(["--in-flight", &batches.to_string()]);
         }
         command.args(&workload.publisher_option);
+        command.args(self.on_broker_loss());
         if self.digest {
             command.arg("--digest");
         }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::{Config, Mode, Transmit};
+use crate::{Config, Mode, OnBrokerLoss, Transmit};
 use anyhow::{Result, bail};
 use bytesize::ByteSize;
 use clap::{Parser, ValueEnum};
@@ -143,6 +143,12 @@ pub struct Cli {
     #[arg(long, value_name = "N", default_value_t = 32, help_heading = DELIVERY,
         value_parser = clap::value_parser!(u32).range(1..=65_536))]
     in_flight: u32,
+    /// What happens to the streams of a broker that is lost: wait for it, at most --timeout; reroute
+    /// them to the other brokers until it is back; or fail at once. Subscribers recognize a batch that
+    /// two brokers have by session, stream and batch number. [default: reroute with several brokers,
+    /// wait with one]
+    #[arg(long, value_enum, value_name = "ACTION", help_heading = DELIVERY)]
+    on_broker_loss: Option<BrokerLoss>,
     /// SO_SNDBUF [default: tuned by the kernel].
     #[arg(long, value_name = "SIZE", help_heading = DELIVERY,
         value_parser = size(MIN_SOCKET_BUFFER..=MAX_SOCKET_BUFFER))]
@@ -185,6 +191,17 @@ pub enum PathMode {
     Xdp,
     /// Datagrams if they are answered within a second, otherwise tcp.
     Auto,
+}
+
+/// What happens to the streams of a broker that is lost.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum BrokerLoss {
+    /// They wait for the broker, at most --timeout.
+    Wait,
+    /// They continue at the other brokers, and return once the broker is back.
+    Reroute,
+    /// The publisher fails at once.
+    Fail,
 }
 
 /// How datagrams are sent.
@@ -324,6 +341,11 @@ impl Cli {
             in_flight: self.in_flight as usize,
             timeout: self.timeout,
             connect_timeout: self.connect_timeout,
+            on_broker_loss: self.on_broker_loss.map(|action| match action {
+                BrokerLoss::Wait => OnBrokerLoss::Wait,
+                BrokerLoss::Reroute => OnBrokerLoss::Reroute,
+                BrokerLoss::Fail => OnBrokerLoss::Fail,
+            }),
             sndbuf: self.sndbuf.map(|size| size.as_u64() as usize),
             packet_auth: self.packet_auth,
             digest: self.digest,
@@ -512,6 +534,10 @@ mod tests {
     fn wrong_flags_say_what_to_do() {
         let wrong = [
             (&["--mode", "udp"][..], "possible values: tcp, xdp, auto"),
+            (
+                &["--on-broker-loss", "panic"],
+                "possible values: wait, reroute, fail",
+            ),
             (&["--tx", "raw"], "possible values: udp, af_xdp"),
             (&["--tx", "af_xdp"], "--mode xdp or auto"),
             (&["--tx-queue", "1", "--mode", "xdp"], "need --tx af_xdp"),

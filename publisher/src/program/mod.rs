@@ -194,6 +194,19 @@ fn text(summary: &Summary, usage: &ProcessUsage) -> Result<String, std::fmt::Err
             waited.p50, waited.p99, waited.p999, waited.max, waited.count
         )?;
     }
+    if summary.reroutes > 0 {
+        write!(
+            out,
+            "\n{} reroutes to other brokers, {} returns",
+            summary.reroutes, summary.returns
+        )?;
+    }
+    if let (Some(detection), Some(recovery)) = (summary.detection_ms, summary.recovery_ms) {
+        write!(
+            out,
+            "; losses detected within {detection:.0} ms, recovered {recovery:.0} ms later"
+        )?;
+    }
     write!(out, "\n{:<14} {:>8} {:>14}", "stage", "%", "ns per batch")?;
     for stage in &summary.stages {
         write!(
@@ -214,6 +227,9 @@ fn text(summary: &Summary, usage: &ProcessUsage) -> Result<String, std::fmt::Err
                 stream.messages,
                 stream.batches
             )?;
+            if let Some(at) = &stream.at {
+                write!(out, ", at the end to {at}")?;
+            }
             if let Some(sha256) = &stream.sha256 {
                 write!(out, ", sha256 {sha256}")?;
             }

@@ -33,6 +33,9 @@ const KEEPALIVE: Duration = Duration::from_secs(1);
 /// Largest `TCP_KEEPCNT` (tcp(7); `MAX_TCP_KEEPCNT` in include/net/tcp.h).
 const MAX_PROBES: u64 = 127;
 
+/// How long a broker may take to accept a connection, at least, if others can take its streams.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
 /// The address that a broker was last reached at. A name may resolve to several brokers, but only one
 /// of them knows the session.
 #[derive(Debug, Clone, Default)]
@@ -100,7 +103,12 @@ pub(crate) fn open_stream(
         source,
     };
     let addresses = addresses(target, resume_from.is_some(), wait)?;
-    let socket = happy_eyeballs::connect(&addresses, wait).map_err(connect)?;
+    // If other brokers can take the stream, it does not wait as long for a host that does not answer at all.
+    let connect_wait = match config.reroutes() {
+        true => wait.min(config.connect_timeout.max(CONNECT_TIMEOUT)),
+        false => wait,
+    };
+    let socket = happy_eyeballs::connect(&addresses, connect_wait).map_err(connect)?;
     prepare(&socket, config, wait).map_err(connect)?;
     let datagrams = match path {
         Path::Tcp => None,
@@ -149,6 +157,14 @@ pub(crate) fn open_stream(
         keys: keys.map(Arc::new),
         datagrams,
     })
+}
+
+/// Whether a broker accepts connections.
+pub(crate) fn does_answer(target: &StreamId, wait: Duration) -> bool {
+    let Ok(addresses) = addresses(target, true, wait) else {
+        return false;
+    };
+    happy_eyeballs::connect(&addresses, wait).is_ok()
 }
 
 fn prepare(socket: &TcpStream, config: &Config, wait: Duration) -> io::Result<()> {

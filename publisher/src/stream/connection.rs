@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
@@ -13,6 +14,7 @@ use tracing::warn;
 use crate::batch::sealed_batch::{Job, SealedBatch};
 use crate::config::Mode;
 use crate::shared::Shared;
+use crate::stream::brokers::Brokers;
 use crate::stream::connect::{self, Location};
 use crate::stream::datagram::DatagramStream;
 use crate::stream::metrics::StreamMetrics;
@@ -40,8 +42,14 @@ pub(crate) struct StreamId {
 /// What a stream has of the publisher, whichever connection it uses.
 pub(crate) struct StreamContext {
     pub(crate) config: Arc<Config>,
+    /// The stream at its home.
     pub(crate) target: StreamId,
+    /// Its home: the broker that it belongs to, by its number.
+    pub(crate) home: usize,
+    pub(crate) brokers: Arc<Brokers>,
     pub(crate) jobs: Receiver<Job>,
+    /// Tells the publisher that the stream is not at its home: others get the next batches.
+    pub(crate) is_away: Arc<AtomicBool>,
     pub(crate) shared: Arc<Shared>,
 }
 
@@ -91,6 +99,12 @@ pub(crate) struct ResumeState {
     pub(crate) connection_lost: bool,
     /// The broker ended the stream because it was idle.
     pub(crate) was_idle: bool,
+    /// Nobody ended the connection: the broker fell silent, and may be asked again.
+    pub(crate) is_silent: bool,
+    /// The broker answers, but made no progress for the whole timeout.
+    pub(crate) is_stuck: bool,
+    /// Time since the broker's last sign of life, if answers were due.
+    pub(crate) quiet: Option<Duration>,
     pub(crate) account: StreamMetrics,
     /// Unacknowledged batches, oldest first; the first has the number `first`.
     pub(crate) unacked: VecDeque<SealedBatch>,
@@ -118,18 +132,19 @@ impl ResumeState {
 
 impl StreamConnection {
     /// Opens a stream over the path in the settings; returns its session's key and the largest batch
-    /// that the broker accepts as well.
+    /// that the broker accepts as well. A stream of a session that another broker chose is resumed.
     pub(crate) fn open(
         config: &Config,
         target: &StreamId,
         shared: &Arc<Shared>,
+        resumes: bool,
     ) -> Result<(Self, u64, u32), Error> {
         let queues = &shared.tx_queues;
         let mut target = target.clone();
-        let mut acked = None;
+        let mut acked = resumes.then_some(0);
         if config.mode != Mode::Tcp {
             let wait = config.timeout;
-            let opened = connect::open_stream(config, &target, queues, None, Path::Xdp, wait);
+            let opened = connect::open_stream(config, &target, queues, acked, Path::Xdp, wait);
             let reason = match opened {
                 Ok(opened) => {
                     let (session, max) = (opened.offer.session, opened.offer.max_payload);
@@ -176,6 +191,9 @@ impl StreamConnection {
         let queues = &shared.tx_queues;
         let opened = connect::open_stream(config, target, queues, Some(acked), path, wait)?;
         let committed = opened.offer.committed;
+        if config.reroutes() {
+            check_batch_size(config, target, shared, opened.offer.max_payload)?;
+        }
         let link = match path {
             Path::Tcp => Self::Tcp(Box::new(Stream::new(config, target, opened, shared))),
             Path::Xdp => Self::Xdp(Box::new(DatagramStream::open(
@@ -186,10 +204,18 @@ impl StreamConnection {
     }
 
     /// Sends and takes what it can now, without waiting.
-    pub(crate) fn step(&mut self, context: &StreamContext, ready: Ready) -> Result<Step, Error> {
+    pub(crate) fn step(&mut self, jobs: &Receiver<Job>, ready: Ready) -> Result<Step, Error> {
         match self {
-            Self::Tcp(stream) => stream.step(context, ready),
-            Self::Xdp(stream) => stream.step(context, ready),
+            Self::Tcp(stream) => stream.step(jobs, ready),
+            Self::Xdp(stream) => stream.step(jobs, ready),
+        }
+    }
+
+    /// Ends this connection; another one continues.
+    pub(crate) fn leave(&mut self, reason: &str) -> ResumeState {
+        match self {
+            Self::Tcp(stream) => stream.leave(reason.to_owned()),
+            Self::Xdp(stream) => stream.leave(reason.to_owned()),
         }
     }
 
@@ -234,6 +260,28 @@ impl AsFd for StreamConnection {
             Self::Xdp(stream) => stream.control().as_fd(),
         }
     }
+}
+
+/// Whether a broker accepts full batches. Those of a publisher fit all brokers that could be reached at its
+/// start; others may come later.
+fn check_batch_size(
+    config: &Config,
+    target: &StreamId,
+    shared: &Shared,
+    accepted: u32,
+) -> Result<(), Error> {
+    let largest = shared.max_payload.load(Ordering::Relaxed) as usize;
+    let full = config.batch_size.min(largest);
+    if accepted as usize >= full {
+        return Ok(());
+    }
+    Err(Error::Refused {
+        broker: target.broker.clone(),
+        code: Refusal::BatchSize as u16,
+        text: format!(
+            "it accepts batches of {accepted} bytes, but those of this publisher have {full}; raise its --segment-size"
+        ),
+    })
 }
 
 /// Whether the error concerns only the path, so that the broker may be reachable over the other one.

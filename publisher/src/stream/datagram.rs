@@ -30,13 +30,15 @@ use self::control_connection::ControlConnection;
 use self::packet_writer::PacketWriter;
 use crate::batch::pool::BufferPlan;
 use crate::batch::sealed_batch::{Job, SealedBatch};
+use crate::config::OnBrokerLoss;
 use crate::net::udp::{Datagrams, MAX_SEGMENTS};
 use crate::shared::Shared;
 use crate::stream::connect::Opened;
-use crate::stream::connection::{Holdings, Ready, ResumeState, Step, StreamContext, StreamId};
+use crate::stream::connection::{Holdings, Ready, ResumeState, Step, StreamId};
 use crate::stream::datagram_tx::DatagramTx;
 use crate::stream::metrics::StreamMetrics;
 use crate::stream::progress::ProgressClock;
+use crate::stream::silence;
 use crate::summary::PublishStage;
 use crate::{Config, Error};
 
@@ -69,6 +71,9 @@ pub(crate) struct DatagramStream {
     waits_for_acks: Option<Tick>,
     /// The broker's host reported that the port is closed, and no ACK has come since.
     refused: bool,
+    on_loss: OnBrokerLoss,
+    /// The broker fell silent.
+    is_silent: bool,
 }
 
 impl DatagramStream {
@@ -118,6 +123,8 @@ impl DatagramStream {
             metrics: StreamMetrics::new(config, target.number),
             waits_for_acks: None,
             refused: false,
+            on_loss: config.broker_loss(),
+            is_silent: false,
         };
         stream.try_path()?;
         if let Err(error) = stream.try_bypass()? {
@@ -168,13 +175,18 @@ impl DatagramStream {
     }
 
     /// Sends and takes what it can now.
-    pub(crate) fn step(&mut self, context: &StreamContext, ready: Ready) -> Result<Step, Error> {
-        match self.advance(&context.jobs, ready) {
+    pub(crate) fn step(&mut self, jobs: &Receiver<Job>, ready: Ready) -> Result<Step, Error> {
+        match self.advance(jobs, ready) {
             Ok(Some(at)) => Ok(Step::Wait(at)),
             // A cancelled stream reports how far it got.
             Ok(None) | Err(Error::Failed) => Ok(Step::Ended(Box::new(self.take_metrics()))),
             Err(Error::PathDead { reason, .. }) => {
                 Ok(Step::Reconnects(Box::new(self.leave(reason))))
+            }
+            Err(error) if error.is_standstill() && self.on_loss == OnBrokerLoss::Reroute => {
+                let left = self.leave(error.to_string());
+                let is_stuck = true;
+                Ok(Step::Reconnects(Box::new(ResumeState { is_stuck, ..left })))
             }
             Err(error) => Err(error),
         }
@@ -420,8 +432,12 @@ impl DatagramStream {
     fn rest(&mut self) -> Result<Instant, Error> {
         let now = self.now();
         let outstanding = !self.batches.pushed.is_empty();
-        if outstanding && now - self.sender.last_feedback_at() > DEAD_AFTER {
-            return Err(self.path_dead("no packet arrived for 3 s"));
+        let silent_at = outstanding.then(|| self.silent_at());
+        if silent_at.is_some_and(|at| now > at) {
+            let quiet = Duration::from(now - self.sender.last_feedback_at());
+            self.is_silent = quiet < DEAD_AFTER.into();
+            let reason = format!("no packet arrived for {:.1} s", quiet.as_secs_f64());
+            return Err(self.path_dead(reason));
         }
         if outstanding {
             let now = self.start + Duration::from(now);
@@ -445,7 +461,23 @@ impl DatagramStream {
             false => Duration::from(self.sender.next_timeout()),
         };
         let next = self.start + next;
-        Ok(text.map_or(next, |text| text.min(next)))
+        let silent_at = silent_at.map(|at| self.start + Duration::from(at));
+        let first = [text, silent_at].into_iter().flatten().min();
+        Ok(first.map_or(next, |first| first.min(next)))
+    }
+
+    /// When the path counts as dead if nothing arrives until then. A stream that may go to another broker
+    /// finds out sooner, and asks the broker itself before it goes.
+    fn silent_at(&self) -> Timestamp {
+        let heard = self.sender.last_feedback_at();
+        if self.on_loss == OnBrokerLoss::Wait {
+            return heard + DEAD_AFTER;
+        }
+        let owed = self.progress.owed_since();
+        let owed = Timestamp::from(owed.saturating_duration_since(self.start));
+        let round_trip = Duration::from(self.sender.rtt().smoothed());
+        let limit = Nanos::from(silence::lost_after(round_trip)).min(DEAD_AFTER);
+        heard.max(owed) + limit
     }
 
     /// Takes what the broker reports over the control connection. Returns the batches that it confirms at the
@@ -461,11 +493,16 @@ impl DatagramStream {
         std::mem::take(&mut self.metrics)
     }
 
-    fn leave(&mut self, reason: String) -> ResumeState {
+    /// Ends this connection; another one continues.
+    pub(crate) fn leave(&mut self, reason: String) -> ResumeState {
+        let is_owed = !self.batches.pushed.is_empty() || self.control.is_ending();
         ResumeState {
             reason,
             connection_lost: self.control.is_lost(),
             was_idle: self.control.was_idle(),
+            is_silent: self.is_silent,
+            is_stuck: false,
+            quiet: is_owed.then(|| self.progress.owed_since().elapsed()),
             account: self.take_metrics(),
             first: self.sender.committed(),
             unacked: self.batches.take(),

@@ -86,16 +86,19 @@ impl IoThread {
         &self.waker
     }
 
-    /// Adds a stream; returns where its result will come.
+    /// Adds a stream, which is connected to this broker; returns where its result will come.
     pub(crate) fn add(
         &mut self,
         context: StreamContext,
         link: StreamConnection,
+        broker: usize,
     ) -> Result<Receiver<StreamResult>, Error> {
         let (result, receiver) = bounded(1);
         let waker = Arc::clone(&self.waker);
+        let key = self.slots.len();
+        let driver = StreamDriver::new(context, link, broker, waker, key)?;
         self.slots.push(Slot {
-            driver: Some(StreamDriver::new(context, link, waker, self.slots.len())?),
+            driver: Some(driver),
             result,
             ready: Ready::default(),
             wake_at: Instant::now(),

@@ -1,6 +1,7 @@
 //! What one stream has done so far, over all its connections.
 
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 use penstock_runtime::profile::StageTimer;
@@ -12,6 +13,7 @@ use crate::Config;
 use crate::batch::sealed_batch::SealedBatch;
 use crate::latency::{AckLatencyHistogram, Stopwatch};
 use crate::shared::Shared;
+use crate::stream::connection::{Holdings, ResumeState};
 use crate::summary::{PublishStage, StreamSummary, TransportSummary};
 
 /// Figures of a stream, and who waits for them.
@@ -32,6 +34,71 @@ pub(crate) struct Closed {
     pub(crate) summary: StreamSummary,
     pub(crate) stages: StageTimer<PublishStage>,
     pub(crate) waits: Option<AckLatencyHistogram>,
+}
+
+/// How often a stream went to other brokers, and how long that took.
+#[derive(Debug, Default)]
+pub(crate) struct RerouteMetrics {
+    pub(crate) reroutes: u64,
+    pub(crate) returns: u64,
+    /// The longest times.
+    detection: Option<Duration>,
+    recovery: Option<Duration>,
+    /// The loss that the stream has not recovered from.
+    loss: Option<Loss>,
+}
+
+/// The loss of a broker.
+#[derive(Debug)]
+struct Loss {
+    at: Instant,
+    detection: Option<Duration>,
+    /// Acknowledged batches then.
+    done: u64,
+    /// Whether another broker took the stream over.
+    is_elsewhere: bool,
+}
+
+impl RerouteMetrics {
+    /// A connection was lost.
+    pub(crate) fn on_lost(&mut self, now: Instant, left: &ResumeState) {
+        self.loss = Some(Loss {
+            at: now,
+            detection: left.quiet,
+            done: left.first,
+            is_elsewhere: false,
+        });
+    }
+
+    /// A broker took the stream over: another one, or the same again.
+    pub(crate) fn on_found(&mut self, is_another: bool) {
+        match &mut self.loss {
+            Some(loss) if is_another => loss.is_elsewhere = true,
+            _ => self.loss = None,
+        }
+    }
+
+    /// Follows a connected stream: it has recovered once a batch is acknowledged, or none is owed.
+    pub(crate) fn follow(&mut self, now: Instant, holdings: Holdings) {
+        let Some(loss) = &self.loss else { return };
+        if holdings.done <= loss.done && holdings.held > 0 {
+            return;
+        }
+        if loss.is_elsewhere {
+            let recovery = now.saturating_duration_since(loss.at);
+            self.recovery = self.recovery.max(Some(recovery));
+            self.detection = self.detection.max(loss.detection);
+        }
+        self.loss = None;
+    }
+
+    pub(crate) fn sum_up(&self, summary: &mut StreamSummary) {
+        let ms = |time: Duration| time.as_secs_f64() * 1e3;
+        summary.reroutes = self.reroutes;
+        summary.returns = self.returns;
+        summary.detection_ms = self.detection.map(ms);
+        summary.recovery_ms = self.recovery.map(ms);
+    }
 }
 
 impl StreamMetrics {

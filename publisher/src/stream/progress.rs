@@ -57,6 +57,11 @@ impl ProgressClock {
         self.last_blocked = is_blocked.then_some(now);
     }
 
+    /// When the broker last gave a sign of life, or became due to give one.
+    pub(crate) fn owed_since(&self) -> Instant {
+        self.last_progress.max(self.last_heard)
+    }
+
     /// Checks the timeout; `unacked` counts the unacknowledged messages.
     ///
     /// # Errors

@@ -10,28 +10,34 @@ use crossbeam_channel::{Receiver, TryRecvError, bounded};
 use penstock_wire::handshake::Path;
 use tracing::warn;
 
-use crate::config::Mode;
+use crate::config::{Mode, OnBrokerLoss};
 use crate::shared::Shared;
+use crate::stream::brokers::Brokers;
 use crate::stream::connection::{ResumeState, StreamConnection, StreamId, is_about_the_path};
 use crate::stream::metrics::StreamMetrics;
 use crate::stream::waker::Waker;
 use crate::{Config, Error};
 
 /// Pause between attempts to reopen a stream.
-const RETRY_PAUSE: Duration = Duration::from_millis(50);
+pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// Longest pause, between attempts that a broker without room refuses.
-const MAX_RETRY_PAUSE: Duration = Duration::from_secs(1);
+pub(super) const MAX_RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// How long the first of these attempts waits for the broker; each attempt that times out doubles it. A
 /// broker that dies with a connection in its queue resets it once (RFC 9293 section 3.10.4), and the
 /// reset may be lost: an attempt that waited for the whole timeout would then wait for nothing.
-const FIRST_TIMEOUT: Duration = Duration::from_secs(1);
+pub(super) const FIRST_TIMEOUT: Duration = Duration::from_secs(1);
 
-type Outcome = Result<(Next, ReconnectDeadline), Error>;
+pub(super) type Outcome = Result<(Next, ReconnectDeadline), Error>;
 
 /// A stream that is to be continued.
 pub(crate) struct Reconnect {
     pub(crate) config: Arc<Config>,
+    /// The stream at its home.
     pub(crate) target: StreamId,
+    pub(crate) home: usize,
+    /// The broker that it used last.
+    pub(crate) current: usize,
+    pub(crate) brokers: Arc<Brokers>,
     pub(crate) shared: Arc<Shared>,
     pub(crate) left: ResumeState,
     pub(crate) deadline: ReconnectDeadline,
@@ -41,7 +47,7 @@ pub(crate) struct Reconnect {
 pub(crate) struct Reconnecting(Receiver<Outcome>);
 
 /// Wakes an I/O thread when it is dropped, also by a panic.
-struct WakeOnDrop(Arc<Waker>);
+pub(crate) struct WakeOnDrop(pub(crate) Arc<Waker>);
 
 impl Drop for WakeOnDrop {
     fn drop(&mut self) {
@@ -71,6 +77,11 @@ impl Reconnect {
     fn run(mut self) -> Outcome {
         self.deadline
             .lost_connection(self.left.first, self.config.timeout);
+        match self.config.broker_loss() {
+            OnBrokerLoss::Wait => {}
+            OnBrokerLoss::Reroute => return self.search(),
+            OnBrokerLoss::Fail => return self.once_more(),
+        }
         if self.deadline.since.elapsed() > self.config.timeout {
             return Err(Error::Lost {
                 broker: self.target.broker,
@@ -81,6 +92,32 @@ impl Reconnect {
         self.again()
     }
 
+    /// Asks the broker itself whether it is lost, unless it has ended the connection: then the publisher
+    /// fails.
+    fn once_more(self) -> Outcome {
+        let lost = |unacked, reason| {
+            Err(Error::BrokerLost {
+                broker: self.target.broker.clone(),
+                unacked,
+                reason,
+            })
+        };
+        // A broker that ends an idle stream is not lost.
+        if self.left.connection_lost && !self.left.is_silent && !self.left.was_idle {
+            return lost(self.left.unacked_messages(), self.left.reason);
+        }
+        let target = self.target.clone();
+        match self.try_broker(self.home, FIRST_TIMEOUT) {
+            Ok(found) => Ok(self.take_over(found)),
+            Err(Error::Failed) => Ok(self.cancelled()),
+            Err(error) => Err(Error::BrokerLost {
+                broker: target.broker,
+                unacked: self.left.unacked_messages(),
+                reason: format!("{}; {error}", self.left.reason),
+            }),
+        }
+    }
+
     /// Opens another connection for a stream, and hands over the unacknowledged batches.
     fn again(self) -> Result<(Next, ReconnectDeadline), Error> {
         let Self {
@@ -89,6 +126,8 @@ impl Reconnect {
             shared,
             mut left,
             mut deadline,
+            home,
+            ..
         } = self;
         let (reason, unacked) = (left.reason.clone(), left.unacked_messages());
         warn!(
@@ -128,13 +167,12 @@ impl Reconnect {
             Err(last)
         };
         let opened = retry_while_transient(&config, deadline.since, &shared, attempt);
-        deadline.connected = Instant::now();
         match opened {
             Ok((mut link, committed)) => {
                 left.drop_committed(committed, &shared);
-                deadline.is_owed = !left.unacked.is_empty();
+                deadline.connected(!left.unacked.is_empty());
                 link.take_over(&mut left);
-                Ok((Next::StreamConnection(link), deadline))
+                Ok((Next::StreamConnection(link, home), deadline))
             }
             Err(Error::Failed) => Ok((Next::Cancelled(Box::new(left.account)), deadline)),
             Err(error) => Err(Error::NotResumed {
@@ -166,7 +204,8 @@ impl Reconnecting {
 
 /// What follows a lost connection.
 pub(crate) enum Next {
-    StreamConnection(StreamConnection),
+    /// A connection, and to which broker.
+    StreamConnection(StreamConnection, usize),
     /// The publisher was cancelled: the stream's figures so far.
     Cancelled(Box<StreamMetrics>),
 }
@@ -175,7 +214,7 @@ pub(crate) enum Next {
 /// anything over them is given up like one that accepts none.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ReconnectDeadline {
-    since: Instant,
+    pub(super) since: Instant,
     connected: Instant,
     acked: u64,
     /// Whether the connection began with unacknowledged batches.
@@ -191,6 +230,12 @@ impl ReconnectDeadline {
             acked: 0,
             is_owed: false,
         }
+    }
+
+    /// A connection was opened; whether it begins with unacknowledged batches.
+    pub(super) fn connected(&mut self, is_owed: bool) {
+        self.connected = Instant::now();
+        self.is_owed = is_owed;
     }
 
     /// Records the end of a connection, and how many batches were acknowledged then. If the connection

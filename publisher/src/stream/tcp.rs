@@ -10,6 +10,7 @@ use crossbeam_channel::{Receiver, TryRecvError};
 use penstock_auth::PacketKeys;
 use penstock_process::text::foreign_bytes;
 use penstock_runtime::profile::Tick;
+use penstock_runtime::tcp_info::TcpInfo;
 use penstock_wire::batch::Header;
 use penstock_wire::handshake::{AckLevel, Path};
 use penstock_wire::reply::Fault;
@@ -17,14 +18,16 @@ use zerocopy::IntoBytes;
 
 use crate::batch::pool::BufferPlan;
 use crate::batch::sealed_batch::{Job, SealedBatch};
+use crate::config::OnBrokerLoss;
 use crate::shared::Shared;
 use crate::stream::connect::Opened;
-use crate::stream::connection::{Holdings, Ready, ResumeState, Step, StreamContext, StreamId};
+use crate::stream::connection::{Holdings, Ready, ResumeState, Step, StreamId};
 use crate::stream::frame_writer::{FrameWriter, Written};
 use crate::stream::in_flight_batches::InFlightBatches;
 use crate::stream::metrics::StreamMetrics;
 use crate::stream::progress::ProgressClock;
 use crate::stream::replies::{FromBroker, NoReply, Replies};
+use crate::stream::silence::{ConnectionSample, Silence, SilenceDetector};
 use crate::summary::PublishStage;
 use crate::{Config, Error};
 
@@ -39,8 +42,12 @@ pub(crate) struct Stream {
     socket: TcpStream,
     shared: Arc<Shared>,
     ack: AckLevel,
+    on_loss: OnBrokerLoss,
     batch_size: usize,
     progress: ProgressClock,
+    silence: SilenceDetector,
+    /// The broker fell silent.
+    is_silent: bool,
     window: InFlightBatches,
     /// What another connection left; sent first.
     leftover: VecDeque<SealedBatch>,
@@ -84,8 +91,11 @@ impl Stream {
             socket,
             shared: Arc::clone(shared),
             ack: config.ack,
+            on_loss: config.broker_loss(),
             batch_size: config.batch_size,
             progress: ProgressClock::new(config.timeout),
+            silence: SilenceDetector::default(),
+            is_silent: false,
             window: InFlightBatches::new(
                 limit,
                 BufferPlan::new(config).min_in_flight,
@@ -121,10 +131,7 @@ impl Stream {
         let kept = self.window.len() + self.frames.len();
         Holdings {
             held: kept + self.leftover.len(),
-            done: match self.ack {
-                AckLevel::Committed => self.window.acked(),
-                AckLevel::None => self.window.next_seq(),
-            },
+            done: self.done(),
             needed: kept * self.batch_size,
         }
     }
@@ -141,17 +148,35 @@ impl Stream {
             && self.has_room(Instant::now())
     }
 
-    /// Sends and takes what it can now. A stream whose batches are acked can go on over another
-    /// connection when this one ends too early; the progress of a stream without acks is unknown.
-    pub(crate) fn step(&mut self, context: &StreamContext, ready: Ready) -> Result<Step, Error> {
-        match self.advance(&context.jobs, ready) {
+    /// Batches that are acknowledged, or written where none is.
+    fn done(&self) -> u64 {
+        match self.ack {
+            AckLevel::Committed => self.window.acked(),
+            AckLevel::None => self.window.next_seq(),
+        }
+    }
+
+    /// Whether the stream can go on over another connection when this one ends too early. The progress of a
+    /// stream without acks is unknown: it goes on only if it may lose what it has sent.
+    fn may_move(&self) -> bool {
+        self.ack == AckLevel::Committed || self.on_loss == OnBrokerLoss::Reroute
+    }
+
+    /// Sends and takes what it can now.
+    pub(crate) fn step(&mut self, jobs: &Receiver<Job>, ready: Ready) -> Result<Step, Error> {
+        match self.advance(jobs, ready) {
             Ok(Some(at)) => Ok(Step::Wait(at)),
             // A cancelled stream reports how far it got.
             Ok(None) | Err(Error::Failed) => {
                 Ok(Step::Ended(Box::new(std::mem::take(&mut self.account))))
             }
-            Err(Error::Lost { source, .. }) if self.ack == AckLevel::Committed => {
+            Err(Error::Lost { source, .. }) if self.may_move() => {
                 Ok(Step::Reconnects(Box::new(self.leave(source.to_string()))))
+            }
+            Err(error) if error.is_standstill() && self.on_loss == OnBrokerLoss::Reroute => {
+                let left = self.leave(error.to_string());
+                let is_stuck = true;
+                Ok(Step::Reconnects(Box::new(ResumeState { is_stuck, ..left })))
             }
             Err(error) => Err(error),
         }
@@ -169,11 +194,7 @@ impl Stream {
         self.check_error_text(now)?;
         self.is_blocked &= !ready.is_writable;
         let is_out_of_turn = self.send_batches(now, jobs)?;
-        let done = match self.ack {
-            AckLevel::Committed => self.window.acked(),
-            AckLevel::None => self.window.next_seq(),
-        };
-        self.account.answer_flushes(done);
+        self.account.answer_flushes(self.done());
         if self.ended && self.window.acked() == self.window.next_seq() {
             self.end_wait_for_acks();
             return Ok(None);
@@ -184,6 +205,7 @@ impl Stream {
         if !self.frames.is_empty() || self.ended || self.window.is_owed() {
             let unacked = || self.unacked_messages();
             self.progress.check(now, &self.broker, unacked)?;
+            self.check_silence(now)?;
         }
         let check = now + PROGRESS_CHECK;
         let probe = self.window.probe_end(self.shared.timestamp(now));
@@ -192,7 +214,46 @@ impl Stream {
         Ok(Some(first.map_or(check, |first| first.min(check))))
     }
 
-    fn leave(&mut self, reason: String) -> ResumeState {
+    /// Detects a broker that fell silent, unless the stream waits for its broker in any case.
+    fn check_silence(&mut self, now: Instant) -> Result<(), Error> {
+        if self.on_loss == OnBrokerLoss::Wait {
+            return Ok(());
+        }
+        let socket = &self.socket;
+        let sample = || {
+            let info = TcpInfo::of(socket).ok()?;
+            Some(ConnectionSample {
+                in_flight: info.unacked,
+                last_ack: Duration::from_millis(info.last_ack_recv.into()),
+                round_trip: Duration::from_micros(info.rtt.into()),
+            })
+        };
+        let owed_since = self.progress.owed_since();
+        let text = match self.silence.check(now, owed_since, sample) {
+            None => return Ok(()),
+            // Without acks nothing is heard of a broker that waits for room.
+            Some(Silence::Process(_)) if self.ack == AckLevel::None => return Ok(()),
+            Some(Silence::Process(quiet)) => {
+                format!("the broker has not answered for {} ms", quiet.as_millis())
+            }
+            Some(Silence::Host(quiet)) => format!(
+                "the broker's host has not answered for {} ms",
+                quiet.as_millis()
+            ),
+        };
+        self.is_silent = true;
+        Err(self.lost(io::Error::new(io::ErrorKind::TimedOut, text)))
+    }
+
+    /// Ends this connection; another one continues.
+    pub(crate) fn leave(&mut self, mut reason: String) -> ResumeState {
+        let is_owed = !self.frames.is_empty() || self.ended || self.window.is_owed();
+        let unconfirmed = self.window.unacked_messages();
+        if self.ack == AckLevel::None && unconfirmed > 0 {
+            reason +=
+                &format!("; {unconfirmed} messages that it was sent without acks may be lost");
+        }
+        let first = self.done();
         let mut unacked = self.window.take_unacked();
         // The next connection sends it again from its start.
         unacked.extend(self.frames.take_batches());
@@ -201,9 +262,12 @@ impl Stream {
             reason,
             connection_lost: true,
             was_idle: self.was_idle,
+            is_silent: self.is_silent,
+            is_stuck: false,
+            quiet: is_owed.then(|| self.progress.owed_since().elapsed()),
             account: std::mem::take(&mut self.account),
             unacked,
-            first: self.window.acked(),
+            first,
         }
     }
 
@@ -384,7 +448,7 @@ impl Stream {
     fn ended_by_broker(&mut self, code: u16, text: String) -> Error {
         self.was_idle = code == Fault::Stalled as u16;
         let for_now = code == Fault::Shutdown as u16 || code == Fault::Stalled as u16;
-        if for_now && self.ack == AckLevel::Committed {
+        if for_now && self.may_move() {
             return self.lost(io::Error::other(text));
         }
         Error::Ended {

@@ -1,6 +1,7 @@
 //! The library against brokers that this file plays: good ones, slow ones, dying and lying ones.
 
 mod peer;
+mod reroute;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -11,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use penstock_publisher::{Config, Error, Publisher};
-use penstock_wire::batch::{Frame, HEADER_LEN, Header};
+use penstock_publisher::{Config, Error, OnBrokerLoss, Publisher};
+use penstock_wire::batch::{Frame, HEADER_LEN};
 use penstock_wire::handshake::{AckLevel, HELLO_LEN, Hello, Refusal, Welcome};
 use penstock_wire::reply::{Fault, Reply};
 use zerocopy::{FromBytes, IntoBytes};
@@ -81,6 +82,7 @@ fn does_not_hold_up(hold_up: impl FnOnce(TcpListener, Receiver<()>) -> usize + S
     });
     let mut publisher = Publisher::connect(Config {
         io_threads: Some(1),
+        on_broker_loss: Some(OnBrokerLoss::Wait),
         ..config(&[&address, &good])
     })
     .unwrap();
@@ -217,45 +219,6 @@ fn a_broker_that_dies_for_good_is_named_and_what_was_acked_stays_counted() {
     assert_eq!(progress.messages_acked(), play.join().unwrap());
     assert!(publisher.flush().is_err());
     assert!(publisher.close().is_err());
-}
-
-#[test]
-fn one_of_two_brokers_dying_for_good_fails_the_publisher() {
-    let (good, serve) = broker(|mut peer| {
-        peer.welcome();
-        // Takes batches until the publisher goes.
-        let mut header = [0; HEADER_LEN];
-        for committed in 1.. {
-            if peer.socket.read_exact(&mut header).is_err() {
-                return;
-            }
-            let frame = Header::read_from_bytes(&header).unwrap();
-            let Ok(Frame::Batch(batch)) = frame.parse(MAX_PAYLOAD) else {
-                panic!("the stream ended");
-            };
-            let mut payload = vec![0; batch.payload_len as usize];
-            let ack = Reply::ack(committed, false);
-            if peer.socket.read_exact(&mut payload).is_err()
-                || peer.socket.write_all(ack.as_bytes()).is_err()
-            {
-                return;
-            }
-        }
-    });
-    let (bad, play) = broker(|mut peer| peer.welcome());
-    let mut publisher = Publisher::connect(Config {
-        timeout: BRIEF,
-        ..config(&[&good, &bad])
-    })
-    .unwrap();
-    play.join().unwrap();
-    let error = failure_of(&mut publisher);
-    assert!(
-        matches!(&error, Error::NotResumed { broker, .. } if *broker == bad),
-        "{error}"
-    );
-    drop(publisher);
-    serve.join().unwrap();
 }
 
 /// A publisher whose first connection `lose` ends, `committed` batches being in the log by then,

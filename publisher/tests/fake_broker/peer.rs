@@ -1,7 +1,7 @@
 //! Plays brokers, and makes publishers for them.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -28,7 +28,10 @@ pub struct Peer {
 
 impl Peer {
     pub fn accept(listener: &TcpListener) -> Self {
-        let (mut socket, _) = listener.accept().unwrap();
+        Self::of(listener.accept().unwrap().0)
+    }
+
+    fn of(mut socket: TcpStream) -> Self {
         socket.set_read_timeout(Some(TIMEOUT)).unwrap();
         let mut hello = [0; HELLO_LEN];
         socket.read_exact(&mut hello).unwrap();
@@ -44,14 +47,30 @@ impl Peer {
         }
     }
 
+    /// The next stream, unless the connection is closed before it asks for one, as that of a probe.
+    pub fn accept_stream(listener: &TcpListener) -> Self {
+        loop {
+            let (socket, _) = listener.accept().unwrap();
+            socket.set_read_timeout(Some(TIMEOUT)).unwrap();
+            if matches!(socket.peek(&mut [0]), Ok(1)) {
+                return Self::of(socket);
+            }
+        }
+    }
+
     pub fn welcome(&mut self) {
         self.welcome_back(0);
     }
 
     /// Takes up a stream of which so many batches are committed.
     pub fn welcome_back(&mut self, committed: u64) {
+        self.welcome_as(SESSION, committed);
+    }
+
+    /// Takes up a stream of this session, of which so many batches are committed or elsewhere.
+    pub fn welcome_as(&mut self, session: u64, committed: u64) {
         let offer = Offer {
-            session: SESSION,
+            session,
             max_payload: MAX_PAYLOAD,
             committed,
             datagrams: None,
@@ -140,6 +159,52 @@ impl Peer {
                 }
             }
         }
+    }
+
+    /// Whether the publisher is still there to be told something.
+    pub fn tell(&mut self, bytes: &[u8]) -> bool {
+        self.socket.write_all(bytes).is_ok()
+    }
+
+    /// Reads something, if anything comes in time.
+    pub fn read_some(&mut self) {
+        let _ = self.socket.read(&mut [0; 65536]);
+    }
+
+    /// Acknowledges each batch until the publisher goes, at whatever point.
+    pub fn ack_until_gone(mut self) {
+        let mut header = [0; HEADER_LEN];
+        for committed in 1.. {
+            if self.socket.read_exact(&mut header).is_err() {
+                return;
+            }
+            let frame = Header::read_from_bytes(&header).unwrap();
+            let Ok(Frame::Batch(batch)) = frame.parse(MAX_PAYLOAD) else {
+                panic!("the stream ended");
+            };
+            let mut payload = vec![0; batch.payload_len as usize];
+            let ack = Reply::ack(committed, false);
+            if self.socket.read_exact(&mut payload).is_err()
+                || self.socket.write_all(ack.as_bytes()).is_err()
+            {
+                return;
+            }
+        }
+    }
+
+    /// Waits until the publisher sends something, or has closed the connection: says which.
+    pub fn is_closed(&mut self) -> bool {
+        match self.socket.peek(&mut [0]) {
+            Ok(count) => count == 0,
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => true,
+            Err(error) => panic!("the publisher neither sends nor closes: {error}"),
+        }
+    }
+
+    /// Closes the connection. The publisher sees everything that was said before, unlike after a reset.
+    pub fn close(self) {
+        self.socket.shutdown(Shutdown::Write).unwrap();
+        self.drain();
     }
 
     /// Reads until the publisher closes.
