@@ -1,5 +1,5 @@
 //! Reads a topic's shared buffer from another process: batches in the order of their commit,
-//! checked on request, with an account per stream.
+//! checked on request, with totals per stream.
 //!
 //! ```
 //! use penstock_subscriber::{Event, Start, Subscriber};
@@ -46,16 +46,16 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-mod account;
 #[doc(hidden)]
 pub mod program;
 mod remote;
 mod subscriber;
+mod tally;
 
-pub use account::{Account, StreamAccount, Trouble};
 pub use penstock_log::{Batch, OpenError, Start};
 pub use remote::{
     BrokerReport, Delivered, Error, LogPosition, Position, RemoteConfig, RemoteEvent, RemoteReport,
     RemoteStart, RemoteSubscriber, StreamPosition,
 };
 pub use subscriber::{Event, Received, Subscriber};
+pub use tally::{StreamTotals, Tally, Trouble};

@@ -20,7 +20,7 @@ use tracing::{info, warn};
 
 pub use self::cli::Cli;
 use self::output::Printer;
-use crate::{Account, Event, OpenError, Received, Start, Subscriber, Trouble};
+use crate::{Event, OpenError, Received, Start, Subscriber, Tally, Trouble};
 
 /// Exit code when batches were overwritten before they were read.
 const LOST: u8 = 3;
@@ -110,7 +110,7 @@ fn open_patiently(
 /// Where batches go; apart from the subscriber, which lends them.
 struct Sink<'a> {
     cli: &'a Cli,
-    account: Account,
+    tally: Tally,
     printer: Printer,
     /// Messages shown, or counted where none are shown.
     taken: u64,
@@ -138,7 +138,7 @@ impl<'a> Run<'a> {
         };
         let sink = Sink {
             cli,
-            account: Account::new(cli.stat),
+            tally: Tally::new(cli.stat),
             printer: Printer::new(cli.output()),
             taken: 0,
             troubles: 0,
@@ -162,7 +162,7 @@ impl<'a> Run<'a> {
         }
         if self.cli.stat {
             let (info, gone) = (self.subscriber.info(), self.subscriber.overwritten());
-            output::print_stat(self.cli, &info, &gone, &self.sink.account)?;
+            output::print_stat(self.cli, &info, &gone, &self.sink.tally)?;
         }
         if self.sink.troubles > TOLD {
             warn!(
@@ -170,14 +170,12 @@ impl<'a> Run<'a> {
                 self.sink.troubles - TOLD
             );
         }
-        Ok(
-            match (self.sink.troubles, self.sink.account.lost_batches()) {
-                (0, 0) => ExitCode::SUCCESS,
-                (0, _) if self.cli.allow_loss => ExitCode::SUCCESS,
-                (0, _) => ExitCode::from(LOST),
-                _ => ExitCode::from(exit::FAILURE),
-            },
-        )
+        Ok(match (self.sink.troubles, self.sink.tally.lost_batches()) {
+            (0, 0) => ExitCode::SUCCESS,
+            (0, _) if self.cli.allow_loss => ExitCode::SUCCESS,
+            (0, _) => ExitCode::from(LOST),
+            _ => ExitCode::from(exit::FAILURE),
+        })
     }
 
     fn read(&mut self) -> Result<()> {
@@ -191,7 +189,7 @@ impl<'a> Run<'a> {
                 }
                 Event::Lost { batches, messages } => {
                     warn!(batches, messages, "overwritten before they were read");
-                    self.sink.account.add_lost(batches, messages);
+                    self.sink.tally.add_lost(batches, messages);
                 }
                 Event::Evicted => warn!("{}", ReadError::Evicted),
                 Event::Damaged { index } => self.sink.complain(&format!(
@@ -228,7 +226,7 @@ impl Sink<'_> {
             return Ok(());
         }
         let wanted = self.cli.count.map_or(u64::MAX, |count| count - self.taken);
-        match self.account.add_first(batch, wanted) {
+        match self.tally.add_first(batch, wanted) {
             Ok(()) => {}
             // Nobody is shown other bytes than those that were published.
             Err(Trouble::Checksum(mismatch)) => {

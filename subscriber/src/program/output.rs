@@ -2,7 +2,7 @@
 
 use std::io::{self, BufWriter, IsTerminal, Write};
 
-use crate::{Account, StreamAccount};
+use crate::{StreamTotals, Tally};
 use anyhow::Result;
 use penstock_log::{LogInfo, Overwritten};
 use penstock_process::output::{Stdout, print_line, print_to_stderr};
@@ -66,7 +66,7 @@ struct Stat<'a> {
     lost_batches: u64,
     lost_messages: u64,
     log: LogStat,
-    streams: Vec<StreamAccount>,
+    streams: Vec<StreamTotals>,
 }
 
 /// What the log itself counts, from its beginning, whether it was read or not.
@@ -84,17 +84,17 @@ struct LogStat {
 }
 
 /// Prints the sums, where they do not mix with messages.
-pub fn print_stat(cli: &Cli, info: &LogInfo, gone: &Overwritten, account: &Account) -> Result<()> {
-    let streams = account.streams();
-    let sum = |of: fn(&StreamAccount) -> u64| streams.iter().map(of).sum();
+pub fn print_stat(cli: &Cli, info: &LogInfo, gone: &Overwritten, tally: &Tally) -> Result<()> {
+    let streams = tally.streams();
+    let sum = |of: fn(&StreamTotals) -> u64| streams.iter().map(of).sum();
     let stat = Stat {
         kind: "subscriber",
         path: &cli.path,
         messages: sum(|stream| stream.messages),
         batches: sum(|stream| stream.batches),
         payload_bytes: sum(|stream| stream.payload_bytes),
-        lost_batches: account.lost_batches(),
-        lost_messages: account.lost_messages(),
+        lost_batches: tally.lost_batches(),
+        lost_messages: tally.lost_messages(),
         log: LogStat {
             epoch: info.epoch,
             ring_bytes: info.ring_bytes,

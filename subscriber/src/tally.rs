@@ -1,4 +1,4 @@
-//! The account of what was read: counts and digest per stream, and what is wrong with it.
+//! Counts and digest of what was read, per stream, and what is wrong with it.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use thiserror::Error;
 
 /// What was read so far.
 #[derive(Debug, Default)]
-pub struct Account {
+pub struct Tally {
     digest: bool,
     lost_batches: u64,
     lost_messages: u64,
@@ -28,9 +28,9 @@ struct Open {
     digest: Sha256,
 }
 
-/// The account of one stream.
+/// Totals of one stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct StreamAccount {
+pub struct StreamTotals {
     /// Session key, hexadecimal.
     pub session: String,
     /// Stream inside the session.
@@ -83,8 +83,8 @@ pub enum Trouble {
     },
 }
 
-impl Account {
-    /// An empty account; `digest` computes a SHA-256 per stream.
+impl Tally {
+    /// An empty tally; `digest` computes a SHA-256 per stream.
     #[must_use]
     pub fn new(digest: bool) -> Self {
         Self {
@@ -93,7 +93,7 @@ impl Account {
         }
     }
 
-    /// Takes a batch into account.
+    /// Takes a batch into tally.
     ///
     /// # Errors
     /// The first [`Trouble`] with it. A batch whose bytes are not those that were sent counts as
@@ -178,8 +178,8 @@ impl Account {
 
     /// Every stream, by session and number.
     #[must_use]
-    pub fn streams(&self) -> Vec<StreamAccount> {
-        let close = |(key, open): (&(u64, u32), &Open)| StreamAccount {
+    pub fn streams(&self) -> Vec<StreamTotals> {
+        let close = |(key, open): (&(u64, u32), &Open)| StreamTotals {
             session: format!("{:016x}", key.0),
             stream: key.1,
             messages: open.messages,
@@ -239,20 +239,20 @@ mod tests {
 
     #[test]
     fn counts_and_digest_are_those_of_the_lines() {
-        let mut account = Account::new(true);
-        account
+        let mut tally = Tally::new(true);
+        tally
             .add(&batch(0, 0, 2, &payload(&[b"one", b""])))
             .unwrap();
-        account.add(&batch(1, 1, 1, &payload(&[b"two"]))).unwrap();
+        tally.add(&batch(1, 1, 1, &payload(&[b"two"]))).unwrap();
         let three = payload(&[b"left out", b"so", b"too"]);
-        let mut cut = Account::new(true);
+        let mut cut = Tally::new(true);
         cut.add(&batch(0, 0, 2, &payload(&[b"one", b""]))).unwrap();
         let longer = payload(&[b"two", b"left out", b"too"]);
         cut.add_first(&batch(1, 1, 3, &longer), 1).unwrap();
-        assert_eq!(cut.streams(), account.streams());
+        assert_eq!(cut.streams(), tally.streams());
         cut.add_first(&batch(2, 2, 3, &three), 0).unwrap();
         assert_eq!(cut.streams()[0].messages, 3);
-        let [stream] = &account.streams()[..] else {
+        let [stream] = &tally.streams()[..] else {
             panic!("one stream")
         };
         assert_eq!(
@@ -267,19 +267,19 @@ mod tests {
 
     #[test]
     fn every_kind_of_trouble_is_named() {
-        let mut account = Account::new(false);
+        let mut tally = Tally::new(false);
         let good = payload(&[b"x"]);
-        account.add(&batch(0, 5, 1, &good)).unwrap();
+        tally.add(&batch(0, 5, 1, &good)).unwrap();
         let mut damaged = batch(1, 6, 1, &good);
         damaged.checksum ^= 1;
-        assert!(matches!(account.add(&damaged), Err(Trouble::Checksum(_))));
+        assert!(matches!(tally.add(&damaged), Err(Trouble::Checksum(_))));
         let short = [9, 0, 0, 0, 1];
         assert!(matches!(
-            account.add(&batch(2, 7, 1, &short)),
+            tally.add(&batch(2, 7, 1, &short)),
             Err(Trouble::Malformed { .. })
         ));
         assert_eq!(
-            account.add(&batch(3, 8, 2, &good)),
+            tally.add(&batch(3, 8, 2, &good)),
             Err(Trouble::Count {
                 index: 3,
                 claimed: 2,
@@ -287,15 +287,15 @@ mod tests {
             })
         );
         assert_eq!(
-            account.add(&batch(4, 8, 1, &good)),
+            tally.add(&batch(4, 8, 1, &good)),
             Err(Trouble::Order {
                 index: 4,
                 expected: 9,
                 found: 8
             })
         );
-        account.add(&batch(5, 12, 1, &good)).unwrap();
+        tally.add(&batch(5, 12, 1, &good)).unwrap();
         // Sequence numbers 6, which was damaged, and 9 to 11.
-        assert_eq!(account.streams()[0].missing_batches, 4);
+        assert_eq!(tally.streams()[0].missing_batches, 4);
     }
 }
