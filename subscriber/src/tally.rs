@@ -107,8 +107,13 @@ impl Tally {
     /// # Errors
     /// As [`Self::add`].
     pub fn add_first(&mut self, batch: &Batch<'_>, limit: u64) -> Result<(), Trouble> {
-        let index = batch.index;
         batch.verify()?;
+        self.add_verified(batch, limit)
+    }
+
+    /// As [`Self::add_first`], for a batch whose checksum was verified already.
+    pub(crate) fn add_verified(&mut self, batch: &Batch<'_>, limit: u64) -> Result<(), Trouble> {
+        let index = batch.index;
         let key = (batch.session, batch.stream);
         let open = self
             .streams

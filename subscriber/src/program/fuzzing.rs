@@ -11,6 +11,8 @@ pub fn flags(data: &[u8]) {
     match Cli::try_parse_from(words) {
         Ok(cli) => {
             let _ = (cli.start(), cli.output(), cli.selects(1, 1));
+            // Both are read only when they are used.
+            let _ = (cli.check(), cli.log_path());
             assert!(cli.follow || cli.until_idle.is_none());
         }
         // Asked for help, or wrong.
