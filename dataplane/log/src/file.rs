@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
+use std::task::Waker;
 
 use crossbeam_utils::CachePadded;
 use penstock_files::Open;
@@ -21,6 +22,7 @@ use super::recovery::recover;
 use super::registry::Registry;
 use super::ring::{NOTHING_OPEN, Ring, WriterWatermark};
 use super::slot::Found;
+use super::watch::CommitWatch;
 use super::writer_lock::WriterLock;
 
 /// What a broker does when it would have to overwrite batches that a registered reader has not read.
@@ -107,6 +109,7 @@ pub struct Log {
     /// borrow.
     borrowed: Vec<(usize, u64)>,
     lost: OnceLock<Lost>,
+    pub(super) watch: CommitWatch,
     watermarks: Vec<CachePadded<WriterWatermark>>,
     pub(super) taken: Vec<AtomicBool>,
     /// Dropped last. `None` for a file without a directory, as in tests.
@@ -215,6 +218,7 @@ impl Log {
             registry,
             borrowed,
             lost: OnceLock::new(),
+            watch: CommitWatch::default(),
             watermarks: watermarks.take(options.writers).collect(),
             taken: std::iter::repeat_with(AtomicBool::default)
                 .take(options.writers)
@@ -240,6 +244,12 @@ impl Log {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.mapping.path
+    }
+
+    /// The file itself, which a [`Span`](super::Span) lies in.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.mapping.file
     }
 
     /// The current figures.
@@ -305,11 +315,27 @@ impl Log {
         streams
     }
 
+    /// Whether the log waits for registered readers when it is full.
+    pub(super) fn waits_for_readers(&self) -> bool {
+        self.registry.is_some()
+    }
+
     /// Registered readers that the writers wait for, and the payload that the slowest of them has
     /// not read yet, bytes.
     #[must_use]
     pub fn backlog(&self) -> (usize, u64) {
         self.ring().backlog()
+    }
+
+    /// Names the thread that waits for batches; [`Self::wake_on_commit`] has it woken. The first call counts.
+    pub fn set_waker(&self, waker: Waker) {
+        self.watch.set(waker);
+    }
+
+    /// Has the thread of [`Self::set_waker`] woken by the next commit. It must look for batches once more before it
+    /// sleeps: one may have been committed before this call.
+    pub fn wake_on_commit(&self) {
+        self.watch.arm();
     }
 
     /// Frees the slots of dead registered readers; returns how many.

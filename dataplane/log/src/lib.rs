@@ -97,6 +97,8 @@ mod span_reader;
 #[cfg(all(test, not(loom)))]
 mod tests;
 #[cfg(not(loom))]
+mod watch;
+#[cfg(not(loom))]
 mod writer;
 #[cfg(not(loom))]
 mod writer_lock;

@@ -158,7 +158,10 @@ impl Reader {
             Next::Damaged => return Err(self.cursor.skip_damaged()),
         };
         let lent = is_waited_for && self.mapping.ring().can_borrow(descriptor.position);
-        if !lent && !self.mapping.copy_payload(&descriptor, &mut self.copy) {
+        let is_intact = lent
+            || self.mapping.copy_payload(&descriptor, &mut self.copy)
+            || self.is_kept(descriptor.position);
+        if !is_intact {
             return Err(self.cursor.skip_lost(&self.mapping));
         }
         self.cursor.advance(totals);
@@ -182,6 +185,11 @@ impl Reader {
     #[must_use]
     pub fn overwritten(&self) -> Overwritten {
         self.overwritten
+    }
+
+    fn is_kept(&self, position: u64) -> bool {
+        let reader = self.registration.as_ref();
+        reader.is_some_and(|reader| reader.has_kept(&self.mapping, position))
     }
 
     fn is_evicted(&self) -> bool {

@@ -1,7 +1,7 @@
 //! A reader's slot in the registry: what a broker with `--full block` waits for.
 
 use std::os::unix::fs::MetadataExt;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use super::OpenError;
 use super::mapping::Mapping;
@@ -15,6 +15,9 @@ pub(super) struct RegisteredReader {
     slot: usize,
     /// The last value written to the slot; `None` if writing failed.
     announced: Option<u64>,
+    /// What lies at this position or behind it is not overwritten before it is read: a writer that did not see the
+    /// reader when it worked out how far it may go stays within a round of the tail of then.
+    kept_from: u64,
 }
 
 impl RegisteredReader {
@@ -24,7 +27,11 @@ impl RegisteredReader {
         let about = about.map_err(OpenError::io("look at", &mapping.path))?;
         let registry = Registry::open(&mapping.path, about.uid())?;
         let slot = registry.register(cursor, epoch(mapping))?;
+        // Pairs with the fence in `Ring::limits`.
+        fence(Ordering::SeqCst);
+        let kept_from = mapping.control().tail.load(Ordering::Acquire);
         Ok(Self {
+            kept_from,
             registry,
             slot,
             announced: Some(cursor),
@@ -38,6 +45,12 @@ impl RegisteredReader {
             self.announced = written.is_ok().then_some(cursor);
         }
         self.announced.is_some()
+    }
+
+    /// Whether the payload at `position`, which the reader still needs according to its slot, has been kept for it
+    /// until now, however far the writers have reserved.
+    pub(super) fn has_kept(&self, mapping: &Mapping, position: u64) -> bool {
+        position >= self.kept_from && self.announced.is_some() && !self.is_evicted(mapping)
     }
 
     /// Whether the broker has evicted the reader. Only a broker that lets no reader borrow payload evicts.

@@ -1,7 +1,6 @@
 //! A reader inside the broker that names batches by their place in the file, so that the kernel can send them from
 //! there, and that releases them when the remote subscriber has them.
 
-use std::fs::File;
 use std::sync::Arc;
 
 use super::cursor::{Cursor, Next, Start};
@@ -35,6 +34,10 @@ impl SpanReader {
     /// [`OpenError`] if the log has no such batch, or the reader cannot be registered.
     pub fn new(log: Arc<Log>, start: Start, is_registered: bool) -> Result<Self, OpenError> {
         let (cursor, ..) = Cursor::new(log.mapping(), start)?;
+        // A registry may be there that an earlier broker made.
+        if is_registered && !log.waits_for_readers() {
+            return Err(OpenError::NoRegistry(log.path().with_extension("readers")));
+        }
         let register = || RegisteredReader::new(log.mapping(), cursor.next);
         let registration = is_registered.then(register).transpose()?;
         Ok(Self {
@@ -42,18 +45,6 @@ impl SpanReader {
             registration,
             cursor,
         })
-    }
-
-    /// The log.
-    #[must_use]
-    pub fn log(&self) -> &Log {
-        &self.log
-    }
-
-    /// The log's file, which a [`Span`] lies in.
-    #[must_use]
-    pub fn file(&self) -> &File {
-        &self.log.mapping().file
     }
 
     /// Index of the batch that [`Self::next`] returns, or skips.
@@ -87,8 +78,8 @@ impl SpanReader {
             Next::NotYet => Ok(None),
             Next::Overwritten => Err(self.cursor.skip_lost(self.log.mapping())),
             Next::Damaged => Err(self.cursor.skip_damaged()),
-            Next::Here(descriptor, _) if !mapping.ring().is_whole(descriptor.position) => {
-                Err(self.cursor.skip_lost(mapping))
+            Next::Here(descriptor, _) if !self.is_intact(descriptor.position) => {
+                Err(self.cursor.skip_lost(self.log.mapping()))
             }
             Next::Here(descriptor, totals) => {
                 let span = Span {
@@ -105,13 +96,24 @@ impl SpanReader {
     /// The payload of a span, to be copied. A writer may be overwriting it: check [`Self::is_whole`] afterwards.
     #[must_use]
     pub fn copy_payload(&self, span: &Span, into: &mut Vec<u8>) -> bool {
-        self.log.mapping().copy_payload(&span.descriptor, into)
+        let is_whole = self.log.mapping().copy_payload(&span.descriptor, into);
+        is_whole || self.is_intact(span.descriptor.position)
     }
 
     /// Whether the payload of a span has not been overwritten until now.
     #[must_use]
     pub fn is_whole(&self, span: &Span) -> bool {
-        self.log.mapping().ring().is_whole(span.descriptor.position)
+        self.is_intact(span.descriptor.position)
+    }
+
+    fn is_intact(&self, position: u64) -> bool {
+        let mapping = self.log.mapping();
+        let ring = mapping.ring();
+        let registered = self.registration.as_ref();
+        ring.is_whole(position)
+            || registered.is_some_and(|reader| {
+                ring.can_borrow(position) || reader.has_kept(mapping, position)
+            })
     }
 
     /// Lets the log overwrite all batches below `needed_from`; a no-op if the reader is not registered.

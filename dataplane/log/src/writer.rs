@@ -294,6 +294,7 @@ impl Writer {
         let watermark = self.log.watermark(self.number);
         let index = self.log.ring().commit(watermark, descriptor);
         self.close(reservation);
+        self.log.watch.committed();
         index
     }
 

@@ -110,3 +110,25 @@ fn a_lapped_span_reader_learns_what_it_lost_and_that_bytes_changed() {
     assert_eq!(spans.next().unwrap_err(), lost);
     assert_eq!(spans.next().unwrap().unwrap().index, 6);
 }
+
+#[test]
+fn a_reader_that_is_waited_for_loses_nothing_to_a_reservation_that_waits() {
+    for full in [RingFullPolicy::Block, RingFullPolicy::Evict] {
+        let dir = TempDir::new().unwrap();
+        let (path, log) = log_in(&dir, &options(2, 16, full));
+        let mut writer = log.writer();
+        let mut reader = Reader::open(&path, Start::Oldest).unwrap();
+        reader.register().unwrap();
+        let mut spans = SpanReader::new(Arc::clone(&log), Start::Oldest, true).unwrap();
+        for seq in 0..4 {
+            write(&mut writer, 0, seq, &payload(0, seq, 2048));
+        }
+        let fifth = writer.reserve(2048);
+        assert!(!writer.is_granted(&fifth));
+        assert_eq!(drain(&mut reader).len(), 4, "{full:?}");
+        for seq in 0..4 {
+            assert_eq!(spans.next().unwrap().unwrap().index, seq, "{full:?}");
+        }
+        writer.abort(fifth);
+    }
+}
