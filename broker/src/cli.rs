@@ -17,8 +17,8 @@ use penstock_ingest::session::shares;
 use penstock_runtime::address;
 
 pub use self::config::Config;
+use crate::buffer_dir;
 use crate::topic_policy::Creators;
-use crate::topics::DEFAULT_DIRECTORY;
 use crate::xdp_settings::XdpMode;
 
 const EXAMPLES: &str = "\
@@ -52,8 +52,8 @@ Examples:
   # 64:
   penstock-broker --create-topics any --topics 'trades.*' --max-topics 64
 
-A topic's log is <buffer-dir>/<topic>.log; read it with
-penstock-subscriber --path. Logs go to stderr (RUST_LOG sets the level).
+A topic's log is <buffer-dir>/<topic>.log; read it in place with
+penstock-subscriber --path, or from elsewhere with --brokers. Logs go to stderr (RUST_LOG sets the level).
 SIGINT and SIGTERM end the broker; its logs stay.
 SIGHUP reloads --auth-keys. Under systemd: Type=notify, WatchdogSec=.
 Exit codes: 0 ended by a signal, 1 failed (also when a thread ends
@@ -193,6 +193,10 @@ pub struct Cli {
     #[arg(long, value_name = "N", default_value_t = 16, help_heading = LOGS,
         value_parser = clap::value_parser!(u32).range(1..=MAX_TOPICS))]
     max_topics: u32,
+    /// Maximum number of remote subscribers.
+    #[arg(long, value_name = "N", default_value_t = 1024, help_heading = LISTEN,
+        value_parser = clap::value_parser!(u32).range(1..=MAX_SOCKETS))]
+    max_subscribers: u32,
     /// Maximum number of open streams.
     #[arg(long, value_name = "N", default_value_t = 4096, help_heading = LISTEN,
         value_parser = clap::value_parser!(u32).range(1..=MAX_SOCKETS))]
@@ -249,11 +253,17 @@ pub struct Cli {
     /// capabilities in any case.
     #[arg(long, value_name = "NAME", help_heading = PROCESS)]
     user: Option<String>,
-    /// File with the keys of publishers, one per line: a name, a secret of 64 hexadecimal digits, and the
-    /// topics that the key may publish to (trades.* means all that begin with trades.). Without it,
-    /// anyone may publish.
+    /// File with the keys of publishers and subscribers, one per line: a name, a secret of 64 hexadecimal digits,
+    /// and the topics that the key may publish to (trades.* means all that begin with trades.) or read
+    /// (read:trades.*). Without it, anyone may publish.
     #[arg(long, value_name = "FILE", help_heading = SECURITY)]
     auth_keys: Option<PathBuf>,
+    /// Who may read topics over the network: holders of a key that permits it (keyed), anyone who can reach
+    /// a broker without keys (any), or nobody (never). Who may read the logs in place is a matter of
+    /// --buffer-mode.
+    #[arg(long, value_enum, default_value_t = RemoteSubscribers::Keyed, value_name = "keyed|any|never",
+        hide_possible_values = true, help_heading = SECURITY)]
+    remote_subscribers: RemoteSubscribers,
     /// Accept only authenticated payload: each packet over xdp, and each batch over tcp, carries a tag
     /// that only a holder of the stream's key can make. Without this flag, publishers may ask for it.
     #[arg(long, requires = "auth_keys", help_heading = SECURITY)]
@@ -283,6 +293,17 @@ enum Mode {
     Xdp,
     /// AF_XDP sockets if available, and accepted sockets in any case.
     Auto,
+}
+
+/// Which remote subscribers are served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum RemoteSubscribers {
+    /// Those with a key that permits reading the topic.
+    Keyed,
+    /// All, on a broker without keys.
+    Any,
+    /// None.
+    Never,
 }
 
 /// What workers do while no packet comes.
@@ -341,7 +362,7 @@ fn default_directory() -> PathBuf {
     let own = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
     match own.filter(|own| own.is_absolute() && !geteuid().is_root()) {
         Some(own) => own.join("penstock"),
-        None => PathBuf::from(DEFAULT_DIRECTORY),
+        None => PathBuf::from(buffer_dir::DEFAULT),
     }
 }
 

@@ -3,6 +3,7 @@
 //! This library is what the program `penstock-broker` does. A program that wants the ingest path without the
 //! broker's process around it uses `penstock-ingest` and `penstock-log`.
 
+mod buffer_dir;
 mod cli;
 mod earlier;
 mod end;

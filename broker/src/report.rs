@@ -12,6 +12,7 @@ use penstock_ingest::session::{ConnectionReport, Counters, Shared, WorkerStats};
 use penstock_log::{FileState, Log};
 use penstock_process::logging;
 use penstock_runtime::profile::{ProcessUsage, StageReport};
+use penstock_serve::ServeStats;
 use serde::Serialize;
 
 use crate::xdp::XdpReport;
@@ -37,6 +38,9 @@ pub struct Report<'a> {
     bytes_per_recv: f64,
     eagain: u64,
     connections: Vec<ConnectionReport>,
+    /// Remote subscribers, if they were served.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    subscribers: Option<ServeStats>,
     counters: &'a Counters,
     /// Log lines that were dropped because stderr did not accept them.
     log_lines_dropped: u64,
@@ -84,6 +88,7 @@ impl<'a> Report<'a> {
         workers: usize,
         uptime: Duration,
         stats: &WorkerStats,
+        subscribers: Option<ServeStats>,
         xdp: Option<XdpReport>,
         topics: Vec<(String, Arc<Log>)>,
         shared: &'a Shared,
@@ -107,6 +112,7 @@ impl<'a> Report<'a> {
             bytes_per_recv: ratio(stats.recv_bytes, stats.recv_calls),
             eagain: stats.eagain,
             connections: shared.connections(),
+            subscribers,
             counters: &shared.counters,
             log_lines_dropped: logging::dropped_lines(),
             ended_by,

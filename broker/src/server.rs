@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use crossbeam_channel::{Receiver, Sender};
-use penstock_ingest::session::{Acceptor, WorkerStats};
+use penstock_ingest::session::{Acceptor, SubscriberService, WorkerStats};
 use penstock_ingest::tcp::{Worker, WorkerHandle};
 use penstock_ingest::xdp::{self, XdpStats};
 use penstock_process::notify::ReadyFd;
 use penstock_process::supervisor::{Supervised, Supervisor};
 use penstock_process::{logging, output};
 use penstock_runtime::poller::Poller;
+use penstock_serve as serve;
 use tracing::{info, warn};
 
 use crate::cli::Config;
@@ -52,6 +53,7 @@ pub fn run(config: &Config) -> Result<()> {
     } = for_threads;
     let topics = open_topics(config)?;
     let workers = make_workers(config, &setup)?;
+    let serving = make_server(config, &setup)?;
     let (jobs, opener) = crossbeam_channel::unbounded();
     let sessions = Sessions::new(Arc::clone(&topics), config.limits.share_percent, jobs);
     let acceptor = Acceptor::new(
@@ -64,6 +66,7 @@ pub fn run(config: &Config) -> Result<()> {
         Arc::clone(&setup.shared),
     )
     .context("cannot start the accept loop")?
+    .with_subscribers(serving.as_ref().map(|(service, ..)| service.clone()))
     .with_keys(setup.keys.clone(), config.packet_auth);
     let mut broker = Broker::new(config, setup, topics, acceptor.poller());
     let end = broker.serve(ThreadBodies {
@@ -72,6 +75,7 @@ pub fn run(config: &Config) -> Result<()> {
         signals,
         workers,
         xdp_workers,
+        serving,
     });
     broker.shut_down(&end.unwrap_or_else(End::from))
 }
@@ -98,7 +102,11 @@ struct ThreadBodies {
     signals: SignalPipes,
     workers: Vec<(Worker, WorkerHandle)>,
     xdp_workers: Vec<(xdp::Worker, xdp::WorkerHandle)>,
+    serving: Option<Serving>,
 }
+
+/// The service for remote subscribers, and the worker behind it.
+type Serving = (SubscriberService, serve::Worker, serve::WorkerHandle);
 
 /// The threads that were started, which are joined in the end.
 #[derive(Default)]
@@ -109,6 +117,8 @@ struct Threads {
     upkeep: Option<(Sender<()>, Supervised<()>)>,
     workers: Vec<(Supervised<WorkerStats>, WorkerHandle)>,
     xdp_workers: Vec<(XdpThread, xdp::WorkerHandle)>,
+    /// Serves remote subscribers.
+    serving: Option<(Supervised<serve::ServeStats>, serve::WorkerHandle)>,
 }
 
 type XdpThread = Supervised<(WorkerStats, XdpStats)>;
@@ -137,6 +147,7 @@ impl<'a> Broker<'a> {
         self.start_upkeep()?;
         self.start_workers(bodies.workers)?;
         self.start_xdp(bodies.xdp_workers)?;
+        self.start_serving(bodies.serving)?;
         self.serve_figures();
         self.announce()?;
         self.watch(signals)
@@ -238,6 +249,19 @@ impl<'a> Broker<'a> {
         Ok(())
     }
 
+    /// Starts the thread that serves remote subscribers, if any may come.
+    fn start_serving(&mut self, serving: Option<Serving>) -> Result<()> {
+        let Some((_, worker, handle)) = serving else {
+            return Ok(());
+        };
+        let stop = Arc::clone(&self.setup.stop);
+        let thread = spawn(&self.supervisor, "subscribers", &stop, move || worker.run())?;
+        self.liveness
+            .watch("subscribers", handle.rounds(), Instant::now());
+        self.threads.serving = Some((thread, handle));
+        Ok(())
+    }
+
     /// Serves live figures, if the buffer directory can have a socket: some file systems do not support
     /// them, and a path may be too long for one.
     fn serve_figures(&mut self) {
@@ -249,6 +273,11 @@ impl<'a> Broker<'a> {
             shared: Arc::clone(&self.setup.shared),
             tcp: handles(&self.threads.workers),
             xdp: handles(&self.threads.xdp_workers),
+            serving: self
+                .threads
+                .serving
+                .as_ref()
+                .map(|(_, handle)| handle.clone()),
         };
         let served = stats_socket::serve(
             &self.config.buffer_dir,
@@ -328,6 +357,7 @@ impl<'a> Broker<'a> {
             worker_count,
             self.setup.started.elapsed(),
             &stats,
+            joined.served,
             self.setup.xdp.take().map(|xdp| xdp.report(packets)),
             self.topics.list(),
             &self.setup.shared,
@@ -350,6 +380,9 @@ impl<'a> Broker<'a> {
         for (_, handle) in &self.threads.xdp_workers {
             failures.of(handle.wake().context("cannot wake a worker"));
         }
+        if let Some((_, handle)) = &self.threads.serving {
+            failures.of(handle.wake().context("cannot wake a worker"));
+        }
     }
 }
 
@@ -358,6 +391,7 @@ struct Joined {
     workers: usize,
     stats: WorkerStats,
     xdp: Vec<(WorkerStats, XdpStats)>,
+    served: Option<serve::ServeStats>,
 }
 
 impl Threads {
@@ -369,6 +403,7 @@ impl Threads {
             upkeep,
             workers,
             xdp_workers,
+            serving,
         } = std::mem::take(self);
         if let Some((stop, thread)) = upkeep {
             drop(stop);
@@ -384,7 +419,12 @@ impl Threads {
             workers: workers.len() + xdp_workers.len(),
             stats: WorkerStats::default(),
             xdp: Vec::new(),
+            served: None,
         };
+        if let Some((thread, handle)) = serving {
+            let did = failures.of_thread(thread, deadline);
+            joined.served = Some(did.unwrap_or_else(|| handle.now()));
+        }
         for (worker, handle) in workers {
             // A thread that does not report its result was already reported as hanging.
             let did = failures.of_thread(worker, deadline);
@@ -420,6 +460,21 @@ fn open_topics(config: &Config) -> Result<Arc<Topics>> {
         (config.topic.max - config.topics.len()) as u64,
     );
     Ok(Arc::new(topics))
+}
+
+fn make_server(config: &Config, setup: &Setup) -> Result<Option<Serving>> {
+    let Some(subscribers) = config.subscribers else {
+        return Ok(None);
+    };
+    let stop = Arc::clone(&setup.stop);
+    let (worker, handle) = serve::Worker::new(config.limits.handshake_timeout, stop)
+        .context("cannot start the thread for subscribers")?;
+    let service = SubscriberService {
+        queue: worker.queue(),
+        access: subscribers.access,
+        max: subscribers.max,
+    };
+    Ok(Some((service, worker, handle)))
 }
 
 fn make_workers(config: &Config, setup: &Setup) -> Result<Vec<(Worker, WorkerHandle)>> {

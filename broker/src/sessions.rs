@@ -246,6 +246,10 @@ impl Admit for Sessions {
         })))
     }
 
+    fn find_log(&mut self, topic: &str, tenant: Tenant) -> Result<Option<Arc<Log>>, Refused> {
+        self.topics.find_log(topic, tenant, &self.jobs)
+    }
+
     fn topics_changed(&mut self) -> bool {
         self.topics.take_news()
     }

@@ -18,7 +18,7 @@ use crate::cli::Config;
 use crate::report::Target;
 use crate::signals::SignalPipes;
 use crate::xdp::Xdp;
-use crate::{keys, machine, nic, privileges, topics};
+use crate::{buffer_dir, keys, machine, nic, privileges};
 
 /// What is open once set-up is complete.
 pub struct Setup {
@@ -68,7 +68,7 @@ impl Setup {
             .map(|path| keys::load(path, user.as_ref()))
             .transpose()?;
         let report_to = config.report.as_deref().map(Target::open).transpose()?;
-        topics::make_directory(&config.buffer_dir, user.as_ref(), config.log.access)?;
+        buffer_dir::make(&config.buffer_dir, user.as_ref(), config.log.access)?;
         let listener = open_listener(config)?;
         let address = listener
             .local_addr()
@@ -128,7 +128,9 @@ fn open_listener(config: &Config) -> Result<TcpListener> {
 }
 
 fn raise_limits(config: &Config) {
-    let wanted = (config.limits.max_connections + config.limits.max_handshakes) as u64 + 64;
+    let subscribers = config.subscribers.map_or(0, |subscribers| subscribers.max);
+    let wanted =
+        (config.limits.max_connections + config.limits.max_handshakes + subscribers) as u64 + 64;
     match machine::raise_open_files() {
         Ok(limit) if limit < wanted => warn!(
             limit,

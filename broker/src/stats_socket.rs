@@ -22,6 +22,7 @@ use penstock_log::Access;
 use penstock_process::supervisor::Supervisor;
 use penstock_runtime::deadline;
 use penstock_runtime::profile::StageReport;
+use penstock_serve::ServeStats;
 use serde::Serialize;
 use tracing::warn;
 
@@ -48,6 +49,8 @@ pub struct Sources {
     pub shared: Arc<Shared>,
     pub tcp: Vec<tcp::WorkerHandle>,
     pub xdp: Vec<xdp::WorkerHandle>,
+    /// Of the worker that serves remote subscribers, if there is one.
+    pub serving: Option<penstock_serve::WorkerHandle>,
 }
 
 /// The socket in the file system; removed when dropped.
@@ -62,6 +65,9 @@ struct Figures<'a> {
     uptime_seconds: f64,
     workers: Vec<Worker>,
     topics: Vec<TopicReport>,
+    /// Remote subscribers, if they are served.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    subscribers: Option<ServeStats>,
     counters: &'a Counters,
 }
 
@@ -212,6 +218,7 @@ impl Sources {
             uptime_seconds: self.started.elapsed().as_secs_f64(),
             workers: tcp.chain(xdp).collect(),
             topics: topics.collect(),
+            subscribers: self.serving.as_ref().map(|handle| handle.now()),
             counters: &self.shared.counters,
         }
     }

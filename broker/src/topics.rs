@@ -2,39 +2,31 @@
 //! logs.
 
 use std::collections::HashMap;
-use std::fs;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
-use nix::errno::Errno;
-use nix::unistd::{AccessFlags, Uid, User, access, geteuid};
-use penstock_files::{Dir, NewDir, displace};
 use penstock_ingest::session::admission::{Refused, StreamRequest};
 use penstock_ingest::session::peer::{Host, Tenant};
 use penstock_ingest::session::shares::{Exceeded, Shares, Use};
-use penstock_log::{Access, Log, LogOptions, Lost};
+use penstock_log::{Log, LogOptions, Lost};
 use penstock_runtime::poison::lock;
 use penstock_wire::handshake::Refusal;
 use tracing::{info, warn};
 
 use crate::earlier::EarlierStreams;
 use crate::liveness::{IDLE_ROUND_MS, Pulse};
-use crate::memory;
 use crate::topic_policy::TopicPolicy;
+use crate::{buffer_dir, memory};
 
 /// A log that was created for a publisher which then went away is closed after this time.
 const UNCLAIMED: Duration = Duration::from_secs(2);
 /// Publishers that request a topic get the same error for this long; then the broker tries to open its
 /// log again.
 const FAILED: Duration = Duration::from_secs(1);
-
-/// Default directory of the logs, for root and for services.
-pub const DEFAULT_DIRECTORY: &str = "/dev/shm/penstock";
 
 /// Configuration of topics.
 #[derive(Debug, Clone)]
@@ -124,7 +116,7 @@ pub enum Job {
 impl Topics {
     /// Topics with their logs in `directory`, which must exist.
     pub fn new(directory: PathBuf, options: LogOptions, config: TopicConfig) -> Result<Self> {
-        check_directory(&directory, options.access)?;
+        buffer_dir::check(&directory, options.access)?;
         Ok(Self {
             directory,
             options,
@@ -189,17 +181,58 @@ impl Topics {
             }
             _ => {}
         }
-        self.make_room(&mut table, asked, jobs)?;
-        table.shares.charge(&asked.tenant, 1);
-        let name = asked.topic.to_owned();
-        table.shares.list(&asked.tenant, name.clone(), |_| false);
+        self.start_opening(&mut table, asked.topic, asked.tenant, jobs)?;
+        Ok(None)
+    }
+
+    /// The log of a topic for a subscriber; `None` while it is being opened. Creates no topic.
+    pub fn find_log(
+        &self,
+        topic: &str,
+        tenant: Tenant,
+        jobs: &Sender<Job>,
+    ) -> Result<Option<Arc<Log>>, Refused> {
+        let mut table = self.lock();
+        match table.topics.get(topic).map(|entry| &entry.state) {
+            Some(State::Open(open)) => return Ok(Some(Arc::clone(&open.topic.log))),
+            Some(State::Opening) => return Ok(None),
+            Some(State::Failed(refused, at)) if at.elapsed() < FAILED => {
+                return Err(refused.clone());
+            }
+            Some(State::Failed(..)) => {
+                table.forget(topic);
+            }
+            None => {}
+        }
+        if !self.path(topic).exists() {
+            return Err(Refused {
+                refusal: Refusal::Topic,
+                text: format!(
+                    "this broker has no topic {topic:?}: a publisher creates it, or the broker's --topic"
+                ),
+            });
+        }
+        self.start_opening(&mut table, topic, tenant, jobs)?;
+        Ok(None)
+    }
+
+    fn start_opening(
+        &self,
+        table: &mut Table,
+        topic: &str,
+        tenant: Tenant,
+        jobs: &Sender<Job>,
+    ) -> Result<(), Refused> {
+        self.make_room(table, topic, &tenant, jobs)?;
+        table.shares.charge(&tenant, 1);
+        let name = topic.to_owned();
+        table.shares.list(&tenant, name.clone(), |_| false);
         let entry = Entry {
-            tenant: asked.tenant,
+            tenant,
             state: State::Opening,
         };
         table.topics.insert(name.clone(), entry);
-        send(jobs, Job::Open(name))?;
-        Ok(None)
+        send(jobs, Job::Open(name))
     }
 
     /// The topic, if it is open.
@@ -231,10 +264,11 @@ impl Topics {
     fn make_room(
         &self,
         table: &mut Table,
-        asked: &StreamRequest<'_>,
+        topic: &str,
+        tenant: &Tenant,
         jobs: &Sender<Job>,
     ) -> Result<(), Refused> {
-        let Err(exceeded) = table.shares.check(&asked.tenant) else {
+        let Err(exceeded) = table.shares.check(tenant) else {
             return Ok(());
         };
         let topics = &table.topics;
@@ -245,8 +279,8 @@ impl Topics {
         };
         // There are few topics, and what holds one is gone at any time.
         table.shares.refresh(look);
-        let Some((_, name)) = table.shares.evict(&asked.tenant, exceeded, look) else {
-            return Err(refuse(asked, exceeded, table.shares.limit()));
+        let Some((_, name)) = table.shares.evict(tenant, exceeded, look) else {
+            return Err(refuse(topic, tenant, exceeded, table.shares.limit()));
         };
         table.close(&name, jobs)
     }
@@ -461,8 +495,7 @@ fn send(jobs: &Sender<Job>, job: Job) -> Result<(), Refused> {
     })
 }
 
-fn refuse(asked: &StreamRequest<'_>, exceeded: Exceeded, max: usize) -> Refused {
-    let topic = asked.topic;
+fn refuse(topic: &str, tenant: &Tenant, exceeded: Exceeded, max: usize) -> Refused {
     let text = match exceeded {
         Exceeded::Total => {
             format!(
@@ -471,11 +504,11 @@ fn refuse(asked: &StreamRequest<'_>, exceeded: Exceeded, max: usize) -> Refused 
         }
         Exceeded::Host { held } => format!(
             "topic {topic:?} would exceed the share of host {}, which has created {held} of at most {max} topics; raise the broker's --max-topics or --max-share, or start it with --topic {topic}",
-            asked.tenant.host
+            tenant.host
         ),
         Exceeded::Site { held } => format!(
             "topic {topic:?} would exceed the share of site {}, whose hosts have created {held} of at most {max} topics; raise the broker's --max-topics or --max-share, or start it with --topic {topic}",
-            asked.tenant.host.site()
+            tenant.host.site()
         ),
         Exceeded::Key { held } => format!(
             "topic {topic:?} would exceed the share of this key, whose publishers have created {held} of at most {max} topics; raise the broker's --max-topics or --max-share, or start it with --topic {topic}"
@@ -485,83 +518,4 @@ fn refuse(asked: &StreamRequest<'_>, exceeded: Exceeded, max: usize) -> Refused 
         refusal: Refusal::Topic,
         text,
     }
-}
-
-/// Creates the directory of the logs if it does not exist, readable for those who may read the logs. A
-/// new one belongs to `owner`, and to the group of the logs if one is given.
-pub fn make_directory(directory: &Path, owner: Option<&User>, access: Access) -> Result<()> {
-    let group = access.group();
-    let new = NewDir {
-        mode: access.directory_mode(),
-        owner: owner.map(|user| user.uid.as_raw()),
-        group: group.or(owner.map(|user| user.gid.as_raw())),
-    };
-    let name = directory.display();
-    // Every user knows this name and can take it. Only root can rename what is there, and only for this
-    // default name: a user who gives another directory may mean the existing one.
-    if directory == Path::new(DEFAULT_DIRECTORY)
-        && let Some(other) =
-            displace(directory, &new).with_context(|| format!("cannot create {name}"))?
-    {
-        let (owner, path) = (other.owner, other.path.display());
-        warn!(
-            "{name} belonged to {owner}, and no running program had locked files there: renamed it to {path}"
-        );
-    }
-    if directory.exists() {
-        // `check_directory` checks it later, as the broker's user.
-        return Ok(());
-    }
-    Dir::make(directory, &new)
-        .map(drop)
-        .with_context(|| format!("cannot create {name}; choose another --buffer-dir"))
-}
-
-/// Whether this user can create logs in the directory, and no other user can replace them.
-fn check_directory(directory: &Path, access: Access) -> Result<()> {
-    check_writable(directory)?;
-    let me = user_name(geteuid());
-    let name = directory.display();
-    access
-        .open_directory(directory)
-        .with_context(|| format!("user {me} cannot create logs in {name} (--buffer-dir)"))?;
-    let mode = fs::metadata(directory).map_or(0o777, |about| about.mode());
-    let missing = access.directory_mode() & !mode & 0o011;
-    if missing != 0 {
-        warn!(
-            "{name} has mode {:03o}, which keeps out some users who may read the logs; chmod {:03o} {name}",
-            mode & 0o777,
-            access.directory_mode()
-        );
-    }
-    Ok(())
-}
-
-fn user_name(uid: Uid) -> String {
-    match User::from_uid(uid) {
-        Ok(Some(user)) => user.name,
-        _ => uid.to_string(),
-    }
-}
-
-/// Root without capabilities has no more rights than any other owner, so the check applies to root as
-/// well.
-fn check_writable(directory: &Path) -> Result<()> {
-    let Err(error) = access(directory, AccessFlags::W_OK | AccessFlags::X_OK) else {
-        return Ok(());
-    };
-    let (me, dir) = (user_name(geteuid()), directory.display());
-    let about = fs::metadata(directory).ok();
-    if about.as_ref().is_some_and(|about| !about.is_dir()) {
-        bail!("{dir} is not a directory; choose another --buffer-dir");
-    }
-    // A different owner helps only against EACCES, not against a read-only file system, for instance.
-    if error != Errno::EACCES {
-        bail!("user {me} cannot create logs in {dir}: {error}; choose another --buffer-dir");
-    }
-    let owner = about.map(|about| user_name(Uid::from_raw(about.uid())));
-    let owner = owner.unwrap_or_else(|| "another user".to_owned());
-    bail!(
-        "user {me} cannot create logs in {dir}, which belongs to {owner}: {error}; chown {me} {dir}, start the broker as {owner} (--user), or choose another --buffer-dir"
-    )
 }

@@ -16,6 +16,9 @@ use penstock_wire::auth_handshake::{
     AUTH_RESPONSE_LEN, AuthResponse, SEAL_LEN, SEALED_WELCOME_LEN, SealedHello, SealedWelcome,
 };
 use penstock_wire::batch::{Header, payload_checksum};
+use penstock_wire::delivery::{
+    self, DELIVERY_LEN, Delivery, DeliveryHeader, REQUEST_LEN, RequestFrame, StartAt,
+};
 use penstock_wire::handshake::{
     Answer, Hello, Offer, Purpose, Refusal, Request, WELCOME_LEN, Welcome,
 };
@@ -178,9 +181,19 @@ impl Broker {
         request: &Request,
         packet_auth: bool,
     ) -> Result<(TcpStream, Offer, [u8; 32]), Refused> {
+        self.open(key, topic, &Purpose::Publish(request.clone()), packet_auth)
+    }
+
+    /// Opens a connection for any purpose; returns the secret of its packets and frames.
+    fn open(
+        &self,
+        key: &Key,
+        topic: &str,
+        purpose: &Purpose,
+        packet_auth: bool,
+    ) -> Result<(TcpStream, Offer, [u8; 32]), Refused> {
         let (mut socket, mut channel) = self.authenticate(key)?;
-        let question =
-            SealedHello::new(&Purpose::Publish(request.clone()), topic, packet_auth).unwrap();
+        let question = SealedHello::new(purpose, topic, packet_auth).unwrap();
         socket
             .write_all(&channel.seal(question.as_bytes()))
             .unwrap();
@@ -259,6 +272,57 @@ fn a_topic_that_a_key_may_not_publish_to_is_not_even_made() {
         .ask(&broker.key("eu"), "audit", &request())
         .unwrap_err();
     assert!(!broker.dir.path().join("logs/audit.log").exists());
+}
+
+#[test]
+fn a_key_may_read_only_where_it_says_so() {
+    let dir = TempDir::new().unwrap();
+    keygen(&dir, "eu");
+    let lines = [line(&dir, "eu", "trades.* read:trades.a")];
+    write_keys(&dir, &lines);
+    let broker = Broker::start_in(dir);
+    let key = broker.key("eu");
+    for topic in ["trades.a", "trades.b"] {
+        broker.ask(&key, topic, &request()).unwrap();
+    }
+    let (code, text) = broker
+        .open(&key, "trades.b", &Purpose::Subscribe, false)
+        .unwrap_err();
+    assert_eq!(code, Refusal::Permission as u16);
+    assert!(text.contains("read:trades.b"), "{text}");
+    // With tags on its frames and on what is delivered.
+    let (mut socket, _, secret) = broker
+        .open(&key, "trades.a", &Purpose::Subscribe, true)
+        .unwrap();
+    let keys = PacketKeys::new(&secret);
+    let start = RequestFrame::new(&delivery::Request::Start(delivery::Start {
+        at: StartAt::Oldest,
+        is_registered: false,
+        credit: 1 << 20,
+    }));
+    let tag = keys.seal_frame(0, &[start.as_bytes()]);
+    socket
+        .write_all(&[start.as_bytes(), &tag].concat())
+        .unwrap();
+    let header = read::<DELIVERY_LEN>(&mut socket);
+    let tag = read::<TAG_LEN>(&mut socket);
+    assert!(keys.verify_reply(0, &tag, &[&header]));
+    let delivery = DeliveryHeader::read_from_bytes(&header).unwrap().parse(1);
+    assert_eq!(delivery, Ok(Delivery::CaughtUp { next: 0 }));
+    // A frame without a valid tag.
+    socket.write_all(&[0; REQUEST_LEN + TAG_LEN]).unwrap();
+    let header = read::<DELIVERY_LEN>(&mut socket);
+    let delivery = DeliveryHeader::read_from_bytes(&header).unwrap().parse(1);
+    let code = Fault::Authentication as u16;
+    assert!(matches!(delivery, Ok(Delivery::Error { code: found, .. }) if found == code));
+    let anonymous = Hello::for_subscriber("trades.a".len());
+    let mut socket = broker.connect();
+    socket
+        .write_all(&[anonymous.as_bytes(), b"trades.a"].concat())
+        .unwrap();
+    let welcome = Welcome::read_from_bytes(&read::<WELCOME_LEN>(&mut socket)).unwrap();
+    let code = Refusal::Authentication as u16;
+    assert!(matches!(welcome.parse(), Ok(Answer::Refused { code: found, .. }) if found == code));
 }
 
 #[test]

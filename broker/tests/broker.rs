@@ -5,6 +5,8 @@ mod claims;
 mod common;
 #[path = "broker/schedules.rs"]
 mod schedules;
+#[path = "broker/subscribe.rs"]
+mod subscribe;
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};

@@ -6,19 +6,29 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, anyhow, bail};
 use nix::unistd::Group;
 use penstock_flags::{nearest_multiple, nearest_power_of_two, size_text};
-use penstock_ingest::session::Limits;
 use penstock_ingest::session::buffers::RequestedBuffers;
+use penstock_ingest::session::{Limits, ReadAccess};
 use penstock_ingest::tcp::WorkerConfig;
 use penstock_ingest::xdp::Polling;
 use penstock_log::{Access, Geometry, LogOptions, RingFullPolicy};
 use penstock_wire::handshake::check_topic;
 
-use super::{Cli, FullPolicy, MAX_RING, Mode, OnDeletedLog, Poll, ReaderTimeoutAction, SEGMENTS};
+use super::{
+    Cli, FullPolicy, MAX_RING, Mode, OnDeletedLog, Poll, ReaderTimeoutAction, RemoteSubscribers,
+    SEGMENTS,
+};
 use crate::machine::parse_cpus;
 use crate::topic_policy::{Creators, TopicPolicy};
 use crate::topics::TopicConfig;
 use crate::upkeep::UpkeepConfig;
 use crate::xdp_settings::{XdpMode, XdpSettings};
+
+/// Settings of the service for remote subscribers.
+#[derive(Debug, Clone, Copy)]
+pub struct SubscriberConfig {
+    pub access: ReadAccess,
+    pub max: usize,
+}
 
 /// A checked command line.
 #[derive(Debug)]
@@ -30,6 +40,7 @@ pub struct Config {
     pub topic: TopicConfig,
     pub buffers: RequestedBuffers,
     pub limits: Limits,
+    pub subscribers: Option<SubscriberConfig>,
     pub worker: WorkerConfig,
     pub tcp_workers: usize,
     pub xdp: Option<XdpSettings>,
@@ -66,6 +77,7 @@ impl Cli {
         Ok(Config {
             buffers: self.requested_buffers(),
             limits: self.limits(),
+            subscribers: self.subscribers()?,
             worker: WorkerConfig {
                 verify_on_receive: self.verify_on_receive,
                 stall_timeout: self.stall_timeout,
@@ -159,6 +171,19 @@ impl Cli {
             handshake_timeout: self.handshake_timeout,
             share_percent: self.max_share,
         }
+    }
+
+    fn subscribers(&self) -> Result<Option<SubscriberConfig>> {
+        let access = match self.remote_subscribers {
+            RemoteSubscribers::Never => return Ok(None),
+            RemoteSubscribers::Any if self.auth_keys.is_some() => bail!(
+                "--remote-subscribers any is for brokers without keys: with --auth-keys, give read:TOPIC to the keys that may read"
+            ),
+            RemoteSubscribers::Any => ReadAccess::Anyone,
+            RemoteSubscribers::Keyed => ReadAccess::Keyed,
+        };
+        let max = self.max_subscribers as usize;
+        Ok(Some(SubscriberConfig { access, max }))
     }
 
     /// The configuration of the xdp path, if it was requested.

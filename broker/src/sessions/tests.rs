@@ -13,9 +13,10 @@ use tempfile::TempDir;
 
 use super::session::SESSION_GRACE;
 use super::*;
+use crate::buffer_dir;
 use crate::liveness::Pulse;
 use crate::topic_policy::{Creators, TopicPolicy};
-use crate::topics::{TopicConfig, make_directory};
+use crate::topics::TopicConfig;
 
 /// Sessions, and the thread that opens logs, which the test runs step by step.
 struct Bench {
@@ -37,7 +38,7 @@ impl Bench {
             writers: 1,
         };
         let logs = dir.path().join("logs");
-        make_directory(&logs, None, Access::default()).unwrap();
+        buffer_dir::make(&logs, None, Access::default()).unwrap();
         let config = TopicConfig {
             max,
             share_percent: 50,

@@ -1,12 +1,13 @@
-//! Keys in files: one a line, with a name and the topics that it may publish to.
+//! Keys in files: one a line, with a name and the topics that it may publish to or read.
 //!
 //! ```text
 //! # name        secret, 64 hexadecimal digits     topics, * at the end stands for anything
 //! collector-eu  4f0c...                           trades.* audit
+//! dashboard     91b2...                           read:trades.*
 //! ```
 //!
-//! A broker has one such file for all its publishers, a publisher one with its own line; what a
-//! publisher's line says of topics is of no account.
+//! A broker has one such file for all its peers, a publisher or subscriber one with its own line; topics in that line
+//! have no effect.
 
 use std::collections::HashMap;
 use std::io::{self, Read};
@@ -78,14 +79,21 @@ pub struct Grant {
     pub name: String,
     /// The key.
     pub key: Key,
-    topics: Vec<TopicPattern>,
+    publishes: Vec<TopicPattern>,
+    reads: Vec<TopicPattern>,
 }
 
 impl Grant {
     /// Whether the holder may publish to a topic.
     #[must_use]
     pub fn permits(&self, topic: &str) -> bool {
-        self.topics.iter().any(|pattern| pattern.matches(topic))
+        self.publishes.iter().any(|pattern| pattern.matches(topic))
+    }
+
+    /// Whether the holder may read a topic.
+    #[must_use]
+    pub fn permits_reading(&self, topic: &str) -> bool {
+        self.reads.iter().any(|pattern| pattern.matches(topic))
     }
 }
 
@@ -115,10 +123,10 @@ impl Grants {
                 line,
                 what,
             };
-            if grant.topics.is_empty() {
+            if grant.publishes.is_empty() && grant.reads.is_empty() {
                 let name = &grant.name;
                 return Err(wrong(format!(
-                    "key {name} may not publish to any topic: add topics after the secret, such as trades.* or *"
+                    "key {name} may not publish to any topic or read any: add topics after the secret, such as trades.* or read:trades.*"
                 )));
             }
             if by_id
@@ -312,20 +320,26 @@ fn parse_line(line: &str) -> Result<Grant, String> {
         let digits = 2 * SECRET_LEN;
         format!("the name is not followed by a secret of {digits} hexadecimal digits")
     })?;
-    let topics = words.enumerate().map(|(index, pattern)| {
-        let number = index + 1;
-        pattern.parse().map_err(|_| {
-            format!(
-                "pattern {number} after the secret is neither a topic name nor a prefix followed by *"
-            )
-        })
-    });
-    let topics = topics.collect::<Result<_, _>>()?;
-    Ok(Grant {
+    let mut grant = Grant {
         name: name.to_owned(),
         key: Key::new(&secret),
-        topics,
-    })
+        publishes: Vec::new(),
+        reads: Vec::new(),
+    };
+    for (index, word) in words.enumerate() {
+        let (list, pattern) = match word.split_once(':') {
+            Some(("read", pattern)) => (&mut grant.reads, pattern),
+            Some(("publish", pattern)) => (&mut grant.publishes, pattern),
+            _ => (&mut grant.publishes, word),
+        };
+        let number = index + 1;
+        list.push(pattern.parse().map_err(|_| {
+            format!(
+                "pattern {number} after the secret is neither a topic name nor a prefix followed by *, with read: or publish: before it or not"
+            )
+        })?);
+    }
+    Ok(grant)
 }
 
 pub(crate) fn parse_secret(digits: &str) -> Option<Zeroizing<[u8; SECRET_LEN]>> {
@@ -410,6 +424,32 @@ mod tests {
         assert!(grants.find(us.id()).0.unwrap().permits("anything"));
         let (none, decoy) = grants.find(&[7; 16]);
         assert!(none.is_none() && decoy.id() != key.id() && decoy.id() != us.id());
+    }
+
+    #[test]
+    fn rights_to_read_and_to_publish_are_apart() {
+        let (_dir, path) = file(&format!(
+            "eu {ONE} a read:b publish:c read:d.*\nus {TWO} read:*\n"
+        ));
+        let grants = Keys::load(&path, &[]).unwrap().grants();
+        let grant_of = |digits| {
+            let key = Key::new(&parse_secret(digits).unwrap());
+            Arc::clone(grants.find(key.id()).0.unwrap())
+        };
+        let (eu, us) = (grant_of(ONE), grant_of(TWO));
+        for (topic, publishes, reads) in [
+            ("a", true, false),
+            ("b", false, true),
+            ("c", true, false),
+            ("d.x", false, true),
+        ] {
+            assert_eq!(
+                (eu.permits(topic), eu.permits_reading(topic)),
+                (publishes, reads),
+                "{topic}"
+            );
+            assert!(us.permits_reading(topic) && !us.permits(topic));
+        }
     }
 
     #[test]

@@ -13,6 +13,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::task::Wake;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -189,6 +191,17 @@ impl AsFd for Poller {
 fn event(key: usize, interest: Interest) -> EpollEvent {
     debug_assert_ne!(key as u64, NOTIFICATION);
     EpollEvent::new(interest.0, key as u64)
+}
+
+impl Wake for Poller {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        // An eventfd refuses a notification only when there are already more than anything here could cause.
+        let _ = self.notify();
+    }
 }
 
 #[cfg(test)]

@@ -36,6 +36,7 @@ pub mod delivery;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 pub mod handshake;
+mod levels;
 pub mod message;
 pub mod packet;
 pub mod reply;

@@ -7,6 +7,7 @@ mod admit;
 mod answer;
 mod listener;
 mod pending_handshake;
+mod subscribe;
 #[cfg(test)]
 mod tests;
 mod topic_wait;
@@ -21,7 +22,7 @@ use std::time::{Duration, Instant};
 use penstock_auth::Keys;
 use penstock_runtime::poller::{Events, Interest, Poller};
 use penstock_runtime::profile::Rounds;
-use penstock_wire::handshake::{Purpose, Refusal};
+use penstock_wire::handshake::Purpose;
 use slab::Slab;
 use socket2::{SockRef, TcpKeepalive};
 use tracing::{debug, warn};
@@ -29,7 +30,6 @@ use tracing::{debug, warn};
 use self::listener::is_about_the_peer;
 pub use self::listener::listen;
 use self::pending_handshake::{HandshakeId, PendingHandshake, tenant_of};
-use super::accepted_stream::StreamQueue;
 use super::admission::Admit;
 use super::buffers::RequestedBuffers;
 use super::handshake::{ServerHandshake, Step};
@@ -38,6 +38,7 @@ use super::pending_streams::PendingStreams;
 use super::permits::StreamPermits;
 use super::shares::{self, Exceeded, Shares, Use};
 use super::stats::{Counters, Shared};
+use super::work_queue::{StreamQueue, SubscriberQueue};
 
 /// Key of the listener in the poller.
 const LISTENER: usize = usize::MAX - 1;
@@ -80,6 +81,26 @@ pub struct DatagramPath {
     pub max_datagram: u32,
 }
 
+/// Which remote subscribers may read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReadAccess {
+    /// Holders of a key that permits reading the topic.
+    Keyed,
+    /// Anyone, on a broker without keys.
+    Anyone,
+}
+
+/// The service for remote subscribers, if the broker has it.
+#[derive(Debug, Clone)]
+pub struct SubscriberService {
+    /// To the worker that serves them.
+    pub queue: SubscriberQueue,
+    /// Who may read.
+    pub access: ReadAccess,
+    /// Most subscribers at once.
+    pub max: usize,
+}
+
 /// The accept loop.
 pub struct Acceptor<A> {
     listener: TcpListener,
@@ -88,6 +109,7 @@ pub struct Acceptor<A> {
     admit: A,
     workers: Vec<StreamQueue>,
     datagrams: Option<DatagramPath>,
+    subscribers: Option<subscribe::Subscribers>,
     keys: Option<Arc<Keys>>,
     /// Require authenticated packets and frames, even if publishers do not ask for it.
     packet_auth: bool,
@@ -134,6 +156,7 @@ impl<A: Admit> Acceptor<A> {
             admit,
             workers,
             datagrams,
+            subscribers: None,
             keys: None,
             packet_auth: false,
             shared,
@@ -155,6 +178,14 @@ impl<A: Admit> Acceptor<A> {
     #[must_use]
     pub fn with_keys(mut self, keys: Option<Arc<Keys>>, packet_auth: bool) -> Self {
         (self.keys, self.packet_auth) = (keys, packet_auth);
+        self
+    }
+
+    /// Lets remote subscribers in.
+    #[must_use]
+    pub fn with_subscribers(mut self, service: Option<SubscriberService>) -> Self {
+        let percent = self.limits.share_percent;
+        self.subscribers = service.map(|service| subscribe::Subscribers::new(service, percent));
         self
     }
 
@@ -306,9 +337,8 @@ impl<A: Admit> Acceptor<A> {
                 Ok(Step::Open(Purpose::Publish(request), topic)) => {
                     return self.admit(key, topic, request);
                 }
-                Ok(Step::Open(Purpose::Subscribe, _)) => {
-                    let text = "this broker serves publishers only";
-                    return self.reject(key, Some(Refusal::Unsupported), text, text);
+                Ok(Step::Open(Purpose::Subscribe, topic)) => {
+                    return self.admit_subscriber(key, topic);
                 }
                 Err(error) => {
                     let (refusal, text) = (error.refusal(), error.peer_text());
@@ -334,6 +364,9 @@ impl<A: Admit> Acceptor<A> {
             self.next_tick = now + TICK_INTERVAL;
             self.expire_waiting(now);
             self.permits.refresh(now);
+            if let Some(subscribers) = &self.subscribers {
+                subscribers.refresh(now);
+            }
             self.admit.tick(now);
         }
         if self.paused_until.is_some_and(|until| now >= until) {

@@ -32,6 +32,18 @@ pub trait Admit: Send {
     /// As [`Self::check`].
     fn admit(&mut self, request: &StreamRequest<'_>) -> Result<Outcome, Refused>;
 
+    /// The log of a topic for a subscriber to read; `None` while it is being opened. No log is created for it.
+    ///
+    /// # Errors
+    /// As [`Self::check`].
+    fn find_log(&mut self, topic: &str, tenant: Tenant) -> Result<Option<Arc<Log>>, Refused> {
+        let _ = (topic, tenant);
+        Err(Refused {
+            refusal: Refusal::Unsupported,
+            text: "this broker serves no remote subscribers".to_owned(),
+        })
+    }
+
     /// Whether topics were opened, or failed to open, since the last call.
     fn topics_changed(&mut self) -> bool {
         false
@@ -210,7 +222,7 @@ impl Lease {
         }
         self.stream.committed.store(batches, Ordering::Release);
         if let Some(permit) = &self.permit {
-            permit.note_commit();
+            permit.note_batch();
         }
     }
 

@@ -1,5 +1,5 @@
-//! Permits for open streams: a limited number, shared fairly. The broker revokes permits of unused
-//! streams when others need them.
+//! Permits for open streams, and for subscribers: a limited number, shared fairly. The broker revokes those of
+//! unused ones when others need them.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -24,10 +24,30 @@ pub(crate) struct StreamPermits(Arc<Mutex<State>>);
 
 #[derive(Debug)]
 struct State {
+    kind: Kind,
     shares: Shares<Listed>,
     /// Revoked permits whose streams have not ended yet.
     revoked: HashMap<Tenant, usize>,
 }
+
+/// What the permits are for, as refusals name it.
+#[derive(Debug, Clone, Copy)]
+struct Kind {
+    name: &'static str,
+    holders: &'static str,
+    flag: &'static str,
+}
+
+const STREAMS: Kind = Kind {
+    name: "streams",
+    holders: "publishers",
+    flag: "--max-connections",
+};
+const SUBSCRIBERS: Kind = Kind {
+    name: "subscribers",
+    holders: "subscribers",
+    flag: "--max-subscribers",
+};
 
 /// An entry in the list of permits.
 #[derive(Debug)]
@@ -55,7 +75,16 @@ pub struct StreamPermit {
 
 impl StreamPermits {
     pub(crate) fn new(limit: usize, percent: u8) -> Self {
+        Self::of_kind(STREAMS, limit, percent)
+    }
+
+    pub(crate) fn for_subscribers(limit: usize, percent: u8) -> Self {
+        Self::of_kind(SUBSCRIBERS, limit, percent)
+    }
+
+    fn of_kind(kind: Kind, limit: usize, percent: u8) -> Self {
         Self(Arc::new(Mutex::new(State {
+            kind,
             shares: Shares::new(limit, percent),
             revoked: HashMap::new(),
         })))
@@ -118,7 +147,7 @@ impl State {
             None
         };
         let Some((holder, listed)) = evicted else {
-            return Err(refuse(tenant, exceeded, limit));
+            return Err(refuse(self.kind, tenant, exceeded, limit));
         };
         listed.permit.revoked.store(true, Ordering::Release);
         self.shares.release(&holder, 1);
@@ -139,24 +168,29 @@ impl State {
     }
 }
 
-fn refuse(tenant: &Tenant, exceeded: Exceeded, limit: usize) -> Refused {
+fn refuse(kind: Kind, tenant: &Tenant, exceeded: Exceeded, limit: usize) -> Refused {
+    let Kind {
+        name,
+        holders,
+        flag,
+    } = kind;
     let whose = match exceeded {
-        Exceeded::Total => format!("this broker serves at most {limit} streams at once"),
+        Exceeded::Total => format!("this broker serves at most {limit} {name} at once"),
         Exceeded::Host { held } => format!(
-            "host {} has {held} of at most {limit} streams open, which is its whole share",
+            "host {} has {held} of at most {limit} {name} open, which is its whole share",
             tenant.host
         ),
         Exceeded::Key { held } => format!(
-            "publishers with this key have {held} of at most {limit} streams open, which is their whole share"
+            "{holders} with this key have {held} of at most {limit} {name} open, which is their whole share"
         ),
         Exceeded::Site { held } => format!(
-            "hosts of site {} have {held} of at most {limit} streams open, which is their whole share",
+            "hosts of site {} have {held} of at most {limit} {name} open, which is their whole share",
             tenant.host.site()
         ),
     };
     let raise = match exceeded {
-        Exceeded::Total => "--max-connections",
-        _ => "--max-connections or --max-share",
+        Exceeded::Total => flag.to_owned(),
+        _ => format!("{flag} or --max-share"),
     };
     Refused {
         refusal: Refusal::Resources,
@@ -189,15 +223,16 @@ impl Listed {
 }
 
 impl StreamPermit {
-    /// Counts a committed batch, which shows that the stream is in use.
-    pub(crate) fn note_commit(&self) {
+    /// Counts a batch committed or delivered, which shows that the permit is in use.
+    pub fn note_batch(&self) {
         // Only the stream's own worker writes it.
         let batches = self.status.batches.load(Ordering::Relaxed);
         self.status.batches.store(batches + 1, Ordering::Relaxed);
     }
 
-    /// Whether the stream must end because its permit was revoked.
-    pub(crate) fn is_revoked(&self) -> bool {
+    /// Whether the stream or subscriber must end because its permit was revoked.
+    #[must_use]
+    pub fn is_revoked(&self) -> bool {
         self.status.revoked.load(Ordering::Acquire)
     }
 }
@@ -265,9 +300,9 @@ mod tests {
     fn streams_in_use_stay_and_a_tenant_at_its_share_is_refused() {
         let mut bench = Bench::new(8, 50);
         let held: Vec<_> = (0..4).map(|_| bench.open(1).unwrap()).collect();
-        held.iter().for_each(StreamPermit::note_commit);
+        held.iter().for_each(StreamPermit::note_batch);
         bench.pass(Duration::from_secs(9));
-        held.iter().for_each(StreamPermit::note_commit);
+        held.iter().for_each(StreamPermit::note_batch);
         bench.pass(Duration::from_secs(9));
         let text = bench.open(1).unwrap_err();
         assert!(
@@ -292,7 +327,7 @@ mod tests {
     fn without_free_permits_the_largest_holder_loses_an_unused_one() {
         let bench = Bench::new(8, 100);
         let most: Vec<_> = (0..6).map(|_| bench.open(1).unwrap()).collect();
-        most[0].note_commit();
+        most[0].note_batch();
         let few: Vec<_> = (0..2).map(|_| bench.open(2).unwrap()).collect();
         let pending = bench.open(3).unwrap();
         assert!(few.iter().all(|permit| !permit.is_revoked()));

@@ -66,11 +66,13 @@ pub struct Counters {
     pub accepted: AtomicU64,
     /// Streams opened.
     pub streams_opened: AtomicU64,
-    /// Streams refused with a reason.
+    /// Remote subscribers admitted.
+    pub subscribers_opened: AtomicU64,
+    /// Streams and subscribers refused with a reason.
     pub streams_refused: AtomicU64,
-    /// Of these, publishers without a key that the broker takes.
+    /// Of these, peers without a key that the broker takes.
     pub unauthenticated: AtomicU64,
-    /// Of these, publishers whose key does not permit the topic.
+    /// Of these, peers that may not publish to the topic or read it.
     pub not_permitted: AtomicU64,
     /// Connections dropped because their first bytes were not this protocol's.
     pub garbage: AtomicU64,

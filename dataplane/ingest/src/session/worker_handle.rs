@@ -15,7 +15,9 @@ pub struct WorkerHandle<S> {
 }
 
 impl<S: Clone + Default> WorkerHandle<S> {
-    pub(crate) fn new(poller: &Arc<Poller>) -> Self {
+    /// A handle of the worker that waits on `poller`.
+    #[must_use]
+    pub fn new(poller: &Arc<Poller>) -> Self {
         Self {
             poller: Arc::clone(poller),
             snapshot: Arc::default(),
@@ -24,7 +26,8 @@ impl<S: Clone + Default> WorkerHandle<S> {
     }
 
     /// Where the worker publishes its snapshots.
-    pub(crate) fn snapshot(&self) -> Arc<SnapshotCell<S>> {
+    #[must_use]
+    pub fn snapshot(&self) -> Arc<SnapshotCell<S>> {
         Arc::clone(&self.snapshot)
     }
 

@@ -14,8 +14,9 @@ use tracing::warn;
 
 use super::connection::{CloseReason, Connection, Context, Need, SCRATCH_LEN};
 use crate::session;
-use crate::session::accepted_stream::{AcceptedStream, StreamQueue};
+use crate::session::accepted_stream::AcceptedStream;
 use crate::session::stats::{Shared, WorkerStats};
+use crate::session::work_queue::StreamQueue;
 
 /// Interval of time-based work and of snapshots.
 const TICK_INTERVAL: Duration = SNAPSHOT_INTERVAL;
@@ -291,7 +292,7 @@ impl Worker {
         // It is deleted in `remove`, before its key is free.
         if let Err(error) = self.poller.add(&connection.socket, key, watched) {
             warn!(%error, "cannot watch a connection; it is dropped");
-            self.queue.stream_ended();
+            self.queue.ended();
             return;
         }
         let writer = self.resources.writers.join(connection.log());
@@ -393,7 +394,7 @@ impl Worker {
         self.resources.writers.leave(entry.writer);
         let is_complete = matches!(reason, CloseReason::Completed);
         self.resources.shared.stream_ended(report, is_complete);
-        self.queue.stream_ended();
+        self.queue.ended();
     }
 
     fn tick(&mut self, now: Instant) {

@@ -5,7 +5,7 @@ use std::time::Instant;
 use penstock_wire::handshake::{Path, Refusal, Request};
 
 use super::Acceptor;
-use super::pending_handshake::AdmissibleStream;
+use super::pending_handshake::{Admissible, AdmissibleStream};
 use crate::session::admission::{Admit, Outcome, Refused};
 use crate::session::permits::StreamPermit;
 use crate::session::stats::Counters;
@@ -82,7 +82,7 @@ impl<A: Admit> Acceptor<A> {
                 admission.lease = admission.lease.with_permit(stream.permit);
                 self.hand_over(key, *admission);
             }
-            Ok(Outcome::TopicOpening) => self.wait_for_topic(key, stream),
+            Ok(Outcome::TopicOpening) => self.wait_for_topic(key, Admissible::Stream(stream)),
             Err(Refused { refusal, text }) => {
                 self.reject(key, Some(refusal), &text, &text);
             }

@@ -22,13 +22,36 @@ pub(super) struct PendingHandshake {
     pub(super) deadline: Instant,
     /// See [`HandshakeId::number`].
     pub(super) number: u64,
-    /// Its request, while its topic is being opened.
-    pub(super) waiting: Option<AdmissibleStream>,
+    /// What it is for, while its topic is being opened.
+    pub(super) waiting: Option<Admissible>,
     /// Whether it has waited for its topic, and so counts as a stream, not as a pending handshake.
     pub(super) has_waited: bool,
 }
 
-/// A stream with a permit, which opens as soon as its topic is open.
+/// A connection with a permit, which is served as soon as its topic is open.
+#[derive(Debug)]
+pub(super) enum Admissible {
+    Stream(AdmissibleStream),
+    Subscriber(AdmissibleSubscriber),
+}
+
+impl Admissible {
+    pub(super) fn permit(&self) -> &StreamPermit {
+        match self {
+            Self::Stream(stream) => &stream.permit,
+            Self::Subscriber(subscriber) => &subscriber.permit,
+        }
+    }
+}
+
+/// A subscriber with a permit.
+#[derive(Debug)]
+pub(super) struct AdmissibleSubscriber {
+    pub(super) topic: String,
+    pub(super) permit: StreamPermit,
+}
+
+/// A stream with a permit.
 #[derive(Debug)]
 pub(super) struct AdmissibleStream {
     pub(super) topic: String,
@@ -37,23 +60,27 @@ pub(super) struct AdmissibleStream {
 }
 
 impl PendingHandshake {
+    /// The tenant that the connection counts for once it is admitted.
+    pub(super) fn tenant(&self) -> Tenant {
+        Tenant {
+            host: Host::of(self.peer),
+            key: self.handshake.grant().map(|grant| *grant.key.id()),
+        }
+    }
+
     /// The stream that the publisher requests.
     pub(super) fn stream_request<'a>(
         &'a self,
         topic: &'a str,
         request: &'a Request,
     ) -> StreamRequest<'a> {
-        let key = self.handshake.grant().map(|grant| &grant.key);
         let own = self.socket.local_addr().map(|own| own.ip().to_canonical());
         let from = self.peer.ip().to_canonical();
         StreamRequest {
             topic,
             request,
-            tenant: Tenant {
-                host: Host::of(self.peer),
-                key: key.map(|key| *key.id()),
-            },
-            key,
+            tenant: self.tenant(),
+            key: self.handshake.grant().map(|grant| &grant.key),
             // The kernel drops packets from outside that carry a source address of this host
             // (`accept_local` in Documentation/networking/ip-sysctl.rst).
             is_local: from.is_loopback() || own.is_ok_and(|own| own == from),

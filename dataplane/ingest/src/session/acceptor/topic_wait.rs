@@ -6,7 +6,7 @@ use penstock_runtime::poller::Interest;
 use penstock_wire::handshake::Refusal;
 
 use super::Acceptor;
-use super::pending_handshake::{AdmissibleStream, HandshakeId, tenant_of};
+use super::pending_handshake::{Admissible, HandshakeId, tenant_of};
 use crate::session::admission::{Admit, REVOKED};
 
 /// Time limit for opening a topic; enough to allocate the largest possible log.
@@ -15,7 +15,7 @@ const TOPIC_OPEN_TIMEOUT: Duration = Duration::from_secs(30);
 impl<A: Admit> Acceptor<A> {
     /// Lets a connection wait for its topic; nothing is read from it meanwhile. It has a permit, so
     /// there are no more of these than streams.
-    pub(super) fn wait_for_topic(&mut self, key: usize, stream: AdmissibleStream) {
+    pub(super) fn wait_for_topic(&mut self, key: usize, admissible: Admissible) {
         let Some(pending) = self.handshakes.get_mut(key) else {
             return;
         };
@@ -34,7 +34,7 @@ impl<A: Admit> Acceptor<A> {
                 return self.close(key);
             }
         }
-        pending.waiting = Some(stream);
+        pending.waiting = Some(admissible);
     }
 
     /// Tries again for connections whose topics were being opened.
@@ -45,8 +45,12 @@ impl<A: Admit> Acceptor<A> {
         for id in self.awaiting_topic.clone() {
             let pending = self.handshakes.get_mut(id.key);
             let pending = pending.filter(|pending| pending.number == id.number);
-            if let Some(stream) = pending.and_then(|pending| pending.waiting.take()) {
-                self.open(id.key, stream);
+            match pending.and_then(|pending| pending.waiting.take()) {
+                Some(Admissible::Stream(stream)) => self.open(id.key, stream),
+                Some(Admissible::Subscriber(subscriber)) => {
+                    self.open_subscriber(id.key, subscriber);
+                }
+                None => {}
             }
         }
         self.prune_waiting();
@@ -61,7 +65,7 @@ impl<A: Admit> Acceptor<A> {
             let waiting = pending.waiting.as_ref();
             let text = if now >= pending.deadline {
                 "the broker could not open the topic in time; try again later"
-            } else if waiting.is_some_and(|waiting| waiting.permit.is_revoked()) {
+            } else if waiting.is_some_and(|waiting| waiting.permit().is_revoked()) {
                 REVOKED
             } else {
                 continue;

@@ -1,0 +1,242 @@
+//! The thread that serves remote subscribers: its own poller, many connections, woken by commits.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Receiver;
+use penstock_ingest::session::{self, AcceptedSubscriber, SubscriberQueue};
+use penstock_runtime::poller::{Events, Interest, Poller};
+use penstock_runtime::profile::{Rounds, SNAPSHOT_INTERVAL, SnapshotCell};
+use penstock_wire::reply::Fault;
+use slab::Slab;
+use tracing::{info, warn};
+
+use super::stats::ServeStats;
+use super::subscription::{CloseReason, Need, Subscription};
+
+/// Interval of time-based checks of the subscribers.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Access to the running worker.
+pub type WorkerHandle = session::WorkerHandle<ServeStats>;
+
+/// A worker that does not run yet.
+#[derive(Debug)]
+pub struct Worker {
+    /// Time limit for a subscriber's first request.
+    start_timeout: Duration,
+    stop: Arc<AtomicBool>,
+    inbox: Receiver<AcceptedSubscriber>,
+    queue: SubscriberQueue,
+    poller: Arc<Poller>,
+    subscriptions: Slab<Entry>,
+    stats: ServeStats,
+    /// Buffer for the payload of small batches.
+    copy: Vec<u8>,
+    snapshot: Arc<SnapshotCell<ServeStats>>,
+    rounds: Rounds,
+}
+
+#[derive(Debug)]
+struct Entry {
+    subscription: Subscription,
+    need: Need,
+    watched: Interest,
+}
+
+impl Worker {
+    /// A worker that runs until `stop` is set. A subscriber must send its first request within `start_timeout`.
+    ///
+    /// # Errors
+    /// If the kernel gives no epoll instance.
+    pub fn new(start_timeout: Duration, stop: Arc<AtomicBool>) -> io::Result<(Self, WorkerHandle)> {
+        let poller = Arc::new(Poller::new()?);
+        let (queue, inbox) = SubscriberQueue::new(Arc::clone(&poller));
+        let handle = WorkerHandle::new(&poller);
+        let worker = Self {
+            start_timeout,
+            stop,
+            inbox,
+            queue,
+            poller,
+            subscriptions: Slab::new(),
+            stats: ServeStats::default(),
+            copy: Vec::new(),
+            snapshot: handle.snapshot(),
+            rounds: handle.rounds(),
+        };
+        Ok((worker, handle))
+    }
+
+    /// The queue of admitted subscribers.
+    #[must_use]
+    pub fn queue(&self) -> SubscriberQueue {
+        self.queue.clone()
+    }
+
+    /// Serves subscribers until the stop flag is set; returns its counters.
+    ///
+    /// # Errors
+    /// If the poller fails, which no peer can cause.
+    pub fn run(mut self) -> io::Result<ServeStats> {
+        let mut events = Events::default();
+        let mut next_check = Instant::now() + CHECK_INTERVAL;
+        while !self.stop.load(Ordering::Relaxed) {
+            self.poller
+                .wait(&mut events, self.poll_timeout(next_check))?;
+            self.rounds.count();
+            let now = Instant::now();
+            while let Ok(accepted) = self.inbox.try_recv() {
+                self.add(accepted, now);
+            }
+            for event in events.iter() {
+                self.drive(event.key, now);
+            }
+            self.drive_ready(now);
+            if now >= next_check {
+                next_check = now + CHECK_INTERVAL;
+                self.check(now);
+            }
+            self.snapshot.publish(self.stats_now());
+        }
+        self.shut_down();
+        Ok(self.stats_now())
+    }
+
+    fn stats_now(&self) -> ServeStats {
+        ServeStats {
+            connected: self.subscriptions.len() as u64,
+            ..self.stats
+        }
+    }
+
+    /// How long to sleep, after every log with a waiting subscriber was told to wake this thread.
+    fn poll_timeout(&self, next_check: Instant) -> Duration {
+        let mut is_ready = false;
+        for (_, entry) in &self.subscriptions {
+            match entry.need {
+                Need::Yield => is_ready = true,
+                Need::Batches => {
+                    entry.subscription.log().wake_on_commit();
+                    // One may have been committed just before.
+                    is_ready |= entry.subscription.has_batches();
+                }
+                Need::Request | Need::Writable => {}
+            }
+        }
+        if is_ready {
+            return Duration::ZERO;
+        }
+        let check = next_check.saturating_duration_since(Instant::now());
+        check.min(SNAPSHOT_INTERVAL)
+    }
+
+    fn add(&mut self, accepted: AcceptedSubscriber, now: Instant) {
+        accepted
+            .log
+            .set_waker(Waker::from(Arc::clone(&self.poller)));
+        let peer = accepted.peer;
+        let opened = Subscription::new(accepted, now + self.start_timeout);
+        let vacant = self.subscriptions.vacant_entry();
+        let watched = Interest::READABLE;
+        let added = opened.and_then(|subscription| {
+            // It is deleted in `remove`, before its key is free.
+            self.poller
+                .add(&subscription.socket, vacant.key(), watched)?;
+            Ok(subscription)
+        });
+        match added {
+            Ok(subscription) => {
+                vacant.insert(Entry {
+                    subscription,
+                    need: Need::Request,
+                    watched,
+                });
+            }
+            Err(error) => {
+                warn!(%peer, %error, "cannot serve a subscriber; it is dropped");
+                self.queue.ended();
+            }
+        }
+    }
+
+    /// Drives those that had their turn before, and those whose logs have new batches.
+    fn drive_ready(&mut self, now: Instant) {
+        for key in 0..self.subscriptions.capacity() {
+            let is_ready = self
+                .subscriptions
+                .get(key)
+                .is_some_and(|entry| match entry.need {
+                    Need::Yield => true,
+                    Need::Batches => entry.subscription.has_batches(),
+                    Need::Request | Need::Writable => false,
+                });
+            if is_ready {
+                self.drive(key, now);
+            }
+        }
+    }
+
+    fn drive(&mut self, key: usize, now: Instant) {
+        let Some(entry) = self.subscriptions.get_mut(key) else {
+            return;
+        };
+        let driven = entry
+            .subscription
+            .drive(now, &mut self.stats, &mut self.copy);
+        let need = match driven {
+            Ok(need) => need,
+            Err(reason) => return self.remove(key, &reason),
+        };
+        entry.need = need;
+        let interest = match need {
+            Need::Writable => Interest::READABLE.and(Interest::WRITABLE),
+            Need::Request | Need::Batches | Need::Yield => Interest::READABLE,
+        };
+        if entry.watched != interest {
+            entry.watched = interest;
+            let watched = self
+                .poller
+                .modify(&entry.subscription.socket, key, interest);
+            if let Err(error) = watched {
+                self.remove(key, &error.into());
+            }
+        }
+    }
+
+    fn check(&mut self, now: Instant) {
+        for key in 0..self.subscriptions.capacity() {
+            let checked = self.subscriptions.get_mut(key);
+            match checked.map(|entry| entry.subscription.tick(now)) {
+                // It may have a sign of life to send.
+                Some(Ok(())) => self.drive(key, now),
+                Some(Err(reason)) => self.remove(key, &reason),
+                None => {}
+            }
+        }
+    }
+
+    fn remove(&mut self, key: usize, reason: &CloseReason) {
+        let Entry { subscription, .. } = self.subscriptions.remove(key);
+        // Best effort: the descriptor may not be watched any more.
+        let _ = self.poller.delete(&subscription.socket);
+        info!(peer = %subscription.peer, topic = subscription.topic, "subscriber ended: {reason}");
+        subscription.close(reason);
+        self.queue.ended();
+    }
+
+    fn shut_down(&mut self) {
+        let reason = CloseReason::Fault {
+            fault: Fault::Shutdown,
+            text: "the broker is shutting down".to_owned(),
+        };
+        for key in 0..self.subscriptions.capacity() {
+            if self.subscriptions.contains(key) {
+                self.remove(key, &reason);
+            }
+        }
+    }
+}
