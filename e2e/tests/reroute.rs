@@ -34,9 +34,17 @@ fn main() -> ExitCode {
         with_keys_and_authenticated_packets,
         a_broker_with_other_keys_takes_no_stream,
         a_publisher_that_is_to_wait_stays,
+        a_broker_that_comes_and_goes,
+        one_of_four_hangs_for_a_while_over_tcp,
+        one_of_four_hangs_for_a_while_over_xdp,
         a_publisher_that_is_to_fail_fails,
     ];
-    let all = quick.into_iter().chain(long.map(|case| case.long()));
+    // It needs all cores.
+    let alone = cases![two_of_four_are_killed_at_full_speed].map(|case| case.alone().long());
+    let all = quick
+        .into_iter()
+        .chain(long.map(|case| case.long()))
+        .chain(alone);
     run(all.map(|case| case.brokers(BROKERS)))
 }
 
@@ -50,7 +58,7 @@ struct Cluster<'a> {
 impl<'a> Cluster<'a> {
     fn start(bed: &'a Bed, mode: &str, options: &[&str]) -> Result<Self> {
         let path = if mode == "tcp" { &[][..] } else { &XDP };
-        let common = ["--topic", "penstock", "--ring-size", "256MiB"];
+        let common = ["--topic", "penstock"];
         let options = [&common[..], path, options].concat();
         let mut cluster = Self {
             bed,
@@ -101,8 +109,7 @@ impl<'a> Cluster<'a> {
 
     /// A publisher of numbered lines to all brokers.
     fn publish(&self, mode: &str, options: &[&str]) -> Result<Numbered> {
-        let addresses = (0..BROKERS).map(|number| format!("{}:1214", broker_address(number)));
-        let addresses = addresses.collect::<Vec<_>>().join(",");
+        let addresses = addresses();
         #[rustfmt::skip]
         let arguments = ["--brokers", &addresses, "--mode", mode, "--rate", "2MB",
                          "--batch-size", "2KiB", "--digest"];
@@ -132,6 +139,11 @@ impl<'a> Cluster<'a> {
         ));
         Ok((report, merged))
     }
+}
+
+fn addresses() -> String {
+    let addresses = (0..BROKERS).map(|number| format!("{}:1214", broker_address(number)));
+    addresses.collect::<Vec<_>>().join(",")
 }
 
 /// What the report says of a broker's only stream.
@@ -244,6 +256,76 @@ fn three_of_four_are_killed_one_after_the_other(bed: &Bed) -> Result<()> {
     }
     let (report, _) = cluster.finish(publisher)?;
     assert!(report["reroutes"].as_u64() >= Some(9));
+    Ok(())
+}
+
+/// Its kernel accepts connections all the while. What it had received, but not acknowledged, it may commit later: then
+/// two logs have it.
+fn hangs_for_a_while(bed: &Bed, mode: &str) -> Result<()> {
+    let cluster = Cluster::start(bed, mode, &[])?;
+    let publisher = cluster.publish(mode, &[])?;
+    cluster.until_they_get_more(&[0, 1, 2, 3]);
+    let hung = cluster.brokers[1].as_ref().expect("it runs");
+    hung.signal(libc::SIGSTOP);
+    until_it_says(publisher.publisher(), "continues at another broker");
+    cluster.until_they_get_more(&[0, 2, 3]);
+    until_it_says(publisher.publisher(), "the broker answers, but is not back");
+    hung.signal(libc::SIGCONT);
+    until_it_says(publisher.publisher(), "the stream returns");
+    cluster.until_they_get_more(&[0, 1, 2, 3]);
+    let (report, _) = cluster.finish(publisher)?;
+    assert_eq!(paths(&report), mode);
+    assert_eq!(stream(&report, 1)["at"], Value::Null);
+    Ok(())
+}
+
+fn one_of_four_hangs_for_a_while_over_tcp(bed: &Bed) -> Result<()> {
+    hangs_for_a_while(bed, "tcp")
+}
+
+fn one_of_four_hangs_for_a_while_over_xdp(bed: &Bed) -> Result<()> {
+    hangs_for_a_while(bed, "xdp")
+}
+
+/// Each time the streams stay away a little longer.
+fn a_broker_that_comes_and_goes(bed: &Bed) -> Result<()> {
+    let mut cluster = Cluster::start(bed, "auto", &[])?;
+    let publisher = cluster.publish("auto", &[])?;
+    cluster.until_they_get_more(&[0, 1, 2, 3]);
+    for times in 1..=3 {
+        let have_come = |text| publisher.publisher().stderr().matches(text).count() == times;
+        cluster.kill(1)?;
+        eventually("reroutes", || have_come("continues at another broker"));
+        cluster.restart(1)?;
+        eventually("returns", || have_come("the stream returns"));
+        cluster.until_they_get_more(&[0, 1, 2, 3]);
+    }
+    let (report, _) = cluster.finish(publisher)?;
+    assert_eq!(paths(&report), "xdp");
+    assert_eq!(
+        (&report["reroutes"], &report["returns"]),
+        (&3.into(), &3.into())
+    );
+    Ok(())
+}
+
+/// One comes back, one does not, and windows are full.
+fn two_of_four_are_killed_at_full_speed(bed: &Bed) -> Result<()> {
+    let mut cluster = Cluster::start(bed, "xdp", &["--ring-size", "1GiB"])?;
+    let addresses = addresses();
+    #[rustfmt::skip]
+    let publisher = bed.start_numbered(&[
+        "--brokers", &addresses, "--mode", "xdp", "--rate", "100MB", "--threads-per-broker", "2",
+        "--digest"])?;
+    cluster.until_they_get_more(&[0, 1, 2, 3]);
+    cluster.kill(0)?;
+    cluster.until_they_get_more(&[1, 2, 3]);
+    cluster.kill(2)?;
+    cluster.restart(0)?;
+    until_it_says(publisher.publisher(), "the stream returns");
+    cluster.until_they_get_more(&[0, 1, 3]);
+    let (report, _) = cluster.finish(publisher)?;
+    assert!(report["reroutes"].as_u64() >= Some(4) && report["returns"].as_u64() >= Some(1));
     Ok(())
 }
 
