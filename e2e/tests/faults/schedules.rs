@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use penstock_e2e::bed::Bed;
 use penstock_e2e::commands::assert_says;
 use penstock_e2e::lab::{LabRun, RunningLab, buffers_of, count, left_by, rows, total};
-use penstock_e2e::{Case, cases, say};
+use penstock_e2e::{Case, cases};
 use serde_json::Value;
 
 use crate::seed;
@@ -55,7 +55,6 @@ fn nothing_acked_is_lost_whatever_the_fault(bed: &Bed) -> Result<()> {
         let accounted_for = acked + count(run, "/lines_of_killed");
         assert_eq!(count(run, "/lines_in_log"), accounted_for, "{run}");
     }
-    say(lab.printed().lines().last().unwrap_or_default());
     Ok(())
 }
 

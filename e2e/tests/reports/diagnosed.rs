@@ -25,7 +25,7 @@ pub fn cases() -> impl IntoIterator<Item = Case> {
     ];
     let usage = cases![
         what_is_no_report_is_refused,
-        diagnosed_throughput_refuses_other_workloads,
+        the_diagnosing_script_refuses_other_workloads,
     ];
     let runs = runs.map(Case::long).map(Case::alone);
     runs.into_iter().chain(usage)
@@ -232,7 +232,7 @@ fn what_is_no_report_is_refused(bed: &Bed) -> Result<()> {
     Ok(())
 }
 
-fn diagnosed_throughput_refuses_other_workloads(bed: &Bed) -> Result<()> {
+fn the_diagnosing_script_refuses_other_workloads(bed: &Bed) -> Result<()> {
     let script = root().join("scripts/run_throughput_with_diagnostics.sh");
     bed.refuses("TEST_TYPE", command(&script, &[]).env("TEST_TYPE", "4"));
     let help = bed.run("help", &mut command(&script, &["--help"]))?;
