@@ -191,6 +191,36 @@ fn a_broker_sends_no_more_than_it_was_asked_for() {
     }
 }
 
+#[test]
+fn credit_is_raised_while_a_batch_is_held_from_an_earlier_connection() {
+    let brokers = [(); 2].map(|()| FakeBroker::start());
+    brokers[0].set(|state| state.oldest = 7);
+    brokers[1].set(|state| state.is_silent = true);
+    // Stream 1 waits for the other broker; stream 0 goes on.
+    brokers[0].publish_as(1, 5, &[&b"held"[..]]);
+    for _ in 0..20 {
+        brokers[0].publish(0, &[&[b'x'; 500]]);
+    }
+    let mut config = config(&[&brokers[0], &brokers[1]]);
+    config.window = 4096;
+    config.register = true;
+    config.start = RemoteStart::Each(Start::Oldest);
+    let mut subscriber = RemoteSubscriber::connect(config).unwrap();
+    let mut read = 0;
+    while read < 20 {
+        if let RemoteEvent::Batch(batch) = subscriber.next().unwrap() {
+            read += 1;
+            assert_eq!(batch.stream, 0);
+            if read == 10 {
+                brokers[0].set(|state| state.epoch += 1);
+            }
+        }
+    }
+    assert_eq!(subscriber.position().brokers[&brokers[0].address()].next, 7);
+    brokers[1].set(|state| state.is_silent = false);
+    assert_eq!(read_all(&mut subscriber).0, ["held"]);
+}
+
 fn lie(raw: Vec<u8>) -> Error {
     let broker = FakeBroker::start();
     broker.set(|state| state.raw = Some(raw));

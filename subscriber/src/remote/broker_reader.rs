@@ -380,6 +380,7 @@ impl BrokerReader {
             }
             Arrived::Other(delivery) => delivery,
         };
+        let before = self.position.map(|position| position.next);
         let news = match delivery {
             Delivery::Lost {
                 next,
@@ -411,7 +412,8 @@ impl BrokerReader {
             Delivery::Batch(_) | Delivery::Error { .. } => return Ok(()),
         };
         self.progress.failures = 0;
-        self.flow.on_received(head);
+        let next = self.position.map(|position| position.next);
+        self.flow.on_received(head, before.or(next).unwrap_or(0));
         self.report(news);
         Ok(())
     }
@@ -440,7 +442,7 @@ impl BrokerReader {
         self.move_to(info.index.saturating_add(1))?;
         self.progress.failures = 0;
         self.progress.bad = 0;
-        self.flow.on_received(bytes);
+        self.flow.on_received(bytes, info.index);
         self.report(news);
         Ok(())
     }

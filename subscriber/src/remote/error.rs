@@ -84,7 +84,7 @@ impl Error {
         match source {
             HandshakeError::Io(error) => Err(error.to_string()),
             HandshakeError::Refused { code, text } if is_transient(code) => Err(text),
-            HandshakeError::Refused { code, text } if code == Refusal::Unsupported as u16 => {
+            HandshakeError::Refused { code, text } if is_older_release(code, &text) => {
                 Ok(Self::OlderRelease { broker, text })
             }
             HandshakeError::Refused { code, text } => Ok(Self::Refused { broker, code, text }),
@@ -99,4 +99,9 @@ fn is_transient(code: u16) -> bool {
     [Refusal::Topic, Refusal::Resources, Refusal::Busy]
         .iter()
         .any(|refusal| *refusal as u16 == code)
+}
+
+/// Whether the broker does not know the path of a subscriber's hello.
+fn is_older_release(code: u16, text: &str) -> bool {
+    code == Refusal::Unsupported as u16 && text.starts_with("path 2")
 }

@@ -48,6 +48,8 @@ struct Connection {
     /// As last requested.
     credit: u64,
     needed_from: u64,
+    /// Where the broker began, as far as is known: it takes no lower `needed_from`.
+    began: Option<u64>,
 }
 
 impl Flow {
@@ -84,6 +86,10 @@ impl Flow {
             base,
             credit: (inner.finished + self.window).saturating_sub(base),
             needed_from: 0,
+            began: match at {
+                StartAt::Index(index) => Some(index),
+                _ => None,
+            },
         };
         let start = Request::Start(Start {
             at,
@@ -115,9 +121,13 @@ impl Flow {
         inner.connection.as_ref().map_or(0, |open| open.credit)
     }
 
-    /// A delivery of this many bytes is complete.
-    pub(super) fn on_received(&self, bytes: u64) {
-        lock(&self.inner).received += bytes;
+    /// A delivery of this many bytes is complete; it is about the batch with this index.
+    pub(super) fn on_received(&self, bytes: u64, index: u64) {
+        let mut inner = lock(&self.inner);
+        inner.received += bytes;
+        if let Some(connection) = &mut inner.connection {
+            connection.began.get_or_insert(index);
+        }
     }
 
     /// A buffer for a payload.
@@ -142,6 +152,8 @@ impl Flow {
         };
         let credit = limit.saturating_sub(connection.base).max(connection.credit);
         let more = credit - connection.credit;
+        // What is held from an earlier connection is below the start of this one.
+        let needed_from = needed_from.max(connection.began.unwrap_or(0));
         let releases = self.is_registered && needed_from > connection.needed_from;
         if more < self.window / 4 && !(at_once && releases) {
             return;

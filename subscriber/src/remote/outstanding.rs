@@ -44,15 +44,20 @@ impl Outstanding {
         self.log = log;
         if is_new_log {
             self.generation += 1;
-            let entry = self.push(0);
+            let entry = self.push(0, 0);
             self.finish(entry);
         } else if let Some(position) = &mut self.position {
             position.log = log;
         }
     }
 
-    /// Adds a delivery behind which batch `next` comes; returns its number.
-    pub(super) fn push(&mut self, next: u64) -> u64 {
+    /// Adds a delivery about batch `index`, behind which batch `next` comes; returns its number.
+    pub(super) fn push(&mut self, index: u64, next: u64) -> u64 {
+        let begin = LogPosition {
+            next: index,
+            log: self.log,
+        };
+        self.position.get_or_insert(begin);
         self.entries.push_back(Entry {
             is_finished: false,
             end: LogPosition {
@@ -95,14 +100,14 @@ mod tests {
     #[test]
     fn the_position_moves_over_finished_deliveries_only() {
         let mut log = Outstanding::new(Some(LogPosition { next: 5, log: 0 }));
-        let [a, b, c] = [6, 7, 8].map(|next| log.push(next));
+        let [a, b, c] = [6, 7, 8].map(|next| log.push(next - 1, next));
         log.finish(b);
         assert_eq!(log.needed_from(), (5, 0));
         log.finish(a);
         assert_eq!(log.needed_from(), (7, 0));
         // The broker makes its log anew while a batch is still in use.
         log.on_connected(9, true);
-        let d = log.push(1);
+        let d = log.push(0, 1);
         log.finish(d);
         assert_eq!(log.position(), Some(LogPosition { next: 7, log: 0 }));
         log.finish(c);

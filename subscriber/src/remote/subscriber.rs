@@ -303,7 +303,10 @@ impl RemoteSubscriber {
                 bytes,
             } => {
                 report.batches += 1;
-                let number = source.outstanding.push(info.index.saturating_add(1));
+                let number = {
+                    let next = info.index.saturating_add(1);
+                    source.outstanding.push(info.index, next)
+                };
                 let place = Place {
                     broker,
                     stream: (info.session, info.stream),
@@ -365,7 +368,7 @@ impl RemoteSubscriber {
             News::Evicted { bytes } => (Some(Event::Evicted { broker }), None, bytes),
         };
         if let Some(next) = next {
-            let number = source.outstanding.push(next);
+            let number = source.outstanding.push(next, next);
             source.outstanding.finish(number);
         }
         source.finished.bytes += bytes;

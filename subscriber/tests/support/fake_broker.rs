@@ -38,6 +38,8 @@ pub struct State {
     /// Every request that arrived.
     pub requests: Vec<Request>,
     pub connections: u32,
+    /// Requests that the protocol forbids.
+    pub violations: Vec<String>,
     pub max_payload: Option<u32>,
     /// A change ends every connection.
     pub epoch: u32,
@@ -65,8 +67,16 @@ pub struct FakeBroker {
 
 impl Drop for FakeBroker {
     fn drop(&mut self) {
-        self.state.lock().unwrap().is_over = true;
+        let violations = {
+            let mut state = self.state.lock().unwrap();
+            state.is_over = true;
+            std::mem::take(&mut state.violations)
+        };
         let _ = TcpStream::connect(&self.address);
+        assert!(
+            violations.is_empty() || thread::panicking(),
+            "{violations:?}"
+        );
     }
 }
 
@@ -216,13 +226,6 @@ fn serve(socket: &TcpStream, state: &Arc<Mutex<State>>) -> std::io::Result<()> {
     if let Some(raw) = raw {
         return sender.send(&raw);
     }
-    let credit = Arc::new(Mutex::new(start.credit));
-    let (raised, requests, copy) = (Arc::clone(&credit), Arc::clone(state), socket.try_clone()?);
-    thread::spawn(move || {
-        while let Ok(Request::Progress(progress)) = request(&copy, &requests) {
-            *raised.lock().unwrap() = progress.credit;
-        }
-    });
     let (oldest, end, epoch) = {
         let state = state.lock().unwrap();
         let end = state.oldest + state.log.len() as u64;
@@ -233,9 +236,26 @@ fn serve(socket: &TcpStream, state: &Arc<Mutex<State>>) -> std::io::Result<()> {
         StartAt::End => end,
         StartAt::Index(index) => index,
     };
+    let credit = Arc::new(Mutex::new(start.credit));
+    let sent = Arc::new(Mutex::new(next));
+    let (raised, shown) = (Arc::clone(&credit), Arc::clone(&sent));
+    let (requests, copy, mut needed_from) = (Arc::clone(state), socket.try_clone()?, next);
+    thread::spawn(move || {
+        while let Ok(Request::Progress(progress)) = request(&copy, &requests) {
+            let next = *shown.lock().unwrap();
+            let mut credit = raised.lock().unwrap();
+            if !(needed_from..=next).contains(&progress.needed_from) || progress.credit < *credit {
+                let text = format!("{progress:?} after {needed_from} and {credit}, at {next}");
+                requests.lock().unwrap().violations.push(text);
+            }
+            needed_from = progress.needed_from;
+            *credit = progress.credit;
+        }
+    });
     if next < oldest {
         let (batches, messages) = (oldest - next, oldest - next);
         next = oldest;
+        *sent.lock().unwrap() = next;
         sender.deliver(&Delivery::Lost {
             next,
             batches,
@@ -258,6 +278,7 @@ fn serve(socket: &TcpStream, state: &Arc<Mutex<State>>) -> std::io::Result<()> {
         match found {
             Some(Some((info, payload))) => {
                 told_end = None;
+                *sent.lock().unwrap() = next + 1;
                 sender.deliver(&Delivery::Batch(info))?;
                 sender.send(&payload)?;
                 next += 1;
