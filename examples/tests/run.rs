@@ -1,4 +1,4 @@
-//! Runs the examples against each other: publishes to the embedded broker, reads its log in place.
+//! Runs the examples: publishes to the embedded broker, reads its log in place; reads from other brokers.
 
 use std::thread;
 
@@ -14,6 +14,22 @@ mod publish;
 #[allow(dead_code, reason = "only its function is used")]
 #[path = "../read_in_place.rs"]
 mod read_in_place;
+
+#[path = "../../subscriber/tests/support/fake_broker.rs"]
+mod fake_broker;
+#[allow(dead_code, reason = "only its function is used")]
+#[path = "../read_remote.rs"]
+mod read_remote;
+
+#[test]
+fn messages_are_read_from_two_brokers() {
+    let brokers = [(); 2].map(|()| fake_broker::FakeBroker::start());
+    brokers[0].publish(0, &[b"one", b"two"]);
+    brokers[1].publish(1, &[b"three"]);
+    let addresses = brokers.each_ref().map(|broker| broker.address());
+    let (messages, position) = read_remote::read("demo", &addresses).unwrap();
+    assert_eq!((messages, position.streams.len()), (3, 2));
+}
 
 #[test]
 fn published_messages_are_read_in_place() {

@@ -5,6 +5,7 @@ use std::net::TcpListener;
 use std::thread;
 use std::time::Duration;
 
+use penstock_auth::Key;
 use penstock_subscriber::{
     Error, Position, RemoteConfig, RemoteEvent, RemoteStart, RemoteSubscriber, Start,
 };
@@ -151,6 +152,29 @@ fn a_wrong_checksum_is_asked_for_again_once() {
         starts,
         [StartAt::Oldest, StartAt::Index(1), StartAt::Index(2)]
     );
+}
+
+#[test]
+fn with_a_key_requests_and_deliveries_are_authenticated() {
+    let broker = FakeBroker::start();
+    broker.set(|state| state.secret = Some([5; 32]));
+    for _ in 0..40 {
+        broker.publish(0, &[&[b'x'; 1000]]);
+    }
+    let connect = |secret: [u8; 32]| {
+        let mut config = config(&[&broker]);
+        config.window = 4096;
+        config.key = Some(Key::new(&secret));
+        config.packet_auth = true;
+        RemoteSubscriber::connect(config).unwrap()
+    };
+    // What is changed once is requested again, like a wrong checksum.
+    broker.set(|state| state.corrupt = [(7, 1)].into());
+    let (messages, others) = read_all(&mut connect([5; 32]));
+    assert_eq!((messages.len(), others), (40, vec![]));
+    broker.set(|state| state.corrupt = [(7, 2)].into());
+    let error = next_error(&mut connect([5; 32]));
+    assert!(matches!(error, Error::Forged { .. }), "{error}");
 }
 
 #[test]
@@ -408,6 +432,13 @@ fn what_was_overwritten_is_told() {
     let (messages, others) = read_all(&mut subscriber);
     assert_eq!(messages, ["5", "6"]);
     assert!(others[0].contains("batches: 3, messages: 3"), "{others:?}");
+    let mut beyond = self::config(&[&broker]);
+    beyond.start = RemoteStart::Each(Start::Index(8));
+    let error = next_error(&mut RemoteSubscriber::connect(beyond).unwrap()).to_string();
+    assert!(
+        error.contains("has 7 batches, so none with index 8"),
+        "{error}"
+    );
 }
 
 #[test]

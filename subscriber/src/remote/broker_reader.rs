@@ -198,7 +198,6 @@ impl BrokerReader {
         let progress = &mut self.progress;
         if progress.failures == 0 {
             progress.since = Instant::now();
-            warn!(broker, "{reason}; connecting again");
         }
         let limit = match progress.was_connected {
             true => self.config.reconnect_for,
@@ -211,6 +210,9 @@ impl BrokerReader {
                 reason,
                 waited,
             });
+        }
+        if progress.failures == 0 {
+            warn!(broker, "{reason}; trying again");
         }
         let pause = pause(progress.failures, fastrand::f64());
         progress.failures = progress.failures.saturating_add(1);
@@ -303,7 +305,11 @@ impl BrokerReader {
         let config = &self.config;
         let wait = config.connect_timeout;
         let deadline = Instant::now() + wait;
-        let lost = |error: io::Error| Ended::Lost(format!("cannot connect: {error}"));
+        let lost = |error: io::Error| {
+            Ended::Lost(format!(
+                "cannot connect: {error}; check that penstock-broker is running there, and the port"
+            ))
+        };
         let addresses = resolve(&self.broker, wait)
             .map_err(|error| Ended::Lost(foreign(error.reason()).to_string()))?;
         let socket = happy_eyeballs::connect(&addresses, wait).map_err(lost)?;
@@ -329,6 +335,17 @@ impl BrokerReader {
         if max > batch::MAX_PAYLOAD || (max as usize) < message::OVERHEAD {
             let reason = format!("the broker claims batches of up to {max} bytes");
             return Err(Ended::Wrong(reason));
+        }
+        let batches = offer.committed;
+        match self.start {
+            StartAt::Index(index) if self.position.is_none() && batches < index => {
+                return Err(Ended::Failed(Error::Beyond {
+                    broker: self.broker.clone(),
+                    index,
+                    batches,
+                }));
+            }
+            _ => {}
         }
         let is_new_log = self.is_new_log(&offer);
         let at = match self.position {

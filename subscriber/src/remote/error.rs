@@ -43,10 +43,8 @@ pub enum Error {
         /// What failed.
         source: HandshakeError,
     },
-    /// No connection in time.
-    #[error(
-        "broker {broker}: {reason}; tried for {waited:.1?}: check that penstock-broker is running there, and the port"
-    )]
+    /// The broker could not be read in time.
+    #[error("broker {broker}: {reason}{}", tried(*waited))]
     Unreachable {
         /// The broker.
         broker: String,
@@ -54,6 +52,18 @@ pub enum Error {
         reason: String,
         /// For how long.
         waited: Duration,
+    },
+    /// The log has fewer batches than the index to start at.
+    #[error(
+        "broker {broker}: its log has {batches} batches, so none with index {index}; start at oldest or end"
+    )]
+    Beyond {
+        /// The broker.
+        broker: String,
+        /// Where to start.
+        index: u64,
+        /// Batches that were ever in the log.
+        batches: u64,
     },
     /// The broker repeatedly sends what no subscriber can take.
     #[error("broker {broker}: {reason}; use a broker and a subscriber of the same release")]
@@ -91,6 +101,13 @@ impl Error {
             HandshakeError::Topic(error) => Ok(Self::Topic(error)),
             source => Ok(Self::Handshake { broker, source }),
         }
+    }
+}
+
+fn tried(waited: Duration) -> String {
+    match waited.as_millis() {
+        0 => String::new(),
+        _ => format!("; tried for {:.1} s", waited.as_secs_f64()),
     }
 }
 

@@ -7,16 +7,23 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use penstock_auth::{Key, PacketKeys, respond};
+use penstock_wire::auth_handshake::{
+    AUTH_INIT_LEN, AuthInit, SEALED_HELLO_LEN, SealedHello, SealedWelcome,
+};
 use penstock_wire::batch;
 use penstock_wire::delivery::{
     BatchInfo, Delivery, DeliveryHeader, REQUEST_LEN, Request, RequestFrame, StartAt,
 };
 use penstock_wire::handshake::{HELLO_LEN, Offer, Refusal, Welcome};
 use penstock_wire::message;
+use penstock_wire::packet::TAG_LEN;
 use zerocopy::{FromBytes, IntoBytes};
 
 pub const SESSION: u64 = 0xab;
 pub const MAX_PAYLOAD: u32 = 1 << 20;
+/// Secret of the frames and deliveries of each connection with a key.
+const FRAMES: [u8; 32] = [9; 32];
 
 /// How the broker behaves.
 #[derive(Default)]
@@ -28,7 +35,9 @@ pub struct State {
     pub id: u64,
     /// The connection ends after this many bytes, once for each element.
     pub cuts: Vec<usize>,
-    /// Batches that are sent with a changed byte, and how often.
+    /// Subscribers need the key with this secret; deliveries are authenticated.
+    pub secret: Option<[u8; 32]>,
+    /// Batches of which a byte is changed on the way, and how often.
     pub corrupt: HashMap<u64, u32>,
     pub refusal: Option<(Refusal, String)>,
     /// Sent instead of a log.
@@ -47,15 +56,14 @@ pub struct State {
 }
 
 impl State {
-    /// The batch with this index as it is sent.
-    fn batch(&mut self, index: u64) -> Option<(BatchInfo, Vec<u8>)> {
+    /// The batch with this index, and whether a byte of it is to be changed.
+    fn batch(&mut self, index: u64) -> Option<(BatchInfo, Vec<u8>, bool)> {
         let at = (index - self.oldest) as usize;
-        let (info, mut payload) = self.log.get(at)?.clone();
-        if let Some(times) = self.corrupt.get_mut(&index).filter(|times| **times > 0) {
-            *times -= 1;
-            *payload.last_mut().unwrap() ^= 1;
-        }
-        Some((info, payload))
+        let (info, payload) = self.log.get(at)?.clone();
+        let times = self.corrupt.get_mut(&index).filter(|times| **times > 0);
+        let is_changed = times.is_some();
+        times.into_iter().for_each(|times| *times -= 1);
+        Some((info, payload, is_changed))
     }
 }
 
@@ -151,6 +159,8 @@ struct Sender<'a> {
     socket: &'a TcpStream,
     cut: Option<usize>,
     sent: u64,
+    keys: Option<PacketKeys>,
+    sealed: u64,
 }
 
 impl Sender<'_> {
@@ -168,18 +178,75 @@ impl Sender<'_> {
         Ok(())
     }
 
-    fn deliver(&mut self, delivery: &Delivery) -> std::io::Result<()> {
-        self.send(DeliveryHeader::new(delivery).as_bytes())
+    fn deliver(
+        &mut self,
+        delivery: &Delivery,
+        payload: &[u8],
+        is_changed: bool,
+    ) -> std::io::Result<()> {
+        let header = DeliveryHeader::new(delivery);
+        self.send(header.as_bytes())?;
+        let keys = self.keys.as_ref();
+        if let Some(tag) = keys.map(|k| k.seal_reply(self.sealed, &[header.as_bytes(), payload])) {
+            self.sealed += 1;
+            self.send(&tag)?;
+        }
+        let mut payload = payload.to_vec();
+        if is_changed {
+            *payload.last_mut().unwrap() ^= 1;
+        }
+        self.send(&payload)
     }
 }
 
-fn request(mut socket: &TcpStream, state: &Mutex<State>) -> std::io::Result<Request> {
-    let mut frame = [0; REQUEST_LEN];
-    socket.read_exact(&mut frame)?;
-    let request = RequestFrame::read_from_bytes(&frame).unwrap().parse();
-    let request = request.expect("a subscriber's frame");
-    state.lock().unwrap().requests.push(request);
-    Ok(request)
+/// The requests of a subscriber.
+struct Requests {
+    socket: TcpStream,
+    state: Arc<Mutex<State>>,
+    keys: Option<PacketKeys>,
+    verified: u64,
+}
+
+impl Requests {
+    fn next(&mut self) -> std::io::Result<Request> {
+        let mut frame = [0; REQUEST_LEN];
+        self.socket.read_exact(&mut frame)?;
+        if let Some(keys) = &self.keys {
+            let mut tag = [0; TAG_LEN];
+            self.socket.read_exact(&mut tag)?;
+            assert!(keys.verify_frame(self.verified, &tag, &[&frame]), "a tag");
+            self.verified += 1;
+        }
+        let request = RequestFrame::read_from_bytes(&frame).unwrap().parse();
+        let request = request.expect("a subscriber's frame");
+        self.state.lock().unwrap().requests.push(request);
+        Ok(request)
+    }
+}
+
+/// Proves the key, and answers the sealed hello.
+fn welcome_sealed(
+    mut socket: &TcpStream,
+    secret: &[u8; 32],
+    welcome: &Welcome,
+) -> std::io::Result<Vec<u8>> {
+    let mut init = [0; AUTH_INIT_LEN];
+    socket.read_exact(&mut init)?;
+    let init = AuthInit::read_from_bytes(&init).unwrap();
+    let (mut channel, response) = respond(&Key::new(secret), &init).expect("the same key");
+    socket.write_all(response.as_bytes())?;
+    let mut hello = [0; SEALED_HELLO_LEN];
+    socket.read_exact(&mut hello)?;
+    let hello = channel.open(&hello).expect("sealed with the key");
+    SealedHello::read_from_bytes(&hello)
+        .unwrap()
+        .parse()
+        .unwrap();
+    let welcome = SealedWelcome {
+        welcome: welcome.as_bytes().try_into().unwrap(),
+        packets: FRAMES,
+    };
+    Ok(channel.seal(welcome.as_bytes()))
 }
 
 /// Answers the hello; the connection may now be used, except after a refusal.
@@ -187,10 +254,13 @@ fn welcome<'a>(
     mut socket: &'a TcpStream,
     state: &Mutex<State>,
 ) -> std::io::Result<Option<Sender<'a>>> {
-    let mut hello = [0; HELLO_LEN];
-    socket.read_exact(&mut hello)?;
-    let topic_len = usize::from(u16::from_le_bytes([hello[6], hello[7]]));
-    socket.read_exact(&mut vec![0; topic_len])?;
+    let secret = state.lock().unwrap().secret;
+    if secret.is_none() {
+        let mut hello = [0; HELLO_LEN];
+        socket.read_exact(&mut hello)?;
+        let topic_len = usize::from(u16::from_le_bytes([hello[6], hello[7]]));
+        socket.read_exact(&mut vec![0; topic_len])?;
+    }
     let mut state = state.lock().unwrap();
     state.connections += 1;
     if let Some((refusal, text)) = &state.refusal {
@@ -209,8 +279,13 @@ fn welcome<'a>(
         socket,
         cut,
         sent: 0,
+        keys: secret.map(|_| PacketKeys::new(&FRAMES)),
+        sealed: 0,
     };
-    sender.send(welcome.as_bytes())?;
+    match secret {
+        Some(secret) => sender.send(&welcome_sealed(socket, &secret, &welcome)?)?,
+        None => sender.send(welcome.as_bytes())?,
+    }
     sender.sent = 0;
     Ok(Some(sender))
 }
@@ -219,7 +294,13 @@ fn serve(socket: &TcpStream, state: &Arc<Mutex<State>>) -> std::io::Result<()> {
     let Some(mut sender) = welcome(socket, state)? else {
         return Ok(());
     };
-    let Request::Start(start) = request(socket, state)? else {
+    let mut requests = Requests {
+        socket: socket.try_clone()?,
+        state: Arc::clone(state),
+        keys: sender.keys.as_ref().map(|_| PacketKeys::new(&FRAMES)),
+        verified: 0,
+    };
+    let Request::Start(start) = requests.next()? else {
         panic!("a start comes first");
     };
     let raw = state.lock().unwrap().raw.clone();
@@ -239,14 +320,14 @@ fn serve(socket: &TcpStream, state: &Arc<Mutex<State>>) -> std::io::Result<()> {
     let credit = Arc::new(Mutex::new(start.credit));
     let sent = Arc::new(Mutex::new(next));
     let (raised, shown) = (Arc::clone(&credit), Arc::clone(&sent));
-    let (requests, copy, mut needed_from) = (Arc::clone(state), socket.try_clone()?, next);
+    let mut needed_from = next;
     thread::spawn(move || {
-        while let Ok(Request::Progress(progress)) = request(&copy, &requests) {
+        while let Ok(Request::Progress(progress)) = requests.next() {
             let next = *shown.lock().unwrap();
             let mut credit = raised.lock().unwrap();
             if !(needed_from..=next).contains(&progress.needed_from) || progress.credit < *credit {
                 let text = format!("{progress:?} after {needed_from} and {credit}, at {next}");
-                requests.lock().unwrap().violations.push(text);
+                requests.state.lock().unwrap().violations.push(text);
             }
             needed_from = progress.needed_from;
             *credit = progress.credit;
@@ -256,11 +337,12 @@ fn serve(socket: &TcpStream, state: &Arc<Mutex<State>>) -> std::io::Result<()> {
         let (batches, messages) = (oldest - next, oldest - next);
         next = oldest;
         *sent.lock().unwrap() = next;
-        sender.deliver(&Delivery::Lost {
+        let lost = Delivery::Lost {
             next,
             batches,
             messages,
-        })?;
+        };
+        sender.deliver(&lost, &[], false)?;
     }
     let mut told_end: Option<Instant> = None;
     loop {
@@ -276,16 +358,15 @@ fn serve(socket: &TcpStream, state: &Arc<Mutex<State>>) -> std::io::Result<()> {
             }
         };
         match found {
-            Some(Some((info, payload))) => {
+            Some(Some((info, payload, is_changed))) => {
                 told_end = None;
                 *sent.lock().unwrap() = next + 1;
-                sender.deliver(&Delivery::Batch(info))?;
-                sender.send(&payload)?;
+                sender.deliver(&Delivery::Batch(info), &payload, is_changed)?;
                 next += 1;
             }
             Some(None) if told_end.is_none_or(|at| at.elapsed() > Duration::from_millis(100)) => {
                 told_end = Some(Instant::now());
-                sender.deliver(&Delivery::CaughtUp { next })?;
+                sender.deliver(&Delivery::CaughtUp { next }, &[], false)?;
             }
             _ => thread::sleep(Duration::from_millis(1)),
         }
