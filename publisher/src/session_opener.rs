@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
+use penstock_runtime::address::check_broker;
 use tracing::warn;
 
 use crate::batch_builder::StreamQueue;
@@ -92,7 +93,13 @@ impl<'a> SessionOpener<'a> {
         for home in 0..self.sessions.len() {
             match self.open_session(home) {
                 Ok(()) => {}
-                Err(error) if self.config.reroutes() && error.is_unreachable() => {
+                // An address that cannot be one is a mistake; a name that is not known may belong to a broker
+                // that is down.
+                Err(error)
+                    if self.config.reroutes()
+                        && error.is_unreachable()
+                        && check_broker(self.brokers.address(home)).is_ok() =>
+                {
                     unreachable.push((home, error));
                 }
                 Err(error) => return Err(error),

@@ -171,6 +171,15 @@ impl Peer {
         let _ = self.socket.read(&mut [0; 65536]);
     }
 
+    /// Whether something comes within a moment.
+    pub fn has_something(&mut self) -> bool {
+        let moment = Duration::from_millis(10);
+        self.socket.set_read_timeout(Some(moment)).unwrap();
+        let has_something = self.socket.peek(&mut [0]).is_ok();
+        self.socket.set_read_timeout(Some(TIMEOUT)).unwrap();
+        has_something
+    }
+
     /// Acknowledges each batch until the publisher goes, at whatever point.
     pub fn ack_until_gone(mut self) {
         let mut header = [0; HEADER_LEN];

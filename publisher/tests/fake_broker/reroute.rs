@@ -507,6 +507,74 @@ fn a_home_that_answers_but_refuses_leaves_the_stream_where_it_is() {
     assert_eq!((summary.reroutes, summary.returns), (1, 0));
 }
 
+#[test]
+fn a_stream_that_is_idle_elsewhere_returns_with_its_next_message() {
+    let (home, home_address) = listen();
+    let at = home.local_addr().unwrap();
+    let (idle, is_idle) = channel::<u64>();
+    let (flushed, is_flushed) = channel();
+    let (back, is_back) = channel();
+    let home = thread::spawn(move || {
+        let mut peer = Peer::accept(&home);
+        peer.welcome();
+        let mut log = Log::default();
+        log.take(&mut peer, false);
+        drop(home);
+        peer.close();
+        let acked = is_idle.recv_timeout(TIMEOUT).unwrap();
+        let home = TcpListener::bind(at).unwrap();
+        // The first to connect is a probe; the stream has nothing to do yet.
+        drop(home.accept().unwrap());
+        back.send(()).unwrap();
+        let mut peer = Peer::accept_stream(&home);
+        assert_eq!(peer.request.resume_from, Some(acked));
+        peer.welcome_as(SESSION, acked);
+        log.take_all(&mut peer);
+        log.0
+    });
+    let (host, play) = host(move |listener| {
+        let mut peer = guest(listener, 0);
+        let mut log = Log::default();
+        let mut acked = 0;
+        // Until all is acknowledged.
+        while is_flushed.try_recv().is_err() {
+            if peer.has_something() {
+                acked = log.take(&mut peer, true).unwrap() + 1;
+            }
+        }
+        peer.say(&Reply::error(Fault::Stalled, acked, "idle"));
+        idle.send(acked).unwrap();
+        log.0
+    });
+    let mut publisher = Publisher::connect(config(&[&home_address, &host])).unwrap();
+    let first = numbered(1000);
+    publish_all(&mut publisher, &first);
+    publisher.flush().unwrap();
+    flushed.send(()).unwrap();
+    is_back.recv_timeout(TIMEOUT).unwrap();
+    let mut count = first.len();
+    while !home.is_finished() && count < 20_000 {
+        publisher.publish(count.to_string().as_bytes()).unwrap();
+        count += 1;
+        if count.is_multiple_of(1000) {
+            publisher.flush().unwrap();
+        }
+    }
+    let summary = publisher.close().unwrap();
+    let (own, continued) = play.join().unwrap();
+    let home = home.join().unwrap();
+    assert!(home.len() > 1, "nothing came to the home again");
+    assert_all_arrived(&summary, count, vec![own, union(&[&home, &continued])]);
+    assert_eq!((summary.reroutes, summary.returns), (1, 1));
+}
+
+#[test]
+fn an_address_that_cannot_be_one_is_not_taken_for_a_broker_that_is_down() {
+    let (_listener, host) = listen();
+    let error = refusal_of(config(&[&"nonsense".to_owned(), &host]));
+    assert!(matches!(error, Error::Address { .. }), "{error}");
+}
+
 /// Refuses the next stream that is asked for.
 fn refuse(listener: &TcpListener, refused: &Sender<()>) {
     let mut peer = Peer::accept_stream(listener);
