@@ -413,8 +413,20 @@ fn a_subscriber_that_starts_at_a_position_delivers_the_rest() {
                 messages.extend(text(&batch));
             }
         }
-        let stored = serde_json::to_string(&subscriber.position()).unwrap();
+        let mut position = subscriber.position();
         drop(subscriber);
+        // Another subscriber reads one of the brokers only, and forgets nothing of the other.
+        if stop > 5 {
+            let before = position.brokers.clone();
+            let mut config = config(&[&brokers[0]]);
+            config.start = RemoteStart::Position {
+                position,
+                otherwise: Start::End,
+            };
+            position = RemoteSubscriber::connect(config).unwrap().position();
+            assert_eq!(position.brokers, before);
+        }
+        let stored = serde_json::to_string(&position).unwrap();
         let mut subscriber = resume(serde_json::from_str(&stored).unwrap());
         messages.extend(read_all(&mut subscriber).0);
         assert_eq!(messages, numbers(0..10), "stopped after {stop}");

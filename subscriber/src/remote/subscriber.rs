@@ -1,5 +1,6 @@
 //! The caller's side: takes the news of all brokers, merges them, and hands out one batch after the other.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, channel};
 use std::thread;
@@ -183,11 +184,16 @@ impl RemoteSubscriber {
     pub fn position(&mut self) -> Position {
         // The caller has let go of it.
         self.finish_current();
-        let brokers = self.config.brokers.iter().zip(&self.sources);
-        let brokers = brokers.filter_map(|(broker, source)| {
+        // A broker that is not read this time may be read again later.
+        let mut brokers = match &self.config.start {
+            RemoteStart::Position { position, .. } => position.brokers.clone(),
+            RemoteStart::Each(_) => BTreeMap::new(),
+        };
+        let read = self.config.brokers.iter().zip(&self.sources);
+        brokers.extend(read.filter_map(|(broker, source)| {
             let position = source.outstanding.position()?;
             Some((broker.clone(), position))
-        });
+        }));
         let waiting = self.merge.undelivered();
         let streams = self.merge.positions().map(|(key, next)| StreamPosition {
             session: key.0,
@@ -196,10 +202,7 @@ impl RemoteSubscriber {
         });
         let mut streams: Vec<_> = streams.collect();
         streams.sort_by_key(|position| (position.session, position.stream));
-        Position {
-            brokers: brokers.collect(),
-            streams,
-        }
+        Position { brokers, streams }
     }
 
     /// Totals so far.
