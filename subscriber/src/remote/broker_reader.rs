@@ -132,6 +132,8 @@ pub(super) struct Attempts {
     bad: u32,
     /// The batch that was asked for again.
     asked_again: Option<u64>,
+    /// Batches that were asked for again since the last whole one.
+    asked: u32,
 }
 
 impl Default for Attempts {
@@ -142,6 +144,7 @@ impl Default for Attempts {
             failures: 0,
             bad: 0,
             asked_again: None,
+            asked: 0,
         }
     }
 }
@@ -187,7 +190,12 @@ impl BrokerReader {
             Ended::Stopped => return Ok(()),
             Ended::Failed(error) => return Err(error),
             Ended::AskAgain(reason) => {
-                warn!(broker, "{reason}; the batch is requested again");
+                // At once, unless no batch was whole since: the log is then overwritten faster than it is read.
+                match self.progress.asked {
+                    0 => warn!(broker, "{reason}; the batch is requested again"),
+                    asked => self.stop.sleep(pause(asked - 1, fastrand::f64())),
+                }
+                self.progress.asked = self.progress.asked.saturating_add(1);
                 return Ok(());
             }
             Ended::Lost(reason) => reason,
@@ -445,11 +453,14 @@ impl BrokerReader {
         self.skip_to(info.index)?;
         let bytes = head + u64::from(info.payload_len);
         let news = match intact {
-            Ok(()) => News::Batch {
-                info,
-                payload,
-                bytes,
-            },
+            Ok(()) => {
+                self.progress.asked = 0;
+                News::Batch {
+                    info,
+                    payload,
+                    bytes,
+                }
+            }
             Err(mismatch) if self.progress.asked_again != Some(info.index) => {
                 self.progress.asked_again = Some(info.index);
                 return Err(Ended::AskAgain(mismatch.to_string()));
