@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use penstock_process::supervisor::{Supervised, Supervisor};
 
 use crate::cli::Config;
@@ -24,8 +24,10 @@ pub fn spawn_pinned<T: Send + 'static>(
     let label = name.to_owned();
     let thread = supervisor.spawn(name, stop, move || {
         let result = cpu.map_or(Ok(()), machine::pin_to);
+        let is_pinned = result.is_ok();
         // The parent waits for this before it continues.
         let _ = pinned.send(result);
+        ensure!(is_pinned, "it cannot be pinned to its core");
         rehearse_fault(&label)?;
         Ok(body()?)
     })?;

@@ -65,7 +65,7 @@ struct Extent {
 impl Extent {
     fn of(options: &flags::Compare) -> Self {
         let (runs, size, latency_seconds, limits, host_seconds) = if options.quick {
-            (3, ByteSize::mib(512), 1.0, 2, 0.4)
+            (3, ByteSize::mib(512), 0.5, 2, 0.4)
         } else {
             (5, ByteSize::gib(2), 3.0, 3, 1.0)
         };

@@ -51,7 +51,7 @@ pub struct Compare {
     #[arg(long, value_name = "SIZE", value_parser = size(1..=MAX_TOTAL))]
     pub size: Option<ByteSize>,
     /// Length of a run at a fixed rate, such as 3s; a number alone is seconds [default: 3s, with
-    /// --quick 1s].
+    /// --quick 0.5s].
     #[arg(long, value_name = "DURATION", value_parser = parse_seconds)]
     pub latency_seconds: Option<f64>,
     /// Batches per second at the low rate, each with one message. The high rate is half of the slower
