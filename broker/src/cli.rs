@@ -72,6 +72,8 @@ const SEGMENTS: RangeInclusive<u64> = 4096..=1 << 31;
 /// Most of --max-connections and of --max-handshakes: the kernel gives a process about as many
 /// descriptors (`fs.nr_open`).
 const MAX_SOCKETS: i64 = 1 << 20;
+/// Most of --max-subscribers: one thread serves them.
+const MAX_SUBSCRIBERS: i64 = 16_384;
 /// Most of --max-topics.
 const MAX_TOPICS: i64 = 65_536;
 /// Largest ring, bytes.
@@ -195,7 +197,7 @@ pub struct Cli {
     max_topics: u32,
     /// Maximum number of remote subscribers.
     #[arg(long, value_name = "N", default_value_t = 1024, help_heading = LISTEN,
-        value_parser = clap::value_parser!(u32).range(1..=MAX_SOCKETS))]
+        value_parser = clap::value_parser!(u32).range(1..=MAX_SUBSCRIBERS))]
     max_subscribers: u32,
     /// Maximum number of open streams.
     #[arg(long, value_name = "N", default_value_t = 4096, help_heading = LISTEN,
@@ -254,8 +256,9 @@ pub struct Cli {
     #[arg(long, value_name = "NAME", help_heading = PROCESS)]
     user: Option<String>,
     /// File with the keys of publishers and subscribers, one per line: a name, a secret of 64 hexadecimal digits,
-    /// and the topics that the key may publish to (trades.* means all that begin with trades.) or read
-    /// (read:trades.*). Without it, anyone may publish.
+    /// and the topics that the key may publish to (trades.* means all that begin with trades.), read
+    /// (read:trades.*), or read and make publishers wait for (register:trades.*). Without it, anyone may
+    /// publish.
     #[arg(long, value_name = "FILE", help_heading = SECURITY)]
     auth_keys: Option<PathBuf>,
     /// Who may read topics over the network: holders of a key that permits it (keyed), anyone who can reach
@@ -264,6 +267,12 @@ pub struct Cli {
     #[arg(long, value_enum, default_value_t = RemoteSubscribers::Keyed, value_name = "keyed|any|never",
         hide_possible_values = true, help_heading = SECURITY)]
     remote_subscribers: RemoteSubscribers,
+    /// Which remote subscribers may register, so that publishers to a log with --full block wait for them:
+    /// holders of a key with register:TOPIC (keyed), or anyone, on a broker without keys (any). One that
+    /// makes no progress for --reader-timeout is disconnected.
+    #[arg(long, value_enum, default_value_t = RemoteRegistration::Keyed, value_name = "keyed|any",
+        hide_possible_values = true, help_heading = SECURITY)]
+    remote_registration: RemoteRegistration,
     /// Accept only authenticated payload: each packet over xdp, and each batch over tcp, carries a tag
     /// that only a holder of the stream's key can make. Without this flag, publishers may ask for it.
     #[arg(long, requires = "auth_keys", help_heading = SECURITY)]
@@ -304,6 +313,15 @@ enum RemoteSubscribers {
     Any,
     /// None.
     Never,
+}
+
+/// Which remote subscribers may register.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum RemoteRegistration {
+    /// Those with a key that permits it.
+    Keyed,
+    /// All, on a broker without keys.
+    Any,
 }
 
 /// What workers do while no packet comes.

@@ -467,11 +467,16 @@ fn make_server(config: &Config, setup: &Setup) -> Result<Option<Serving>> {
         return Ok(None);
     };
     let stop = Arc::clone(&setup.stop);
-    let (worker, handle) = serve::Worker::new(config.limits.handshake_timeout, stop)
+    let limits = serve::Config {
+        start_timeout: config.limits.handshake_timeout,
+        reader_timeout: config.upkeep.reader_timeout,
+    };
+    let (worker, handle) = serve::Worker::new(limits, Arc::clone(&setup.shared), stop)
         .context("cannot start the thread for subscribers")?;
     let service = SubscriberService {
         queue: worker.queue(),
         access: subscribers.access,
+        anyone_may_register: subscribers.anyone_may_register,
         max: subscribers.max,
     };
     Ok(Some((service, worker, handle)))

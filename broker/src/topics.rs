@@ -290,7 +290,10 @@ impl Topics {
         let mut table = self.lock();
         let abandoned = table.topics.iter().filter(|(_, entry)| match &entry.state {
             State::Open(open) => {
-                open.is_new && !open.is_claimed && open.opened.elapsed() >= UNCLAIMED
+                open.is_new
+                    && !open.is_claimed
+                    && Arc::strong_count(&open.topic.log) == 1
+                    && open.opened.elapsed() >= UNCLAIMED
             }
             State::Failed(_, at) => at.elapsed() >= FAILED,
             State::Opening => false,

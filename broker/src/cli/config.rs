@@ -14,8 +14,8 @@ use penstock_log::{Access, Geometry, LogOptions, RingFullPolicy};
 use penstock_wire::handshake::check_topic;
 
 use super::{
-    Cli, FullPolicy, MAX_RING, Mode, OnDeletedLog, Poll, ReaderTimeoutAction, RemoteSubscribers,
-    SEGMENTS,
+    Cli, FullPolicy, MAX_RING, Mode, OnDeletedLog, Poll, ReaderTimeoutAction, RemoteRegistration,
+    RemoteSubscribers, SEGMENTS,
 };
 use crate::machine::parse_cpus;
 use crate::topic_policy::{Creators, TopicPolicy};
@@ -27,6 +27,7 @@ use crate::xdp_settings::{XdpMode, XdpSettings};
 #[derive(Debug, Clone, Copy)]
 pub struct SubscriberConfig {
     pub access: ReadAccess,
+    pub anyone_may_register: bool,
     pub max: usize,
 }
 
@@ -182,8 +183,17 @@ impl Cli {
             RemoteSubscribers::Any => ReadAccess::Anyone,
             RemoteSubscribers::Keyed => ReadAccess::Keyed,
         };
-        let max = self.max_subscribers as usize;
-        Ok(Some(SubscriberConfig { access, max }))
+        let anyone_may_register = self.remote_registration == RemoteRegistration::Any;
+        if anyone_may_register && access == ReadAccess::Keyed {
+            bail!(
+                "--remote-registration any needs --remote-subscribers any; with --auth-keys, give register:TOPIC to the keys that may register"
+            );
+        }
+        Ok(Some(SubscriberConfig {
+            access,
+            anyone_may_register,
+            max: self.max_subscribers as usize,
+        }))
     }
 
     /// The configuration of the xdp path, if it was requested.

@@ -10,6 +10,13 @@ use super::*;
 /// Credit that no test uses up.
 const PLENTY: u64 = 1 << 40;
 const ANYONE: [&str; 2] = ["--remote-subscribers", "any"];
+/// So that publishers wait for anyone.
+const REGISTERING: [&str; 4] = [
+    "--remote-subscribers",
+    "any",
+    "--remote-registration",
+    "any",
+];
 /// Payload of a batch that goes out from the log's file.
 const LARGE: usize = 20 << 10;
 
@@ -227,7 +234,7 @@ fn nothing_is_sent_beyond_the_credit() {
 #[test]
 fn a_registered_subscriber_is_waited_for_and_another_learns_what_it_missed() {
     let buffers = Buffers::new();
-    let broker = buffers.start(&[&ANYONE[..], &["--full", "block"]].concat());
+    let broker = buffers.start(&[&REGISTERING[..], &["--full", "block"]].concat());
     let mut peer = broker.open("t");
     peer.send(&[&[0; LARGE]]);
     peer.acked();
@@ -342,7 +349,7 @@ fn subscribers_that_break_the_protocol_are_told_and_ended() {
     assert_eq!(silent.fault().0, Fault::Stalled as u16);
     // With --full overwrite there is nothing to register with.
     drop(broker);
-    let broker = buffers.start(&[&ANYONE[..], &["--full", "overwrite"]].concat());
+    let broker = buffers.start(&[&REGISTERING[..], &["--full", "overwrite"]].concat());
     let mut registered = broker.subscribe("t", StartAt::Oldest, true, PLENTY);
     let (code, text) = registered.fault();
     assert_eq!(code, protocol);
@@ -350,20 +357,79 @@ fn subscribers_that_break_the_protocol_are_told_and_ended() {
 }
 
 #[test]
-fn places_are_limited_and_unused_ones_are_given_up() {
+fn places_are_limited() {
     let buffers = Buffers::new();
     let broker = buffers.start(&[&ANYONE[..], &["--max-subscribers", "1"]].concat());
     let mut peer = broker.open("t");
     let mut first = broker.subscribe("t", StartAt::Oldest, false, PLENTY);
     assert_eq!(first.caught_up(), 0);
-    // Nothing was delivered to it, so another gets its place.
-    let mut second = broker.subscribe("t", StartAt::Oldest, false, PLENTY);
-    assert_eq!(first.fault().0, Fault::Stalled as u16);
-    peer.send(&[b"one"]);
-    assert_eq!(second.batch().0.index, 0);
     let (code, text) = broker.admit("t").err().unwrap();
     assert_eq!(code, Refusal::Resources as u16);
     assert!(text.contains("--max-subscribers"), "{text}");
+    peer.send(&[b"one"]);
+    assert_eq!(first.batch().0.index, 0);
+    drop(first);
+    eventually("the place is free", || broker.admit("t").is_ok());
+}
+
+#[test]
+fn a_right_to_read_is_no_right_to_make_publishers_wait() {
+    let buffers = Buffers::new();
+    let broker = buffers.start(&ANYONE);
+    broker.open("t").end();
+    let mut subscriber = broker.subscribe("t", StartAt::Oldest, true, PLENTY);
+    let (code, text) = subscriber.fault();
+    assert_eq!(code, Fault::Permission as u16);
+    assert!(text.contains("--remote-registration any"), "{text}");
+    assert_eq!(buffers.ask(&broker)["topics"][0]["readers"], 0);
+}
+
+#[test]
+fn a_registered_subscriber_that_makes_no_progress_is_ended() {
+    let buffers = Buffers::new();
+    let broker = buffers.start(&[&REGISTERING[..], &["--reader-timeout", "1s"]].concat());
+    let mut peer = broker.open("t");
+    peer.send(&[b"first"]);
+    peer.acked();
+    // It starts where the index no longer knows anything, and gives no credit.
+    let mut registered = broker.subscribe("t", StartAt::Index(0), true, 0);
+    (0..40).for_each(|_| peer.send(&[&[0; LARGE]]));
+    let (code, text) = registered.fault();
+    assert_eq!(code, Fault::Stalled as u16);
+    assert!(text.contains("--reader-timeout"), "{text}");
+    peer.acked();
+    // What is gone is not waited for, wherever a reader says that it starts.
+    let _registered = broker.subscribe("t", StartAt::Index(0), true, 0);
+    eventually("it is registered", || {
+        buffers.ask(&broker)["topics"][0]["readers"] == 1
+    });
+    peer.send(&[b"goes in"]);
+    peer.acked();
+}
+
+#[test]
+fn a_flood_of_requests_holds_up_nobody_else() {
+    let buffers = Buffers::new();
+    let broker = buffers.start(&ANYONE);
+    let mut peer = broker.open("t");
+    let mut flooding = broker.subscribe("t", StartAt::Oldest, false, PLENTY);
+    let flood = thread::spawn(move || {
+        let progress = SubscriberRequest::Progress(Progress {
+            needed_from: 0,
+            credit: PLENTY,
+        });
+        let frames = RequestFrame::new(&progress).as_bytes().repeat(4096);
+        // Until the broker ends.
+        while flooding.socket.write_all(&frames).is_ok() {}
+    });
+    let mut other = broker.subscribe("t", StartAt::Oldest, false, PLENTY);
+    for index in 0..50 {
+        peer.send(&[b"one"]);
+        assert_eq!(other.batch().0.index, index);
+    }
+    peer.end();
+    assert!(broker.stop().success());
+    flood.join().unwrap();
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! # name        secret, 64 hexadecimal digits     topics, * at the end stands for anything
 //! collector-eu  4f0c...                           trades.* audit
 //! dashboard     91b2...                           read:trades.*
+//! archive       77d0...                           register:trades.*
 //! ```
 //!
 //! A broker has one such file for all its peers, a publisher or subscriber one with its own line; topics in that line
@@ -81,9 +82,14 @@ pub struct Grant {
     pub key: Key,
     publishes: Vec<TopicPattern>,
     reads: Vec<TopicPattern>,
+    registers: Vec<TopicPattern>,
 }
 
 impl Grant {
+    fn is_empty(&self) -> bool {
+        self.publishes.is_empty() && self.reads.is_empty() && self.registers.is_empty()
+    }
+
     /// Whether the holder may publish to a topic.
     #[must_use]
     pub fn permits(&self, topic: &str) -> bool {
@@ -93,7 +99,14 @@ impl Grant {
     /// Whether the holder may read a topic.
     #[must_use]
     pub fn permits_reading(&self, topic: &str) -> bool {
-        self.reads.iter().any(|pattern| pattern.matches(topic))
+        let mut reads = self.reads.iter().chain(&self.registers);
+        reads.any(|pattern| pattern.matches(topic))
+    }
+
+    /// Whether the holder may read a topic as a registered reader, for which publishers wait.
+    #[must_use]
+    pub fn permits_registering(&self, topic: &str) -> bool {
+        self.registers.iter().any(|pattern| pattern.matches(topic))
     }
 }
 
@@ -123,7 +136,7 @@ impl Grants {
                 line,
                 what,
             };
-            if grant.publishes.is_empty() && grant.reads.is_empty() {
+            if grant.is_empty() {
                 let name = &grant.name;
                 return Err(wrong(format!(
                     "key {name} may not publish to any topic or read any: add topics after the secret, such as trades.* or read:trades.*"
@@ -325,17 +338,19 @@ fn parse_line(line: &str) -> Result<Grant, String> {
         key: Key::new(&secret),
         publishes: Vec::new(),
         reads: Vec::new(),
+        registers: Vec::new(),
     };
     for (index, word) in words.enumerate() {
         let (list, pattern) = match word.split_once(':') {
             Some(("read", pattern)) => (&mut grant.reads, pattern),
+            Some(("register", pattern)) => (&mut grant.registers, pattern),
             Some(("publish", pattern)) => (&mut grant.publishes, pattern),
             _ => (&mut grant.publishes, word),
         };
         let number = index + 1;
         list.push(pattern.parse().map_err(|_| {
             format!(
-                "pattern {number} after the secret is neither a topic name nor a prefix followed by *, with read: or publish: before it or not"
+                "pattern {number} after the secret is neither a topic name nor a prefix followed by *, with publish:, read: or register: before it or not"
             )
         })?);
     }
@@ -429,7 +444,7 @@ mod tests {
     #[test]
     fn rights_to_read_and_to_publish_are_apart() {
         let (_dir, path) = file(&format!(
-            "eu {ONE} a read:b publish:c read:d.*\nus {TWO} read:*\n"
+            "eu {ONE} a read:b publish:c register:d.*\nus {TWO} read:*\n"
         ));
         let grants = Keys::load(&path, &[]).unwrap().grants();
         let grant_of = |digits| {
@@ -449,6 +464,8 @@ mod tests {
                 "{topic}"
             );
             assert!(us.permits_reading(topic) && !us.permits(topic));
+            assert_eq!(eu.permits_registering(topic), topic == "d.x");
+            assert!(!us.permits_registering(topic));
         }
     }
 

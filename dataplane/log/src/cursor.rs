@@ -36,15 +36,16 @@ pub(super) enum Next {
 }
 
 impl Cursor {
-    /// A cursor at `start`, and the totals below the oldest batch in the log with its index.
-    pub(super) fn new(mapping: &Mapping, start: Start) -> Result<(Self, u64, Totals), OpenError> {
-        let (oldest, below) = oldest_from(mapping, 0);
+    pub(super) fn new(mapping: &Mapping, start: Start) -> Result<Self, OpenError> {
         let at = |next, messages_below| Self {
             next,
             messages_below,
         };
         let cursor = match start {
-            Start::Oldest => at(oldest, below.messages),
+            Start::Oldest => {
+                let (oldest, below) = oldest_from(mapping, 0);
+                at(oldest, below.messages)
+            }
             Start::End => {
                 let info = mapping.info();
                 at(info.batches, info.messages)
@@ -61,11 +62,21 @@ impl Cursor {
                 at(index, messages_below(mapping, index))
             }
             Start::Time(time) => {
+                let (oldest, _) = oldest_from(mapping, 0);
                 let index = first_since(mapping, oldest, time);
                 at(index, messages_below(mapping, index))
             }
         };
-        Ok((cursor, oldest, below))
+        Ok(cursor)
+    }
+
+    /// The oldest batch that a reader at this cursor can still get: what its slot in the registry says, because the
+    /// broker cannot keep what is gone.
+    pub(super) fn oldest_needed(&self, mapping: &Mapping) -> u64 {
+        match self.find(mapping) {
+            Next::Overwritten => oldest_from(mapping, self.next).0,
+            Next::Here(..) | Next::NotYet | Next::Damaged => self.next,
+        }
     }
 
     /// The batch at the cursor.
@@ -112,12 +123,22 @@ fn find(mapping: &Mapping, index: u64) -> Next {
 }
 
 /// The oldest whole batch from `index` on, and the totals below it.
-fn oldest_from(mapping: &Mapping, index: u64) -> (u64, Totals) {
+///
+/// Positions rise with the index, but for batches that were received at the same time. So a search by halves finds
+/// about where the whole ones begin, however many there are.
+pub(super) fn oldest_from(mapping: &Mapping, index: u64) -> (u64, Totals) {
     let ring = mapping.ring();
+    let is_whole = |index| match find(mapping, index) {
+        Next::Here(descriptor, _) => ring.is_whole(descriptor.position),
+        // Damage can be anywhere, so it does not tell where to search.
+        Next::NotYet | Next::Damaged => true,
+        Next::Overwritten => false,
+    };
     let mut index = index;
     loop {
         let frontier = ring.frontier();
         index = index.max(frontier.saturating_sub(ring.geometry.index_slots()));
+        index = first_where(index, frontier, is_whole);
         if index >= frontier {
             let info = mapping.info();
             if info.batches <= index {
@@ -134,19 +155,31 @@ fn oldest_from(mapping: &Mapping, index: u64) -> (u64, Totals) {
         {
             return (index, without(totals, &descriptor));
         }
+        // It was overwritten meanwhile.
         index += 1;
     }
 }
 
 /// The oldest batch from `oldest` on that arrived at `time` or later. Batches are committed in about the order of
-/// their arrival, so all of them are looked at.
+/// their arrival.
 fn first_since(mapping: &Mapping, oldest: u64, time: u64) -> u64 {
-    let frontier = mapping.ring().frontier();
-    let is_since = |index: &u64| {
-        let found = find(mapping, *index);
+    first_where(oldest, mapping.ring().frontier(), |index| {
+        let found = find(mapping, index);
         matches!(found, Next::Here(descriptor, _) if descriptor.arrival_unix_ns >= time)
-    };
-    (oldest..frontier).find(is_since).unwrap_or(frontier)
+    })
+}
+
+/// The first index from `low` to `high` for which `holds`, which is so for all behind it; `high` if there is none.
+fn first_where(low: u64, high: u64, holds: impl Fn(u64) -> bool) -> u64 {
+    let (mut low, mut high) = (low, high.max(low));
+    while low < high {
+        let middle = low + (high - low) / 2;
+        match holds(middle) {
+            true => high = middle,
+            false => low = middle + 1,
+        }
+    }
+    low
 }
 
 /// Messages below the batch with this index, or below a later one if the log no longer knows.

@@ -187,6 +187,11 @@ impl Log {
             path: path.to_owned(),
             reason: HeaderError::Control(what),
         })?;
+        if mapping.identity().load(Ordering::Relaxed) == 0 {
+            let identity = getrandom::u64().map_err(io::Error::other);
+            let identity = identity.map_err(OpenError::io("make up an identity for", path))?;
+            mapping.identity().store(identity.max(1), Ordering::Relaxed);
+        }
         if options.full != RingFullPolicy::Block {
             // Every position counts as granted, so that no registered reader borrows payload from a
             // writer that does not wait for it.
@@ -250,6 +255,12 @@ impl Log {
     #[must_use]
     pub fn file(&self) -> &File {
         &self.mapping.file
+    }
+
+    /// A random number that tells this log from another one of the same name.
+    #[must_use]
+    pub fn identity(&self) -> u64 {
+        self.mapping.identity().load(Ordering::Relaxed)
     }
 
     /// The current figures.

@@ -1,7 +1,7 @@
 //! The only place that knows offsets in a log file: header page, control page, index, segments.
 //!
 //! ```text
-//! 0        header    magic, version, geometry, checksum; then the writer epoch
+//! 0        header    magic, version, geometry, checksum; then the writer epoch and the identity
 //! 4096     control   tail, index tail, frontier, granted limit (one cache line pair each)
 //! 8192     index     `index_slots` descriptors of 128 bytes
 //! (2 MiB)  segments  `ring_bytes`, a ring of segments that no batch straddles
@@ -28,6 +28,8 @@ pub const CONTROL_OFFSET: usize = 4096;
 pub const INDEX_OFFSET: usize = 8192;
 /// Offset of the writer epoch in the header page, bytes.
 pub const EPOCH_OFFSET: usize = 2048;
+/// Offset of the log's identity in the header page, bytes.
+pub const IDENTITY_OFFSET: usize = EPOCH_OFFSET + 8;
 
 /// Segments start at, and the file is a multiple of, a huge page, for hugetlbfs and DAX.
 const HUGE_PAGE: u64 = 2 << 20;

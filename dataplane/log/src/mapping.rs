@@ -11,7 +11,7 @@ use memmap2::{Advice, MmapOptions, MmapRaw};
 
 use super::OpenError;
 use super::allocation::no_space;
-use super::layout::{self, CONTROL_OFFSET, EPOCH_OFFSET, Geometry, INDEX_OFFSET};
+use super::layout::{self, CONTROL_OFFSET, EPOCH_OFFSET, Geometry, IDENTITY_OFFSET, INDEX_OFFSET};
 use super::ring::{Control, Ring};
 use super::sigbus::Watched;
 use super::slot::{Descriptor, Slot};
@@ -121,6 +121,13 @@ impl Mapping {
     pub(super) fn epoch(&self) -> &AtomicU64 {
         // SAFETY: an aligned word inside the header page; otherwise as in `control`.
         unsafe { &*self.base().add(EPOCH_OFFSET).cast::<AtomicU64>() }
+    }
+
+    /// A random number that tells this log from another one of the same name; 0 until a writer of this version has
+    /// opened it.
+    pub(super) fn identity(&self) -> &AtomicU64 {
+        // SAFETY: an aligned word inside the header page; otherwise as in `control`.
+        unsafe { &*self.base().add(IDENTITY_OFFSET).cast::<AtomicU64>() }
     }
 
     /// View of the algorithm without readers and watermarks, as a reader has it.

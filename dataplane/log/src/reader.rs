@@ -5,7 +5,7 @@ use std::path::Path;
 use penstock_wire::batch;
 use thiserror::Error;
 
-use super::cursor::{Cursor, Next, Start};
+use super::cursor::{Cursor, Next, Start, oldest_from};
 use super::mapping::{LogInfo, Mapping};
 use super::registered_reader::RegisteredReader;
 use super::slot::Descriptor;
@@ -105,7 +105,8 @@ impl Reader {
     /// [`OpenError`] when there is no such file, it is no log of this version, or it has no such batch.
     pub fn open(path: &Path, start: Start) -> Result<Self, OpenError> {
         let mapping = Mapping::open_read_only(path)?;
-        let (cursor, oldest, below) = Cursor::new(&mapping, start)?;
+        let cursor = Cursor::new(&mapping, start)?;
+        let (oldest, below) = oldest_from(&mapping, 0);
         Ok(Self {
             mapping,
             registration: None,
@@ -127,7 +128,10 @@ impl Reader {
     /// [`OpenError`] when there is no registry, or it cannot be written or is full.
     pub fn register(&mut self) -> Result<(), OpenError> {
         if self.registration.is_none() {
-            self.registration = Some(RegisteredReader::new(&self.mapping, self.cursor.next)?);
+            self.registration = Some(RegisteredReader::new(
+                &self.mapping,
+                self.cursor.oldest_needed(&self.mapping),
+            )?);
         }
         Ok(())
     }

@@ -18,6 +18,8 @@ pub(super) struct RegisteredReader {
     /// What lies at this position or behind it is not overwritten before it is read: a writer that did not see the
     /// reader when it worked out how far it may go stays within a round of the tail of then.
     kept_from: u64,
+    /// Epoch of the log's writer then. A later one may not know of the reader.
+    epoch: u64,
 }
 
 impl RegisteredReader {
@@ -26,12 +28,14 @@ impl RegisteredReader {
         let about = mapping.file.metadata();
         let about = about.map_err(OpenError::io("look at", &mapping.path))?;
         let registry = Registry::open(&mapping.path, about.uid())?;
-        let slot = registry.register(cursor, epoch(mapping))?;
+        let epoch = current_epoch(mapping);
+        let slot = registry.register(cursor, epoch)?;
         // Pairs with the fence in `Ring::limits`.
         fence(Ordering::SeqCst);
         let kept_from = mapping.control().tail.load(Ordering::Acquire);
         Ok(Self {
             kept_from,
+            epoch,
             registry,
             slot,
             announced: Some(cursor),
@@ -50,7 +54,18 @@ impl RegisteredReader {
     /// Whether the payload at `position`, which the reader still needs according to its slot, has been kept for it
     /// until now, however far the writers have reserved.
     pub(super) fn has_kept(&self, mapping: &Mapping, position: u64) -> bool {
-        position >= self.kept_from && self.announced.is_some() && !self.is_evicted(mapping)
+        let Some(cursor) = self.announced else {
+            return false;
+        };
+        position >= self.kept_from
+            && !self.is_evicted(mapping)
+            && current_epoch(mapping) == self.epoch
+            && self.registry.still_says(self.slot, cursor).unwrap_or(false)
+    }
+
+    /// What the slot says, or said before a write failed.
+    pub(super) fn announced_cursor(&self) -> u64 {
+        self.announced.unwrap_or(0)
     }
 
     /// Whether the broker has evicted the reader. Only a broker that lets no reader borrow payload evicts.
@@ -59,7 +74,7 @@ impl RegisteredReader {
         mapping.ring().lends_nothing()
             && self
                 .registry
-                .is_evicted(self.slot, epoch(mapping))
+                .is_evicted(self.slot, current_epoch(mapping))
                 .unwrap_or(false)
     }
 }
@@ -71,6 +86,6 @@ impl Drop for RegisteredReader {
     }
 }
 
-fn epoch(mapping: &Mapping) -> u64 {
+fn current_epoch(mapping: &Mapping) -> u64 {
     mapping.epoch().load(Ordering::Acquire)
 }

@@ -197,6 +197,13 @@ impl Registry {
         self.file.write_all_at(&bytes, offset_of(number))
     }
 
+    /// Whether a slot still contains what this process announced: other readers can write to the file.
+    pub(super) fn still_says(&self, number: usize, cursor: u64) -> io::Result<bool> {
+        let mut bytes = [0; USED];
+        let len = self.file.read_at(&mut bytes, offset_of(number))?;
+        Ok(len == USED && bytes == Slot::encode(number, cursor))
+    }
+
     /// Frees the slots of dead readers; returns how many.
     pub(super) fn sweep(&self) -> io::Result<usize> {
         let mut gone = 0;

@@ -2,6 +2,7 @@
 //! there, and that releases them when the remote subscriber has them.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::cursor::{Cursor, Next, Start};
 use super::registered_reader::RegisteredReader;
@@ -33,12 +34,12 @@ impl SpanReader {
     /// # Errors
     /// [`OpenError`] if the log has no such batch, or the reader cannot be registered.
     pub fn new(log: Arc<Log>, start: Start, is_registered: bool) -> Result<Self, OpenError> {
-        let (cursor, ..) = Cursor::new(log.mapping(), start)?;
+        let cursor = Cursor::new(log.mapping(), start)?;
         // A registry may be there that an earlier broker made.
         if is_registered && !log.waits_for_readers() {
             return Err(OpenError::NoRegistry(log.path().with_extension("readers")));
         }
-        let register = || RegisteredReader::new(log.mapping(), cursor.next);
+        let register = || RegisteredReader::new(log.mapping(), cursor.oldest_needed(log.mapping()));
         let registration = is_registered.then(register).transpose()?;
         Ok(Self {
             log,
@@ -59,6 +60,15 @@ impl SpanReader {
         matches!(self.cursor.find(self.log.mapping()), Next::NotYet)
     }
 
+    /// Payload bytes of the next batch, if there is one.
+    #[must_use]
+    pub fn next_len(&self) -> Option<u32> {
+        match self.cursor.find(self.log.mapping()) {
+            Next::Here(descriptor, _) => Some(descriptor.payload_len),
+            Next::NotYet | Next::Overwritten | Next::Damaged => None,
+        }
+    }
+
     /// The next batch, or `None` if there is none yet. Never blocks. Its bytes may be overwritten at any time, unless
     /// the reader is registered and the batch not released: [`Self::is_whole`] tells afterwards.
     ///
@@ -76,10 +86,10 @@ impl SpanReader {
         }
         match found {
             Next::NotYet => Ok(None),
-            Next::Overwritten => Err(self.cursor.skip_lost(self.log.mapping())),
+            Next::Overwritten => Err(self.skip_lost()),
             Next::Damaged => Err(self.cursor.skip_damaged()),
             Next::Here(descriptor, _) if !self.is_intact(descriptor.position) => {
-                Err(self.cursor.skip_lost(self.log.mapping()))
+                Err(self.skip_lost())
             }
             Next::Here(descriptor, totals) => {
                 let span = Span {
@@ -106,6 +116,30 @@ impl SpanReader {
         self.is_intact(span.descriptor.position)
     }
 
+    /// Whether writers may soon overwrite the payload of a span: it lies in the last quarter of the ring before them,
+    /// and the log does not wait for this reader.
+    #[must_use]
+    pub fn is_endangered(&self, span: &Span) -> bool {
+        let ring = self.log.mapping().ring();
+        let tail = ring.control.tail.load(Ordering::Relaxed);
+        let size = ring.geometry.ring_bytes();
+        self.registration.is_none() && tail + size / 4 > span.descriptor.position + size
+    }
+
+    /// Whether a registered reader that needs all batches from `needed_from` on leaves writers no room.
+    #[must_use]
+    pub fn holds_up(&self, needed_from: u64) -> bool {
+        let (_, _, holds_up) = self.log.mapping().ring().lag_of(needed_from);
+        self.registration.is_some() && holds_up
+    }
+
+    /// Nobody needs what is lost, so the log does not wait for it.
+    fn skip_lost(&mut self) -> ReadError {
+        let lost = self.cursor.skip_lost(self.log.mapping());
+        self.release(self.cursor.next);
+        lost
+    }
+
     fn is_intact(&self, position: u64) -> bool {
         let mapping = self.log.mapping();
         let ring = mapping.ring();
@@ -118,7 +152,9 @@ impl SpanReader {
 
     /// Lets the log overwrite all batches below `needed_from`; a no-op if the reader is not registered.
     pub fn release(&mut self, needed_from: u64) {
-        if let Some(registration) = &mut self.registration {
+        if let Some(registration) = &mut self.registration
+            && needed_from > registration.announced_cursor()
+        {
             registration.announce(needed_from);
         }
     }

@@ -11,4 +11,4 @@ mod subscription;
 mod worker;
 
 pub use stats::ServeStats;
-pub use worker::{Worker, WorkerHandle};
+pub use worker::{Config, Worker, WorkerHandle};

@@ -65,6 +65,11 @@ impl Outbox {
         self.total
     }
 
+    /// Bytes of memory that it has beyond what it always may have.
+    pub(crate) fn held(&self) -> usize {
+        self.bytes.capacity().saturating_sub(KEPT)
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.at == self.bytes.len() && self.from_file.is_none()
     }

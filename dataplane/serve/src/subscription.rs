@@ -20,7 +20,9 @@ use super::stats::ServeStats;
 /// Payload up to this length is copied: that takes less time than the system call that sends it from the file.
 const COPY_LIMIT: u32 = 16 << 10;
 /// Bytes after which other subscribers get their turn.
-const TURN: u64 = 1 << 20;
+const TURN_BYTES: u64 = 1 << 20;
+/// Requests after which other subscribers get their turn.
+const TURN_REQUESTS: usize = 64;
 /// Interval of the signs of life to a subscriber that has everything.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// `TCP_USER_TIMEOUT` (tcp(7)): a subscriber that acknowledges nothing for this long is gone. A registered one would hold
@@ -28,6 +30,22 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 const UNACKED_TIMEOUT: Duration = Duration::from_secs(30);
 /// `TCP_NOTSENT_LOWAT` (tcp(7)), bytes: what waits in the kernel beyond what the window allows.
 const UNSENT: u32 = 256 << 10;
+
+/// Error text for a subscriber that may read, but not make publishers wait.
+const NOT_REGISTERED: &str = "this subscriber may not register, which makes publishers wait for it: read without registering, or add register: with the topic to its key's line in the broker's --auth-keys file (without keys: --remote-registration any)";
+
+/// Most bytes that all outboxes together hold for large batches, which are copied only to be authenticated.
+const MAX_HELD: usize = 64 << 20;
+
+/// What subscriptions use of their worker.
+#[derive(Debug, Default)]
+pub(crate) struct Resources {
+    pub(crate) stats: ServeStats,
+    /// Buffer for the payload of a batch that is copied.
+    copy: Vec<u8>,
+    /// What all outboxes hold beyond what each may always have.
+    held: usize,
+}
 
 /// What a subscription waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +58,8 @@ pub(crate) enum Need {
     Batches,
     /// Nothing: others have their turn.
     Yield,
+    /// Memory that other subscribers hold.
+    Memory,
 }
 
 /// Why a subscription ends.
@@ -78,6 +98,7 @@ pub(crate) struct Subscription {
     pub(crate) topic: String,
     log: Arc<Log>,
     permit: StreamPermit,
+    may_register: bool,
     requests: RequestReader,
     outbox: Outbox,
     stage: Stage,
@@ -97,6 +118,8 @@ struct Reading {
     spans: SpanReader,
     /// As of its latest request.
     progress: Progress,
+    /// When a registered subscriber last said that it needs less, or there was nothing that it could need less of.
+    progressed: Instant,
     /// When to tell again that it has everything; `None` while it does not know.
     next_heartbeat: Option<Instant>,
 }
@@ -111,6 +134,7 @@ impl Subscription {
             log,
             keys,
             permit,
+            may_register,
         } = accepted;
         let options = SockRef::from(&socket);
         options.set_tcp_user_timeout(Some(UNACKED_TIMEOUT))?;
@@ -124,6 +148,7 @@ impl Subscription {
             topic,
             log,
             permit,
+            may_register,
         })
     }
 
@@ -141,11 +166,17 @@ impl Subscription {
     pub(crate) fn drive(
         &mut self,
         now: Instant,
-        stats: &mut ServeStats,
-        copy: &mut Vec<u8>,
+        resources: &mut Resources,
     ) -> Result<Need, CloseReason> {
-        self.read_requests()?;
-        let turn_ends = self.outbox.total() + TURN;
+        resources.held -= self.outbox.held();
+        let need = self.send(now, resources);
+        resources.held += self.outbox.held();
+        need
+    }
+
+    fn send(&mut self, now: Instant, resources: &mut Resources) -> Result<Need, CloseReason> {
+        self.read_requests(now)?;
+        let turn_ends = self.outbox.total() + TURN_BYTES;
         loop {
             if !self.flush()? {
                 return Ok(Need::Writable);
@@ -156,15 +187,20 @@ impl Subscription {
             let Stage::Reading(reading) = &mut self.stage else {
                 return Ok(Need::Request);
             };
-            let need = reading.fill(now, &mut self.outbox, &self.permit, stats, copy);
+            let need = reading.fill(now, &mut self.outbox, &self.permit, resources);
             if self.outbox.is_empty() {
                 return Ok(need);
             }
         }
     }
 
-    /// Time-based checks; about once a second.
-    pub(crate) fn tick(&mut self, now: Instant) -> Result<(), CloseReason> {
+    /// Time-based checks; about once a second. A registered subscriber that makes no progress for `reader_timeout`
+    /// while it holds up publishers is ended.
+    pub(crate) fn tick(
+        &mut self,
+        now: Instant,
+        reader_timeout: Duration,
+    ) -> Result<(), CloseReason> {
         if let Some(lost) = self.log.lost() {
             return Err(CloseReason::new(lost.fault(), &lost.reason));
         }
@@ -183,7 +219,17 @@ impl Subscription {
             }
             Stage::Starting { .. } => Ok(()),
             Stage::Reading(reading) => {
-                if reading.next_heartbeat.is_some_and(|at| now >= at) && self.outbox.is_empty() {
+                if reading.holds_up() {
+                    if now - reading.progressed >= reader_timeout {
+                        let text = "this registered subscriber made no progress for the broker's --reader-timeout while publishers waited for it";
+                        return Err(CloseReason::new(Fault::Stalled, text));
+                    }
+                } else {
+                    reading.progressed = now;
+                }
+                let has_credit = self.outbox.total() < reading.progress.credit;
+                let is_due = reading.next_heartbeat.is_some_and(|at| now >= at);
+                if is_due && has_credit && self.outbox.is_empty() {
                     reading.tell_caught_up(now, &mut self.outbox);
                 }
                 Ok(())
@@ -192,7 +238,8 @@ impl Subscription {
     }
 
     /// Says why it ends, as far as the socket takes it without waiting.
-    pub(crate) fn close(mut self, reason: &CloseReason) {
+    pub(crate) fn close(mut self, reason: &CloseReason, resources: &mut Resources) {
+        resources.held -= self.outbox.held();
         if let CloseReason::Fault { fault, text } = reason
             && !self.outbox.is_full()
         {
@@ -212,8 +259,9 @@ impl Subscription {
         })
     }
 
-    fn read_requests(&mut self) -> Result<(), CloseReason> {
-        loop {
+    fn read_requests(&mut self, now: Instant) -> Result<(), CloseReason> {
+        // The poller reports what is left in the next round.
+        for _ in 0..TURN_REQUESTS {
             let got = match (&self.socket).read(self.requests.missing()) {
                 Ok(0) => return Err(CloseReason::Left),
                 Ok(got) => got,
@@ -222,20 +270,26 @@ impl Subscription {
                 Err(error) => return Err(error.into()),
             };
             if let Some(request) = self.requests.advance(got) {
-                self.apply(&request?)?;
+                self.apply(&request?, now)?;
             }
         }
+        Ok(())
     }
 
-    fn apply(&mut self, request: &Request) -> Result<(), CloseReason> {
+    fn apply(&mut self, request: &Request, now: Instant) -> Result<(), CloseReason> {
         let protocol = |text: &str| Err(CloseReason::new(Fault::Protocol, text));
         match (&mut self.stage, request) {
+            (Stage::Starting { .. }, Request::Start(start))
+                if start.is_registered && !self.may_register =>
+            {
+                Err(CloseReason::new(Fault::Permission, NOT_REGISTERED))
+            }
             (Stage::Starting { .. }, Request::Start(start)) => {
-                let reading = Reading::start(&self.log, start)?;
+                let reading = Reading::start(&self.log, start, now)?;
                 self.stage = Stage::Reading(reading);
                 Ok(())
             }
-            (Stage::Reading(reading), Request::Progress(progress)) => reading.apply(*progress),
+            (Stage::Reading(reading), Request::Progress(progress)) => reading.apply(*progress, now),
             (Stage::Starting { .. }, Request::Progress(_)) => {
                 protocol("the first frame of a subscriber must say where to start")
             }
@@ -247,7 +301,7 @@ impl Subscription {
 }
 
 impl Reading {
-    fn start(log: &Arc<Log>, start: &delivery::Start) -> Result<Self, CloseReason> {
+    fn start(log: &Arc<Log>, start: &delivery::Start, now: Instant) -> Result<Self, CloseReason> {
         let at = match start.at {
             StartAt::Oldest => Start::Oldest,
             StartAt::End => Start::End,
@@ -268,20 +322,29 @@ impl Reading {
                 credit: start.credit,
             },
             spans,
+            progressed: now,
             next_heartbeat: None,
         })
     }
 
-    fn apply(&mut self, progress: Progress) -> Result<(), CloseReason> {
+    fn apply(&mut self, progress: Progress, now: Instant) -> Result<(), CloseReason> {
         let is_monotonic = progress.needed_from >= self.progress.needed_from
             && progress.credit >= self.progress.credit;
         if !is_monotonic || progress.needed_from > self.spans.next_index() {
             let text = "credit and position of a subscriber never fall, and its position does not pass what was sent";
             return Err(CloseReason::new(Fault::Protocol, text));
         }
+        if progress.needed_from > self.progress.needed_from {
+            self.progressed = now;
+        }
         self.progress = progress;
         self.spans.release(progress.needed_from);
         Ok(())
+    }
+
+    /// Whether publishers wait for this subscriber.
+    fn holds_up(&self) -> bool {
+        self.spans.holds_up(self.progress.needed_from)
     }
 
     /// Queues deliveries until the outbox is full; returns what it needs if it is not.
@@ -290,20 +353,20 @@ impl Reading {
         now: Instant,
         outbox: &mut Outbox,
         permit: &StreamPermit,
-        stats: &mut ServeStats,
-        copy: &mut Vec<u8>,
+        resources: &mut Resources,
     ) -> Need {
         while !outbox.is_full() {
             if outbox.total() >= self.progress.credit {
                 return Need::Request;
             }
+            if outbox.has_keys() && resources.held > 0 && self.exceeds_memory(resources.held) {
+                return Need::Memory;
+            }
             match self.spans.next() {
                 Ok(Some(span)) => {
                     self.next_heartbeat = None;
                     permit.note_batch();
-                    stats.batches += 1;
-                    stats.payload_bytes += u64::from(span.descriptor.payload_len);
-                    self.push(&span, outbox, stats, copy);
+                    self.push(&span, outbox, resources);
                 }
                 Ok(None) => {
                     if self.next_heartbeat.is_none() {
@@ -313,7 +376,7 @@ impl Reading {
                 }
                 Err(error) => {
                     self.next_heartbeat = None;
-                    let delivery = self.what_was_skipped(error, stats);
+                    let delivery = self.what_was_skipped(error, &mut resources.stats);
                     outbox.push(&delivery, &[]);
                 }
             }
@@ -321,15 +384,30 @@ impl Reading {
         Need::Yield
     }
 
-    fn push(&self, span: &Span, outbox: &mut Outbox, stats: &mut ServeStats, copy: &mut Vec<u8>) {
+    /// Whether the next batch would have to be copied, and others hold so much that there is no memory for it.
+    fn exceeds_memory(&self, held: usize) -> bool {
+        let len = self.spans.next_len().filter(|len| *len > COPY_LIMIT);
+        len.is_some_and(|len| held + len as usize > MAX_HELD)
+    }
+
+    fn push(&self, span: &Span, outbox: &mut Outbox, resources: &mut Resources) {
+        let Resources { stats, copy, .. } = resources;
         let batch = Delivery::Batch(info(span));
-        if span.descriptor.payload_len > COPY_LIMIT && !outbox.has_keys() {
+        let is_large = span.descriptor.payload_len > COPY_LIMIT;
+        let from_file = is_large && !outbox.has_keys() && !self.spans.is_endangered(span);
+        if from_file {
             stats.sent_from_file += 1;
-            return outbox.push_from_file(&batch, span);
+            outbox.push_from_file(&batch, span);
+        } else if self.spans.copy_payload(span, copy) {
+            outbox.push(&batch, copy);
+        } else {
+            return self.push_overwritten(span, outbox, stats);
         }
-        if self.spans.copy_payload(span, copy) {
-            return outbox.push(&batch, copy);
-        }
+        stats.batches += 1;
+        stats.payload_bytes += u64::from(span.descriptor.payload_len);
+    }
+
+    fn push_overwritten(&self, span: &Span, outbox: &mut Outbox, stats: &mut ServeStats) {
         let messages = span.descriptor.messages.into();
         stats.lost_batches += 1;
         let lost = Delivery::Lost {

@@ -7,7 +7,7 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
-use penstock_ingest::session::{self, AcceptedSubscriber, SubscriberQueue};
+use penstock_ingest::session::{self, AcceptedSubscriber, Shared, SubscriberQueue};
 use penstock_runtime::poller::{Events, Interest, Poller};
 use penstock_runtime::profile::{Rounds, SNAPSHOT_INTERVAL, SnapshotCell};
 use penstock_wire::reply::Fault;
@@ -15,10 +15,19 @@ use slab::Slab;
 use tracing::{info, warn};
 
 use super::stats::ServeStats;
-use super::subscription::{CloseReason, Need, Subscription};
+use super::subscription::{CloseReason, Need, Resources, Subscription};
 
 /// Interval of time-based checks of the subscribers.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Settings.
+#[derive(Debug, Clone, Copy)]
+pub struct Config {
+    /// Time limit for a subscriber's first request.
+    pub start_timeout: Duration,
+    /// Time limit for a registered subscriber that holds up publishers and makes no progress.
+    pub reader_timeout: Duration,
+}
 
 /// Access to the running worker.
 pub type WorkerHandle = session::WorkerHandle<ServeStats>;
@@ -26,16 +35,14 @@ pub type WorkerHandle = session::WorkerHandle<ServeStats>;
 /// A worker that does not run yet.
 #[derive(Debug)]
 pub struct Worker {
-    /// Time limit for a subscriber's first request.
-    start_timeout: Duration,
+    config: Config,
+    shared: Arc<Shared>,
     stop: Arc<AtomicBool>,
     inbox: Receiver<AcceptedSubscriber>,
     queue: SubscriberQueue,
     poller: Arc<Poller>,
     subscriptions: Slab<Entry>,
-    stats: ServeStats,
-    /// Buffer for the payload of small batches.
-    copy: Vec<u8>,
+    resources: Resources,
     snapshot: Arc<SnapshotCell<ServeStats>>,
     rounds: Rounds,
 }
@@ -48,23 +55,27 @@ struct Entry {
 }
 
 impl Worker {
-    /// A worker that runs until `stop` is set. A subscriber must send its first request within `start_timeout`.
+    /// A worker that runs until `stop` is set.
     ///
     /// # Errors
     /// If the kernel gives no epoll instance.
-    pub fn new(start_timeout: Duration, stop: Arc<AtomicBool>) -> io::Result<(Self, WorkerHandle)> {
+    pub fn new(
+        config: Config,
+        shared: Arc<Shared>,
+        stop: Arc<AtomicBool>,
+    ) -> io::Result<(Self, WorkerHandle)> {
         let poller = Arc::new(Poller::new()?);
         let (queue, inbox) = SubscriberQueue::new(Arc::clone(&poller));
         let handle = WorkerHandle::new(&poller);
         let worker = Self {
-            start_timeout,
+            config,
+            shared,
             stop,
             inbox,
             queue,
             poller,
             subscriptions: Slab::new(),
-            stats: ServeStats::default(),
-            copy: Vec::new(),
+            resources: Resources::default(),
             snapshot: handle.snapshot(),
             rounds: handle.rounds(),
         };
@@ -109,7 +120,7 @@ impl Worker {
     fn stats_now(&self) -> ServeStats {
         ServeStats {
             connected: self.subscriptions.len() as u64,
-            ..self.stats
+            ..self.resources.stats
         }
     }
 
@@ -124,7 +135,7 @@ impl Worker {
                     // One may have been committed just before.
                     is_ready |= entry.subscription.has_batches();
                 }
-                Need::Request | Need::Writable => {}
+                Need::Request | Need::Writable | Need::Memory => {}
             }
         }
         if is_ready {
@@ -139,7 +150,7 @@ impl Worker {
             .log
             .set_waker(Waker::from(Arc::clone(&self.poller)));
         let peer = accepted.peer;
-        let opened = Subscription::new(accepted, now + self.start_timeout);
+        let opened = Subscription::new(accepted, now + self.config.start_timeout);
         let vacant = self.subscriptions.vacant_entry();
         let watched = Interest::READABLE;
         let added = opened.and_then(|subscription| {
@@ -172,7 +183,7 @@ impl Worker {
                 .is_some_and(|entry| match entry.need {
                     Need::Yield => true,
                     Need::Batches => entry.subscription.has_batches(),
-                    Need::Request | Need::Writable => false,
+                    Need::Request | Need::Writable | Need::Memory => false,
                 });
             if is_ready {
                 self.drive(key, now);
@@ -184,9 +195,7 @@ impl Worker {
         let Some(entry) = self.subscriptions.get_mut(key) else {
             return;
         };
-        let driven = entry
-            .subscription
-            .drive(now, &mut self.stats, &mut self.copy);
+        let driven = entry.subscription.drive(now, &mut self.resources);
         let need = match driven {
             Ok(need) => need,
             Err(reason) => return self.remove(key, &reason),
@@ -194,7 +203,7 @@ impl Worker {
         entry.need = need;
         let interest = match need {
             Need::Writable => Interest::READABLE.and(Interest::WRITABLE),
-            Need::Request | Need::Batches | Need::Yield => Interest::READABLE,
+            Need::Request | Need::Batches | Need::Yield | Need::Memory => Interest::READABLE,
         };
         if entry.watched != interest {
             entry.watched = interest;
@@ -210,7 +219,7 @@ impl Worker {
     fn check(&mut self, now: Instant) {
         for key in 0..self.subscriptions.capacity() {
             let checked = self.subscriptions.get_mut(key);
-            match checked.map(|entry| entry.subscription.tick(now)) {
+            match checked.map(|entry| entry.subscription.tick(now, self.config.reader_timeout)) {
                 // It may have a sign of life to send.
                 Some(Ok(())) => self.drive(key, now),
                 Some(Err(reason)) => self.remove(key, &reason),
@@ -223,8 +232,10 @@ impl Worker {
         let Entry { subscription, .. } = self.subscriptions.remove(key);
         // Best effort: the descriptor may not be watched any more.
         let _ = self.poller.delete(&subscription.socket);
-        info!(peer = %subscription.peer, topic = subscription.topic, "subscriber ended: {reason}");
-        subscription.close(reason);
+        if self.shared.allows_line() {
+            info!(peer = %subscription.peer, topic = subscription.topic, "subscriber ended: {reason}");
+        }
+        subscription.close(reason, &mut self.resources);
         self.queue.ended();
     }
 

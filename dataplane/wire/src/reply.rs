@@ -40,6 +40,8 @@ pub enum Fault {
     Authentication = 5,
     /// The topic's log was deleted, replaced or truncated under the broker.
     LogLost = 6,
+    /// A subscriber may not register.
+    Permission = 7,
 }
 
 /// A frame from broker to publisher, once parsed.

@@ -21,6 +21,8 @@ pub struct AcceptedSubscriber {
     pub log: Arc<Log>,
     /// Keys of its frames, if they are authenticated.
     pub keys: Option<Arc<PacketKeys>>,
+    /// Whether it may register, so that publishers wait for it.
+    pub may_register: bool,
     /// Its place; held for as long as it is served.
     pub permit: StreamPermit,
 }

@@ -97,6 +97,8 @@ pub struct SubscriberService {
     pub queue: SubscriberQueue,
     /// Who may read.
     pub access: ReadAccess,
+    /// Whether a subscriber without a key may register, so that publishers wait for it.
+    pub anyone_may_register: bool,
     /// Most subscribers at once.
     pub max: usize,
 }

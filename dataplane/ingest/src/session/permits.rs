@@ -33,17 +33,21 @@ struct State {
 /// What the permits are for, as refusals name it.
 #[derive(Debug, Clone, Copy)]
 struct Kind {
+    /// Whether one that has not had a batch yet gives way at once.
+    must_begin: bool,
     name: &'static str,
     holders: &'static str,
     flag: &'static str,
 }
 
 const STREAMS: Kind = Kind {
+    must_begin: true,
     name: "streams",
     holders: "publishers",
     flag: "--max-connections",
 };
 const SUBSCRIBERS: Kind = Kind {
+    must_begin: false,
     name: "subscribers",
     holders: "subscribers",
     flag: "--max-subscribers",
@@ -53,6 +57,7 @@ const SUBSCRIBERS: Kind = Kind {
 #[derive(Debug)]
 struct Listed {
     permit: Arc<Status>,
+    must_begin: bool,
     /// Batches committed at the last check, and when that number was first seen.
     seen: Cell<(u64, Instant)>,
 }
@@ -104,6 +109,7 @@ impl StreamPermits {
         let status = Arc::new(Status::default());
         let listed = Listed {
             permit: Arc::clone(&status),
+            must_begin: state.kind.must_begin,
             seen: Cell::new((0, now)),
         };
         state.shares.charge(&tenant, 1);
@@ -173,6 +179,7 @@ fn refuse(kind: Kind, tenant: &Tenant, exceeded: Exceeded, limit: usize) -> Refu
         name,
         holders,
         flag,
+        ..
     } = kind;
     let whose = match exceeded {
         Exceeded::Total => format!("this broker serves at most {limit} {name} at once"),
@@ -215,7 +222,9 @@ impl Listed {
             self.seen.set((batches, now));
             return Use::InUse;
         }
-        match batches == 0 || now.saturating_duration_since(since) >= IDLE_TIMEOUT {
+        match (batches == 0 && self.must_begin)
+            || now.saturating_duration_since(since) >= IDLE_TIMEOUT
+        {
             true => Use::Unused,
             false => Use::InUse,
         }

@@ -188,6 +188,12 @@ pub struct Shared {
 }
 
 impl Shared {
+    /// Whether a line about a peer may be logged: peers cause them, so their number is limited.
+    #[must_use]
+    pub fn allows_line(&self) -> bool {
+        self.lines.allows()
+    }
+
     /// Logs the end of a stream and remembers it for the report.
     pub(crate) fn stream_ended(&self, report: ConnectionReport, is_complete: bool) {
         if is_complete {

@@ -109,7 +109,7 @@ impl<A: Admit> Acceptor<A> {
             }
         };
         let offer = Offer {
-            session: 0,
+            session: log.identity(),
             max_payload: log.geometry().max_payload(),
             committed: log.info().batches,
             datagrams: None,
@@ -126,7 +126,14 @@ impl<A: Admit> Acceptor<A> {
             let key = handshake.grant().map(|grant| grant.name.as_str());
             info!(%peer, topic = subscriber.topic, key, "subscriber");
         }
+        let subscribers = self.subscribers.as_ref().expect("it was there to admit it");
+        let service = &subscribers.service;
+        let grant = handshake.grant();
+        let may_register = grant.map_or(service.anyone_may_register, |grant| {
+            grant.permits_registering(&subscriber.topic)
+        });
         let accepted = AcceptedSubscriber {
+            may_register,
             socket,
             peer,
             topic: subscriber.topic,
@@ -134,9 +141,7 @@ impl<A: Admit> Acceptor<A> {
             keys: secret.map(|secret| Arc::new(PacketKeys::new(&secret))),
             permit: subscriber.permit,
         };
-        let subscribers = self.subscribers.as_ref();
-        let queue = &subscribers.expect("it was there to admit it").service.queue;
-        if let Err(error) = queue.push(accepted) {
+        if let Err(error) = service.queue.push(accepted) {
             warn!(%peer, %error, "cannot queue a subscriber");
         }
     }

@@ -53,7 +53,7 @@ impl Connection {
     pub(super) fn fail(&mut self, cx: &mut Context<'_>, fault: Fault, text: String) {
         let counters = &cx.shared.counters;
         Counters::count(match fault {
-            Fault::Protocol => &counters.protocol_errors,
+            Fault::Protocol | Fault::Permission => &counters.protocol_errors,
             Fault::Checksum => &counters.checksum_errors,
             Fault::Stalled => &counters.stalled,
             Fault::Shutdown | Fault::LogLost => &counters.streams_cut,
