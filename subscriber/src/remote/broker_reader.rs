@@ -13,6 +13,7 @@ use penstock_runtime::address::resolve;
 use penstock_runtime::poison::lock;
 use penstock_wire::delivery::{BatchInfo, Delivery, StartAt};
 use penstock_wire::handshake::{Offer, Purpose};
+use penstock_wire::reply::Fault;
 use penstock_wire::{batch, message};
 use socket2::{SockRef, TcpKeepalive};
 use tracing::{info, warn};
@@ -148,6 +149,13 @@ impl Default for Attempts {
         }
     }
 }
+
+/// Errors that the same request would meet again.
+const FINAL: [u16; 3] = [
+    Fault::Protocol as u16,
+    Fault::Authentication as u16,
+    Fault::Permission as u16,
+];
 
 /// Reports that a thread has ended without its own decision.
 struct ReportPanic(Sender<(usize, News)>, usize);
@@ -397,8 +405,12 @@ impl BrokerReader {
             Arrived::Batch(info, payload, intact) => {
                 return self.take_batch(info, payload, intact, head);
             }
-            Arrived::Error { text } => {
+            Arrived::Error { code, text } => {
                 let text = foreign_bytes(&text);
+                if FINAL.contains(&code) {
+                    let broker = self.broker.clone();
+                    return Err(Ended::Failed(Error::Rejected { broker, text }));
+                }
                 return Err(Ended::Lost(format!(
                     "the broker ended the connection: {text}"
                 )));

@@ -43,7 +43,7 @@ pub(super) enum Arrived {
     /// A batch, and whether its bytes are those that its publisher sent.
     Batch(BatchInfo, Payload, Result<(), ChecksumMismatch>),
     /// The broker closes the connection.
-    Error { text: Vec<u8> },
+    Error { code: u16, text: Vec<u8> },
     /// Any other.
     Other(Delivery),
 }
@@ -160,20 +160,28 @@ impl Deliveries {
         if self.filled == self.head_len() {
             let at = self.received - self.filled as u64;
             self.filled = 0;
-            if at >= credit {
-                return Err(BadDelivery::Credit { at, credit });
-            }
-            arrived.extend(self.begin(buffer)?);
+            let beyond = (at >= credit).then_some(BadDelivery::Credit { at, credit });
+            arrived.extend(self.begin(beyond, buffer)?);
         }
         Ok(())
     }
 
-    /// A header is complete; returns the delivery if it has no more bytes.
-    fn begin(&mut self, buffer: impl FnOnce() -> Vec<u8>) -> Result<Option<Arrived>, BadDelivery> {
+    /// A header is complete; returns the delivery if it has no more bytes. Only the last one may begin beyond the
+    /// credit.
+    fn begin(
+        &mut self,
+        beyond: Option<BadDelivery>,
+        buffer: impl FnOnce() -> Vec<u8>,
+    ) -> Result<Option<Arrived>, BadDelivery> {
         let header = DeliveryHeader::ref_from_bytes(&self.head[..DELIVERY_LEN]);
         let delivery = header
             .expect("the length matches")
             .parse(self.max_payload)?;
+        if let Some(bad) = beyond
+            && !matches!(delivery, Delivery::Error { .. })
+        {
+            return Err(bad);
+        }
         let (len, bytes) = match delivery {
             Delivery::Batch(batch) => (batch.payload_len as usize, buffer()),
             Delivery::Error { text_len, .. } => (text_len, Vec::new()),
@@ -206,7 +214,8 @@ impl Deliveries {
                 let intact = verify_checksum(&batch, &payload);
                 Arrived::Batch(batch, payload, intact)
             }
-            Delivery::Error { .. } => Arrived::Error {
+            Delivery::Error { code, .. } => Arrived::Error {
+                code,
                 text: payload.to_vec(),
             },
             other => Arrived::Other(other),
@@ -307,7 +316,7 @@ mod tests {
             Arrived::Batch(info, payload, intact) => {
                 format!("{} {} {}", info.index, payload.len(), intact.is_ok())
             }
-            Arrived::Error { text } => format!("error {}", String::from_utf8_lossy(text)),
+            Arrived::Error { text, .. } => format!("error {}", String::from_utf8_lossy(text)),
             Arrived::Other(other) => format!("{other:?}"),
         };
         arrived.iter().map(show).collect()

@@ -35,6 +35,14 @@ pub enum Error {
         /// The broker's text.
         text: String,
     },
+    /// The broker ended the connection, and will end the next one; the text says what to do.
+    #[error("broker {broker} ended the connection: {text}")]
+    Rejected {
+        /// The broker.
+        broker: String,
+        /// The broker's text.
+        text: String,
+    },
     /// The peer is not a Penstock broker, or did not prove that it holds the key.
     #[error("broker {broker}: {source}")]
     Handshake {

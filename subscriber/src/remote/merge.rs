@@ -149,6 +149,7 @@ impl<B> Merge<B> {
 
     /// Takes a batch of a broker. `now` is called only if the batch must be held.
     pub(super) fn on_batch(&mut self, place: Place, batch: B, now: impl FnOnce() -> Instant) {
+        self.on_delivery(place.broker);
         let broker = &mut self.brokers[place.broker];
         broker.is_at_end = false;
         broker.latest_arrival = broker.latest_arrival.max(place.arrival_unix_ns);
@@ -174,12 +175,14 @@ impl<B> Merge<B> {
 
     /// A broker had nothing more at `when`.
     pub(super) fn on_caught_up(&mut self, broker: usize, when: Instant) {
+        self.on_delivery(broker);
         let broker = &mut self.brokers[broker];
         broker.caught_up = Some(when);
         broker.is_at_end = true;
     }
 
-    pub(super) fn on_connected(&mut self, broker: usize) {
+    /// A broker delivers. One that accepts connections and then delivers nothing counts as unreachable.
+    pub(super) fn on_delivery(&mut self, broker: usize) {
         self.brokers[broker].unreachable_since = None;
     }
 

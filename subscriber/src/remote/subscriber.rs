@@ -333,7 +333,6 @@ impl RemoteSubscriber {
                 (report.is_connected, report.was_connected) = (true, true);
                 source.outstanding.on_connected(log, is_new_log);
                 source.tell(false);
-                self.merge.on_connected(broker);
                 return Ok(is_new_log.then_some(Event::NewLog { broker }));
             }
             News::Disconnected(when) => {
@@ -370,6 +369,7 @@ impl RemoteSubscriber {
             }
             News::Evicted { bytes } => (Some(Event::Evicted { broker }), None, bytes),
         };
+        self.merge.on_delivery(broker);
         if let Some(next) = next {
             let number = source.outstanding.push(next, next);
             source.outstanding.finish(number);

@@ -6,7 +6,7 @@ const WINDOW: u64 = 100;
 
 fn merge(brokers: usize, begins_in_the_middle: bool, now: Instant) -> Merge<u64> {
     let mut merge = Merge::new(brokers, begins_in_the_middle, GAP_TIMEOUT, WINDOW, now);
-    (0..brokers).for_each(|broker| merge.on_connected(broker));
+    (0..brokers).for_each(|broker| merge.on_delivery(broker));
     merge
 }
 
@@ -93,7 +93,7 @@ fn an_unreachable_broker_is_waited_for_until_the_timeout() {
     merge.decide(now + GAP_TIMEOUT);
     assert_eq!(drain(&mut merge), (vec![3], vec![]));
     // What it has after all comes too late.
-    merge.on_connected(1);
+    merge.on_delivery(1);
     put(&mut merge, 1, 2, now);
     put(&mut merge, 1, 4, now);
     assert_eq!(drain(&mut merge), (vec![4], vec![]));
@@ -253,7 +253,7 @@ fn run(written: &[Written], steps: &[Step]) -> [Shown; 3] {
             }
             Step::Return(broker) => {
                 lost[broker] = false;
-                merge.on_connected(broker);
+                merge.on_delivery(broker);
             }
             Step::Read(_) | Step::CatchUp(_) => {}
         }

@@ -64,7 +64,7 @@ impl<A: Admit> Acceptor<A> {
                 );
             }
             None if subscribers.service.access == ReadAccess::Keyed => {
-                let text = "this broker has no keys, so nobody may read its topics over the network: start it with --auth-keys, or with --remote-subscribers anyone";
+                let text = "this broker has no keys, so nobody may read its topics over the network: start it with --auth-keys, or with --remote-subscribers any";
                 return refuse(Refusal::Permission, text.to_owned());
             }
             Some(_) | None => {}
