@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use penstock_e2e::bed::Bed;
-use penstock_e2e::commands::{Background, assert_says, paths};
+use penstock_e2e::bed::{Bed, program};
+use penstock_e2e::commands::{Background, assert_says, paths, text};
 use penstock_e2e::numbered::Numbered;
 use penstock_e2e::{Broker, cases, eventually, run};
 use penstock_testbed::command;
@@ -24,6 +24,7 @@ fn main() -> ExitCode {
         one_of_four_is_killed_for_good_over_xdp,
         one_of_four_comes_back_over_tcp,
         one_of_four_loses_its_link_over_xdp,
+        a_remote_subscriber_misses_nothing_of_one_that_comes_back,
     ];
     let long = cases![
         one_of_four_comes_back_over_xdp,
@@ -208,6 +209,34 @@ fn one_of_four_comes_back_over_tcp(bed: &Bed) -> Result<()> {
 
 fn one_of_four_comes_back_over_xdp(bed: &Bed) -> Result<()> {
     comes_back(bed, "xdp")
+}
+
+/// It reads all four over the network, from another namespace: every line once, and each stream in order.
+fn a_remote_subscriber_misses_nothing_of_one_that_comes_back(bed: &Bed) -> Result<()> {
+    let mut cluster = Cluster::start(bed, "xdp", &["--remote-subscribers", "any"])?;
+    let publisher = cluster.publish("xdp", &[])?;
+    let addresses = addresses();
+    #[rustfmt::skip]
+    let arguments = ["--brokers", &addresses, "--topic", "penstock", "--follow", "--until-idle", "3s", "--verify"];
+    let mut command = bed.in_publisher_ns(program("subscriber"), &arguments);
+    let subscriber = bed.background("subscriber", &mut command)?;
+    cluster.until_they_get_more(&[0, 1, 2, 3]);
+    cluster.kill(2)?;
+    until_it_says(publisher.publisher(), "continues at another broker");
+    cluster.until_they_get_more(&[0, 1, 3]);
+    cluster.restart(2)?;
+    until_it_says(publisher.publisher(), "the stream returns");
+    cluster.until_they_get_more(&[0, 1, 2, 3]);
+    let input = publisher.input().to_owned();
+    publisher.finish()?;
+    let read = subscriber.wait()?.success()?;
+    let lines = |text: &str| {
+        let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
+        lines.sort_unstable();
+        lines
+    };
+    assert!(lines(&read.stdout) == lines(&text(&input)), "other lines");
+    Ok(())
 }
 
 /// Nothing ends the connections, and the broker itself lives: it must take up what continued elsewhere.
