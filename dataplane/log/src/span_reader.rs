@@ -126,11 +126,13 @@ impl SpanReader {
         self.registration.is_none() && tail + size / 4 > span.descriptor.position + size
     }
 
-    /// Whether a registered reader that needs all batches from `needed_from` on leaves writers no room.
+    /// Whether this reader is registered and leaves writers no room.
     #[must_use]
-    pub fn holds_up(&self, needed_from: u64) -> bool {
-        let (_, _, holds_up) = self.log.mapping().ring().lag_of(needed_from);
-        self.registration.is_some() && holds_up
+    pub fn holds_up(&self) -> bool {
+        self.registration.as_ref().is_some_and(|reader| {
+            let (_, _, holds_up) = self.log.mapping().ring().lag_of(reader.announced_cursor());
+            holds_up
+        })
     }
 
     /// Nobody needs what is lost, so the log does not wait for it.

@@ -219,7 +219,7 @@ impl Subscription {
             }
             Stage::Starting { .. } => Ok(()),
             Stage::Reading(reading) => {
-                if reading.holds_up() {
+                if reading.spans.holds_up() {
                     if now - reading.progressed >= reader_timeout {
                         let text = "this registered subscriber made no progress for the broker's --reader-timeout while publishers waited for it";
                         return Err(CloseReason::new(Fault::Stalled, text));
@@ -340,11 +340,6 @@ impl Reading {
         self.progress = progress;
         self.spans.release(progress.needed_from);
         Ok(())
-    }
-
-    /// Whether publishers wait for this subscriber.
-    fn holds_up(&self) -> bool {
-        self.spans.holds_up(self.progress.needed_from)
     }
 
     /// Queues deliveries until the outbox is full; returns what it needs if it is not.
