@@ -53,7 +53,8 @@ Examples:
   penstock-broker --create-topics any --topics 'trades.*' --max-topics 64
 
 A topic's log is <buffer-dir>/<topic>.log; read it in place with
-penstock-subscriber --path, or from elsewhere with --brokers. Logs go to stderr (RUST_LOG sets the level).
+penstock-subscriber --path, or from another host with --brokers (see
+--remote-subscribers). Logs go to stderr (RUST_LOG sets the level).
 SIGINT and SIGTERM end the broker; its logs stay.
 SIGHUP reloads --auth-keys. Under systemd: Type=notify, WatchdogSec=.
 Exit codes: 0 ended by a signal, 1 failed (also when a thread ends
@@ -69,12 +70,12 @@ const SECURITY: &str = "Security";
 const TIMEOUTS: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(86_400);
 /// Accepted segment sizes, bytes; both bounds are powers of two.
 const SEGMENTS: RangeInclusive<u64> = 4096..=1 << 31;
-/// Most of --max-connections and of --max-handshakes: the kernel gives a process about as many
+/// Maximum of --max-connections and of --max-handshakes: the kernel gives a process about as many
 /// descriptors (`fs.nr_open`).
 const MAX_SOCKETS: i64 = 1 << 20;
-/// Most of --max-subscribers: one thread serves them.
+/// Maximum of --max-subscribers: one thread serves all of them.
 const MAX_SUBSCRIBERS: i64 = 16_384;
-/// Most of --max-topics.
+/// Maximum of --max-topics.
 const MAX_TOPICS: i64 = 65_536;
 /// Largest ring, bytes.
 const MAX_RING: u64 = 1 << 46;
@@ -195,7 +196,7 @@ pub struct Cli {
     #[arg(long, value_name = "N", default_value_t = 16, help_heading = LOGS,
         value_parser = clap::value_parser!(u32).range(1..=MAX_TOPICS))]
     max_topics: u32,
-    /// Maximum number of remote subscribers.
+    /// Maximum number of remote subscribers at once.
     #[arg(long, value_name = "N", default_value_t = 1024, help_heading = LISTEN,
         value_parser = clap::value_parser!(u32).range(1..=MAX_SUBSCRIBERS))]
     max_subscribers: u32,
@@ -255,21 +256,22 @@ pub struct Cli {
     /// capabilities in any case.
     #[arg(long, value_name = "NAME", help_heading = PROCESS)]
     user: Option<String>,
-    /// File with the keys of publishers and subscribers, one per line: a name, a secret of 64 hexadecimal digits,
-    /// and the topics that the key may publish to (trades.* means all that begin with trades.), read
-    /// (read:trades.*), or read and make publishers wait for (register:trades.*). Without it, anyone may
-    /// publish.
+    /// File with the keys of publishers and subscribers, one per line: a name, a secret of 64 hexadecimal
+    /// digits, and topics. trades.* permits publishing to all that begin with trades., read:trades.*
+    /// permits reading them, and register:trades.* also registering (see --remote-registration). Without
+    /// this flag, anyone may publish.
     #[arg(long, value_name = "FILE", help_heading = SECURITY)]
     auth_keys: Option<PathBuf>,
-    /// Who may read topics over the network: holders of a key that permits it (keyed), anyone who can reach
-    /// a broker without keys (any), or nobody (never). Who may read the logs in place is a matter of
-    /// --buffer-mode.
+    /// Who may read topics over the network: holders of a key with read:TOPIC or register:TOPIC (keyed),
+    /// anyone who can reach the broker (any, only without --auth-keys), or nobody (never). --buffer-mode
+    /// says who may read the logs in place.
     #[arg(long, value_enum, default_value_t = RemoteSubscribers::Keyed, value_name = "keyed|any|never",
         hide_possible_values = true, help_heading = SECURITY)]
     remote_subscribers: RemoteSubscribers,
-    /// Which remote subscribers may register, so that publishers to a log with --full block wait for them:
-    /// holders of a key with register:TOPIC (keyed), or anyone, on a broker without keys (any). One that
-    /// makes no progress for --reader-timeout is disconnected.
+    /// Which remote subscribers may register, so that publishers to a log with --full block wait for
+    /// them: holders of a key with register:TOPIC (keyed), or anyone (any, only with
+    /// --remote-subscribers any). The broker disconnects one that makes no progress for --reader-timeout
+    /// while publishers wait for it.
     #[arg(long, value_enum, default_value_t = RemoteRegistration::Keyed, value_name = "keyed|any",
         hide_possible_values = true, help_heading = SECURITY)]
     remote_registration: RemoteRegistration,

@@ -208,9 +208,9 @@ pub enum Error {
         /// Why no other connection could be used.
         source: Box<Error>,
     },
-    /// The stream's broker was lost, and none of the others took the stream over in time.
+    /// The stream's broker was lost, and no other broker accepted the stream in time.
     #[error(
-        "no broker takes the stream, with {unacked} messages unacknowledged ({reason}): {failures}; they may or may not be in a log"
+        "no broker accepts the stream, with {unacked} messages unacknowledged ({reason}): {failures}; they may or may not be in a log"
     )]
     NoBroker {
         /// Messages of the stream that were sent and not acked.
@@ -220,15 +220,15 @@ pub enum Error {
         /// What each broker answered.
         failures: String,
     },
-    /// Streams could not be opened anywhere.
-    #[error("none of the brokers can be reached: {failures}")]
+    /// No broker could be reached, or none accepted the streams of one that could not.
+    #[error("no broker can be reached that accepts the streams: {failures}")]
     NoneReachable {
         /// What happened with each broker.
         failures: String,
     },
-    /// The broker was lost, and the publisher is to fail then.
+    /// The broker was lost, and the settings say to fail then.
     #[error(
-        "broker {broker} is lost with {unacked} messages unacknowledged: {reason}; they may or may not be in its log; --on-broker-loss wait or reroute would continue"
+        "broker {broker} is lost with {unacked} messages unacknowledged: {reason}; they may or may not be in its log; to continue after a loss, use --on-broker-loss wait or reroute"
     )]
     BrokerLost {
         /// The broker.

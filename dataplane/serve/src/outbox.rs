@@ -1,4 +1,4 @@
-//! What goes to one subscriber next: headers and small batches as bytes, then at most one batch from the log's file.
+//! Deliveries queued for one subscriber: headers and copied batches, then at most one batch from the log's file.
 
 use std::fs::File;
 use std::io;
@@ -17,18 +17,18 @@ use zerocopy::IntoBytes;
 
 /// Bytes after which no more deliveries are collected before they are sent.
 const COLLECT: usize = 64 << 10;
-/// Capacity that an empty outbox keeps; a larger batch may have needed more.
+/// Capacity that an empty outbox keeps, bytes; a large batch may need more for a while.
 const KEPT: usize = 2 * COLLECT;
 
 /// Deliveries of one connection that are not sent yet. Bounded: [`COLLECT`] and one batch.
 #[derive(Debug)]
 pub(crate) struct Outbox {
     bytes: Vec<u8>,
-    /// Sent of these.
+    /// Number of these bytes that were sent.
     at: usize,
-    /// Payload behind them.
+    /// Payload that is sent after them.
     from_file: Option<FilePart>,
-    /// Keys for the tags of deliveries, if there are any, and the number of deliveries so far.
+    /// Keys for the tags of deliveries, if they carry tags, and the number of deliveries with a tag so far.
     keys: Option<Arc<PacketKeys>>,
     sealed: u64,
     /// Bytes that were ever queued.
@@ -43,7 +43,7 @@ struct FilePart {
 }
 
 impl Outbox {
-    /// Deliveries that carry tags if there are keys.
+    /// An empty queue; deliveries carry tags if there are keys.
     pub(crate) fn new(keys: Option<Arc<PacketKeys>>) -> Self {
         Self {
             bytes: Vec::new(),
@@ -55,7 +55,7 @@ impl Outbox {
         }
     }
 
-    /// Whether payload has to be here as bytes, to be authenticated.
+    /// Whether all payload must be copied to compute its tags.
     pub(crate) fn has_keys(&self) -> bool {
         self.keys.is_some()
     }
@@ -65,7 +65,7 @@ impl Outbox {
         self.total
     }
 
-    /// Bytes of memory that it has beyond what it always may have.
+    /// Bytes of memory beyond [`KEPT`].
     pub(crate) fn held(&self) -> usize {
         self.bytes.capacity().saturating_sub(KEPT)
     }
@@ -96,7 +96,7 @@ impl Outbox {
         });
     }
 
-    /// Queues the last delivery.
+    /// Queues an error, which is the last delivery of a connection.
     pub(crate) fn push_error(&mut self, fault: Fault, text: &str) {
         let error = DeliveryHeader::error(fault, text);
         let (header, text) = error.split_at(penstock_wire::delivery::DELIVERY_LEN);

@@ -1,4 +1,4 @@
-//! The frames of one subscriber, as their bytes arrive, and their tags.
+//! Assembles the request frames of one subscriber from the bytes that arrive, and verifies their tags.
 
 use std::sync::Arc;
 

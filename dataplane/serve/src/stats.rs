@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-/// What the worker has done, and serves now.
+/// Counters of the worker, and the subscribers that are connected now.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 pub struct ServeStats {
     /// Subscribers that it serves now.

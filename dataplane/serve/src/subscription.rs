@@ -1,4 +1,4 @@
-//! One remote subscriber: its requests in, its deliveries out.
+//! One remote subscriber: reads its requests and sends its deliveries.
 
 use std::io::{self, Read};
 use std::net::{SocketAddr, TcpStream};
@@ -23,18 +23,18 @@ const COPY_LIMIT: u32 = 16 << 10;
 const TURN_BYTES: u64 = 1 << 20;
 /// Requests after which other subscribers get their turn.
 const TURN_REQUESTS: usize = 64;
-/// Interval of the signs of life to a subscriber that has everything.
+/// Interval of heartbeats to a subscriber that has caught up.
 const HEARTBEAT: Duration = Duration::from_secs(1);
-/// `TCP_USER_TIMEOUT` (tcp(7)): a subscriber that acknowledges nothing for this long is gone. A registered one would hold
-/// up publishers until then.
+/// `TCP_USER_TIMEOUT` (tcp(7)): a subscriber that acknowledges nothing for this long counts as lost. A registered one
+/// can hold up publishers until then.
 const UNACKED_TIMEOUT: Duration = Duration::from_secs(30);
-/// `TCP_NOTSENT_LOWAT` (tcp(7)), bytes: what waits in the kernel beyond what the window allows.
+/// `TCP_NOTSENT_LOWAT` (tcp(7)), bytes: limit of unsent data in the kernel.
 const UNSENT: u32 = 256 << 10;
 
-/// Error text for a subscriber that may read, but not make publishers wait.
-const NOT_REGISTERED: &str = "this subscriber may not register, which makes publishers wait for it: read without registering, or add register: with the topic to its key's line in the broker's --auth-keys file (without keys: --remote-registration any)";
+/// Error text for a subscriber that may read, but not register.
+const NOT_REGISTERED: &str = "this subscriber may not register, because publishers would wait for it: read without --register, or add register:TOPIC to its key's line in the broker's --auth-keys file (without keys: start the broker with --remote-registration any)";
 
-/// Most bytes that all outboxes together hold for large batches, which are copied only to be authenticated.
+/// Maximum bytes that all outboxes together hold for large batches. These are copied only if they need a tag.
 const MAX_HELD: usize = 64 << 20;
 
 /// What subscriptions use of their worker.
@@ -43,7 +43,7 @@ pub(crate) struct Resources {
     pub(crate) stats: ServeStats,
     /// Buffer for the payload of a batch that is copied.
     copy: Vec<u8>,
-    /// What all outboxes hold beyond what each may always have.
+    /// Sum of [`Outbox::held`] of all subscriptions.
     held: usize,
 }
 
@@ -56,7 +56,7 @@ pub(crate) enum Need {
     Writable,
     /// Batches in the log.
     Batches,
-    /// Nothing: others have their turn.
+    /// Nothing; it yields to the others.
     Yield,
     /// Memory that other subscribers hold.
     Memory,
@@ -116,11 +116,11 @@ enum Stage {
 #[derive(Debug)]
 struct Reading {
     spans: SpanReader,
-    /// As of its latest request.
+    /// Credit and position in its latest request.
     progress: Progress,
-    /// When a registered subscriber last said that it needs less, or there was nothing that it could need less of.
+    /// When its position last rose, or publishers did not wait for it.
     progressed: Instant,
-    /// When to tell again that it has everything; `None` while it does not know.
+    /// When the next *caught up* is due; `None` if none was sent since the last batch.
     next_heartbeat: Option<Instant>,
 }
 
@@ -194,8 +194,8 @@ impl Subscription {
         }
     }
 
-    /// Time-based checks; about once a second. A registered subscriber that makes no progress for `reader_timeout`
-    /// while it holds up publishers is ended.
+    /// Time-based checks, about once a second. Fails for a registered subscriber that makes no progress for
+    /// `reader_timeout` while it holds up publishers.
     pub(crate) fn tick(
         &mut self,
         now: Instant,
@@ -209,7 +209,7 @@ impl Subscription {
             return Err(CloseReason::new(Fault::LogLost, text));
         }
         if self.permit.is_revoked() {
-            let text = "nothing was delivered for a while, and another subscriber needs the place: reconnect";
+            let text = "no batch was delivered for a while, and another subscriber needs the place: reconnect, or raise the broker's --max-subscribers or --max-share";
             return Err(CloseReason::new(Fault::Stalled, text));
         }
         match &mut self.stage {
@@ -237,7 +237,7 @@ impl Subscription {
         }
     }
 
-    /// Says why it ends, as far as the socket takes it without waiting.
+    /// Sends the reason, if the socket accepts it without blocking.
     pub(crate) fn close(mut self, reason: &CloseReason, resources: &mut Resources) {
         resources.held -= self.outbox.held();
         if let CloseReason::Fault { fault, text } = reason
@@ -294,7 +294,7 @@ impl Subscription {
                 protocol("the first frame of a subscriber must say where to start")
             }
             (Stage::Reading(_), Request::Start(_)) => {
-                protocol("a subscriber can start once in a connection")
+                protocol("a subscriber must not start twice in a connection")
             }
         }
     }
@@ -331,7 +331,7 @@ impl Reading {
         let is_monotonic = progress.needed_from >= self.progress.needed_from
             && progress.credit >= self.progress.credit;
         if !is_monotonic || progress.needed_from > self.spans.next_index() {
-            let text = "credit and position of a subscriber never fall, and its position does not pass what was sent";
+            let text = "credit and position of a subscriber must not decrease, and its position must not exceed the next batch";
             return Err(CloseReason::new(Fault::Protocol, text));
         }
         if progress.needed_from > self.progress.needed_from {
@@ -342,7 +342,7 @@ impl Reading {
         Ok(())
     }
 
-    /// Queues deliveries until the outbox is full; returns what it needs if it is not.
+    /// Queues deliveries until the outbox is full, or something else is needed first; returns what that is.
     fn fill(
         &mut self,
         now: Instant,
@@ -379,7 +379,7 @@ impl Reading {
         Need::Yield
     }
 
-    /// Whether the next batch would have to be copied, and others hold so much that there is no memory for it.
+    /// Whether a copy of the next batch would exceed [`MAX_HELD`].
     fn exceeds_memory(&self, held: usize) -> bool {
         let len = self.spans.next_len().filter(|len| *len > COPY_LIMIT);
         len.is_some_and(|len| held + len as usize > MAX_HELD)

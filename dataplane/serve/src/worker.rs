@@ -1,4 +1,4 @@
-//! The thread that serves remote subscribers: its own poller, many connections, woken by commits.
+//! The thread that serves all remote subscribers, with a poller of its own; commits wake it.
 
 use std::io;
 use std::sync::Arc;
@@ -58,7 +58,7 @@ impl Worker {
     /// A worker that runs until `stop` is set.
     ///
     /// # Errors
-    /// If the kernel gives no epoll instance.
+    /// If the kernel cannot create an epoll instance.
     pub fn new(
         config: Config,
         shared: Arc<Shared>,
@@ -124,7 +124,7 @@ impl Worker {
         }
     }
 
-    /// How long to sleep, after every log with a waiting subscriber was told to wake this thread.
+    /// Asks every log that a subscriber waits for to wake this thread; returns how long to sleep.
     fn poll_timeout(&self, next_check: Instant) -> Duration {
         let mut is_ready = false;
         for (_, entry) in &self.subscriptions {
@@ -132,7 +132,7 @@ impl Worker {
                 Need::Yield => is_ready = true,
                 Need::Batches => {
                     entry.subscription.log().wake_on_commit();
-                    // One may have been committed just before.
+                    // A batch may have been committed just before.
                     is_ready |= entry.subscription.has_batches();
                 }
                 Need::Request | Need::Writable | Need::Memory => {}
@@ -154,7 +154,7 @@ impl Worker {
         let vacant = self.subscriptions.vacant_entry();
         let watched = Interest::READABLE;
         let added = opened.and_then(|subscription| {
-            // It is deleted in `remove`, before its key is free.
+            // `remove` deletes the socket from the poller before its key is reused.
             self.poller
                 .add(&subscription.socket, vacant.key(), watched)?;
             Ok(subscription)
@@ -174,7 +174,7 @@ impl Worker {
         }
     }
 
-    /// Drives those that had their turn before, and those whose logs have new batches.
+    /// Drives the subscriptions that yielded, and those whose logs have new batches.
     fn drive_ready(&mut self, now: Instant) {
         for key in 0..self.subscriptions.capacity() {
             let is_ready = self
@@ -220,7 +220,7 @@ impl Worker {
         for key in 0..self.subscriptions.capacity() {
             let checked = self.subscriptions.get_mut(key);
             match checked.map(|entry| entry.subscription.tick(now, self.config.reader_timeout)) {
-                // It may have a sign of life to send.
+                // It may have a heartbeat to send.
                 Some(Ok(())) => self.drive(key, now),
                 Some(Err(reason)) => self.remove(key, &reason),
                 None => {}

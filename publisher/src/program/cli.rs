@@ -143,10 +143,9 @@ pub struct Cli {
     #[arg(long, value_name = "N", default_value_t = 32, help_heading = DELIVERY,
         value_parser = clap::value_parser!(u32).range(1..=65_536))]
     in_flight: u32,
-    /// What happens to the streams of a broker that is lost: wait for it, at most --timeout; reroute
-    /// them to the other brokers until it is back; or fail at once. Subscribers recognize a batch that
-    /// two brokers have by session, stream and batch number. [default: reroute with several brokers,
-    /// wait with one]
+    /// What happens to the streams of a broker that is lost. With reroute, two brokers may have the same
+    /// batch, and one log may lack some: read all brokers with penstock-subscriber --brokers, which
+    /// delivers each batch once. [default: reroute with several brokers, wait with one]
     #[arg(long, value_enum, value_name = "ACTION", help_heading = DELIVERY)]
     on_broker_loss: Option<BrokerLoss>,
     /// SO_SNDBUF [default: tuned by the kernel].

@@ -26,7 +26,7 @@ Examples:
   # The same log by its file:
   penstock-subscriber --path /dev/shm/penstock/trades.log
 
-  # Follow a topic on its brokers, and go on there next time:
+  # Follow a topic on its brokers; the next run continues where this one ended:
   penstock-subscriber --brokers 10.0.0.1:1214,10.0.0.2:1214 --topic trades \\
       --follow --position-file trades.position
 
@@ -58,17 +58,18 @@ const YEAR: Duration = Duration::from_secs(365 * 86_400);
 
 /// Reads a topic: prints, counts and checks its messages.
 ///
-/// With --brokers it is read over the network; otherwise in place, from a broker's log on this host.
+/// Reads over the network with --brokers; otherwise in place, from a broker's log on this host.
 #[derive(Debug, Parser)]
 #[command(name = "penstock-subscriber", version, after_help = EXAMPLES,
     group(ArgGroup::new("source").required(true).args(["path", "topic"])))]
 pub struct Cli {
-    /// Brokers to read from, separated by commas, each host:port. Each stream is read in its order, and
-    /// each batch once, also if a stream moved to another broker.
+    /// Brokers to read from, separated by commas, each host:port. Name all brokers of the topic: each
+    /// stream is read in its order, and each batch once, even if a stream moved to another broker.
+    /// Brokers without keys need --remote-subscribers any.
     #[arg(long, value_delimiter = ',', value_parser = parse_broker, requires = "topic",
         conflicts_with = "path", help_heading = SOURCE)]
     pub brokers: Vec<String>,
-    /// Topic to read.
+    /// Topic to read, from --brokers or from its log on this host.
     #[arg(long, value_parser = parse_topic, help_heading = SOURCE)]
     pub topic: Option<String>,
     /// Directory of the logs, without --brokers [default: that of a broker of this user, or
@@ -81,12 +82,12 @@ pub struct Cli {
     #[arg(long, value_name = "FILE", help_heading = SOURCE)]
     path: Option<PathBuf>,
     /// Where to start: oldest (the oldest batch that is still in the log), end (after the newest), the
-    /// index of a batch in the log, a time such as 2026-11-30T04:00:00Z or unix:1796011200, or @FILE,
-    /// which --position-file wrote.
+    /// index of a batch (not with several brokers), a time such as 2026-11-30T04:00:00Z or
+    /// unix:1796011200, or @FILE, which --position-file wrote.
     #[arg(long, default_value = "oldest", help_heading = SOURCE)]
     from: From,
-    /// Start at the position in this file if it exists, and keep the position there. It is written after the
-    /// output; messages that were printed since are printed again if the subscriber is killed.
+    /// Start at the position in this file if it exists, and save the position there. It is saved after
+    /// the output was written; a subscriber that is killed prints the messages after it again.
     #[arg(long, value_name = "FILE", requires = "brokers", conflicts_with = "count",
         value_parser = NonEmptyStringValueParser::new(), help_heading = SOURCE)]
     pub position_file: Option<String>,
@@ -97,8 +98,9 @@ pub struct Cli {
     #[arg(long, value_name = "DURATION", requires = "follow", help_heading = SOURCE,
         value_parser = duration(BareUnit::Seconds, Duration::ZERO..=YEAR))]
     pub until_idle: Option<Duration>,
-    /// How long to wait for a log that does not exist yet, such as 10s [default: with --follow, until
-    /// it exists or --until-idle is over; otherwise do not wait].
+    /// How long to wait for a log that does not exist yet, or for a broker that cannot be reached at the
+    /// start, such as 10s [default: with --follow, until it is there or --until-idle is over; otherwise
+    /// do not wait].
     #[arg(long, value_name = "DURATION", help_heading = SOURCE,
         value_parser = duration(BareUnit::Seconds, Duration::ZERO..=YEAR))]
     wait: Option<Duration>,
@@ -110,12 +112,12 @@ pub struct Cli {
     /// permission for the .readers file beside the log.
     #[arg(long, help_heading = SOURCE)]
     pub register: bool,
-    /// How far each broker may be ahead of the output.
+    /// Bytes that each broker may be ahead of the output; a larger window needs more memory.
     #[arg(long, default_value = "4MiB", value_name = "SIZE", requires = "brokers", help_heading = SOURCE,
         value_parser = size(RemoteConfig::MIN_WINDOW..=RemoteConfig::MAX_WINDOW))]
     window: ByteSize,
-    /// How long batches that are missing in a stream are waited for if a broker that may have them is
-    /// not reachable.
+    /// How long to wait for missing batches of a stream while a broker that may have them is not
+    /// reachable. Without --follow, also how long to try to reconnect, if --wait is not longer.
     #[arg(long, default_value = "10s", value_name = "DURATION", requires = "brokers", help_heading = SOURCE,
         value_parser = duration(BareUnit::Seconds, Duration::ZERO..=YEAR))]
     gap_timeout: Duration,
@@ -145,7 +147,7 @@ pub struct Cli {
     /// never printed.
     #[arg(long, help_heading = RESULT)]
     pub verify: bool,
-    /// Do not count overwritten batches as a failure.
+    /// Do not count overwritten or missing batches as a failure.
     #[arg(long, help_heading = RESULT)]
     pub allow_loss: bool,
     /// Format of --stat.

@@ -6,7 +6,7 @@ use penstock_client::HandshakeError;
 use penstock_wire::handshake::{BadTopic, Refusal};
 use thiserror::Error;
 
-/// An error that ends a remote subscriber. Text from brokers is escaped.
+/// An error that ends a remote subscriber. Control characters in brokers' texts are escaped.
 #[derive(Debug, Error)]
 pub enum Error {
     /// A setting is invalid.
@@ -15,14 +15,14 @@ pub enum Error {
     /// The topic's name is not allowed.
     #[error(transparent)]
     Topic(#[from] BadTopic),
-    /// The broker serves publishers only.
+    /// The broker's release serves publishers only.
     #[error(
         "the broker at {broker} is an older release that serves no remote subscribers ({text}): upgrade it, or read its log on its host with --path"
     )]
     OlderRelease {
         /// The broker.
         broker: String,
-        /// Its text.
+        /// The broker's text.
         text: String,
     },
     /// The broker refused, and will refuse again; the text says what to do.
@@ -58,12 +58,12 @@ pub enum Error {
         broker: String,
         /// Why the last attempt failed.
         reason: String,
-        /// For how long.
+        /// How long it was tried.
         waited: Duration,
     },
     /// The log has fewer batches than the index to start at.
     #[error(
-        "broker {broker}: its log has {batches} batches, so none with index {index}; start at oldest or end"
+        "broker {broker}: its log has {batches} batches, so none with index {index}; use --from oldest or end"
     )]
     Beyond {
         /// The broker.
@@ -73,7 +73,7 @@ pub enum Error {
         /// Batches that were ever in the log.
         batches: u64,
     },
-    /// The broker repeatedly sends what no subscriber can take.
+    /// The broker repeatedly sends invalid deliveries.
     #[error("broker {broker}: {reason}; use a broker and a subscriber of the same release")]
     BadDelivery {
         /// The broker.

@@ -49,7 +49,7 @@ const GAP_CHECK: Duration = Duration::from_millis(10);
 ///         other => eprintln!("{other:?}"),
 ///     }
 /// };
-/// // Whoever stores `results` and `stored` in one transaction gets each message exactly once, however often it
+/// // A program that stores `results` and `stored` in one transaction gets each message exactly once, even if it
 /// // is killed.
 /// let mut config = RemoteConfig::new([&broker], "trades");
 /// config.start = RemoteStart::Position { position: stored, otherwise: Start::Oldest };

@@ -1,4 +1,4 @@
-//! Admission of a remote subscriber: the right to read, a place, then the topic's log.
+//! Admits a remote subscriber: checks its right to read, takes a permit, then finds the topic's log.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::session::admission::{Admit, Refused};
 use crate::session::permits::{StreamPermit, StreamPermits};
 use crate::session::stats::Counters;
 
-/// The service, and the places in it.
+/// The service for remote subscribers, and its permits.
 pub(super) struct Subscribers {
     service: SubscriberService,
     permits: StreamPermits,
@@ -37,7 +37,7 @@ impl Subscribers {
 }
 
 impl<A: Admit> Acceptor<A> {
-    /// Serves the subscriber that a new connection comes from, refuses it, or lets it wait for its topic.
+    /// Serves a new subscriber, refuses it, or makes it wait until its topic is open.
     pub(super) fn admit_subscriber(&mut self, key: usize, topic: String) {
         match self.subscriber_permit(key, &topic) {
             Ok(permit) => self.open_subscriber(key, AdmissibleSubscriber { topic, permit }),
@@ -77,7 +77,7 @@ impl<A: Admit> Acceptor<A> {
         Ok(permit)
     }
 
-    /// Serves a subscriber that has a place, unless its topic's log has to be opened first.
+    /// Serves a subscriber that has a permit, unless its topic's log has to be opened first.
     pub(super) fn open_subscriber(&mut self, key: usize, subscriber: AdmissibleSubscriber) {
         let Some(pending) = self.handshakes.get(key) else {
             return;
@@ -104,7 +104,7 @@ impl<A: Admit> Acceptor<A> {
         let secret = match has_packet_auth.then(generate).transpose() {
             Ok(secret) => secret,
             Err(error) => {
-                warn!(%peer, %error, "no random numbers; a connection is dropped");
+                warn!(%peer, %error, "no random numbers; the connection is dropped");
                 return;
             }
         };
@@ -116,7 +116,7 @@ impl<A: Admit> Acceptor<A> {
         };
         let frames = secret.as_deref().copied().unwrap_or_default();
         let welcome = handshake.seal(Welcome::accept(offer).as_bytes().to_vec(), frames);
-        // A new socket has room for these few bytes; one without is dropped.
+        // A new socket has room for these few bytes; otherwise the connection is dropped.
         if !matches!((&socket).write(&welcome), Ok(n) if n == welcome.len()) {
             Counters::count(&self.shared.counters.handshake_closed);
             return;
