@@ -14,7 +14,7 @@ use super::sink::Sink;
 use super::{output, position_file, unless_reader_is_gone, watch_signals};
 use crate::{Error, RemoteEvent, RemoteSubscriber};
 
-/// How often the position is saved while batches arrive.
+/// How often the position is saved, since each time waits for the disk.
 const SAVE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Reads from the brokers that the command line names.
@@ -76,13 +76,12 @@ impl Run<'_> {
             match self.take_next()? {
                 Next::Continue => {
                     idle_since = None;
-                    if self.cli.position_file.is_some() && Instant::now() >= self.next_save {
-                        self.save()?;
-                    }
+                    self.save_if_due()?;
                 }
                 Next::Rest if !self.cli.follow => break,
                 Next::Rest | Next::Idle => {
-                    self.save()?;
+                    self.sink.printer.flush()?;
+                    self.save_if_due()?;
                     let idle = idle_since.get_or_insert_with(Instant::now).elapsed();
                     if self.cli.until_idle.is_some_and(|longest| idle >= longest) {
                         self.name_unreachable();
@@ -150,6 +149,13 @@ impl Run<'_> {
             RemoteEvent::Idle => return Ok(Next::Idle),
         }
         Ok(Next::Continue)
+    }
+
+    fn save_if_due(&mut self) -> Result<()> {
+        match self.cli.position_file.is_some() && Instant::now() >= self.next_save {
+            true => self.save(),
+            false => Ok(()),
+        }
     }
 
     /// Flushes the output, then saves the position behind it.
