@@ -136,6 +136,20 @@ pub enum Error {
         /// The inconsistency.
         source: AckError,
     },
+    /// The broker claims batches that were never sent to any broker, or lacks ones that were acknowledged.
+    #[error(
+        "broker {broker} has {committed} batches of the stream, but {lowest} to {highest} are possible; it has another stream of the same session, or does not keep the protocol"
+    )]
+    BadResume {
+        /// The broker.
+        broker: String,
+        /// What it claims.
+        committed: u64,
+        /// Batches that were acknowledged.
+        lowest: u64,
+        /// Batches that were sent.
+        highest: u64,
+    },
     /// The message does not fit into a batch that every broker accepts.
     #[error(
         "message of {len} bytes: a batch holds at most {max}; split the message, or raise the brokers' --segment-size"

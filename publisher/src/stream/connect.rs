@@ -96,13 +96,14 @@ pub(crate) fn open_stream(
     wait: Duration,
 ) -> Result<Opened, Error> {
     check_topic(config.topic.as_bytes())?;
-    let deadline = Instant::now() + wait;
     let broker = &target.broker;
     let connect = |source| Error::Connect {
         broker: broker.to_owned(),
         source,
     };
     let addresses = addresses(target, resume_from.is_some(), wait)?;
+    // After the lookup: a name service that is down must not take the time of a broker whose address is known.
+    let deadline = Instant::now() + wait;
     // If other brokers can take the stream, it does not wait as long for a host that does not answer at all.
     let connect_wait = match config.reroutes() {
         true => wait.min(config.connect_timeout.max(CONNECT_TIMEOUT)),

@@ -117,6 +117,13 @@ impl ResumeState {
         messages.sum()
     }
 
+    pub(crate) fn sent(&self) -> Sent {
+        Sent {
+            acked: self.first,
+            unacked: self.unacked.len() as u64,
+        }
+    }
+
     /// Batches that turned out to be committed are done.
     pub(crate) fn drop_committed(&mut self, committed: u64, shared: &Shared) {
         while self.first < committed {
@@ -126,6 +133,36 @@ impl ResumeState {
             self.first += 1;
             self.account.acked(1, batch.messages.into(), shared);
             shared.pool.give_back(batch.payload);
+        }
+    }
+}
+
+/// The batches of a stream that were sent to some broker.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sent {
+    pub(crate) acked: u64,
+    /// Those behind them.
+    pub(crate) unacked: u64,
+}
+
+impl Sent {
+    const NOTHING: Self = Self {
+        acked: 0,
+        unacked: 0,
+    };
+
+    /// Checks what a broker claims to have of the stream. Otherwise batches would count as acknowledged that no
+    /// log has, or their numbers would be used again.
+    fn check(self, target: &StreamId, committed: u64) -> Result<(), Error> {
+        let highest = self.acked + self.unacked;
+        match (self.acked..=highest).contains(&committed) {
+            true => Ok(()),
+            false => Err(Error::BadResume {
+                broker: target.broker.clone(),
+                committed,
+                lowest: self.acked,
+                highest,
+            }),
         }
     }
 }
@@ -147,6 +184,7 @@ impl StreamConnection {
             let opened = connect::open_stream(config, &target, queues, acked, Path::Xdp, wait);
             let reason = match opened {
                 Ok(opened) => {
+                    Sent::NOTHING.check(&target, opened.offer.committed)?;
                     let (session, max) = (opened.offer.session, opened.offer.max_payload);
                     match DatagramStream::open(config, &target, opened, shared) {
                         Ok(stream) => return Ok((Self::Xdp(Box::new(stream)), session, max)),
@@ -174,6 +212,7 @@ impl StreamConnection {
             // The previous connection may not have ended yet.
             Some(_) => retry_while_transient(config, Instant::now(), shared, open)?,
         };
+        Sent::NOTHING.check(&target, opened.offer.committed)?;
         let (session, max) = (opened.offer.session, opened.offer.max_payload);
         let stream = Stream::new(config, &target, opened, shared);
         Ok((Self::Tcp(Box::new(stream)), session, max))
@@ -184,13 +223,14 @@ impl StreamConnection {
         config: &Config,
         target: &StreamId,
         shared: &Arc<Shared>,
-        acked: u64,
+        sent: Sent,
         path: Path,
         wait: Duration,
     ) -> Result<(Self, u64), Error> {
         let queues = &shared.tx_queues;
-        let opened = connect::open_stream(config, target, queues, Some(acked), path, wait)?;
+        let opened = connect::open_stream(config, target, queues, Some(sent.acked), path, wait)?;
         let committed = opened.offer.committed;
+        sent.check(target, committed)?;
         if config.reroutes() {
             check_batch_size(config, target, shared, opened.offer.max_payload)?;
         }

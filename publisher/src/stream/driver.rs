@@ -327,7 +327,7 @@ impl StreamDriver {
             brokers: Arc::clone(&self.context.brokers),
             shared: Arc::clone(&self.context.shared),
             left: *left,
-            deadline: self.deadline,
+            deadline: self.deadline.clone(),
         };
         self.state = State::Reconnecting(reconnect.start(Arc::clone(&self.waker))?);
         Ok(Progress::Wait(now + CONNECTION_CHECK))

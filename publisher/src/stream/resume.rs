@@ -1,6 +1,7 @@
 //! Opens another connection for a stream that lost its own, in a thread of its own: names are looked up,
 //! and brokers waited for, while the I/O thread goes on with its other streams.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 use std::thread;
@@ -76,7 +77,7 @@ impl Reconnect {
 
     fn run(mut self) -> Outcome {
         self.deadline
-            .lost_connection(self.left.first, self.config.timeout);
+            .lost_connection(self.current, self.left.first, self.config.timeout);
         match self.config.broker_loss() {
             OnBrokerLoss::Wait => {}
             OnBrokerLoss::Reroute => return self.search(),
@@ -137,7 +138,7 @@ impl Reconnect {
             left.reason
         );
         left.account.summary.moves += 1;
-        let (acked, mut tries_xdp) = (left.first, left.connection_lost);
+        let (sent, mut tries_xdp) = (left.sent(), left.connection_lost);
         let attempt = |wait| {
             // If only the path failed, this stream stays on tcp. A broker that was lost may have
             // restarted with its xdp path.
@@ -148,7 +149,7 @@ impl Reconnect {
             };
             let mut last = Error::Failed;
             for &path in paths {
-                match StreamConnection::reopen(&config, &target, &shared, acked, path, wait) {
+                match StreamConnection::reopen(&config, &target, &shared, sent, path, wait) {
                     // The broker itself is gone, so it may come back with its path.
                     Err(error @ Error::Connect { .. }) => {
                         tries_xdp = true;
@@ -212,13 +213,15 @@ pub(crate) enum Next {
 
 /// Since when a stream's connections have brought nothing. A broker that accepts connections but never
 /// anything over them is given up like one that accepts none.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct ReconnectDeadline {
     pub(super) since: Instant,
     connected: Instant,
     acked: u64,
     /// Whether the connection began with unacknowledged batches.
     is_owed: bool,
+    /// Brokers that took the stream since then, but acknowledged nothing.
+    pub(super) unhelpful: BTreeSet<usize>,
 }
 
 impl ReconnectDeadline {
@@ -229,6 +232,7 @@ impl ReconnectDeadline {
             connected: now,
             acked: 0,
             is_owed: false,
+            unhelpful: BTreeSet::new(),
         }
     }
 
@@ -240,11 +244,15 @@ impl ReconnectDeadline {
 
     /// Records the end of a connection, and how many batches were acknowledged then. If the connection
     /// brought acks, or lasted while none were owed, earlier failures no longer count.
-    fn lost_connection(&mut self, acked: u64, timeout: Duration) {
+    fn lost_connection(&mut self, broker: usize, acked: u64, timeout: Duration) {
         let has_lasted = !self.is_owed && self.connected.elapsed() > timeout;
         if acked > self.acked || has_lasted {
             self.since = Instant::now();
+            self.unhelpful.clear();
         } else {
+            if self.is_owed {
+                self.unhelpful.insert(broker);
+            }
             thread::sleep(RETRY_PAUSE);
         }
         self.acked = acked;

@@ -13,7 +13,7 @@ use crate::Error;
 use crate::config::Mode;
 use crate::stream::brokers::Brokers;
 use crate::stream::connect;
-use crate::stream::connection::{Holdings, StreamContext};
+use crate::stream::connection::{Holdings, Sent, StreamContext};
 use crate::stream::resume::WakeOnDrop;
 use crate::stream::search::{Found, open_at};
 use crate::stream::waker::Waker;
@@ -145,7 +145,8 @@ fn open(context: &StreamContext, acked: u64, waker: Arc<Waker>) -> Result<Receiv
             Mode::Xdp => &[Path::Xdp],
             Mode::Auto => &[Path::Xdp, Path::Tcp],
         };
-        let opened = open_at(&config, &shared, &target, home, acked, paths, TIMEOUT);
+        let sent = Sent { acked, unacked: 0 };
+        let opened = open_at(&config, &shared, &target, home, sent, paths, TIMEOUT);
         // The stream may have lost its connection meanwhile.
         let _ = sender.send(opened);
     })?;

@@ -11,7 +11,7 @@ use tracing::warn;
 use crate::config::{Mode, Transmit};
 use crate::shared::Shared;
 use crate::stream::connection::{
-    ResumeState, StreamConnection, StreamContext, StreamId, is_about_the_path,
+    ResumeState, Sent, StreamConnection, StreamContext, StreamId, is_about_the_path,
 };
 use crate::stream::resume::{
     FIRST_TIMEOUT, MAX_RETRY_PAUSE, Next, Outcome, RETRY_PAUSE, Reconnect, ReconnectDeadline,
@@ -72,11 +72,9 @@ impl Reconnect {
         if self.left.unacked.is_empty() {
             self.deadline.since = Instant::now();
         }
-        // Brokers that accept the stream again and again, but acknowledge nothing, are of no use.
-        if self.deadline.since.elapsed() > self.config.timeout {
-            return Err(self.no_broker("the brokers accept the stream, but acknowledge nothing"));
-        }
-        if self.left.is_stuck {
+        // Brokers that accept the stream again and again, but acknowledge nothing, are of no use in the end.
+        let is_late = self.deadline.since.elapsed() > self.config.timeout;
+        if self.deadline.unhelpful.contains(&self.current) || self.left.is_stuck {
             // It answers, but does not help: others are asked first.
             let now = Instant::now();
             let brokers = &self.brokers;
@@ -87,8 +85,18 @@ impl Reconnect {
         loop {
             let brokers = &self.brokers;
             let now = Instant::now();
-            let candidates = brokers.candidates(&self.target, self.home, self.current, now);
+            let mut candidates = brokers.candidates(&self.target, self.home, self.current, now);
             let mut failures = vec![String::new(); brokers.len()];
+            let unhelpful = &self.deadline.unhelpful;
+            for broker in unhelpful {
+                "it accepts the stream, but acknowledges nothing"
+                    .clone_into(&mut failures[*broker]);
+            }
+            match is_late {
+                true => candidates.retain(|broker| !unhelpful.contains(broker)),
+                // Stable: the order stays among those that may help, and among those that did not.
+                false => candidates.sort_by_key(|broker| unhelpful.contains(broker)),
+            }
             for broker in candidates {
                 if self.shared.is_abandoned() {
                     return Ok(self.cancelled());
@@ -134,7 +142,7 @@ impl Reconnect {
         let target = self
             .brokers
             .stream_at(broker, target.session, target.number);
-        open_at(&config, shared, &target, broker, left.first, paths, wait)
+        open_at(&config, shared, &target, broker, left.sent(), paths, wait)
     }
 
     fn no_broker(self, failures: &str) -> Error {
@@ -203,14 +211,14 @@ impl Reconnect {
     }
 }
 
-/// Opens a stream at the broker of this number, over the first of the paths that works; `acked` batches are
-/// acknowledged.
+/// Opens a stream, of which these batches were sent, at the broker of this number, over the first of the paths that
+/// works.
 pub(super) fn open_at(
     config: &Config,
     shared: &Arc<Shared>,
     target: &StreamId,
     broker: usize,
-    acked: u64,
+    sent: Sent,
     paths: &[Path],
     wait: Duration,
 ) -> Result<Found, Error> {
@@ -218,7 +226,7 @@ pub(super) fn open_at(
     for &path in paths {
         let begun = Instant::now();
         loop {
-            match StreamConnection::reopen(config, target, shared, acked, path, wait) {
+            match StreamConnection::reopen(config, target, shared, sent, path, wait) {
                 Ok((link, committed)) => {
                     return Ok(Found {
                         link,

@@ -581,3 +581,68 @@ fn refuse(listener: &TcpListener, refused: &Sender<()>) {
     peer.say(&Welcome::refuse(Refusal::Resources, "no room"));
     refused.send(()).unwrap();
 }
+
+/// It has at most the five batches that the lost one took, since nothing was acknowledged.
+#[test]
+fn a_broker_that_claims_impossible_batches_is_followed_by_the_next_one() {
+    const COUNT: usize = 20_000;
+    for claim in [1_000_000, u64::MAX] {
+        let (dying, lost) = dying();
+        let lies = move |listener: &TcpListener| {
+            let mut peer = Peer::accept(listener);
+            peer.welcome_as(SESSION, claim);
+            assert!(peer.is_closed(), "it is believed");
+        };
+        let takes = |listener: &TcpListener| {
+            let mut log = Log::default();
+            log.take_all(&mut guest(listener, 0));
+            log.0
+        };
+        let (takes, taken) = host(takes);
+        let (lies, lied) = host(lies);
+        let summary = publish(config(&[&dying, &takes, &lies]), COUNT).unwrap();
+        let (second, ()) = lied.join().unwrap();
+        let (third, continued) = taken.join().unwrap();
+        let rerouted = union(&[&lost.join().unwrap(), &continued]);
+        assert_all_arrived(&summary, COUNT, vec![second, third, rerouted]);
+    }
+}
+
+#[test]
+fn a_new_stream_has_no_batches_yet() {
+    let (listener, address) = listen();
+    let play = thread::spawn(move || {
+        Peer::accept(&listener).welcome_as(SESSION, 3);
+        listener
+    });
+    let error = Publisher::connect(config(&[&address])).err().unwrap();
+    assert!(
+        matches!(&error, Error::BadResume { committed: 3, .. }),
+        "{error}"
+    );
+    drop(play.join().unwrap());
+}
+
+/// It takes the stream again and again; another one would help.
+#[test]
+fn a_broker_that_accepts_but_acknowledges_nothing_is_passed_over() {
+    const COUNT: usize = 20_000;
+    let (dying, lost) = dying();
+    let useless = |listener: &TcpListener| {
+        let mut peer = guest(listener, 0);
+        peer.frame();
+        peer.close();
+    };
+    let takes = |listener: &TcpListener| {
+        let mut log = Log::default();
+        log.take_all(&mut guest(listener, 0));
+        log.0
+    };
+    let (takes, taken) = host(takes);
+    let (useless, used) = host(useless);
+    let summary = publish(config(&[&dying, &takes, &useless]), COUNT).unwrap();
+    let (second, ()) = used.join().unwrap();
+    let (third, continued) = taken.join().unwrap();
+    let rerouted = union(&[&lost.join().unwrap(), &continued]);
+    assert_all_arrived(&summary, COUNT, vec![second, third, rerouted]);
+}
