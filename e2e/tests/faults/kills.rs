@@ -24,7 +24,7 @@ const KILLS: u64 = 100;
 /// which meets starting and recovering.
 const LIFE_MS: u64 = 300;
 const START_MS: u64 = 60;
-/// One kill of so many is followed by a look at the log, before a broker recovers it.
+/// The log is read after every tenth kill, before a broker recovers it.
 const LOOK_EVERY: u64 = 10;
 /// A ring and an index that hold all of the longest run.
 const LARGE: [&str; 6] = [
@@ -205,7 +205,7 @@ fn sessions(bed: &Bed) -> Result<Vec<String>> {
     Ok(sessions.map(str::to_owned).collect())
 }
 
-/// Whoever reads the log gets a session's lines from the first on, verified, and none twice; returns their
+/// Checks that a reader gets a session's lines in order from the first one, verified, and none twice; returns their
 /// number.
 fn lines_in_order(bed: &Bed, session: &str) -> Result<u64> {
     let mut command = bed.subscriber(&["--verify", "--output", "lines", "--session", session]);

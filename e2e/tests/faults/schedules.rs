@@ -33,7 +33,7 @@ pub fn cases() -> impl IntoIterator<Item = Case> {
     runs.into_iter().chain(usage)
 }
 
-/// What is wrong is told with the command that repeats it.
+/// A failure names the command that repeats it.
 fn faults(bed: &Bed, arguments: &[&str]) -> Result<LabRun> {
     LabRun::of(bed, bed.lab(&["faults"]).args(arguments))
 }

@@ -62,12 +62,12 @@ impl Peer {
         self.welcome_back(0);
     }
 
-    /// Takes up a stream of which so many batches are committed.
+    /// Accepts a stream that is resumed after `committed` batches.
     pub fn welcome_back(&mut self, committed: u64) {
         self.welcome_as(SESSION, committed);
     }
 
-    /// Takes up a stream of this session, of which so many batches are committed or elsewhere.
+    /// Accepts a stream of this session; the next batch is `committed`, and earlier ones may be elsewhere.
     pub fn welcome_as(&mut self, session: u64, committed: u64) {
         let offer = Offer {
             session,
@@ -138,7 +138,7 @@ impl Peer {
         self.serve_from(0)
     }
 
-    /// Likewise, for a stream of which so many batches are committed.
+    /// Likewise, for a stream that is resumed after `committed` batches.
     pub fn serve_from(mut self, committed: u64) -> Vec<Vec<Vec<u8>>> {
         self.welcome_back(committed);
         let mut batches = Vec::new();

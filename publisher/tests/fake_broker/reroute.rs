@@ -83,7 +83,7 @@ fn host<T: Send + 'static>(
     (address, thread::spawn(play))
 }
 
-/// The next connection to a stream of `SESSION`, of which so many batches are acknowledged.
+/// The next connection to a stream of `SESSION`, of which `acked` batches are acknowledged.
 fn guest(listener: &TcpListener, acked: u64) -> Peer {
     let mut peer = Peer::accept(listener);
     assert_eq!(peer.request.session, SESSION);
@@ -245,34 +245,39 @@ fn dying() -> (String, JoinHandle<Batches>) {
     (address, thread::spawn(play))
 }
 
+/// A lost broker's stream is first asked for at a broker that plays `unhelpful`, and then at another one, which takes it:
+/// all messages must arrive.
+fn assert_passed_over(unhelpful: impl FnOnce(&TcpListener) + Send + 'static) {
+    const COUNT: usize = 20_000;
+    let (dying, lost) = dying();
+    let takes = |listener: &TcpListener| {
+        let mut log = Log::default();
+        log.take_all(&mut guest(listener, 0));
+        log.0
+    };
+    // The session's number decides whose turn is first: of two others, the one after the home.
+    assert_eq!(SESSION % 2, 1, "the second one after the home is first");
+    let (takes, taken) = host(takes);
+    let (unhelpful, asked) = host(unhelpful);
+    let summary = publish(config(&[&dying, &takes, &unhelpful]), COUNT).unwrap();
+    let (second, ()) = asked.join().unwrap();
+    let (third, continued) = taken.join().unwrap();
+    let rerouted = union(&[&lost.join().unwrap(), &continued]);
+    assert_all_arrived(&summary, COUNT, vec![second, third, rerouted]);
+}
+
 #[test]
 fn a_broker_that_refuses_is_followed_by_the_next_one() {
-    const COUNT: usize = 20_000;
     for refusal in [
         Refusal::Resources,
         Refusal::Permission,
         Refusal::Session,
         Refusal::Topic,
     ] {
-        let (dying, lost) = dying();
-        let refuses = move |listener: &TcpListener| {
+        assert_passed_over(move |listener| {
             let mut peer = Peer::accept(listener);
             peer.say(&Welcome::refuse(refusal, "not here"));
-        };
-        let takes = |listener: &TcpListener| {
-            let mut log = Log::default();
-            log.take_all(&mut guest(listener, 0));
-            log.0
-        };
-        // The session's number decides whose turn is first: of two others, the one after the home.
-        assert_eq!(SESSION % 2, 1, "the second one after the home is first");
-        let (takes, taken) = host(takes);
-        let (refuses, refused) = host(refuses);
-        let summary = publish(config(&[&dying, &takes, &refuses]), COUNT).unwrap();
-        let (second, ()) = refused.join().unwrap();
-        let (third, continued) = taken.join().unwrap();
-        let rerouted = union(&[&lost.join().unwrap(), &continued]);
-        assert_all_arrived(&summary, COUNT, vec![second, third, rerouted]);
+        });
     }
 }
 
@@ -585,26 +590,12 @@ fn refuse(listener: &TcpListener, refused: &Sender<()>) {
 /// It has at most the five batches that the lost one took, since nothing was acknowledged.
 #[test]
 fn a_broker_that_claims_impossible_batches_is_followed_by_the_next_one() {
-    const COUNT: usize = 20_000;
     for claim in [1_000_000, u64::MAX] {
-        let (dying, lost) = dying();
-        let lies = move |listener: &TcpListener| {
+        assert_passed_over(move |listener| {
             let mut peer = Peer::accept(listener);
             peer.welcome_as(SESSION, claim);
             assert!(peer.is_closed(), "it is believed");
-        };
-        let takes = |listener: &TcpListener| {
-            let mut log = Log::default();
-            log.take_all(&mut guest(listener, 0));
-            log.0
-        };
-        let (takes, taken) = host(takes);
-        let (lies, lied) = host(lies);
-        let summary = publish(config(&[&dying, &takes, &lies]), COUNT).unwrap();
-        let (second, ()) = lied.join().unwrap();
-        let (third, continued) = taken.join().unwrap();
-        let rerouted = union(&[&lost.join().unwrap(), &continued]);
-        assert_all_arrived(&summary, COUNT, vec![second, third, rerouted]);
+        });
     }
 }
 
@@ -626,23 +617,9 @@ fn a_new_stream_has_no_batches_yet() {
 /// It takes the stream again and again; another one would help.
 #[test]
 fn a_broker_that_accepts_but_acknowledges_nothing_is_passed_over() {
-    const COUNT: usize = 20_000;
-    let (dying, lost) = dying();
-    let useless = |listener: &TcpListener| {
+    assert_passed_over(|listener| {
         let mut peer = guest(listener, 0);
         peer.frame();
         peer.close();
-    };
-    let takes = |listener: &TcpListener| {
-        let mut log = Log::default();
-        log.take_all(&mut guest(listener, 0));
-        log.0
-    };
-    let (takes, taken) = host(takes);
-    let (useless, used) = host(useless);
-    let summary = publish(config(&[&dying, &takes, &useless]), COUNT).unwrap();
-    let (second, ()) = used.join().unwrap();
-    let (third, continued) = taken.join().unwrap();
-    let rerouted = union(&[&lost.join().unwrap(), &continued]);
-    assert_all_arrived(&summary, COUNT, vec![second, third, rerouted]);
+    });
 }
